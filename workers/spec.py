@@ -1,0 +1,250 @@
+"""What a training run is: one frozen, typed tree, loadable without torch."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class InputError(ValueError):
+    """Bad input. The message is one line: what was wrong, where, and what is allowed."""
+
+
+class Spec(BaseModel):
+    """Base of every configuration class: frozen, no unknown fields, no NaN."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+SpecT = TypeVar("SpecT", bound=Spec)
+
+
+class ModelSpec(Spec):
+    """The frozen base model."""
+
+    path: str
+    """Hub name, or folder, of a Hugging Face causal language model."""
+    revision: str | None = None
+    """Hub revision; None takes the default branch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the frozen base. Adapter weights are always float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model lies; auto takes a GPU if the process sees one."""
+    activation_checkpointing: bool = False
+    """Recompute each block's activations in the backward pass."""
+
+
+class AdapterSpec(Spec):
+    """The shape of a routed mixture of LoRA experts (DESIGN §4)."""
+
+    experts: Literal["block", "linear"] = "block"
+    """block: MixLoRA's feed-forward experts; linear: MoELoRA's, one router for each linear."""
+    num_experts: PositiveInt = 8
+    """Experts in each routed place. 1 is plain LoRA without a router."""
+    top_k: PositiveInt = 2
+    """Experts that each token is sent to."""
+    rank: PositiveInt = 8
+    """Rank of every expert, and of the attention's plain LoRA."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """The update is scaled by alpha / rank (alpha / sqrt(rank) with use_rslora)."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) (arXiv 2312.03732)."""
+    dropout: Fraction = 0.05
+    """Dropout on the input of every A matrix, in training only."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the linears to adapt; all-linear takes every one inside the decoder's layers."""
+    router_init_std: Annotated[float, Field(gt=0)] = 0.02
+    """Standard deviation of the router's initial weights."""
+
+    @property
+    def scale(self) -> float:
+        """The factor s of the low-rank update."""
+        return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.top_k > self.num_experts:
+            raise ValueError(
+                f"top_k is {self.top_k}, but must be at most num_experts, which is "
+                f"{self.num_experts}"
+            )
+        if not self.target_modules:
+            raise ValueError("target_modules is empty; name at least one linear, or all-linear")
+        return self
+
+
+class LossSpec(Spec):
+    """Weights of what is added to the cross-entropy (DESIGN §4)."""
+
+    load_balance_weight: NonNegative = 0.01
+    """Weight of E * sum_e f_e P_e / K, which is 1 for a uniform router."""
+    z_loss_weight: NonNegative = 0.0
+    """Weight of mean(logsumexp(router logits)^2)."""
+    contrastive_weight: NonNegative = 0.0
+    """Weight of the contrastive loss between experts (MoELoRA, arXiv 2402.12851); 0 costs nothing."""
+    contrastive_temperature: Annotated[float, Field(gt=0)] = 0.07
+    """Temperature of the contrastive loss."""
+    contrastive_anchors: PositiveInt = 1024
+    """Routed (token, expert) pairs sampled for each layer: bounds its memory."""
+
+
+class DataSpec(Spec):
+    """Rows to learn from. A source is a path or glob of Parquet or JSONL files (any filesystem
+    that pyarrow reads), or `hub:NAME[:CONFIG][#SPLIT]`."""
+
+    train: str
+    """Source of the training rows."""
+    validation: str
+    """Source of the rows that trials are compared on."""
+    prompt_columns: tuple[str, ...] = ("prompt",)
+    """Columns that make the prompt, joined by a newline; not read where `messages` is there."""
+    target_column: str = "target"
+    """Column with the text to learn."""
+    messages_column: str = "messages"
+    """Column with a chat: the last assistant turn is the target, what precedes it the prompt."""
+    task_column: str = "task"
+    """Column with the row's task; a file without it is one task, `default`."""
+    metric_column: str = "metric"
+    """Column with the row's metric; a file without it is scored by exact_match."""
+    template: Literal["chat", "plain"] = "chat"
+    """chat: the tokenizer's chat template around the prompt; plain: the prompt as it stands."""
+    max_length: PositiveInt = 512
+    """Longest row in tokens; a longer prompt loses its beginning, the target is kept."""
+    max_rows: PositiveInt | None = None
+    """Take only so many training rows (the first ones)."""
+
+
+class OptimizerSpec(Spec):
+    """AdamW and its schedule."""
+
+    lr: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's decay rates."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up; cosine and linear end at zero."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps of linear warm-up."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Clip the gradients' global norm; None leaves them."""
+    steps: PositiveInt = 100
+    """Optimizer steps in all."""
+    batch_size: PositiveInt = 16
+    """Rows of one optimizer step, over all workers."""
+    micro_batch_size: PositiveInt | None = None
+    """Rows of one forward pass on one worker; None takes the whole share (no accumulation)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}, but must be below steps, which is {self.steps}"
+            )
+        return self
+
+
+class EvaluationSpec(Spec):
+    """What is measured on the validation rows, and how often."""
+
+    every: PositiveInt = 50
+    """Optimizer steps between evaluations; also when progress is reported and checkpointed."""
+    rows_per_task: PositiveInt | None = None
+    """Take only the first so many rows of each task; None takes all."""
+    generate: bool = True
+    """Also score each row by its metric (generates text), not by the loss alone."""
+    max_new_tokens: PositiveInt = 48
+    """Longest generated answer."""
+    batch_size: PositiveInt = 16
+    """Rows of one forward pass."""
+
+
+class ParallelSpec(Spec):
+    """How many processes train one adapter."""
+
+    workers: PositiveInt = 1
+    """Data-parallel workers of one run, one GPU each where there are GPUs."""
+    threads: PositiveInt | None = None
+    """CPU threads of each worker; None takes the cores that Ray gives it."""
+
+
+class TrainSpec(Spec):
+    """One training run."""
+
+    model: ModelSpec
+    adapter: AdapterSpec = AdapterSpec()
+    loss: LossSpec = LossSpec()
+    data: DataSpec
+    optimizer: OptimizerSpec = OptimizerSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    parallel: ParallelSpec = ParallelSpec()
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds adapter weights, dropout and data order."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        share, rest = divmod(self.optimizer.batch_size, self.parallel.workers)
+        if rest:
+            raise ValueError(
+                f"optimizer.batch_size is {self.optimizer.batch_size}, but must be a multiple of "
+                f"parallel.workers, which is {self.parallel.workers}"
+            )
+        micro = self.optimizer.micro_batch_size
+        if micro is not None and share % micro:
+            raise ValueError(
+                f"optimizer.micro_batch_size is {micro}, but must divide the {share} rows that "
+                "each worker has of a batch"
+            )
+        return self
+
+
+def validated(spec: type[SpecT], values: Any, where: str) -> SpecT:
+    """Build `spec` from plain values; an InputError of one line names `where` and the field."""
+    try:
+        return spec.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = f"no such field{_suggestion(spec, first['loc'])}"
+        elif first["type"] not in ("value_error", "missing"):
+            message = f"{message}, not {first['input']!r}"
+        field = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{where}: {field + ': ' if field else ''}{message}") from None
+
+
+def override(spec: SpecT, changes: Mapping[str, Any], where: str) -> SpecT:
+    """A copy of `spec` with dotted fields replaced, as in `{"adapter.rank": 16}`, validated whole.
+
+    The one way to change a specification: `--set` and Tune trials both come here.
+    """
+    values = spec.model_dump(mode="json")
+    for path, value in changes.items():
+        *parents, leaf = path.split(".")
+        place = values
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise InputError(f"{where}: {path}: no such field")
+        place[leaf] = value
+    return validated(type(spec), values, where)
+
+
+def _suggestion(spec: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """`; did you mean …` or the allowed fields, for a misspelt field of a nested spec."""
+    for part in location[:-1]:
+        field = spec.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type):
+            return ""
+        spec = field.annotation
+    known = list(spec.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join(known)}"
