@@ -61,6 +61,14 @@ class ClusterSpec(Spec):
     store: str | None = None
     """SQLAlchemy URL of studies and registry; None is SQLite in the storage folder."""
 
+    def store_url(self) -> str:
+        """URL of the database that holds Optuna's studies and the registry."""
+        return self.store or f"sqlite:///{Path(self.storage).resolve() / 'moetune.db'}"
+
+    def study_folder(self, study: str) -> Path:
+        """Folder with everything that the study writes."""
+        return Path(self.storage).resolve() / "studies" / study
+
 
 class ServeSpec(Spec):
     """The endpoint."""
@@ -97,12 +105,11 @@ class JobSpec(Spec):
 
     def store_url(self) -> str:
         """URL of the database that holds Optuna's study and the registry."""
-        folder = Path(self.cluster.storage).resolve()
-        return self.cluster.store or f"sqlite:///{folder / 'moetune.db'}"
+        return self.cluster.store_url()
 
     def study_folder(self) -> Path:
         """Folder with everything that this study writes."""
-        return Path(self.cluster.storage).resolve() / "studies" / self.name
+        return self.cluster.study_folder(self.name)
 
     def search_space(self) -> SearchSpace:
         """The resolved search space, checked against the training specification."""

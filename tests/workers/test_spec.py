@@ -1,0 +1,49 @@
+"""The typed tree: what it refuses and how it says so."""
+
+import pytest
+
+from workers.spec import InputError, TrainSpec, override, validated
+
+MINIMAL = {"model": {"path": "base"}, "data": {"train": "t.jsonl", "validation": "v.jsonl"}}
+
+
+def spec(**parts: object) -> TrainSpec:
+    return validated(TrainSpec, MINIMAL | parts, "job.yaml")
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"adapter": {"rnak": 3}}, "adapter.rnak: no such field; did you mean rank?"),
+        ({"adapter": {"top_k": 9}}, "top_k is 9, but must be at most num_experts, which is 8"),
+        ({"adapter": {"rank": 0}}, "adapter.rank: Input should be greater than 0, not 0"),
+        ({"adapter": {"alpha": float("nan")}}, "adapter.alpha"),
+        ({"adapter": {"target_modules": []}}, "target_modules is empty"),
+        ({"optimizer": {"lr": "fast"}}, "optimizer.lr"),
+        ({"optimizer": {"steps": 5, "warmup_steps": 5}}, "warmup_steps is 5, but must be below"),
+        ({"optimizer": {"batch_size": 3}, "parallel": {"workers": 2}}, "must be a multiple of"),
+        ({"optimizer": {"batch_size": 6, "micro_batch_size": 4}}, "must divide the 6 rows"),
+        ({"weird": 1}, "weird: no such field; allowed are model, adapter"),
+        ({"model": {}}, "model.path: Field required"),
+    ],
+)
+def test_a_wrong_field_is_named_in_one_line(parts: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        spec(**parts)
+    assert said in str(error.value)
+    assert str(error.value).startswith("job.yaml: ")
+    assert "\n" not in str(error.value)
+
+
+def test_override_replaces_and_checks_the_whole() -> None:
+    changed = override(spec(), {"adapter.rank": 16, "optimizer.lr": 1e-3}, "--set")
+    assert (changed.adapter.rank, changed.optimizer.lr) == (16, 1e-3)
+    with pytest.raises(InputError, match="top_k is 2"):
+        override(spec(), {"adapter.num_experts": 1}, "--set")
+    with pytest.raises(InputError, match=r"adapter\.rank\.deep: no such field"):
+        override(spec(), {"adapter.rank.deep": 1}, "--set")
+
+
+def test_rank_stabilised_scale() -> None:
+    assert spec(adapter={"rank": 4, "alpha": 8}).adapter.scale == 2
+    assert spec(adapter={"rank": 4, "alpha": 8, "use_rslora": True}).adapter.scale == 4
