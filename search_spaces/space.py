@@ -1,0 +1,182 @@
+"""What a study may vary. A space is short YAML, checked whole when it is loaded:
+
+adapter.num_experts: {choice: [1, 2, 4, 8]}
+adapter.top_k: {int: [1, 4]}                # clipped to num_experts
+optimizer.lr: {log: [1e-4, 3e-3]}
+loss.z_loss_weight: {float: [0, 0.01], when: {adapter.num_experts: {above: 2}}}
+adapter.alpha: 16                           # fixed
+"""
+
+import difflib
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from search_spaces.ranges import Condition, Range, read_conditions, read_range
+from workers.spec import InputError, TrainSpec, override
+
+if TYPE_CHECKING:
+    import optuna
+
+NUM_EXPERTS, TOP_K = "adapter.num_experts", "adapter.top_k"
+_PRESETS = Path(__file__).parent / "presets"
+# Without a router, nothing that shapes routing has an effect.
+_ROUTED_ONLY = frozenset(
+    {
+        "adapter.router_init_std",
+        "loss.load_balance_weight",
+        "loss.z_loss_weight",
+        "loss.contrastive_weight",
+        "loss.contrastive_temperature",
+        "loss.contrastive_anchors",
+    }
+)
+# Trials that differ here could not be compared, or would not fit the places reserved for them.
+_FIXED_BY_JOB = ("model", "evaluation", "parallel", "data.validation")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A field of the training specification, what it may be, and when it is asked for."""
+
+    path: str
+    range: Range
+    when: tuple[Condition, ...]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A checked space over `train`; calling it with an Optuna trial suggests values."""
+
+    where: str
+    parameters: tuple[Parameter, ...]
+    definition: Mapping[str, Any]
+    train: TrainSpec
+
+    @classmethod
+    def resolve(cls, space: str | Mapping[str, Any], train: TrainSpec) -> "SearchSpace":
+        """From a preset's name, the path of a YAML file, or the space itself.
+
+        Raises InputError for an unknown field, a wrong type, an empty range, a combination of
+        values that `train` forbids.
+        """
+        where = f"search space {space}" if isinstance(space, str) else "search.space"
+        definition = _read(space) if isinstance(space, str) else space
+        if not isinstance(definition, Mapping) or not definition:
+            raise InputError(f"{where}: a space maps fields to ranges, and names at least one")
+        parameters = [_parameter(str(path), entry, where) for path, entry in definition.items()]
+        resolved = cls(where, _ordered(parameters, where), dict(definition), train)
+        resolved._check()
+        return resolved
+
+    def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
+        """Values by dotted field, fixed ones included, for `workers.spec.override`."""
+        return self._assemble(lambda path, asked: asked.suggest(trial, path))
+
+    __call__ = suggest
+
+    def _assemble(self, pick: Callable[[str, Range], Any]) -> dict[str, Any]:
+        """Go through the fields in order; the one place where conditions are kept."""
+        values: dict[str, Any] = {}
+        for parameter in self.parameters:
+            if all(c.holds(self._value(c.path, values)) for c in parameter.when):
+                values[parameter.path] = self._one(parameter, values, pick)
+        experts, top_k = self._value(NUM_EXPERTS, values), self._value(TOP_K, values)
+        if isinstance(experts, int) and isinstance(top_k, int) and top_k > experts:
+            values[TOP_K] = experts
+        return values
+
+    def _one(
+        self, parameter: Parameter, values: dict[str, Any], pick: Callable[[str, Range], Any]
+    ) -> Any:
+        asked, experts = parameter.range, self._value(NUM_EXPERTS, values)
+        if parameter.path == TOP_K and isinstance(experts, int):
+            if experts == 1:
+                return 1
+            asked = asked.at_most(experts)
+        ends = asked.ends()
+        return ends[0] if len(ends) == 1 else pick(parameter.path, asked)
+
+    def _value(self, path: str, values: Mapping[str, Any]) -> Any:
+        """The suggested value of a field, or else the job's own."""
+        if path in values:
+            return values[path]
+        place: Any = self.train.model_dump(mode="json")
+        for part in path.split("."):
+            place = place[part]
+        return place
+
+    def _check(self) -> None:
+        """Try every range alone and the ends of every two together, as trials would."""
+        for parameter in self.parameters:
+            self._check_paths(parameter)
+        for forced in self._probes():
+            values = self._assemble(lambda p, asked, f=forced: f.get(p, asked.ends()[0]))  # type: ignore[misc]
+            override(self.train, values, self.where)
+
+    def _probes(self) -> Iterator[dict[str, Any]]:
+        for one in self.parameters:
+            yield from ({one.path: value} for value in one.range.candidates())
+        for a, b in itertools.combinations(self.parameters, 2):
+            ends = itertools.product(a.range.ends(), b.range.ends())
+            yield from ({a.path: x, b.path: y} for x, y in ends)
+
+    def _check_paths(self, parameter: Parameter) -> None:
+        for path in (parameter.path, *(c.path for c in parameter.when)):
+            try:
+                value = self._value(path, {})
+            except (KeyError, TypeError):
+                # Not there: override says so, with what is allowed.
+                override(self.train, {path: parameter.range.ends()[0]}, self.where)
+                raise InputError(f"{self.where}: {path}: no such field") from None
+            tests = {c.test for c in parameter.when if c.path == path}
+            if tests & {"above", "below"} and not isinstance(value, int | float):
+                raise InputError(f"{self.where}: when {path}: {value!r} is no number to compare")
+
+
+def _parameter(path: str, entry: Any, where: str) -> Parameter:
+    if any(path == fixed or path.startswith(f"{fixed}.") for fixed in _FIXED_BY_JOB):
+        raise InputError(
+            f"{where}: {path}: set by the job, the same for every trial; a space may vary "
+            "adapter, loss, optimizer, data.train and seed"
+        )
+    when = read_conditions(entry, f"{where}: {path}")
+    if path in _ROUTED_ONLY:
+        when = (Condition(NUM_EXPERTS, "above", 1), *when)
+    return Parameter(path, read_range(entry, f"{where}: {path}"), when)
+
+
+def _ordered(parameters: list[Parameter], where: str) -> tuple[Parameter, ...]:
+    """Every field after those that it depends on."""
+    known = {p.path: p for p in parameters}
+    needs = {p.path: [c.path for c in p.when if c.path in known] for p in parameters}
+    if TOP_K in known and NUM_EXPERTS in known:
+        needs[TOP_K].append(NUM_EXPERTS)
+    try:
+        return tuple(known[path] for path in TopologicalSorter(needs).static_order())
+    except CycleError as error:
+        raise InputError(
+            f"{where}: conditions go in a circle: {' -> '.join(error.args[1])}"
+        ) from None
+
+
+def _read(space: str) -> Any:
+    """The mapping in a preset or a YAML file."""
+    where = f"search space {space}"
+    presets = {file.stem: file for file in sorted(_PRESETS.glob("*.yaml"))}
+    file = presets.get(space, Path(space))
+    try:
+        return yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"search space {space}: is no YAML: {' '.join(str(error).split())}"
+        ) from None
+    except OSError:
+        close = difflib.get_close_matches(space, presets, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"presets are {', '.join(presets)}"
+        raise InputError(f"{where}: no such preset and no such file; {hint}") from None
