@@ -117,9 +117,12 @@ class JobSpec(Spec):
 
 
 def load_job(path: str | Path, assignments: Sequence[str] = ()) -> JobSpec:
-    """Read a job file (YAML) and apply `--set` assignments such as `adapter.rank=16`."""
+    """Read a job file (YAML) and apply `--set` assignments such as `adapter.rank=16`.
+
+    A bare name, such as `smoke`, is one of the job files that come with moetune.
+    """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(_job_file(Path(path)).read_text())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -145,6 +148,11 @@ def override_job(job: JobSpec, changes: Mapping[str, Any], where: str) -> JobSpe
 def dump_job(job: JobSpec) -> str:
     """The resolved job as JSON, every default written out."""
     return json.dumps(job.model_dump(mode="json"), indent=2) + "\n"
+
+
+def _job_file(path: Path) -> Path:
+    ours = Path(__file__).parent / "jobs" / f"{path.name}.yaml"
+    return ours if path.name == str(path) and ours.exists() and not path.exists() else path
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -88,7 +88,7 @@ class LossSpec(Spec):
     z_loss_weight: NonNegative = 0.0
     """Weight of mean(logsumexp(router logits)^2)."""
     contrastive_weight: NonNegative = 0.0
-    """Weight of the contrastive loss between experts (MoELoRA, arXiv 2402.12851); 0 costs nothing."""
+    """Weight of the contrastive loss between experts (arXiv 2402.12851); 0 costs nothing."""
     contrastive_temperature: Annotated[float, Field(gt=0)] = 0.07
     """Temperature of the contrastive loss."""
     contrastive_anchors: PositiveInt = 1024
@@ -147,7 +147,8 @@ class OptimizerSpec(Spec):
     def _check(self) -> Self:
         if self.warmup_steps >= self.steps:
             raise ValueError(
-                f"warmup_steps is {self.warmup_steps}, but must be below steps, which is {self.steps}"
+                f"warmup_steps is {self.warmup_steps}, but must be below steps, "
+                f"which is {self.steps}"
             )
         return self
 

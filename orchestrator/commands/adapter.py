@@ -1,0 +1,55 @@
+"""`moetune adapter …`: adapters on disk, without a cluster."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.commands.options import AsJson, print_json, print_table
+
+app = typer.Typer(no_args_is_help=True)
+
+
+class Format(StrEnum):
+    """Formats that an adapter is exported to."""
+
+    mixlora = "mixlora"
+    moelora = "moelora"
+    peft = "peft"
+
+
+@app.command()
+def inspect(folder: Path, as_json: AsJson = False) -> None:
+    """Show what an adapter folder holds."""
+    from workers.adapter.files import inspect as inspect_folder
+
+    facts = inspect_folder(folder)
+    if as_json:
+        return print_json(facts)
+    return print_table(("field", "value"), list(facts.items()))
+
+
+@app.command("import")
+def import_(
+    folder: Path, to: Annotated[Path, typer.Option(help="New folder for the adapter.")]
+) -> None:
+    """Read an adapter of MixLoRA, MoELoRA or PEFT (safetensors or .bin) into our format."""
+    from workers.adapter.convert import import_folder
+
+    import_folder(folder, to)
+    print(f"imported {folder} into {to}")
+
+
+@app.command()
+def export(
+    folder: Path,
+    to: Annotated[Path, typer.Option(help="New folder for the adapter.")],
+    format_: Annotated[Format, typer.Option("--format", help="Whose format.")] = Format.mixlora,
+    bin_: Annotated[bool, typer.Option("--bin", help="Write .bin instead of safetensors.")] = False,
+) -> None:
+    """Write an adapter in the format of MixLoRA, MoELoRA or PEFT."""
+    from workers.adapter.convert import export_folder
+
+    export_folder(folder, to, format_.value, as_bin=bin_)
+    print(f"exported {folder} to {to}")

@@ -1,0 +1,72 @@
+"""Options and output that several commands share."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, as in adapter.rank=16."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MOETUNE_ADDRESS",
+        help="Cluster: its Ray or dashboard address. Left out: a local one.",
+    ),
+]
+Storage = Annotated[
+    str,
+    typer.Option(envvar="MOETUNE_STORAGE", help="Folder with studies and adapter versions."),
+]
+Store = Annotated[
+    str | None,
+    typer.Option(envvar="MOETUNE_STORE", help="SQLAlchemy URL, if not SQLite in the storage."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Reason = Annotated[str | None, typer.Option(help="Why; kept in the name's history.")]
+
+DEFAULT_STORAGE = "runs"
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document; times and paths as text."""
+    json.dump(value, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
+    """Print a table that fits the terminal; numbers with four digits."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else _text(v) for v in row))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def cluster_spec(storage: str, store: str | None) -> Any:
+    """The part of a job that says where studies and versions lie; a missing folder is an error."""
+    from orchestrator.spec import ClusterSpec
+    from workers.spec import InputError
+
+    if store is None and not Path(storage).is_dir():
+        raise InputError(f"--storage {storage}: no such folder; run `moetune tune` first")
+    return ClusterSpec(storage=storage, store=store)
+
+
+def registry(storage: str, store: str | None) -> Any:
+    """The registry of a storage folder."""
+    from orchestrator.registry import Registry
+
+    spec = cluster_spec(storage, store)
+    return Registry(spec.store_url(), Path(spec.storage).resolve())

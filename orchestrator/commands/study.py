@@ -1,0 +1,112 @@
+"""Commands on studies: check, tune, leaderboard, report, demo."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.commands.options import (
+    DEFAULT_STORAGE,
+    Address,
+    AsJson,
+    Assignments,
+    Storage,
+    Store,
+    cluster_spec,
+    print_json,
+    print_table,
+)
+
+app = typer.Typer()
+Job = Annotated[
+    str, typer.Argument(metavar="JOB", help="Job file, or smoke, demo, llama8b_cluster.")
+]
+
+
+@app.command()
+def check(job: Job, set_: Assignments = None) -> None:
+    """Check a job and its data without a cluster; print it with every default written out."""
+    from orchestrator.spec import dump_job, load_job
+    from orchestrator.tuner import preflight
+
+    spec = load_job(job, set_ or ())
+    preflight(spec)
+    print(dump_job(spec), end="")
+
+
+@app.command()
+def tune(
+    job: Job,
+    set_: Assignments = None,
+    resume: Annotated[bool, typer.Option(help="Go on with a study that was cut off.")] = False,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search the shape of the experts; every finished trial becomes a version."""
+    from cluster.session import session
+    from orchestrator.progress import TrialProgress
+    from orchestrator.spec import load_job
+    from orchestrator.study import Study
+    from orchestrator.tuner import preflight, run
+
+    spec = load_job(job, set_ or ())
+    preflight(spec)
+    with session(address or spec.cluster.address) as cluster:
+        progress = TrialProgress(cluster.dashboard_url)
+        run(spec, resume=resume, on_progress=progress)
+    _show_leaderboard(Study.open(spec.cluster, spec.name), as_json)
+
+
+@app.command()
+def leaderboard(
+    study: str, storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False
+) -> None:
+    """Rank a study's trials."""
+    from orchestrator.study import Study
+
+    _show_leaderboard(Study.open(cluster_spec(storage, store), study), as_json)
+
+
+@app.command()
+def report(
+    study: str,
+    storage: Storage = DEFAULT_STORAGE,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the study's report: one HTML page that needs no network."""
+    from orchestrator.report import write
+
+    spec = cluster_spec(storage, store)
+    path = write(spec, study)
+    if as_json:
+        return print_json({"report": path})
+    return print(path)
+
+
+@app.command()
+def demo(
+    storage: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path(
+        "runs/demo"
+    ),
+    set_: Assignments = None,
+) -> None:
+    """Teach a small model to drive a smart home: tune, train on, promote, serve, ask."""
+    from orchestrator.demo.run import run_demo
+
+    run_demo(storage, set_ or ())
+
+
+def _show_leaderboard(study, as_json: bool) -> None:
+    rows = study.leaderboard()
+    if as_json:
+        return print_json([row.as_dict() for row in rows])
+    names = sorted({name for row in rows for name in row.params})
+    return print_table(
+        ("trial", "state", study.metric, *names, "version", "seconds", "why"),
+        [
+            (r.number, r.state, r.value, *map(r.params.get, names), r.version, r.seconds, r.reason)
+            for r in rows
+        ],
+        title=f"study {study.name}",
+    )

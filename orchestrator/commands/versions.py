@@ -1,0 +1,93 @@
+"""Commands on names and versions: promote, rollback, history, models."""
+
+import getpass
+from typing import Annotated
+
+import typer
+
+from orchestrator.commands.options import (
+    DEFAULT_STORAGE,
+    AsJson,
+    Reason,
+    Storage,
+    Store,
+    cluster_spec,
+    print_json,
+    print_table,
+    registry,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def promote(
+    study: str,
+    to: Annotated[str, typer.Option(help="Name that the endpoint serves.")],
+    trial: Annotated[int | None, typer.Option(help="Trial; left out: the best one.")] = None,
+    reason: Reason = None,
+    force: Annotated[bool, typer.Option(help="Promote against the gate; wants --reason.")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a trial's adapter the champion of a name, if the gate lets it."""
+    from orchestrator.promotion import promote as promote_version
+    from orchestrator.study import Study
+
+    record = Study.open(cluster_spec(storage, store), study)
+    event = promote_version(
+        registry(storage, store),
+        record.version(trial),
+        to,
+        actor=getpass.getuser(),
+        reason=reason or "",
+        force=force,
+        metric=record.metric,
+        mode=record.mode,
+    )
+    if as_json:
+        return print_json(event.as_dict())
+    return print(f"{to} is now {to}@{event.version} (before: {event.previous or 'nothing'})")
+
+
+@app.command()
+def rollback(
+    name: str,
+    reason: Reason = None,
+    storage: Storage = DEFAULT_STORAGE,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Return a name to the champion that it had before."""
+    from orchestrator.promotion import rollback as roll_back
+
+    event = roll_back(registry(storage, store), name, actor=getpass.getuser(), reason=reason or "")
+    if as_json:
+        return print_json(event.as_dict())
+    return print(f"{name} is back at {name}@{event.version} (was {event.previous})")
+
+
+@app.command()
+def history(
+    name: str, storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False
+) -> None:
+    """Show every promotion and rollback of a name: who, when, why."""
+    events = registry(storage, store).history(name)
+    if as_json:
+        return print_json([event.as_dict() for event in events])
+    columns = ("revision", "at", "action", "version", "previous", "actor", "reason")
+    return print_table(columns, [[getattr(event, c) for c in columns] for event in events])
+
+
+@app.command()
+def models(
+    storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False
+) -> None:
+    """List the names that can be served, each with its champion."""
+    book = registry(storage, store)
+    champions = {name: book.champion(name) for name in book.names()}
+    if as_json:
+        return print_json({name: version.as_dict() for name, version in champions.items()})
+    rows = [(name, v.id, v.study, v.trial) for name, v in champions.items()]
+    return print_table(("name", "version", "study", "trial"), rows)
