@@ -1,0 +1,84 @@
+"""Batches: the same rows whatever the worker count, every row in every epoch, nothing padded counted."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from workers.data.batches import IGNORED, Batches, collate, collate_prompts
+from workers.data.encode import Example
+
+
+def examples(count: int) -> list[Example]:
+    return [Example(tuple(range(1, 2 + 7 * i % 31)), (100 + i, 2)) for i in range(count)]
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(64, 8), (53, 8), (3, 8), (1, 4), (700, 4)])
+def test_every_row_comes_in_every_epoch_and_every_step_is_full(rows: int, batch_size: int) -> None:
+    batches = Batches(examples(rows), batch_size, seed=3)
+    for epoch in range(2):
+        first = epoch * batches.steps_per_epoch
+        steps = [batches.indices(first + step) for step in range(batches.steps_per_epoch)]
+        assert {len(step) for step in steps} == {batch_size}
+        counts = Counter(index for step in steps for index in step)
+        assert set(counts) == set(range(rows))
+        if rows >= batch_size:
+            assert max(counts.values()) <= 2
+
+
+def test_two_workers_share_the_rows_of_one_and_have_equal_steps() -> None:
+    data = examples(50)
+    alone = Batches(data, 8, seed=1)
+    pair = [Batches(data, 8, seed=1, rank=rank, world=2) for rank in range(2)]
+    for step in range(3 * alone.steps_per_epoch):
+        shares = [worker.share(step) for worker in pair]
+        assert [len(share) for share in shares] == [4, 4]
+        together = Counter(example.target for share in shares for example in share)
+        assert together == Counter(example.target for example in alone.share(step))
+
+
+def test_a_step_depends_on_nothing_but_its_number() -> None:
+    data = examples(50)
+    walked = Batches(data, 8, seed=1)
+    seen = [walked.indices(step) for step in range(20)]
+    assert [Batches(data, 8, seed=1).indices(step) for step in reversed(range(20))] == seen[::-1]
+    assert [Batches(data, 8, seed=2).indices(step) for step in range(20)] != seen
+    epoch = walked.steps_per_epoch
+    assert [walked.indices(step) for step in range(epoch)] != [
+        walked.indices(epoch + step) for step in range(epoch)
+    ]
+
+
+def test_rows_of_like_length_come_together() -> None:
+    data = examples(640)
+    batches = Batches(data, 8)
+    padded = sum(8 * max(map(len, batches.share(step))) for step in range(batches.steps_per_epoch))
+    assert padded < 1.15 * sum(map(len, data))
+    unsorted = sum(8 * max(map(len, data[start : start + 8])) for start in range(0, 640, 8))
+    assert unsorted > 1.4 * sum(map(len, data))
+
+
+def test_micro_batches_are_the_share_in_parts() -> None:
+    batches = Batches(examples(50), 8, world=2)
+    parts = batches.micro_batches(5, 2)
+    assert [len(part) for part in parts] == [2, 2]
+    assert [example for part in parts for example in part] == batches.share(5)
+    assert batches.micro_batches(5) == [batches.share(5)]
+
+
+def test_labels_are_on_targets_alone() -> None:
+    batch = collate([Example((5, 6, 7), (8, 2)), Example((9,), (3, 2))], pad_token_id=3)
+    assert batch.input_ids_BS.tolist() == [[5, 6, 7, 8, 2], [9, 3, 2, 3, 3]]
+    assert batch.attention_mask_BS.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    # Token 3 is the pad token and also a target's token: only the padding is ignored.
+    assert batch.labels_BS.tolist() == [
+        [IGNORED, IGNORED, IGNORED, 8, 2],
+        [IGNORED, 3, 2, IGNORED, IGNORED],
+    ]
+    assert batch.to(torch.device("cpu")).labels_BS.dtype == torch.long
+
+
+def test_prompts_are_padded_on_the_left() -> None:
+    ids, mask = collate_prompts([(5, 6, 7), (9,)], pad_token_id=3)
+    assert ids.tolist() == [[5, 6, 7], [3, 3, 9]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]

@@ -1,0 +1,131 @@
+"""Which rows make up a step, and their tensors.
+
+The batch of a step depends on rows, batch size, seed and step alone. So the data position of a
+run is its step, a resumed run goes on exactly, and two workers share the very rows of one.
+Tensor suffixes: B rows, S positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import ceil
+from random import Random
+
+import torch
+from torch import Tensor
+
+from workers.data.encode import Encoder, Example
+from workers.data.rows import read_rows
+from workers.spec import DataSpec
+
+IGNORED = -100
+"""Label of a position that the loss does not count."""
+_GROUP = 32
+"""Batches that are sorted by length together: little padding, and still a random order."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right."""
+
+    input_ids_BS: Tensor
+    attention_mask_BS: Tensor
+    """1 on real tokens, 0 on padding."""
+    labels_BS: Tensor
+    """Token ids of the target, at their own positions (not shifted); IGNORED elsewhere."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        tensors = (self.input_ids_BS, self.attention_mask_BS, self.labels_BS)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a run: each epoch a new order, seeded; rows of like length together.
+
+    Every step has `batch_size` rows over all workers. Where they do not fill an epoch's last
+    step, rows of the same epoch come a second time, so that none is left out.
+    """
+
+    examples: Sequence[Example]
+    batch_size: int
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+    _epochs: dict[int, list[list[int]]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every row comes at least once."""
+        return ceil(len(self.examples) / self.batch_size)
+
+    def indices(self, step: int) -> list[int]:
+        """Rows of a step (from 0) over all workers, the shortest first."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch not in self._epochs:
+            self._epochs.clear()
+            self._epochs[epoch] = self._order(epoch)
+        return self._epochs[epoch][place]
+
+    def share(self, step: int) -> list[Example]:
+        """This worker's examples of a step; all workers have rows of about the same lengths."""
+        return [self.examples[index] for index in self.indices(step)[self.rank :: self.world]]
+
+    def micro_batches(self, step: int, size: int | None = None) -> list[list[Example]]:
+        """This worker's share in forward passes of `size` rows (None: in one)."""
+        share = self.share(step)
+        size = size or len(share)
+        return [share[start : start + size] for start in range(0, len(share), size)]
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return [len(example) for example in self.examples]
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        random = Random(f"{self.seed}/{epoch}")  # noqa: S311 (an order, not a secret)
+        order = random.sample(range(len(self.examples)), len(self.examples))
+        while missing := -len(order) % self.batch_size:
+            order += order[:missing]
+        group = self.batch_size * _GROUP
+        batches = []
+        for start in range(0, len(order), group):
+            rows = sorted(order[start : start + group], key=self._lengths.__getitem__)
+            batches += [
+                rows[first : first + self.batch_size]
+                for first in range(0, len(rows), self.batch_size)
+            ]
+        random.shuffle(batches)
+        return batches
+
+
+def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
+    """Pad examples on the right, for training and for log-likelihoods."""
+    shape = (len(examples), max(map(len, examples)))
+    ids_BS = torch.full(shape, pad_token_id)
+    mask_BS = torch.zeros(shape, dtype=torch.long)
+    labels_BS = torch.full(shape, IGNORED)
+    for row, example in enumerate(examples):
+        ids_BS[row, : len(example)] = torch.tensor(example.prompt + example.target)
+        mask_BS[row, : len(example)] = 1
+        labels_BS[row, len(example.prompt) : len(example)] = torch.tensor(example.target)
+    return Batch(ids_BS, mask_BS, labels_BS)
+
+
+def collate_prompts(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Pad prompts on the left, for generation: input ids and attention mask, both [B, S]."""
+    shape = (len(prompts), max(map(len, prompts)))
+    ids_BS = torch.full(shape, pad_token_id)
+    mask_BS = torch.zeros(shape, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids_BS[row, shape[1] - len(prompt) :] = torch.tensor(prompt)
+        mask_BS[row, shape[1] - len(prompt) :] = 1
+    return ids_BS, mask_BS
+
+
+def check_data(spec: DataSpec, encoder: Encoder | None = None) -> None:
+    """Preflight: read (and with an encoder encode) the first rows of both sources."""
+    for source in (spec.train, spec.validation):
+        for row in read_rows(spec, source, limit=8):
+            if encoder:
+                encoder.example(row)

@@ -1,0 +1,138 @@
+"""Records out of Parquet or JSON Lines files on any filesystem that pyarrow reads, or out of the
+Hugging Face hub."""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pyarrow import fs
+
+from workers.spec import InputError
+
+HUB = "hub:"
+PARQUET = (".parquet", ".pq")
+JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".ndjson.gz", ".ndjson.zst")
+
+Record = tuple[str, Mapping[str, Any]]
+"""Where a record lies (file and row, for messages), and its columns."""
+Wanted = Callable[[Collection[str]], Sequence[str]]
+"""Given the columns of a file, those to read; raises InputError if one is not there."""
+
+
+def records(source: str, wanted: Wanted) -> Iterator[Record]:
+    """Every record of a source, in order. Nothing is read beyond what the caller takes.
+
+    Raises InputError for a file that is missing, unreadable, or in another format.
+    """
+    if source.startswith(HUB):
+        yield from _hub_records(source, wanted)
+        return
+    filesystem, paths = _files(source)
+    for path in paths:
+        if path.endswith(PARQUET):
+            yield from _parquet_records(filesystem, path, wanted)
+        else:
+            yield from _json_records(filesystem, path, wanted)
+
+
+def digest(source: str) -> str:
+    """sha256 over the bytes of a source's files, or over the fingerprint of a hub data set."""
+    state = hashlib.sha256()
+    if source.startswith(HUB):
+        state.update(_hub_dataset(source)._fingerprint.encode())
+        return state.hexdigest()
+    filesystem, paths = _files(source)
+    for path in paths:
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            while block := stream.read(1 << 20):
+                state.update(block)
+    return state.hexdigest()
+
+
+def _files(source: str) -> tuple[fs.FileSystem, list[str]]:
+    """The filesystem of a path, glob or folder, and its data files in alphabetical order."""
+    try:
+        if "://" in source:
+            filesystem, path = fs.FileSystem.from_uri(source)
+        else:
+            filesystem, path = fs.LocalFileSystem(), str(Path(source).expanduser().absolute())
+        if filesystem.get_file_info(path).type == fs.FileType.Directory:
+            path = f"{path.rstrip('/')}/*"
+        if not any(mark in path for mark in "*?["):
+            paths = [path] if filesystem.get_file_info(path).is_file else []
+        else:
+            found = ArrowFSWrapper(filesystem).glob(path)
+            paths = sorted(name for name in found if name.endswith(PARQUET + JSON_LINES))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{source}: cannot be read: {_line(error)}") from None
+    if not paths:
+        raise InputError(f"{source}: no such file, and no Parquet or JSONL file matches it")
+    if not paths[0].endswith(PARQUET + JSON_LINES):
+        allowed = ", ".join(PARQUET + JSON_LINES)
+        raise InputError(
+            f"{source}: is neither Parquet nor JSONL by its name; allowed are {allowed}"
+        )
+    return filesystem, paths
+
+
+def _parquet_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> Iterator[Record]:
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            columns = list(wanted(file.schema_arrow.names))
+            number = 0
+            for batch in file.iter_batches(columns=columns):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"{path}: row {number}", record
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read as Parquet: {_line(error)}") from None
+
+
+def _json_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> Iterator[Record]:
+    # Line by line and not by pyarrow.json, which fails where a column's type varies between
+    # lines, and cannot say in which line.
+    columns: Sequence[str] = ()
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            for number, line in enumerate(TextIOWrapper(stream, encoding="utf-8"), 1):
+                if not line.strip():
+                    continue
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise InputError(f"{path}: line {number}: must be a JSON object")
+                columns = columns or wanted(record.keys())
+                yield f"{path}: line {number}", {name: record.get(name) for name in columns}
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read as JSON lines: {_line(error)}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: line {number}: is no JSON: {error.msg}") from None
+
+
+def _hub_records(source: str, wanted: Wanted) -> Iterator[Record]:
+    data = _hub_dataset(source)
+    for number, record in enumerate(data.select_columns(list(wanted(data.column_names))), 1):
+        yield f"{source}: row {number}", record
+
+
+def _hub_dataset(source: str) -> Any:
+    """The data set behind `hub:NAME[:CONFIG][#SPLIT]`; the split is `train` where none is named."""
+    import httpx
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    name, _, split = source.removeprefix(HUB).partition("#")
+    name, _, config = name.partition(":")
+    try:
+        return load_dataset(name, config or None, split=split or "train")
+    except (OSError, ValueError, DatasetsError, httpx.HTTPError) as error:
+        raise InputError(f"{source}: cannot be loaded from the hub: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

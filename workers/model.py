@@ -1,0 +1,147 @@
+"""The frozen base model: found, checked and loaded.
+
+Weights come from safetensors alone, and code from a model's repository never runs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from workers.spec import InputError, ModelSpec
+
+PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+"""Tokens that may fill up a batch where a tokenizer names none, in this order."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, ready to take adapters: frozen, in eval mode, on its device."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+
+
+def load_base(spec: ModelSpec) -> Base:
+    """Load the model and its tokenizer; every parameter has requires_grad False.
+
+    Raises InputError where it cannot be found or read, is no causal language model, lacks
+    weights, or wants a device that is not there.
+    """
+    device = _device(spec)
+    tokenizer = check_base(spec)
+    with _readable(spec):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            spec.path,
+            revision=spec.revision or "main",
+            dtype=getattr(torch, spec.dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    if missing := sorted(report["missing_keys"]):
+        # transformers would fill them with random numbers, and train on.
+        raise InputError(
+            f"model.path: {spec.path}: its files lack {len(missing)} weights, first {missing[0]}"
+        )
+    model.requires_grad_(False).eval().to(device)
+    if spec.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return Base(model, tokenizer, device)
+
+
+def check_base(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Check that the model can be read and is a causal language model, without its weights.
+
+    Returns its tokenizer, with a pad token apart from the end of text where there is one.
+    """
+    with _readable(spec):
+        config = AutoConfig.from_pretrained(
+            spec.path, revision=spec.revision or "main", trust_remote_code=False
+        )
+    _check_causal(spec, config)
+    _check_weights(spec)
+    with _readable(spec):
+        tokenizer = AutoTokenizer.from_pretrained(
+            spec.path, revision=spec.revision or "main", trust_remote_code=False
+        )
+    _set_pad_token(tokenizer)
+    return tokenizer
+
+
+@contextmanager
+def _readable(spec: ModelSpec) -> Iterator[None]:
+    """Turn the many ways in which reading a model fails into one clear line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        where = f"model.path: {spec.path}"
+        if Path(spec.path).is_dir():
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"{where}: cannot be read as a causal language model: {reason}"
+            ) from error
+        revision = f" (revision {spec.revision})" if spec.revision else ""
+        raise InputError(
+            f"{where}: no such folder, and the Hugging Face hub has no such model{revision}, "
+            "keeps it from us, or cannot be reached from here"
+        ) from error
+
+
+def _check_causal(spec: ModelSpec, config: PretrainedConfig) -> None:
+    """Refuse encoders, encoder-decoders, and what transformers knows no causal model for."""
+    known = AutoModelForCausalLM._model_mapping
+    fits = type(config) in known and not config.is_encoder_decoder
+    # BERT and its kin have a causal class too; what the files hold says which one is meant.
+    if fits and config.architectures:
+        fits = any(
+            name.endswith(("ForCausalLM", "LMHeadModel")) or name == known[type(config)].__name__
+            for name in config.architectures
+        )
+    if not fits:
+        kind = ", ".join(config.architectures or [config.model_type])
+        raise InputError(f"model.path: {spec.path}: is no causal language model, but {kind}")
+
+
+def _check_weights(spec: ModelSpec) -> None:
+    folder = Path(spec.path)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"model.path: {spec.path}: holds no *.safetensors file (other formats are not read)"
+        )
+
+
+def _set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Choose a pad token apart from the end of text, so that nothing can mistake one for the other.
+
+    Masks follow lengths, never token ids, so a tokenizer without any other token is safe too.
+    """
+    if tokenizer.pad_token is not None and tokenizer.pad_token != tokenizer.eos_token:
+        return
+    vocabulary = tokenizer.get_vocab()
+    wanted = [tokenizer.unk_token, *PAD_TOKENS]
+    spare = [token for token in wanted if token in vocabulary and token != tokenizer.eos_token]
+    tokenizer.pad_token = spare[0] if spare else tokenizer.eos_token
+
+
+def _device(spec: ModelSpec) -> torch.device:
+    there = torch.cuda.is_available()
+    if spec.device == "cuda" and not there:
+        raise InputError(
+            "model.device is cuda, but this process sees no GPU; allowed are auto, cpu"
+        )
+    use_gpu: Any = there and spec.device != "cpu"
+    return torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
