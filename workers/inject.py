@@ -1,0 +1,204 @@
+"""Put adapters onto a Hugging Face model, and take them off again.
+
+Shapes: B batch, S sequence, T = B * S tokens, E experts, K top-k, R rank, I and O a linear's sizes.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from workers.layers.experts import Adapted, BlockExperts, LinearExperts
+from workers.layers.feed_forward import FeedForward
+from workers.layers.router import Routing
+from workers.pack import RowMap, Site
+from workers.sites import Place, decoder_layers, feed_forwards, linears, wanted
+from workers.spec import AdapterSpec, InputError
+
+Layer = BlockExperts | LinearExperts
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one routed place did in one forward pass."""
+
+    layer: str
+    """Where, as in `layers.0.mlp` (linear experts: `layers.0.self_attn.q_proj`)."""
+    routing: Routing
+    mask_T: Tensor | None
+    """True for real tokens; None if all are."""
+    projected: tuple[Tensor, ...]
+    """Rank space of all experts, [T, E, R], one for each routed projection."""
+
+    @property
+    def rank_space(self) -> tuple[Tensor, ...]:
+        """Rank space of the chosen experts, [T, K, R] each: the contrastive loss's terms."""
+        # Gathered here and not in the layer, so that recording changes no operation inside an
+        # activation checkpoint: its recomputation, which nobody records, must match.
+        return tuple(
+            rank_space_TER.take_along_dim(self.routing.expert_TK.unsqueeze(-1), dim=1)
+            for rank_space_TER in self.projected
+        )
+
+
+class Adapter:
+    """One slot's adapter on a model. Canonical names: `layers.{i}.{path}.router.weight` [E, D],
+    `layers.{i}.{path of the linear}.lora_A` [E, R, I] and `.lora_B` [E, O, R]."""
+
+    def __init__(
+        self, slot: str, spec: AdapterSpec, rows: RowMap, layers: Mapping[Place, Layer]
+    ) -> None:
+        self.slot = slot
+        self.spec = spec
+        self._rows = rows
+        self._layers = dict(layers)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Trainable parameters by canonical name."""
+        for place, layer in self._layers.items():
+            for name, parameter in layer.named_parameters():
+                yield f"{place.path}.{name.removeprefix('projections.')}", parameter
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Trainable parameters."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def num_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The parameters, detached, by canonical name."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `tensors` in; names and shapes must match exactly, else nothing is changed."""
+        own = self.state_dict()
+        for name in sorted(own.keys() ^ tensors.keys()):
+            state = "is missing" if name in own else "does not belong to this adapter"
+            raise InputError(f"adapter {self.slot}: tensor {name} {state}")
+        for name, tensor in tensors.items():
+            if tensor.shape != own[name].shape:
+                raise InputError(
+                    f"adapter {self.slot}: tensor {name} is {list(tensor.shape)}, but must be "
+                    f"{list(own[name].shape)}"
+                )
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+    @contextmanager
+    def record(
+        self, mask_BS: Tensor | None = None, *, rank_space: bool = True
+    ) -> Iterator[list[LayerRecord]]:
+        """Collect a record of every routed place from the forward passes inside the block.
+
+        `mask_BS` marks real tokens. Where activations are checkpointed, run the backward pass
+        outside the block, else the recomputation is recorded too. `rank_space=False` keeps less.
+        """
+        records: list[LayerRecord] = []
+        mask_T = None if mask_BS is None else mask_BS.reshape(-1).bool()
+
+        def note(path: str, _layer: nn.Module, _inputs: object, adapted: Adapted) -> None:
+            if adapted.routing is not None:
+                projected = adapted.projected if rank_space else ()
+                records.append(LayerRecord(path, adapted.routing, mask_T, projected))
+
+        hooks = [
+            layer.register_forward_hook(partial(note, place.path))
+            for place, layer in self._layers.items()
+        ]
+        try:
+            yield records
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def remove(self) -> None:
+        """Take the adapter off; the last one restores the model's own modules."""
+        for place in self._layers:
+            site = place.module
+            assert isinstance(site, Site)
+            site.take_off(self.slot)
+            if not site.adapters:
+                setattr(place.owner, place.name, site.base)
+        self._layers.clear()
+        if self.slot in self._rows.slots:
+            self._rows.slots.remove(self.slot)
+
+
+def inject(model: nn.Module, spec: AdapterSpec, *, slot: str = "default", seed: int = 0) -> Adapter:
+    """Attach a fresh adapter to `model`, which is frozen; it changes nothing until it is trained.
+
+    Its weights depend on `seed` alone. Further calls, with other slots, share the sites.
+    """
+    rows = row_map(model)
+    if slot in rows.slots:
+        raise InputError(f"slot {slot!r} has an adapter already")
+    with rows.everywhere(None):
+        planned = _plan(decoder_layers(model), spec)
+    generator = torch.Generator().manual_seed(seed)
+    if not rows.slots:
+        model.requires_grad_(False)
+    for place, (view, layer) in planned.items():
+        layer.reset_parameters(generator)
+        if not isinstance(place.module, Site):
+            setattr(place.owner, place.name, Site(place.module, rows, view))
+        site = place.module
+        assert isinstance(site, Site)
+        site.add(slot, layer)
+    rows.slots.append(slot)
+    return Adapter(slot, spec, rows, {place: layer for place, (_, layer) in planned.items()})
+
+
+def row_map(model: nn.Module) -> RowMap:
+    """The RowMap that all sites of `model` share, now and later."""
+    rows = getattr(model, "moetune_rows", None)
+    if rows is None:
+        rows = RowMap()
+        model.moetune_rows = rows  # type: ignore[assignment]  # A plain object, no module.
+    assert isinstance(rows, RowMap)
+    return rows
+
+
+Plan = dict[Place, tuple[FeedForward | None, Layer]]
+
+
+def _plan(layers: list[nn.Module], spec: AdapterSpec) -> Plan:
+    """The new layers and where they go."""
+    plan: Plan = {}
+    seen: list[str] = []
+    for index, layer in enumerate(layers):
+        path = f"layers.{index}"
+        found = {place.path: place for place in linears(layer, path)}
+        seen += found
+        plain = spec
+        if spec.experts == "block" and spec.num_experts > 1:
+            plain = spec.model_copy(update={"num_experts": 1, "top_k": 1})
+            for place, view in feed_forwards(layer, path).items():
+                names = [name for name in view.linears if wanted(f"{place.path}.{name}", spec)]
+                if names:
+                    plan[place] = view, BlockExperts(view, spec, names)
+                for name in view.linears:
+                    del found[f"{place.path}.{name}"]
+        for place in found.values():
+            if wanted(place.path, spec):
+                plan[place] = None, LinearExperts(place.bare, plain)
+    _check(plan, seen, spec)
+    return plan
+
+
+def _check(plan: Plan, seen: list[str], spec: AdapterSpec) -> None:
+    names = () if spec.target_modules == "all-linear" else spec.target_modules
+    known = sorted({path.split(".", 2)[2] for path in seen})
+    for name in names:
+        if not any(path.endswith(f".{name}") for path in seen):
+            raise InputError(f"target_modules: no linear is called {name}; there are {known}")
+    routed = spec.experts == "linear" or spec.num_experts == 1
+    if not routed and not any(isinstance(layer, BlockExperts) for _, layer in plan.values()):
+        raise InputError(
+            "target_modules: block experts need a linear of the feed-forward block among them; "
+            f"there are {known}"
+        )

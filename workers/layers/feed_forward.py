@@ -1,0 +1,174 @@
+"""A frozen feed-forward block, seen by structure: inner linears, combine, outer linear.
+
+    y = after(outer(combine(inner_1(x), ...)))
+
+Found among a module's own linears by their sizes, and proved by running the block itself, so that
+gate and up, or the halves of a fused projection, are never confused.
+Shapes: T tokens, D model width, F feed-forward width; `...` any leading dimensions.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import permutations
+
+import torch
+from torch import Tensor, nn
+
+Activation = Callable[[Tensor], Tensor]
+Combine = Callable[..., Tensor]
+
+
+def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a linear, or of transformers' Conv1D (weight [nx, nf]); else None."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    sizes = getattr(module, "nx", None), getattr(module, "nf", None)
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and tuple(weight.shape) == sizes:
+        return int(weight.shape[0]), int(weight.shape[1])
+    return None
+
+
+def plain(act: Activation, first: Tensor) -> Tensor:
+    """Ungated: act(fc1 x)."""
+    return act(first)
+
+
+def gated(act: Activation, gate: Tensor, up: Tensor) -> Tensor:
+    """Gated: act(gate x) * up x."""
+    return act(gate) * up
+
+
+def fused_gate_first(act: Activation, both: Tensor) -> Tensor:
+    """Gate and up in one projection, the gate in the first half."""
+    gate, up = both.chunk(2, dim=-1)
+    return act(gate) * up
+
+
+def fused_gate_last(act: Activation, both: Tensor) -> Tensor:
+    """Gate and up in one projection, the gate in the second half."""
+    up, gate = both.chunk(2, dim=-1)
+    return act(gate) * up
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The parts of a frozen block; it owns no weights."""
+
+    inner: Mapping[str, nn.Module]
+    """Linears that read the block's input, by name, in the order in which `form` takes them."""
+    outer: tuple[str, nn.Module]
+    """Name and module of the linear that writes the block's output."""
+    form: Combine
+    act: Activation
+    after: tuple[nn.Module, ...] = ()
+    """The block's own dropout, behind the outer linear."""
+
+    @property
+    def linears(self) -> dict[str, nn.Module]:
+        """Every linear of the block, by name."""
+        return {**self.inner, self.outer[0]: self.outer[1]}
+
+    @property
+    def width(self) -> int:
+        """Size D of the block's input."""
+        return self.sizes(next(iter(self.inner)))[0]
+
+    def sizes(self, name: str) -> tuple[int, int]:
+        """(in, out) of the named linear."""
+        sizes = linear_sizes(self.linears[name])
+        assert sizes is not None
+        return sizes
+
+    def combine(self, *inner: Tensor) -> Tensor:
+        """[..., F] from the inner linears' outputs."""
+        return self.form(self.act, *inner)
+
+    def leave(self, output_TD: Tensor) -> Tensor:
+        """What the block does behind its outer linear."""
+        for module in self.after:
+            output_TD = module(output_TD)
+        return output_TD
+
+    def forward(self, hidden_TD: Tensor) -> Tensor:
+        """The frozen block put together from its parts."""
+        inner = (linear(hidden_TD) for linear in self.inner.values())
+        return self.leave(self.outer[1](self.combine(*inner)))
+
+
+def find_feed_forward(block: nn.Module, children: Mapping[str, nn.Module]) -> FeedForward | None:
+    """`block` as a FeedForward if its own forward proves it, else None.
+
+    `children` are the block's direct children, without what adapters have wrapped around them.
+    """
+    views = list(_candidates(block, children))
+    if not views:
+        return None
+    errors = [_distance(block, view) for view in views]
+    best = min(range(len(views)), key=errors.__getitem__)
+    weight = next(block.parameters())
+    return views[best] if errors[best] <= torch.finfo(weight.dtype).eps ** 0.5 else None
+
+
+def _candidates(block: nn.Module, children: Mapping[str, nn.Module]) -> Iterator[FeedForward]:
+    """Every reading of the block that its sizes allow."""
+    linears = {name: child for name, child in children.items() if linear_sizes(child)}
+    rest = [child for name, child in children.items() if name not in linears]
+    after = tuple(child for child in rest if isinstance(child, nn.Dropout))
+    acts = [child for child in rest if child not in after]
+    acts += [value for value in vars(block).values() if callable(value)]
+    if len(linears) not in (2, 3):
+        return
+    for *inner, outer in permutations(linears):
+        parts = {name: linears[name] for name in inner}
+        for form in _forms([linear_sizes(part) for part in parts.values()], linears[outer]):
+            for act in acts:
+                yield FeedForward(parts, (outer, linears[outer]), form, act, after)
+
+
+def _forms(inner: list[tuple[int, int] | None], outer: nn.Module) -> list[Combine]:
+    width, model = linear_sizes(outer) or (0, 0)
+    if inner == [(model, width)] * 2:
+        return [gated]
+    if inner == [(model, width)]:
+        return [plain]
+    if inner == [(model, 2 * width)]:
+        return [fused_gate_first, fused_gate_last]
+    return []
+
+
+@torch.no_grad()
+def _distance(block: nn.Module, view: FeedForward) -> float:
+    """Largest relative distance of the view from the block, in eval and in train mode.
+
+    In train mode both draw the same dropout. Inputs are scaled so that the activations see values
+    of about 3, where gate and up differ.
+    """
+    weight = next(block.parameters())
+    seeded = torch.Generator().manual_seed(0)
+    probe_TD = torch.randn(8, view.width, generator=seeded).to(weight)
+    first = next(iter(view.inner.values()))
+    probe_TD = probe_TD * (3 / first(probe_TD).float().std().clamp(min=1e-6)).to(weight)
+    modes = {module: module.training for module in block.modules()}
+    distances = []
+    try:
+        for training in (False, True):
+            block.train(training)
+            expected, got = (_seeded(run, probe_TD) for run in (block.forward, view.forward))
+            if not isinstance(expected, Tensor) or not expected.any():
+                return math.inf  # A block of zeros proves nothing.
+            distances.append(float((got - expected).norm() / expected.norm()))
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        return math.inf  # The block takes something else than one tensor of this width.
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return max(distances) if all(map(math.isfinite, distances)) else math.inf
+
+
+def _seeded(run: Callable[[Tensor], Tensor], probe_TD: Tensor) -> Tensor:
+    devices = [probe_TD.device] if probe_TD.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        return run(probe_TD)

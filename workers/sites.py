@@ -1,0 +1,98 @@
+"""Where adapters may attach: the decoder's layers, their linears and feed-forward blocks.
+
+Everything is found by structure; a layer that has a Site already is read as if it had none.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from workers.layers.feed_forward import FeedForward, find_feed_forward, linear_sizes
+from workers.pack import Site
+from workers.spec import AdapterSpec, InputError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module of a decoder layer, and how to put another one in its stead."""
+
+    path: str
+    """Canonical name, such as `layers.0.self_attn.q_proj`."""
+    owner: nn.Module
+    name: str
+    """The owner's attribute that holds it."""
+
+    @property
+    def bare(self) -> nn.Module:
+        """The original module."""
+        return _bare(self.module)
+
+    @property
+    def module(self) -> nn.Module:
+        """What stands there now: the original, or the Site around it."""
+        module = getattr(self.owner, self.name)
+        assert isinstance(module, nn.Module)
+        return module
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The model's decoder layers: the list of modules that holds most of its parameters."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise InputError(f"{type(model).__name__} has no list of decoder layers: {tree(model)}")
+    largest = max(lists, key=lambda layers: sum(weight.numel() for weight in layers.parameters()))
+    return list(largest)
+
+
+def places(owner: nn.Module, path: str) -> Iterator[Place]:
+    """Every module below `owner`, outermost first."""
+    for name, _ in owner.named_children():
+        place = Place(f"{path}.{name}", owner, name)
+        yield place
+        yield from places(place.bare, place.path)
+
+
+def linears(layer: nn.Module, path: str) -> list[Place]:
+    """Every linear of a decoder layer."""
+    return [place for place in places(layer, path) if linear_sizes(place.bare)]
+
+
+def feed_forwards(layer: nn.Module, path: str) -> dict[Place, FeedForward]:
+    """Every feed-forward block of a decoder layer; none is an InputError.
+
+    Adapters that are there already must be switched off.
+    """
+    found = {}
+    for place in places(layer, path):
+        children = {name: _bare(child) for name, child in place.bare.named_children()}
+        view = find_feed_forward(place.bare, children)
+        if view is not None:
+            found[place] = view
+    if not found:
+        raise InputError(
+            f"{path} has no feed-forward block that block experts fit (gate, up and down; gate_up "
+            f"and down; or two linears; each with an activation): {tree(layer)}; experts: linear "
+            "needs none"
+        )
+    return found
+
+
+def wanted(path: str, spec: AdapterSpec) -> bool:
+    """Whether the linear at `path` is among the target modules."""
+    names = spec.target_modules
+    return names == "all-linear" or any(path.endswith(f".{name}") for name in names)
+
+
+def tree(module: nn.Module) -> str:
+    """The module tree in one line, linears with their sizes."""
+    sizes = linear_sizes(module)
+    if sizes:
+        return f"{type(module).__name__} {sizes[0]}x{sizes[1]}"
+    children = (f"{name}: {tree(_bare(child))}" for name, child in module.named_children())
+    inside = ", ".join(children)
+    return f"{type(module).__name__}({inside})" if inside else type(module).__name__
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    return module.base if isinstance(module, Site) else module
