@@ -80,6 +80,16 @@ class SearchSpace:
 
     __call__ = suggest
 
+    def varied(self) -> list[str]:
+        """Fields in which trials may differ."""
+        paths = [p.path for p in self.parameters if len(p.range.ends()) > 1]
+        return paths if NUM_EXPERTS not in paths or TOP_K in paths else [*paths, TOP_K]
+
+    def highest(self, path: str) -> Any:
+        """The largest value that a trial may get for a numeric field."""
+        own = [value for p in self.parameters if p.path == path for value in p.range.ends()]
+        return max(own or [self._value(path, {})])
+
     def _assemble(self, pick: Callable[[str, Range], Any]) -> dict[str, Any]:
         """Go through the fields in order; the one place where conditions are kept."""
         values: dict[str, Any] = {}

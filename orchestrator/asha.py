@@ -1,0 +1,67 @@
+"""ASHA for a study: it stops trials that fall behind at a rung of optimizer steps."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from ray.train._internal.session import _TrainingResult
+from ray.tune import Checkpoint
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler
+
+from orchestrator.search import StudySearch
+from orchestrator.spec import JobSpec
+from workers.train.record import reason
+
+
+class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
+    """ASHA that knows a resumed study's past, and tells the searcher why a trial failed."""
+
+    def __init__(self, job: JobSpec, search: StudySearch, study: optuna.Study) -> None:
+        steps = int(job.search_space().highest("optimizer.steps"))
+        super().__init__(
+            time_attr="step",
+            metric=job.search.metric,
+            mode=job.search.mode,
+            max_t=steps,
+            grace_period=min(steps, job.search.grace_evaluations * job.train.evaluation.every),
+            reduction_factor=job.search.reduction_factor,
+        )
+        self._search = search
+        for trial in study.get_trials(deepcopy=False):
+            self._replay(trial)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Begin a trial; one that was cut off begins at its last checkpoint."""
+        super().on_trial_add(tune_controller, trial)
+        if tune_controller is None or trial.latest_checkpoint_result:
+            return
+        last = self._search.trial(trial.trial_id).user_attrs.get("checkpoint")
+        if last and Path(last["path"]).is_dir():
+            at = Checkpoint.from_directory(last["path"])
+            metrics = {"step": last["step"], "checkpoint_dir_name": Path(last["path"]).name}
+            trial.on_checkpoint(_TrainingResult(at, metrics))
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """A trial failed, or is about to be tried again."""
+        super().on_trial_error(tune_controller, trial)
+        error = trial.get_error()
+        cause = getattr(error, "cause", None) or error
+        self._search.note_failure(trial.trial_id, reason(cause) if cause else "died")
+
+    def _replay(self, past: optuna.trial.FrozenTrial) -> None:
+        """Fill the rungs with what a trial reported in an earlier life of the study."""
+        alike = _Past(f"past-{past.number}")
+        self.on_trial_add(None, alike)
+        last = past.user_attrs.get("checkpoint", {"step": 0})["step"]
+        for step, value in sorted(past.intermediate_values.items()):
+            if past.state.is_finished() or step <= last:  # later ones will be reported again
+                self.on_trial_result(None, alike, {"step": step, self._metric: value})
+
+
+@dataclass(frozen=True)
+class _Past:
+    """Stands for a trial of an earlier life: ASHA looks at a trial's id only."""
+
+    trial_id: str

@@ -1,0 +1,105 @@
+"""What can be known to go wrong before a cluster starts. Everything here raises InputError."""
+
+import difflib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from orchestrator.begin import check_study
+from orchestrator.spec import JobSpec
+from orchestrator.study import storage
+from workers.spec import InputError
+
+MINIMUM_FREE_BYTES = 256 * 2**20
+_SMALLER_IS_BETTER = ("loss", "cross_entropy", "load_balance", "contrastive")
+_LARGER_IS_BETTER = ("score", "value")
+
+
+def preflight(job: JobSpec, resume: bool | None = None) -> None:
+    """Check a job's space, metric, files, base model and data as far as a driver can; with
+    `resume` given, also that the study can be begun (False) or gone on with (True)."""
+    job.search_space()
+    _check_workers(job)
+    _check_files(job)
+    if resume is not None:
+        check_study(job, resume)
+    _check_mode(job)
+    _check_model_and_data(job)
+    _check_metric(job)
+
+
+def _check_workers(job: JobSpec) -> None:
+    """On a cluster that we start, one trial must fit into this machine."""
+    if job.cluster.address or os.environ.get("RAY_ADDRESS"):
+        return  # a cluster of its own size, which may grow
+    workers, each = job.train.parallel.workers, job.search.cpus_per_worker
+    cores = os.cpu_count() or 1
+    if workers * each > cores:
+        raise InputError(
+            f"search.cpus_per_worker: a trial wants {workers} x {each:g} CPU cores, but this "
+            f"machine has {cores}"
+        )
+
+
+def _check_files(job: JobSpec) -> None:
+    """The storage folder can be made and written, with room; the database can be opened."""
+    place = Path(job.cluster.storage).resolve()
+    while not place.exists():
+        place = place.parent
+    where = f"cluster.storage: {job.cluster.storage}"
+    if not place.is_dir():
+        raise InputError(f"{where}: {place} is a file, not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            free = shutil.disk_usage(place).free
+    except OSError as error:
+        raise InputError(f"{where}: cannot be written: {error.strerror}") from None
+    if free < MINIMUM_FREE_BYTES:
+        raise InputError(
+            f"{where}: the disk is full: {free >> 20} MiB free, wanted are "
+            f"{MINIMUM_FREE_BYTES >> 20} MiB"
+        )
+    if job.cluster.store or Path(job.cluster.storage, "moetune.db").exists():
+        with storage(job.cluster, create=True):
+            pass
+
+
+def _check_mode(job: JobSpec) -> None:
+    leaf = job.search.metric.rpartition("/")[2]
+    wanted = "min" if leaf in _SMALLER_IS_BETTER else "max" if leaf in _LARGER_IS_BETTER else None
+    if wanted and wanted != job.search.mode:
+        raise InputError(
+            f"search.mode: {job.search.metric} is better when it is "
+            f"{'smaller' if wanted == 'min' else 'larger'}: write mode: {wanted}"
+        )
+
+
+def _check_model_and_data(job: JobSpec) -> None:
+    from workers.data.batches import check_data
+    from workers.data.encode import Encoder
+    from workers.model import check_base
+
+    check_data(job.train.data, Encoder(check_base(job.train.model), job.train.data))
+
+
+def _check_metric(job: JobSpec) -> None:
+    """Trials will report the metric: it is looked up among what they report for this data."""
+    metric = job.search.metric
+    known = ["validation/loss", "train/loss", "train/cross_entropy"]
+    if job.train.evaluation.generate:
+        known.append("validation/score")
+    if metric not in known:
+        known += _task_metrics(job)
+    if metric not in known:
+        close = difflib.get_close_matches(metric, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"trials report {', '.join(known)}"
+        raise InputError(f"search.metric: {metric}: no such metric; {hint}")
+
+
+def _task_metrics(job: JobSpec) -> list[str]:
+    from workers.data.rows import validation_rows
+
+    tasks = sorted({row.task for row in validation_rows(job.train.data)})
+    measured = ("value", "loss") if job.train.evaluation.generate else ("loss",)
+    return [f"validation/tasks/{task}/{name}" for task in tasks for name in measured]

@@ -1,0 +1,147 @@
+"""Optuna's search as Ray Tune drives it.
+
+Optuna's storage and the trials' folders are a study's only memory. Tune's own snapshot of an
+experiment is not used to go on after the driver was killed: it is taken every ten seconds (a trial
+that finished since would run again), leaves out ASHA's rungs, and is a pickle.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from ray.tune.experiment import Trial
+from ray.tune.result import TRAINING_ITERATION
+from ray.tune.search.optuna import OptunaSearch
+
+from orchestrator.spec import JobSpec
+from orchestrator.study import trial_name
+from workers.spec import InputError, override
+from workers.train.record import write_text
+
+Register = Callable[[int, Mapping[str, Any]], str]
+"""Puts a finished trial's adapter into the registry, given its number and its last report; returns
+the version's id."""
+
+
+@dataclass
+class TrialNames:
+    """Names of Tune's trials by their ids. Tune pickles it with each trial, so it holds no more."""
+
+    by_id: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, trial: Trial) -> str:
+        return self.by_id[trial.trial_id]
+
+
+class StudySearch(OptunaSearch):  # type: ignore[misc]
+    """OptunaSearch that numbers, resumes, explains and registers trials."""
+
+    def __init__(self, job: JobSpec, study: optuna.Study, register: Register) -> None:
+        """`study` exists already; its running trials were cut off and are gone on with first."""
+        self._job = job
+        self._register = register
+        self._cut_off = [t for t in study.get_trials(deepcopy=False) if not t.state.is_finished()]
+        self._failures: dict[str, str] = {}
+        self.names = TrialNames()
+        super().__init__(
+            space=job.search_space(),
+            metric=job.search.metric,
+            mode=job.search.mode,
+            sampler=_sampler(job, 0),
+            study_name=study.study_name,
+            storage=study._storage,
+        )
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """Values for a new trial, or again for one that was cut off."""
+        if self._cut_off:
+            known = optuna.trial.Trial(self._ot_study, self._cut_off.pop(0)._trial_id)
+            self._ot_trials[trial_id] = known
+        else:
+            # Seeded by the number, so that a study gone on with suggests what it would have.
+            number = len(self._ot_study.get_trials(deepcopy=False))
+            self._ot_study.sampler = _sampler(self._job, number)
+        values: dict[str, Any] = super().suggest(trial_id)
+        trial = self._ot_trials[trial_id]
+        trial.set_user_attr("values", values)
+        trial.set_user_attr("tune_trial", trial_id)
+        self.names.by_id[trial_id] = trial_name(trial.number)
+        return values
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Record an intermediate value, at the trial's own step."""
+        reported = self.trial(trial_id).intermediate_values
+        if result["step"] not in reported:
+            super().on_trial_result(trial_id, {**result, TRAINING_ITERATION: result["step"]})
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Record the end: COMPLETE with a version, PRUNED where ASHA stopped it, or FAIL.
+
+        Without an error and a result the study was interrupted: the trial will be gone on with.
+        """
+        if error:
+            self._fail(trial_id)
+        elif result:
+            self.on_trial_result(trial_id, result)
+            if result["step"] < self.steps(trial_id):
+                super().on_trial_complete(trial_id)
+            elif self._put_into_registry(trial_id, result):
+                super().on_trial_complete(trial_id, result)
+            else:
+                self._fail(trial_id)
+
+    def note_failure(self, trial_id: str, why: str) -> None:
+        """Remember why a trial failed: Tune tells a searcher only that it did."""
+        self._failures[trial_id] = why
+        failures = self.trial(trial_id).user_attrs.get("failures", [])
+        self._ot_trials[trial_id].set_user_attr("failures", [*failures, why])
+
+    def note_checkpoint(self, trial_id: str, path: str, step: int) -> None:
+        """Remember where a trial can be gone on with."""
+        self._ot_trials[trial_id].set_user_attr("checkpoint", {"path": path, "step": step})
+
+    def trial(self, trial_id: str) -> optuna.trial.FrozenTrial:
+        """Optuna's record of a Tune trial, as it is stored."""
+        known = self._ot_trials[trial_id]
+        return self._ot_study._storage.get_trial(known._trial_id)
+
+    def steps(self, trial_id: str) -> int:
+        """Optimizer steps that a trial makes if nothing stops it."""
+        values = self.trial(trial_id).user_attrs["values"]
+        return override(self._job.train, values, "trial").optimizer.steps
+
+    def folder(self, trial_id: str) -> Path:
+        """The trial's own folder."""
+        return self._job.study_folder() / "trials" / self.names.by_id[trial_id]
+
+    def _fail(self, trial_id: str) -> None:
+        why = self._failures.get(trial_id, "ended without a result")
+        self._ot_trials[trial_id].set_user_attr("reason", why)
+        self.folder(trial_id).mkdir(parents=True, exist_ok=True)
+        write_text(self.folder(trial_id) / "error.txt", why + "\n")
+        super().on_trial_complete(trial_id, error=True)
+
+    def _put_into_registry(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        number = self._ot_trials[trial_id].number
+        try:
+            version = self._register(number, result)
+        except (InputError, OSError) as error:
+            self._failures[trial_id] = f"its adapter cannot be registered: {error}"
+            return False
+        self._ot_trials[trial_id].set_user_attr("version", version)
+        return True
+
+
+def _sampler(job: JobSpec, number: int) -> optuna.samplers.TPESampler:
+    """TPE for the trial of this number. Running trials count as bad, to keep others away."""
+    seeds = np.random.SeedSequence([job.search.seed, number]).generate_state(1)
+    return optuna.samplers.TPESampler(
+        seed=int(seeds[0]),
+        n_startup_trials=job.search.startup_trials,
+        constant_liar=job.search.max_concurrent > 1,
+    )

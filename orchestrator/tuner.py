@@ -1,0 +1,95 @@
+"""Runs a study: Ray Tune over the trainer, with Optuna's search, ASHA and retries."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.begin import begin, check_study, locked
+from orchestrator.events import TrialEvent
+from orchestrator.preflight import preflight
+from orchestrator.spec import JobSpec
+from orchestrator.study import Study, storage, trial_name
+
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = ["preflight", "run"]
+
+Listener = Callable[[TrialEvent], None]
+
+
+def run(job: JobSpec, resume: bool = False, on_progress: Listener | None = None) -> Study:
+    """Run the job's study to its end on the connected cluster, and return it.
+
+    `resume` goes on with a study that was cut off: what has ended is kept, the rest continues from
+    its last checkpoint. Raises InputError for a study that exists already, that is not there to go
+    on with, that another process runs, or whose job was another; KeyboardInterrupt if it was
+    interrupted, which leaves it as it would be found after a kill.
+    """
+    check_study(job, resume)
+    with locked(job), storage(job.cluster, create=True) as store:
+        study = begin(job, resume, store)
+        missing = job.search.trials - _ended(study)
+        if missing > 0:
+            _tune(job, study, missing, on_progress or (lambda _: None))
+        if _ended(study) < job.search.trials:
+            raise KeyboardInterrupt
+        # Optimizer states and the like: the adapters lie with the trials and in the registry.
+        shutil.rmtree(_tune_folder(job), ignore_errors=True)
+    return Study.open(job.cluster, job.name)
+
+
+def _tune(job: JobSpec, study: "optuna.Study", trials: int, tell: Listener) -> None:
+    from ray import tune
+
+    from orchestrator.asha import StudyScheduler
+    from orchestrator.search import StudySearch
+    from orchestrator.trainer import trial_trainable
+    from orchestrator.watcher import StudyWatcher
+
+    search = StudySearch(job, study, _Registrar(job))
+    tune.Tuner(
+        trial_trainable(job),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=StudyScheduler(job, search, study),
+            num_samples=trials,
+            max_concurrent_trials=min(job.search.max_concurrent, trials),
+            reuse_actors=job.train.parallel.workers == 1,
+            trial_name_creator=search.names,
+            trial_dirname_creator=search.names,
+        ),
+        run_config=tune.RunConfig(
+            name=f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}",
+            storage_path=str(_tune_folder(job)),
+            failure_config=tune.FailureConfig(max_failures=job.search.retries),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1),
+            callbacks=[StudyWatcher(search, tell)],
+            verbose=0,
+        ),
+    ).fit()
+
+
+def _ended(study: "optuna.Study") -> int:
+    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+
+
+def _tune_folder(job: JobSpec) -> Path:
+    return job.study_folder() / "tune"
+
+
+@dataclass(frozen=True)
+class _Registrar:
+    """Registers a finished trial's adapter. Tune pickles it, so it holds plain values only."""
+
+    job: JobSpec
+
+    def __call__(self, number: int, report: Mapping[str, Any]) -> str:
+        from orchestrator.registry import Registry
+
+        registry = Registry(self.job.store_url(), Path(self.job.cluster.storage).resolve())
+        folder = self.job.study_folder() / "trials" / trial_name(number) / "adapter"
+        return registry.register(self.job.name, number, folder, report).id

@@ -1,0 +1,74 @@
+"""Watches Tune's trials: tells what happens to them, and notes their checkpoints."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray.tune import Callback, Checkpoint
+from ray.tune.experiment import Trial
+
+from orchestrator.events import Kind, TrialEvent
+from orchestrator.search import StudySearch
+from orchestrator.study import value_at
+
+_ENDS: dict[str, Kind] = {"COMPLETE": "finished", "PRUNED": "stopped"}
+
+
+class StudyWatcher(Callback):  # type: ignore[misc]
+    """Turns Tune's callbacks into events. Tune names every argument."""
+
+    def __init__(self, search: StudySearch, tell: Callable[[TrialEvent], None]) -> None:
+        self._search = search
+        self._tell = tell
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks for a restore that we never ask for; displays do not pickle.
+        return {}
+
+    def on_trial_start(self, *, trial: Trial, **_: Any) -> None:
+        """A trial begins or goes on."""
+        self._event(trial, "started")
+
+    def on_trial_result(self, *, trial: Trial, result: dict[str, Any], **_: Any) -> None:
+        """A trial evaluated."""
+        self._event(trial, "reported", result)
+
+    def on_trial_complete(self, *, trial: Trial, **_: Any) -> None:
+        """A trial ended: by itself, stopped by ASHA, or with an adapter that is not usable."""
+        record = self._search.trial(trial.trial_id)
+        kind = _ENDS.get(record.state.name, "failed")
+        self._event(trial, kind, message=record.user_attrs.get("reason", ""))
+
+    def on_trial_recover(self, *, trial: Trial, **_: Any) -> None:
+        """A trial failed and is tried again."""
+        self._event(trial, "retried", message=self._failure(trial))
+
+    def on_trial_error(self, *, trial: Trial, **_: Any) -> None:
+        """A trial failed for good."""
+        self._event(trial, "failed", message=self._failure(trial))
+
+    def on_checkpoint(self, *, trial: Trial, checkpoint: Checkpoint, **_: Any) -> None:
+        """A checkpoint is complete."""
+        step = trial.last_result["step"]
+        if step < self._search.steps(trial.trial_id):  # there is no going on from the end
+            self._search.note_checkpoint(trial.trial_id, checkpoint.path, step)
+
+    def _failure(self, trial: Trial) -> str:
+        failures = self._search.trial(trial.trial_id).user_attrs.get("failures", [""])
+        return str(failures[-1])
+
+    def _event(
+        self, trial: Trial, kind: Kind, result: Mapping[str, Any] | None = None, message: str = ""
+    ) -> None:
+        record = self._search.trial(trial.trial_id)
+        report = result or trial.last_result or {}
+        self._tell(
+            TrialEvent(
+                number=record.number,
+                kind=kind,
+                params=record.user_attrs["values"],
+                step=int(report.get("step", 0)),
+                steps=self._search.steps(trial.trial_id),
+                value=value_at(report, self._search.metric),
+                message=message,
+            )
+        )
