@@ -49,10 +49,17 @@ class Adapter:
     `layers.{i}.{path of the linear}.lora_A` [E, R, I] and `.lora_B` [E, O, R]."""
 
     def __init__(
-        self, slot: str, spec: AdapterSpec, rows: RowMap, layers: Mapping[Place, Layer]
+        self,
+        slot: str,
+        spec: AdapterSpec,
+        rows: RowMap,
+        layers: Mapping[Place, Layer],
+        layer_list: str,
     ) -> None:
         self.slot = slot
         self.spec = spec
+        self.layer_list = layer_list
+        """The model's path of its decoder layers (`model.layers`), which PEFT's names hold."""
         self._rows = rows
         self._layers = dict(layers)
 
@@ -137,8 +144,9 @@ def inject(model: nn.Module, spec: AdapterSpec, *, slot: str = "default", seed: 
     rows = row_map(model)
     if slot in rows.slots:
         raise InputError(f"slot {slot!r} has an adapter already")
+    layer_list, layers = decoder_layers(model)
     with rows.everywhere(None):
-        planned = _plan(decoder_layers(model), spec)
+        planned = _plan(layers, spec)
     generator = torch.Generator().manual_seed(seed)
     if not rows.slots:
         model.requires_grad_(False)
@@ -150,7 +158,8 @@ def inject(model: nn.Module, spec: AdapterSpec, *, slot: str = "default", seed: 
         assert isinstance(site, Site)
         site.add(slot, layer)
     rows.slots.append(slot)
-    return Adapter(slot, spec, rows, {place: layer for place, (_, layer) in planned.items()})
+    taken = {place: layer for place, (_, layer) in planned.items()}
+    return Adapter(slot, spec, rows, taken, layer_list)
 
 
 def row_map(model: nn.Module) -> RowMap:

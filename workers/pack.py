@@ -116,6 +116,7 @@ class Site(nn.Module):
         self.adapters = nn.ModuleDict()
         self.rows = rows
         self._feed_forward = feed_forward
+        self.training = base.training  # A model in eval mode must not get dropout.
 
     @property
     def weight(self) -> Tensor:

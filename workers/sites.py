@@ -36,13 +36,20 @@ class Place:
         return module
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The model's decoder layers: the list of modules that holds most of its parameters."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
+    """The model's decoder layers, the list of modules that holds most of its parameters, and its
+    path in the model, such as `model.layers`."""
+    lists = {
+        path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)
+    }
     if not lists:
         raise InputError(f"{type(model).__name__} has no list of decoder layers: {tree(model)}")
-    largest = max(lists, key=lambda layers: sum(weight.numel() for weight in layers.parameters()))
-    return list(largest)
+    sizes = {
+        path: sum(weight.numel() for weight in layers.parameters())
+        for path, layers in lists.items()
+    }
+    path = max(sizes, key=sizes.__getitem__)
+    return path, list(lists[path])
 
 
 def places(owner: nn.Module, path: str) -> Iterator[Place]:

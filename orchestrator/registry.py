@@ -1,0 +1,199 @@
+"""Immutable adapter versions, and the names that point at them through an append-only log.
+
+A version is a folder named by the hash of its content, and a row. A name (`home`) has a log of
+events; its champion is the version of the last one. Nothing is ever updated or deleted, so any
+number of threads, processes and machines may work on one registry.
+"""
+
+import math
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestrator.version_files import VersionFiles
+from workers.adapter.manifest import Manifest
+from workers.spec import InputError, Spec
+
+if TYPE_CHECKING:
+    from orchestrator.store import Row, Store
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+PREFIX = re.compile(r"[0-9a-f]{4,64}")
+ID_LENGTH = 12
+
+
+class Record(Spec):
+    """What the registry answers with."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return self.model_dump(mode="json")
+
+
+class Version(Record):
+    """One trained adapter, for ever."""
+
+    id: str
+    """First 12 hex digits of `digest`: what people type."""
+    digest: str
+    """SHA-256 of the folder's content."""
+    study: str
+    trial: int | None
+    folder: Path
+    metrics: dict[str, Any]
+    created: datetime
+
+
+class Event(Record):
+    """One line of a name's log. Versions are given by their ids."""
+
+    name: str
+    revision: int
+    action: Literal["promote", "rollback"]
+    version: str
+    previous: str | None
+    actor: str
+    reason: str
+    evidence: dict[str, Any]
+    at: datetime
+
+
+class Registry:
+    """Versions and names in one database and one storage folder."""
+
+    def __init__(self, store_url: str, storage_folder: str | Path) -> None:
+        """`store_url`: any SQLAlchemy URL (`JobSpec.store_url`); opened on first use."""
+        self._url = store_url
+        self._files = VersionFiles(Path(storage_folder).resolve() / "versions")
+        self._opening = threading.Lock()
+        self._opened: Store | None = None
+
+    def register(
+        self,
+        study: str,
+        trial: int | None,
+        adapter_folder: str | Path,
+        metrics: Mapping[str, Any],
+        lineage: Mapping[str, Any] | None = None,
+    ) -> Version:
+        """Copy an adapter into the registry; the same content again is the same version.
+
+        `metrics` (nested, as reported) and `lineage` (fields of `Manifest`, such as `data_digest`
+        and `expert_load`) go into the copy's manifest, so they are part of what is hashed.
+        """
+        check_name(study, "study")
+        for path, value in _leaves(metrics):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"study {study}, trial {trial}: metric {path} is {value}")
+        facts = {"study": study, "trial": trial, "metrics": dict(metrics)}
+        digest = self._files.add(Path(adapter_folder), {**(lineage or {}), **facts})
+        created = datetime.now(UTC).isoformat()
+        self._store.add_version({"digest": digest, **facts, "created": created})
+        return self.version(digest)
+
+    def versions(self, study: str | None = None) -> list[Version]:
+        """All versions, or a study's, oldest first."""
+        return [self._version(row) for row in self._store.versions(study=study)]
+
+    def version(self, id: str) -> Version:
+        """The version of an id, a full digest, or a prefix of at least 4 hex digits."""
+        if not PREFIX.fullmatch(id):
+            raise InputError(f"version {id!r}: an id is 4 to 64 hex digits")
+        rows = self._store.versions(prefix=id)
+        if not rows:
+            raise InputError(f"version {id}: there is none in the registry")
+        if len(rows) > 1:
+            found = ", ".join(row["digest"][:ID_LENGTH] for row in rows[:5])
+            raise InputError(f"version {id}: several begin so: {found}")
+        return self._version(rows[0])
+
+    def names(self) -> list[str]:
+        """All names that something was promoted to."""
+        return [row["name"] for row in self._store.latest()]
+
+    def champions(self) -> dict[str, Version]:
+        """Every name's champion: what a server that watches the registry asks for."""
+        return {row["name"]: self.version(row["version"]) for row in self._store.latest()}
+
+    def champion(self, name: str) -> Version | None:
+        """The version that a name points at; None where nothing was promoted to it."""
+        events = self.history(name)
+        return self.version(events[-1].version) if events else None
+
+    def history(self, name: str) -> list[Event]:
+        """The log of a name, oldest first; empty for a name that nobody has used."""
+        check_name(name, "name")
+        return [Event.model_validate(dict(row)) for row in self._store.events(name)]
+
+    def resolve(self, reference: str) -> Version:
+        """The version of `NAME` or `NAME@VERSION`, its files verified.
+
+        A version answers to a name only if it was once promoted to it: what a gate has refused
+        cannot be had under the name.
+        """
+        name, at, id = reference.partition("@")
+        events = self.history(name)
+        if not events:
+            known = ", ".join(self.names()) or "none yet"
+            raise InputError(f"{name}: nothing was promoted to this name; names are: {known}")
+        version = self.version(id if at else events[-1].version)
+        if version.id not in {event.version for event in events}:
+            raise InputError(f"{reference}: this version was never promoted to {name}")
+        self.verify(version)
+        return version
+
+    def verify(self, version: Version) -> None:
+        """Refuse a version whose folder was lost or altered."""
+        self._files.verify(version.digest)
+
+    def manifest(self, version: Version) -> Manifest:
+        """The lineage of a version, from its verified folder."""
+        return self._files.manifest(version.digest)
+
+    def append(self, event: Event) -> bool:
+        """Append to a name's log; False where `event.revision` is taken: somebody else was first.
+
+        The bare compare-and-set under `promotion.promote` and `rollback`, which are what to call.
+        """
+        check_name(event.name, "name")
+        self.verify(self.version(event.version))
+        return self._store.add_event(event.model_dump(mode="json"))
+
+    def close(self) -> None:
+        """Close the database connections."""
+        if self._opened is not None:
+            self._opened.close()
+
+    @property
+    def _store(self) -> "Store":
+        with self._opening:
+            if self._opened is None:
+                from orchestrator.store import Store
+
+                self._opened = Store(self._url)
+            return self._opened
+
+    def _version(self, row: "Row") -> Version:
+        digest = row["digest"]
+        place = {"id": digest[:ID_LENGTH], "folder": self._files.path(digest)}
+        return Version.model_validate({**row, **place})
+
+
+def check_name(name: str, what: str) -> None:
+    """Names become parts of URLs and log lines: letters, digits, `_`, `.` and `-` only."""
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"{what} {name!r}: write 1 to 63 letters, digits, '_', '.' or '-', "
+            "beginning with a letter or digit"
+        )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,98 @@
+"""The folders of adapter versions: `FOLDER/DIGEST`, named by their content and never changed."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workers.adapter import folder as folders
+from workers.adapter.digest import folder_digest
+from workers.adapter.manifest import Manifest, read_manifest, write_manifest
+from workers.spec import InputError, validated
+
+KEPT = (folders.WEIGHTS, folders.CONFIG, folders.MANIFEST)
+
+
+class VersionFiles:
+    """Adds folders, and notices lost or altered ones."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` may not exist yet."""
+        self._folder = folder
+        self._verified: dict[str, tuple[tuple[str, int, int], ...]] = {}
+
+    def path(self, digest: str) -> Path:
+        """Where the version of this digest lies."""
+        return self._folder / digest
+
+    def add(self, source: Path, facts: Mapping[str, Any]) -> str:
+        """Copy an adapter with `facts` written into its manifest; returns its digest."""
+        temporary = self._folder / f".{uuid.uuid4().hex}"
+        try:
+            temporary.mkdir(parents=True)
+            # The copy is what is checked: the source may change under our hands.
+            _copy(source, temporary)
+            _complete(temporary, facts, source)
+            digest = folder_digest(temporary)
+            self._settle(temporary, digest)
+        except OSError as error:
+            raise InputError(f"{self._folder}: cannot be written: {error.strerror}") from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self.verify(digest)
+        return digest
+
+    def manifest(self, digest: str) -> Manifest:
+        """The lineage in a verified folder."""
+        self.verify(digest)
+        manifest = read_manifest(self.path(digest))
+        assert manifest is not None, "a stored folder has a manifest"
+        return manifest
+
+    def verify(self, digest: str) -> None:
+        """Refuse a folder that was lost or altered. Hashes it again only where a file's size or
+        time differs from when this process last did."""
+        folder = self.path(digest)
+        if not folder.is_dir():
+            raise InputError(f"version {digest[:12]}: its folder {folder} is gone")
+        files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+        stamp = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)
+        if self._verified.get(digest) == stamp:
+            return
+        if {name for name, _ in files} != set(KEPT) or folder_digest(folder) != digest:
+            raise InputError(f"version {digest[:12]}: its folder {folder} was altered")
+        self._verified[digest] = stamp
+
+    def _settle(self, temporary: Path, digest: str) -> None:
+        """Rename into place; a folder that is there already has the same content, or is noticed
+        by `verify`."""
+        for path in temporary.iterdir():
+            path.chmod(0o444)
+        if not self.path(digest).exists():
+            try:
+                os.replace(temporary, self.path(digest))
+            except OSError:  # another process was first
+                if not self.path(digest).is_dir():
+                    raise
+
+
+def _copy(source: Path, target: Path) -> None:
+    if folders.member(folders.existing(source), folders.MANIFEST) is None:
+        raise InputError(f"{source}: has no manifest; bring it in with `moetune adapter import`")
+    for name in KEPT:
+        shutil.copyfile(folders.required(source, name), target / name, follow_symlinks=False)
+
+
+def _complete(folder: Path, facts: Mapping[str, Any], source: Path) -> None:
+    """Check the adapter whole, then write the facts into its manifest."""
+    from workers.adapter.files import read
+
+    try:
+        manifest = read(folder).manifest
+    except InputError as error:
+        raise InputError(str(error).replace(str(folder), str(source))) from None
+    assert manifest is not None, "_copy has seen to it"
+    values = {**manifest.model_dump(mode="json"), **facts}
+    write_manifest(folder, validated(Manifest, values, f"{source}: lineage"))

@@ -1,0 +1,101 @@
+"""Save an adapter, read it back, put it onto a model. Nothing is attached unless all of it fits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from workers.adapter.config import AdapterConfig, config_values, peft_type
+from workers.adapter.digest import base_digest, folder_digest
+from workers.adapter.manifest import Manifest
+from workers.adapter.names import Tensors, target_names, to_canonical, to_disk
+from workers.adapter.raw import read_raw, write_raw
+from workers.inject import Adapter, inject
+from workers.spec import AdapterSpec, InputError
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+SAME_ACTIVATION = frozenset({"silu", "swish"})
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter as read from its folder."""
+
+    spec: AdapterSpec
+    """Its shape; target_modules are names, also where it was trained with all-linear."""
+    tensors: Tensors
+    """Stacked float32 tensors by canonical name, for `Adapter.load_state_dict`."""
+    config: AdapterConfig
+    manifest: Manifest | None
+    """None for an adapter that moetune did not write."""
+
+
+def save(adapter: Adapter, folder: str | Path, manifest: Manifest) -> None:
+    """Write an adapter as a folder, whole or not at all; replaces one that is there."""
+    tensors = adapter.state_dict()
+    values = config_values(adapter.spec, target_names(tensors), manifest.base.path)
+    raw = to_disk(tensors, adapter.spec, adapter.layer_list)
+    write_raw(folder, values, raw, manifest)
+
+
+def read(folder: str | Path) -> AdapterFiles:
+    """Read a folder of ours, MixLoRA's, MoELoRA's or PEFT's; refuses a damaged one."""
+    raw = read_raw(folder)
+    tensors, spec = to_canonical(raw.tensors, raw.config, str(folder))
+    return AdapterFiles(spec, tensors, raw.config, raw.manifest)
+
+
+def attach(model: ModelT, folder: str | Path, slot: str = "default") -> ModelT:
+    """Put the adapter in a folder onto its base model, for use, and return the model."""
+    load_into(model, folder, slot)
+    return model
+
+
+def load_into(model: nn.Module, folder: str | Path, slot: str = "default") -> Adapter:
+    """Put the adapter in a folder onto its base model; an InputError leaves the model as it was."""
+    files = read(folder)
+    _check_base(model, files, folder)
+    try:
+        adapter = inject(model, files.spec, slot=slot)
+    except InputError as error:
+        raise InputError(f"{folder}: does not fit this model: {error}") from None
+    try:
+        adapter.load_state_dict(files.tensors)
+    except InputError as error:
+        adapter.remove()
+        raise InputError(f"{folder}: does not fit this model: {error}") from None
+    return adapter
+
+
+def inspect(folder: str | Path) -> dict[str, Any]:
+    """What a folder holds, as plain values; reads and checks it whole, needs no model."""
+    files = read(folder)
+    manifest = files.manifest.model_dump(mode="json") if files.manifest else {}
+    for ours in ("format", "files"):
+        manifest.pop(ours, None)
+    base = manifest.pop("base", {"path": files.config.base_model_name_or_path, "digest": None})
+    return {
+        "folder": str(folder),
+        "digest": folder_digest(folder),
+        "format": peft_type(files.spec).lower(),
+        **files.spec.model_dump(mode="json"),
+        "layers": len({name.split(".")[1] for name in files.tensors}),
+        "parameters": sum(tensor.numel() for tensor in files.tensors.values()),
+        "base_model": base["path"],
+        "base_digest": base["digest"],
+        **manifest,
+    }
+
+
+def _check_base(model: nn.Module, files: AdapterFiles, folder: str | Path) -> None:
+    """Refuse an adapter of another base, which might well have the same shapes."""
+    base = files.manifest.base if files.manifest else None
+    if base and base.digest and base.digest != base_digest(model):
+        raise InputError(f"{folder}: belongs to another base model, {base.path}: weights differ")
+    config = getattr(model, "config", None)
+    mine = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
+    theirs = files.config.act_fn
+    if theirs and mine and theirs != mine and not {theirs, mine} <= SAME_ACTIVATION:
+        raise InputError(f"{folder}: its experts use {theirs}, but the base model uses {mine}")

@@ -1,0 +1,123 @@
+"""The folder of an adapter: its files, opened without tricks and written whole. No torch."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any, NoReturn
+
+from workers.spec import InputError
+
+WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
+CONFIG = "adapter_config.json"
+MANIFEST = "manifest.json"
+FILES = (WEIGHTS, PICKLED, CONFIG, MANIFEST)
+
+
+def existing(path: str | Path) -> Path:
+    """The folder at `path`; an InputError where there is none."""
+    try:
+        found = os.path.isdir(path)
+    except ValueError:  # a null byte
+        found = False
+    if not found:
+        raise InputError(f"{path}: there is no such adapter folder")
+    return Path(path)
+
+
+def member(folder: Path, name: str) -> Path | None:
+    """One file of the folder, None where it is missing. Links are refused: an adapter that comes
+    from outside must not make us read, hash or copy files from elsewhere."""
+    path = folder / name
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+    if not S_ISREG(mode):
+        raise InputError(f"{path}: is no regular file; links and devices are refused")
+    return path
+
+
+def required(folder: Path, name: str) -> Path:
+    """One file of the folder, which must be there."""
+    path = member(folder, name)
+    if path is None:
+        raise InputError(f"{folder}: has no {name}")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; NaN and Infinity are no JSON."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is no JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold a mapping, not a {type(values).__name__}")
+    return values
+
+
+def write_json(path: Path, values: Any, sort: bool = False) -> None:
+    """Write `values` as JSON that a person can read and `read_json` accepts."""
+    text = json.dumps(values, indent=2, allow_nan=False, sort_keys=sort)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` to write into, which takes its place at the end or vanishes.
+
+    A new adapter appears in one rename. One that replaces another needs two, since no portable
+    call swaps folders: a reader in between finds no folder, but never a mixture.
+    """
+    _refuse_strangers(folder)
+    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _sync(temporary)
+        _put(temporary, folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Replacing a folder removes what it held, so it may only hold an adapter's files."""
+    try:
+        strangers = sorted({entry.name for entry in folder.iterdir()} - set(FILES))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
+    if strangers:
+        raise InputError(f"{folder}: holds other files ({strangers[0]}); name a new folder")
+
+
+def _sync(folder: Path) -> None:
+    """Bring the files to the disk before the rename that makes them visible."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _put(new: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    old = new.with_suffix(".old")
+    os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)

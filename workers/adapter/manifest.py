@@ -1,0 +1,61 @@
+"""Lineage of an adapter: what it was trained from, on what, by whom, and how well. No torch."""
+
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from workers.adapter import folder as folders
+from workers.spec import Spec, validated
+
+
+def code_version() -> str:
+    """Version of the installed moetune, `unknown` when it runs from a bare folder."""
+    try:
+        return version("moetune")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class BaseRecord(Spec):
+    """The frozen base model that an adapter belongs to."""
+
+    path: str
+    """Hub name or folder that it was loaded from."""
+    digest: str | None = None
+    """`workers.adapter.digest.base_digest` of its weights; None where it was never seen."""
+
+
+class Manifest(Spec):
+    """The content of `manifest.json`."""
+
+    format: Literal[1] = 1
+    """Version of this file's layout."""
+    base: BaseRecord
+    spec: dict[str, Any] | None = None
+    """The resolved TrainSpec as plain values; None for an adapter from elsewhere."""
+    data_digest: str | None = None
+    """Digest of the data; metrics of adapters with different data cannot be compared."""
+    study: str | None = None
+    trial: int | None = None
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    """Last reported metrics, nested as the training run reports them."""
+    expert_load: dict[str, tuple[Annotated[float, Field(ge=0)], ...]] = Field(default_factory=dict)
+    """Share of the routed tokens that each expert got in validation, by layer."""
+    code_version: str = Field(default_factory=code_version)
+    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of the folder's other files, filled in when it is written."""
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The folder's manifest, None where it has none (an adapter from elsewhere)."""
+    path = folders.member(folder, folders.MANIFEST)
+    return validated(Manifest, folders.read_json(path), str(path)) if path else None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, with sorted keys: equal manifests are equal files."""
+    folders.write_json(folder / folders.MANIFEST, manifest.model_dump(mode="json"), sort=True)

@@ -1,0 +1,111 @@
+"""An adapter folder's files as they stand: configuration, named tensors, manifest."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from workers.adapter import folder as folders
+from workers.adapter.config import AdapterConfig, read_config
+from workers.adapter.digest import file_digest
+from workers.adapter.manifest import Manifest, read_manifest, write_manifest
+from workers.adapter.names import Tensors
+from workers.spec import InputError
+
+
+@dataclass(frozen=True)
+class RawAdapter:
+    """What a folder holds, checked tensor by tensor but not yet against any model."""
+
+    config: AdapterConfig
+    values: dict[str, Any]
+    """The configuration as it stands, keys that we ignore included."""
+    tensors: Tensors
+    manifest: Manifest | None
+
+
+def read_raw(path: str | Path) -> RawAdapter:
+    """Read a folder; refuses damaged files and values that no training leaves behind."""
+    folder = folders.existing(path)
+    config, values = read_config(folder)
+    manifest = read_manifest(folder)
+    for name, digest in (manifest.files if manifest else {}).items():
+        if name not in folders.FILES or file_digest(folders.required(folder, name)) != digest:
+            raise InputError(f"{folder}: {name} is not the file that its manifest describes")
+    return RawAdapter(config, values, _read_tensors(folder), manifest)
+
+
+def write_raw(
+    path: str | Path,
+    values: dict[str, Any],
+    tensors: Tensors,
+    manifest: Manifest | None = None,
+    as_bin: bool = False,
+) -> None:
+    """Write a folder whole or not at all. `as_bin`: for tools that read only `.bin`."""
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor, str(path))
+    stored = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    with folders.written_whole(Path(path)) as folder:
+        folders.write_json(folder / folders.CONFIG, values)
+        if as_bin:
+            torch.save(stored, folder / folders.PICKLED)
+        else:
+            _save_safetensors(stored, folder / folders.WEIGHTS)
+        if manifest is not None:
+            digests = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
+            write_manifest(folder, manifest.model_copy(update={"files": digests}))
+
+
+def _read_tensors(folder: Path) -> Tensors:
+    weights = folders.member(folder, folders.WEIGHTS)
+    pickled = folders.member(folder, folders.PICKLED)
+    path = weights or pickled
+    if path is None:
+        raise InputError(f"{folder}: has neither {folders.WEIGHTS} nor {folders.PICKLED}")
+    try:
+        tensors = load_file(path) if path is weights else _unpickle(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: is damaged: {' '.join(str(error).split())}") from None
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor, str(path))
+    return tensors
+
+
+def _unpickle(path: Path) -> Tensors:
+    """A `.bin` file through torch's restricted unpickler, which runs no code of the file."""
+    try:
+        loaded = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a damaged zip or pickle raises a dozen kinds
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: is damaged or holds more than tensors: {reason}") from None
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in loaded.items()
+    ):
+        raise InputError(f"{path}: must hold named tensors and nothing else")
+    return loaded
+
+
+def _save_safetensors(tensors: Tensors, path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from None
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, where: str) -> None:
+    """Empty tensors are what a gather forgotten under ZeRO-3 leaves; NaN is a run gone wrong."""
+    plain = tensor.layout == torch.strided and tensor.is_floating_point() and not tensor.is_meta
+    if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():  # an expanded view
+        raise InputError(f"{where}: tensor {name} is no dense floating-point tensor")
+    if tensor.numel() == 0:
+        raise InputError(f"{where}: tensor {name} of shape {list(tensor.shape)} has no elements")
+    if not torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all():
+        raise InputError(f"{where}: tensor {name} has values that are not finite")
