@@ -1,0 +1,169 @@
+"""The train loop. It knows nothing of Ray: workers.train.ray_worker starts it in both ways."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workers.adapter import files
+from workers.adapter.manifest import Manifest
+from workers.data.batches import Batches, collate
+from workers.inject import inject
+from workers.spec import InputError, TrainSpec
+from workers.train import checkpoint
+from workers.train.evaluate import Evaluation
+from workers.train.inputs import Inputs
+from workers.train.record import Metrics, RunPlan
+from workers.train.step import DivergedError, StepResult, TrainStep
+from workers.train.world import World
+
+
+class TrainingRun:
+    """One adapter in training, on this worker. Every worker of a run calls the same methods."""
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        plan: RunPlan,
+        *,
+        world: World | None = None,
+        inputs: Inputs | None = None,
+    ) -> None:
+        """`inputs` are those of an earlier run with the same model and data, if there was one."""
+        self.spec, self.plan = spec, plan
+        self.world = world or World.current()
+        self.inputs = inputs or Inputs.load(spec)
+        self.step = 0
+        self._metrics: Metrics = {}
+        if spec.parallel.threads:
+            torch.set_num_threads(spec.parallel.threads)
+        checkpoint.seed_worker(spec.seed, self.world)
+        base = self.inputs.base
+        self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
+        try:
+            if plan.start_from:
+                self._start_from(plan.start_from)
+            self._train_step = TrainStep(spec, base, self.adapter, self.world)
+        except BaseException:
+            self.close()
+            raise
+        self._evaluate = Evaluation(self.inputs, self.adapter, spec.evaluation, self.world)
+        self._batches = Batches(
+            self.inputs.train,
+            spec.optimizer.batch_size,
+            seed=spec.seed,
+            rank=self.world.rank,
+            world=self.world.size,
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are taken."""
+        return self.step >= self.spec.optimizer.steps
+
+    def advance(self) -> Metrics:
+        """Train to the next report and evaluate; the same figures on every worker.
+
+        `{"step", "epoch", "train": {"loss", "cross_entropy", …, "grad_norm", "lr",
+        "tokens_per_second"}, "validation": …}`, losses as means over the steps since the last
+        report (auxiliary ones only where they are on) and `validation` as Evaluation gives it.
+        Raises DivergedError if anything is not finite.
+        """
+        every = self.spec.evaluation.every
+        until = min((self.step // every + 1) * every, self.spec.optimizer.steps)
+        model = self.inputs.base.model.train()
+        try:
+            train = self._train_until(until)
+        finally:
+            model.eval()
+        self._metrics = {
+            "step": self.step,
+            "epoch": self.step / self._batches.steps_per_epoch,
+            "train": train,
+            "validation": self._evaluate(),
+        }
+        _check_finite(self._metrics)
+        return self._metrics
+
+    def save_adapter(self, folder: Path) -> None:
+        """The adapter alone, with its lineage, whole or not at all."""
+        if self.world.is_first:
+            files.save(self.adapter, folder, self._manifest())
+
+    def save(self, folder: Path) -> None:
+        """Everything needed to continue exactly, into an existing folder."""
+        everyone = self.world.gather(checkpoint.random_states())
+        self.save_adapter(folder / "adapter")
+        if self.world.is_first:
+            state = {"step": self.step, "metrics": self._metrics, "random": everyone}
+            checkpoint.write_state(folder, state | self._train_step.state_dict())
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote. The data position is the step."""
+        state = checkpoint.read_state(folder)
+        self.adapter.load_state_dict(files.read(folder / "adapter").tensors)
+        self._train_step.load_state_dict(state)
+        self.step, self._metrics = state["step"], state["metrics"]
+        checkpoint.restore_random_states(state["random"], self.world)
+
+    def close(self) -> None:
+        """Take the adapter off the base model, which the next run may use."""
+        self.adapter.remove()
+
+    def _train_until(self, step: int) -> Metrics:
+        started, results = time.perf_counter(), []
+        while self.step < step:
+            micro = self._batches.micro_batches(self.step, self.spec.optimizer.micro_batch_size)
+            pad = self.inputs.base.tokenizer.pad_token_id
+            results.append(self._train_step([collate(rows, pad) for rows in micro]))
+            self.step += 1
+        return _summary(results, time.perf_counter() - started)
+
+    def _manifest(self) -> Manifest:
+        routing = self._metrics.get("validation", {}).get("routing", {})
+        return Manifest(
+            base=self.inputs.base_record,
+            spec=self.spec.model_dump(mode="json"),
+            data_digest=self.inputs.data_digest,
+            study=self.plan.study,
+            trial=self.plan.trial,
+            metrics=self._metrics,
+            expert_load={layer: tuple(entry["load"]) for layer, entry in routing.items()},
+        )
+
+    def _start_from(self, folder: Path) -> None:
+        """Take over an adapter's weights; it must be of this base and shape."""
+        start = files.read(folder)
+        for field in ("experts", "num_experts", "top_k", "rank", "scale"):
+            theirs, ours = getattr(start.spec, field), getattr(self.spec.adapter, field)
+            if theirs != ours:
+                raise InputError(
+                    f"{folder}: cannot be trained on as adapter.{field} {ours}: it has {theirs}"
+                )
+        base = start.manifest.base if start.manifest else None
+        if base and base.digest and base.digest != self.inputs.base_record.digest:
+            raise InputError(f"{folder}: belongs to another base model, {base.path}")
+        self.adapter.load_state_dict(start.tensors)
+
+
+def _summary(results: list[StepResult], seconds: float) -> Metrics:
+    """Means over the steps of one report; the learning rate is the last one's."""
+    names = results[-1].losses
+    return {
+        **{name: math.fsum(r.losses[name] for r in results) / len(results) for name in names},
+        "grad_norm": math.fsum(result.grad_norm for result in results) / len(results),
+        "lr": results[-1].lr,
+        "tokens_per_second": sum(result.tokens for result in results) / seconds,
+    }
+
+
+def _check_finite(metrics: Mapping[str, Any], path: str = "") -> None:
+    """A search would wait for ever for a trial whose metric is no number."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            _check_finite(value, f"{path}{name}/")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise DivergedError(f"{path}{name} is {value} at step {metrics.get('step', '?')}")

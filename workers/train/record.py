@@ -1,0 +1,114 @@
+"""What a run leaves on disk for people and for later commands; readable without torch.
+
+train.json      the resolved specification
+progress.jsonl  one line of metrics for each report
+adapter/        the latest complete adapter
+error.txt       why the run failed, if it did
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workers.spec import TrainSpec
+
+Metrics = dict[str, Any]
+"""Nested names to numbers, lists of numbers and strings."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Which run this is, and where its files go."""
+
+    folder: Path
+    """Everything that the run writes lies below; all workers must see it."""
+    study: str
+    """Name of the study, for the adapter's lineage."""
+    trial: int | None = None
+    """Number of the trial, if the run is one of a study's trials."""
+    start_from: Path | None = None
+    """Folder of an adapter of the same shape to begin with; None begins anew."""
+
+
+Observer = Callable[[Metrics], None]
+"""Gets every report, in the process of the first worker."""
+
+
+class RunRecord:
+    """Writes the files of one run."""
+
+    def __init__(self, folder: Path, observe: Observer | None = None) -> None:
+        self.folder = folder
+        self._observe = observe
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the latest complete adapter."""
+        return self.folder / "adapter"
+
+    def begin(self, spec: TrainSpec) -> None:
+        """A new attempt at the run: forget why the last one failed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._error.unlink(missing_ok=True)
+        write_text(self.folder / "train.json", spec.model_dump_json(indent=2) + "\n")
+
+    def go_on(self, step: int) -> None:
+        """Continue after `step`: what was reported later, and lost, is taken back."""
+        kept = [metrics for metrics in read_progress(self.folder) if metrics["step"] <= step]
+        write_text(self.folder / "progress.jsonl", "".join(map(_line, kept)))
+
+    def add(self, metrics: Metrics) -> None:
+        """Append one report, and show it to the observer."""
+        with (self.folder / "progress.jsonl").open("a") as file:
+            file.write(_line(metrics))
+        if self._observe:
+            self._observe(metrics)
+
+    @contextmanager
+    def failure_kept(self) -> Iterator[None]:
+        """Keep the reason of a failure inside the block, as one line. The first of several workers
+        to fail has the cause; the others then fail for want of it."""
+        try:
+            yield
+        except Exception as error:
+            if not self._error.exists():
+                write_text(self._error, reason(error) + "\n")
+            raise
+
+    @property
+    def _error(self) -> Path:
+        return self.folder / "error.txt"
+
+
+def read_progress(folder: Path) -> list[Metrics]:
+    """All reports of the run in `folder`, in order. A line cut short by a crash ends the list."""
+    path = folder / "progress.jsonl"
+    reports: list[Metrics] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            reports.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return reports
+
+
+def reason(error: BaseException) -> str:
+    """`error` as one line, with its type unless the message was written for people."""
+    message = " ".join(str(error).split())
+    written_for_people = type(error).__name__ in ("InputError", "DivergedError")
+    return message if written_for_people else f"{type(error).__name__}: {message}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _line(metrics: Metrics) -> str:
+    return json.dumps(metrics, allow_nan=False) + "\n"

@@ -1,0 +1,174 @@
+"""One optimizer step: forward passes, losses, one all-reduce, clipping, update."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from workers import losses
+from workers.data.batches import IGNORED, Batch
+from workers.inject import Adapter, LayerRecord
+from workers.model import Base
+from workers.spec import LossSpec, TrainSpec
+from workers.train.forward import scored_logits
+from workers.train.world import World
+
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+"""Our names of the schedules, and transformers'."""
+
+
+class DivergedError(RuntimeError):
+    """Training or validation gave a number that is not finite."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step gave, over all workers and micro-batches."""
+
+    losses: Mapping[str, float]
+    """Each part before its weight (`cross_entropy`, `load_balance`, …), and `loss`, their sum
+    with weights."""
+    grad_norm: float
+    """Global norm of the gradients before clipping."""
+    lr: float
+    """Learning rate of this step."""
+    tokens: int
+    """Real tokens, prompts included."""
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Tokens of one step over all workers: what its losses are means over."""
+
+    targets: float
+    tokens: float
+    micro_tokens: Sequence[float]
+    """Real tokens of each micro-batch, over all workers."""
+
+
+class TrainStep:
+    """Updates an adapter's parameters.
+
+    Every loss is a mean over the tokens of the whole step: a micro-batch's sums are divided by the
+    step's totals, and gradients are summed over micro-batches and workers. So the split into either
+    changes nothing, but for the balance loss's f_e (counted over one micro-batch of all workers)
+    and the contrastive loss (which compares tokens of one micro-batch of one worker).
+    """
+
+    def __init__(self, spec: TrainSpec, base: Base, adapter: Adapter, world: World) -> None:
+        self._base, self._adapter, self._world = base, adapter, world
+        self._spec = spec.loss
+        self._weights = _weights(spec.loss)
+        self._max_grad_norm = spec.optimizer.max_grad_norm or math.inf
+        self._parameters = list(adapter.parameters())
+        world.copy_from_first(self._parameters)
+        self._optimizer = torch.optim.AdamW(
+            self._parameters,
+            lr=spec.optimizer.lr,
+            betas=spec.optimizer.betas,
+            weight_decay=spec.optimizer.weight_decay,
+        )
+        self._schedule = get_scheduler(
+            SCHEDULES[spec.optimizer.schedule],
+            self._optimizer,
+            num_warmup_steps=spec.optimizer.warmup_steps,
+            num_training_steps=spec.optimizer.steps,
+        )
+
+    def __call__(self, batches: Sequence[Batch]) -> StepResult:
+        """Take one step on this worker's micro-batches; every worker has the same number."""
+        counts = self._count(batches)
+        sums: dict[str, float] = {}
+        for index, batch in enumerate(batches):
+            for name, value in self._backward(batch, counts, counts.micro_tokens[index]).items():
+                sums[name] = sums.get(name, 0.0) + value
+        self._world.add_gradients(self._parameters)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
+        totals = self._world.totals(list(sums.values()), self._base.device)
+        result = StepResult(
+            losses=dict(zip(sums, totals, strict=True)),
+            grad_norm=norm,
+            lr=self._schedule.get_last_lr()[0],
+            tokens=int(counts.tokens),
+        )
+        self._check(result)
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of optimizer and schedule."""
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+
+    def _count(self, batches: Sequence[Batch]) -> _Counts:
+        targets = sum(int((batch.labels_BS[:, 1:] != IGNORED).sum()) for batch in batches)
+        tokens = [int(batch.attention_mask_BS.sum()) for batch in batches]
+        targets_in_all, *micro_tokens = self._world.totals([targets, *tokens], self._base.device)
+        return _Counts(targets_in_all, sum(micro_tokens), micro_tokens)
+
+    def _backward(self, batch: Batch, counts: _Counts, micro_tokens: float) -> dict[str, float]:
+        """Forward and backward of one micro-batch; this worker's part of each loss of the step."""
+        batch = batch.to(self._base.device)
+        weights = self._weights
+        # The backward pass runs outside `record`: recomputed activations must not be recorded.
+        with self._adapter.record(
+            batch.attention_mask_BS, rank_space="contrastive" in weights
+        ) as records:
+            logits_BNV, labels_BN = scored_logits(self._base.model, batch)
+        cross_entropy, _ = losses.cross_entropy_sum(logits_BNV, labels_BN)
+        parts = {"cross_entropy": cross_entropy / counts.targets}
+        mine = int(batch.attention_mask_BS.sum()) / counts.tokens
+        for name in weights if records else ():
+            terms = [self._auxiliary(name, record) for record in records]
+            # The balance loss is made for a mean over workers, the others are local means.
+            balance = micro_tokens / counts.tokens / self._world.size
+            share = balance if name == "load_balance" else mine
+            parts[name] = torch.stack(terms).mean() * share
+        loss = parts["cross_entropy"] + sum(
+            weights[name] * part for name, part in parts.items() if name in weights
+        )
+        torch.autograd.backward(loss)
+        return {name: float(part.detach()) for name, part in (parts | {"loss": loss}).items()}
+
+    def _auxiliary(self, name: str, record: LayerRecord) -> Tensor:
+        """One layer's auxiliary loss, unweighted."""
+        if name == "load_balance":
+            reduce = self._world.add if self._world.size > 1 else None
+            return losses.load_balance(record.routing, record.mask_T, reduce)
+        if name == "z_loss":
+            return losses.z_loss(record.routing, record.mask_T)
+        return losses.contrastive(
+            record.rank_space, record.routing.expert_TK, record.mask_T, self._spec
+        )
+
+    def _check(self, result: StepResult) -> None:
+        """A number that is not finite would go into every later step: stop with its name."""
+        for name, value in (*result.losses.items(), ("gradient norm", result.grad_norm)):
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"training diverged: {name} is {value} at learning rate {result.lr:.3g}; lower "
+                    "optimizer.lr, add optimizer.warmup_steps, or set optimizer.max_grad_norm"
+                )
+
+
+def _weights(spec: LossSpec) -> dict[str, float]:
+    """The auxiliary losses that are switched on."""
+    weights = {
+        "load_balance": spec.load_balance_weight,
+        "z_loss": spec.z_loss_weight,
+        "contrastive": spec.contrastive_weight,
+    }
+    return {name: weight for name, weight in weights.items() if weight}

@@ -1,0 +1,104 @@
+"""The workers of one run: who am I, how many are we, and sums over all of us.
+
+One process without torch.distributed is a world of one: everything here is then free.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class World:
+    """One worker's place among the data-parallel workers of a run."""
+
+    rank: int = 0
+    """This worker, from 0."""
+    size: int = 1
+    """Workers in all."""
+
+    @classmethod
+    def current(cls) -> "World":
+        """The default process group, or a world of one where there is none."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker writes files and reports."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The items that fall to this worker: every `size`-th."""
+        return items[self.rank :: self.size]
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """`tensor` summed over all workers, in place and returned; the same bits on each."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def totals(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """Each value summed over all workers, in float64. `device` is where the model lies: NCCL
+        reduces nothing else."""
+        if self.size == 1:
+            return [float(value) for value in values]
+        total: list[float] = self.add(
+            torch.tensor(values, dtype=torch.float64, device=device)
+        ).tolist()
+        return total
+
+    def wait(self) -> None:
+        """Return once every worker has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every worker holds, by rank (pickled, between the workers of one run only)."""
+        if self.size == 1:
+            return [value]
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, value)
+        return everyone
+
+    def copy_from_first(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Overwrite the parameters by rank 0's, so that all workers start from the same bits."""
+        if self.size == 1 or not parameters:
+            return
+        flat = nn.utils.parameters_to_vector(parameters).detach()
+        dist.broadcast(flat, src=0)
+        with torch.no_grad():
+            for parameter, part in _parts(parameters, flat):
+                parameter.copy_(part)
+
+    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Sum the gradients over all workers, as one flat all-reduce.
+
+        Why not DistributedDataParallel: it reduces in every backward pass unless each but the
+        last micro-batch is wrapped in `no_sync`, divides by the world where we divide by the step's
+        target tokens, and wants to know of parameters without gradient. An adapter has a few
+        million gradients: one message after the last micro-batch is the least that can be sent,
+        there is next to no backward pass left to hide it behind, and nothing is divided twice.
+        """
+        if self.size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = self.add(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+        for parameter, part in _parts(parameters, flat):
+            assert parameter.grad is not None
+            parameter.grad.copy_(part)
+
+
+def _parts(parameters: Sequence[nn.Parameter], flat: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+    """Each parameter with its own piece of `flat`, in the parameter's shape."""
+    pieces = torch.split(flat, [parameter.numel() for parameter in parameters])
+    return [(p, piece.view_as(p)) for p, piece in zip(parameters, pieces, strict=True)]
