@@ -1,0 +1,109 @@
+"""Being connected to a cluster: a given one, or one that lives as long as the session."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import environment
+from cluster.address import Endpoint, resolve
+from cluster.errors import ClusterError
+from cluster.local import local_cluster, running
+
+
+@dataclass(frozen=True)
+class Session:
+    """A connection of this process to a cluster."""
+
+    address: str
+    """host:port of the control service (GCS)."""
+    dashboard_url: str | None
+    """The dashboard, None if the cluster has none."""
+    token_file: Path | None
+    """The token, if this user's local cluster is meant."""
+    owned: bool
+    """Whether the cluster was started by, and ends with, this session."""
+
+
+@contextmanager
+def session(
+    address: str | None = None, *, num_cpus: int | None = None, num_gpus: int | None = None
+) -> Iterator[Session]:
+    """Connect to `address` (host:port, or auto), or start a local cluster if None.
+
+    None takes RAY_ADDRESS if it is set, as inside a Ray Job. A process has one connection: inside
+    another session this one joins it, and fails if another cluster is meant. What the session
+    started is stopped at its end, after an error and on Ctrl-C too.
+    `num_cpus`, `num_gpus` size a local cluster. Raises ClusterError.
+    """
+    if _connected():
+        yield _joined(address)
+        return
+    with ExitStack() as stack:
+        owned = None
+        if address is None and not os.environ.get("RAY_ADDRESS"):
+            owned = stack.enter_context(local_cluster(num_cpus, num_gpus))
+            endpoint = Endpoint(owned.address, None, owned.token_file)
+        else:
+            endpoint = resolve(address or "auto")
+        stack.enter_context(environment.applied(_settings(endpoint)))
+        stack.callback(_disconnect)
+        dashboard_url = _connect(endpoint)
+        if owned:
+            owned.record_dashboard(dashboard_url)
+        yield Session(endpoint.address or "", dashboard_url, endpoint.token_file, owned is not None)
+
+
+def _settings(endpoint: Endpoint) -> dict[str, str]:
+    local = environment.loopback() if endpoint.token_file else {}
+    return environment.DRIVER | local | environment.authentication(endpoint.token_file)
+
+
+def _connect(endpoint: Endpoint) -> str | None:
+    """Connect this process; the dashboard's URL."""
+    import ray
+
+    if endpoint.address is None:
+        raise ClusterError(
+            f"{endpoint.dashboard_url}: is a dashboard, which takes submitted jobs only; to run "
+            "here, give HOST:PORT of the cluster itself (GCS), by default port 6379"
+        )
+    try:
+        context = ray.init(endpoint.address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"{endpoint.address}: cannot join: {_line(error)}") from error
+    return _url(context.dashboard_url)
+
+
+def _disconnect() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _joined(address: str | None) -> Session:
+    import ray
+
+    context = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR)
+    here = ray.get_runtime_context().gcs_address
+    url = _url(context.dashboard_url)
+    if address not in (None, "auto", here, url):
+        raise ClusterError(f"{address}: this process is connected to another cluster, {here}")
+    tokens = [one.token_file for one in running() if one.address == here]
+    return Session(here, url, tokens[0] if tokens else None, owned=False)
+
+
+def _url(address: str | None) -> str | None:
+    return f"http://{address}" if address and "://" not in address else address
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
