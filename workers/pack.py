@@ -115,7 +115,8 @@ class Site(nn.Module):
         self.base = base
         self.adapters = nn.ModuleDict()
         self.rows = rows
-        self._feed_forward = feed_forward
+        self.feed_forward = feed_forward
+        """How the base was read, if it is a feed-forward block."""
         self.training = base.training  # A model in eval mode must not get dropout.
 
     @property
@@ -155,7 +156,7 @@ class Site(nn.Module):
             output: Tensor = self.base(hidden)
             return output
         layer = self.adapters[_key(slot)]
-        adapted = layer(self._feed_forward or self.base, hidden.reshape(-1, hidden.shape[-1]))
+        adapted = layer(self.feed_forward or self.base, hidden.reshape(-1, hidden.shape[-1]))
         output = adapted.output_TO
         return output.view(*hidden.shape[:-1], -1)
 

@@ -55,7 +55,11 @@ def attach(model: ModelT, folder: str | Path, slot: str = "default") -> ModelT:
 
 def load_into(model: nn.Module, folder: str | Path, slot: str = "default") -> Adapter:
     """Put the adapter in a folder onto its base model; an InputError leaves the model as it was."""
-    files = read(folder)
+    return put(model, read(folder), folder, slot)
+
+
+def put(model: nn.Module, files: AdapterFiles, folder: str | Path, slot: str) -> Adapter:
+    """`load_into` for a folder that is read already: the part that changes the model."""
     _check_base(model, files, folder)
     try:
         adapter = inject(model, files.spec, slot=slot)
