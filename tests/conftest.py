@@ -1,8 +1,12 @@
 """Fixtures that several folders of tests share."""
 
+from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from cluster.session import Session, session
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
@@ -56,3 +60,49 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_adapter(
+    tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """`make_adapter(seed, rank=4, …)`: folder of an adapter of the tiny model, its weights random
+    and large enough to change most tokens. Fields are AdapterSpec's."""
+
+    def make(seed: int, **fields: object) -> Path:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from workers.adapter.digest import base_digest
+        from workers.adapter.files import save
+        from workers.adapter.manifest import BaseRecord, Manifest
+        from workers.inject import inject
+        from workers.spec import AdapterSpec
+
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+        shape = {"num_experts": 4, "top_k": 2, "rank": 4, "alpha": 8.0, **fields}
+        adapter = inject(model, AdapterSpec.model_validate(shape), seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in adapter.named_parameters():
+            if name.endswith("lora_B"):
+                parameter.data.normal_(0.0, 0.2, generator=generator)
+        folder = tmp_path_factory.mktemp("adapters") / f"adapter-{seed}"
+        base = BaseRecord(path=str(tiny_model_dir), digest=base_digest(model))
+        save(adapter, folder, Manifest(base=base))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Session]:
+    """The one cluster of the whole test run: 4 logical CPUs, started at its first use.
+
+    This process is connected to it, so that `ray.get(…)` works as it stands, and `session(…)`
+    with no address, `auto` or `ray_cluster.address` joins it. Another process (the command line in
+    a test) reaches it by `--address` and `ray_cluster.address`, jobs by `ray_cluster.dashboard_url`;
+    both find its token. Remove what you leave in it: actors, applications, jobs. Only a test of
+    starting and stopping starts a cluster of its own, in a process of its own.
+    """
+    with session(num_cpus=4) as connected:
+        yield connected
