@@ -34,7 +34,7 @@ class Draw:
 GREEDY = Draw(Sampling(max_tokens=1, temperature=0.0), 0)
 
 
-class Sampler(LogitsProcessor):
+class Sampler(LogitsProcessor):  # type: ignore[misc]
     """The last logits processor of a greedy generation loop: leaves the drawn token alone.
 
     The loop has one configuration for all requests; with its own choice reduced to the one token

@@ -1,0 +1,312 @@
+"""The engine on a real tiny model with real adapters: who gets which tokens, and what survives."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from workers.adapter.files import attach
+from workers.engine.engine import ContinuousEngine
+from workers.engine.request import Adapter, Limits, RequestError, Sampling
+from workers.model import Base, load_base
+from workers.spec import InputError, ModelSpec
+
+LIMITS = Limits(
+    max_batch_tokens=48, cache_tokens=640, max_new_tokens=64, max_queued=8, max_adapters=2
+)
+PROMPTS = [tuple(range(7, 7 + 3 * length)) for length in range(1, 13)]
+GREEDY = Sampling(max_tokens=24, temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def adapters(make_adapter: Callable[..., Path]) -> list[Adapter]:
+    """A MixLoRA, a MoELoRA and a plain LoRA."""
+    shapes: list[dict[str, Any]] = [
+        {"dropout": 0.3},
+        {"experts": "linear", "rank": 2},
+        {"num_experts": 1, "top_k": 1},
+    ]
+    return [
+        Adapter(f"home@{seed}", str(make_adapter(seed, **shape)))
+        for seed, shape in enumerate(shapes)
+    ]
+
+
+def load(folder: Path) -> Base:
+    return load_base(ModelSpec(path=str(folder), device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model_dir: Path) -> Iterator[ContinuousEngine]:
+    engine = ContinuousEngine(load(tiny_model_dir), LIMITS)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def base(tiny_model_dir: Path) -> Base:
+    """A base that a test may break."""
+    return load(tiny_model_dir)
+
+
+@pytest.fixture
+def fragile(base: Base) -> Iterator[ContinuousEngine]:
+    """An engine on it."""
+    threads = threading.active_count()
+    engine = ContinuousEngine(base, LIMITS)
+    yield engine
+    engine.close()
+    assert threading.active_count() == threads
+
+
+async def answer(
+    engine: ContinuousEngine,
+    prompt: tuple[int, ...],
+    adapter: Adapter | None = None,
+    sampling: Sampling = GREEDY,
+    generated: tuple[int, ...] = (),
+) -> list[int]:
+    pieces = engine.generate(prompt, adapter, sampling, generated)
+    return [token async for tokens, _ in pieces for token in tokens]
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(coroutine, 60))
+
+
+def alone(folder: Path, adapter: Adapter | None, prompt: tuple[int, ...]) -> list[int]:
+    """transformers' own generate() on the model with the one adapter attached."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    if adapter is not None:
+        attach(model, adapter.folder)
+    ids = model.generate(torch.tensor([prompt]), max_new_tokens=GREEDY.max_tokens, do_sample=False)
+    return ids[0, len(prompt) :].tolist()
+
+
+def test_a_mixed_batch_gives_what_each_adapter_gives_alone(
+    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[Adapter]
+) -> None:
+    # Prompts of 3 to 36 tokens against a batch of 48: prefills are split and mixed with decoding.
+    choices = [None, *adapters[:2]]
+    asked = [(prompt, choices[i % 3]) for i, prompt in enumerate(PROMPTS)]
+
+    async def together() -> list[list[int]]:
+        return await asyncio.gather(*(answer(engine, p, a) for p, a in asked))
+
+    answers = run(together())
+    for (prompt, adapter), tokens in zip(asked, answers, strict=True):
+        assert tokens == alone(tiny_model_dir, adapter, prompt), adapter
+    assert len({tuple(tokens) for tokens in answers}) > 6
+
+
+def test_the_same_prompt_at_the_same_time_keeps_to_its_own_adapter(
+    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[Adapter]
+) -> None:
+    prompt = tuple(range(40, 104))  # two whole cache pages: a shared prefix would show
+
+    async def together() -> list[list[int]]:
+        first = await answer(engine, prompt)
+        return [
+            first,
+            *await asyncio.gather(*(answer(engine, prompt, a) for a in [*adapters[:2], None])),
+        ]
+
+    base_first, one, two, base_again = run(together())
+    assert base_first == base_again == alone(tiny_model_dir, None, prompt)
+    assert one == alone(tiny_model_dir, adapters[0], prompt)
+    assert two == alone(tiny_model_dir, adapters[1], prompt)
+    assert len({tuple(base_first), tuple(one), tuple(two)}) == 3
+
+
+def test_loading_and_evicting_disturbs_no_running_request(
+    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[Adapter]
+) -> None:
+    """Three adapters in two slots while a request of the first one generates."""
+    wanted = [alone(tiny_model_dir, adapter, PROMPTS[3]) for adapter in adapters]
+
+    async def main() -> list[list[int]]:
+        long = Sampling(max_tokens=64, temperature=0.0)
+        held = asyncio.create_task(answer(engine, PROMPTS[3], adapters[0], long))
+        others = []
+        for adapter in [adapters[1], adapters[2]] * 4:  # each load evicts the other one
+            others.append(await answer(engine, PROMPTS[3], adapter))
+        return [(await held)[: GREEDY.max_tokens], *others]
+
+    assert run(main()) == [wanted[0], *[wanted[1], wanted[2]] * 4]
+
+
+def test_more_adapters_at_once_than_slots_is_429(
+    engine: ContinuousEngine, adapters: list[Adapter]
+) -> None:
+    async def main() -> None:
+        long = Sampling(max_tokens=64, temperature=0.0)
+        streams = [engine.generate(PROMPTS[0], adapter, long) for adapter in adapters[:2]]
+        for stream in streams:
+            await anext(stream)
+        with pytest.raises(RequestError, match="slots are in use") as caught:
+            await answer(engine, PROMPTS[0], adapters[2])
+        assert caught.value.status == 429
+        for stream in streams:
+            await stream.aclose()
+        assert await answer(engine, PROMPTS[0], adapters[2])
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields", "param"),
+    [
+        ((), {}, "prompt"),
+        ((5, -1), {}, "prompt"),
+        ((5, 260), {}, "prompt"),
+        ((5,) * 500, {"max_tokens": 20}, "max_tokens"),
+        ((5,), {"max_tokens": 65}, "max_tokens"),
+    ],
+)
+def test_what_would_end_the_generation_thread_is_refused(
+    engine: ContinuousEngine, prompt: tuple[int, ...], fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        run(answer(engine, prompt, None, GREEDY.model_copy(update=fields)))
+    assert (caught.value.param, caught.value.status) == (param, 400)
+    assert run(answer(engine, PROMPTS[0]))
+
+
+def test_a_damaged_adapter_is_refused_and_the_engine_goes_on(
+    engine: ContinuousEngine, adapters: list[Adapter], tmp_path: Path
+) -> None:
+    for adapter in (Adapter("no@1", str(tmp_path / "none")), Adapter("no@2", str(tmp_path))):
+        with pytest.raises(InputError):
+            engine.load(adapter)
+        with pytest.raises(InputError):
+            run(answer(engine, PROMPTS[0], adapter))
+    assert run(answer(engine, PROMPTS[0], adapters[0]))
+
+
+def test_the_seed_repeats_an_answer_in_any_company(engine: ContinuousEngine) -> None:
+    sampling = Sampling(max_tokens=24, temperature=1.0, top_p=0.9, seed=11)
+
+    async def main() -> list[list[int]]:
+        once = await answer(engine, PROMPTS[2], None, sampling)
+        company = [answer(engine, prompt) for prompt in PROMPTS[:5]]
+        again, *_ = await asyncio.gather(answer(engine, PROMPTS[2], None, sampling), *company)
+        other = await answer(engine, PROMPTS[2], None, sampling.model_copy(update={"seed": 12}))
+        resumed = await answer(engine, PROMPTS[2], None, sampling, tuple(once[:9]))
+        return [once, again, once[:9] + resumed, other]
+
+    once, again, resumed, other = run(main())
+    assert once == again == resumed != other
+
+
+def test_a_finished_answer_from_elsewhere_needs_no_token(engine: ContinuousEngine) -> None:
+    assert run(answer(engine, PROMPTS[0], None, GREEDY, (9,) * GREEDY.max_tokens)) == []
+    assert run(answer(engine, PROMPTS[0], None, GREEDY, (9, 2))) == []
+
+
+def test_closing_a_stream_frees_its_share_for_the_next(engine: ContinuousEngine) -> None:
+    """Each request fills the cache alone, so the second waits until the first is closed."""
+    whole = tuple([9] * 448)
+
+    async def main() -> None:
+        long = Sampling(max_tokens=64, temperature=0.0)
+        first = engine.generate(whole, None, long)
+        await anext(first)
+        second = asyncio.create_task(answer(engine, whole, None, long))
+        await asyncio.sleep(0.1)
+        assert not second.done()
+        await first.aclose()
+        assert len(await second) == 64
+
+    run(main())
+
+
+def test_a_full_queue_is_429(engine: ContinuousEngine) -> None:
+    async def main() -> list[Any]:
+        asked = [answer(engine, tuple([9] * 448)) for _ in range(12)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    answers = run(main())
+    refused = [a for a in answers if isinstance(a, RequestError)]
+    assert [error.status for error in refused] == [429] * 3  # one runs, eight wait
+    assert len([a for a in answers if isinstance(a, list)]) == 9
+
+
+class Bomb:
+    """Raises inside the model on chosen forward passes."""
+
+    def __init__(self, base: Base, explodes: Callable[[torch.Tensor], bool]) -> None:
+        self.count = 0
+        self._explodes = explodes
+        base.model.get_input_embeddings().register_forward_pre_hook(self)
+
+    def __call__(self, _: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        if self._explodes(args[0]):
+            self.count += 1
+            raise RuntimeError("boom")
+
+
+def test_a_dead_generation_thread_is_replaced_and_no_answer_changes(
+    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[Adapter]
+) -> None:
+    passes = iter(range(10_000))
+    bomb = Bomb(base, lambda _: next(passes) in (6, 19))
+    asked = [(PROMPTS[i], [None, *adapters[:2]][i % 3]) for i in range(6)]
+
+    async def together() -> list[list[int]]:
+        return await asyncio.gather(*(answer(fragile, p, a) for p, a in asked))
+
+    answers = run(together())
+    assert bomb.count == 2
+    assert fragile.healthy
+    assert answers == [alone(tiny_model_dir, adapter, prompt) for prompt, adapter in asked]
+
+
+def test_only_the_request_that_kills_the_thread_fails(
+    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path
+) -> None:
+    poison = 199
+    Bomb(base, lambda ids: bool((ids == poison).any()))
+    asked = [*PROMPTS[:5], (5, poison, 6)]
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(answer(fragile, p) for p in asked), return_exceptions=True)
+
+    *good, bad = run(together())
+    assert good == [alone(tiny_model_dir, None, prompt) for prompt in PROMPTS[:5]]
+    assert isinstance(bad, RequestError)
+    assert bad.status == 500
+    assert fragile.healthy
+
+
+async def _tokens(stream: AsyncIterator[Any], seen: list[int]) -> None:
+    async for tokens, _ in stream:
+        seen += tokens
+
+
+def test_closing_the_engine_ends_every_request(base: Base) -> None:
+    engine = ContinuousEngine(base, LIMITS)
+
+    async def main() -> None:
+        seen: list[int] = []
+        stream = engine.generate(PROMPTS[0], None, Sampling(max_tokens=64, temperature=0.0))
+        task = asyncio.create_task(_tokens(stream, seen))
+        while not seen:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(engine.close)
+        with pytest.raises(RequestError, match="stopped"):
+            await task
+        with pytest.raises(RequestError, match="stopped"):
+            await answer(engine, PROMPTS[0])
+
+    run(main())
+    assert not engine.healthy
+
+
+def test_a_cache_that_does_not_fit_is_an_input_error(base: Base) -> None:
+    with pytest.raises(InputError, match="memory"):
+        ContinuousEngine(base, Limits(cache_tokens=10**12))

@@ -1,0 +1,169 @@
+"""Generation for many requests at once, each with its own adapter: what a replica runs."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from itertools import count
+from typing import Any, Protocol
+
+from torch import nn
+
+from workers.data.encode import end_ids
+from workers.engine.generation import Generation, Piece
+from workers.engine.loop import GenerationLoop
+from workers.engine.request import Adapter, Finish, Limits, RequestError, Sampling
+from workers.engine.sampler import GREEDY, Sampler
+from workers.engine.slots import SlotStore
+from workers.inject import row_map
+from workers.model import Base
+
+
+class Engine(Protocol):
+    """Generates tokens for requests that name an adapter, or none for the bare base."""
+
+    limits: Limits
+    max_length: int
+    """Tokens that prompt and answer may have together."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it generates; an engine that does not will not recover by itself."""
+        ...
+
+    def load(self, adapter: Adapter) -> None:
+        """Hold an adapter ready. Blocks; raises InputError where it does not fit."""
+        ...
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        adapter: Adapter | None,
+        sampling: Sampling,
+        generated: Sequence[int] = (),
+    ) -> AsyncGenerator[Piece]:
+        """New tokens behind `prompt` and `generated`; raises RequestError. Closing it cancels."""
+        ...
+
+    def close(self) -> None:
+        """Stop; requests that still run fail."""
+        ...
+
+
+class ContinuousEngine:
+    """transformers' continuous batching over one base model with the trained layers injected.
+
+    Every forward pass is one row of tokens [1, T] of all its requests. A hook in front of it tells
+    the injected layers which tokens belong to which slot, and the sampler how each request draws.
+    """
+
+    def __init__(self, base: Base, limits: Limits) -> None:
+        self.limits = limits
+        self._model = base.model
+        self._vocabulary = base.model.get_input_embeddings().num_embeddings
+        self._stops = stop_ids(base)
+        self._sampler = Sampler()
+        self._model_lock = threading.RLock()  # a forward pass, or a change of the model's modules
+        self._slots = SlotStore(base.model, limits.max_adapters, self._model_lock)
+        self._numbers = count()
+        self._hooks = (
+            base.model.register_forward_pre_hook(self._before_forward),
+            base.model.register_forward_hook(self._after_forward, always_call=True),
+        )
+        self._loop = GenerationLoop(base.model, limits, self._sampler, self._stops)
+        context = getattr(base.model.config, "max_position_embeddings", None)
+        self.max_length = min(context or self._loop.capacity, self._loop.capacity)
+
+    @property
+    def healthy(self) -> bool:
+        """See `Engine`."""
+        return self._loop.healthy
+
+    def load(self, adapter: Adapter) -> None:
+        """See `Engine`. Requests that run go on meanwhile."""
+        self._slots.load(adapter)
+
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        adapter: Adapter | None,
+        sampling: Sampling,
+        generated: Sequence[int] = (),
+    ) -> AsyncGenerator[Piece]:
+        """See `Engine`."""
+        self._check(prompt, sampling, generated)
+        if finish := self._ended(sampling, generated):
+            yield (), finish
+            return
+        # Pinned here and not in the other thread: a cancelled await would leave it pinned.
+        while adapter is not None and not self._slots.pin_held(adapter.slot):
+            await asyncio.to_thread(self._slots.load, adapter)
+        slot = adapter.slot if adapter else None
+        generation = Generation(next(self._numbers), tuple(prompt), slot, sampling, list(generated))
+        try:
+            self._loop.submit(generation)
+            async with aclosing(generation.pieces()) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._loop.drop(generation)
+            if slot is not None:
+                self._slots.unpin(slot)
+
+    def close(self) -> None:
+        """See `Engine`. The model keeps the adapters that were loaded."""
+        self._loop.close()
+        for hook in self._hooks:
+            hook.remove()
+
+    def _check(self, prompt: Sequence[int], sampling: Sampling, generated: Sequence[int]) -> None:
+        """Refuse here what would end the generation thread, and with it everyone's requests."""
+        if not prompt:
+            raise RequestError("the prompt is empty", "prompt")
+        bad = next((i for i in (*prompt, *generated) if not 0 <= i < self._vocabulary), None)
+        if bad is not None:
+            raise RequestError(f"token id {bad} is not in 0 … {self._vocabulary - 1}", "prompt")
+        if sampling.max_tokens > self.limits.max_new_tokens:
+            raise RequestError(
+                f"max_tokens is {sampling.max_tokens}, but at most {self.limits.max_new_tokens}",
+                "max_tokens",
+            )
+        if len(prompt) + sampling.max_tokens > self.max_length:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens and max_tokens is {sampling.max_tokens}, but "
+                f"together they may have {self.max_length}",
+                "max_tokens",
+                code="context_length_exceeded",
+            )
+
+    def _ended(self, sampling: Sampling, generated: Sequence[int]) -> Finish | None:
+        """Whether an answer that comes from another replica was complete already."""
+        if generated and generated[-1] in self._stops:
+            return "stop"
+        return "length" if len(generated) >= sampling.max_tokens else None
+
+    def _before_forward(self, model: nn.Module, *_: Any) -> None:
+        self._model_lock.acquire()
+        rows = list(self._loop.batch())
+        slots = [row.generation.slot if row.generation else None for row in rows]
+        self._sampler.draws = [
+            row.generation.draw(row.length) if row.generation else GREEDY
+            for row in rows
+            if row.draws
+        ]
+        row_map(model).set(
+            [slot for slot, row in zip(slots, rows, strict=True) for _ in range(row.tokens)]
+        )
+
+    def _after_forward(self, model: nn.Module, *_: Any) -> None:
+        row_map(model).clear()
+        self._model_lock.release()
+
+
+def stop_ids(base: Base) -> list[int]:
+    """Tokens that end an answer: of the text, of the turn, and those the model itself names."""
+    ids = base.model.generation_config.eos_token_id
+    found = {*(ids if isinstance(ids, list) else [ids]), base.tokenizer.eos_token_id}
+    if base.tokenizer.chat_template:
+        found.add(end_ids(base.tokenizer, chat=True)[0])
+    return sorted(found - {None})

@@ -1,0 +1,194 @@
+"""Supplies transformers' generation thread, hands out its tokens, replaces it when it dies."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, count
+
+from transformers import PreTrainedModel
+from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
+
+from workers.engine.generation import Generation, failed
+from workers.engine.manager import PAGE, longest_sequence, start_manager
+from workers.engine.request import Finish, Limits, RequestError
+from workers.engine.sampler import Sampler
+from workers.spec import InputError
+
+log = logging.getLogger(__name__)
+BLAMED, UNLUCKY = 2, 4
+"""Deaths of the generation thread that end a request: as their likely cause, as a bystander."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request's part of the batch that is about to be computed."""
+
+    generation: Generation | None
+    """None for a request that was dropped a moment ago."""
+    tokens: int
+    """Tokens of it in this batch."""
+    length: int
+    """Tokens of its sequence so far."""
+    draws: bool
+    """Whether it gets a new token."""
+
+
+class GenerationLoop:
+    """A queue in front of the library's generation thread, and a courier behind it.
+
+    Requests are admitted while their prompts and longest answers fit the cache together, so the
+    library never has to throw one out halfway. After the thread died, everything that ran is
+    handed over again, prompt and generated tokens, one request after another until each has
+    survived a step: so the one that kills the thread is found and fails alone.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, limits: Limits, sampler: Sampler, stops: list[int]
+    ) -> None:
+        self._model, self._limits, self._sampler, self._stops = model, limits, sampler, stops
+        self._lock = threading.RLock()
+        self._waiting: deque[Generation] = deque()
+        self._running: dict[str, Generation] = {}
+        self._names = count()
+        self._broken: Exception | None = None
+        self._closing = threading.Event()
+        self._manager = start_manager(model, limits, sampler)
+        self.capacity = longest_sequence(self._manager)
+        """Tokens that the cache holds for one request alone."""
+        self._courier = threading.Thread(target=self._deliver_all, name="courier", daemon=True)
+        self._courier.start()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether tokens are generated, or will be again in a moment."""
+        return self._broken is None and not self._closing.is_set() and self._courier.is_alive()
+
+    def submit(self, generation: Generation) -> None:
+        """Queue a checked request. Raises RequestError 429 where too many wait already."""
+        with self._lock:
+            if not self.healthy:
+                raise RequestError("the engine has stopped", status=503, code="engine_stopped")
+            if len(self._waiting) >= self._limits.max_queued:
+                raise RequestError("too many requests wait; try again", None, 429, "queue_full")
+            self._waiting.append(generation)
+            self._admit()
+
+    def drop(self, generation: Generation) -> None:
+        """Forget a request, finished or not; its share of the cache goes to the next one."""
+        with self._lock:
+            if generation in self._waiting:
+                self._waiting.remove(generation)
+            if self._running.get(generation.name) is generation:
+                del self._running[generation.name]
+                self._manager.cancel_request(generation.name)
+            self._admit()
+
+    def batch(self) -> Iterator[Row]:
+        """What the generation thread is about to compute, in the order of the batch's tokens."""
+        for future in self._manager.batch_processor.inputs_and_outputs.requests_in_batch:
+            state = future.state
+            length = len(state.initial_tokens) + len(state.generated_tokens)
+            generation = self._running.get(state.request_id)
+            yield Row(generation, future.query_length, length, future.has_new_token)
+
+    def close(self) -> None:
+        """Stop both threads; what still runs fails."""
+        self._closing.set()
+        self._manager.stop(block=True, timeout=60, hard_stop=True)
+        self._courier.join(timeout=60)
+        self._fail_all("it was stopped")
+
+    def _admit(self) -> None:
+        """Hand over waiting requests in order while the cache has room for all of their tokens."""
+        careful = any(g.deaths for g in chain(self._waiting, self._running.values()))
+        used = sum(map(_share, self._running.values()))
+        while self._waiting:
+            first = self._waiting[0]
+            if careful and not all(g.proven for g in self._running.values()):
+                return
+            if self._running and used + _share(first) > self.capacity:
+                return
+            first.name = f"request-{next(self._names)}"
+            first.known = len(first.tokens)
+            self._running[first.name] = first
+            if not self._hand_over(first):
+                del self._running[first.name]
+                return  # the thread is dying; the courier revives it and admits
+            used += _share(first)
+            self._waiting.popleft()
+
+    def _hand_over(self, generation: Generation) -> bool:
+        name = self._manager.add_request(
+            [*generation.prompt, *generation.tokens],
+            request_id=generation.name,
+            max_new_tokens=generation.sampling.max_tokens - len(generation.tokens),
+            eos_token_id=self._stops,
+            streaming=True,
+        )
+        return name is not None
+
+    def _deliver_all(self) -> None:
+        while not self._closing.is_set():
+            output = self._manager.get_result(timeout=0.2)
+            if output is not None:
+                with self._lock:
+                    self._deliver(output)
+            elif not self._manager.is_running() and not self._closing.is_set():
+                self._revive()
+
+    def _deliver(self, output: GenerationOutput) -> None:
+        generation = self._running.get(output.request_id)
+        if generation is None:
+            return
+        if output.status == RequestStatus.FAILED:
+            if self._manager.background_thread_status.can_accept_new_requests() is None:
+                generation.put(failed(output.error))  # this request alone; else see _revive
+            return
+        unproven = not generation.proven
+        new = tuple(output.generated_tokens[len(generation.tokens) - generation.known :])
+        generation.tokens += new
+        finish: Finish | None = None
+        if output.is_finished():
+            finish = "stop" if new[-1:] and new[-1] in self._stops else "length"
+        generation.put((new, finish))
+        if finish:
+            del self._running[output.request_id]
+        if finish or unproven:
+            self._admit()
+
+    def _revive(self) -> None:
+        """Start another generation thread and hand everything over again."""
+        why = self._manager.background_thread_status.fatal_error
+        log.error("the generation thread died and is replaced: %r", why)
+        self._manager.stop(block=True, hard_stop=True)  # joins it and frees its cache
+        with self._lock:
+            ran = sorted(self._running.values(), key=lambda g: g.number)
+            self._running.clear()
+            unproven = [g for g in ran if not g.proven]
+            suspects = unproven if len(unproven) == 1 else ran if len(ran) == 1 else []
+            for generation in reversed(ran):
+                generation.deaths += 1
+                if generation.deaths >= (BLAMED if generation in suspects else UNLUCKY):
+                    generation.put(failed(why))
+                else:
+                    self._waiting.appendleft(generation)
+            try:
+                self._manager = start_manager(self._model, self._limits, self._sampler)
+            except InputError as error:
+                self._broken = error
+                self._fail_all(error)
+            self._admit()
+
+    def _fail_all(self, reason: object) -> None:
+        with self._lock:
+            for generation in [*self._running.values(), *self._waiting]:
+                generation.put(failed(reason))
+            self._running.clear()
+            self._waiting.clear()
+
+
+def _share(generation: Generation) -> int:
+    """Tokens of cache that a request may come to fill, in whole pages."""
+    return -(-generation.size // PAGE) * PAGE

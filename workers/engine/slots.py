@@ -1,0 +1,77 @@
+"""Adapter versions on one model: each in its slot, pinned while a request uses it."""
+
+import threading
+from collections import Counter, OrderedDict
+from contextlib import AbstractContextManager
+
+from transformers import PreTrainedModel
+
+from workers.adapter import files
+from workers.engine.request import Adapter, RequestError
+from workers.inject import Adapter as Injected
+
+
+class SlotStore:
+    """Loads, pins and evicts adapters. Safe to call from several threads.
+
+    A slot never changes its weights: another version is another slot, so a request keeps the one
+    that it began with.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, max_adapters: int, model_lock: AbstractContextManager[object]
+    ) -> None:
+        self._model, self._max = model, max_adapters
+        self._model_lock = model_lock
+        """Held while the model's modules change; the generation loop holds it in a forward pass."""
+        self._loading = threading.Lock()
+        self._state = threading.Lock()
+        self._held: OrderedDict[str, Injected] = OrderedDict()
+        self._pins: Counter[str] = Counter()
+
+    def load(self, adapter: Adapter) -> None:
+        """Hold an adapter ready; raises InputError where it cannot be read or does not fit."""
+        self.pin(adapter)
+        self.unpin(adapter.slot)
+
+    def pin(self, adapter: Adapter) -> None:
+        """Hold an adapter until `unpin`, loading it first if it is not there."""
+        if self.pin_held(adapter.slot):
+            return
+        with self._loading:
+            if self.pin_held(adapter.slot):
+                return
+            self._make_room()
+            read = files.read(adapter.folder)
+            with self._model_lock:
+                held = files.put(self._model, read, adapter.folder, adapter.slot)
+            with self._state:
+                self._held[adapter.slot] = held
+                self._pins[adapter.slot] += 1
+
+    def pin_held(self, slot: str) -> bool:
+        """Pin a slot that is loaded already; False where it is not."""
+        with self._state:
+            if slot not in self._held:
+                return False
+            self._held.move_to_end(slot)
+            self._pins[slot] += 1
+            return True
+
+    def unpin(self, slot: str) -> None:
+        """Give back one `pin`."""
+        with self._state:
+            self._pins[slot] -= 1
+
+    def _make_room(self) -> None:
+        """Take the least recently used idle adapters off the model until one more fits."""
+        while len(self._held) >= self._max:
+            with self._state:
+                idle = next((slot for slot in self._held if not self._pins[slot]), None)
+                if idle is None:
+                    raise RequestError(
+                        f"all {self._max} adapter slots are in use; try again", "model", 429
+                    )
+                evicted = self._held.pop(idle)
+            with self._model_lock:
+                evicted.remove()

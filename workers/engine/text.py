@@ -1,0 +1,129 @@
+"""Text in, text out: the chat template before an engine, detokenizer and stop strings behind it."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+
+from jinja2 import TemplateError
+from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedTokenizerBase
+
+from workers.data.encode import chat_ids
+from workers.engine.engine import Engine
+from workers.engine.request import Adapter, Chat, Chunk, RequestError, Sampling, TextRequest
+
+
+class TextEngine:
+    """Serves text requests on an engine: what runs in a Serve replica, and in tests without Ray."""
+
+    def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.engine = engine
+        self._tokenizer = tokenizer
+
+    async def load(self, adapter: Adapter) -> None:
+        """Hold an adapter ready. Raises InputError where it cannot be read or does not fit."""
+        await asyncio.to_thread(self.engine.load, adapter)
+
+    async def ready(self) -> bool:
+        """Whether the engine generates."""
+        return self.engine.healthy
+
+    async def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
+        """The answer, piece by piece; closing the iterator takes the request off the engine."""
+        prompt = self._prompt_ids(request)
+        sampling = self._sampling(request, len(prompt))
+        text = AnswerText(self._tokenizer, request.stop)
+        for token in request.generated:
+            text.push(token)
+        done = len(request.generated)
+        stream = self.engine.generate(prompt, request.adapter, sampling, request.generated)
+        async with aclosing(stream):
+            async for tokens, finish in stream:
+                done += len(tokens)
+                piece = "".join(text.push(token) for token in tokens)
+                if finish and not text.stopped:
+                    piece += text.end()
+                end = "stop" if text.stopped else finish
+                yield Chunk(piece, tokens, len(prompt), done, end)
+                if end:
+                    return
+
+    def _prompt_ids(self, request: TextRequest) -> tuple[int, ...]:
+        match request.prompt:
+            case Chat(messages):
+                ids = self._chat_ids(messages)
+            case str(text):
+                ids = tuple(self._tokenizer(text)["input_ids"])
+            case ids:
+                pass
+        return ids
+
+    def _chat_ids(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        if not self._tokenizer.chat_template:
+            raise RequestError("the base model has no chat template: use completions", "messages")
+        try:
+            return chat_ids(self._tokenizer, messages)
+        except (TemplateError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise RequestError(f"the chat template refuses it: {reason}", "messages") from None
+
+    def _sampling(self, request: TextRequest, prompt_tokens: int) -> Sampling:
+        room = self.engine.max_length - prompt_tokens
+        if room < 1:
+            raise RequestError(
+                f"the prompt has {prompt_tokens} tokens, but prompt and answer together may have "
+                f"{self.engine.max_length}",
+                request.param,
+                code="context_length_exceeded",
+            )
+        return Sampling(
+            max_tokens=request.max_tokens or min(self.engine.limits.max_new_tokens, room),
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+        )
+
+
+class AnswerText:
+    """Tokens to text as they come, cut at the first stop string.
+
+    Text that may be the beginning of a stop string, or half a character, is held back.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
+        self.stopped = False
+        self._tokenizer, self._stop = tokenizer, stop
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._tokens: list[int] = []
+        self._decoded = self._held = ""
+
+    def push(self, token: int) -> str:
+        """Text that is certain after this token; nothing more once a stop string was met."""
+        if self.stopped:
+            return ""
+        self._tokens.append(token)
+        return self._cut(self._stream.step(self._tokenizer.backend_tokenizer, token) or "")
+
+    def end(self) -> str:
+        """What was held back, when the answer ends."""
+        whole = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        text = self._cut(whole[len(self._decoded) :] if whole.startswith(self._decoded) else "")
+        rest, self._held = self._held, ""
+        return text if self.stopped else text + rest
+
+    def _cut(self, text: str) -> str:
+        self._decoded += text
+        text = self._held + text
+        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        certain = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[certain:]
+        return text[:certain]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
