@@ -51,7 +51,8 @@ class LoraExperts(nn.Module):
         return rank_space.view(*hidden.shape[:-1], *self.lora_A.shape[:2])
 
     def expand(self, rank_space: Tensor) -> Tensor:
-        """s * sum_e B_e z_e: [..., E, R] to [..., O]."""
+        """s * sum_e B_e z_e: [..., E, R] to [..., O]. Callers add the frozen part in place: one
+        pass over the layer's largest tensors less."""
         stacked_SO = self.lora_B.transpose(1, 2).flatten(0, 1).to(rank_space.dtype)
         return (rank_space * self.scale).flatten(-2) @ stacked_SO
 
@@ -77,14 +78,14 @@ class LinearExperts(LoraExperts):
         """The frozen `linear` with its update."""
         frozen_TO = linear(hidden_TI)
         if self.router is None:
-            return Adapted(frozen_TO + self.expand(self.project(hidden_TI)))
+            return Adapted(self.expand(self.project(hidden_TI)).add_(frozen_TO))
         routing = self.router(hidden_TI)
         sent = self.dispatcher.dispatch(hidden_TI, routing)
         rank_space_TER = self.project(sent.hidden_nD)
         gate_TK = sent.gate_nK.to(rank_space_TER.dtype)
         weight_TE = torch.zeros_like(rank_space_TER[..., 0]).scatter(1, sent.expert_nK, gate_TK)
         update_TO = self.expand(rank_space_TER * weight_TE.unsqueeze(-1))
-        output_TO = frozen_TO + self.dispatcher.combine(update_TO, sent)
+        output_TO = self.dispatcher.combine(update_TO, sent).add_(frozen_TO)
         return Adapted(output_TO, routing, (rank_space_TER,))
 
 
@@ -126,12 +127,9 @@ class BlockExperts(nn.Module):
         outer = self._experts(block.outer[0])
         if outer is not None:
             rank_space_TKER = outer.project(hidden_TKF)
-            weight_TKE = self._chosen(sent, hidden_TD) * sent.gate_nK.to(hidden_TD.dtype).unsqueeze(
-                -1
-            )
-            output_TD = output_TD + outer.expand(
-                (rank_space_TKER * weight_TKE.unsqueeze(-1)).sum(1)
-            )
+            weight_TKE = self._chosen(sent, gate_TK) * sent.gate_nK.to(gate_TK.dtype).unsqueeze(-1)
+            update_TD = outer.expand((rank_space_TKER * weight_TKE.unsqueeze(-1)).sum(1))
+            output_TD = update_TD.add_(output_TD)
             projected = projected or (rank_space_TKER.squeeze(1),)
         output_TD = self.dispatcher.combine(block.leave(output_TD), sent)
         return Adapted(output_TD, routing, projected)
@@ -147,7 +145,8 @@ class BlockExperts(nn.Module):
             experts = self._experts(name)
             if experts is not None:
                 rank_space_TER = experts.project(sent.hidden_nD)
-                output_TKO = output_TKO + experts.expand(rank_space_TER.unsqueeze(1) * chosen_TKE1)
+                update_TKO = experts.expand(rank_space_TER.unsqueeze(1) * chosen_TKE1)
+                output_TKO = update_TKO.add_(output_TKO)
                 projected.append(rank_space_TER)
             outputs.append(output_TKO)
         return outputs, tuple(projected)
