@@ -1,7 +1,6 @@
 """Fixtures that several folders of tests share."""
 
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -100,7 +99,7 @@ def ray_cluster() -> Iterator[Session]:
 
     This process is connected to it, so that `ray.get(…)` works as it stands, and `session(…)`
     with no address, `auto` or `ray_cluster.address` joins it. Another process (the command line in
-    a test) reaches it by `--address` and `ray_cluster.address`, jobs by `ray_cluster.dashboard_url`;
+    a test) reaches it by `ray_cluster.address`, a job by `ray_cluster.dashboard_url` as well;
     both find its token. Remove what you leave in it: actors, applications, jobs. Only a test of
     starting and stopping starts a cluster of its own, in a process of its own.
     """
