@@ -70,6 +70,7 @@ class _Parts:
                 self.matrices[place, part["side"]][index] = tensor
         if len(lists) > 1:
             raise InputError(f"{where}: adapts several layer lists: {', '.join(sorted(lists))}")
+        self.layer_list = "".join(lists) or "layers"
 
     @property
     def places(self) -> list[_Place]:
@@ -142,19 +143,20 @@ def _check_routers(parts: _Parts, config: AdapterConfig, where: str) -> None:
 
 def _targets(parts: _Parts, config: AdapterConfig, where: str) -> tuple[str, ...]:
     """The adapted linears' names; those of the configuration must be those of the tensors."""
-    paths = [place.path for place in parts.places]
-    leaves = tuple(dict.fromkeys(path.rpartition(".")[2] for path in paths))
-    if not leaves:
+    if not parts.places:
         raise InputError(f"{where}: holds no LoRA matrices")
     if config.targets is None:
-        return leaves
+        return tuple(dict.fromkeys(place.path.rpartition(".")[2] for place in parts.places))
+    # PEFT may also write a module's whole path, as in model.layers.0.mlp.up_proj.
+    paths = [f"{parts.layer_list}.{place.layer}.{place.path}" for place in parts.places]
     for target in config.targets:
         if not any(_names(target, path) for path in paths):
             raise InputError(f"{where}: target_modules has {target}, but no tensor belongs to it")
     for path in paths:
         if not any(_names(target, path) for target in config.targets):
             raise InputError(f"{where}: has tensors for {path}, which target_modules lacks")
-    return config.targets
+    inside = (re.sub(rf"^.*\.{_INDEX}\.", "", target) for target in config.targets)
+    return tuple(dict.fromkeys(inside))
 
 
 def _names(target: str, path: str) -> bool:

@@ -1,0 +1,375 @@
+"""Saving and loading, and everything that must be refused without touching the model."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from workers.adapter import folder as folders
+from workers.adapter.convert import import_folder
+from workers.adapter.files import attach, inspect, load_into, read, save
+from workers.adapter.manifest import BaseRecord, Manifest
+from workers.inject import inject
+from workers.spec import AdapterSpec, InputError
+
+GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden" / "mixlora_llama"
+WEIGHTS, PICKLED = folders.WEIGHTS, folders.PICKLED
+ROUTER = "mixlora.layers.1.mlp.moe_gate.weight"
+EXPERT = "mixlora.layers.0.mlp.up_proj.experts.2.lora_B.weight"
+QUERY = "mixlora.layers.1.self_attn.q_proj.lora_A.weight"
+
+SHAPES = {
+    "block": {},
+    "block of some linears": {"target_modules": ("v_proj", "gate_proj"), "use_rslora": True},
+    "linear": {"experts": "linear", "top_k": 3},
+    "plain": {"num_experts": 1, "top_k": 1, "dropout": 0.0},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_saved_is_what_is_read_and_attached(
+    shape: str, saved: Callable[..., Path], model: PreTrainedModel, ids: torch.Tensor
+) -> None:
+    folder = saved(**SHAPES[shape])
+    files = read(folder)
+    adapter = inject(model, files.spec, seed=5)
+    adapter.load_state_dict(files.tensors)
+    with torch.no_grad():
+        expected = model(ids).logits
+        adapter.remove()
+        bare = model(ids).logits
+        attached = attach(model, folder)(ids).logits
+    assert torch.equal(attached, expected)
+    assert (attached - bare).abs().max() > 1e-3
+    assert files.manifest is not None
+    assert (files.manifest.study, files.manifest.trial) == ("s", 3)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_shape_survives(shape: str, saved: Callable[..., Path]) -> None:
+    given = AdapterSpec.model_validate({"num_experts": 4, "rank": 4, "alpha": 8.0, **SHAPES[shape]})
+    found = read(saved(**SHAPES[shape])).spec
+    if given.target_modules != "all-linear":
+        assert found == given
+    else:
+        seven = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+        assert set(found.target_modules) == seven
+        assert found.model_copy(update={"target_modules": "all-linear"}) == given
+
+
+def test_saving_again_replaces_the_adapter_and_leaves_nothing_behind(
+    saved: Callable[..., Path],
+) -> None:
+    first = read(saved(seed=1)).tensors
+    folder = saved(seed=2)
+    second = read(folder).tensors
+    assert not torch.equal(
+        first["layers.0.mlp.router.weight"], second["layers.0.mlp.router.weight"]
+    )
+    assert os.listdir(folder.parent) == [folder.name]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_adapter_is_not_saved_and_the_former_one_stays(
+    value: float, saved: Callable[..., Path], model: PreTrainedModel
+) -> None:
+    folder = saved()
+    before = (folder / WEIGHTS).read_bytes()
+    adapter = load_into(model, folder)
+    next(adapter.parameters()).data[0] = value
+    with pytest.raises(InputError, match="values that are not finite"):
+        save(adapter, folder, Manifest(base=BaseRecord(path="b")))
+    assert (folder / WEIGHTS).read_bytes() == before
+    assert os.listdir(folder.parent) == [folder.name]
+
+
+def test_an_empty_parameter_is_not_saved(model: PreTrainedModel, tmp_path: Path) -> None:
+    """What a gather forgotten under ZeRO-3 would write."""
+    adapter = inject(model, AdapterSpec(num_experts=1, top_k=1))
+    next(adapter.parameters()).data = torch.empty(1, 0, 32)
+    with pytest.raises(InputError, match="has no elements"):
+        save(adapter, tmp_path / "a", Manifest(base=BaseRecord(path="b")))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_with_other_files_is_not_replaced(
+    saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, home = saved(), tmp_path / "home"
+    home.mkdir()
+    (home / "diary.txt").write_text("dear diary")
+    with pytest.raises(InputError, match=r"holds other files \(diary.txt\)"):
+        import_folder(source, home)
+    with pytest.raises(InputError, match="is the source itself"):
+        import_folder(source, source)
+    assert os.listdir(home) == ["diary.txt"]
+
+
+def test_a_file_where_the_folder_should_go_is_one_clear_line(
+    saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("")
+    for target in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(InputError, match="cannot be written: Not a directory"):
+            import_folder(saved(), target)
+
+
+def edit_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    """A damage that rewrites the weights; the manifest goes, as it would notice at once."""
+
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / WEIGHTS)
+        (folder / folders.MANIFEST).unlink()
+
+    return damage
+
+
+def edit_config(**values: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / folders.CONFIG
+        config = {**json.loads(path.read_text()), **values}
+        path.write_text(json.dumps({k: v for k, v in config.items() if v != "gone"}))
+        (folder / folders.MANIFEST).unlink()
+
+    return damage
+
+
+def as_bin(content: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / WEIGHTS).unlink()
+        (folder / folders.MANIFEST).unlink()
+        if isinstance(content, bytes):
+            (folder / PICKLED).write_bytes(content)
+        else:
+            torch.save(content, folder / PICKLED)
+
+    return damage
+
+
+def link(name: str, target: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        place = folder / target
+        (folder / name).rename(place)
+        (folder / name).symlink_to(place)
+
+    return damage
+
+
+def truncate(folder: Path) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
+    (folder / folders.MANIFEST).unlink()
+
+
+def flip_a_bit(folder: Path) -> None:
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[-5] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+
+
+class Evil:
+    """A pickle that would run a command."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch /tmp/moetune-was-here",)
+
+
+huge = torch.zeros(1).expand(2**20, 2**20)
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "truncated": (truncate, "is damaged"),
+    "flipped bit": (flip_a_bit, "is not the file that its manifest describes"),
+    "garbage": (lambda f: (f / WEIGHTS).write_bytes(b"\xff" * 99), "manifest describes"),
+    "no weights": (
+        lambda f: [(f / WEIGHTS).unlink(), (f / folders.MANIFEST).unlink()],
+        "has neither adapter_model.safetensors nor adapter_model.bin",
+    ),
+    "no config": (lambda f: (f / folders.CONFIG).unlink(), "has no adapter_config.json"),
+    "missing router": (edit_tensors(lambda t: t.pop(ROUTER)), "lacks its moe_gate.weight"),
+    "missing expert": (edit_tensors(lambda t: t.pop(EXPERT)), "lacks expert 2"),
+    "missing A": (edit_tensors(lambda t: t.pop(QUERY)), "q_proj.lora_A"),
+    "missing linear": (
+        edit_tensors(lambda t: [t.pop(n) for n in list(t) if "layers.1.self_attn.q_proj" in n]),
+        r"does not fit this model: .*layers\.1\.self_attn\.q_proj\.lora_A is missing",
+    ),
+    "missing layer": (
+        edit_tensors(lambda t: [t.pop(n) for n in list(t) if "layers.1" in n]),
+        "does not fit this model: .* is missing",
+    ),
+    "layer too many": (
+        edit_tensors(
+            lambda t: t.update(
+                {
+                    n.replace("layers.1", "layers.2"): v.clone()
+                    for n, v in t.items()
+                    if "layers.1" in n
+                }
+            )
+        ),
+        "does not fit this model: .* does not belong",
+    ),
+    "extra tensor": (
+        edit_tensors(lambda t: t.update(extra=torch.ones(2))),
+        "tensor extra is no part of a MIXLORA adapter",
+    ),
+    "extra expert": (
+        edit_tensors(lambda t: t.update({EXPERT.replace(".2.", ".4."): t[EXPERT].clone()})),
+        "has experts beyond num_experts",
+    ),
+    "path in a name": (
+        edit_tensors(
+            lambda t: t.update({"mixlora.layers.0.../../x.lora_A.weight": torch.ones(4, 2)})
+        ),
+        "is no part of a MIXLORA adapter",
+    ),
+    "wrong rank": (
+        edit_tensors(lambda t: t.update({EXPERT: torch.ones(48, 3)})),
+        "does not fit rank",
+    ),
+    "wrong width": (
+        edit_tensors(lambda t: t.update({QUERY: torch.ones(4, 31)})),
+        r"does not fit this model: .*q_proj.lora_A is \[1, 4, 31\], but must be \[1, 4, 32\]",
+    ),
+    "wrong router": (
+        edit_tensors(lambda t: t.update({ROUTER: torch.ones(3, 32)})),
+        "but num_experts is 4",
+    ),
+    "router of a vector": (
+        edit_tensors(lambda t: t.update({ROUTER: torch.ones(4)})),
+        "num_experts is 4",
+    ),
+    "zero size": (edit_tensors(lambda t: t.update({QUERY: torch.ones(0, 32)})), "has no elements"),
+    "not finite": (
+        edit_tensors(lambda t: t[QUERY].fill_(float("inf"))),
+        "has values that are not finite",
+    ),
+    "integers": (
+        edit_tensors(lambda t: t.update({QUERY: torch.ones(4, 32, dtype=torch.int32)})),
+        "is no dense floating-point tensor",
+    ),
+    "config is no JSON": (
+        lambda f: (f / folders.CONFIG).write_text("{"),
+        "adapter_config.json: is no JSON",
+    ),
+    "config is a list": (lambda f: (f / folders.CONFIG).write_text("[]"), "must hold a mapping"),
+    "config is deep": (lambda f: (f / folders.CONFIG).write_text("[" * 10**5), "is no JSON"),
+    "config has NaN": (
+        lambda f: (f / folders.CONFIG).write_text('{"r": NaN}'),
+        "NaN is not allowed",
+    ),
+    "config is binary": (lambda f: (f / folders.CONFIG).write_bytes(b"\xff\xfe\x00"), "is no JSON"),
+    "foreign type": (edit_config(peft_type="IA3"), "peft_type: Input should be 'MIXLORA'"),
+    "no rank": (edit_config(r="gone"), "r: Field required"),
+    "negative rank": (edit_config(r=-4), "r: .*greater than 0"),
+    "top_k too large": (edit_config(top_k=9), "top_k is 9, but must be at most num_experts"),
+    "other routing": (edit_config(routing_strategy="mixlora-switch"), "routing_strategy"),
+    "jitter": (edit_config(jitter_noise=0.1), "jitter_noise is set to 0.1"),
+    "one expert": (edit_config(num_experts=1), "MIXLORA and MOELORA have several"),
+    "other activation": (edit_config(act_fn="gelu"), "use gelu, but the base model uses silu"),
+    "target without tensors": (
+        edit_config(target_modules=["q_proj", "w1"]),
+        "target_modules has w1, but no tensor",
+    ),
+    "no target": (edit_config(target_modules=[]), "target_modules"),
+    "moelora by name only": (edit_config(peft_type="MOELORA"), "no part of a MOELORA adapter"),
+    "manifest is no JSON": (lambda f: (f / folders.MANIFEST).write_text("?"), "is no JSON"),
+    "manifest of the future": (
+        lambda f: (f / folders.MANIFEST).write_text('{"format": 2, "base": {"path": "b"}}'),
+        "format: Input should be 1",
+    ),
+    "manifest names a path": (
+        lambda f: (f / folders.MANIFEST).write_text(
+            '{"base": {"path": "b"}, "files": {"../../etc/passwd": "00"}}'
+        ),
+        "is not the file that its manifest describes",
+    ),
+    "code in a pickle": (as_bin(pickle.dumps({"w": Evil()})), "holds more than tensors"),
+    "code in a torch file": (as_bin({"w": Evil()}), "holds more than tensors"),
+    "list in a torch file": (as_bin([torch.ones(2)]), "must hold named tensors"),
+    "numbers in a torch file": (as_bin({"w": 3}), "must hold named tensors"),
+    "empty bin": (as_bin(b""), "is damaged"),
+    "expanded bin": (as_bin({QUERY: huge}), "is no dense floating-point tensor"),
+    "linked weights": (link(WEIGHTS, "../elsewhere"), "is no regular file; links"),
+    "linked config": (link(folders.CONFIG, "../elsewhere"), "is no regular file; links"),
+    "linked manifest": (link(folders.MANIFEST, "../elsewhere"), "is no regular file; links"),
+    "weights are a folder": (
+        lambda f: [(f / WEIGHTS).unlink(), (f / WEIGHTS).mkdir()],
+        "is no regular file",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in good order, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("sound") / "adapter"
+    model = AutoModelForCausalLM.from_pretrained(GOLDEN / "base")
+    adapter = inject(model, AdapterSpec(num_experts=4, rank=4))
+    save(adapter, folder, Manifest(base=BaseRecord(path="golden/base")))
+    return folder
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_refused_in_one_line_and_nothing_is_attached(
+    name: str, sound: Path, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    damage, why = DAMAGES[name]
+    folder = Path(shutil.copytree(sound, tmp_path / "adapter"))
+    damage(folder)
+    modules = [(path, id(module)) for path, module in model.named_modules()]
+    with pytest.raises(InputError, match=why) as refused:
+        attach(model, folder)
+    assert "\n" not in str(refused.value)
+    assert [(path, id(module)) for path, module in model.named_modules()] == modules
+    with pytest.raises(InputError):
+        import_folder(folder, tmp_path / "imported", model)
+    assert not (tmp_path / "imported").exists()
+    assert not Path("/tmp/moetune-was-here").exists()
+
+
+@pytest.mark.parametrize("path", ["nowhere", "a\0b", ""])
+def test_a_missing_folder_is_refused(path: str, model: PreTrainedModel, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such adapter folder"):
+        attach(model, f"{tmp_path}/{path}" if path else path)
+
+
+def test_an_adapter_of_another_base_is_refused(saved: Callable[..., Path]) -> None:
+    """Same shapes, other weights: only the digest can tell."""
+    folder = saved()
+    config = json.loads((GOLDEN / "base" / "config.json").read_text())
+    other = LlamaForCausalLM(LlamaConfig(**config))
+    with pytest.raises(InputError, match="belongs to another base model, golden/base"):
+        attach(other, folder)
+    assert "adapters" not in str(other)
+
+
+def test_a_refused_second_adapter_leaves_the_first_in_use(
+    saved: Callable[..., Path], model: PreTrainedModel, ids: torch.Tensor
+) -> None:
+    good, bad = saved("good"), saved("bad")
+    edit_tensors(lambda t: t.update({QUERY: torch.ones(4, 31)}))(bad)
+    with torch.no_grad():
+        before = attach(model, good, "home@1")(ids).logits
+        with pytest.raises(InputError, match="does not fit"):
+            attach(model, bad, "home@2")
+        with pytest.raises(InputError, match="slot 'home@1' has an adapter already"):
+            attach(model, good, "home@1")
+        assert torch.equal(model(ids).logits, before)
+
+
+def test_inspect_tells_without_a_model(saved: Callable[..., Path]) -> None:
+    facts = inspect(saved(experts="linear"))
+    assert facts["format"] == "moelora"
+    assert (facts["num_experts"], facts["rank"], facts["layers"]) == (4, 4, 2)
+    assert facts["base_model"] == "golden/base"
+    assert facts["study"] == "s"
+    assert facts["parameters"] == sum(t.numel() for t in read(facts["folder"]).tensors.values())
+    json.dumps(facts)
