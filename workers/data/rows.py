@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -56,24 +57,22 @@ def validation_rows(spec: DataSpec, rows_per_task: int | None = None) -> list[Ro
 def read_rows(spec: DataSpec, source: str, limit: int | None = None) -> list[Row]:
     """Read a source; InputError says which row is wrong, and how."""
 
-    def wanted(names: Collection[str]) -> Sequence[str]:
-        return _columns(spec, names, source)
-
-    rows = [_row(spec, where, record) for where, record in islice(records(source, wanted), limit)]
+    found = records(source, partial(_columns, spec))
+    rows = [_row(spec, where, record) for where, record in islice(found, limit)]
     if not rows:
         raise InputError(f"{source}: holds no rows")
     return rows
 
 
-def _columns(spec: DataSpec, names: Collection[str], source: str) -> Sequence[str]:
-    """The columns to read out of those that a file has."""
+def _columns(spec: DataSpec, where: str, names: Collection[str]) -> Sequence[str]:
+    """The columns to read out of those that there are."""
     if spec.messages_column in names:
         needed: tuple[str, ...] = (spec.messages_column,)
     else:
         needed = (*spec.prompt_columns, spec.target_column)
     if missing := [name for name in needed if name not in names]:
         raise InputError(
-            f"{source}: no column {', '.join(map(repr, missing))}; there are {', '.join(names)}"
+            f"{where}: no column {', '.join(map(repr, missing))}; there are {', '.join(names)}"
         )
     optional = (spec.task_column, spec.metric_column, *EXTRA_COLUMNS)
     return list(dict.fromkeys((*needed, *(name for name in optional if name in names))))
@@ -101,7 +100,7 @@ def _row(spec: DataSpec, where: str, record: Mapping[str, Any]) -> Row:
         task=str(record.get(spec.task_column) or "default"),
         metric=metric,
         answer=answer,
-        references=tuple(map(str, record.get("references") or ())) or (answer,),
+        references=_texts(record, "references", where) or (answer,),
         choices=choices,
         answer_index=index,
     )
@@ -112,6 +111,13 @@ def _text(record: Mapping[str, Any], column: str, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(f"{where}: column {column!r} must hold text, not {value!r:.60}")
     return str(value)
+
+
+def _texts(record: Mapping[str, Any], column: str, where: str) -> tuple[str, ...]:
+    values = record.get(column) or []
+    if not isinstance(values, list):
+        raise InputError(f"{where}: column {column!r} must hold a list, not {values!r:.60}")
+    return tuple(map(str, values))
 
 
 def _chat(value: Any, where: str) -> tuple[tuple[Mapping[str, str], ...], str]:
@@ -135,8 +141,10 @@ def _choices(
 ) -> tuple[tuple[str, ...], int]:
     if metric not in CHOICE_METRICS:
         return (), -1
-    choices = tuple(map(str, record.get("choices") or ()))
+    choices = _texts(record, "choices", where)
     index = record.get("answer_index")
+    if index is not None and not isinstance(index, int):
+        raise InputError(f"{where}: column 'answer_index' must hold a whole number, not {index!r}")
     if index is None or index < 0:
         index = next((i for i, text in enumerate(choices) if text in (answer, target)), -1)
     if not 0 <= index < len(choices):

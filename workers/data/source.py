@@ -21,8 +21,8 @@ JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".ndjson.gz", ".nd
 
 Record = tuple[str, Mapping[str, Any]]
 """Where a record lies (file and row, for messages), and its columns."""
-Wanted = Callable[[Collection[str]], Sequence[str]]
-"""Given the columns of a file, those to read; raises InputError if one is not there."""
+Wanted = Callable[[str, Collection[str]], Sequence[str]]
+"""Given a place and the columns there are, those to read; raises InputError if one is missing."""
 
 
 def records(source: str, wanted: Wanted) -> Iterator[Record]:
@@ -84,7 +84,7 @@ def _files(source: str) -> tuple[fs.FileSystem, list[str]]:
 def _parquet_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> Iterator[Record]:
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
-            columns = list(wanted(file.schema_arrow.names))
+            columns = list(wanted(path, file.schema_arrow.names))
             number = 0
             for batch in file.iter_batches(columns=columns):
                 for record in batch.to_pylist():
@@ -96,8 +96,7 @@ def _parquet_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> It
 
 def _json_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> Iterator[Record]:
     # Line by line and not by pyarrow.json, which fails where a column's type varies between
-    # lines, and cannot say in which line.
-    columns: Sequence[str] = ()
+    # lines, and cannot say in which line. Lines need not have the same columns.
     try:
         with filesystem.open_input_stream(path) as stream:
             for number, line in enumerate(TextIOWrapper(stream, encoding="utf-8"), 1):
@@ -106,8 +105,8 @@ def _json_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> Itera
                 record = json.loads(line)
                 if not isinstance(record, dict):
                     raise InputError(f"{path}: line {number}: must be a JSON object")
-                columns = columns or wanted(record.keys())
-                yield f"{path}: line {number}", {name: record.get(name) for name in columns}
+                where = f"{path}: line {number}"
+                yield where, {name: record[name] for name in wanted(where, record.keys())}
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read as JSON lines: {_line(error)}") from None
     except json.JSONDecodeError as error:
@@ -116,7 +115,8 @@ def _json_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> Itera
 
 def _hub_records(source: str, wanted: Wanted) -> Iterator[Record]:
     data = _hub_dataset(source)
-    for number, record in enumerate(data.select_columns(list(wanted(data.column_names))), 1):
+    columns = list(wanted(source, data.column_names))
+    for number, record in enumerate(data.select_columns(columns), 1):
         yield f"{source}: row {number}", record
 
 

@@ -1,4 +1,4 @@
-"""Batches: the same rows whatever the worker count, every row in every epoch, nothing padded counted."""
+"""Batches: the same rows for any worker count, every row in every epoch, no padding counted."""
 
 from collections import Counter
 

@@ -89,7 +89,7 @@ def test_choices_share_the_prompt_and_have_no_end(tokenizer: PreTrainedTokenizer
 def test_a_tokenizer_without_chat_template_says_what_to_do(tiny_model_dir: Path) -> None:
     bare = AutoTokenizer.from_pretrained(tiny_model_dir)
     bare.chat_template = None
-    with pytest.raises(InputError, match="no chat template; set data.template: plain"):
+    with pytest.raises(InputError, match=r"no chat template; set data\.template: plain"):
         Encoder(bare, spec())
     assert Encoder(bare, spec(template="plain")).end == (bare.eos_token_id,)
 

@@ -1,0 +1,157 @@
+"""Rows: prompt columns, chats, choices and references, and a clear line for a wrong row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers.data.batches import check_data
+from workers.data.rows import read_rows, training_rows, validation_rows
+from workers.spec import DataSpec, InputError
+
+
+def spec(tmp_path: Path, rows: list[dict[str, Any]], **changes: Any) -> DataSpec:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataSpec(train=str(path), validation=str(path), **changes)
+
+
+def test_prompt_columns_are_joined_by_a_newline(tmp_path: Path) -> None:
+    data = spec(
+        tmp_path,
+        [{"instruction": "Add.", "input": "2 2", "out": "4"}],
+        prompt_columns=("instruction", "input"),
+        target_column="out",
+    )
+    (row,) = training_rows(data)
+    assert row.messages == ({"role": "user", "content": "Add.\n2 2"},)
+    assert (row.prompt, row.target, row.answer, row.references) == ("Add.\n2 2", "4", "4", ("4",))
+    assert (row.task, row.metric, row.choices, row.answer_index) == (
+        "default",
+        "exact_match",
+        (),
+        -1,
+    )
+
+
+def test_a_chat_ends_with_its_last_assistant_turn(tmp_path: Path) -> None:
+    turns = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "u1"},
+        {"role": "assistant", "content": "a1"},
+        {"role": "user", "content": "u2"},
+        {"role": "assistant", "content": "a2", "name": "x"},
+        {"role": "user", "content": "thanks"},
+    ]
+    (row,) = training_rows(spec(tmp_path, [{"messages": turns}]))
+    assert row.messages == tuple(turns[:4])
+    assert row.target == "a2"
+
+
+def test_choices_find_their_answer(tmp_path: Path) -> None:
+    base = {"prompt": "p", "target": "b", "metric": "acc", "choices": ["a", "b"]}
+    rows = training_rows(
+        spec(tmp_path, [base, base | {"answer_index": 0}, base | {"answer_index": -1}])
+    )
+    assert [row.answer_index for row in rows] == [1, 0, 1]
+    assert rows[0].choices == ("a", "b")
+
+
+def test_an_answer_that_differs_from_the_target(tmp_path: Path) -> None:
+    record = {"prompt": "p", "target": "16 / 4 = 4", "answer": 4, "references": []}
+    (row,) = training_rows(spec(tmp_path, [record]))
+    assert (row.answer, row.references) == ("4", ("4",))
+
+
+def test_first_rows_and_rows_of_each_task(tmp_path: Path) -> None:
+    records = [{"prompt": "p", "target": f"{i}", "task": "ab"[i % 2]} for i in range(10)]
+    data = spec(tmp_path, records, max_rows=3)
+    assert [row.target for row in training_rows(data)] == ["0", "1", "2"]
+    assert [row.target for row in validation_rows(data, 2)] == ["0", "1", "2", "3"]
+    assert len(validation_rows(data)) == 10
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([{"question": "p", "target": "t"}], "no column 'prompt'; there are question, target"),
+        ([{"prompt": "p"}], "no column 'target'; there are prompt"),
+        ([{"prompt": "p", "target": None}], "column 'target' must hold text, not None"),
+        ([{"prompt": ["p"], "target": "t"}], "column 'prompt' must hold text"),
+        ([{"prompt": "p", "target": "t"}, {"prompt": "p"}], "line 2: no column 'target'"),
+        ([{"prompt": "p", "target": "  "}], "its target is empty"),
+        (
+            [{"prompt": "p", "target": "t", "metric": "bleu"}],
+            "unknown metric 'bleu'; known are acc",
+        ),
+        ([{"prompt": "p", "target": "t", "metric": "acc"}], "wants `choices`"),
+        (
+            [{"prompt": "p", "target": "t", "metric": "acc", "choices": ["a", "b"]}],
+            "wants `choices` with the answer among them",
+        ),
+        (
+            [{"prompt": "p", "target": "a", "metric": "acc", "choices": ["a"], "answer_index": 3}],
+            "wants `choices`",
+        ),
+        (
+            [{"prompt": "p", "target": "a", "metric": "acc", "choices": "ab"}],
+            "column 'choices' must hold a list",
+        ),
+        (
+            [{"prompt": "p", "target": "a", "references": "ab"}],
+            "column 'references' must hold a list",
+        ),
+        (
+            [
+                {
+                    "prompt": "p",
+                    "target": "a",
+                    "metric": "acc",
+                    "choices": ["a"],
+                    "answer_index": "0",
+                }
+            ],
+            "column 'answer_index' must hold a whole number",
+        ),
+        ([{"messages": "hello"}], "messages must be a list of turns"),
+        ([{"messages": [{"role": "user", "content": "u"}]}], "need an assistant turn"),
+        ([{"messages": [{"role": "assistant", "content": "a"}]}], "and one before it"),
+        ([], "holds no rows"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path: Path, records: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        training_rows(spec(tmp_path, records))
+    assert message in str(caught.value)
+    assert "rows.jsonl" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_preflight_reads_both_sources(tmp_path: Path) -> None:
+    data = spec(tmp_path, [{"prompt": "p", "target": "t"}])
+    check_data(data)
+    with pytest.raises(InputError, match="absent"):
+        check_data(data.model_copy(update={"validation": str(tmp_path / "absent.parquet")}))
+
+
+MULTITASK = Path(__file__).parents[4] / "shared" / "data" / "multitask_mini"
+
+
+@pytest.mark.skipif(
+    not MULTITASK.is_dir(), reason="the benchmark's data are not beside the project"
+)
+def test_the_multitask_set_is_read_whole() -> None:
+    data = DataSpec(
+        train=str(MULTITASK / "train.parquet"),
+        validation=str(MULTITASK / "validation.parquet"),
+        prompt_columns=("instruction", "input"),
+    )
+    rows = read_rows(data, data.train)
+    assert len(rows) == 800
+    assert {row.metric for row in rows} == {
+        *("acc", "acc_norm", "exact_match", "number_match", "slot_f1", "rouge_l")
+    }
+    assert all(row.choices[row.answer_index] == row.answer for row in rows if row.choices)
+    (sums,) = {row.metric for row in rows if row.answer != row.target}
+    assert sums == "number_match"

@@ -1,0 +1,113 @@
+"""Sources: every format and way to name one, and a clear line for each way to be wrong."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from workers.data.source import digest, records
+from workers.spec import InputError
+
+ROWS = [{"prompt": f"p{i}", "target": f"t{i}", "other": i} for i in range(5)]
+
+
+def read(source: str) -> list[dict[str, Any]]:
+    return [dict(record) for _, record in records(source, lambda _, names: sorted(names))]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_parquet_jsonl_and_gzip_hold_the_same(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    text = write_jsonl(tmp_path / "b.jsonl", ROWS).read_bytes()
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(text))
+    for name in ("a.parquet", "b.jsonl", "c.jsonl.gz"):
+        assert read(str(tmp_path / name)) == ROWS, name
+
+
+def test_globs_folders_and_uris_take_files_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "parts" / "deep").mkdir(parents=True)
+    for name, rows in (("parts/1", ROWS[:2]), ("parts/2", ROWS[2:4]), ("parts/deep/3", ROWS[4:])):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    (tmp_path / "parts" / "README.md").write_text("not data")
+    monkeypatch.chdir(tmp_path)
+    for source in ("parts", "parts/*.parquet", "parts/?.parquet", f"file://{tmp_path}/parts"):
+        assert read(source) == ROWS[:4], source
+    assert read("parts/**/*.parquet") == ROWS
+
+
+def test_only_the_wanted_columns_are_read(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    write_jsonl(tmp_path / "b.jsonl", ROWS)
+    for name in ("a.parquet", "b.jsonl"):
+        found = list(records(str(tmp_path / name), lambda _, names: ["target"]))
+        assert [record for _, record in found] == [{"target": row["target"]} for row in ROWS]
+    assert found[2][0].endswith("b.jsonl: line 3")
+
+
+def test_a_hub_name_goes_through_datasets(tmp_path: Path) -> None:
+    # A local folder is a hub name to `datasets`: the same code path, without a network.
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train.parquet")
+    pq.write_table(pa.Table.from_pylist(ROWS[:2]), tmp_path / "test.parquet")
+    assert read(f"hub:{tmp_path}") == ROWS
+    assert read(f"hub:{tmp_path}#test") == ROWS[:2]
+    assert len({digest(f"hub:{tmp_path}"), digest(f"hub:{tmp_path}#test")}) == 2
+    with pytest.raises(InputError, match=r"cannot be loaded from the hub: .*nosplit"):
+        read(f"hub:{tmp_path}#nosplit")
+
+
+def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"^hub:nobody/nothing: cannot be loaded") as caught:
+        read("hub:nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.parquet", None, "no such file"),
+        ("absent/*.jsonl", None, "no such file"),
+        ("data.csv", b"a,b", "neither Parquet nor JSONL"),
+        ("bad.parquet", b"PAR1 this is none PAR1", "cannot be read as Parquet"),
+        ("empty.parquet", b"", "cannot be read as Parquet"),
+        ("bad.jsonl", b'{"a": 1}\n{"a": \n', "line 2: is no JSON"),
+        ("list.jsonl", b"[1, 2]\n", "line 1: must be a JSON object"),
+        ("binary.jsonl", b"\xff\xfe\x00", "cannot be read as JSON lines"),
+        ("broken.jsonl.gz", b"no gzip", "cannot be read as JSON lines"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["nosuch://bucket/x.parquet", "s3:/x.parquet"])
+def test_a_filesystem_that_is_not_there_is_one_line(source: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(source)
+    assert source in str(caught.value)
+
+
+def test_the_digest_follows_the_bytes(tmp_path: Path) -> None:
+    first = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    same = write_jsonl(tmp_path / "b.jsonl", ROWS)
+    assert digest(str(first)) == digest(str(same))
+    write_jsonl(same, ROWS[:4])
+    assert digest(str(first)) != digest(str(same))
+    assert digest(str(tmp_path)) != digest(str(first))
