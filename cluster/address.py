@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster import local
 from cluster.errors import ClusterError
+from cluster.running import LocalCluster, running
 
 CONNECT_SECONDS = 3.0
 _DEFAULT_RAY_FILE = Path("/tmp/ray/ray_current_cluster")  # noqa: S108 (written by `ray start`)
@@ -31,7 +31,7 @@ def resolve(address: str) -> Endpoint:
     `auto` is RAY_ADDRESS, or else the newest local cluster of this user, or else what `ray start`
     has left running. Raises ClusterError within seconds.
     """
-    known = local.running()
+    known = running()
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS") or _newest(known)
     if address.startswith("ray://"):
@@ -63,7 +63,7 @@ def probe(address: str) -> None:
         raise ClusterError(f"{address}: no cluster can be reached there: {reason}") from None
 
 
-def _newest(known: list[local.LocalCluster]) -> str:
+def _newest(known: list[LocalCluster]) -> str:
     if known:
         return known[0].address
     if _DEFAULT_RAY_FILE.is_file():

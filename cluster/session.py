@@ -11,7 +11,9 @@ from pathlib import Path
 from cluster import environment
 from cluster.address import Endpoint, resolve
 from cluster.errors import ClusterError
-from cluster.local import local_cluster, running
+from cluster.handshake import check_cluster
+from cluster.local import local_cluster
+from cluster.running import running
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def session(
         stack.enter_context(environment.applied(_settings(endpoint)))
         stack.callback(_disconnect)
         dashboard_url = _connect(endpoint)
-        if owned:
+        if owned and dashboard_url:
             owned.record_dashboard(dashboard_url)
         yield Session(endpoint.address or "", dashboard_url, endpoint.token_file, owned is not None)
 
@@ -71,6 +73,7 @@ def _connect(endpoint: Endpoint) -> str | None:
             f"{endpoint.dashboard_url}: is a dashboard, which takes submitted jobs only; to run "
             "here, give HOST:PORT of the cluster itself (GCS), by default port 6379"
         )
+    check_cluster(endpoint.address)
     try:
         context = ray.init(endpoint.address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -1,0 +1,65 @@
+"""Whether a Ray cluster that lets us in listens at an address: asked once, answered soon."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cluster import environment
+from cluster.address import CONNECT_SECONDS, Endpoint
+from cluster.errors import ClusterError
+
+_NO_ENTRY = (
+    "the cluster wants its token; put it into ~/.ray/auth_token (mode 600), or name its file by "
+    "RAY_AUTH_TOKEN_PATH"
+)
+
+
+def check_cluster(address: str) -> None:
+    """One call to the cluster at host:port: it is Ray's, accepts our token, and has our version.
+
+    Ray itself would wait for most of a minute, or retry a wrong token, before it says so.
+    """
+    import grpc  # type: ignore[import-untyped]
+    import ray
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    try:
+        with init_grpc_channel(address) as channel:
+            service = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+            reply = service.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=CONNECT_SECONDS)
+    except grpc.RpcError as error:
+        raise ClusterError(f"{address}: {_refusal(error.code())}") from None
+    if reply.ray_version != ray.__version__:
+        raise ClusterError(
+            f"{address}: runs Ray {reply.ray_version}, but here is {ray.__version__}; "
+            "the versions must be the same"
+        )
+
+
+def check_dashboard(url: str, headers: Mapping[str, str]) -> None:
+    """The dashboard at `url` answers, is Ray's, and accepts the token in `headers`."""
+    import httpx
+
+    try:
+        reply = httpx.get(f"{url}/api/version", headers=dict(headers), timeout=CONNECT_SECONDS)
+    except httpx.HTTPError as error:
+        raise ClusterError(f"{url}: no dashboard answers: {error}") from None
+    if reply.status_code in (401, 403):
+        raise ClusterError(f"{url}: {_NO_ENTRY}")
+    if reply.status_code != 200 or "ray_version" not in reply.text:
+        raise ClusterError(f"{url}: what answers there is no Ray dashboard")
+
+
+def find_dashboard(endpoint: Endpoint) -> str:
+    """Ask the cluster's control service where its dashboard is."""
+    with environment.applied(environment.authentication(endpoint.token_file)):
+        check_cluster(endpoint.address or "")
+        from ray.dashboard.utils import ray_address_to_api_server_url
+
+        return str(ray_address_to_api_server_url(endpoint.address))
+
+
+def _refusal(code: Any) -> str:
+    if code.name in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return _NO_ENTRY
+    return "what listens there is no Ray cluster (GCS), or does not answer"

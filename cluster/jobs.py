@@ -1,0 +1,136 @@
+"""Ray Jobs: send code to a cluster to run there, and see what becomes of it."""
+
+import asyncio
+import logging
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from cluster import environment
+from cluster.address import resolve
+from cluster.errors import ClusterError
+from cluster.handshake import check_dashboard, find_dashboard
+from cluster.staging import staged
+
+FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted job."""
+
+    id: str
+    state: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    entrypoint: str
+    metadata: dict[str, str]
+    message: str
+    """What Ray says about the state."""
+    started: float | None
+    """Seconds since 1970."""
+    ended: float | None
+
+
+class JobClient:
+    """The jobs of one cluster. Every method raises ClusterError."""
+
+    def __init__(self, address: str = "auto") -> None:
+        """`address`: http://host:port of a dashboard, host:port of the cluster (GCS), or auto."""
+        endpoint = resolve(address)
+        self.dashboard_url = endpoint.dashboard_url or find_dashboard(endpoint)
+        token = environment.token(endpoint.token_file)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        check_dashboard(self.dashboard_url, headers)
+        from ray.job_submission import JobSubmissionClient
+
+        for module in ("dashboard_sdk", "job.sdk"):  # they tell of every upload
+            logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
+        with self._errors():
+            self._client = JobSubmissionClient(self.dashboard_url, headers=headers)
+
+    def submit(
+        self,
+        entrypoint: Sequence[str],
+        *,
+        files: Mapping[str, str] | None = None,
+        name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> str:
+        """Run a command in a copy of our code; the id of the job.
+
+        `files` (name: text) lie beside the packages, in the working directory of the command.
+        `name` becomes the id; it must be new on the cluster. The driver reserves no CPU.
+        """
+        with staged(files or {}) as folder, self._errors():
+            return str(
+                self._client.submit_job(
+                    entrypoint=shlex.join(entrypoint),
+                    submission_id=name,
+                    metadata=dict(metadata or {}),
+                    runtime_env={
+                        "working_dir": str(folder),
+                        "env_vars": {**environment.DRIVER, **(env or {})},
+                    },
+                    entrypoint_num_cpus=0,
+                )
+            )
+
+    def list(self) -> list[Job]:
+        """All submitted jobs, newest first."""
+        with self._errors():
+            details = self._client.list_jobs()
+        jobs = [_job(one) for one in details if one.submission_id]
+        return sorted(jobs, key=lambda job: job.started or 0, reverse=True)
+
+    def status(self, job_id: str) -> Job:
+        """One job."""
+        with self._errors(job_id):
+            return _job(self._client.get_job_info(job_id))
+
+    def logs(self, job_id: str) -> str:
+        """What the job has printed up to now."""
+        with self._errors(job_id):
+            return str(self._client.get_job_logs(job_id))
+
+    def follow(self, job_id: str) -> Iterator[str]:
+        """What the job prints, piece by piece, until it ends."""
+        self.status(job_id)
+        with asyncio.Runner() as runner, self._errors(job_id):
+            pieces = self._client.tail_job_logs(job_id)
+            while (piece := runner.run(_next(pieces))) is not None:
+                yield piece
+
+    def stop(self, job_id: str) -> bool:
+        """Ask the job to end; False if it had ended already."""
+        with self._errors(job_id):
+            return bool(self._client.stop_job(job_id))
+
+    @contextmanager
+    def _errors(self, job_id: str | None = None) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError, OSError) as error:
+            # The dashboard answers with a whole traceback; its last line says what was wrong.
+            line = " ".join(str(error).split()).rpartition("Error: ")[2].rstrip(" .")
+            if job_id is not None and "status code 404" in line:
+                line = f"job {job_id}: no such job"
+            raise ClusterError(f"{self.dashboard_url}: {line}") from error
+
+
+def _job(details: Any) -> Job:
+    return Job(
+        id=details.submission_id,
+        state=str(details.status.value),
+        entrypoint=details.entrypoint,
+        metadata=dict(details.metadata or {}),
+        message=" ".join((details.message or "").split()),
+        started=details.start_time and details.start_time / 1000,
+        ended=details.end_time and details.end_time / 1000,
+    )
+
+
+async def _next(pieces: Any) -> str | None:
+    return await anext(pieces, None)
