@@ -1,0 +1,223 @@
+"""The gate, force, and rollback."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.promotion import GateRefused, metric_value, promote, rollback, standing
+from orchestrator.registry import Registry
+from workers.adapter.convert import import_folder
+from workers.adapter.files import save
+from workers.adapter.manifest import BaseRecord, Manifest
+from workers.spec import AdapterSpec, InputError
+
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "mixlora_llama"
+LOSS = "validation/loss"
+Put = Callable[..., Any]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(f"sqlite:///{tmp_path / 'moetune.db'}", tmp_path)
+
+
+@pytest.fixture
+def put(registry: Registry, tmp_path: Path) -> Put:
+    """Registers the golden adapter (4 experts, top 2) with the given facts."""
+    source = import_folder(GOLDEN / "adapter", tmp_path / "adapter")
+
+    def register(
+        loss: float | None = 1.0,
+        study: str = "s",
+        load: tuple[float, ...] = (0.25,) * 4,
+        data: str | None = "d",
+        **more: float,
+    ) -> Any:
+        metrics = {"validation": {**more, **({} if loss is None else {"loss": loss})}}
+        loads = {"layers.0.mlp": (0.25,) * 4, "layers.1.mlp": load} if load else {}
+        lineage = {"data_digest": data, "expert_load": loads}
+        return registry.register(study, 1, source, metrics, lineage)
+
+    return register
+
+
+def refused(registry: Registry, version: Any, **how: Any) -> list[str]:
+    """The gate's reasons; the log must stay as it was."""
+    before = registry.history("home")
+    with pytest.raises(GateRefused) as caught:
+        promote(registry, version, "home", **{"actor": "ann", "metric": LOSS, **how})
+    assert registry.history("home") == before
+    assert all(reason in str(caught.value) for reason in caught.value.reasons)
+    assert "\n" not in str(caught.value)
+    return caught.value.reasons
+
+
+def test_a_promotion_says_who_why_and_on_what_evidence(registry: Registry, put: Put) -> None:
+    first, second = put(2.0), put(1.0)
+    promote(registry, first.id, "home", actor="ann", metric=LOSS)
+    event = promote(registry, second, "home", actor="ben", metric=LOSS, reason="better on DE")
+    assert registry.history("home")[-1] == event
+    assert (event.revision, event.action, event.actor) == (2, "promote", "ben")
+    assert (event.version, event.previous) == (second.id, first.id)
+    assert event.reason == "better on DE"
+    assert event.evidence["metric"] == LOSS
+    assert event.evidence["candidate"]["value"] == 1.0
+    assert event.evidence["champion"]["value"] == 2.0
+    assert event.evidence["forced"] is False
+
+
+@pytest.mark.parametrize(("mode", "better", "worse"), [("min", 1.0, 3.0), ("max", 3.0, 1.0)])
+def test_only_a_better_version_passes(
+    mode: Any, better: float, worse: float, registry: Registry, put: Put
+) -> None:
+    promote(registry, put(2.0), "home", actor="ann", metric=LOSS, mode=mode)
+    assert "is not better than 2 of champion" in refused(registry, put(worse), mode=mode)[0]
+    assert "is not better" in refused(registry, put(2.0, load=(0.4, 0.2, 0.2, 0.2)), mode=mode)[0]
+    assert promote(registry, put(better), "home", actor="ann", metric=LOSS, mode=mode).revision == 2
+
+
+@pytest.mark.parametrize(
+    ("load", "why"),
+    [
+        ((0.5, 0.48, 0.01, 0.01), "router of layers.1.mlp gives 2 of 4 experts 98.0%"),
+        ((1.0, 0.0, 0.0, 0.0), "router of layers.1.mlp leaves 3 of 4 experts unused"),
+        ((0.0, 0.0, 0.0, 0.0), "router of layers.1.mlp sent no token anywhere"),
+        ((), "no expert load was recorded"),
+    ],
+)
+def test_a_collapsed_router_is_refused_even_without_a_champion(
+    load: tuple[float, ...], why: str, registry: Registry, put: Put
+) -> None:
+    assert any(why in reason for reason in refused(registry, put(load=load)))
+
+
+@pytest.mark.parametrize("load", [(0.5, 0.4, 0.1, 0.0), (0.45, 0.45, 0.1, 0.0), (9, 8, 7, 6)])
+def test_an_uneven_router_may_pass(load: tuple[float, ...], registry: Registry, put: Put) -> None:
+    assert promote(registry, put(load=load), "home", actor="ann", metric=LOSS).revision == 1
+
+
+def test_plain_lora_has_no_router_to_check(registry: Registry, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from workers.inject import inject
+
+    model = AutoModelForCausalLM.from_pretrained(GOLDEN / "base")
+    adapter = inject(model, AdapterSpec(num_experts=1, top_k=1))
+    save(adapter, tmp_path / "plain", Manifest(base=BaseRecord(path="b")))
+    version = registry.register("s", 1, tmp_path / "plain", {LOSS: 1.0})
+    assert promote(registry, version, "home", actor="ann", metric=LOSS).revision == 1
+
+
+def test_all_reasons_are_listed(registry: Registry, put: Put) -> None:
+    promote(registry, put(2.0), "home", actor="ann", metric=LOSS)
+    reasons = refused(registry, put(3.0, data="other", load=(1.0, 0.0, 0.0, 0.0)))
+    assert len(reasons) == 4
+    assert "measured on other data" in reasons[0]
+
+
+def test_what_cannot_be_compared_is_refused(registry: Registry, put: Put) -> None:
+    promote(registry, put(2.0, score=0.5), "home", actor="ann", metric=LOSS)
+    better = put(1.0, score=0.9)
+    assert (
+        "was judged by min validation/loss, this one by max validation/score"
+        in (refused(registry, better, metric="validation/score", mode="max")[0])
+    )
+    assert "judged by min" in refused(registry, put(3.0), mode="max")[0]
+    assert refused(registry, put(None)) == ["it has no metric validation/loss"]
+    assert "other data" in refused(registry, put(1.0, data=None))[0]
+
+
+def test_unknown_data_compares_within_a_study_only(registry: Registry, put: Put) -> None:
+    promote(registry, put(2.0, data=None), "home", actor="ann", metric=LOSS)
+    assert "other data" in refused(registry, put(1.0, data=None, study="t"))[0]
+    assert promote(registry, put(1.0, data=None), "home", actor="ann", metric=LOSS).revision == 2
+
+
+def test_force_overrides_with_a_reason_and_is_logged(registry: Registry, put: Put) -> None:
+    promote(registry, put(2.0), "home", actor="ann", metric=LOSS)
+    worse = put(3.0, load=(1.0, 0.0, 0.0, 0.0))
+    for reason in ("", "  "):
+        with pytest.raises(InputError, match="a forced promotion needs a reason"):
+            promote(registry, worse, "home", actor="a", metric=LOSS, force=True, reason=reason)
+    event = promote(
+        registry, worse, "home", actor="ann", metric=LOSS, force=True, reason="pilot in Graz"
+    )
+    assert event.reason == "pilot in Graz"
+    assert event.evidence["forced"] is True
+    assert len(event.evidence["reasons"]) == 3
+    easy = promote(registry, put(1.0), "home", actor="a", metric=LOSS, force=True, reason="sure")
+    assert easy.evidence["forced"] is False, "nothing had to be overridden"
+
+
+def test_the_champion_is_not_promoted_again(registry: Registry, put: Put) -> None:
+    version = put()
+    promote(registry, version, "home", actor="ann", metric=LOSS)
+    with pytest.raises(InputError, match="is its champion already"):
+        promote(registry, version, "home", actor="a", metric=LOSS, force=True, reason="again")
+
+
+@pytest.mark.parametrize("actor", ["", " ", "x" * 201])
+def test_an_actor_is_needed(actor: str, registry: Registry, put: Put) -> None:
+    with pytest.raises(InputError, match="an actor of 1 to 200 characters"):
+        promote(registry, put(), "home", actor=actor, metric=LOSS)
+
+
+def test_a_lost_champion_does_not_block_its_successor(registry: Registry, put: Put) -> None:
+    import shutil
+
+    first = put(2.0)
+    promote(registry, first, "home", actor="ann", metric=LOSS)
+    shutil.rmtree(first.folder)
+    assert "other data" in refused(registry, put(1.0))[0]
+    event = promote(
+        registry, put(1.0), "home", actor="ann", metric=LOSS, force=True, reason="files lost"
+    )
+    assert event.revision == 2
+    with pytest.raises(InputError, match="is gone"):
+        rollback(registry, "home", actor="ann")
+    assert len(registry.history("home")) == 2
+
+
+def test_rollbacks_go_back_step_by_step(registry: Registry, put: Put) -> None:
+    a, b, c, d = (put(loss) for loss in (4.0, 3.0, 2.0, 1.0))
+    for version in (a, b, c):
+        promote(registry, version, "home", actor="ann", metric=LOSS)
+    event = rollback(registry, "home", actor="ben", reason="complaints")
+    assert (event.action, event.version, event.previous) == ("rollback", b.id, c.id)
+    assert (event.actor, event.reason, event.revision) == ("ben", "complaints", 4)
+    promote(registry, d, "home", actor="ann", metric=LOSS)
+    assert standing(registry.history("home")) == [a.id, b.id, d.id]
+    assert rollback(registry, "home", actor="ben").version == b.id
+    assert rollback(registry, "home", actor="ben").version == a.id
+    assert registry.champion("home") == a
+    with pytest.raises(InputError, match="no earlier champion"):
+        rollback(registry, "home", actor="ben")
+    with pytest.raises(InputError, match="nothing was promoted"):
+        rollback(registry, "other", actor="ben")
+    assert promote(registry, b, "home", actor="ann", metric=LOSS).revision == 8
+
+
+def test_a_promotion_after_a_rollback_is_compared_with_the_standing_champion(
+    registry: Registry, put: Put
+) -> None:
+    a, b, c = put(3.0), put(1.0), put(2.0)
+    for version in (a, b):
+        promote(registry, version, "home", actor="ann", metric=LOSS)
+    rollback(registry, "home", actor="ben")
+    assert promote(registry, c, "home", actor="ann", metric=LOSS).previous == a.id
+
+
+@pytest.mark.parametrize(
+    ("metrics", "value"),
+    [
+        ({"validation": {"loss": 1}}, 1.0),
+        ({"validation/loss": 2.5}, 2.5),
+        ({"validation": {"loss": True}}, None),
+        ({"validation": 3.0}, None),
+        ({}, None),
+    ],
+)
+def test_metrics_are_found_nested_and_flat(metrics: dict[str, Any], value: float | None) -> None:
+    assert metric_value(metrics, "validation/loss") == value
