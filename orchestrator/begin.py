@@ -1,8 +1,10 @@
 """Beginning a study, or going on with one: what is refused, and what is noted in its storage."""
 
 import fcntl
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +62,13 @@ def begin(job: JobSpec, resume: bool, store: "optuna.storages.RDBStorage") -> "o
         direction="minimize" if job.search.mode == "min" else "maximize",
         load_if_exists=resume,
     )
-    study.set_metric_names([job.search.metric])
+    with warnings.catch_warnings():  # Optuna calls it experimental; optuna-dashboard shows it
+        warnings.simplefilter("ignore")
+        study.set_metric_names([job.search.metric])
     study.set_user_attr("varied", job.search_space().varied())
     study.set_user_attr("job", _facts(job))
+    if "began" not in study.user_attrs:
+        study.set_user_attr("began", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     write_text(job.study_folder() / "job.json", dump_job(job))
     return study
 

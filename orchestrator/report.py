@@ -1,0 +1,132 @@
+"""A study's report: one HTML page with everything in it, readable without a network."""
+
+import math
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from orchestrator.spec import ClusterSpec
+from orchestrator.study import Study, TrialRow, trial_name
+from workers.train.record import Metrics, write_text
+
+_TASK_TRIALS = 5
+_NOTHING = "\N{EN DASH}"
+
+
+def write(cluster: ClusterSpec, name: str) -> Path:
+    """Write the report of a study into its folder, and return its path.
+
+    Raises InputError for a study that is not there.
+    """
+    study = Study.open(cluster, name)
+    path = study.folder / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, render(study))
+    return path
+
+
+def render(study: Study) -> str:
+    """The page. A study that still runs, or where trials failed, gives a page too."""
+    import jinja2
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"number": _number, "duration": _duration, "trial": trial_name}
+    return environment.get_template("report.html.j2").render(
+        plotly_js=get_plotlyjs(),
+        figures={name: _html(figure, name) for name, figure in _figures(study).items()},
+        **_facts(study),
+    )
+
+
+def _facts(study: Study) -> dict[str, Any]:
+    """What the page says in words and tables."""
+    from orchestrator.figures import short
+
+    rows = study.leaderboard()
+    states = [row.state for row in rows]
+    began = study.optuna.user_attrs.get("began")
+    return {
+        "study": study,
+        "job": study.job,
+        "rows": rows,
+        "best": study.best(),
+        "counts": {state: states.count(state) for state in dict.fromkeys(states)},
+        "seconds": sum(row.seconds or 0 for row in rows),
+        "columns": [(path, short(path)) for path in study.optuna.user_attrs["varied"]],
+        "tasks": _tasks(rows),
+        "space": {field: _words(entry) for field, entry in study.job["search"]["space"].items()},
+        "began": began,
+        "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "version": version("moetune"),
+    }
+
+
+def _figures(study: Study) -> dict[str, Any]:
+    from orchestrator import figures
+
+    best = study.best()
+    drawn = {
+        **figures.study_figures(study),
+        "curves": figures.learning_curves(study, study.leaderboard()),
+        "load": figures.expert_load(study.expert_load(best.number)) if best else None,
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _html(figure: Any, name: str) -> str:
+    config = {"displayModeBar": False, "responsive": True}
+    text: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, config=config, div_id=f"figure-{name}"
+    )
+    return text
+
+
+def _tasks(rows: list[TrialRow]) -> dict[str, Any]:
+    """The best trials' validation by task: {trials, tasks: {task: [report of each trial]}}."""
+    shown = [row for row in rows if row.state == "finished"][:_TASK_TRIALS]
+    reports: list[Metrics] = [row.metrics.get("validation", {}).get("tasks", {}) for row in shown]
+    names = sorted({task for report in reports for task in report})
+    return {
+        "trials": [row.number for row in shown],
+        "tasks": {task: [report.get(task, {}) for report in reports] for task in names},
+    }
+
+
+def _words(entry: Any) -> str:
+    """A range of the search space in words."""
+    if not isinstance(entry, dict):
+        return f"{entry} (fixed)"
+    when = "".join(f", where {path}: {test}" for path, test in entry.get("when", {}).items())
+    kind, value = next((k, v) for k, v in entry.items() if k not in ("when", "step"))
+    if kind == "choice":
+        return f"one of {', '.join(map(str, value))}{when}"
+    scale = {"log": " (log scale)", "int": " (whole numbers)", "float": ""}[kind]
+    step = f" in steps of {entry['step']}" if "step" in entry else ""
+    return f"{value[0]} to {value[1]}{scale}{step}{when}"
+
+
+def _number(value: Any) -> str:
+    """Four digits for a fraction, everything else as it is."""
+    if value is None:
+        return _NOTHING
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return _NOTHING
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

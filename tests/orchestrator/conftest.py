@@ -1,0 +1,91 @@
+"""Studies for tests of what reads and writes them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.begin import begin
+from orchestrator.spec import JobSpec
+from orchestrator.study import storage, trial_name
+from workers.spec import override, validated
+from workers.train.record import RunRecord
+
+Play = Callable[..., Any]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobSpec:
+    """A job of 10 trials on a model and data that nobody looks at."""
+    return validated(
+        JobSpec,
+        {
+            "name": "home",
+            "train": {
+                "model": {"path": "base"},
+                "data": {"train": "train.jsonl", "validation": "validation.jsonl"},
+                "optimizer": {"steps": 40},
+                "evaluation": {"every": 10},
+            },
+            "search": {"trials": 10, "space": "moe_lora", "startup_trials": 4},
+            "cluster": {"storage": str(tmp_path / "runs")},
+        },
+        "test",
+    )
+
+
+def report(values: Mapping[str, Any], step: int, number: int) -> dict[str, Any]:
+    """What a trial of these values might report: plausible, and a function of its arguments."""
+    experts = values["adapter.num_experts"]
+    loss = 2.0 / (1 + step / 15) + 0.02 * number + abs(values["optimizer.lr"] - 1e-3) * 50
+    share = [1 / experts + (0.4 / experts) * (-1) ** e * (e > 0) for e in range(experts)]
+    load = {"load": [s / sum(share) for s in share], "entropy": 0.9}
+    tasks = {
+        task: {"metric": metric, "value": max(0.0, 1 - loss / top), "loss": loss, "rows": 20}
+        for task, metric, top in (("intent", "exact_match", 2), ("reply", "rouge_l", 3))
+    }
+    routing = {f"layers.{i}.mlp": load for i in range(4)} if experts > 1 else {}
+    return {
+        "step": step,
+        "train": {"loss": loss + 0.1},
+        "validation": {"loss": loss, "score": 0.5, "tasks": tasks, "routing": routing},
+    }
+
+
+@pytest.fixture
+def play() -> Play:
+    """play(job, ends, resume=False): run trials through Optuna and their folders as Tune would,
+    without Tune. `ends` says how each one ends: finished, stopped, failed or cut (off)."""
+    return _play
+
+
+def _play(job: JobSpec, ends: list[str], resume: bool = False) -> list[dict[str, Any]]:
+    from ray.tune.utils.util import flatten_dict
+
+    from orchestrator.search import StudySearch
+
+    job.study_folder().mkdir(parents=True, exist_ok=True)
+    with storage(job.cluster, create=True) as store:
+        study = begin(job, resume, store)
+        search = StudySearch(job, study, lambda number, _: f"{number:012x}")
+        suggested = []
+        for index, end in enumerate(ends):
+            trial_id = f"{index}{'resumed' if resume else ''}"
+            values = search.suggest(trial_id)
+            suggested.append(values)
+            number = search.trial(trial_id).number
+            record = RunRecord(job.study_folder() / "trials" / trial_name(number))
+            spec = override(job.train, values, "test")
+            record.begin(spec)
+            steps = range(10, 41 if end == "finished" else 21, 10)
+            for step in steps:
+                metrics = report(values, step, number)
+                record.add(metrics)
+                search.on_trial_result(trial_id, flatten_dict(metrics))
+            if end in ("finished", "stopped"):
+                search.on_trial_complete(trial_id, flatten_dict(metrics))
+            elif end == "failed":
+                search.note_failure(trial_id, "OutOfMemoryError: <b>CUDA</b> out of memory")
+                search.on_trial_complete(trial_id, error=True)
+        return suggested
