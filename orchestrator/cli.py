@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from cluster.errors import ClusterError
 from orchestrator.commands import adapter, endpoint, jobs, study, versions
 from workers.spec import InputError
 
@@ -24,7 +25,7 @@ def main() -> None:
     """Run a command. Bad input is one line on stderr and exit code 2, never a traceback."""
     try:
         app()
-    except InputError as error:
+    except (InputError, ClusterError) as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail("stopped", 130)

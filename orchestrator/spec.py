@@ -129,9 +129,7 @@ def load_job(path: str | Path, assignments: Sequence[str] = ()) -> JobSpec:
         raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a job file is a mapping with `name` and `train`")
-    job = override_job(
-        validated(JobSpec, values, str(path)), dict(map(_assignment, assignments)), "--set"
-    )
+    job = override_job(validated(JobSpec, values, str(path)), assigned(assignments), "--set")
     job.search_space()
     return job
 
@@ -145,6 +143,27 @@ def override_job(job: JobSpec, changes: Mapping[str, Any], where: str) -> JobSpe
     return override(job, known, where)
 
 
+def portable(job: JobSpec) -> JobSpec:
+    """The job as another machine needs it: absolute paths, and the space written out."""
+    train, cluster = job.train, job.cluster
+    changes: dict[str, Any] = {
+        "data.train": _absolute(train.data.train),
+        "data.validation": _absolute(train.data.validation),
+        "cluster.storage": _absolute(cluster.storage),
+        "cluster.address": None,
+    }
+    if Path(train.model.path).is_dir():
+        changes["model.path"] = _absolute(train.model.path)
+    if isinstance(job.search.space, str):
+        changes["search.space"] = dict(job.search_space().definition)
+    return override_job(job, changes, "submit")
+
+
+def _absolute(path: str) -> str:
+    elsewhere = "://" in path or path.startswith("hub:")
+    return path if elsewhere else str(Path(path).resolve())
+
+
 def dump_job(job: JobSpec) -> str:
     """The resolved job as JSON, every default written out."""
     return json.dumps(job.model_dump(mode="json"), indent=2) + "\n"
@@ -153,6 +172,11 @@ def dump_job(job: JobSpec) -> str:
 def _job_file(path: Path) -> Path:
     ours = Path(__file__).parent / "jobs" / f"{path.name}.yaml"
     return ours if path.name == str(path) and ours.exists() and not path.exists() else path
+
+
+def assigned(assignments: Sequence[str]) -> dict[str, Any]:
+    """The changes that `--set FIELD=VALUE` options ask for; values are YAML."""
+    return dict(map(_assignment, assignments))
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -8,6 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+Job = Annotated[
+    str, typer.Argument(metavar="JOB", help="Job file; or smoke, demo, llama8b_cluster.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a study that was cut off.")]
 Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, as in adapter.rank=16."),
@@ -47,7 +51,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
     table = Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else _text(v) for v in row))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    wide = None if sys.stdout.isatty() else 1000  # A pipe has no edge to wrap at.
+    Console(width=wide).print(table)
 
 
 def _text(value: Any) -> str:

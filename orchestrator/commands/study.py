@@ -1,7 +1,7 @@
 """Commands on studies: check, tune, leaderboard, report, demo."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,8 @@ from orchestrator.commands.options import (
     Address,
     AsJson,
     Assignments,
+    Job,
+    Resume,
     Storage,
     Store,
     cluster_spec,
@@ -17,10 +19,10 @@ from orchestrator.commands.options import (
     print_table,
 )
 
+if TYPE_CHECKING:
+    from orchestrator.study import Study
+
 app = typer.Typer()
-Job = Annotated[
-    str, typer.Argument(metavar="JOB", help="Job file, or smoke, demo, llama8b_cluster.")
-]
 
 
 @app.command()
@@ -38,22 +40,23 @@ def check(job: Job, set_: Assignments = None) -> None:
 def tune(
     job: Job,
     set_: Assignments = None,
-    resume: Annotated[bool, typer.Option(help="Go on with a study that was cut off.")] = False,
+    resume: Resume = False,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Search the shape of the experts; every finished trial becomes a version."""
     from cluster.session import session
-    from orchestrator.progress import TrialProgress
+    from orchestrator.progress import Narrator, StudyProgress
     from orchestrator.spec import load_job
     from orchestrator.study import Study
     from orchestrator.tuner import preflight, run
 
     spec = load_job(job, set_ or ())
-    preflight(spec)
+    preflight(spec, resume)
+    narrator, search = Narrator(), spec.search
     with session(address or spec.cluster.address) as cluster:
-        progress = TrialProgress(cluster.dashboard_url)
-        run(spec, resume=resume, on_progress=progress)
+        narrator.say(f"study {spec.name} · dashboard {cluster.dashboard_url}")
+        run(spec, resume, StudyProgress(narrator, search.metric, search.mode, search.trials))
     _show_leaderboard(Study.open(spec.cluster, spec.name), as_json)
 
 
@@ -97,15 +100,17 @@ def demo(
     run_demo(storage, set_ or ())
 
 
-def _show_leaderboard(study, as_json: bool) -> None:
+def _show_leaderboard(study: "Study", as_json: bool) -> None:
     rows = study.leaderboard()
     if as_json:
         return print_json([row.as_dict() for row in rows])
     names = sorted({name for row in rows for name in row.params})
     return print_table(
-        ("trial", "state", study.metric, *names, "version", "seconds", "why"),
+        ("trial", "state", study.metric, *(n.rpartition(".")[2] for n in names))
+        + ("steps", "seconds", "version", "why"),
         [
-            (r.number, r.state, r.value, *map(r.params.get, names), r.version, r.seconds, r.reason)
+            (r.number, r.state, r.value, *map(r.params.get, names))
+            + (r.steps, r.seconds, r.version, r.reason)
             for r in rows
         ],
         title=f"study {study.name}",

@@ -1,0 +1,86 @@
+"""Commands on the endpoint: serve and ask."""
+
+import sys
+import threading
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.commands.options import (
+    DEFAULT_STORAGE,
+    Address,
+    AsJson,
+    Storage,
+    Store,
+    cluster_spec,
+    print_json,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def serve(
+    name: Annotated[str, typer.Argument(help="Name that something was promoted to.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Field of the endpoint: port=8001."),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Leave it running on the cluster; wants --address.")
+    ] = False,
+    address: Address = None,
+    storage: Storage = DEFAULT_STORAGE,
+    store: Store = None,
+) -> None:
+    """Serve a name's champion beside its base model, until Ctrl-C."""
+    from cluster.session import session
+    from orchestrator.serving import deploy, undeploy
+    from workers.spec import InputError
+
+    where, spec = cluster_spec(storage, store), _serve_spec(set_ or ())
+    if detach and address is None:
+        raise InputError("serve --detach: needs --address: a local cluster ends with the command")
+    with session(address):
+        endpoint = deploy(spec, None, where.store_url(), where.storage, name)
+        key = " with your key" if endpoint.needs_key else ""
+        print(f"serving {name} and {endpoint.base} at {endpoint.openai_url}{key}", flush=True)
+        if detach:
+            return
+        print("Ctrl-C stops it", file=sys.stderr, flush=True)
+        try:
+            threading.Event().wait()
+        finally:
+            undeploy()
+
+
+@app.command()
+def ask(
+    name: Annotated[str, typer.Argument(help="NAME, NAME@VERSION, or the base model.")],
+    text: str,
+    url: Annotated[
+        str, typer.Option(envvar="MOETUNE_URL", help="The endpoint.")
+    ] = "http://127.0.0.1:8000",
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a running endpoint one question. Its key is read from MOETUNE_API_KEY."""
+    from orchestrator.client import ask as ask_endpoint
+    from orchestrator.serving import read_key
+
+    fields: dict[str, Any] = {"temperature": 0}
+    if max_tokens is not None:
+        fields["max_tokens"] = max_tokens
+    pieces = ask_endpoint(url, name, text, read_key(), stream=not as_json, **fields)
+    if as_json:
+        return print_json({"model": name, "question": text, "answer": "".join(pieces)})
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    return print()
+
+
+def _serve_spec(assignments: Any) -> Any:
+    from orchestrator.spec import ServeSpec, assigned
+    from workers.spec import override
+
+    return override(ServeSpec(), assigned(assignments), "--set")

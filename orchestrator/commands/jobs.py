@@ -1,0 +1,109 @@
+"""Commands on a cluster's jobs: submit, status, logs, stop; and doctor."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from orchestrator.commands.options import (
+    DEFAULT_STORAGE,
+    Address,
+    AsJson,
+    Assignments,
+    Job,
+    Resume,
+    Storage,
+    print_json,
+    print_table,
+)
+
+app = typer.Typer()
+Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as submit and status say it.")]
+
+
+@app.command()
+def submit(
+    job: Job,
+    address: Address = None,
+    set_: Assignments = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send a job and the code to a cluster as a Ray Job, and return at once."""
+    from cluster.jobs import JobClient
+    from orchestrator.spec import dump_job, load_job, portable
+
+    spec = portable(load_job(job, set_ or ()))
+    client = JobClient(address or spec.cluster.address or "auto")
+    job_id = client.submit(
+        ["python", "-m", "orchestrator.cli", "tune", "job.json", *["--resume"] * resume],
+        files={"job.json": dump_job(spec)},
+        metadata={"study": spec.name},
+    )
+    if as_json:
+        return print_json({"id": job_id, "study": spec.name, "dashboard": client.dashboard_url})
+    return print(f"submitted {job_id} (study {spec.name}); dashboard {client.dashboard_url}")
+
+
+@app.command()
+def status(
+    id_: Annotated[str | None, typer.Argument(metavar="[ID]", help="Left out: all jobs.")] = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a cluster's jobs, or one of them."""
+    from cluster.jobs import JobClient
+
+    client = JobClient(address or "auto")
+    jobs = [client.status(id_)] if id_ else client.list()
+    if as_json:
+        return print_json([vars(job) for job in jobs] if id_ is None else vars(jobs[0]))
+    rows = [(j.id, j.metadata.get("study"), j.state, _time(j.started), j.message) for j in jobs]
+    return print_table(("id", "study", "state", "started", "message"), rows)
+
+
+@app.command()
+def logs(
+    id_: Id,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    address: Address = None,
+) -> None:
+    """Print what a job has printed."""
+    from cluster.jobs import JobClient
+
+    client = JobClient(address or "auto")
+    if not follow:
+        return print(client.logs(id_), end="")
+    for piece in client.follow(id_):
+        print(piece, end="", flush=True)
+    return None
+
+
+@app.command()
+def stop(id_: Id, address: Address = None) -> None:
+    """Ask a job to end; its study can be gone on with."""
+    from cluster.jobs import JobClient
+
+    stopped = JobClient(address or "auto").stop(id_)
+    print(f"{id_} {'is stopping' if stopped else 'had ended already'}")
+
+
+@app.command()
+def doctor(
+    address: Address = None, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False
+) -> None:
+    """Check Python, packages, devices, disk, storage and the cluster's reach."""
+    from orchestrator.doctor import checks
+
+    results = checks(address, storage)
+    if as_json:
+        print_json([vars(check) for check in results])
+    else:
+        rows = [("ok" if check.ok else "FAILED", check.name, check.detail) for check in results]
+        print_table(("", "check", "detail"), rows)
+    if not all(check.ok for check in results):
+        raise typer.Exit(1)
+
+
+def _time(seconds: float | None) -> str | None:
+    return seconds and datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,72 @@
+"""What a person sees while a study or a training run goes on: one line for each event."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.events import TrialEvent
+
+
+class Narrator:
+    """Prints lines with the time since it was made, to stderr: stdout is for results."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        print(f"[{minutes:02d}:{seconds:02d}] {text}", file=sys.stderr, flush=True)
+
+
+class StudyProgress:
+    """Tells a study's events: `trial 2 · 20/40 steps · validation/loss 1.234 · best 1.1`."""
+
+    def __init__(self, narrator: Narrator, metric: str, mode: str, trials: int) -> None:
+        self._narrator, self._metric, self._mode, self._trials = narrator, metric, mode, trials
+        self._best: TrialEvent | None = None
+        self._ended = 0
+
+    def __call__(self, event: TrialEvent) -> None:
+        """Print the event; `finished` ones compete for the best."""
+        if event.kind in ("finished", "stopped", "failed"):
+            self._ended += 1
+        if event.kind == "finished" and self._better(event):
+            self._best = event
+        self._narrator.say(" · ".join(self._parts(event)))
+
+    def _parts(self, event: TrialEvent) -> list[str]:
+        parts = [f"trial {event.number}", event.kind]
+        if event.kind == "started":
+            parts += [f"{path} {_short(value)}" for path, value in event.params.items()]
+        else:
+            parts.append(f"{event.step}/{event.steps} steps")
+        if event.value is not None and event.kind != "started":
+            parts.append(f"{self._metric} {_short(event.value)}")
+        if event.message:
+            parts.append(event.message)
+        if event.kind in ("finished", "stopped", "failed"):
+            parts.append(f"{self._ended} of {self._trials} trials ended")
+        if self._best and event.kind == "finished":
+            parts.append(f"best {_short(self._best.value)} (trial {self._best.number})")
+        return parts
+
+    def _better(self, event: TrialEvent) -> bool:
+        if event.value is None or self._best is None or self._best.value is None:
+            return event.value is not None
+        sign = 1 if self._mode == "min" else -1
+        return sign * event.value < sign * self._best.value
+
+
+def training_line(report: Mapping[str, Any], steps: int) -> str:
+    """One report of a training run, as a line."""
+    train, validation = report["train"], report["validation"]
+    return (
+        f"{report['step']}/{steps} steps · loss {train['loss']:.3f} · validation loss "
+        f"{validation['loss']:.3f} · {train['tokens_per_second']:.0f} tokens/s"
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
