@@ -4,9 +4,7 @@ import sys
 
 import typer
 
-from cluster.errors import ClusterError
 from orchestrator.commands import adapter, endpoint, jobs, study, versions
-from workers.spec import InputError
 
 app = typer.Typer(
     name="moetune",
@@ -25,12 +23,20 @@ def main() -> None:
     """Run a command. Bad input is one line on stderr and exit code 2, never a traceback."""
     try:
         app()
-    except (InputError, ClusterError) as error:
-        _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail("stopped", 130)
-    except OSError as error:
-        _fail(f"{error.filename or 'input and output'}: {error.strerror or error}", 2)
+    except Exception as error:
+        if not _for_people(error):
+            raise
+        _fail(str(error), 2)
+
+
+def _for_people(error: Exception) -> bool:
+    """Whether the message says all that the user needs; anything else is a fault of ours."""
+    from cluster.errors import ClusterError
+    from workers.spec import InputError
+
+    return isinstance(error, InputError | ClusterError | OSError)
 
 
 def _fail(message: str, code: int) -> None:

@@ -106,4 +106,6 @@ def doctor(
 
 
 def _time(seconds: float | None) -> str | None:
-    return seconds and datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -104,13 +104,13 @@ def _show_leaderboard(study: "Study", as_json: bool) -> None:
     rows = study.leaderboard()
     if as_json:
         return print_json([row.as_dict() for row in rows])
-    names = sorted({name for row in rows for name in row.params})
+    varied = sorted({path for row in rows for path in row.params})
+    fields = [path.rpartition(".")[2] for path in varied]
     return print_table(
-        ("trial", "state", study.metric, *(n.rpartition(".")[2] for n in names))
-        + ("steps", "seconds", "version", "why"),
+        ("trial", "state", study.metric, *fields, "steps", "seconds", "version", "why"),
         [
-            (r.number, r.state, r.value, *map(r.params.get, names))
-            + (r.steps, r.seconds, r.version, r.reason)
+            [r.number, r.state, r.value, *map(r.params.get, varied)]
+            + [r.steps, r.seconds, r.version, r.reason]
             for r in rows
         ],
         title=f"study {study.name}",
