@@ -16,7 +16,7 @@ def test_gates_are_the_top_probabilities_renormalised(top_k: int) -> None:
     hidden_TD = torch.randn(7, 6, dtype=torch.float64)
     routing = layer(hidden_TD)
     for token, hidden_D in enumerate(hidden_TD):
-        exponents = [float(torch.exp(row @ hidden_D)) for row in layer.weight]
+        exponents = [torch.exp(row @ hidden_D).item() for row in layer.weight]
         probs = [value / sum(exponents) for value in exponents]
         order = sorted(range(5), key=lambda expert: -probs[expert])[:top_k]
         assert routing.expert_TK[token].tolist() == order

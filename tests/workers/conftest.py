@@ -1,0 +1,45 @@
+"""Random models of each family that adapters must fit."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+FAMILIES = ("llama", "phi3", "gpt2", "phi", "gpt_neox")
+
+
+def _build(family: str) -> nn.Module:
+    import transformers
+
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = transformers.AutoConfig.for_model(family, **sizes)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+@pytest.fixture
+def build_model() -> Callable[[str], nn.Module]:
+    """Builds a random causal LM of a family (2 layers, width 32, 64 tokens), in eval mode."""
+
+    def build(family: str) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return _build(family).eval()
+
+    return build
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Every family: gated, fused, Conv1D and plain feed-forward blocks."""
+    name: str = request.param
+    return name

@@ -1,0 +1,149 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from workers.inject import Adapter, inject, row_map
+from workers.pack import RowMap, Site
+from workers.spec import AdapterSpec, InputError
+
+SPECS = {
+    "block@1": AdapterSpec(num_experts=4, top_k=2, rank=3),
+    "linear.a": AdapterSpec(experts="linear", num_experts=3, top_k=1, rank=2, alpha=7),
+    "keys": AdapterSpec(num_experts=1, top_k=1, rank=5, target_modules=("q_proj", "up_proj")),
+}
+
+
+def randomise(adapter: Adapter, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+
+def attach(model: nn.Module, slots: list[str]) -> list[Adapter]:
+    adapters = [inject(model, SPECS[slot], slot=slot) for slot in slots]
+    for slot, adapter in zip(slots, adapters, strict=True):
+        randomise(adapter, list(SPECS).index(slot))
+    return adapters
+
+
+def ids(rows: int = 4, length: int = 7) -> Tensor:
+    return torch.randint(3, 64, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def alone(build: Callable[[], nn.Module], slot: str | None) -> Tensor:
+    """Logits of a fresh model with one adapter, or with none."""
+    model = build().double()
+    if slot is not None:
+        attach(model, [slot])
+        model.double()
+    return model(ids()).logits
+
+
+@pytest.fixture
+def llama(build_model: Callable[[str], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: build_model("llama")
+
+
+@pytest.mark.parametrize("order", [list(SPECS), list(SPECS)[::-1]])
+def test_each_row_has_its_own_adapter(llama: Callable[[], nn.Module], order: list[str]) -> None:
+    """Block, linear and plain adapters and the bare base in one batch, as each of them alone."""
+    model = llama()
+    attach(model, order)
+    model.double()
+    assigned = ["linear.a", None, "block@1", "keys"]
+    with row_map(model).assign(assigned):
+        logits = model(ids()).logits
+    for row, slot in enumerate(assigned):
+        torch.testing.assert_close(logits[row], alone(llama, slot)[row], atol=1e-10, rtol=1e-10)
+
+
+def test_each_slot_has_the_gradients_of_its_rows_alone(llama: Callable[[], nn.Module]) -> None:
+    model = llama()
+    adapters = attach(model, ["block@1", "linear.a"])
+    model.double()
+    assigned = ["linear.a", "block@1", None, "linear.a"]
+    with row_map(model).assign(assigned):
+        model(ids()).logits.square().sum().backward()
+    for adapter in adapters:
+        single = llama()
+        (reference,) = attach(single, [adapter.slot])
+        single.double()
+        chosen = [row for row, slot in enumerate(assigned) if slot == adapter.slot]
+        single(ids()[chosen]).logits.square().sum().backward()
+        expected = dict(reference.named_parameters())
+        for name, parameter in adapter.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-9, rtol=1e-9)
+
+
+def test_tokens_of_a_packed_batch(llama: Callable[[], nn.Module]) -> None:
+    """A site maps the tokens of a [1, T] batch one by one."""
+    model = llama().double()
+    attach(model, ["block@1", "linear.a"])
+    model.double()
+    site = model.get_submodule("model.layers.0.mlp")
+    hidden = torch.randn(1, 5, 32, dtype=torch.float64)
+    assigned = ["block@1", "linear.a", None, "block@1", "linear.a"]
+    with row_map(model).assign(assigned):
+        packed = site(hidden)
+    assert packed.shape == hidden.shape
+    for token, slot in enumerate(assigned):
+        with row_map(model).everywhere(slot):
+            torch.testing.assert_close(packed[:, token], site(hidden[:, token]))
+
+
+def test_inputs_with_and_without_a_batch_dimension(llama: Callable[[], nn.Module]) -> None:
+    model = llama()
+    attach(model, ["block@1"])
+    hidden = torch.randn(2, 3, 32)
+    for path in ("mlp", "self_attn.q_proj"):
+        site = model.get_submodule(f"model.layers.0.{path}")
+        flat = site(hidden.view(6, 32))
+        torch.testing.assert_close(site(hidden), flat.view(2, 3, -1))
+        torch.testing.assert_close(site(hidden.view(1, 6, 32))[0], flat)
+
+
+def test_everywhere_and_nesting(llama: Callable[[], nn.Module]) -> None:
+    model = llama()
+    attach(model, ["block@1", "keys"])
+    model.double()
+    rows = row_map(model)
+    with rows.everywhere("keys"):
+        with rows.everywhere(None):
+            torch.testing.assert_close(model(ids()).logits, alone(llama, None))
+        torch.testing.assert_close(model(ids()).logits, alone(llama, "keys"))
+    rows.set(["block@1"] * 4)
+    torch.testing.assert_close(model(ids()).logits, alone(llama, "block@1"))
+    rows.clear()
+
+
+def test_what_is_ambiguous_or_does_not_fit_is_refused(llama: Callable[[], nn.Module]) -> None:
+    model = llama()
+    attach(model, ["block@1", "keys"])
+    rows = row_map(model)
+    with pytest.raises(InputError, match="say which rows are whose"):
+        model(ids())
+    with pytest.raises(InputError, match="no adapter in slot 'other'"), rows.assign(["other"]):
+        pass
+    with (
+        rows.assign(["keys", "block@1", None]),
+        pytest.raises(InputError, match="3 rows, the batch 28 tokens"),
+    ):
+        model(ids())
+    with pytest.raises(InputError, match="no adapter in slot"):
+        rows.set(["block@1", "gone"])
+
+
+def test_an_assignment_ends_with_its_block_even_on_an_error() -> None:
+    rows = RowMap()
+    rows.slots.append("one")
+    with pytest.raises(ZeroDivisionError), rows.assign([None]):
+        raise ZeroDivisionError
+    assert rows.groups(torch.zeros(2, 3)) == [("one", None)]
+
+
+def test_a_site_shows_the_weight_of_its_base() -> None:
+    linear = nn.Linear(3, 4)
+    assert Site(linear, RowMap()).weight is linear.weight
