@@ -44,6 +44,12 @@ def loopback() -> dict[str, str]:
     return {**LOOPBACK, **interface}
 
 
+def settings(token_file: Path | None) -> dict[str, str]:
+    """For a driver of the cluster whose token is in `token_file`; None is a cluster not ours."""
+    local = loopback() if token_file else {}
+    return DRIVER | local | authentication(token_file)
+
+
 def authentication(token_file: Path | None) -> dict[str, str]:
     """Token authentication with our own token, or else with the one that the user has set up.
 

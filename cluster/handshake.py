@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster import environment
-from cluster.address import CONNECT_SECONDS, Endpoint
+from cluster.address import CONNECT_SECONDS, Endpoint, resolve
 from cluster.errors import ClusterError
 
 _NO_ENTRY = (
@@ -50,9 +50,28 @@ def check_dashboard(url: str, headers: Mapping[str, str]) -> None:
         raise ClusterError(f"{url}: what answers there is no Ray dashboard")
 
 
+def reach(address: str) -> str:
+    """Go through the cluster's door without joining it; what was found, in words."""
+    endpoint = resolve(address)
+    if endpoint.address is None:
+        url = endpoint.dashboard_url or ""
+        check_dashboard(url, bearer(endpoint))
+        return f"the dashboard at {url} lets us in"
+    with environment.applied(environment.settings(endpoint.token_file)):
+        check_cluster(endpoint.address)
+    kind = "a local cluster of ours" if endpoint.token_file else "the cluster"
+    return f"{kind} at {endpoint.address} lets us in"
+
+
+def bearer(endpoint: Endpoint) -> dict[str, str]:
+    """The HTTP header that carries the token, where there is one."""
+    token = environment.token(endpoint.token_file)
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
 def find_dashboard(endpoint: Endpoint) -> str:
     """Ask the cluster's control service where its dashboard is."""
-    with environment.applied(environment.authentication(endpoint.token_file)):
+    with environment.applied(environment.settings(endpoint.token_file)):
         check_cluster(endpoint.address or "")
         from ray.dashboard.utils import ray_address_to_api_server_url
 

@@ -11,7 +11,7 @@ from typing import Any
 from cluster import environment
 from cluster.address import resolve
 from cluster.errors import ClusterError
-from cluster.handshake import check_dashboard, find_dashboard
+from cluster.handshake import bearer, check_dashboard, find_dashboard
 from cluster.staging import staged
 
 FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -40,8 +40,7 @@ class JobClient:
         """`address`: http://host:port of a dashboard, host:port of the cluster (GCS), or auto."""
         endpoint = resolve(address)
         self.dashboard_url = endpoint.dashboard_url or find_dashboard(endpoint)
-        token = environment.token(endpoint.token_file)
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = bearer(endpoint)
         check_dashboard(self.dashboard_url, headers)
         from ray.job_submission import JobSubmissionClient
 

@@ -51,17 +51,12 @@ def session(
             endpoint = Endpoint(owned.address, None, owned.token_file)
         else:
             endpoint = resolve(address or "auto")
-        stack.enter_context(environment.applied(_settings(endpoint)))
+        stack.enter_context(environment.applied(environment.settings(endpoint.token_file)))
         stack.callback(_disconnect)
         dashboard_url = _connect(endpoint)
         if owned and dashboard_url:
             owned.record_dashboard(dashboard_url)
         yield Session(endpoint.address or "", dashboard_url, endpoint.token_file, owned is not None)
-
-
-def _settings(endpoint: Endpoint) -> dict[str, str]:
-    local = environment.loopback() if endpoint.token_file else {}
-    return environment.DRIVER | local | environment.authentication(endpoint.token_file)
 
 
 def _connect(endpoint: Endpoint) -> str | None:

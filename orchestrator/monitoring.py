@@ -1,0 +1,101 @@
+"""Metrics of runs and studies for Ray's dashboard and Prometheus, as series `ray_moetune_…`."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.events import Kind, TrialEvent
+
+if TYPE_CHECKING:
+    from workers.train.record import RunPlan
+
+
+@dataclass(frozen=True)
+class Series:
+    """A gauge, and the place of its value in a report."""
+
+    name: str
+    path: tuple[str, ...]
+    help: str
+
+
+SERIES = (
+    Series("moetune_step", ("step",), "Optimizer steps done"),
+    Series("moetune_loss", ("train", "loss"), "Training loss, the adapter's own terms included"),
+    Series("moetune_validation_loss", ("validation", "loss"), "Cross-entropy on validation rows"),
+    Series("moetune_validation_score", ("validation", "score"), "Mean of the tasks' metrics"),
+    Series("moetune_tokens_per_second", ("train", "tokens_per_second"), "Tokens trained on"),
+)
+_STATES: Mapping[Kind, str] = {
+    "started": "running",
+    "reported": "running",
+    "retried": "waiting",
+    "finished": "finished",
+    "stopped": "stopped",
+    "failed": "failed",
+}
+
+
+class TrainingMetrics:
+    """An observer of one run: sets its gauges from every report. To be made inside Ray."""
+
+    def __init__(self, study: str, trial: int | None) -> None:
+        from ray.util.metrics import Gauge
+
+        labels = {"study": study, "trial": "" if trial is None else str(trial)}
+        self._gauges = {
+            one: Gauge(one.name, one.help, tag_keys=tuple(labels)).set_default_tags(labels)
+            for one in SERIES
+        }
+        self._load = Gauge(
+            "moetune_expert_load",
+            "Share of the validation tokens' choices that an expert got",
+            tag_keys=(*labels, "layer", "expert"),
+        ).set_default_tags(labels)
+
+    @classmethod
+    def of(cls, plan: "RunPlan") -> "TrainingMetrics":
+        """The observer of a run; workers call this in the process of the first of them."""
+        return cls(plan.study, plan.trial)
+
+    def __call__(self, report: Mapping[str, Any]) -> None:
+        """Set what the report holds; what it lacks keeps its last value."""
+        for series, gauge in self._gauges.items():
+            value = _at(report, series.path)
+            if value is not None:
+                gauge.set(float(value))
+        for layer, expert, share in _loads(report):
+            self._load.set(share, {"layer": layer, "expert": str(expert)})
+
+
+class StudyMetrics:
+    """A listener to a study: `moetune_trials` by state. To be made in the connected driver."""
+
+    def __init__(self, study: str) -> None:
+        from ray.util.metrics import Gauge
+
+        self._states: dict[int, str] = {}
+        self._trials = Gauge(
+            "moetune_trials", "Trials of a study by state", tag_keys=("study", "state")
+        ).set_default_tags({"study": study})
+
+    def __call__(self, event: TrialEvent) -> None:
+        """Count the trial in its new state. All states are set: none keeps a stale count."""
+        self._states[event.number] = _STATES[event.kind]
+        counts = Counter(self._states.values())
+        for state in set(_STATES.values()):
+            self._trials.set(counts[state], {"state": state})
+
+
+def _at(report: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    value: Any = report
+    for part in path:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _loads(report: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
+    for layer, routing in (_at(report, ("validation", "routing")) or {}).items():
+        for expert, share in enumerate(routing["load"]):
+            yield layer, expert, float(share)
