@@ -44,7 +44,8 @@ class Evaluation:
     """Measures an adapter on the validation rows. The model must be in eval mode."""
 
     inputs: Inputs
-    adapter: Adapter
+    adapter: Adapter | None
+    """None where the bare base is measured: it has no routing."""
     spec: EvaluationSpec
     world: World
 
@@ -77,7 +78,7 @@ class Evaluation:
         """Loss sum and token count of each example; adds to each layer's expert counts."""
         results: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
         for indices, batch in self._batches(examples):
-            if counts is None:
+            if counts is None or self.adapter is None:
                 sums = _row_losses(self.inputs.base.model, batch)
             else:
                 with self.adapter.record(batch.attention_mask_BS, rank_space=False) as records:

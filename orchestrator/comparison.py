@@ -1,0 +1,61 @@
+"""Before and after: the base model and its adapters on the same rows, by task."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workers.spec import TrainSpec
+from workers.train.record import Metrics
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What each candidate gave: `results[label]` is what validation reports."""
+
+    results: Mapping[str, Metrics]
+
+    def columns(self) -> list[str]:
+        """Headings of `rows`."""
+        return ["task", "metric", "rows", *self.results]
+
+    def rows(self) -> list[list[Any]]:
+        """One line a task with each candidate's value, then the score and the loss."""
+        tables = {label: metrics["tasks"] for label, metrics in self.results.items()}
+        first = next(iter(tables.values()))
+        lines: list[list[Any]] = [
+            [task, entry["metric"], entry["rows"], *(t[task]["value"] for t in tables.values())]
+            for task, entry in first.items()
+        ]
+        total = sum(entry["rows"] for entry in first.values())
+        for name, title in (("score", "mean of the tasks"), ("loss", "loss a token")):
+            lines.append(["all", title, total, *(m[name] for m in self.results.values())])
+        return lines
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Value by candidate and task, with `score` and `loss`."""
+        return {
+            label: {task: entry["value"] for task, entry in metrics["tasks"].items()}
+            | {"score": metrics["score"], "loss": metrics["loss"]}
+            for label, metrics in self.results.items()
+        }
+
+
+def compare(spec: TrainSpec, folders: Mapping[str, Path | None], cpus: float = 1) -> Comparison:
+    """Measure adapters (None: the bare base) on `spec.data.validation` on the connected cluster,
+    at the same time where there is room; each takes `cpus` cores."""
+    import ray
+
+    from workers.spec import InputError
+    from workers.train.judge import evaluate_folder
+
+    task = ray.remote(num_cpus=cpus, max_retries=1)(evaluate_folder)
+    running = {label: task.remote(spec, folder) for label, folder in folders.items()}
+    try:
+        return Comparison({label: ray.get(result) for label, result in running.items()})
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
