@@ -1,0 +1,132 @@
+"""Which adapter version a `model` of a request means, following the registry while it serves."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from orchestrator.registry import Registry, Version
+from workers.engine.request import Adapter, RequestError
+from workers.spec import InputError
+
+log = logging.getLogger(__name__)
+POLL_SECONDS = 0.5
+"""How often the registry is asked for champions: how soon a promotion is seen."""
+RETRY_POLLS = 60
+"""A version that was refused is tried again after so many polls."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """One exact model: the base, or a version under a name."""
+
+    id: str
+    """What responses call it, such as `home@3f9a1b2c3d4e`."""
+    adapter: Adapter | None
+
+    @property
+    def fingerprint(self) -> str:
+        """OpenAI's `system_fingerprint`: the version's id alone."""
+        return self.adapter.slot if self.adapter else "base"
+
+
+class Catalogue:
+    """Resolves `NAME`, `NAME@VERSION` and the base's own id.
+
+    A name changes to a new champion only after every replica holds it, so no request waits for a
+    promotion or fails because of it; where the registry cannot be read, or the champion cannot be
+    loaded, the last good one goes on.
+    """
+
+    def __init__(
+        self, registry: Registry, base_id: str, load: Callable[[Adapter], Awaitable[None]]
+    ) -> None:
+        self._registry, self._load = registry, load
+        self.base = Served(base_id, None)
+        self._champions: dict[str, Served] = {}
+        self._exact: dict[str, Served] = {}
+        self._refused: dict[str, int] = {}
+        self._polls = 0
+        self.settled = False
+        """Whether the first look at the registry is over."""
+        self.readable = True
+        """Whether the registry answered last time."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Everything that `model` may be, except for older versions of a name."""
+        return [self.base.id, *sorted(self._champions)]
+
+    async def watch(self) -> None:
+        """Follow the registry until cancelled."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def refresh(self) -> None:
+        """Read the registry once; load and switch to what was promoted since."""
+        self._polls += 1
+        try:
+            champions = await asyncio.to_thread(self._registry.champions)
+        except Exception as error:
+            if self.readable:
+                log.warning("the registry cannot be read, champions stay as they are: %s", error)
+            self.readable = False
+        else:
+            self.readable = True
+            for name, version in champions.items():
+                current = self._champions.get(name)
+                if current is None or current.fingerprint != version.id:
+                    await self._switch(name, version)
+        self.settled = True
+
+    async def find(self, model: str) -> Served:
+        """The exact model to use now; RequestError 404 where there is none of that name."""
+        if model == self.base.id:
+            return self.base
+        found = self._champions.get(model) or self._exact.get(model)
+        if found is None:
+            found = await self._version(model)
+            if "@" in model:  # what a bare name means may change
+                self._exact[model] = found
+        return found
+
+    async def _switch(self, name: str, version: Version) -> None:
+        if self._polls < self._refused.get(version.id, 0):
+            return
+        try:
+            await asyncio.to_thread(self._registry.verify, version)
+            await self._load(_adapter(version))
+        except InputError as error:
+            self._refused[version.id] = self._polls + RETRY_POLLS
+            log.warning("%s is not served: %s", _served(name, version).id, error)
+            return
+        except Exception as error:  # no replica is there at the moment: soon again
+            log.warning("%s is not served yet: %s", _served(name, version).id, error)
+            return
+        self._champions[name] = _served(name, version)
+        log.info("%s is now %s", name, self._champions[name].id)
+
+    async def _version(self, model: str) -> Served:
+        """`NAME@VERSION`, or a name that was promoted a moment ago."""
+        name = model.partition("@")[0]
+        try:
+            version = await asyncio.to_thread(self._registry.resolve, model)
+            await self._load(_adapter(version))
+        except InputError as error:
+            if not self.readable:
+                raise RequestError("the registry cannot be read", "model", 503) from None
+            if isinstance(error, RequestError):
+                raise
+            raise RequestError(
+                f"the model {model} is not served here: {error}", "model", 404, "model_not_found"
+            ) from None
+        return _served(name, version)
+
+
+def _adapter(version: Version) -> Adapter:
+    return Adapter(version.id, str(version.folder))
+
+
+def _served(name: str, version: Version) -> Served:
+    return Served(f"{name}@{version.id}", _adapter(version))

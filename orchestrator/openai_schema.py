@@ -1,0 +1,184 @@
+"""OpenAI's completions protocol: what we take.
+
+A field that we do not know, or not with that value, is refused by name and never ignored, except
+for null, which OpenAI's clients send for "not set".
+"""
+
+import secrets
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from workers.engine.request import (
+    Adapter,
+    Chat,
+    RequestError,
+    Seed,
+    Temperature,
+    TextRequest,
+    TopP,
+)
+from workers.spec import PositiveInt
+
+BodyT = TypeVar("BodyT", bound="CompletionBase")
+
+
+def _drop_nulls(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _single(value: Any) -> Any:
+    """A list of one prompt is that prompt; a list of several is not supported."""
+    if isinstance(value, list) and value and not isinstance(value[0], int):
+        if len(value) > 1:
+            raise ValueError("only one prompt at a time is supported")
+        return value[0]
+    return value
+
+
+def _joined(value: Any) -> Any:
+    """The text of a message that comes in parts, as long as all of them are text."""
+    if not isinstance(value, list):
+        return value
+    if not value or not all(isinstance(p, dict) and p.keys() == {"type", "text"} for p in value):
+        raise ValueError("only text parts are supported")
+    if not all(p["type"] == "text" and isinstance(p["text"], str) for p in value):
+        raise ValueError("only text parts are supported")
+    return "".join(part["text"] for part in value)
+
+
+class Body(BaseModel):
+    """Base of all that comes in: no unknown fields, no conversions between types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    _without_nulls = model_validator(mode="before")(_drop_nulls)
+
+
+class StreamOptions(Body):
+    """`stream_options` of a request."""
+
+    include_usage: bool = False
+
+
+class Message(Body):
+    """One turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_joined)]
+
+    def plain(self) -> dict[str, str]:
+        """As chat templates know it; `developer` is OpenAI's new name for `system`."""
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": self.content}
+
+
+class CompletionBase(Body):
+    """Fields of both kinds of completion."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    max_tokens: PositiveInt | None = None
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    seed: Seed | None = None
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=200)]],
+        BeforeValidator(_listed),
+        Field(max_length=4),
+    ] = []
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Literal[1] = 1
+    user: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is for stream: true only")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the counts of its tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def request(self, adapter: Adapter | None) -> TextRequest:
+        """What the engine is asked. Without a seed every request draws its own."""
+        return TextRequest(
+            prompt=self._prompt(),
+            adapter=adapter,
+            seed=secrets.randbits(63) if self.seed is None else self.seed,
+            max_tokens=self._limit(),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stop=tuple(self.stop),
+        )
+
+    def _prompt(self) -> str | tuple[int, ...] | Chat:
+        raise NotImplementedError
+
+    def _limit(self) -> int | None:
+        return self.max_tokens
+
+
+class ChatBody(CompletionBase):
+    """Body of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        if self.max_tokens and self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens are the same; give one of them")
+        return self
+
+    def _prompt(self) -> Chat:
+        return Chat(tuple(message.plain() for message in self.messages))
+
+    def _limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionBody(CompletionBase):
+    """Body of /v1/completions."""
+
+    prompt: Annotated[str | list[int], BeforeValidator(_single)]
+
+    def _prompt(self) -> str | tuple[int, ...]:
+        return self.prompt if isinstance(self.prompt, str) else tuple(self.prompt)
+
+
+def parse(body: type[BodyT], raw: bytes) -> BodyT:
+    """Read a request's body; RequestError names the first field that is wrong."""
+    try:
+        return body.model_validate_json(raw)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False)
+    # Of a union pydantic reports every member, named behind the field: the deepest came furthest.
+    same = [e for e in errors if e["loc"][:1] == errors[0]["loc"][:1]]
+    first = max(same, key=lambda e: len(e["loc"]))
+    path = [str(p) for p in first["loc"] if p not in ("str", "list[int]")]
+    param = ".".join(path) or None
+    message = first["msg"].removeprefix("Value error, ")
+    match first["type"]:
+        case "extra_forbidden":
+            raise RequestError(f"{param} is not supported", param, code="unsupported_parameter")
+        case "missing":
+            raise RequestError(f"{param} is missing", param, code="missing_required_parameter")
+        case "json_invalid":
+            raise RequestError(f"the body is no JSON: {message}", code="invalid_json")
+    where = f"{param}: " if param else ""
+    raise RequestError(f"{where}{message}", param, code="invalid_value")
