@@ -1,11 +1,13 @@
 """Fixtures that several folders of tests share."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.session import Session, session
+from workers.spec import TrainSpec, override
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
@@ -105,3 +107,47 @@ def ray_cluster() -> Iterator[Session]:
     """
     with session(num_cpus=4) as connected:
         yield connected
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL file of 16 rows in two tasks: `call`, a text to write, and `room`, a choice."""
+    rooms = ("kitchen", "office", "hall", "cellar")
+    rows: list[dict[str, object]] = []
+    for room in rooms:
+        for verb, state in (("start", "on"), ("stop", "off")):
+            call = f"set(room={room}, to={state})"
+            rows += [
+                {"prompt": f"{verb} {room}", "target": call, "task": "call", "metric": "slot_f1"},
+                {
+                    "prompt": f"{verb} {room} where?",
+                    "target": room,
+                    "task": "room",
+                    "metric": "acc",
+                },
+            ]
+            rows[-2] |= {"choices": None}
+            rows[-1] |= {"choices": rooms}
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_spec(tiny_model_dir: Path, rows_file: Path) -> Callable[..., TrainSpec]:
+    """`make_spec(optimizer__steps=8, …)`: a run of seconds on the tiny model and `rows_file`;
+    keywords are fields of TrainSpec with __ for the dots."""
+    spec = TrainSpec.model_validate(
+        {
+            "model": {"path": str(tiny_model_dir)},
+            "adapter": {"num_experts": 4, "rank": 4, "alpha": 8, "dropout": 0.0},
+            "data": {"train": str(rows_file), "validation": str(rows_file), "max_length": 128},
+            "optimizer": {"lr": 5e-3, "steps": 4, "batch_size": 8},
+            "evaluation": {"every": 2, "generate": False, "batch_size": 16, "max_new_tokens": 24},
+        }
+    )
+
+    def make(**changes: object) -> TrainSpec:
+        return override(spec, {k.replace("__", "."): v for k, v in changes.items()}, "test")
+
+    return make

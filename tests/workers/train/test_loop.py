@@ -1,0 +1,197 @@
+"""The train loop in one process: learning, exact resumption, accumulation, precision."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from workers.adapter import files
+from workers.pack import Site
+from workers.spec import InputError, TrainSpec
+from workers.train.inputs import Inputs
+from workers.train.loop import TrainingRun
+from workers.train.record import Metrics, RunPlan
+from workers.train.step import DivergedError
+
+SpecMaker = Callable[..., TrainSpec]
+ALL_LOSSES = {"loss__z_loss_weight": 1e-3, "loss__contrastive_weight": 0.01}
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> RunPlan:
+    return RunPlan(tmp_path / "run", "study", 3)
+
+
+def train(run: TrainingRun) -> list[Metrics]:
+    reports = []
+    while not run.done:
+        reports.append(run.advance())
+    return reports
+
+
+def weights(run: TrainingRun) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in run.adapter.state_dict().items()}
+
+
+def figures(report: Metrics) -> Metrics:
+    """A report without the clock."""
+    train = {k: v for k, v in report["train"].items() if k != "tokens_per_second"}
+    return {**report, "train": train}
+
+
+@pytest.fixture
+def loud_model(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """The tiny model with larger embeddings: frozen small ones cannot give a confident answer."""
+    folder = tmp_path / "loud"
+    shutil.copytree(tiny_model_dir, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"] *= 10
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_learning_happens(make_spec: SpecMaker, plan: RunPlan, loud_model: Path) -> None:
+    spec = make_spec(
+        model__path=str(loud_model),
+        adapter__rank=8,
+        adapter__alpha=16,
+        optimizer__lr=1e-2,
+        optimizer__steps=60,
+        optimizer__batch_size=16,
+        optimizer__warmup_steps=5,
+        evaluation__every=20,
+    )
+    losses = [report["validation"]["loss"] for report in train(TrainingRun(spec, plan))]
+    uniform = math.log(260)
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.35 * uniform
+
+
+@pytest.mark.parametrize("experts", ["block", "linear"])
+def test_a_resumed_run_continues_to_the_last_bit(
+    make_spec: SpecMaker, plan: RunPlan, tmp_path: Path, experts: str
+) -> None:
+    spec = make_spec(
+        adapter__experts=experts,
+        adapter__dropout=0.2,
+        optimizer__steps=6,
+        optimizer__warmup_steps=1,
+        optimizer__micro_batch_size=4,
+        **ALL_LOSSES,
+    )
+    unbroken = TrainingRun(spec, plan)
+    reports = [unbroken.advance()]
+    (tmp_path / "checkpoint").mkdir()
+    unbroken.save(tmp_path / "checkpoint")
+    reports += train(unbroken)
+
+    torch.manual_seed(99)  # another process would have drawn other numbers
+    resumed = TrainingRun(spec, plan)
+    resumed.load(tmp_path / "checkpoint")
+    assert resumed.step == 2
+    again = train(resumed)
+    assert list(map(figures, again)) == list(map(figures, reports[1:]))
+    for name, tensor in weights(unbroken).items():
+        assert torch.equal(tensor, resumed.adapter.state_dict()[name]), name
+
+
+def test_micro_batches_change_nothing(make_spec: SpecMaker, plan: RunPlan) -> None:
+    whole = make_spec(loss__load_balance_weight=0.0, loss__z_loss_weight=0.01)
+    split = make_spec(
+        loss__load_balance_weight=0.0, loss__z_loss_weight=0.01, optimizer__micro_batch_size=2
+    )
+    runs = [TrainingRun(spec, plan) for spec in (whole, split)]
+    reports = [train(run)[-1] for run in runs]
+    assert reports[0]["train"]["loss"] == pytest.approx(reports[1]["train"]["loss"], abs=1e-5)
+    for name, tensor in weights(runs[0]).items():
+        torch.testing.assert_close(tensor, runs[1].adapter.state_dict()[name], atol=1e-5, rtol=0)
+
+
+def test_activation_checkpointing_changes_nothing(make_spec: SpecMaker, plan: RunPlan) -> None:
+    specs = [make_spec(model__activation_checkpointing=flag, **ALL_LOSSES) for flag in (0, 1)]
+    runs = [TrainingRun(spec, plan) for spec in specs]
+    assert runs[1].inputs.base.model.is_gradient_checkpointing
+    reports = [figures(train(run)[-1]) for run in runs]
+    assert reports[0]["train"] == pytest.approx(reports[1]["train"], rel=1e-5)
+
+
+def test_a_bfloat16_base_trains_float32_adapters(make_spec: SpecMaker, plan: RunPlan) -> None:
+    spec = make_spec(model__dtype="bfloat16", optimizer__steps=12, evaluation__every=6)
+    run = TrainingRun(spec, plan)
+    assert {p.dtype for p in run.adapter.parameters()} == {torch.float32}
+    first, last = train(run)
+    assert last["validation"]["loss"] < first["validation"]["loss"]
+
+
+def test_the_base_is_left_alone_for_the_next_run(make_spec: SpecMaker, plan: RunPlan) -> None:
+    spec = make_spec(adapter__dropout=0.1)
+    first = TrainingRun(spec, plan)
+    reports = train(first)
+    first.close()
+    model = first.inputs.base.model
+    assert not any(isinstance(module, Site) for module in model.modules())
+    assert not model.training
+    other = TrainingRun(make_spec(adapter__num_experts=2, seed=5), plan, inputs=first.inputs)
+    train(other)
+    other.close()
+    again = TrainingRun(spec, plan, inputs=Inputs.load(spec, other.inputs))
+    assert again.inputs.base is first.inputs.base
+    assert list(map(figures, train(again))) == list(map(figures, reports))
+
+
+def test_the_saved_adapter_has_its_lineage(make_spec: SpecMaker, plan: RunPlan) -> None:
+    spec = make_spec(adapter__num_experts=2, adapter__top_k=1)
+    run = TrainingRun(spec, plan)
+    report = run.advance()
+    run.save_adapter(plan.folder / "adapter")
+    saved = files.read(plan.folder / "adapter")
+    manifest = saved.manifest
+    assert manifest is not None
+    assert (manifest.study, manifest.trial) == ("study", 3)
+    assert manifest.metrics["validation"]["loss"] == report["validation"]["loss"]
+    assert manifest.spec == spec.model_dump(mode="json")
+    assert set(manifest.expert_load) == {"layers.0.mlp", "layers.1.mlp"}
+    assert all(sum(load) == pytest.approx(1) for load in manifest.expert_load.values())
+    for name, tensor in run.adapter.state_dict().items():
+        assert torch.equal(saved.tensors[name], tensor), name
+
+
+def test_a_run_starts_from_another_runs_adapter(
+    make_spec: SpecMaker, plan: RunPlan, tmp_path: Path
+) -> None:
+    first = TrainingRun(make_spec(optimizer__steps=20, evaluation__every=20), plan)
+    reached = train(first)[-1]["validation"]["loss"]
+    first.save_adapter(tmp_path / "adapter")
+    onward = RunPlan(tmp_path / "on", "study", start_from=tmp_path / "adapter")
+    spec = make_spec(optimizer__steps=1, optimizer__lr=1e-9, evaluation__every=1)
+    assert TrainingRun(spec, onward).advance()["validation"]["loss"] == pytest.approx(reached)
+    with pytest.raises(InputError, match=r"adapter\.rank 8: it has 4"):
+        TrainingRun(make_spec(adapter__rank=8, adapter__alpha=16), onward)
+
+
+def test_a_run_that_diverges_says_so(make_spec: SpecMaker, plan: RunPlan) -> None:
+    spec = make_spec(optimizer__lr=1e30, optimizer__max_grad_norm=None, optimizer__steps=20)
+    with pytest.raises(DivergedError, match=r"diverged: .* learning rate"):
+        train(TrainingRun(spec, plan))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_schedules_warm_up_and_end(make_spec: SpecMaker, plan: RunPlan, schedule: str) -> None:
+    spec = make_spec(
+        optimizer__schedule=schedule,
+        optimizer__warmup_steps=2,
+        optimizer__steps=8,
+        evaluation__every=1,
+        optimizer__lr=1e-3,
+    )
+    rates = [report["train"]["lr"] for report in train(TrainingRun(spec, plan))]
+    assert rates[0] < rates[1] < max(rates) == pytest.approx(1e-3)
+    if schedule == "constant":
+        assert rates[2:] == pytest.approx([1e-3] * 6)
+    else:
+        assert rates[2:] == sorted(rates[2:], reverse=True)
+        assert rates[-1] < 0.3e-3
