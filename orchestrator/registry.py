@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 PREFIX = re.compile(r"[0-9a-f]{4,64}")
 ID_LENGTH = 12
+PLAIN = (str, int, float, type(None))
+"""What a metric may be: what JSON has."""
 
 
 class Record(Spec):
@@ -86,8 +88,10 @@ class Registry:
         """
         check_name(study, "study")
         for path, value in _leaves(metrics):
-            if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"study {study}, trial {trial}: metric {path} is {value}")
+            if not isinstance(value, PLAIN) or (
+                isinstance(value, float) and not math.isfinite(value)
+            ):
+                raise InputError(f"study {study}, trial {trial}: metric {path} is {value!r}")
         facts = {"study": study, "trial": trial, "metrics": dict(metrics)}
         digest = self._files.add(Path(adapter_folder), {**(lineage or {}), **facts})
         created = datetime.now(UTC).isoformat()
@@ -191,9 +195,12 @@ def check_name(name: str, what: str) -> None:
         )
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
+def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from _leaves(value, f"{path}/{key}" if path else str(key))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _leaves(value, path)
+    else:
+        yield path, values

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.promotion import GateRefused, metric_value, promote, rollback, standing
+from orchestrator.gate import metric_value
+from orchestrator.promotion import GateRefused, promote, rollback, standing
 from orchestrator.registry import Registry
 from workers.adapter.convert import import_folder
 from workers.adapter.files import save

@@ -150,8 +150,8 @@ def test_a_folder_without_a_manifest_is_sent_to_import(registry: Registry) -> No
         registry.register("s", 0, GOLDEN / "nowhere", {})
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_metrics_are_numbers(value: float, registry: Registry, source: Path) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), [1.0, float("nan")], 1j])
+def test_metrics_are_numbers(value: object, registry: Registry, source: Path) -> None:
     with pytest.raises(InputError, match="study s, trial 3: metric validation/loss is"):
         registry.register("s", 3, source, {"validation": {"loss": value}})
 

@@ -12,8 +12,8 @@ from torch import nn
 from workers.adapter.digest import base_digest
 from workers.adapter.files import load_into
 from workers.adapter.manifest import BaseRecord, Manifest
-from workers.adapter.names import to_canonical
 from workers.adapter.raw import RawAdapter, read_raw, write_raw
+from workers.adapter.stacking import to_canonical
 from workers.spec import InputError
 
 Format = Literal["mixlora", "moelora", "peft"]

@@ -9,13 +9,15 @@ from torch import nn
 from workers.adapter.config import AdapterConfig, config_values, peft_type
 from workers.adapter.digest import base_digest, folder_digest
 from workers.adapter.manifest import Manifest
-from workers.adapter.names import Tensors, target_names, to_canonical, to_disk
+from workers.adapter.names import Tensors, target_names, to_disk
 from workers.adapter.raw import read_raw, write_raw
+from workers.adapter.stacking import to_canonical
 from workers.inject import Adapter, inject
 from workers.spec import AdapterSpec, InputError
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
+ACTIVATION_KEYS = ("hidden_activation", "hidden_act", "activation_function")
 SAME_ACTIVATION = frozenset({"silu", "swish"})
 
 
@@ -99,7 +101,8 @@ def _check_base(model: nn.Module, files: AdapterFiles, folder: str | Path) -> No
     if base and base.digest and base.digest != base_digest(model):
         raise InputError(f"{folder}: belongs to another base model, {base.path}: weights differ")
     config = getattr(model, "config", None)
-    mine = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
+    found = (getattr(config, name, None) for name in ACTIVATION_KEYS)
+    mine = next((name for name in found if name), None)
     theirs = files.config.act_fn
     if theirs and mine and theirs != mine and not {theirs, mine} <= SAME_ACTIVATION:
         raise InputError(f"{folder}: its experts use {theirs}, but the base model uses {mine}")

@@ -1,5 +1,6 @@
 """An adapter folder's files as they stand: configuration, named tensors, manifest."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,9 @@ def write_raw(
     with folders.written_whole(Path(path)) as folder:
         folders.write_json(folder / folders.CONFIG, values)
         if as_bin:
-            torch.save(stored, folder / folders.PICKLED)
+            _save(torch.save, stored, folder / folders.PICKLED)
         else:
-            _save_safetensors(stored, folder / folders.WEIGHTS)
+            _save(save_file, stored, folder / folders.WEIGHTS)
         if manifest is not None:
             digests = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
             write_manifest(folder, manifest.model_copy(update={"files": digests}))
@@ -93,11 +94,12 @@ def _unpickle(path: Path) -> Tensors:
     return loaded
 
 
-def _save_safetensors(tensors: Tensors, path: Path) -> None:
+def _save(write: Callable[[Tensors, Path], object], tensors: Tensors, path: Path) -> None:
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from None
+        write(tensors, path)
+    except (SafetensorError, RuntimeError) as error:  # what either makes of a full disk
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path.parent.parent}: {path.name} cannot be written: {reason}") from None
 
 
 def _check_tensor(name: str, tensor: torch.Tensor, where: str) -> None:

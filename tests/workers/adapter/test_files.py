@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from workers.adapter import folder as folders
-from workers.adapter.convert import import_folder
+from workers.adapter.convert import export_folder, import_folder
 from workers.adapter.files import attach, inspect, load_into, read, save
 from workers.adapter.manifest import BaseRecord, Manifest
 from workers.inject import inject
@@ -119,6 +120,22 @@ def test_a_file_where_the_folder_should_go_is_one_clear_line(
     for target in (tmp_path / "taken", tmp_path / "taken" / "below"):
         with pytest.raises(InputError, match="cannot be written: Not a directory"):
             import_folder(saved(), target)
+
+
+@pytest.mark.parametrize("as_bin", [False, True])
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(
+    as_bin: bool, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = saved()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        with pytest.raises(InputError, match="cannot be written") as refused:
+            export_folder(folder, tmp_path / "copy", as_bin=as_bin)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(refused.value)
+    assert os.listdir(tmp_path) == [folder.name]
 
 
 def edit_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
