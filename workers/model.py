@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -46,11 +48,10 @@ def load_base(spec: ModelSpec) -> Base:
     with _readable(spec):
         model, report = AutoModelForCausalLM.from_pretrained(
             spec.path,
-            revision=spec.revision or "main",
             dtype=getattr(torch, spec.dtype),
             use_safetensors=True,
-            trust_remote_code=False,
             output_loading_info=True,
+            **_options(spec),
         )
     if missing := sorted(report["missing_keys"]):
         # transformers would fill them with random numbers, and train on.
@@ -59,7 +60,7 @@ def load_base(spec: ModelSpec) -> Base:
         )
     model.requires_grad_(False).eval().to(device)
     if spec.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return Base(model, tokenizer, device)
 
 
@@ -68,18 +69,36 @@ def check_base(spec: ModelSpec) -> PreTrainedTokenizerBase:
 
     Returns its tokenizer, with a pad token apart from the end of text where there is one.
     """
+    options = _options(spec)
     with _readable(spec):
-        config = AutoConfig.from_pretrained(
-            spec.path, revision=spec.revision or "main", trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(spec.path, **options)
     _check_causal(spec, config)
     _check_weights(spec)
     with _readable(spec):
-        tokenizer = AutoTokenizer.from_pretrained(
-            spec.path, revision=spec.revision or "main", trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(spec.path, **options)
     _set_pad_token(tokenizer)
     return tokenizer
+
+
+def _options(spec: ModelSpec) -> dict[str, Any]:
+    """Options of every `from_pretrained`.
+
+    Asks the hub once whether it answers; if not, only its cache is read, since its client would
+    try for half a minute at each file.
+    """
+    local = Path(spec.path).is_dir()
+    if not local:
+        try:
+            HfApi().repo_info(spec.path, revision=spec.revision, timeout=10)
+        except HfHubHTTPError:
+            pass  # it answers; what is wrong shows when a file is read
+        except Exception:  # whatever keeps us from it: no network, offline mode, no valid name
+            local = True
+    return {
+        "revision": spec.revision or "main",
+        "local_files_only": local,
+        "trust_remote_code": False,
+    }
 
 
 @contextmanager

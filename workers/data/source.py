@@ -122,7 +122,6 @@ def _hub_records(source: str, wanted: Wanted) -> Iterator[Record]:
 
 def _hub_dataset(source: str) -> Any:
     """The data set behind `hub:NAME[:CONFIG][#SPLIT]`; the split is `train` where none is named."""
-    import httpx
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -130,7 +129,7 @@ def _hub_dataset(source: str) -> Any:
     name, _, config = name.partition(":")
     try:
         return load_dataset(name, config or None, split=split or "train")
-    except (OSError, ValueError, DatasetsError, httpx.HTTPError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise InputError(f"{source}: cannot be loaded from the hub: {_line(error)}") from None
 
 
