@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.spec import ClusterSpec
 from workers.spec import InputError
@@ -90,9 +90,9 @@ class Study:
         return str(self.job["search"]["metric"])
 
     @property
-    def mode(self) -> str:
-        """min or max."""
-        return str(self.job["search"]["mode"])
+    def mode(self) -> Literal["min", "max"]:
+        """Whether a smaller or a larger value is better."""
+        return "min" if self.job["search"]["mode"] == "min" else "max"
 
     def leaderboard(self) -> list[TrialRow]:
         """Every trial: the finished ones best first, then the others by number."""

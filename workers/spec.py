@@ -230,7 +230,7 @@ def override(spec: SpecT, changes: Mapping[str, Any], where: str) -> SpecT:
     values = spec.model_dump(mode="json")
     for path, value in changes.items():
         *parents, leaf = path.split(".")
-        place = values
+        place: Any = values
         for parent in parents:
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict):
