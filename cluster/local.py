@@ -24,7 +24,7 @@ from cluster.errors import ClusterError
 from cluster.running import LocalCluster, claimed
 
 OBJECT_STORE_BYTES = 256 * 2**20
-_START_SECONDS = 120
+_START_SECONDS = 180
 _STOP_SECONDS = 20
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
