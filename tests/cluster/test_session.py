@@ -1,0 +1,155 @@
+"""Clusters of our own: closed to others, found by ours, gone with their owner."""
+
+import json
+import signal
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.errors import ClusterError
+from cluster.session import Session, session
+from tests.cluster.conftest import Start
+
+OWNER = """
+import json, sys, time
+from cluster.session import session
+with session(num_cpus=1) as s:
+    print(json.dumps([s.address, s.dashboard_url]), flush=True)
+    time.sleep(120)
+"""
+JOINER = """
+import json, sys
+from cluster.errors import ClusterError
+from cluster.session import session
+try:
+    with session(sys.argv[1]) as s:
+        import ray
+        print(json.dumps([s.address, s.dashboard_url, s.owned, ray.cluster_resources()["CPU"]]))
+except ClusterError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def _cluster_processes(folder: Path) -> list[psutil.Process]:
+    """Processes whose command line or environment names the folder of a cluster."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in " ".join(process.cmdline()) + process.environ().get(
+                "RAY_AUTH_TOKEN_PATH", ""
+            ):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def _gone(folder: Path, process: subprocess.Popen[str], seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    process.wait(seconds)
+    while time.monotonic() < end and _cluster_processes(folder):
+        time.sleep(0.2)
+    return not _cluster_processes(folder)
+
+
+def test_listens_on_loopback_only(ray_cluster: Session) -> None:
+    assert ray_cluster.token_file is not None
+    processes = _cluster_processes(ray_cluster.token_file.parent)
+    listening = [
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in processes
+        if process.is_running()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(processes) >= 4
+    assert len(listening) >= 6
+    assert set(listening) == {"127.0.0.1"}
+
+
+def test_keeps_the_token_to_this_user(ray_cluster: Session) -> None:
+    file = ray_cluster.token_file
+    assert file is not None
+    token = file.read_text()
+    assert len(token) == 64
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(file.parent.parent.stat().st_mode) == 0o700
+    for process in _cluster_processes(file.parent):
+        assert token not in " ".join(process.cmdline())
+        assert token not in process.environ().values()
+    for path in file.parent.rglob("*"):
+        if path != file and path.is_file() and not path.is_symlink():
+            assert token.encode() not in path.read_bytes(), f"{path} holds the token"
+
+
+def test_joins_its_own_process(ray_cluster: Session) -> None:
+    for address in (None, "auto", ray_cluster.address, ray_cluster.dashboard_url):
+        with session(address) as joined:
+            assert joined.address == ray_cluster.address
+            assert joined.dashboard_url == ray_cluster.dashboard_url
+            assert joined.token_file == ray_cluster.token_file
+            assert not joined.owned
+    with (
+        pytest.raises(ClusterError, match="connected to another cluster"),
+        session("10.0.0.1:6379"),
+    ):
+        pass
+    import ray
+
+    assert ray.is_initialized(), "who joins does not end the connection"
+
+
+def test_refuses_a_wrong_token_and_a_dashboard_in_seconds(
+    ray_cluster: Session, start: Start, silent_address: str
+) -> None:
+    cases = {
+        ray_cluster.address: "wants its token",
+        str(ray_cluster.dashboard_url): "takes submitted jobs only",
+        silent_address: "no Ray cluster",
+    }
+    begun = time.monotonic()
+    joiners = {
+        address: start(JOINER, address, RAY_AUTH_TOKEN="0" * 64, RAY_AUTH_MODE="token")
+        for address in cases
+    }
+    for address, process in joiners.items():
+        said = json.loads(process.communicate(timeout=40)[0])
+        assert cases[address] in said
+        assert said.startswith(address if "://" not in address else address.rstrip("/"))
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.slow
+def test_is_found_by_other_processes_and_ends_with_ctrl_c(start: Start, short_tmp: Path) -> None:
+    owner = start(OWNER)
+    assert owner.stdout is not None
+    address, dashboard = json.loads(owner.stdout.readline())
+    for given in ("auto", address):
+        said = json.loads(start(JOINER, given).communicate(timeout=60)[0])
+        assert said == [address, dashboard, False, 1.0]
+    assert _cluster_processes(short_tmp)
+    owner.send_signal(signal.SIGINT)
+    assert _gone(short_tmp, owner)
+    assert [path.name for path in short_tmp.glob("moetune-*/*")] == ["lock"], "files left behind"
+    assert "no cluster" in json.loads(start(JOINER, address).communicate(timeout=60)[0])
+
+
+@pytest.mark.slow
+def test_ends_when_its_owner_is_killed(start: Start, short_tmp: Path) -> None:
+    owner = start(OWNER)
+    assert owner.stdout is not None
+    assert owner.stdout.readline()
+    owner.kill()
+    assert _gone(short_tmp, owner)
+    leftover = [path for path in short_tmp.glob("moetune-*/*") if path.is_dir()]
+    assert leftover, "a killed owner cannot tidy up"
+    code = (
+        "from cluster.running import claimed, running\nassert not running()\nwith claimed(): pass"
+    )
+    assert start(code).wait(30) == 0
+    assert not any(path.exists() for path in leftover), "the next owner tidies up"
