@@ -1,13 +1,13 @@
 """An adapter folder's files as they stand: configuration, named tensors, manifest."""
 
-from collections.abc import Callable
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from workers.adapter import folder as folders
 from workers.adapter.config import AdapterConfig, read_config
@@ -56,9 +56,9 @@ def write_raw(
     with folders.written_whole(Path(path)) as folder:
         folders.write_json(folder / folders.CONFIG, values)
         if as_bin:
-            _save(torch.save, stored, folder / folders.PICKLED)
+            (folder / folders.PICKLED).write_bytes(_pickle(stored))
         else:
-            _save(save_file, stored, folder / folders.WEIGHTS)
+            (folder / folders.WEIGHTS).write_bytes(save(stored, metadata={"format": "pt"}))
         if manifest is not None:
             digests = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
             write_manifest(folder, manifest.model_copy(update={"files": digests}))
@@ -94,12 +94,10 @@ def _unpickle(path: Path) -> Tensors:
     return loaded
 
 
-def _save(write: Callable[[Tensors, Path], object], tensors: Tensors, path: Path) -> None:
-    try:
-        write(tensors, path)
-    except (SafetensorError, RuntimeError) as error:  # what either makes of a full disk
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path.parent.parent}: {path.name} cannot be written: {reason}") from None
+def _pickle(tensors: Tensors) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
 
 
 def _check_tensor(name: str, tensor: torch.Tensor, where: str) -> None:
