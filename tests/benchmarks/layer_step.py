@@ -173,21 +173,16 @@ def run(sizes: Sizes, experts: list[int], table: TextIO) -> dict[str, object]:
     """Time every number of experts; the ratios, keyed by E, and the sizes."""
     over_lora: dict[str, float] = {}
     over_block: dict[str, float] = {}
-    print(
-        f"{'E':>3} {'LoRA ms':>9} {'block ms':>9} {'loop ms':>9} {'block/LoRA':>11} {'loop/block':>11}",
-        file=table,
-    )
+    columns = ("LoRA ms", "block ms", "loop ms", "block/LoRA", "loop/block")
+    print(f"{'E':>3}", *(f"{column:>10}" for column in columns), file=table)
     for num_experts in experts:
         taken = measure(sizes, num_experts)
         lora, block, loop = taken["lora"], taken["block"], taken["loop"]
         over_lora[str(num_experts)] = round(block / lora, 3)
         over_block[str(num_experts)] = round(loop / block, 3)
-        print(
-            f"{num_experts:3} {lora:9.1f} {block:9.1f} {loop:9.1f} {block / lora:11.2f} "
-            f"{loop / block:11.2f}",
-            file=table,
-            flush=True,
-        )
+        values = (f"{value:10.1f}" for value in (lora, block, loop))
+        ratios = (f"{ratio:10.2f}" for ratio in (block / lora, loop / block))
+        print(f"{num_experts:3}", *values, *ratios, file=table, flush=True)
     return {"block_over_lora": over_lora, "loop_over_block": over_block, "sizes": asdict(sizes)}
 
 

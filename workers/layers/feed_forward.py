@@ -14,6 +14,7 @@ from itertools import permutations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 Activation = Callable[[Tensor], Tensor]
 Combine = Callable[..., Tensor]
@@ -116,8 +117,9 @@ def _candidates(block: nn.Module, children: Mapping[str, nn.Module]) -> Iterator
     linears = {name: child for name, child in children.items() if linear_sizes(child)}
     rest = [child for name, child in children.items() if name not in linears]
     after = tuple(child for child in rest if isinstance(child, nn.Dropout))
-    acts = [child for child in rest if child not in after]
+    acts: list[Activation] = [child for child in rest if child not in after]
     acts += [value for value in vars(block).values() if callable(value)]
+    acts = acts or [functional.silu, functional.gelu, functional.relu]  # Called as functions.
     if len(linears) not in (2, 3):
         return
     for *inner, outer in permutations(linears):

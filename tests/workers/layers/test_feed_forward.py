@@ -3,6 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from workers.layers.feed_forward import FeedForward, find_feed_forward, linear_sizes
 
@@ -27,7 +28,7 @@ class Misnamed(nn.Module):
         self.order = gate, up, down
         for name in ("gate_proj", "up_proj", "down_proj"):
             self.add_module(name, nn.Linear(16, 16))
-        self.act = torch.nn.functional.silu  # No module: an attribute that can be called.
+        self.act = functional.silu  # No module: an attribute that can be called.
 
     def forward(self, hidden: Tensor) -> Tensor:
         gate, up, down = (self.get_submodule(name) for name in self.order)
@@ -44,6 +45,16 @@ class FusedGateLast(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         up, gate = self.both(hidden).chunk(2, -1)
         return self.out(up * self.act(gate))
+
+
+class FunctionalActivation(nn.Module):
+    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.w1, self.w2, self.w3 = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 12)
+        self.choice = (act,)  # Not to be found among the attributes.
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.w2(self.choice[0](self.w1(hidden)) * self.w3(hidden))
 
 
 class Doubled(FusedGateLast):
@@ -63,7 +74,7 @@ class DropoutInside(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         hidden = self.act(self.fc1(hidden))
-        return self.fc2(nn.functional.dropout(hidden, self.rate, self.training))
+        return self.fc2(functional.dropout(hidden, self.rate, self.training))
 
 
 def test_blocks_of_real_models(family: str, build_model: Callable[[str], nn.Module]) -> None:
@@ -96,6 +107,16 @@ def test_halves_of_a_fused_projection_are_told_apart() -> None:
     view = find(FusedGateLast())
     assert view is not None
     assert view.form.__name__ == "fused_gate_last"
+
+
+@pytest.mark.parametrize("act", [functional.silu, functional.gelu, functional.relu])
+def test_an_activation_that_is_no_module(act: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    view = find(FunctionalActivation(act))
+    assert view is not None
+    assert view.act is act
+    assert (*view.inner, view.outer[0]) == ("w1", "w3", "w2")
+    assert find(FunctionalActivation(torch.tanh)) is None
 
 
 def test_what_does_not_compute_a_feed_forward_is_none(
