@@ -1,6 +1,7 @@
 """Put an endpoint on a cluster with Ray Serve, and take it off again."""
 
 import ipaddress
+import logging
 import os
 import socket
 import time
@@ -174,6 +175,7 @@ def _start_serve(spec: ServeSpec) -> str:
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its progress is not for people
     running = _running_address()
     if running is not None:
         if running[0] != spec.host or spec.port not in (0, running[1]):

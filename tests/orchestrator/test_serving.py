@@ -1,0 +1,283 @@
+"""The endpoint on a cluster, through OpenAI's own client: one deployment for all of it."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from cluster.session import Session
+from orchestrator.client import ask
+from orchestrator.promotion import promote
+from orchestrator.registry import Registry, Version
+from orchestrator.serving import Endpoint, deploy, undeploy
+from orchestrator.spec import ServeSpec
+from workers.spec import InputError, ModelSpec
+
+pytestmark = pytest.mark.slow
+KEY = "0123456789abcdef-test"
+SPEC = ServeSpec(
+    port=0, max_batch_tokens=128, cache_tokens=512, max_new_tokens=448, max_queued_requests=3
+)
+HELLO: Any = [{"role": "user", "content": "hello"}]
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A deployed endpoint and the registry behind it."""
+
+    endpoint: Endpoint
+    registry: Registry
+    versions: list[Version]
+    client: openai.OpenAI
+
+    def promote(self, version: Version) -> None:
+        promote(
+            self.registry,
+            version,
+            "home",
+            actor="test",
+            metric="validation/loss",
+            reason="test",
+            force=True,
+        )
+
+    def text(self, model: str = "home", **fields: Any) -> Any:
+        return self.client.completions.create(
+            **{"model": model, "prompt": "hello", "temperature": 0, "max_tokens": 24, **fields}
+        )
+
+
+@pytest.fixture(scope="module")
+def store(
+    tmp_path_factory: pytest.TempPathFactory, make_adapter: Callable[..., Path]
+) -> tuple[str, Path, list[Version]]:
+    folder = tmp_path_factory.mktemp("storage")
+    url = f"sqlite:///{folder}/moetune.db"
+    registry = Registry(url, folder)
+    versions = [registry.register("study", seed, make_adapter(seed), {}) for seed in (31, 32)]
+    return url, folder, versions
+
+
+@pytest.fixture(scope="module")
+def shop(ray_cluster: Session, store: tuple[str, Path, list[Version]]) -> Iterator[Shop]:
+    url, folder, versions = store
+    registry = Registry(url, folder)
+    client = openai.OpenAI(api_key=KEY, base_url="http://unknown", max_retries=0, timeout=120)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOETUNE_API_KEY", KEY)
+        Shop(Endpoint("", "", True), registry, versions, client).promote(versions[0])
+        endpoint = deploy(SPEC, None, url, folder, "home")
+        yield Shop(endpoint, registry, versions, client.copy(base_url=endpoint.openai_url))
+        undeploy()
+
+
+def test_the_endpoint_listens_on_loopback_and_names_its_models(shop: Shop) -> None:
+    assert shop.endpoint.url.startswith("http://127.0.0.1:")
+    assert [model.id for model in shop.client.models.list()] == ["tiny-llama", "home"]
+    assert httpx.get(f"{shop.endpoint.url}/ready").json() == {"ready": True, "registry": True}
+
+
+def test_chat_completion_and_streams_agree(shop: Shop) -> None:
+    fields: dict[str, Any] = {"model": "home", "messages": HELLO, "temperature": 0}
+    whole = shop.client.chat.completions.create(**fields, max_completion_tokens=16)
+    stream = shop.client.chat.completions.create(
+        **fields, max_tokens=16, stream=True, stream_options={"include_usage": True}
+    )
+    *pieces, last = list(stream)
+    text = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+    assert text == whole.choices[0].message.content
+    assert pieces[-1].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
+    assert last.usage == whole.usage
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 16
+    assert whole.model.startswith("home@")
+    streamed = shop.text(stream=True)
+    assert "".join(piece.choices[0].text for piece in streamed) == shop.text().choices[0].text
+
+
+def test_base_and_versions_answer_differently(shop: Shop) -> None:
+    base, champion = shop.text("tiny-llama"), shop.text("home")
+    assert base.choices[0].text != champion.choices[0].text
+    assert (base.model, base.system_fingerprint) == ("tiny-llama", "base")
+    again = shop.text(champion.model)
+    assert (again.model, again.choices[0].text) == (champion.model, champion.choices[0].text)
+
+
+def test_refusals_are_openais(shop: Shop) -> None:
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        shop.text("nobody")
+    with pytest.raises(openai.BadRequestError, match="logprobs is not supported"):
+        shop.text(logprobs=1)
+    with pytest.raises(openai.BadRequestError, match="together they may have"):
+        shop.text(prompt="x" * 400, max_tokens=200)
+    with pytest.raises(openai.AuthenticationError, match="key"):
+        shop.client.copy(api_key="wrong").models.list()
+    for path in ("models", "completions"):
+        assert httpx.get(f"{shop.endpoint.openai_url}/{path}").status_code in (401, 405)
+
+
+def test_a_full_queue_is_a_rate_limit(shop: Shop) -> None:
+    def one(_: int) -> Any:
+        try:
+            return shop.text(prompt="x" * 60, max_tokens=400)
+        except openai.RateLimitError as error:
+            return error
+
+    with ThreadPoolExecutor(7) as pool:
+        results = list(pool.map(one, range(7)))
+    refused = [result for result in results if isinstance(result, openai.RateLimitError)]
+    assert refused
+    assert all(error.response.headers["retry-after"] == "1" for error in refused)
+    assert len([r for r in results if not isinstance(r, Exception)]) >= 4  # one runs, three wait
+
+
+def test_a_client_that_goes_away_frees_its_place(shop: Shop) -> None:
+    """Each of these requests takes the whole cache, so the next one waits for its end."""
+
+    def begin() -> Any:
+        return shop.client.chat.completions.create(
+            model="tiny-llama", messages=HELLO, temperature=0, max_tokens=440, stream=True
+        )
+
+    stream, begun = begin(), time.monotonic()
+    for _ in range(21):
+        next(stream)
+    rest = (time.monotonic() - begun) / 20 * 420
+    stream.close()
+    begun, stream = time.monotonic(), begin()
+    next(stream)
+    stream.close()
+    assert time.monotonic() - begun < rest / 2
+
+
+def test_promotions_under_load_fail_nothing_and_show_within_a_second(shop: Shop) -> None:
+    expected = {v.id: shop.text(f"home@{v.id}").choices[0].text for v in shop.versions[:1]}
+    shop.promote(shop.versions[1])
+    shop.promote(shop.versions[0])
+    expected[shop.versions[1].id] = shop.text(f"home@{shop.versions[1].id}").choices[0].text
+    assert len(set(expected.values())) == 2
+    seen: list[tuple[float, Any]] = []
+    failures: list[Exception] = []
+    done = threading.Event()
+
+    def loop() -> None:
+        while not done.is_set():
+            begun = time.monotonic()
+            try:
+                seen.append((begun, shop.text()))
+            except Exception as error:
+                failures.append(error)
+
+    waits = []
+    with ThreadPoolExecutor(2) as pool:
+        loops = [pool.submit(loop) for _ in range(2)]
+        for turn in range(6):
+            version = shop.versions[(turn + 1) % 2]
+            shop.promote(version)
+            begun = time.monotonic()
+            while not any(t >= begun and r.system_fingerprint == version.id for t, r in seen):
+                assert time.monotonic() - begun < 30
+                time.sleep(0.01)
+            waits.append(
+                min(t for t, r in seen if t >= begun and r.system_fingerprint == version.id) - begun
+            )
+        done.set()
+        for future in loops:
+            future.result()
+    assert not failures
+    for _, reply in seen:
+        assert reply.choices[0].text == expected[reply.system_fingerprint]
+        assert reply.model == f"home@{reply.system_fingerprint}"
+    print(f"{len(seen)} answers; promotions showed after {sorted(waits)} s")
+    assert sorted(waits)[len(waits) // 2] < 2
+
+
+def test_an_answer_outlives_its_replica(shop: Shop) -> None:
+    import ray
+
+    fields: dict[str, Any] = {"max_tokens": 300, "temperature": 1, "seed": 3, "prompt": "tell me"}
+    whole = shop.text(**fields)
+    stream = iter(shop.text(**fields, stream=True))
+    text = "".join(next(stream).choices[0].text for _ in range(5))
+    [name] = [
+        actor["name"]
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if "moetune#Engine" in actor["name"]
+    ]
+    ray.kill(ray.get_actor(name, namespace="serve"))
+    text += "".join(piece.choices[0].text for piece in stream)
+    assert text == whole.choices[0].text
+
+
+def test_the_small_client_asks_and_explains(shop: Shop) -> None:
+    url = shop.endpoint.url
+    fields = {"temperature": 0, "max_tokens": 12}
+    [whole] = ask(url, "home", "hello", KEY, **fields)
+    assert "".join(ask(url, "home", "hello", KEY, stream=True, **fields)) == whole
+    for asked, message in (
+        (ask(url, "home", "hello", "wrong key"), "key is required"),
+        (ask(url, "nobody", "hello", KEY), "nobody"),
+        (ask(url, "home", "hello", KEY, stream=True, max_tokens=-1), "max_tokens"),
+        (ask("http://127.0.0.1:1", "home", "hello"), "no answer"),
+        (ask("nonsense", "home", "hello"), "no answer"),
+        (ask(f"{url}/health", "home", "hello", KEY), "Not Found"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            list(asked)
+        assert "\n" not in str(caught.value)
+
+
+def refused(match: str, *changes: Any, **fields: Any) -> None:
+    """deploy() with the shop's arguments but for `changes` raises an InputError of one line."""
+    with pytest.raises(InputError, match=match) as caught:
+        deploy(SPEC.model_copy(update=fields), *changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_served_is_refused_before_anything_starts(
+    ray_cluster: Session,
+    store: tuple[str, Path, list[Version]],
+    shop: Shop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, folder, _ = store
+    port = int(shop.endpoint.url.rpartition(":")[2])
+    refused("name a model", None, url, folder, None)
+    refused("nobody", None, url, folder, "nobody")
+    refused("cannot be read", ModelSpec(path=str(tmp_path)), url, folder, "home")
+    refused("need 400 CPU", None, url, folder, "home", replicas=4, cpus_per_replica=100)
+    refused("need 1 GPU", None, url, folder, "home", gpus_per_replica=1)
+    refused("listens on", None, url, folder, "home", port=port + 1)
+    monkeypatch.setenv("MOETUNE_API_KEY", "short")
+    refused("at least 16", None, url, folder, "home")
+    monkeypatch.delenv("MOETUNE_API_KEY")
+    refused("set a key", None, url, folder, "home", host="0.0.0.0")
+    refused("set a key", None, url, folder, "home", host="my.host.example")
+    monkeypatch.setenv("MOETUNE_API_KEY_FILE", str(tmp_path / "missing"))
+    refused("MOETUNE_API_KEY_FILE", None, url, folder, "home")
+    assert shop.text().choices[0].text
+
+
+def test_a_port_in_use_is_refused_without_starting_serve() -> None:
+    from orchestrator.serving import _free_port
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"127.0.0.1:{port} cannot be listened on"):
+            _free_port("127.0.0.1", port)
+    assert _free_port("127.0.0.1", port) == port
+    with pytest.raises(InputError, match="cannot be listened on"):
+        _free_port("192.0.2.1", 0)
+    assert os.environ.get("MOETUNE_API_KEY") != "short"
