@@ -120,19 +120,9 @@ class BlockExperts(nn.Module):
         sent = self.dispatcher.dispatch(hidden_TD, routing)
         inner, projected = self._inner(block, sent)
         hidden_TKF = block.combine(*inner)
-        gate_TK = sent.gate_nK.to(hidden_TKF.dtype)
-        if hidden_TKF.shape[1] == 1:  # No inner linear is adapted: all experts see one h.
-            gate_TK = gate_TK.sum(1, keepdim=True)
-        output_TD = block.outer[1](torch.einsum("tkf,tk->tf", hidden_TKF, gate_TK))
-        outer = self._experts(block.outer[0])
-        if outer is not None:
-            rank_space_TKER = outer.project(hidden_TKF)
-            weight_TKE = self._chosen(sent, gate_TK) * sent.gate_nK.to(gate_TK.dtype).unsqueeze(-1)
-            update_TD = outer.expand((rank_space_TKER * weight_TKE.unsqueeze(-1)).sum(1))
-            output_TD = update_TD.add_(output_TD)
-            projected = projected or (rank_space_TKER.squeeze(1),)
+        output_TD, rank_space = self._outer(block, sent, hidden_TKF)
         output_TD = self.dispatcher.combine(block.leave(output_TD), sent)
-        return Adapted(output_TD, routing, projected)
+        return Adapted(output_TD, routing, projected or rank_space)
 
     def _inner(
         self, block: FeedForward, sent: Dispatched
@@ -150,6 +140,24 @@ class BlockExperts(nn.Module):
                 projected.append(rank_space_TER)
             outputs.append(output_TKO)
         return outputs, tuple(projected)
+
+    def _outer(
+        self, block: FeedForward, sent: Dispatched, hidden_TKF: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The block's output, and the outer linear's rank space if no inner one has any."""
+        name, linear = block.outer
+        gate_TK = sent.gate_nK.to(hidden_TKF.dtype)
+        # Where no inner linear is adapted, K is 1 in `hidden_TKF`: all experts see one h.
+        mix_TK = gate_TK if hidden_TKF.shape[1] > 1 else gate_TK.sum(1, keepdim=True)
+        output_TD = linear(torch.einsum("tkf,tk->tf", hidden_TKF, mix_TK))
+        experts = self._experts(name)
+        if experts is None:
+            return output_TD, ()
+        rank_space_TKER = experts.project(hidden_TKF)
+        weight_TKE = self._chosen(sent, gate_TK) * gate_TK.unsqueeze(-1)
+        update_TD = experts.expand((rank_space_TKER * weight_TKE.unsqueeze(-1)).sum(1))
+        rank_space = (rank_space_TKER[:, 0],) if rank_space_TKER.shape[1] == 1 else ()
+        return update_TD.add_(output_TD), rank_space
 
     def _experts(self, name: str) -> LoraExperts | None:
         return cast(LoraExperts, self.projections[name]) if name in self.projections else None
