@@ -1,5 +1,7 @@
 """Metrics of runs and studies for Ray's dashboard and Prometheus, as series `ray_moetune_…`."""
 
+import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,12 +39,39 @@ _STATES: Mapping[Kind, str] = {
 }
 
 
+REFRESH_SECONDS = 2.0
+"""Ray drops a gauge that was not set for two of its reporting intervals (10 s by default)."""
+
+
+class _Values:
+    """What gauges show: set again and again in a thread, for as long as `owner` is referenced."""
+
+    def __init__(self, owner: object) -> None:
+        self._values: dict[tuple[Any, tuple[tuple[str, str], ...]], float] = {}
+        self._ended = threading.Event()
+        weakref.finalize(owner, self._ended.set)
+        threading.Thread(target=self._refresh, name="moetune-metrics", daemon=True).start()
+
+    def set(self, gauge: Any, value: float, **labels: str) -> None:
+        """Show the value from now on."""
+        self._values[gauge, tuple(labels.items())] = value
+        gauge.set(value, labels)
+
+    def _refresh(self) -> None:
+        import ray
+
+        while not self._ended.wait(REFRESH_SECONDS) and ray.is_initialized():
+            for (gauge, labels), value in list(self._values.items()):
+                gauge.set(value, dict(labels))
+
+
 class TrainingMetrics:
     """An observer of one run: sets its gauges from every report. To be made inside Ray."""
 
     def __init__(self, study: str, trial: int | None) -> None:
         from ray.util.metrics import Gauge
 
+        self._values = _Values(self)
         labels = {"study": study, "trial": "" if trial is None else str(trial)}
         self._gauges = {
             one: Gauge(one.name, one.help, tag_keys=tuple(labels)).set_default_tags(labels)
@@ -64,9 +93,9 @@ class TrainingMetrics:
         for series, gauge in self._gauges.items():
             value = _at(report, series.path)
             if value is not None:
-                gauge.set(float(value))
+                self._values.set(gauge, float(value))
         for layer, expert, share in _loads(report):
-            self._load.set(share, {"layer": layer, "expert": str(expert)})
+            self._values.set(self._load, share, layer=layer, expert=str(expert))
 
 
 class StudyMetrics:
@@ -75,6 +104,7 @@ class StudyMetrics:
     def __init__(self, study: str) -> None:
         from ray.util.metrics import Gauge
 
+        self._values = _Values(self)
         self._states: dict[int, str] = {}
         self._trials = Gauge(
             "moetune_trials", "Trials of a study by state", tag_keys=("study", "state")
@@ -85,7 +115,7 @@ class StudyMetrics:
         self._states[event.number] = _STATES[event.kind]
         counts = Counter(self._states.values())
         for state in set(_STATES.values()):
-            self._trials.set(counts[state], {"state": state})
+            self._values.set(self._trials, counts[state], state=state)
 
 
 def _at(report: Mapping[str, Any], path: tuple[str, ...]) -> Any:

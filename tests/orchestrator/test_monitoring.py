@@ -1,0 +1,125 @@
+"""What Prometheus reads from a real cluster's metrics port."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from cluster.session import Session
+from orchestrator.events import TrialEvent
+from orchestrator.monitoring import SERIES, StudyMetrics, TrainingMetrics
+from workers.train.record import Metrics
+
+Value = Callable[..., float | None]
+Until = Callable[[float | None], bool]
+
+REPORT: Metrics = {
+    "step": 20,
+    "epoch": 0.5,
+    "train": {"loss": 1.25, "tokens_per_second": 321.0},
+    "validation": {
+        "loss": 0.75,
+        "score": 0.5,
+        "routing": {
+            "layers.0.mlp": {"load": [0.7, 0.2, 0.1], "entropy": 0.7},
+            "layers.1.mlp": {"load": [0.25, 0.25, 0.5], "entropy": 0.9},
+        },
+    },
+}
+
+
+@pytest.fixture
+def value(ray_cluster: Session) -> Value:
+    """`value(series, **labels)`: read it from the metrics port, and wait `until` it is right (by
+    default: until it is there)."""
+    import ray
+
+    port = ray.nodes()[0]["MetricsExportPort"]
+
+    def read(series: str, **labels: str) -> float | None:
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == series and labels.items() <= sample.labels.items():
+                    return float(sample.value)
+        return None
+
+    def wait(series: str, until: Until = bool, **labels: str) -> float | None:
+        end = time.monotonic() + 40
+        while not until(found := read(series, **labels)) and time.monotonic() < end:
+            time.sleep(0.5)
+        return found
+
+    return wait
+
+
+@pytest.fixture
+def actor(ray_cluster: Session) -> Iterator[Any]:
+    """One process that observes a run after the other, as a reused Tune actor does."""
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Actor:
+        def begin(self, trial: int | None) -> None:
+            self.observe = TrainingMetrics("first light", trial)
+
+        def report(self, report: Metrics) -> None:
+            self.observe(report)
+
+    actor = Actor.remote()
+    yield actor
+    ray.kill(actor)
+
+
+@pytest.mark.slow
+def test_runs_appear_with_their_labels(actor: Any, value: Value) -> None:
+    actor.begin.remote(3)
+    actor.report.remote(REPORT)
+    run = {"study": "first light", "trial": "3"}
+    expected = {
+        "ray_moetune_loss": 1.25,
+        "ray_moetune_step": 20,
+        "ray_moetune_validation_loss": 0.75,
+        "ray_moetune_validation_score": 0.5,
+        "ray_moetune_tokens_per_second": 321.0,
+    }
+    for series, number in expected.items():
+        assert value(series, **run) == number
+    assert value("ray_moetune_expert_load", **run, layer="layers.0.mlp", expert="0") == 0.7
+    assert value("ray_moetune_expert_load", **run, layer="layers.1.mlp", expert="2") == 0.5
+
+    actor.report.remote({"step": 40, "train": {"loss": 0.5}})  # no evaluation this time
+    assert value("ray_moetune_loss", lambda loss: loss == 0.5, **run) == 0.5
+    time.sleep(8)  # longer than Ray keeps what is not set again
+    assert value("ray_moetune_validation_loss", **run) == 0.75
+
+    actor.begin.remote(4)
+    actor.report.remote({"step": 5, "train": {"loss": 9.5}})
+    assert value("ray_moetune_loss", study="first light", trial="4") == 9.5
+    assert value("ray_moetune_loss", lambda loss: loss is None, **run) is None, (
+        "the run before has ended"
+    )
+
+
+@pytest.mark.slow
+def test_trials_are_counted_by_state(ray_cluster: Session, value: Value) -> None:
+    metrics = StudyMetrics("counted")
+    for number, kind in [(0, "started"), (1, "started"), (2, "started"), (0, "reported")]:
+        metrics(TrialEvent(number, kind, {}))
+    assert value("ray_moetune_trials", study="counted", state="running") == 3
+    for number, kind in [(0, "finished"), (1, "stopped"), (2, "retried")]:
+        metrics(TrialEvent(number, kind, {}))
+    counts = {"running": 0, "finished": 1, "stopped": 1, "waiting": 1, "failed": 0}
+    for state, count in counts.items():
+        labels = {"study": "counted", "state": state}
+        assert value("ray_moetune_trials", lambda got: got == count, **labels) == count  # noqa: B023
+
+
+def test_every_series_has_a_name_of_ours_and_a_meaning() -> None:
+    assert len({series.name for series in SERIES}) == len(SERIES)
+    for series in SERIES:
+        assert series.name.startswith("moetune_")
+        assert series.help
