@@ -32,12 +32,18 @@ def inspect(folder: Path, as_json: AsJson = False) -> None:
 
 @app.command("import")
 def import_(
-    folder: Path, to: Annotated[Path, typer.Option(help="New folder for the adapter.")]
+    folder: Path,
+    to: Annotated[Path, typer.Option(help="New folder for the adapter.")],
+    base: Annotated[
+        str | None, typer.Option(help="Base model, to check that the adapter fits it.")
+    ] = None,
 ) -> None:
     """Read an adapter of MixLoRA, MoELoRA or PEFT (safetensors or .bin) into our format."""
     from workers.adapter.convert import import_folder
+    from workers.model import load_base
+    from workers.spec import ModelSpec
 
-    import_folder(folder, to)
+    import_folder(folder, to, load_base(ModelSpec(path=base)).model if base else None)
     print(f"imported {folder} into {to}")
 
 
@@ -45,11 +51,13 @@ def import_(
 def export(
     folder: Path,
     to: Annotated[Path, typer.Option(help="New folder for the adapter.")],
-    format_: Annotated[Format, typer.Option("--format", help="Whose format.")] = Format.mixlora,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="Whose; left out: by the adapter's shape.")
+    ] = None,
     bin_: Annotated[bool, typer.Option("--bin", help="Write .bin instead of safetensors.")] = False,
 ) -> None:
     """Write an adapter in the format of MixLoRA, MoELoRA or PEFT."""
     from workers.adapter.convert import export_folder
 
-    export_folder(folder, to, format_.value, as_bin=bin_)
+    export_folder(folder, to, format_ and format_.value, as_bin=bin_)
     print(f"exported {folder} to {to}")

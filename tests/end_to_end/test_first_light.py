@@ -1,0 +1,145 @@
+"""Tune, promote, serve and ask, through the real command line, Ray and OpenAI's client."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from cluster.session import Session
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Read = Callable[..., Any]
+Trials = list[dict[str, Any]]
+
+
+def test_a_study_ends_with_ranked_versions(trials: Trials, read: Read) -> None:
+    assert [row["state"] for row in trials] == ["finished", "finished"]
+    assert trials[0]["value"] <= trials[1]["value"]
+    assert len({row["version"] for row in trials}) == 2
+    assert read("leaderboard", "colours") == trials
+
+
+def test_a_finished_study_is_not_run_again(trials: Trials, moetune: Run) -> None:
+    refused = moetune("tune", "job.yaml", code=2)
+    assert "study colours: exists already in runs" in refused.stderr
+    resumed = moetune("tune", "job.yaml", "--resume")
+    assert "started" not in resumed.stderr
+
+
+def test_the_report_is_one_page(trials: Trials, read: Read) -> None:
+    page = Path(read("report", "colours")["report"]).read_text()
+    assert "colours" in page
+    assert trials[0]["version"] in page
+
+
+def test_promotion_history_and_rollback(trials: Trials, moetune: Run, read: Read) -> None:
+    best, other = trials[0]["version"], trials[1]["version"]
+    moetune("promote", "colours", "--to", "paint")
+    refused = moetune(
+        "promote", "colours", "--trial", str(trials[1]["number"]), "--to", "paint", code=2
+    )
+    assert "is not better than" in refused.stderr
+    forced = ("--force", "--reason", "to try it")
+    moetune("promote", "colours", "--trial", str(trials[1]["number"]), "--to", "paint", *forced)
+    moetune("rollback", "paint", "--reason", "it was worse")
+    events = read("history", "paint")
+    assert [(e["action"], e["version"]) for e in events] == [
+        ("promote", best),
+        ("promote", other),
+        ("rollback", best),
+    ]
+    assert events[1]["evidence"]["forced"] is True
+    assert read("models")["paint"]["id"] == best
+
+
+def test_the_champion_answers_and_a_promotion_shows(
+    trials: Trials,
+    moetune: Run,
+    read: Read,
+    workspace: Path,
+    user_environment: dict[str, str],
+) -> None:
+    moetune("promote", "colours", "--to", "served")
+    with serving("served", workspace, user_environment) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+        names = {model.id for model in client.models.list()}
+        assert {"served", "tiny-llama"} <= names
+        first = chat(client, "served")
+        assert first.usage is not None
+        assert first.usage.completion_tokens > 0
+        asked = read("ask", "served", "colour of sky?", "--url", url, "--max-tokens", "8")
+        assert asked["answer"] == first.choices[0].message.content
+        forced = ("--force", "--reason", "to see it live")
+        number = str(trials[1]["number"])
+        moetune("promote", "colours", "--trial", number, "--to", "served", *forced)
+        seen = until(lambda: chat(client, "served").system_fingerprint or "", trials[1]["version"])
+        assert trials[1]["version"] in seen
+        pinned = chat(client, f"served@{trials[0]['version']}")
+        assert pinned.choices[0].message.content == first.choices[0].message.content
+
+
+def test_a_job_is_submitted_watched_and_found_again(
+    ray_cluster: Session, moetune: Run, read: Read, workspace: Path
+) -> None:
+    assert ray_cluster.dashboard_url
+    at = ("--address", ray_cluster.dashboard_url)
+    named = ("--set", "name=shipped", "--set", "search.trials=1")
+    job = read("submit", "job.yaml", *named, *at)
+    told = moetune("logs", job["id"], "--follow", *at).stdout
+    assert "trial 0 · finished" in told
+    shown = read("status", job["id"], *at)
+    assert (shown["state"], shown["metadata"]["study"]) == ("SUCCEEDED", "shipped")
+    assert job["id"] in [one["id"] for one in read("status", *at)]
+    assert read("leaderboard", "shipped")[0]["state"] == "finished"
+
+
+@contextmanager
+def serving(name: str, workspace: Path, environment: dict[str, str]) -> Iterator[str]:
+    """`moetune serve` until the block ends; then Ctrl-C, which must end it in order."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", "serve", name, "--set", "port=0"],
+        cwd=workspace,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        match = re.search(r"http://[\d.:]+", line)
+        if match is None:
+            pytest.fail(f"serve said {line!r}, {server.communicate(timeout=60)}")
+        yield match[0]
+    finally:
+        server.send_signal(signal.SIGINT)
+        try:
+            server.communicate(timeout=60)
+        finally:
+            server.kill()
+    assert server.returncode == 130
+
+
+def chat(client: openai.OpenAI, model: str) -> Any:
+    return client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": "colour of sky?"}],
+        max_tokens=8,
+        temperature=0,
+    )
+
+
+def until(ask: Callable[[], str], wanted: str) -> str:
+    """Ask until the answer holds what is wanted, for at most ten seconds."""
+    deadline = time.monotonic() + 10
+    while wanted not in (said := ask()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return said
