@@ -108,6 +108,8 @@ def _in_group(job: JobSpec) -> Any:
         # Tune tries a failed trial again, so Ray Train need not.
         _trainer(task, job.search, retries=0, callbacks=[TuneReportCallback()]).fit()
 
+    # Ray Train writes the checkpoints: Tune need not, and cannot, ask a function for them.
+    trial._handles_checkpoint_freq = True  # type: ignore[attr-defined]
     # The workers' resources are Ray Train's to reserve. The function itself only waits, but Tune
     # wants a resource of every trial: a byte of memory is one that all nodes have to give.
     return tune.with_resources(trial, tune.PlacementGroupFactory([{"memory": 1}]))
@@ -126,9 +128,10 @@ def _number(name: str) -> int | None:
 
 
 def _task(spec: TrainSpec, plan: RunPlan) -> "Task":
+    from orchestrator.monitoring import TrainingMetrics
     from workers.train.ray_worker import Task
 
-    return Task(spec, plan)
+    return Task(spec, plan, TrainingMetrics.of)
 
 
 def _trainer(
