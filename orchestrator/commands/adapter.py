@@ -1,22 +1,13 @@
 """`moetune adapter …`: adapters on disk, without a cluster."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from orchestrator.commands.options import AsJson, print_json, print_table
 
 app = typer.Typer(no_args_is_help=True)
-
-
-class Format(StrEnum):
-    """Formats that an adapter is exported to."""
-
-    mixlora = "mixlora"
-    moelora = "moelora"
-    peft = "peft"
 
 
 @app.command()
@@ -52,12 +43,13 @@ def export(
     folder: Path,
     to: Annotated[Path, typer.Option(help="New folder for the adapter.")],
     format_: Annotated[
-        Format | None, typer.Option("--format", help="Whose; left out: by the adapter's shape.")
+        Literal["mixlora", "moelora", "peft"] | None,
+        typer.Option("--format", help="Whose; left out: by the adapter's shape."),
     ] = None,
     bin_: Annotated[bool, typer.Option("--bin", help="Write .bin instead of safetensors.")] = False,
 ) -> None:
     """Write an adapter in the format of MixLoRA, MoELoRA or PEFT."""
     from workers.adapter.convert import export_folder
 
-    export_folder(folder, to, format_ and format_.value, as_bin=bin_)
+    export_folder(folder, to, format_, as_bin=bin_)
     print(f"exported {folder} to {to}")

@@ -20,7 +20,7 @@ from orchestrator.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.study import Study
+    from orchestrator.study import Study, TrialRow
 
 app = typer.Typer()
 
@@ -109,9 +109,12 @@ def _show_leaderboard(study: "Study", as_json: bool) -> None:
     return print_table(
         ("trial", "state", study.metric, *fields, "steps", "seconds", "version", "why"),
         [
-            [r.number, r.state, r.value, *map(r.params.get, varied)]
-            + [r.steps, r.seconds, r.version, r.reason]
-            for r in rows
+            (row.number, row.state, row.value, *map(row.params.get, varied), *_end(row))
+            for row in rows
         ],
         title=f"study {study.name}",
     )
+
+
+def _end(row: "TrialRow") -> tuple[object, ...]:
+    return row.steps, row.seconds, row.version, row.reason
