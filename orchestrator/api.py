@@ -3,10 +3,8 @@
 import asyncio
 import hashlib
 import hmac
-import json
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -14,12 +12,18 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from orchestrator.catalogue import Catalogue
-from orchestrator.openai_reply import ChatReply, Reply, error_body, usage
+from orchestrator.openai_answer import events, whole
+from orchestrator.openai_reply import (
+    ChatReply,
+    Reply,
+    as_request_error,
+    error_body,
+    internal_error,
+)
 from orchestrator.openai_schema import ChatBody, CompletionBase, CompletionBody, parse
 from workers.engine.request import Adapter, Chunk, RequestError, TextRequest
 from workers.spec import InputError
 
-log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 2**20
 
 
@@ -117,53 +121,17 @@ class Gateway:
         reply = kind(served.id, served.fingerprint)
         chunks = self._backend.generate(body.request(served.adapter))
         if not body.stream:
-            return JSONResponse(await _whole(reply, chunks))
+            return JSONResponse(await whole(reply, chunks))
         try:
             first = await anext(chunks)  # what is wrong with the request shows here, as a status
         except BaseException:
             await chunks.aclose()
             raise
         return StreamingResponse(
-            _events(reply, first, chunks, body.include_usage),
+            events(reply, first, chunks, body.include_usage),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
-
-
-async def _whole(reply: Reply, chunks: AsyncGenerator[Chunk]) -> dict[str, Any]:
-    text = ""
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            text += chunk.text
-    assert chunk.finish is not None, "a backend's last chunk has a finish"
-    return reply.whole(text, chunk.finish, usage(chunk.prompt_tokens, chunk.completion_tokens))
-
-
-async def _events(
-    reply: Reply, first: Chunk, rest: AsyncGenerator[Chunk], include_usage: bool
-) -> AsyncIterator[str]:
-    """The answer as server-sent events. What fails halfway is an event too: the status is out."""
-    async with aclosing(rest):
-        try:
-            for body in reply.opening():
-                yield _event(body)
-            chunk = first
-            yield _event(reply.piece(chunk.text, chunk.finish))
-            async for chunk in rest:
-                if chunk.text or chunk.finish:
-                    yield _event(reply.piece(chunk.text, chunk.finish))
-            if include_usage:
-                yield _event(reply.usage(usage(chunk.prompt_tokens, chunk.completion_tokens)))
-            yield "data: [DONE]\n\n"
-        except InputError as error:
-            yield _event(error_body(_as_request_error(error)))
-        except Exception:
-            log.exception("a stream failed")
-            yield _event(error_body(_internal()))
-
-
-def _event(body: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
 async def _read_body(request: Request) -> bytes:
@@ -179,17 +147,9 @@ def _model(id: str) -> dict[str, Any]:
     return {"id": id, "object": "model", "created": 0, "owned_by": "moetune"}
 
 
-def _as_request_error(error: InputError) -> RequestError:
-    return error if isinstance(error, RequestError) else RequestError(str(error))
-
-
-def _internal() -> RequestError:
-    return RequestError("internal error; the server's log has more", None, 500, "internal_error")
-
-
 async def _refused(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, InputError)
-    refusal = _as_request_error(error)
+    refusal = as_request_error(error)
     headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
     return JSONResponse(error_body(refusal), refusal.status, headers.get(refusal.status))
 
@@ -202,7 +162,7 @@ async def _no_route(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _crashed(_: Request, __: Exception) -> JSONResponse:
-    return JSONResponse(error_body(_internal()), 500)
+    return JSONResponse(error_body(internal_error()), 500)
 
 
 def _watching(catalogue: Catalogue) -> Any:

@@ -60,7 +60,10 @@ class Catalogue:
     async def watch(self) -> None:
         """Follow the registry until cancelled."""
         while True:
-            await self.refresh()
+            try:
+                await self.refresh()
+            except Exception:
+                log.exception("the registry is not followed")
             await asyncio.sleep(POLL_SECONDS)
 
     async def refresh(self) -> None:

@@ -21,14 +21,14 @@ def ask(
 ) -> Iterator[str]:
     """Ask one question; yields the answer whole, or in pieces with `stream`.
 
-    `url` is the endpoint's (`http://127.0.0.1:8000`), `fields` are further ones of OpenAI's chat
-    completions. Raises InputError of one line, before or between the pieces.
+    `url` is the endpoint's (`http://127.0.0.1:8000`, with or without `/v1`), `fields` are further
+    ones of OpenAI's chat completions. Raises InputError, before or between the pieces.
     """
     messages = [{"role": "user", "content": text}]
     body = {"model": model, "messages": messages, "stream": stream, **fields}
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-    address = f"{url.rstrip('/')}/v1/chat/completions"
+    address = f"{url.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
     try:
         with httpx.stream("POST", address, json=body, headers=headers, timeout=timeout) as response:
             if response.status_code != httpx.codes.OK:

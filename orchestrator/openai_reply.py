@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from workers.engine.request import Finish, RequestError
+from workers.spec import InputError
 
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -20,6 +21,16 @@ def error_body(error: RequestError) -> dict[str, Any]:
             "code": error.code,
         }
     }
+
+
+def as_request_error(error: InputError) -> RequestError:
+    """Any bad input as an answer; what says nothing else is a 400."""
+    return error if isinstance(error, RequestError) else RequestError(str(error))
+
+
+def internal_error() -> RequestError:
+    """What a client learns of an error of ours."""
+    return RequestError("internal error; the server's log has more", None, 500, "internal_error")
 
 
 class Reply:

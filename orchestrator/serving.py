@@ -1,15 +1,13 @@
 """Put an endpoint on a cluster with Ray Serve, and take it off again."""
 
-import ipaddress
-import logging
 import os
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.api import key_hash
+from orchestrator.proxy import is_loopback, running_address, start
 from orchestrator.registry import Registry
 from orchestrator.replica import EndpointSpec, Ingress, Replica
 from orchestrator.spec import ServeSpec
@@ -57,25 +55,25 @@ def deploy(
     there already is replaced. The key is read from MOETUNE_API_KEY or the file that
     MOETUNE_API_KEY_FILE names. Raises InputError before anything starts where something is wrong.
     """
-    if model is None and name is None:
+    base = model if name is None else _champion_base(store_url, storage, name)
+    if base is None:
         raise InputError("serve: name a model of the registry, or a base model")
-    registry = Registry(store_url, storage)
-    try:
-        base = _champion_base(registry, name) if name is not None else None
-    finally:
-        registry.close()
     spec = EndpointSpec(
         serve=serve,
-        model=model or base or ModelSpec(path=""),
+        model=_absolute(model or base),
         store_url=store_url,
         storage=str(Path(storage).resolve()),
         accepted_key=_accepted_key(serve.host),
     )
     _check_model(spec.model)
     _check_room(serve)
-    url = _start_serve(serve)
+    url = start(serve)
     _run(spec)
-    _wait_until_ready(url)
+    try:
+        _wait_until_ready(url, name)
+    except InputError:
+        undeploy()
+        raise
     return Endpoint(url, spec.base_id, spec.accepted_key is not None)
 
 
@@ -83,6 +81,8 @@ def undeploy() -> None:
     """Take the endpoint off the cluster; Serve itself stops where it has nothing else to serve."""
     from ray import serve
 
+    if running_address() is None:
+        return
     serve.delete(APP)
     if not serve.status().applications:
         serve.shutdown()
@@ -118,14 +118,6 @@ def read_key() -> str | None:
     return key.strip() if key else None
 
 
-def is_loopback(host: str) -> bool:
-    """Whether nobody beyond this machine reaches `host`."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _accepted_key(host: str) -> str | None:
     key = read_key()
     if key is None:
@@ -140,14 +132,24 @@ def _accepted_key(host: str) -> str | None:
     return key_hash(key)
 
 
-def _champion_base(registry: Registry, name: str) -> ModelSpec:
+def _champion_base(store_url: str, storage: str | Path, name: str) -> ModelSpec:
     """The base model that a name's champion was trained on."""
-    version = registry.resolve(name)
-    manifest = registry.manifest(version)
+    registry = Registry(store_url, storage)
+    try:
+        version = registry.resolve(name)
+        manifest = registry.manifest(version)
+    finally:
+        registry.close()
     trained = (manifest.spec or {}).get("model", {"path": manifest.base.path})
     # Where the training ran says nothing about the machines that serve.
     values = {**trained, "device": "auto", "activation_checkpointing": False}
     return validated(ModelSpec, values, f"{name}@{version.id}: its base model")
+
+
+def _absolute(model: ModelSpec) -> ModelSpec:
+    """The model by its whole path, if it is a folder: replicas run somewhere else."""
+    folder = Path(model.path)
+    return model.model_copy(update={"path": str(folder.resolve())}) if folder.is_dir() else model
 
 
 def _check_model(model: ModelSpec) -> None:
@@ -170,52 +172,6 @@ def _check_room(serve: ServeSpec) -> None:
             )
 
 
-def _start_serve(spec: ServeSpec) -> str:
-    """Start Serve's proxy, or find it running at that address; returns its URL."""
-    from ray import serve
-    from ray.serve.config import HTTPOptions, ProxyLocation
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its progress is not for people
-    running = _running_address()
-    if running is not None:
-        if running[0] != spec.host or spec.port not in (0, running[1]):
-            raise InputError(
-                f"serve.port: this cluster's Serve listens on {running[0]}:{running[1]} already; "
-                "take that address, or stop it first"
-            )
-        return _url(*running)
-    port = _free_port(spec.host, spec.port)
-    location = ProxyLocation.HeadOnly if is_loopback(spec.host) else ProxyLocation.EveryNode
-    serve.start(proxy_location=location, http_options=HTTPOptions(host=spec.host, port=port))
-    return _url(spec.host, port)
-
-
-def _running_address() -> tuple[str, int] | None:
-    from ray.serve.context import _get_global_client
-
-    client: Any = _get_global_client(raise_if_no_controller_running=False)
-    return None if client is None else (client.http_config.host, client.http_config.port)
-
-
-def _free_port(host: str, port: int) -> int:
-    """`port` if it is free, or any free one for 0."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise InputError(
-                f"serve.port: {host}:{port} cannot be listened on: {error.strerror}"
-            ) from None
-        return int(listener.getsockname()[1])
-
-
-def _url(host: str, port: int) -> str:
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
-    return f"http://{shown}:{port}"
-
-
 def _run(spec: EndpointSpec) -> None:
     from ray import serve
 
@@ -226,16 +182,23 @@ def _run(spec: EndpointSpec) -> None:
         raise InputError(f"serve: the endpoint does not start: {said[-1]}") from error
 
 
-def _wait_until_ready(url: str) -> None:
+def _wait_until_ready(url: str, name: str | None) -> None:
+    """Wait for the first answer, and make sure that `name` is served."""
     import httpx
 
+    key = read_key()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     deadline = time.monotonic() + READY_SECONDS
-    while True:
-        try:
-            if httpx.get(f"{url}/ready", timeout=10).status_code == httpx.codes.OK:
-                return
-        except httpx.HTTPError:
-            pass
-        if time.monotonic() > deadline:
-            raise InputError(f"serve: {url} does not get ready; see Serve's logs")
-        time.sleep(0.1)
+    with httpx.Client(base_url=url, headers=headers, timeout=READY_SECONDS) as client:
+        while True:
+            try:
+                if client.get("/ready").is_success:
+                    break
+            except httpx.HTTPError:
+                pass
+            if time.monotonic() > deadline:
+                raise InputError(f"serve: {url} does not get ready; see Serve's logs")
+            time.sleep(0.1)
+        found = client.get(f"/v1/models/{name}") if name else None
+    if found is not None and found.is_error:
+        raise InputError(f"serve: {found.json()['error']['message']}")

@@ -1,6 +1,5 @@
 """The endpoint on a cluster, through OpenAI's own client: one deployment for all of it."""
 
-import os
 import socket
 import threading
 import time
@@ -17,6 +16,7 @@ import pytest
 from cluster.session import Session
 from orchestrator.client import ask
 from orchestrator.promotion import promote
+from orchestrator.proxy import free_port
 from orchestrator.registry import Registry, Version
 from orchestrator.serving import Endpoint, deploy, undeploy
 from orchestrator.spec import ServeSpec
@@ -128,7 +128,7 @@ def test_refusals_are_openais(shop: Shop) -> None:
 def test_a_full_queue_is_a_rate_limit(shop: Shop) -> None:
     def one(_: int) -> Any:
         try:
-            return shop.text(prompt="x" * 60, max_tokens=400)
+            return shop.text(prompt="x" * 60, max_tokens=200)
         except openai.RateLimitError as error:
             return error
 
@@ -222,7 +222,7 @@ def test_the_small_client_asks_and_explains(shop: Shop) -> None:
     url = shop.endpoint.url
     fields = {"temperature": 0, "max_tokens": 12}
     [whole] = ask(url, "home", "hello", KEY, **fields)
-    assert "".join(ask(url, "home", "hello", KEY, stream=True, **fields)) == whole
+    assert "".join(ask(f"{url}/v1/", "home", "hello", KEY, stream=True, **fields)) == whole
     for asked, message in (
         (ask(url, "home", "hello", "wrong key"), "key is required"),
         (ask(url, "nobody", "hello", KEY), "nobody"),
@@ -269,15 +269,29 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(
 
 
 def test_a_port_in_use_is_refused_without_starting_serve() -> None:
-    from orchestrator.serving import _free_port
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"127.0.0.1:{port} cannot be listened on"):
-            _free_port("127.0.0.1", port)
-    assert _free_port("127.0.0.1", port) == port
+            free_port("127.0.0.1", port)
+    assert free_port("127.0.0.1", port) == port
     with pytest.raises(InputError, match="cannot be listened on"):
-        _free_port("192.0.2.1", 0)
-    assert os.environ.get("MOETUNE_API_KEY") != "short"
+        free_port("192.0.2.1", 0)
+
+
+def test_a_name_of_another_base_is_refused_and_leaves_nothing_running(
+    shop: Shop, store: tuple[str, Path, list[Version]], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Last, since it takes the endpoint down."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    url, folder, _ = store
+    other = tmp_path / "other-llama"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model.get_input_embeddings().weight.data.mul_(1.5)
+    model.save_pretrained(other)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(other)
+    refused("belongs to another base model", ModelSpec(path=str(other)), url, folder, "home")
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{shop.endpoint.url}/health")

@@ -5,49 +5,18 @@ import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
 from workers.data.encode import end_ids
-from workers.engine.generation import Generation, Piece
+from workers.engine.generation import Generation
 from workers.engine.loop import GenerationLoop
-from workers.engine.request import Adapter, Finish, Limits, RequestError, Sampling
+from workers.engine.request import Adapter, Finish, Limits, Piece, RequestError, Sampling
 from workers.engine.sampler import GREEDY, Sampler
 from workers.engine.slots import SlotStore
 from workers.inject import row_map
 from workers.model import Base
-
-
-class Engine(Protocol):
-    """Generates tokens for requests that name an adapter, or none for the bare base."""
-
-    limits: Limits
-    max_length: int
-    """Tokens that prompt and answer may have together."""
-
-    @property
-    def healthy(self) -> bool:
-        """Whether it generates; an engine that does not will not recover by itself."""
-        ...
-
-    def load(self, adapter: Adapter) -> None:
-        """Hold an adapter ready. Blocks; raises InputError where it does not fit."""
-        ...
-
-    def generate(
-        self,
-        prompt: Sequence[int],
-        adapter: Adapter | None,
-        sampling: Sampling,
-        generated: Sequence[int] = (),
-    ) -> AsyncGenerator[Piece]:
-        """New tokens behind `prompt` and `generated`; raises RequestError. Closing it cancels."""
-        ...
-
-    def close(self) -> None:
-        """Stop; requests that still run fail."""
-        ...
 
 
 class ContinuousEngine:
@@ -76,11 +45,11 @@ class ContinuousEngine:
 
     @property
     def healthy(self) -> bool:
-        """See `Engine`."""
+        """See `protocol.Engine`."""
         return self._loop.healthy
 
     def load(self, adapter: Adapter) -> None:
-        """See `Engine`. Requests that run go on meanwhile."""
+        """See `protocol.Engine`. Requests that run go on meanwhile."""
         self._slots.load(adapter)
 
     async def generate(
@@ -90,7 +59,7 @@ class ContinuousEngine:
         sampling: Sampling,
         generated: Sequence[int] = (),
     ) -> AsyncGenerator[Piece]:
-        """See `Engine`."""
+        """See `protocol.Engine`."""
         self._check(prompt, sampling, generated)
         if finish := self._ended(sampling, generated):
             yield (), finish
@@ -111,7 +80,7 @@ class ContinuousEngine:
                 self._slots.unpin(slot)
 
     def close(self) -> None:
-        """See `Engine`. The model keeps the adapters that were loaded."""
+        """See `protocol.Engine`. The model keeps the adapters that were loaded."""
         self._loop.close()
         for hook in self._hooks:
             hook.remove()

@@ -5,11 +5,8 @@ import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
-from workers.engine.request import Finish, RequestError, Sampling
+from workers.engine.request import Finish, Piece, RequestError, Sampling
 from workers.engine.sampler import Draw
-
-Piece = tuple[tuple[int, ...], Finish | None]
-"""New tokens, and at the end why it ended."""
 
 
 @dataclass(eq=False)

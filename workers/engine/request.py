@@ -12,6 +12,8 @@ Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Finish = Literal["stop", "length"]
+Piece = tuple[tuple[int, ...], Finish | None]
+"""New tokens of an answer, and at its end why it ended."""
 
 
 class RequestError(InputError):

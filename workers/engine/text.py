@@ -9,7 +9,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from workers.data.encode import chat_ids
-from workers.engine.engine import Engine
+from workers.engine.protocol import Engine
 from workers.engine.request import Adapter, Chat, Chunk, RequestError, Sampling, TextRequest
 
 

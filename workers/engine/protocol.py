@@ -1,0 +1,37 @@
+"""What any engine can do."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from workers.engine.request import Adapter, Limits, Piece, Sampling
+
+
+class Engine(Protocol):
+    """Generates tokens for requests that name an adapter, or none for the bare base."""
+
+    limits: Limits
+    max_length: int
+    """Tokens that prompt and answer may have together."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it generates; an engine that does not will not recover by itself."""
+        ...
+
+    def load(self, adapter: Adapter) -> None:
+        """Hold an adapter ready. Blocks; raises InputError where it does not fit."""
+        ...
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        adapter: Adapter | None,
+        sampling: Sampling,
+        generated: Sequence[int] = (),
+    ) -> AsyncGenerator[Piece]:
+        """New tokens behind `prompt` and `generated`; raises RequestError. Closing it cancels."""
+        ...
+
+    def close(self) -> None:
+        """Stop; requests that still run fail."""
+        ...
