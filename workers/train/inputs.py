@@ -16,30 +16,40 @@ from workers.spec import TrainSpec
 
 @dataclass(frozen=True)
 class Inputs:
-    """A frozen base model and the rows to learn from and to be compared on."""
+    """A frozen base model, and the rows to learn from and to be compared on, read at first use."""
 
     spec: TrainSpec
     """The specification that they were loaded for."""
     base: Base
     encoder: Encoder
-    train: Sequence[Example]
-    validation: Sequence[Row]
 
     @classmethod
     def load(cls, spec: TrainSpec, former: "Inputs | None" = None) -> "Inputs":
-        """Load what `spec` names, and take over from `former` what is the same."""
-        if former and former.key == key(spec):
+        """Load what `spec` names, or take it over from `former` where it is the same."""
+        if former and _key(former.spec) == _key(spec):
             return former
         base = former.base if former and former.spec.model == spec.model else load_base(spec.model)
-        encoder = Encoder(base.tokenizer, spec.data)
-        train = [encoder.example(row) for row in training_rows(spec.data)]
-        validation = validation_rows(spec.data, spec.evaluation.rows_per_task)
-        return cls(spec, base, encoder, train, validation)
+        return cls(spec, base, Encoder(base.tokenizer, spec.data))
+
+    @cached_property
+    def train(self) -> Sequence[Example]:
+        """The encoded rows to learn from."""
+        return [self.encoder.example(row) for row in training_rows(self.spec.data)]
+
+    @cached_property
+    def validation(self) -> Sequence[Row]:
+        """The rows to be compared on."""
+        return validation_rows(self.spec.data, self.spec.evaluation.rows_per_task)
+
+    @cached_property
+    def validation_examples(self) -> Sequence[Example]:
+        """The same rows, encoded."""
+        return [self.encoder.example(row) for row in self.validation]
 
     @property
-    def key(self) -> tuple[object, ...]:
-        """Equal for runs that can share these inputs."""
-        return key(self.spec)
+    def pad_token_id(self) -> int:
+        """What fills up a batch."""
+        return int(self.base.tokenizer.pad_token_id)
 
     @cached_property
     def base_record(self) -> BaseRecord:
@@ -53,6 +63,6 @@ class Inputs:
         return hashlib.sha256("".join(map(digest, sources)).encode()).hexdigest()
 
 
-def key(spec: TrainSpec) -> tuple[object, ...]:
-    """What of a specification decides about its inputs."""
+def _key(spec: TrainSpec) -> tuple[object, ...]:
+    """Equal for runs that can share their inputs."""
     return spec.model, spec.data, spec.evaluation.rows_per_task

@@ -117,8 +117,8 @@ class TrainingRun:
         started, results = time.perf_counter(), []
         while self.step < step:
             micro = self._batches.micro_batches(self.step, self.spec.optimizer.micro_batch_size)
-            pad = self.inputs.base.tokenizer.pad_token_id
-            results.append(self._train_step([collate(rows, pad) for rows in micro]))
+            batches = [collate(rows, self.inputs.pad_token_id) for rows in micro]
+            results.append(self._train_step(batches))
             self.step += 1
         return _summary(results, time.perf_counter() - started)
 

@@ -9,9 +9,10 @@ import torch
 from workers.data.encode import Example
 from workers.metrics import score, score_choices
 from workers.spec import TrainSpec
-from workers.train.evaluate import Evaluation, RowResult, summarise
+from workers.train.evaluate import Evaluation
 from workers.train.loop import TrainingRun
 from workers.train.record import RunPlan
+from workers.train.results import RowResult, summarise
 from workers.train.world import World
 
 SpecMaker = Callable[..., TrainSpec]
@@ -96,3 +97,19 @@ def test_rows_per_task_and_loss_alone(make_spec: SpecMaker, tmp_path: Path) -> N
     assert "score" not in validation
     assert "value" not in validation["tasks"]["call"]
     assert "routing" not in validation, "plain LoRA has no router"
+
+
+def test_a_worker_without_rows_takes_part(run: TrainingRun) -> None:
+    """More workers than rows: nobody may wait for what such a worker does not send."""
+    sent: list[object] = []
+
+    class Third(World):
+        def gather(self, value: object) -> list[object]:
+            sent.append(value)
+            return [([RowResult(0, 2.0, 1, 1.0)], {}), value]
+
+    rows = run.inputs.validation
+    run.inputs.__dict__["validation"] = rows[:2]
+    measured = Evaluation(run.inputs, run.adapter, run.spec.evaluation, Third(2, 3))()
+    assert sent == [([], {})]
+    assert measured["loss"] == 2.0
