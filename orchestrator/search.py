@@ -5,7 +5,7 @@ experiment is not used to go on after the driver was killed: it is taken every t
 that finished since would run again), leaves out ASHA's rungs, and is a pickle.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,8 @@ from orchestrator.study import trial_name
 from workers.spec import InputError, override
 from workers.train.record import write_text
 
-Register = Callable[[int, Mapping[str, Any]], str]
-"""Puts a finished trial's adapter into the registry, given its number and its last report; returns
-the version's id."""
+Register = Callable[[int], str]
+"""Puts a finished trial's adapter into the registry, given its number; returns the version's id."""
 
 
 @dataclass
@@ -90,7 +89,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             self.on_trial_result(trial_id, result)
             if result["step"] < self.steps(trial_id):
                 super().on_trial_complete(trial_id)
-            elif self._put_into_registry(trial_id, result):
+            elif self._put_into_registry(trial_id):
                 super().on_trial_complete(trial_id, result)
             else:
                 self._fail(trial_id)
@@ -126,10 +125,10 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         write_text(self.folder(trial_id) / "error.txt", why + "\n")
         super().on_trial_complete(trial_id, error=True)
 
-    def _put_into_registry(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+    def _put_into_registry(self, trial_id: str) -> bool:
         number = self._ot_trials[trial_id].number
         try:
-            version = self._register(number, result)
+            version = self._register(number)
         except (InputError, OSError) as error:
             self._failures[trial_id] = f"its adapter cannot be registered: {error}"
             return False

@@ -200,7 +200,9 @@ def storage(cluster: ClusterSpec, create: bool = False) -> Iterator["optuna.stor
     if file and not create and not file.exists():
         raise InputError(f"{shown}: no studies there yet; run `moetune tune` first")
     try:
-        yield optuna.storages.RDBStorage(cluster.store_url())
+        # Dashboards and the registry share the file: wait for them rather than fail.
+        patient = {"connect_args": {"timeout": 60}} if file else {}
+        yield optuna.storages.RDBStorage(cluster.store_url(), engine_kwargs=patient)
     except (ImportError, sa.exc.NoSuchModuleError) as error:
         raise InputError(f"cluster.store {shown}: no driver for it: {error}") from None
     except (sa.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:

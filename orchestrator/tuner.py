@@ -1,17 +1,18 @@
 """Runs a study: Ray Tune over the trainer, with Optuna's search, ASHA and retries."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.begin import begin, check_study, locked
 from orchestrator.events import TrialEvent
 from orchestrator.preflight import preflight
 from orchestrator.spec import JobSpec
 from orchestrator.study import Study, storage, trial_name
+from workers.train.record import read_progress
 
 if TYPE_CHECKING:
     import optuna
@@ -51,6 +52,7 @@ def _tune(job: JobSpec, study: "optuna.Study", trials: int, tell: Listener) -> N
     from orchestrator.watcher import StudyWatcher
 
     search = StudySearch(job, study, _Registrar(job))
+    in_actors = job.train.parallel.workers == 1  # otherwise Ray Train keeps the checkpoints
     tune.Tuner(
         trial_trainable(job),
         tune_config=tune.TuneConfig(
@@ -58,7 +60,7 @@ def _tune(job: JobSpec, study: "optuna.Study", trials: int, tell: Listener) -> N
             scheduler=StudyScheduler(job, search, study),
             num_samples=trials,
             max_concurrent_trials=min(job.search.max_concurrent, trials),
-            reuse_actors=job.train.parallel.workers == 1,
+            reuse_actors=in_actors,
             trial_name_creator=search.names,
             trial_dirname_creator=search.names,
         ),
@@ -66,7 +68,9 @@ def _tune(job: JobSpec, study: "optuna.Study", trials: int, tell: Listener) -> N
             name=f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}",
             storage_path=str(_tune_folder(job)),
             failure_config=tune.FailureConfig(max_failures=job.search.retries),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1),
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=2, checkpoint_frequency=int(in_actors)
+            ),
             callbacks=[StudyWatcher(search, tell)],
             verbose=0,
         ),
@@ -87,9 +91,10 @@ class _Registrar:
 
     job: JobSpec
 
-    def __call__(self, number: int, report: Mapping[str, Any]) -> str:
+    def __call__(self, number: int) -> str:
         from orchestrator.registry import Registry
 
         registry = Registry(self.job.store_url(), Path(self.job.cluster.storage).resolve())
-        folder = self.job.study_folder() / "trials" / trial_name(number) / "adapter"
-        return registry.register(self.job.name, number, folder, report).id
+        folder = self.job.study_folder() / "trials" / trial_name(number)
+        last = read_progress(folder)[-1]
+        return registry.register(self.job.name, number, folder / "adapter", last).id

@@ -9,30 +9,38 @@ import pytest
 from orchestrator.begin import begin
 from orchestrator.spec import JobSpec
 from orchestrator.study import storage, trial_name
-from workers.spec import override, validated
+from workers.spec import override
 from workers.train.record import RunRecord
 
 Play = Callable[..., Any]
 
 
+@pytest.fixture(scope="session")
+def job_in() -> Callable[[Path], JobSpec]:
+    """job_in(storage): a job of 10 trials on a model and data that nobody looks at."""
+
+    def make(storage_folder: Path) -> JobSpec:
+        return JobSpec.model_validate(
+            {
+                "name": "home",
+                "train": {
+                    "model": {"path": "base"},
+                    "data": {"train": "train.jsonl", "validation": "validation.jsonl"},
+                    "optimizer": {"steps": 40},
+                    "evaluation": {"every": 10},
+                },
+                "search": {"trials": 10, "space": "moe_lora", "startup_trials": 4},
+                "cluster": {"storage": str(storage_folder)},
+            }
+        )
+
+    return make
+
+
 @pytest.fixture
-def job(tmp_path: Path) -> JobSpec:
-    """A job of 10 trials on a model and data that nobody looks at."""
-    return validated(
-        JobSpec,
-        {
-            "name": "home",
-            "train": {
-                "model": {"path": "base"},
-                "data": {"train": "train.jsonl", "validation": "validation.jsonl"},
-                "optimizer": {"steps": 40},
-                "evaluation": {"every": 10},
-            },
-            "search": {"trials": 10, "space": "moe_lora", "startup_trials": 4},
-            "cluster": {"storage": str(tmp_path / "runs")},
-        },
-        "test",
-    )
+def job(job_in: Callable[[Path], JobSpec], tmp_path: Path) -> JobSpec:
+    """Such a job with a storage folder of its own."""
+    return job_in(tmp_path / "runs")
 
 
 def report(values: Mapping[str, Any], step: int, number: int) -> dict[str, Any]:
@@ -53,7 +61,7 @@ def report(values: Mapping[str, Any], step: int, number: int) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def play() -> Play:
     """play(job, ends, resume=False): run trials through Optuna and their folders as Tune would,
     without Tune. `ends` says how each one ends: finished, stopped, failed or cut (off)."""
@@ -68,7 +76,7 @@ def _play(job: JobSpec, ends: list[str], resume: bool = False) -> list[dict[str,
     job.study_folder().mkdir(parents=True, exist_ok=True)
     with storage(job.cluster, create=True) as store:
         study = begin(job, resume, store)
-        search = StudySearch(job, study, lambda number, _: f"{number:012x}")
+        search = StudySearch(job, study, lambda number: f"{number:012x}")
         suggested = []
         for index, end in enumerate(ends):
             trial_id = f"{index}{'resumed' if resume else ''}"

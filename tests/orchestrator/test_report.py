@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.report import write
-from orchestrator.spec import JobSpec, override_job
+from orchestrator.spec import ClusterSpec, JobSpec, override_job
 from orchestrator.study import Study
 from workers.spec import InputError
 
@@ -59,11 +59,20 @@ class Page(HTMLParser):
         return traces
 
 
-@pytest.fixture
-def page(job: JobSpec, play: Play) -> Page:
-    """The report of a study with trials in every state."""
+@pytest.fixture(scope="module")
+def home(
+    job_in: Callable[[Path], JobSpec], play: Play, tmp_path_factory: pytest.TempPathFactory
+) -> Study:
+    """A study with trials in every state."""
+    job = job_in(tmp_path_factory.mktemp("home"))
     play(job, ["finished", "finished", "failed", "finished", "stopped", *["finished"] * 4, "cut"])
-    return Page(write(job.cluster, "home"))
+    return Study.open(job.cluster, "home")
+
+
+@pytest.fixture(scope="module")
+def page(home: Study) -> Page:
+    """Its report."""
+    return Page(write(ClusterSpec.model_validate(home.job["cluster"]), "home"))
 
 
 def test_the_page_loads_nothing_and_holds_plotly_once(page: Page) -> None:
@@ -71,17 +80,19 @@ def test_the_page_loads_nothing_and_holds_plotly_once(page: Page) -> None:
     assert sum("plotly.js v" in script for script in page.scripts) == 1
 
 
-def test_every_figure_is_there_with_the_studys_values(page: Page, job: JobSpec) -> None:
+def test_every_figure_is_there_with_the_studys_values(page: Page, home: Study) -> None:
     assert page.sections >= {*ALL, "what", "leaderboard", "tasks"}
-    study = Study.open(job.cluster, "home")
     curves = page.figure("curves")
     assert len(curves) == 10
-    best = study.best()
+    best = home.best()
     assert best is not None
     thick = [trace for trace in curves if trace["line"]["width"] == 4]
     assert [trace["name"] for trace in thick] == [f"T{best.number:03d} best"]
     assert thick[0]["y"][-1] == pytest.approx(best.value)
-    assert max(len(trace["x"]) for trace in page.figure("history")) == 8
+    points = page.figure("history")[0]
+    told = [(n, v) for n, v in zip(points["x"], points["y"], strict=True) if v is not None]
+    ran = [(row.number, row.value) for row in home.leaderboard() if row.state == "finished"]
+    assert told == [(n, pytest.approx(v)) for n, v in sorted(ran)]
     bars = page.figure("importance")[0]
     assert {*bars["y"]} == {
         "num_experts", "top_k", "rank", "lr", "load_balance_weight", "contrastive_weight",

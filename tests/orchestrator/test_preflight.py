@@ -1,0 +1,83 @@
+"""What is refused before a cluster starts."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.preflight import preflight
+from orchestrator.spec import JobSpec, override_job
+from workers.spec import InputError, TrainSpec
+
+
+@pytest.fixture
+def good(make_spec: Callable[..., TrainSpec], tmp_path: Path) -> JobSpec:
+    """A job with nothing wrong in it."""
+    return JobSpec.model_validate(
+        {
+            "name": "tiny",
+            "train": make_spec().model_dump(),
+            "search": {"space": "smoke"},
+            "cluster": {"storage": str(tmp_path / "runs")},
+        }
+    )
+
+
+BAD = [
+    ({"search.space": "smoke2"}, "did you mean smoke"),
+    ({"search.metric": "validation/los"}, "did you mean validation/loss"),
+    ({"search.metric": "accuracy"}, "trials report validation/loss, train/loss"),
+    ({"search.metric": "validation/score", "search.mode": "max"}, "no such metric"),
+    ({"search.metric": "validation/tasks/cal/loss"}, "did you mean validation/tasks/call/loss"),
+    ({"search.mode": "max"}, "better when it is smaller: write mode: min"),
+    (
+        {"search.metric": "validation/score", "evaluation.generate": True},
+        "better when it is larger: write mode: max",
+    ),
+    ({"model.path": "/no/such/model"}, "/no/such/model"),
+    ({"data.train": "/no/such/rows.jsonl"}, "/no/such/rows.jsonl"),
+    ({"data.target_column": "answers"}, "answers"),
+    ({"search.cpus_per_worker": 4096}, "wants 1 x 4096 CPU cores"),
+    ({"cluster.storage": "/dev/null/runs"}, "is a file, not a folder"),
+    ({"cluster.storage": "/proc/runs"}, "cannot be written"),
+    ({"cluster.store": "nonsense"}, "is no SQLAlchemy URL"),
+    ({"cluster.store": "postgresql+nodriver://host/db"}, "no driver"),
+    ({"cluster.store": "sqlite:////no/such/folder/db"}, "cannot be used"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD, ids=[str(i) for i in range(len(BAD))])
+def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(
+    changes: dict[str, Any], message: str, good: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(InputError) as caught:
+        preflight(override_job(good, changes, "test"), resume=False)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not Path(good.cluster.storage).exists()
+
+
+def test_a_good_job_passes_and_leaves_nothing(good: JobSpec) -> None:
+    preflight(good)
+    preflight(good, resume=False)
+    task = {"search.metric": "validation/tasks/call/value", "search.mode": "max"}
+    preflight(override_job(good, {**task, "evaluation.generate": True}, "test"))
+    assert not Path(good.cluster.storage).exists()
+
+
+def test_a_full_disk_is_refused(good: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type(shutil.disk_usage("/"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 2**20))
+    with pytest.raises(InputError, match="the disk is full: 1 MiB free"):
+        preflight(good)
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="wants two cores")
+def test_a_cluster_of_its_own_size_is_not_measured_here(good: JobSpec) -> None:
+    preflight(
+        override_job(good, {"search.cpus_per_worker": 4096, "cluster.address": "auto"}, "test")
+    )
