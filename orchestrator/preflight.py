@@ -78,9 +78,11 @@ def _check_mode(job: JobSpec) -> None:
 def _check_model_and_data(job: JobSpec) -> None:
     from workers.data.batches import check_data
     from workers.data.encode import Encoder
+    from workers.fit import check_fit
     from workers.model import check_base
 
     check_data(job.train.data, Encoder(check_base(job.train.model), job.train.data))
+    check_fit(job.train.model, job.train.adapter)
 
 
 def _check_metric(job: JobSpec) -> None:

@@ -162,6 +162,11 @@ def inject(model: nn.Module, spec: AdapterSpec, *, slot: str = "default", seed: 
     return Adapter(slot, spec, rows, taken, layer_list)
 
 
+def check_places(layers: list[nn.Module], spec: AdapterSpec) -> None:
+    """Raise InputError where an adapter does not fit these decoder layers; attaches nothing."""
+    _plan(layers, spec)
+
+
 def row_map(model: nn.Module) -> RowMap:
     """The RowMap that all sites of `model` share, now and later."""
     rows = getattr(model, "moetune_rows", None)

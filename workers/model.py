@@ -45,13 +45,13 @@ def load_base(spec: ModelSpec) -> Base:
     """
     device = _device(spec)
     tokenizer = check_base(spec)
-    with _readable(spec):
+    with readable(spec):
         model, report = AutoModelForCausalLM.from_pretrained(
             spec.path,
             dtype=getattr(torch, spec.dtype),
             use_safetensors=True,
             output_loading_info=True,
-            **_options(spec),
+            **loading_options(spec),
         )
     if missing := sorted(report["missing_keys"]):
         # transformers would fill them with random numbers, and train on.
@@ -69,18 +69,18 @@ def check_base(spec: ModelSpec) -> PreTrainedTokenizerBase:
 
     Returns its tokenizer, with a pad token apart from the end of text where there is one.
     """
-    options = _options(spec)
-    with _readable(spec):
+    options = loading_options(spec)
+    with readable(spec):
         config = AutoConfig.from_pretrained(spec.path, **options)
     _check_causal(spec, config)
     _check_weights(spec)
-    with _readable(spec):
+    with readable(spec):
         tokenizer = AutoTokenizer.from_pretrained(spec.path, **options)
     _set_pad_token(tokenizer)
     return tokenizer
 
 
-def _options(spec: ModelSpec) -> dict[str, Any]:
+def loading_options(spec: ModelSpec) -> dict[str, Any]:
     """Options of every `from_pretrained`.
 
     Asks the hub once whether it answers; if not, only its cache is read, since its client would
@@ -102,7 +102,7 @@ def _options(spec: ModelSpec) -> dict[str, Any]:
 
 
 @contextmanager
-def _readable(spec: ModelSpec) -> Iterator[None]:
+def readable(spec: ModelSpec) -> Iterator[None]:
     """Turn the many ways in which reading a model fails into one clear line."""
     try:
         yield

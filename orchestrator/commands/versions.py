@@ -73,7 +73,13 @@ def history(
     name: str, storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False
 ) -> None:
     """Show every promotion and rollback of a name: who, when, why."""
-    events = registry(storage, store).history(name)
+    from workers.spec import InputError
+
+    book = registry(storage, store)
+    events = book.history(name)
+    if not events:
+        known = ", ".join(book.names()) or "none yet"
+        raise InputError(f"{name}: nothing was promoted to this name; names are: {known}")
     if as_json:
         return print_json([event.as_dict() for event in events])
     columns = ("revision", "at", "action", "version", "previous", "actor", "reason")
