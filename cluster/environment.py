@@ -18,6 +18,8 @@ DRIVER = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Trials write their own progress; no TensorBoard, CSV and JSON copies.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Why a trial failed is told in one line, and kept with the trial.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -14,6 +14,8 @@ from orchestrator.search import StudySearch
 from orchestrator.spec import JobSpec
 from workers.train.record import reason
 
+_LONGEST_REASON = 500
+
 
 class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
     """ASHA that knows a resumed study's past, and tells the searcher why a trial failed."""
@@ -46,9 +48,10 @@ class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A trial failed, or is about to be tried again."""
         super().on_trial_error(tune_controller, trial)
-        error = trial.get_error()
-        cause = getattr(error, "cause", None) or error
-        self._search.note_failure(trial.trial_id, reason(cause) if cause else "died")
+        written = self._search.folder(trial.trial_id) / "error.txt"
+        error = trial.get_pickled_error() or RuntimeError("no reason is known")
+        why = written.read_text() if written.exists() else reason(error)
+        self._search.note_failure(trial.trial_id, why.strip()[:_LONGEST_REASON])
 
     def _replay(self, past: optuna.trial.FrozenTrial) -> None:
         """Fill the rungs with what a trial reported in an earlier life of the study."""

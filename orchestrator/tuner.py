@@ -27,14 +27,15 @@ def run(job: JobSpec, resume: bool = False, on_progress: Listener | None = None)
 
     `resume` goes on with a study that was cut off: what has ended is kept, the rest continues from
     its last checkpoint. Raises InputError for a study that exists already, that is not there to go
-    on with, that another process runs, or whose job was another; KeyboardInterrupt if it was
-    interrupted, which leaves it as it would be found after a kill.
+    on with, that another process runs, or whose job was another; ClusterError where no trial has
+    room; KeyboardInterrupt if it was interrupted, which leaves it as after a kill.
     """
     check_study(job, resume)
     with locked(job), storage(job.cluster, create=True) as store:
         study = begin(job, resume, store)
         missing = job.search.trials - _ended(study)
         if missing > 0:
+            _check_room(job, missing)
             _tune(job, study, missing, on_progress or (lambda _: None))
         if _ended(study) < job.search.trials:
             raise KeyboardInterrupt
@@ -47,6 +48,7 @@ def _tune(job: JobSpec, study: "optuna.Study", trials: int, tell: Listener) -> N
     from ray import tune
 
     from orchestrator.asha import StudyScheduler
+    from orchestrator.monitoring import StudyMetrics
     from orchestrator.search import StudySearch
     from orchestrator.trainer import trial_trainable
     from orchestrator.watcher import StudyWatcher
@@ -71,10 +73,22 @@ def _tune(job: JobSpec, study: "optuna.Study", trials: int, tell: Listener) -> N
             checkpoint_config=tune.CheckpointConfig(
                 num_to_keep=2, checkpoint_frequency=int(in_actors)
             ),
-            callbacks=[StudyWatcher(search, tell)],
+            callbacks=[StudyWatcher(search, (StudyMetrics(job.name), tell))],
             verbose=0,
         ),
     ).fit()
+
+
+def _check_room(job: JobSpec, trials: int) -> None:
+    """ClusterError if the connected cluster has no room for even one trial."""
+    from cluster.inventory import inventory
+    from cluster.placement import Demand, check_fit
+
+    search = job.search
+    side_by_side = min(search.max_concurrent, trials)
+    workers = job.train.parallel.workers
+    demand = Demand(side_by_side, workers, search.cpus_per_worker, search.gpus_per_worker)
+    check_fit(demand, inventory())
 
 
 def _ended(study: "optuna.Study") -> int:

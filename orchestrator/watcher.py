@@ -1,6 +1,6 @@
 """Watches Tune's trials: tells what happens to them, and notes their checkpoints."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray.tune import Callback, Checkpoint
@@ -16,9 +16,11 @@ _ENDS: dict[str, Kind] = {"COMPLETE": "finished", "PRUNED": "stopped"}
 class StudyWatcher(Callback):  # type: ignore[misc]
     """Turns Tune's callbacks into events. Tune names every argument."""
 
-    def __init__(self, search: StudySearch, tell: Callable[[TrialEvent], None]) -> None:
+    def __init__(
+        self, search: StudySearch, listeners: Sequence[Callable[[TrialEvent], None]]
+    ) -> None:
         self._search = search
-        self._tell = tell
+        self._listeners = listeners
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks for a restore that we never ask for; displays do not pickle.
@@ -61,14 +63,14 @@ class StudyWatcher(Callback):  # type: ignore[misc]
     ) -> None:
         record = self._search.trial(trial.trial_id)
         report = result or trial.last_result or {}
-        self._tell(
-            TrialEvent(
-                number=record.number,
-                kind=kind,
-                params=record.user_attrs["values"],
-                step=int(report.get("step", 0)),
-                steps=self._search.steps(trial.trial_id),
-                value=value_at(report, self._search.metric),
-                message=message,
-            )
+        event = TrialEvent(
+            number=record.number,
+            kind=kind,
+            params=record.user_attrs["values"],
+            step=int(report.get("step", 0)),
+            steps=self._search.steps(trial.trial_id),
+            value=value_at(report, self._search.metric),
+            message=message,
         )
+        for tell in self._listeners:
+            tell(event)
