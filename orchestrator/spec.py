@@ -171,7 +171,7 @@ def dump_job(job: JobSpec) -> str:
 
 def _job_file(path: Path) -> Path:
     ours = Path(__file__).parent / "jobs" / f"{path.name}.yaml"
-    return ours if path.name == str(path) and ours.exists() and not path.exists() else path
+    return ours if path.name == str(path) and ours.exists() and not path.is_file() else path
 
 
 def assigned(assignments: Sequence[str]) -> dict[str, Any]:
