@@ -1,5 +1,7 @@
 """The command `moetune`. Commands import what they need when they run, so that help is instant."""
 
+import logging
+import os
 import sys
 
 import typer
@@ -21,6 +23,7 @@ app.add_typer(adapter.app, name="adapter", help="Adapters on disk: inspect, impo
 
 def main() -> None:
     """Run a command. Bad input is one line on stderr and exit code 2, never a traceback."""
+    _silence_libraries()
     try:
         app()
     except KeyboardInterrupt:
@@ -29,6 +32,13 @@ def main() -> None:
         if not _for_people(error):
             raise
         _fail(str(error), 2)
+
+
+def _silence_libraries() -> None:
+    """Our own progress is enough; libraries' bars and notes would bury it."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    # DeepSpeed, which transformers imports, warns at import that there is no GPU.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def _for_people(error: Exception) -> bool:
