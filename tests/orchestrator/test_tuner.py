@@ -133,30 +133,23 @@ def test_asha_stops_what_falls_behind_and_failures_are_retried_then_recorded(
     good, idle, broken = 1e-2, 1e-9, 1e30
     job = make_job(
         tmp_path,
-        search__trials=8,
-        search__startup_trials=8,
+        search__trials=4,
+        search__seed=69,  # asks for good, idle, broken, idle
         search__grace_evaluations=1,
         search__reduction_factor=2,
         search__space={"optimizer.lr": {"choice": [good, idle, broken]}},
     )
     ran = run_through(job)
-    of = {
-        lr: [r for r in ran.rows if r.params["optimizer.lr"] == lr] for lr in (good, idle, broken)
-    }
-    assert {row.state for row in of[good]} <= {"finished", "stopped"}
-    assert of[good][0].state == "finished"
-    late = [row for row in of[idle] if row.number > of[good][0].number]
-    assert late
-    assert {(row.state, row.steps, row.version) for row in late} == {("stopped", 2, None)}
-    assert of[broken]
-    for row in of[broken]:
-        assert row.state == "failed"
-        assert row.reason
-        assert "finite" in row.reason
-        attributes = ran.study.optuna.trials[row.number].user_attrs
-        assert attributes["failures"] == [row.reason] * 2
-        assert (ran.folder(row.number) / "error.txt").read_text().strip() == row.reason
-        assert ran.kinds(row.number) == ["started", "retried", "started", "failed"]
+    assert [row.params["optimizer.lr"] for row in ran.rows] == [good, idle, broken, idle]
+    assert [row.state for row in ran.rows] == ["finished", "stopped", "failed", "stopped"]
+    assert [row.steps for row in ran.rows] == [6, 2, 0, 2]
+    assert [row.version is None for row in ran.rows] == [False, True, True, True]
+    reason = ran.rows[2].reason
+    assert reason
+    assert "diverged" in reason
+    assert ran.study.optuna.trials[2].user_attrs["failures"] == [reason] * 2
+    assert (ran.folder(2) / "error.txt").read_text().strip() == reason
+    assert ran.kinds(2) == ["started", "retried", "started", "failed"]
 
 
 def test_a_trial_whose_process_was_killed_goes_on_from_its_checkpoint(
@@ -167,7 +160,7 @@ def test_a_trial_whose_process_was_killed_goes_on_from_its_checkpoint(
     def kill_once(event: TrialEvent) -> None:
         if (event.kind, event.step) == ("reported", 4) and not killed:
             actors = list_actors(address=ray_cluster.address, filters=[("state", "=", "ALIVE")])
-            killed.extend(actor.pid for actor in actors if actor.class_name == "Trial")
+            killed.extend(actor.pid for actor in actors if "Train" in actor.class_name)
             for process in killed:
                 os.kill(process, signal.SIGKILL)
         events.append(event)
