@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from workers.spec import TrainSpec
+from workers.spec import InputError, TrainSpec, override, validated
 from workers.train.record import Metrics
+
+if TYPE_CHECKING:
+    from orchestrator.registry import Registry
 
 BASE = "base"
 
@@ -48,7 +51,6 @@ def compare(spec: TrainSpec, folders: Mapping[str, Path | None], cpus: float = 1
     at the same time where there is room; each takes `cpus` cores."""
     import ray
 
-    from workers.spec import InputError
     from workers.train.judge import evaluate_folder
 
     task = ray.remote(num_cpus=cpus, max_retries=1)(evaluate_folder)
@@ -59,3 +61,19 @@ def compare(spec: TrainSpec, folders: Mapping[str, Path | None], cpus: float = 1
         if isinstance(error.cause, InputError):
             raise error.cause from None
         raise
+
+
+def compare_version(registry: "Registry", reference: str, source: str, rows: int) -> Comparison:
+    """The base and `NAME` or `NAME@VERSION` on up to `rows` rows a task of `source`, encoded as
+    in the version's training. Raises InputError."""
+    from workers.data.batches import check_data
+
+    version = registry.resolve(reference)
+    trained = registry.manifest(version).spec
+    if trained is None:
+        raise InputError(f"{reference}: was not trained by moetune; nothing says how to prompt it")
+    changes = {"data.train": source, "data.validation": source, "data.max_rows": 1}
+    scored = {"evaluation.generate": True, "evaluation.rows_per_task": rows}
+    spec = override(validated(TrainSpec, trained, reference), changes | scored, reference)
+    check_data(spec.data)
+    return compare(spec, {BASE: None, reference: version.folder})

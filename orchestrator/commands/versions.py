@@ -1,4 +1,4 @@
-"""Commands on names and versions: promote, rollback, history, models."""
+"""Commands on names and versions: promote, rollback, history, models, evaluate."""
 
 import getpass
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 
 from orchestrator.commands.options import (
     DEFAULT_STORAGE,
+    Address,
     AsJson,
     Reason,
     Storage,
@@ -97,3 +98,26 @@ def models(
         return print_json({name: version.as_dict() for name, version in champions.items()})
     rows = [(name, v.id, v.study, v.trial) for name, v in champions.items()]
     return print_table(("name", "version", "study", "trial"), rows)
+
+
+@app.command()
+def evaluate(
+    name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
+    data: Annotated[str, typer.Option(help="Rows that training never saw, as a job names them.")],
+    rows: Annotated[int, typer.Option(min=1, help="Take so many rows of each task.")] = 50,
+    address: Address = None,
+    storage: Storage = DEFAULT_STORAGE,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a name with its bare base model on further rows, by task."""
+    from cluster.session import session
+    from orchestrator.comparison import compare_version
+
+    book = registry(storage, store)
+    book.resolve(name)
+    with session(address):
+        result = compare_version(book, name, data, rows)
+    if as_json:
+        return print_json(result.as_dict())
+    return print_table(result.columns(), result.rows())

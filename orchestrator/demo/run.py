@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.comparison import BASE, Comparison, compare
+from orchestrator.comparison import Comparison, compare_version
 from orchestrator.progress import Narrator, StudyProgress, training_line
 from orchestrator.spec import JobSpec, load_job, override_job
-from orchestrator.study import Study
+from orchestrator.study import Study, trial_name
 from workers.spec import TrainSpec, override
 from workers.train.record import RunPlan, write_text
 
@@ -63,7 +63,7 @@ class Demo:
         from orchestrator.trainer import fit
 
         best = study.row(self.summary["best_trial"])
-        trial = study.folder / "trials" / f"T{best.number:03d}"
+        trial = study.folder / "trials" / trial_name(best.number)
         spec = TrainSpec.model_validate_json((trial / "train.json").read_text())
         spec = override(spec, LONGER, "demo")
         plan = RunPlan(study.folder / "longer", study.name, best.number, trial / "adapter")
@@ -97,10 +97,7 @@ class Demo:
     def compare(self, job: JobSpec) -> Comparison:
         """The base and the champion on the test rows, whose phrasings training never saw."""
         test = str(Path(job.train.data.validation).with_name("test.parquet"))
-        changes = {"data.validation": test, "evaluation.generate": True}
-        spec = override(job.train, changes | {"evaluation.rows_per_task": 30}, "demo")
-        champion = self.registry(job).resolve(NAME)
-        result = compare(spec, {BASE: None, NAME: champion.folder})
+        result = compare_version(self.registry(job), NAME, test, rows=30)
         self.summary["metrics"] = result.as_dict()
         return result
 
