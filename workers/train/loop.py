@@ -41,16 +41,6 @@ class TrainingRun:
         if spec.parallel.threads:
             torch.set_num_threads(spec.parallel.threads)
         checkpoint.seed_worker(spec.seed, self.world)
-        base = self.inputs.base
-        self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
-        try:
-            if plan.start_from:
-                self._start_from(plan.start_from)
-            self._train_step = TrainStep(spec, base, self.adapter, self.world)
-        except BaseException:
-            self.close()
-            raise
-        self._evaluate = Evaluation(self.inputs, self.adapter, spec.evaluation, self.world)
         self._batches = Batches(
             self.inputs.train,
             spec.optimizer.batch_size,
@@ -58,6 +48,17 @@ class TrainingRun:
             rank=self.world.rank,
             world=self.world.size,
         )
+        base = self.inputs.base
+        self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
+        self._evaluate = Evaluation(self.inputs, self.adapter, spec.evaluation, self.world)
+        try:
+            _ = self.inputs.validation_examples  # read now: it must not fail after hours
+            if plan.start_from:
+                self._start_from(plan.start_from)
+            self._train_step = TrainStep(spec, base, self.adapter, self.world)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def done(self) -> bool:

@@ -179,6 +179,20 @@ def test_a_run_that_diverges_says_so(make_spec: SpecMaker, plan: RunPlan) -> Non
         train(TrainingRun(spec, plan))
 
 
+def test_a_run_that_cannot_begin_leaves_the_base_alone(
+    make_spec: SpecMaker, plan: RunPlan, tmp_path: Path
+) -> None:
+    inputs = Inputs.load(make_spec())
+    for changes in ({"data__train": str(tmp_path / "no.jsonl")}, {"data__max_length": 8}):
+        spec = make_spec(**changes)
+        with pytest.raises(InputError):
+            TrainingRun(spec, plan, inputs=Inputs.load(spec, inputs))
+    nowhere = RunPlan(plan.folder, "study", start_from=tmp_path / "no-adapter")
+    with pytest.raises(InputError, match="no such adapter folder"):
+        TrainingRun(make_spec(), nowhere, inputs=inputs)
+    TrainingRun(make_spec(), plan, inputs=inputs).advance()
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_schedules_warm_up_and_end(make_spec: SpecMaker, plan: RunPlan, schedule: str) -> None:
     spec = make_spec(
