@@ -6,7 +6,6 @@ M target tokens, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +14,11 @@ from transformers import GenerationConfig
 
 from workers.data.batches import IGNORED, Batch, collate, collate_prompts
 from workers.data.encode import Example
-from workers.inject import Adapter, LayerRecord
+from workers.inject import Adapter
 from workers.metrics import CHOICE_METRICS, score, score_choices
+from workers.model import Base
 from workers.spec import EvaluationSpec
-from workers.train.forward import scored_logits
+from workers.train.forward import recorded, scored_logits
 from workers.train.inputs import Inputs
 from workers.train.record import Metrics
 from workers.train.results import ExpertCounts, RowResult, summarise
@@ -63,18 +63,11 @@ class Evaluation:
         results: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
         for indices in self._groups([len(example) for example in examples]):
             batch = collate([examples[i] for i in indices], self.inputs.pad_token_id)
-            batch = batch.to(self.inputs.base.device)
-            nothing: list[LayerRecord] = []
-            recording = (
-                self.adapter.record(batch.attention_mask_BS, rank_space=False)
-                if self.adapter and counts
-                else nullcontext(nothing)
-            )
-            with recording as records:
-                sums = _row_losses(self.inputs.base.model, batch)
-            for record in records:
-                assert counts is not None
-                counts.count(record)
+            adapter = self.adapter if counts else None
+            with recorded(adapter, self.inputs.base, batch, rank_space=False) as records:
+                sums = _row_losses(self.inputs.base, batch)
+            if counts:
+                counts.count(records)
             for index, value in zip(indices, sums, strict=True):
                 results[index] = value
         return results
@@ -133,9 +126,9 @@ class Evaluation:
             yield order[start : start + self.spec.batch_size]
 
 
-def _row_losses(model: nn.Module, batch: Batch) -> list[tuple[float, int]]:
+def _row_losses(base: Base, batch: Batch) -> list[tuple[float, int]]:
     """Sum of the negative log-likelihood, and number, of each row's target tokens."""
-    logits_BNV, labels_BN = scored_logits(model, batch)
+    logits_BNV, labels_BN = scored_logits(base, batch)
     next_BN = labels_BN[:, 1:]
     target_BN = next_BN != IGNORED
     loss_M = nn.functional.cross_entropy(

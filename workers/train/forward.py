@@ -4,28 +4,46 @@ Tensor suffixes: B rows, S positions, N the last positions, V vocabulary.
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from workers.data.batches import IGNORED, Batch
+from workers.inject import Adapter, LayerRecord
+from workers.model import Base
 
 
-def scored_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+def scored_logits(base: Base, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits [B, N, V] and labels [B, N] of the positions from the one that predicts the batch's
-    first target token; position n predicts n + 1.
+    first target token; position n predicts n + 1. On the base's device; `batch` is on the CPU.
 
     The output matrix of a small model with a large vocabulary is a fifth of its work, and prompts
     need none of it.
     """
     first = int((batch.labels_BS != IGNORED).any(0).nonzero()[0]) - 1
-    labels_BN = batch.labels_BS[:, first:]
+    there = batch.to(base.device)
+    labels_BN = there.labels_BS[:, first:]
     options: dict[str, int] = {}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+    if "logits_to_keep" in inspect.signature(base.model.forward).parameters:
         options["logits_to_keep"] = labels_BN.shape[1]
-    output = model(
-        input_ids=batch.input_ids_BS,
-        attention_mask=batch.attention_mask_BS,
+    output = base.model(
+        input_ids=there.input_ids_BS,
+        attention_mask=there.attention_mask_BS,
         use_cache=False,
         **options,
     )
     return output.logits[:, -labels_BN.shape[1] :], labels_BN
+
+
+@contextmanager
+def recorded(
+    adapter: Adapter | None, base: Base, batch: Batch, *, rank_space: bool
+) -> Iterator[list[LayerRecord]]:
+    """Collect what the routed places do with the batch's real tokens; nothing without an adapter."""
+    if adapter is None:
+        yield []
+        return
+    mask_BS = batch.attention_mask_BS.to(base.device)
+    with adapter.record(mask_BS, rank_space=rank_space) as records:
+        yield records

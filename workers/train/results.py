@@ -35,12 +35,12 @@ class ExpertCounts:
 
     layers: dict[str, Tensor] = field(default_factory=dict)
 
-    def count(self, record: LayerRecord) -> None:
-        """Add one forward pass of one layer."""
-        expert_TK, num_experts = record.routing.expert_TK, record.routing.probs_TE.shape[-1]
-        real_TK = expert_TK if record.mask_T is None else expert_TK[record.mask_T]
-        count_E = torch.bincount(real_TK.flatten(), minlength=num_experts).cpu()
-        self.add(record.layer, count_E)
+    def count(self, records: Iterable[LayerRecord]) -> None:
+        """Add what a forward pass did."""
+        for record in records:
+            expert_TK, num_experts = record.routing.expert_TK, record.routing.probs_TE.shape[-1]
+            real_TK = expert_TK if record.mask_T is None else expert_TK[record.mask_T]
+            self.add(record.layer, torch.bincount(real_TK.flatten(), minlength=num_experts).cpu())
 
     def add(self, layer: str, count_E: Tensor) -> None:
         """Add to a layer's counts."""

@@ -14,7 +14,7 @@ from workers.data.batches import IGNORED, Batch
 from workers.inject import Adapter, LayerRecord
 from workers.model import Base
 from workers.spec import LossSpec, TrainSpec
-from workers.train.forward import scored_logits
+from workers.train.forward import recorded, scored_logits
 from workers.train.world import World
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -82,16 +82,17 @@ class TrainStep:
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
         """Take one step on this worker's micro-batches; every worker has the same number."""
         counts = self._count(batches)
-        sums: dict[str, float] = {}
-        for index, batch in enumerate(batches):
-            for name, value in self._backward(batch, counts, counts.micro_tokens[index]).items():
-                sums[name] = sums.get(name, 0.0) + value
+        parts: dict[str, list[Tensor]] = {}
+        for batch, micro_tokens in zip(batches, counts.micro_tokens, strict=True):
+            for name, part in self._backward(batch, counts, micro_tokens).items():
+                parts.setdefault(name, []).append(part)
         self._world.add_gradients(self._parameters)
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
-        totals = self._world.totals(list(sums.values()), self._base.device)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        # Read only here: a GPU has all micro-batches queued before anybody waits for it.
+        sums = torch.stack([torch.stack(values).sum() for values in parts.values()]).double()
         result = StepResult(
-            losses=dict(zip(sums, totals, strict=True)),
-            grad_norm=norm,
+            losses=dict(zip(parts, self._world.add(sums).tolist(), strict=True)),
+            grad_norm=float(norm),
             lr=self._schedule.get_last_lr()[0],
             tokens=int(counts.tokens),
         )
@@ -119,29 +120,24 @@ class TrainStep:
         targets_in_all, *micro_tokens = self._world.totals([targets, *tokens], self._base.device)
         return _Counts(targets_in_all, sum(micro_tokens), micro_tokens)
 
-    def _backward(self, batch: Batch, counts: _Counts, micro_tokens: float) -> dict[str, float]:
+    def _backward(self, batch: Batch, counts: _Counts, micro_tokens: float) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch; this worker's part of each loss of the step."""
-        batch = batch.to(self._base.device)
-        weights = self._weights
-        # The backward pass runs outside `record`: recomputed activations must not be recorded.
-        with self._adapter.record(
-            batch.attention_mask_BS, rank_space="contrastive" in weights
-        ) as records:
-            logits_BNV, labels_BN = scored_logits(self._base.model, batch)
+        rank_space = "contrastive" in self._weights
+        # The backward pass runs outside: recomputed activations must not be recorded.
+        with recorded(self._adapter, self._base, batch, rank_space=rank_space) as records:
+            logits_BNV, labels_BN = scored_logits(self._base, batch)
         cross_entropy, _ = losses.cross_entropy_sum(logits_BNV, labels_BN)
         parts = {"cross_entropy": cross_entropy / counts.targets}
         mine = int(batch.attention_mask_BS.sum()) / counts.tokens
-        for name in weights if records else ():
+        for name in self._weights if records else ():
             terms = [self._auxiliary(name, record) for record in records]
             # The balance loss is made for a mean over workers, the others are local means.
             balance = micro_tokens / counts.tokens / self._world.size
             share = balance if name == "load_balance" else mine
             parts[name] = torch.stack(terms).mean() * share
-        loss = parts["cross_entropy"] + sum(
-            weights[name] * part for name, part in parts.items() if name in weights
-        )
-        torch.autograd.backward(loss)
-        return {name: float(part.detach()) for name, part in (parts | {"loss": loss}).items()}
+        loss = torch.stack([self._weights.get(name, 1.0) * part for name, part in parts.items()])
+        torch.autograd.backward(loss.sum())
+        return {name: part.detach() for name, part in (parts | {"loss": loss.sum()}).items()}
 
     def _auxiliary(self, name: str, record: LayerRecord) -> Tensor:
         """One layer's auxiliary loss, unweighted."""
