@@ -40,7 +40,7 @@ def scored_logits(base: Base, batch: Batch) -> tuple[Tensor, Tensor]:
 def recorded(
     adapter: Adapter | None, base: Base, batch: Batch, *, rank_space: bool
 ) -> Iterator[list[LayerRecord]]:
-    """Collect what the routed places do with the batch's real tokens; nothing without an adapter."""
+    """Collect what the routed places do with the real tokens; without an adapter, nothing."""
     if adapter is None:
         yield []
         return
