@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.spec import JobSpec, dump_job
-from orchestrator.study import storage
+from orchestrator.storage import storage
 from workers.spec import InputError
 from workers.train.record import write_text
 

@@ -2,43 +2,34 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import optuna
 import plotly.graph_objects as go
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from plotly.colors import qualitative
+from plotly.colors import qualitative, sample_colorscale
 
+from orchestrator.effective import with_effective_values
 from orchestrator.study import Study, TrialRow, trial_name, value_at
-from search_spaces.ranges import Interval, Range
-from search_spaces.space import SearchSpace
-from workers.spec import TrainSpec, override
 
 ENOUGH_FOR_IMPORTANCE = 4
 _FEW = 12
-_SHORT = {"adapter.": "", "loss.": "", "optimizer.": "", "data.": ""}
+_DASHES = {"finished": "solid", "stopped": "dash", "failed": "dot", "running": "dashdot"}
 _FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2933"}
 
 
 def study_figures(study: Study) -> dict[str, go.Figure]:
     """Optuna's own plots, by name: those for which the study has enough finished trials."""
-    whole = _with_effective_values(study)
+    whole = with_effective_values(study)
     finished = whole.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     varied = sorted({path for trial in finished for path in trial.params})
     if not finished:
         return {}
     plots = optuna.visualization
-    figures = {"history": plots.plot_optimization_history(whole, target_name=study.metric)}
+    history = plots.plot_optimization_history(whole, target_name=study.metric)
+    figures = {"history": _whole_numbers(history, range(len(whole.trials)))}
     if not varied or len(finished) == 1:
         return {name: _styled(figure) for name, figure in figures.items()}
-    figures["parallel"] = plots.plot_parallel_coordinate(whole, target_name=study.metric)
-    figures["parallel"].update_traces(line_width=3, selector={"mode": "lines"})
-    figures["parallel"].update_xaxes(tickfont={"size": 12})
+    parallel = plots.plot_parallel_coordinate(whole, target_name=study.metric)
+    figures["parallel"] = _parallel(parallel, dark_is_low=study.mode == "min")
     figures["slice"] = _slice(plots.plot_slice(whole, target_name=study.metric))
     values = {trial.value for trial in finished}
     if len(finished) >= ENOUGH_FOR_IMPORTANCE and len(values) > 1 and len(varied) > 1:
@@ -69,7 +60,7 @@ def learning_curves(study: Study, rows: Sequence[TrialRow]) -> go.Figure | None:
     if not figure.data:
         return None
     figure.update_layout(xaxis_title="optimizer step", yaxis_title=study.metric)
-    return _styled(figure)
+    return _whole_numbers(_styled(figure), [step for trace in figure.data for step in trace.x])
 
 
 def expert_load(load: dict[str, list[float]]) -> go.Figure | None:
@@ -101,24 +92,39 @@ def expert_load(load: dict[str, list[float]]) -> go.Figure | None:
     return figure.update_layout(height=max(240, 110 + 28 * len(layers)))
 
 
+def _parallel(figure: go.Figure, dark_is_low: bool) -> go.Figure:
+    """In colours that are all seen on white; Optuna fades the worst trials out entirely."""
+    for line in figure.select_traces(selector={"mode": "lines"}):
+        place = line.y[0] if dark_is_low else 1 - line.y[0]  # the first axis is the metric
+        (color,) = sample_colorscale("Viridis", [min(max(place, 0.0), 1.0)])
+        line.update(line={"color": color, "width": 2.5}, opacity=0.85)
+    figure.update_traces(
+        marker={"colorscale": "Viridis", "reversescale": not dark_is_low},
+        selector={"mode": "markers"},
+    )
+    return figure.update_xaxes(tickfont={"size": 12})
+
+
 def _slice(figure: go.Figure) -> go.Figure:
     """Axes side by side that do not run into each other."""
     figure.update_xaxes(nticks=4, tickangle=0, tickfont={"size": 11}, title_font={"size": 12})
-    figure.for_each_xaxis(
-        lambda axis: axis.update(dtick=1, tickformat="~g") if axis.type == "log" else None
-    )
-    return figure.update_traces(marker={"size": 9})
+    for trace in figure.data:
+        axis = figure.layout["xaxis" + (trace.xaxis or "x")[1:]]
+        if axis.type == "log":  # plotly labels decades: none or too many
+            low, high = min(trace.x), max(trace.x)
+            marks = sorted({low, (low * high) ** 0.5, high})
+            axis.update(tickvals=marks, ticktext=[f"{mark:.1e}" for mark in marks])
+        numbers = sorted(trace.marker.color)
+        few = numbers[:: len(numbers) // 8 + 1]
+        trace.update(marker={"size": 9, "colorbar": {"tickvals": few}})
+    return figure
 
 
-_DASHES = {"finished": "solid", "stopped": "dash", "failed": "dot", "running": "dashdot"}
-
-
-def short(path: str) -> str:
-    """A field's name without its group, which figures have no room for."""
-    for group, name in _SHORT.items():
-        if path.startswith(group):
-            return name + path.removeprefix(group)
-    return path
+def _whole_numbers(figure: go.Figure, values: Sequence[int]) -> go.Figure:
+    """Label the horizontal axis at whole numbers only: those given, where they are few."""
+    if len(set(values)) <= _FEW:
+        return figure.update_xaxes(tickvals=sorted(set(values)))
+    return figure.update_xaxes(tickformat="d")
 
 
 def _styled(figure: go.Figure) -> go.Figure:
@@ -132,58 +138,3 @@ def _styled(figure: go.Figure) -> go.Figure:
         autosize=True,
         colorway=qualitative.D3,
     )
-
-
-def _with_effective_values(study: Study) -> optuna.Study:
-    """The study with every varied field in every trial, in memory.
-
-    A field that was not asked (no router, no contrastive weight) ran with the job's value. Optuna's
-    plots leave trials without it out; here they see what the trial ran with.
-    """
-    whole = optuna.create_study(direction=study.optuna.direction)
-    train = TrainSpec.model_validate(study.job["train"])
-    space = SearchSpace.resolve(study.job["search"]["space"], train)
-    paths = study.optuna.user_attrs["varied"]
-    ran = {
-        trial.number: _values(override(train, trial.user_attrs["values"], "trial"), paths)
-        for trial in study.optuna.get_trials(deepcopy=False)
-        if trial.value is not None
-    }
-    ranges = {parameter.path: parameter.range for parameter in space.parameters}
-    kinds = {
-        path: _distribution(ranges.get(path), [values[path] for values in ran.values()])
-        for path in (paths if ran else [])
-    }
-    for trial in study.optuna.get_trials(deepcopy=False):
-        done = trial.number in ran and trial.state.name == "COMPLETE"
-        values = ran[trial.number] if done else {}
-        whole.add_trial(
-            optuna.create_trial(
-                state=trial.state if done else optuna.trial.TrialState.FAIL,
-                value=trial.value if done else None,
-                params={short(path): value for path, value in values.items()},
-                distributions={short(path): kinds[path] for path in values},
-            )
-        )
-    return whole
-
-
-def _values(spec: TrainSpec, paths: Sequence[str]) -> dict[str, Any]:
-    values = {}
-    for path in paths:
-        place: Any = spec.model_dump(mode="json")
-        for part in path.split("."):
-            place = place[part]
-        values[path] = str(place) if isinstance(place, list) else place
-    return values
-
-
-def _distribution(asked: Range | None, ran: Sequence[Any]) -> BaseDistribution:
-    """What a figure's axis spans: the range, and values outside that trials ran with."""
-    if not isinstance(asked, Interval) or (asked.integer and len(set(ran)) <= _FEW):
-        return CategoricalDistribution(sorted(set(ran), key=lambda v: (str(type(v)), v)))
-    low, high = min(asked.low, *ran), max(asked.high, *ran)
-    log = asked.log and low > 0
-    if asked.integer:
-        return IntDistribution(int(low), int(high), log=log)
-    return FloatDistribution(low, high, log=log)

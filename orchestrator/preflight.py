@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.begin import check_study
 from orchestrator.spec import JobSpec
-from orchestrator.study import storage
+from orchestrator.storage import storage
 from workers.spec import InputError
 
 MINIMUM_FREE_BYTES = 256 * 2**20

@@ -48,7 +48,7 @@ def render(study: Study) -> str:
 
 def _facts(study: Study) -> dict[str, Any]:
     """What the page says in words and tables."""
-    from orchestrator.figures import short
+    from orchestrator.effective import short
 
     rows = study.leaderboard()
     states = [row.state for row in rows]

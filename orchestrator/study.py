@@ -4,13 +4,13 @@ Nothing here starts Ray, and nothing writes.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.spec import ClusterSpec
+from orchestrator.storage import storage
 from workers.spec import InputError
 from workers.train.record import Metrics, read_progress
 
@@ -181,33 +181,6 @@ def value_at(metrics: Mapping[str, Any], path: str) -> float | None:
             if found is not None:
                 return found
     return None
-
-
-@contextmanager
-def storage(cluster: ClusterSpec, create: bool = False) -> Iterator["optuna.storages.RDBStorage"]:
-    """Optuna's storage. InputError if the database cannot be reached, or is not there yet and
-    `create` is false."""
-    import optuna
-    import sqlalchemy as sa
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        url = sa.engine.make_url(cluster.store_url())
-    except sa.exc.ArgumentError:
-        raise InputError("cluster.store: is no SQLAlchemy URL, as in sqlite:///path") from None
-    shown = url.render_as_string(hide_password=True)
-    file = Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
-    if file and not create and not file.exists():
-        raise InputError(f"{shown}: no studies there yet; run `moetune tune` first")
-    try:
-        # Dashboards and the registry share the file: wait for them rather than fail.
-        patient = {"connect_args": {"timeout": 60}} if file else {}
-        yield optuna.storages.RDBStorage(cluster.store_url(), engine_kwargs=patient)
-    except (ImportError, sa.exc.NoSuchModuleError) as error:
-        raise InputError(f"cluster.store {shown}: no driver for it: {error}") from None
-    except (sa.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
-        line = " ".join(str(getattr(error, "orig", None) or error).split())
-        raise InputError(f"cluster.store {shown}: cannot be used: {line}") from None
 
 
 def _listed(names: list[str]) -> str:

@@ -11,7 +11,8 @@ from orchestrator.begin import begin, check_study, locked
 from orchestrator.events import TrialEvent
 from orchestrator.preflight import preflight
 from orchestrator.spec import JobSpec
-from orchestrator.study import Study, storage, trial_name
+from orchestrator.storage import storage
+from orchestrator.study import Study, trial_name
 from workers.train.record import read_progress
 
 if TYPE_CHECKING:

@@ -7,46 +7,24 @@ loss.z_loss_weight: {float: [0, 0.01], when: {adapter.num_experts: {above: 2}}}
 adapter.alpha: 16                           # fixed
 """
 
-import difflib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from search_spaces.ranges import Condition, Range, read_conditions, read_range
+from search_spaces.parameters import (
+    NUM_EXPERTS,
+    TOP_K,
+    Parameter,
+    ordered,
+    read_definition,
+    read_parameter,
+)
+from search_spaces.ranges import Range
 from workers.spec import InputError, TrainSpec, override
 
 if TYPE_CHECKING:
     import optuna
-
-NUM_EXPERTS, TOP_K = "adapter.num_experts", "adapter.top_k"
-_PRESETS = Path(__file__).parent / "presets"
-# Without a router, nothing that shapes routing has an effect.
-_ROUTED_ONLY = frozenset(
-    {
-        "adapter.router_init_std",
-        "loss.load_balance_weight",
-        "loss.z_loss_weight",
-        "loss.contrastive_weight",
-        "loss.contrastive_temperature",
-        "loss.contrastive_anchors",
-    }
-)
-# Trials that differ here could not be compared, or would not fit the places reserved for them.
-_FIXED_BY_JOB = ("model", "evaluation", "parallel", "data.validation")
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A field of the training specification, what it may be, and when it is asked for."""
-
-    path: str
-    range: Range
-    when: tuple[Condition, ...]
 
 
 @dataclass(frozen=True)
@@ -66,11 +44,11 @@ class SearchSpace:
         values that `train` forbids.
         """
         where = f"search space {space}" if isinstance(space, str) else "search.space"
-        definition = _read(space) if isinstance(space, str) else space
+        definition = read_definition(space) if isinstance(space, str) else space
         if not isinstance(definition, Mapping) or not definition:
             raise InputError(f"{where}: a space maps fields to ranges, and names at least one")
-        parameters = [_parameter(str(path), entry, where) for path, entry in definition.items()]
-        resolved = cls(where, _ordered(parameters, where), dict(definition), train)
+        parameters = [read_parameter(str(path), entry, where) for path, entry in definition.items()]
+        resolved = cls(where, ordered(parameters, where), dict(definition), train)
         resolved._check()
         return resolved
 
@@ -88,31 +66,9 @@ class SearchSpace:
     def highest(self, path: str) -> Any:
         """The largest value that a trial may get for a numeric field."""
         own = [value for p in self.parameters if p.path == path for value in p.range.ends()]
-        return max(own or [self._value(path, {})])
+        return max(own or [self.value(path, {})])
 
-    def _assemble(self, pick: Callable[[str, Range], Any]) -> dict[str, Any]:
-        """Go through the fields in order; the one place where conditions are kept."""
-        values: dict[str, Any] = {}
-        for parameter in self.parameters:
-            if all(c.holds(self._value(c.path, values)) for c in parameter.when):
-                values[parameter.path] = self._one(parameter, values, pick)
-        experts, top_k = self._value(NUM_EXPERTS, values), self._value(TOP_K, values)
-        if isinstance(experts, int) and isinstance(top_k, int) and top_k > experts:
-            values[TOP_K] = experts
-        return values
-
-    def _one(
-        self, parameter: Parameter, values: dict[str, Any], pick: Callable[[str, Range], Any]
-    ) -> Any:
-        asked, experts = parameter.range, self._value(NUM_EXPERTS, values)
-        if parameter.path == TOP_K and isinstance(experts, int):
-            if experts == 1:
-                return 1
-            asked = asked.at_most(experts)
-        ends = asked.ends()
-        return ends[0] if len(ends) == 1 else pick(parameter.path, asked)
-
-    def _value(self, path: str, values: Mapping[str, Any]) -> Any:
+    def value(self, path: str, values: Mapping[str, Any]) -> Any:
         """The suggested value of a field, or else the job's own."""
         if path in values:
             return values[path]
@@ -120,6 +76,28 @@ class SearchSpace:
         for part in path.split("."):
             place = place[part]
         return place
+
+    def _assemble(self, pick: Callable[[str, Range], Any]) -> dict[str, Any]:
+        """Go through the fields in order; the one place where conditions are kept."""
+        values: dict[str, Any] = {}
+        for parameter in self.parameters:
+            if all(c.holds(self.value(c.path, values)) for c in parameter.when):
+                values[parameter.path] = self._one(parameter, values, pick)
+        experts, top_k = self.value(NUM_EXPERTS, values), self.value(TOP_K, values)
+        if NUM_EXPERTS in values and isinstance(experts, int) and isinstance(top_k, int):
+            values[TOP_K] = min(top_k, experts)
+        return values
+
+    def _one(
+        self, parameter: Parameter, values: dict[str, Any], pick: Callable[[str, Range], Any]
+    ) -> Any:
+        asked, experts = parameter.range, self.value(NUM_EXPERTS, values)
+        if parameter.path == TOP_K and isinstance(experts, int):
+            if experts == 1:
+                return 1
+            asked = asked.at_most(experts)
+        ends = asked.ends()
+        return ends[0] if len(ends) == 1 else pick(parameter.path, asked)
 
     def _check(self) -> None:
         """Try every range alone and the ends of every two together, as trials would."""
@@ -139,7 +117,7 @@ class SearchSpace:
     def _check_paths(self, parameter: Parameter) -> None:
         for path in (parameter.path, *(c.path for c in parameter.when)):
             try:
-                value = self._value(path, {})
+                value = self.value(path, {})
             except (KeyError, TypeError):
                 # Not there: override says so, with what is allowed.
                 override(self.train, {path: parameter.range.ends()[0]}, self.where)
@@ -147,46 +125,3 @@ class SearchSpace:
             tests = {c.test for c in parameter.when if c.path == path}
             if tests & {"above", "below"} and not isinstance(value, int | float):
                 raise InputError(f"{self.where}: when {path}: {value!r} is no number to compare")
-
-
-def _parameter(path: str, entry: Any, where: str) -> Parameter:
-    if any(path == fixed or path.startswith(f"{fixed}.") for fixed in _FIXED_BY_JOB):
-        raise InputError(
-            f"{where}: {path}: set by the job, the same for every trial; a space may vary "
-            "adapter, loss, optimizer, data.train and seed"
-        )
-    when = read_conditions(entry, f"{where}: {path}")
-    if path in _ROUTED_ONLY:
-        when = (Condition(NUM_EXPERTS, "above", 1), *when)
-    return Parameter(path, read_range(entry, f"{where}: {path}"), when)
-
-
-def _ordered(parameters: list[Parameter], where: str) -> tuple[Parameter, ...]:
-    """Every field after those that it depends on."""
-    known = {p.path: p for p in parameters}
-    needs = {p.path: [c.path for c in p.when if c.path in known] for p in parameters}
-    if TOP_K in known and NUM_EXPERTS in known:
-        needs[TOP_K].append(NUM_EXPERTS)
-    try:
-        return tuple(known[path] for path in TopologicalSorter(needs).static_order())
-    except CycleError as error:
-        raise InputError(
-            f"{where}: conditions go in a circle: {' -> '.join(error.args[1])}"
-        ) from None
-
-
-def _read(space: str) -> Any:
-    """The mapping in a preset or a YAML file."""
-    where = f"search space {space}"
-    presets = {file.stem: file for file in sorted(_PRESETS.glob("*.yaml"))}
-    file = presets.get(space, Path(space))
-    try:
-        return yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"search space {space}: is no YAML: {' '.join(str(error).split())}"
-        ) from None
-    except OSError:
-        close = difflib.get_close_matches(space, presets, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"presets are {', '.join(presets)}"
-        raise InputError(f"{where}: no such preset and no such file; {hint}") from None

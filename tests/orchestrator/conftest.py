@@ -8,7 +8,8 @@ import pytest
 
 from orchestrator.begin import begin
 from orchestrator.spec import JobSpec
-from orchestrator.study import storage, trial_name
+from orchestrator.storage import storage
+from orchestrator.study import trial_name
 from workers.spec import override
 from workers.train.record import RunRecord
 

@@ -1,0 +1,78 @@
+"""Reads the parameters of a space: which field, what it may be, and after which others."""
+
+import difflib
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search_spaces.ranges import Condition, Range, read_conditions, read_range
+from workers.spec import InputError
+
+NUM_EXPERTS, TOP_K = "adapter.num_experts", "adapter.top_k"
+_PRESETS = Path(__file__).parent / "presets"
+# Without a router, nothing that shapes routing has an effect.
+_ROUTED_ONLY = frozenset(
+    {
+        "adapter.router_init_std",
+        "loss.load_balance_weight",
+        "loss.z_loss_weight",
+        "loss.contrastive_weight",
+        "loss.contrastive_temperature",
+        "loss.contrastive_anchors",
+    }
+)
+# Trials that differ here could not be compared, or would not fit the places reserved for them.
+_FIXED_BY_JOB = ("model", "evaluation", "parallel", "data.validation")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A field of the training specification, what it may be, and when it is asked for."""
+
+    path: str
+    range: Range
+    when: tuple[Condition, ...]
+
+
+def read_parameter(path: str, entry: Any, where: str) -> Parameter:
+    """The parameter that an entry of a space states; InputError if it cannot vary or be read."""
+    if any(path == fixed or path.startswith(f"{fixed}.") for fixed in _FIXED_BY_JOB):
+        raise InputError(
+            f"{where}: {path}: set by the job, the same for every trial; a space may vary "
+            "adapter, loss, optimizer, data.train and seed"
+        )
+    when = read_conditions(entry, f"{where}: {path}")
+    if path in _ROUTED_ONLY:
+        when = (Condition(NUM_EXPERTS, "above", 1), *when)
+    return Parameter(path, read_range(entry, f"{where}: {path}"), when)
+
+
+def ordered(parameters: list[Parameter], where: str) -> tuple[Parameter, ...]:
+    """Every field after those that it depends on."""
+    known = {p.path: p for p in parameters}
+    needs = {p.path: [c.path for c in p.when if c.path in known] for p in parameters}
+    if TOP_K in known and NUM_EXPERTS in known:
+        needs[TOP_K].append(NUM_EXPERTS)
+    try:
+        return tuple(known[path] for path in TopologicalSorter(needs).static_order())
+    except CycleError as error:
+        circle = " -> ".join(error.args[1])
+        raise InputError(f"{where}: conditions go in a circle: {circle}") from None
+
+
+def read_definition(space: str) -> Any:
+    """What a preset or a YAML file holds; InputError if there is none of this name."""
+    where = f"search space {space}"
+    presets = {file.stem: file for file in sorted(_PRESETS.glob("*.yaml"))}
+    file = presets.get(space, Path(space))
+    try:
+        return yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: is no YAML: {' '.join(str(error).split())}") from None
+    except OSError:
+        close = difflib.get_close_matches(space, presets, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"presets are {', '.join(presets)}"
+        raise InputError(f"{where}: no such preset and no such file; {hint}") from None
