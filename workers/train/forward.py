@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from workers.data.batches import IGNORED, Batch
@@ -24,9 +25,11 @@ def scored_logits(base: Base, batch: Batch) -> tuple[Tensor, Tensor]:
     first = int((batch.labels_BS != IGNORED).any(0).nonzero()[0]) - 1
     there = batch.to(base.device)
     labels_BN = there.labels_BS[:, first:]
-    options: dict[str, int] = {}
+    options: dict[str, Tensor] = {}
     if "logits_to_keep" in inspect.signature(base.model.forward).parameters:
-        options["logits_to_keep"] = labels_BN.shape[1]
+        # Positions rather than their number: the model then gathers the hidden states instead of
+        # viewing them, and of a view its output linear would copy the vocabulary for every row.
+        options["logits_to_keep"] = torch.arange(first, there.labels_BS.shape[1])
     output = base.model(
         input_ids=there.input_ids_BS,
         attention_mask=there.attention_mask_BS,
