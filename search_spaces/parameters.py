@@ -25,7 +25,8 @@ _ROUTED_ONLY = frozenset(
     }
 )
 # Trials that differ here could not be compared, or would not fit the places reserved for them.
-_FIXED_BY_JOB = ("model", "evaluation", "parallel", "data.validation")
+_FIXED_BY_JOB = ("model", "evaluation", "parallel", "data")
+_STILL_FREE = ("data.train", "data.max_rows")
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class Parameter:
 
 def read_parameter(path: str, entry: Any, where: str) -> Parameter:
     """The parameter that an entry of a space states; InputError if it cannot vary or be read."""
-    if any(path == fixed or path.startswith(f"{fixed}.") for fixed in _FIXED_BY_JOB):
+    if path.partition(".")[0] in _FIXED_BY_JOB and path not in _STILL_FREE:
         raise InputError(
             f"{where}: {path}: set by the job, the same for every trial; a space may vary "
-            "adapter, loss, optimizer, data.train and seed"
+            f"adapter, loss, optimizer, seed, {', '.join(_STILL_FREE)}"
         )
     when = read_conditions(entry, f"{where}: {path}")
     if path in _ROUTED_ONLY:

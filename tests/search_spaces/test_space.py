@@ -104,6 +104,11 @@ def test_conditions_named_in_the_space_decide_what_is_asked() -> None:
     assert any("adapter.use_rslora" in v for v in drawn)
 
 
+def test_the_training_rows_may_vary() -> None:
+    space = space_of({"data.max_rows": {"choice": [100, 200]}, "seed": {"int": [0, 9]}})
+    assert {values["data.max_rows"] for values in suggestions(space)} == {100, 200}
+
+
 def test_lists_fixed_values_and_numbers_without_a_point() -> None:
     text = """
     adapter.target_modules: {choice: [all-linear, [q_proj, v_proj]]}
@@ -163,6 +168,7 @@ BAD = [
     ({"model.path": {"choice": ["a", "b"]}}, "set by the job"),
     ({"parallel.workers": {"choice": [1, 2]}}, "set by the job"),
     ({"data.validation": {"choice": ["a", "b"]}}, "set by the job"),
+    ({"data.max_length": {"choice": [64, 128]}}, "may vary adapter, loss, optimizer, seed, data.t"),
     ({"optimizer.batch_size": {"int": [4, 8]}, "optimizer.micro_batch_size": 4}, "divide"),
     ({"optimizer.warmup_steps": {"int": [0, 500]}}, "must be below steps"),
     ({"adapter.rank": {"int": [4, 8], "when": 3}}, "when is a mapping"),
