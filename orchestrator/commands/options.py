@@ -52,7 +52,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
     for row in rows:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else _text(v) for v in row))
     wide = None if sys.stdout.isatty() else 1000  # A pipe has no edge to wrap at.
-    Console(width=wide).print(table)
+    # Reasons and names are text of people, not markup of ours: "[/b]" stands as it is.
+    Console(width=wide, markup=False, emoji=False).print(table)
 
 
 def _text(value: Any) -> str:

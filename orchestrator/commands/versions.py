@@ -1,6 +1,7 @@
 """Commands on names and versions: promote, rollback, history, models, evaluate."""
 
 import getpass
+import os
 from typing import Annotated
 
 import typer
@@ -41,7 +42,7 @@ def promote(
         registry(storage, store),
         record.version(trial),
         to,
-        actor=getpass.getuser(),
+        actor=_actor(),
         reason=reason or "",
         force=force,
         metric=record.metric,
@@ -63,7 +64,7 @@ def rollback(
     """Return a name to the champion that it had before."""
     from orchestrator.promotion import rollback as roll_back
 
-    event = roll_back(registry(storage, store), name, actor=getpass.getuser(), reason=reason or "")
+    event = roll_back(registry(storage, store), name, actor=_actor(), reason=reason or "")
     if as_json:
         return print_json(event.as_dict())
     return print(f"{name} is back at {name}@{event.version} (was {event.previous})")
@@ -93,7 +94,7 @@ def models(
 ) -> None:
     """List the names that can be served, each with its champion."""
     book = registry(storage, store)
-    champions = {name: book.champion(name) for name in book.names()}
+    champions = book.champions()
     if as_json:
         return print_json({name: version.as_dict() for name, version in champions.items()})
     rows = [(name, v.id, v.study, v.trial) for name, v in champions.items()]
@@ -121,3 +122,11 @@ def evaluate(
     if as_json:
         return print_json(result.as_dict())
     return print_table(result.columns(), result.rows())
+
+
+def _actor() -> str:
+    """Who decides; in a container the user may have a number only."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
