@@ -49,8 +49,8 @@ def resolve(address: str) -> Endpoint:
 
 def probe(address: str) -> None:
     """Raise ClusterError unless a TCP connection to host:port or a URL succeeds in seconds."""
-    parts = urlsplit(address if "://" in address else f"//{address}")
     try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
         host, port = parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     except ValueError:
         host, port = None, None
@@ -58,6 +58,8 @@ def probe(address: str) -> None:
         raise ClusterError(f"{address}: is no cluster address; give HOST:PORT, a URL, or auto")
     try:
         socket.create_connection((host, port), CONNECT_SECONDS).close()
+    except UnicodeError:  # a label of the host is empty or too long
+        raise ClusterError(f"{address}: {host} is no name of a host") from None
     except OSError as error:
         reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         raise ClusterError(f"{address}: no cluster can be reached there: {reason}") from None

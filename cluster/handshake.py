@@ -75,7 +75,10 @@ def find_dashboard(endpoint: Endpoint) -> str:
         check_cluster(endpoint.address or "")
         from ray.dashboard.utils import ray_address_to_api_server_url
 
-        return str(ray_address_to_api_server_url(endpoint.address))
+        try:
+            return str(ray_address_to_api_server_url(endpoint.address))
+        except ValueError:
+            raise ClusterError(f"{endpoint.address}: the cluster has no dashboard") from None
 
 
 def _refusal(code: Any) -> str:

@@ -17,6 +17,8 @@ from cluster.session import Session
         ("localhost:port", "is no cluster address"),
         ("localhost:99999", "is no cluster address"),
         ("", "is no cluster address"),
+        ("http://[::1", "is no cluster address"),
+        ("head..lan:6379", "is no name of a host"),
         ("ray://127.0.0.1:10001", "Ray Client is not supported"),
         ("no-such-host.invalid:6379", "no cluster can be reached"),
     ],
