@@ -117,7 +117,7 @@ def _put(new: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(new, folder)
         return
-    old = new.with_suffix(".old")
+    old = new.with_name(f"{new.name}.old")  # unlike what a killed writer may have left here
     os.replace(folder, old)
     os.replace(new, folder)
     shutil.rmtree(old, ignore_errors=True)

@@ -77,6 +77,14 @@ def test_saving_again_replaces_the_adapter_and_leaves_nothing_behind(
     assert os.listdir(folder.parent) == [folder.name]
 
 
+def test_what_a_killed_writer_left_keeps_nobody_from_saving(saved: Callable[..., Path]) -> None:
+    folder = saved(seed=1)
+    for name in (".adapter.old", ".adapter.0123456789abcdef"):
+        shutil.copytree(folder, folder.parent / name)
+    first = read(folder).tensors["layers.0.mlp.router.weight"]
+    assert not torch.equal(first, read(saved(seed=2)).tensors["layers.0.mlp.router.weight"])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_broken_adapter_is_not_saved_and_the_former_one_stays(
     value: float, saved: Callable[..., Path], model: PreTrainedModel
