@@ -138,7 +138,9 @@ class TrainingRun:
     def _start_from(self, folder: Path) -> None:
         """Take over an adapter's weights; it must be of this base and shape."""
         start = files.read(folder)
-        for field in ("experts", "num_experts", "top_k", "rank", "scale"):
+        # One expert is plain LoRA, however it is called: its files do not say.
+        kind = ("experts",) if self.spec.adapter.num_experts > 1 else ()
+        for field in ("num_experts", "top_k", "rank", "scale", *kind):
             theirs, ours = getattr(start.spec, field), getattr(self.spec.adapter, field)
             if theirs != ours:
                 raise InputError(

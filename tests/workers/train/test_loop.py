@@ -173,6 +173,21 @@ def test_a_run_starts_from_another_runs_adapter(
         TrainingRun(make_spec(adapter__rank=8, adapter__alpha=16), onward)
 
 
+def test_plain_lora_is_trained_on_whatever_its_experts_are_called(
+    make_spec: SpecMaker, plan: RunPlan, tmp_path: Path
+) -> None:
+    plain = {"adapter__experts": "linear", "adapter__num_experts": 1, "adapter__top_k": 1}
+    first = TrainingRun(make_spec(**plain), plan)
+    first.save_adapter(tmp_path / "adapter")
+    onward = TrainingRun(
+        make_spec(**plain, seed=5),
+        RunPlan(tmp_path / "on", "study", start_from=tmp_path / "adapter"),
+    )
+    assert all(
+        torch.equal(weights(onward)[name], tensor) for name, tensor in weights(first).items()
+    )
+
+
 def test_a_run_that_diverges_says_so(make_spec: SpecMaker, plan: RunPlan) -> None:
     spec = make_spec(optimizer__lr=1e30, optimizer__max_grad_norm=None, optimizer__steps=20)
     with pytest.raises(DivergedError, match=r"diverged: .* learning rate"):
