@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -58,6 +59,12 @@ def load_base(spec: ModelSpec) -> Base:
         raise InputError(
             f"model.path: {spec.path}: its files lack {len(missing)} weights, first {missing[0]}"
         )
+    # `generate` would take a repetition penalty and the like from the model's files even where it
+    # is given a configuration, and trials would be compared on answers that nobody is served.
+    habits = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=habits.bos_token_id, eos_token_id=habits.eos_token_id
+    )
     model.requires_grad_(False).eval().to(device)
     if spec.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})

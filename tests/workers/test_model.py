@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, T5Config
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GenerationConfig, T5Config
 
 from workers.model import check_base, load_base
 from workers.spec import InputError, ModelSpec
@@ -36,6 +36,20 @@ def test_the_device_follows_the_machine(tiny_model_dir: Path) -> None:
     if not there:
         with pytest.raises(InputError, match=r"model\.device is cuda, but .* sees no GPU"):
             load_base(ModelSpec(path=str(tiny_model_dir), device="cuda"))
+
+
+def test_the_models_own_way_to_generate_changes_no_answer(copy: Path) -> None:
+    def answer() -> list[int]:
+        base = load_base(ModelSpec(path=str(copy), device="cpu"))
+        assert base.model.generation_config.eos_token_id == 2
+        greedy = GenerationConfig(do_sample=False, max_new_tokens=12, pad_token_id=3)
+        ids_BS = torch.arange(4, 12)[None]
+        return base.model.generate(ids_BS, generation_config=greedy)[0].tolist()  # type: ignore[no-any-return]
+
+    expected = answer()
+    path = copy / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 50.0}))
+    assert answer() == expected
 
 
 def test_activation_checkpointing_is_switched_on(tiny_model_dir: Path) -> None:
