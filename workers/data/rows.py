@@ -142,6 +142,8 @@ def _choices(
     if metric not in CHOICE_METRICS:
         return (), -1
     choices = _texts(record, "choices", where)
+    if not all(text.strip() for text in choices):  # no token, so a likelihood that always wins
+        raise InputError(f"{where}: one of its choices is empty")
     index = record.get("answer_index")
     if index is not None and not isinstance(index, int):
         raise InputError(f"{where}: column 'answer_index' must hold a whole number, not {index!r}")

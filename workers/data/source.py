@@ -62,13 +62,7 @@ def _files(source: str) -> tuple[fs.FileSystem, list[str]]:
             filesystem, path = fs.FileSystem.from_uri(source)
         else:
             filesystem, path = fs.LocalFileSystem(), str(Path(source).expanduser().absolute())
-        if filesystem.get_file_info(path).type == fs.FileType.Directory:
-            path = f"{path.rstrip('/')}/*"
-        if not any(mark in path for mark in "*?["):
-            paths = [path] if filesystem.get_file_info(path).is_file else []
-        else:
-            found = ArrowFSWrapper(filesystem).glob(path)
-            paths = sorted(name for name in found if name.endswith(PARQUET + JSON_LINES))
+        paths = _matches(filesystem, path)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{source}: cannot be read: {_line(error)}") from None
     if not paths:
@@ -79,6 +73,18 @@ def _files(source: str) -> tuple[fs.FileSystem, list[str]]:
             f"{source}: is neither Parquet nor JSONL by its name; allowed are {allowed}"
         )
     return filesystem, paths
+
+
+def _matches(filesystem: fs.FileSystem, path: str) -> list[str]:
+    """The file or the folder of this very name, even one with a glob's marks; else its matches."""
+    info = filesystem.get_file_info(path)
+    if info.is_file:
+        return [path]
+    if info.type == fs.FileType.Directory:
+        found = [entry.path for entry in filesystem.get_file_info(fs.FileSelector(path))]
+    else:
+        found = ArrowFSWrapper(filesystem).glob(path)
+    return sorted(name for name in found if name.endswith(PARQUET + JSON_LINES))
 
 
 def _parquet_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> Iterator[Record]:

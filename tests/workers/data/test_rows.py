@@ -95,6 +95,10 @@ def test_first_rows_and_rows_of_each_task(tmp_path: Path) -> None:
             "wants `choices`",
         ),
         (
+            [{"prompt": "p", "target": "a", "metric": "acc", "choices": ["a", ""]}],
+            "one of its choices is empty",
+        ),
+        (
             [{"prompt": "p", "target": "a", "metric": "acc", "choices": "ab"}],
             "column 'choices' must hold a list",
         ),

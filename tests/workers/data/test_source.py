@@ -45,6 +45,14 @@ def test_globs_folders_and_uris_take_files_in_order(
     assert read("parts/**/*.parquet") == ROWS
 
 
+def test_a_name_with_a_globs_marks_is_that_file_or_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run[1]"
+    folder.mkdir()
+    path = write_jsonl(folder / "rows[a].jsonl", ROWS)
+    for source in (path, folder):
+        assert read(str(source)) == ROWS
+
+
 def test_only_the_wanted_columns_are_read(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
     write_jsonl(tmp_path / "b.jsonl", ROWS)
