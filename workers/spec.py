@@ -187,7 +187,7 @@ class TrainSpec(Spec):
     optimizer: OptimizerSpec = OptimizerSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     parallel: ParallelSpec = ParallelSpec()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seeds adapter weights, dropout and data order."""
 
     @model_validator(mode="after")

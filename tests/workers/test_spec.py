@@ -23,6 +23,7 @@ def spec(**parts: object) -> TrainSpec:
         ({"optimizer": {"steps": 5, "warmup_steps": 5}}, "warmup_steps is 5, but must be below"),
         ({"optimizer": {"batch_size": 3}, "parallel": {"workers": 2}}, "must be a multiple of"),
         ({"optimizer": {"batch_size": 6, "micro_batch_size": 4}}, "must divide the 6 rows"),
+        ({"seed": 2**64}, "seed: Input should be less than 4294967296"),
         ({"weird": 1}, "weird: no such field; allowed are model, adapter"),
         ({"model": {}}, "model.path: Field required"),
     ],
