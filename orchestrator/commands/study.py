@@ -1,5 +1,7 @@
 """Commands on studies: check, tune, leaderboard, report, demo."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,16 +49,22 @@ def tune(
     """Search the shape of the experts; every finished trial becomes a version."""
     from cluster.session import session
     from orchestrator.progress import Narrator, StudyProgress
-    from orchestrator.spec import load_job
+    from orchestrator.spec import load_job, override_job
     from orchestrator.study import Study
     from orchestrator.tuner import preflight, run
 
     spec = load_job(job, set_ or ())
+    if address:
+        spec = override_job(spec, {"cluster.address": address}, "--address")
     preflight(spec, resume)
     narrator, search = Narrator(), spec.search
-    with session(address or spec.cluster.address) as cluster:
+    with session(spec.cluster.address) as cluster:
         narrator.say(f"study {spec.name} · dashboard {cluster.dashboard_url}")
-        run(spec, resume, StudyProgress(narrator, search.metric, search.mode, search.trials))
+        try:
+            run(spec, resume, StudyProgress(narrator, search.metric, search.mode, search.trials))
+        except KeyboardInterrupt:
+            narrator.say(f"interrupted; go on with: {_resume_command(job, set_ or (), address)}")
+            raise
     _show_leaderboard(Study.open(spec.cluster, spec.name), as_json)
 
 
@@ -98,6 +106,12 @@ def demo(
     from orchestrator.demo.run import run_demo
 
     run_demo(storage, set_ or ())
+
+
+def _resume_command(job: str, assignments: Sequence[str], address: str | None) -> str:
+    options = [f"--set={one}" for one in assignments]
+    options += [f"--address={address}"] if address else []
+    return shlex.join(["moetune", "tune", job, *options, "--resume"])
 
 
 def _show_leaderboard(study: "Study", as_json: bool) -> None:

@@ -38,6 +38,7 @@ def variants() -> Iterator[tuple[str, str]]:
     yield "adapter.experts=both", "adapter.experts: Input should be 'block' or 'linear'"
     yield "adapter.target_modules=[]", "target_modules is empty"
     yield "adapter.rank", "write FIELD=VALUE"
+    yield "name=2024-13-01", "the value is no YAML"
     yield "adapter.rank=[", "the value is no YAML"
     yield "nonsense=1", "nonsense: no such field"
     yield "name=../x", "name: String should match pattern"
@@ -82,6 +83,8 @@ def commands() -> Iterator[tuple[list[str], str]]:
     yield ["tune", "list.yaml"], "list.yaml: a job file is a mapping"
     yield ["tune", "job.yaml", "--resume"], "no studies there yet"
     yield ["tune", "job.yaml", "--address", "127.0.0.1:1"], "127.0.0.1:1"
+    big = ("--set", "search.cpus_per_worker=4096")  # the cluster may have them
+    yield ["tune", "job.yaml", "--address", "127.0.0.1:1", *big], "127.0.0.1:1: no cluster"
     yield ["submit", "job.yaml", "--address", "http://127.0.0.1:1"], "http://127.0.0.1:1"
     yield ["status", "--address", "http://127.0.0.1:1"], "http://127.0.0.1:1"
     yield ["logs", "x", "--address", "not an address"], "not an address"
