@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.begin import check_study
 from orchestrator.spec import JobSpec
-from orchestrator.storage import storage
+from orchestrator.storage import database_file, storage
 from workers.spec import InputError
 
 MINIMUM_FREE_BYTES = 256 * 2**20
@@ -44,10 +44,12 @@ def _check_workers(job: JobSpec) -> None:
 
 def _check_files(job: JobSpec) -> None:
     """The storage folder can be made and written, with room; the database can be opened."""
+    where = f"cluster.storage: {job.cluster.storage}"
+    if "://" in job.cluster.storage:
+        raise InputError(f"{where}: is a URL; give a folder that all nodes see")
     place = Path(job.cluster.storage).resolve()
     while not place.exists():
         place = place.parent
-    where = f"cluster.storage: {job.cluster.storage}"
     if not place.is_dir():
         raise InputError(f"{where}: {place} is a file, not a folder")
     try:
@@ -60,9 +62,23 @@ def _check_files(job: JobSpec) -> None:
             f"{where}: the disk is full: {free >> 20} MiB free, wanted are "
             f"{MINIMUM_FREE_BYTES >> 20} MiB"
         )
-    if job.cluster.store or Path(job.cluster.storage, "moetune.db").exists():
-        with storage(job.cluster, create=True):
-            pass
+    _check_database(job)
+
+
+def _check_database(job: JobSpec) -> None:
+    """The database can be opened, or made where it is to lie; nothing is made here."""
+    file = database_file(job.cluster)
+    if file is None or file.exists():
+        with storage(job.cluster):
+            return
+    if job.cluster.store:
+        try:
+            with tempfile.TemporaryFile(dir=file.parent):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"cluster.store {job.cluster.store}: cannot be used: {error.strerror}"
+            ) from None
 
 
 def _check_mode(job: JobSpec) -> None:

@@ -43,6 +43,8 @@ BAD = [
     ({"search.cpus_per_worker": 4096}, "wants 1 x 4096 CPU cores"),
     ({"cluster.storage": "/dev/null/runs"}, "is a file, not a folder"),
     ({"cluster.storage": "/proc/runs"}, "cannot be written"),
+    ({"cluster.storage": "s3://bucket/runs"}, "is a URL; give a folder"),
+    ({"cluster.store": "sqlite://"}, "a database in memory"),
     ({"cluster.store": "nonsense"}, "is no SQLAlchemy URL"),
     ({"cluster.store": "postgresql+nodriver://host/db"}, "no driver"),
     ({"cluster.store": "sqlite:////no/such/folder/db"}, "cannot be used"),
@@ -67,6 +69,14 @@ def test_a_good_job_passes_and_leaves_nothing(good: JobSpec) -> None:
     task = {"search.metric": "validation/tasks/call/value", "search.mode": "max"}
     preflight(override_job(good, {**task, "evaluation.generate": True}, "test"))
     assert not Path(good.cluster.storage).exists()
+
+
+def test_a_new_database_is_not_made_by_looking(good: JobSpec, tmp_path: Path) -> None:
+    elsewhere = override_job(good, {"cluster.store": f"sqlite:///{tmp_path}/new.db"}, "test")
+    preflight(elsewhere, resume=False)
+    with pytest.raises(InputError, match="no studies there yet"):
+        preflight(elsewhere, resume=True)
+    assert not (tmp_path / "new.db").exists()
 
 
 def test_a_full_disk_is_refused(good: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
