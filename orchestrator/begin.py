@@ -5,11 +5,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.spec import JobSpec, dump_job
-from orchestrator.storage import storage
+from orchestrator.spec import JobSpec, dump_job, override_job, portable
+from orchestrator.storage import database_file, storage
 from workers.spec import InputError
 from workers.train.record import write_text
 
@@ -69,7 +68,7 @@ def begin(job: JobSpec, resume: bool, store: "optuna.storages.RDBStorage") -> "o
     study.set_user_attr("job", _facts(job))
     if "began" not in study.user_attrs:
         study.set_user_attr("began", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
-    write_text(job.study_folder() / "job.json", dump_job(job))
+    write_text(job.study_folder() / "job.json", dump_job(_noted(job)))
     return study
 
 
@@ -87,7 +86,8 @@ def locked(job: JobSpec) -> Iterator[None]:
 
 def _database(job: JobSpec) -> bool:
     """Whether there is a database to look into."""
-    return bool(job.cluster.store) or Path(job.cluster.storage, "moetune.db").exists()
+    file = database_file(job.cluster)
+    return file is None or file.exists()
 
 
 def _check_same(job: JobSpec, study: "optuna.Study") -> None:
@@ -101,11 +101,20 @@ def _check_same(job: JobSpec, study: "optuna.Study") -> None:
         )
 
 
+def _noted(job: JobSpec) -> JobSpec:
+    """The job as it is written down, to mean the same tomorrow and elsewhere: a preset or file may
+    have changed then, and a relative path be another one. A password is left out."""
+    import sqlalchemy as sa
+
+    noted = portable(job)
+    if noted.cluster.store is None:
+        return noted
+    shown = sa.make_url(noted.cluster.store).render_as_string(hide_password=True)
+    return override_job(noted, {"cluster.store": shown}, f"job {job.name}")
+
+
 def _facts(job: JobSpec) -> dict[str, Any]:
-    """The job with its space written out: a preset or file may say something else tomorrow."""
-    facts: dict[str, Any] = job.model_dump(mode="json")
-    facts["search"]["space"] = dict(job.search_space().definition)
-    return facts
+    return _noted(job).model_dump(mode="json")
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:

@@ -1,6 +1,7 @@
 """A job: what to train, what to search, on which cluster, and how to serve the winner."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from workers.spec import (
 )
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+_SQLITE_BESIDE_US = re.compile(r"(?P<scheme>sqlite(\+\w+)?:///)(?!/|:memory:|file:)(?P<path>[^?]+)")
 
 
 class SearchSpec(Spec):
@@ -62,8 +64,13 @@ class ClusterSpec(Spec):
     """SQLAlchemy URL of studies and registry; None is SQLite in the storage folder."""
 
     def store_url(self) -> str:
-        """URL of the database that holds Optuna's studies and the registry."""
-        return self.store or f"sqlite:///{Path(self.storage).resolve() / 'moetune.db'}"
+        """URL of the database that holds Optuna's studies and the registry; a SQLite file by its
+        whole path, since other processes may run in other folders."""
+        if self.store is None:
+            return f"sqlite:///{Path(self.storage).resolve() / 'moetune.db'}"
+        return _SQLITE_BESIDE_US.sub(
+            lambda found: f"{found['scheme']}{Path(found['path']).resolve()}", self.store, count=1
+        )
 
     def study_folder(self, study: str) -> Path:
         """Folder with everything that the study writes."""
@@ -125,7 +132,7 @@ def load_job(path: str | Path, assignments: Sequence[str] = ()) -> JobSpec:
         values = yaml.safe_load(_job_file(Path(path)).read_text())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that is none
         raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a job file is a mapping with `name` and `train`")
@@ -144,19 +151,19 @@ def override_job(job: JobSpec, changes: Mapping[str, Any], where: str) -> JobSpe
 
 
 def portable(job: JobSpec) -> JobSpec:
-    """The job as another machine needs it: absolute paths, and the space written out."""
+    """The job as a process in another folder needs it: absolute paths, the space written out."""
     train, cluster = job.train, job.cluster
     changes: dict[str, Any] = {
         "data.train": _absolute(train.data.train),
         "data.validation": _absolute(train.data.validation),
         "cluster.storage": _absolute(cluster.storage),
-        "cluster.address": None,
+        "cluster.store": cluster.store and cluster.store_url(),
     }
     if Path(train.model.path).is_dir():
         changes["model.path"] = _absolute(train.model.path)
     if isinstance(job.search.space, str):
         changes["search.space"] = dict(job.search_space().definition)
-    return override_job(job, changes, "submit")
+    return override_job(job, changes, f"job {job.name}")
 
 
 def _absolute(path: str) -> str:
@@ -185,5 +192,5 @@ def _assignment(text: str) -> tuple[str, Any]:
         raise InputError(f"--set {text}: write FIELD=VALUE, as in adapter.rank=16")
     try:
         return path.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise InputError(f"--set {text}: the value is no YAML") from None

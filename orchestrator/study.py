@@ -157,14 +157,6 @@ class Study:
         )
 
 
-def studies(cluster: ClusterSpec) -> list[str]:
-    """Names of all studies in a storage."""
-    import optuna
-
-    with storage(cluster) as store:
-        return sorted(optuna.get_all_study_names(store))
-
-
 def trial_name(number: int) -> str:
     """Name of a trial's folder, and of its lineage: T000 for the first."""
     return f"T{number:03d}"

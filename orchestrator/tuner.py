@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from orchestrator.begin import begin, check_study, locked
 from orchestrator.events import TrialEvent
 from orchestrator.preflight import preflight
-from orchestrator.spec import JobSpec
+from orchestrator.spec import JobSpec, portable
 from orchestrator.storage import storage
 from orchestrator.study import Study, trial_name
 from workers.train.record import read_progress
@@ -31,6 +32,7 @@ def run(job: JobSpec, resume: bool = False, on_progress: Listener | None = None)
     on with, that another process runs, or whose job was another; ClusterError where no trial has
     room; KeyboardInterrupt if it was interrupted, which leaves it as after a kill.
     """
+    job = portable(job)  # trials may run in other folders
     check_study(job, resume)
     with locked(job), storage(job.cluster, create=True) as store:
         study = begin(job, resume, store)
@@ -109,7 +111,7 @@ class _Registrar:
     def __call__(self, number: int) -> str:
         from orchestrator.registry import Registry
 
-        registry = Registry(self.job.store_url(), Path(self.job.cluster.storage).resolve())
         folder = self.job.study_folder() / "trials" / trial_name(number)
         last = read_progress(folder)[-1]
-        return registry.register(self.job.name, number, folder / "adapter", last).id
+        with closing(Registry(self.job.store_url(), self.job.cluster.storage)) as registry:
+            return registry.register(self.job.name, number, folder / "adapter", last).id

@@ -71,7 +71,7 @@ def read_definition(space: str) -> Any:
     file = presets.get(space, Path(space))
     try:
         return yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{where}: is no YAML: {' '.join(str(error).split())}") from None
     except OSError:
         close = difflib.get_close_matches(space, presets, n=1)

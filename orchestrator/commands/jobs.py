@@ -31,10 +31,11 @@ def submit(
 ) -> None:
     """Send a job and the code to a cluster as a Ray Job, and return at once."""
     from cluster.jobs import JobClient
-    from orchestrator.spec import dump_job, load_job, portable
+    from orchestrator.spec import dump_job, load_job, override_job, portable
 
     spec = portable(load_job(job, set_ or ()))
     client = JobClient(address or spec.cluster.address or "auto")
+    spec = override_job(spec, {"cluster.address": None}, job)  # it runs where it is sent
     job_id = client.submit(
         ["python", "-m", "orchestrator.cli", "tune", "job.json", *["--resume"] * resume],
         files={"job.json": dump_job(spec)},

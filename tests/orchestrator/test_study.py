@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.begin import check_study, locked
+from orchestrator.begin import _facts, check_study, locked
 from orchestrator.spec import ClusterSpec, JobSpec, override_job
-from orchestrator.study import Study, studies, value_at
+from orchestrator.study import Study, value_at
 from workers.spec import InputError
 
 ENDS = ["finished", "failed", "finished", "stopped", "cut", "finished"]
@@ -110,7 +110,6 @@ def test_an_unknown_study_is_refused_with_those_there_are(job: JobSpec, play: Pl
         Study.open(job.cluster, "hme")
     with pytest.raises(InputError, match="there is home"):
         Study.open(job.cluster, "kitchen")
-    assert studies(job.cluster) == ["home"]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +168,26 @@ def test_a_study_is_begun_once_and_gone_on_with_unchanged(job: JobSpec, play: Pl
         check_study(changed(job, search__space=narrower), resume=True)
     with pytest.raises(InputError, match=r"nothing to go on with in .*; there is home"):
         check_study(changed(job, name="other"), resume=True)
+
+
+def test_a_study_is_gone_on_with_from_another_folder(
+    job: JobSpec, play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    play(job, ["finished"])
+    monkeypatch.chdir(tmp_path / "a")
+    moved = {"model__path": "../base", "data__train": "../train.jsonl"}
+    check_study(changed(job, **moved, data__validation="../validation.jsonl"), resume=True)
+    with pytest.raises(InputError, match=r"model.path is .*base', was '/"):
+        check_study(changed(job, model__path="base"), resume=True)
+
+
+def test_what_is_noted_of_a_job_names_no_password(job: JobSpec) -> None:
+    secret = changed(job, cluster__store="postgresql://me:secret@host/studies")
+    assert "secret" not in str(_facts(secret))
+    assert "me:***@host/studies" in str(_facts(secret))
 
 
 def test_two_processes_do_not_run_one_study(job: JobSpec) -> None:
