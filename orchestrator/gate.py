@@ -108,9 +108,7 @@ def metric_reasons(
         reasons.append(f"champion {champion.id} was measured on other data")
     if theirs["value"] is None:
         reasons.append(f"champion {champion.id} has no metric {metric}")
-    elif not (
-        mine["value"] < theirs["value"] if mode == "min" else mine["value"] > theirs["value"]
-    ):
+    elif not _better(mine["value"], theirs["value"], mode):
         reasons.append(
             f"its {metric} of {mine['value']:.6g} is not better than "
             f"{theirs['value']:.6g} of champion {champion.id}"
