@@ -50,6 +50,7 @@ class EndpointSpec(Spec):
             cache_tokens=self.serve.cache_tokens,
             max_new_tokens=self.serve.max_new_tokens,
             max_queued=self.serve.max_queued_requests,
+            max_adapters=self.serve.max_adapters,
         )
 
 

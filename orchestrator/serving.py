@@ -68,10 +68,10 @@ def deploy(
     _check_model(spec.model)
     _check_room(serve)
     url = start(serve)
-    _run(spec)
     try:
+        _run(spec)
         _wait_until_ready(url, name)
-    except InputError:
+    except BaseException:  # Ctrl-C too: the cluster may not be ours, and stay
         undeploy()
         raise
     return Endpoint(url, spec.base_id, spec.accepted_key is not None)
@@ -110,12 +110,18 @@ def build(spec: EndpointSpec) -> "Application":
 
 def read_key() -> str | None:
     """The key from MOETUNE_API_KEY or MOETUNE_API_KEY_FILE; None where neither is set."""
-    path = os.environ.get(KEY_FILE_VARIABLE)
+    key, path = os.environ.get(KEY_VARIABLE), os.environ.get(KEY_FILE_VARIABLE)
+    if not key and not path:
+        return None
+    where = KEY_VARIABLE if key else f"{KEY_FILE_VARIABLE}: {path}"
     try:
-        key = os.environ.get(KEY_VARIABLE) or (path and Path(path).read_text())
+        key = (key or Path(path or "").read_text(errors="replace")).strip()
     except OSError as error:
-        raise InputError(f"{KEY_FILE_VARIABLE}: {path}: {error.strerror}") from None
-    return key.strip() if key else None
+        raise InputError(f"{where}: {error.strerror}") from None
+    # It travels in a header; HTTP libraries quote one that they cannot send, key and all.
+    if not key.isascii() or not key.isprintable() or len(key.split()) != 1:
+        raise InputError(f"{where}: a key is of printable ASCII characters, without spaces")
+    return key
 
 
 def _accepted_key(host: str) -> str | None:
@@ -174,10 +180,11 @@ def _check_room(serve: ServeSpec) -> None:
 
 def _run(spec: EndpointSpec) -> None:
     from ray import serve
+    from ray.serve.exceptions import RayServeException
 
     try:
         serve.run(build(spec), name=APP, route_prefix="/")
-    except RuntimeError as error:
+    except (RuntimeError, RayServeException) as error:
         said = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise InputError(f"serve: the endpoint does not start: {said[-1]}") from error
 

@@ -98,6 +98,8 @@ class ServeSpec(Spec):
     """Longest answer; also the default of a request that names none."""
     max_queued_requests: PositiveInt = 64
     """Requests that may wait; beyond that the gateway answers 429."""
+    max_adapters: PositiveInt = 8
+    """Adapter versions that a replica holds at once; the idle one used longest ago makes room."""
 
 
 class JobSpec(Spec):
