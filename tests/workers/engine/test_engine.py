@@ -57,11 +57,11 @@ def base(tiny_model_dir: Path) -> Base:
 @pytest.fixture
 def fragile(base: Base) -> Iterator[ContinuousEngine]:
     """An engine on it."""
-    threads = threading.active_count()
+    before = set(threading.enumerate())
     engine = ContinuousEngine(base, LIMITS)
     yield engine
     engine.close()
-    assert threading.active_count() == threads
+    assert not set(threading.enumerate()) - before
 
 
 async def answer(
