@@ -6,6 +6,7 @@ Shapes: T tokens of the batch (its leading dimensions flattened), D a site's inp
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,14 @@ Slot = str | None
 @dataclass(frozen=True)
 class _Assignment:
     slots: tuple[Slot, ...]
-    everywhere: bool = False
-    """Whether the one slot holds for every row, however many there are."""
+    """One for each row; a single name holds for all rows, however many there are."""
     indices: dict[tuple[object, ...], list[Tensor]] = field(default_factory=dict)
     """Row indices made so far, by batch shape and device: all sites of a forward share them."""
+
+    @cached_property
+    def names(self) -> tuple[Slot, ...]:
+        """Each slot once, in order of appearance."""
+        return tuple(dict.fromkeys(self.slots))
 
 
 class RowMap:
@@ -54,20 +59,20 @@ class RowMap:
     @contextmanager
     def everywhere(self, slot: Slot) -> Iterator[None]:
         """All rows to one slot, or to the bare base, for the length of a with block."""
-        with self._scope(_Assignment((slot,), everywhere=True)):
+        with self._scope(_Assignment((slot,))):
             yield
 
     def groups(self, hidden: Tensor) -> list[tuple[Slot, Tensor | None]]:
         """The slots of `hidden` [..., D], each with its rows of [T, D]; None means all rows."""
         if self._current is None:
             return [(self._only(), None)]
-        slots = list(dict.fromkeys(self._current.slots))
-        if len(slots) == 1:
-            return [(slots[0], None)]
+        names = self._current.names
+        if len(names) == 1:
+            return [(names[0], None)]
         key = (*hidden.shape[:-1], hidden.device)
         if key not in self._current.indices:
             self._current.indices[key] = _indices(self._current.slots, hidden)
-        return list(zip(slots, self._current.indices[key], strict=True))
+        return list(zip(names, self._current.indices[key], strict=True))
 
     @contextmanager
     def _scope(self, assignment: _Assignment) -> Iterator[None]:
@@ -78,7 +83,7 @@ class RowMap:
             self._current = former
 
     def _checked(self, assignment: _Assignment) -> _Assignment:
-        unknown = set(assignment.slots) - {None, *self.slots}
+        unknown = set(assignment.names) - {None, *self.slots}
         if unknown:
             raise InputError(f"no adapter in slot {unknown.pop()!r}; there are {self.slots}")
         return assignment
