@@ -16,10 +16,9 @@ from torch import Tensor
 
 from workers.data.encode import Encoder, Example
 from workers.data.rows import read_rows
+from workers.losses import IGNORED
 from workers.spec import DataSpec
 
-IGNORED = -100
-"""Label of a position that the loss does not count."""
 _GROUP = 32
 """Batches that are sorted by length together: little padding, and still a random order."""
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from workers.data.batches import IGNORED, Batch, collate, collate_prompts
+from workers.data.batches import Batch, collate, collate_prompts
 from workers.data.encode import Example
 from workers.inject import Adapter
+from workers.losses import IGNORED
 from workers.metrics import CHOICE_METRICS, score, score_choices
 from workers.model import Base
 from workers.spec import EvaluationSpec

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from workers.data.batches import IGNORED, Batch
+from workers.data.batches import Batch
 from workers.inject import Adapter, LayerRecord
+from workers.losses import IGNORED
 from workers.model import Base
 
 

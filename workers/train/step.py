@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from workers import losses
-from workers.data.batches import IGNORED, Batch
+from workers.data.batches import Batch
 from workers.inject import Adapter, LayerRecord
 from workers.model import Base
 from workers.spec import LossSpec, TrainSpec
@@ -88,7 +88,7 @@ class TrainStep:
                 parts.setdefault(name, []).append(part)
         self._world.add_gradients(self._parameters)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
-        # Read only here: a GPU has all micro-batches queued before anybody waits for it.
+        # Read only here, not after each micro-batch, so that a GPU does not run dry between them.
         sums = torch.stack([torch.stack(values).sum() for values in parts.values()]).double()
         result = StepResult(
             losses=dict(zip(parts, self._world.add(sums).tolist(), strict=True)),
@@ -115,7 +115,7 @@ class TrainStep:
         self._schedule.load_state_dict(state["schedule"])
 
     def _count(self, batches: Sequence[Batch]) -> _Counts:
-        targets = sum(int((batch.labels_BS[:, 1:] != IGNORED).sum()) for batch in batches)
+        targets = sum(int((batch.labels_BS[:, 1:] != losses.IGNORED).sum()) for batch in batches)
         tokens = [int(batch.attention_mask_BS.sum()) for batch in batches]
         targets_in_all, *micro_tokens = self._world.totals([targets, *tokens], self._base.device)
         return _Counts(targets_in_all, sum(micro_tokens), micro_tokens)

@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from workers.data.batches import IGNORED, Batches, collate, collate_prompts
+from workers.data.batches import Batches, collate, collate_prompts
 from workers.data.encode import Example
+from workers.losses import IGNORED
 
 
 def examples(count: int) -> list[Example]:
