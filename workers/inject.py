@@ -210,8 +210,9 @@ def _check(plan: Plan, seen: list[str], spec: AdapterSpec) -> None:
     for name in names:
         if not any(path.endswith(f".{name}") for path in seen):
             raise InputError(f"target_modules: no linear is called {name}; there are {known}")
-    routed = spec.experts == "linear" or spec.num_experts == 1
-    if not routed and not any(isinstance(layer, BlockExperts) for _, layer in plan.values()):
+    fits_any_linear = spec.experts == "linear" or spec.num_experts == 1
+    blocks = [layer for _, layer in plan.values() if isinstance(layer, BlockExperts)]
+    if not fits_any_linear and not blocks:
         raise InputError(
             "target_modules: block experts need a linear of the feed-forward block among them; "
             f"there are {known}"

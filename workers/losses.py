@@ -50,10 +50,8 @@ def load_balance(
     )
     tokens, ranks = real_T1.sum(), torch.ones_like(real_T1.sum())
     if reduce is not None:
-        *counts, tokens, ranks = reduce(
-            torch.cat([counts_E, torch.stack([tokens, ranks])])
-        ).unbind()
-        counts_E = torch.stack(counts)
+        both = reduce(torch.cat([counts_E, torch.stack([tokens, ranks])]))
+        counts_E, tokens, ranks = both[:-2], both[-2], both[-1]
     tokens = tokens.clamp(min=1)
     mean_E = (routing.probs_TE * real_T1).sum(0) * ranks / tokens
     return experts * (counts_E / tokens @ mean_E) / top_k

@@ -51,12 +51,11 @@ class TextEngine:
     def _prompt_ids(self, request: TextRequest) -> tuple[int, ...]:
         match request.prompt:
             case Chat(messages):
-                ids = self._chat_ids(messages)
+                return self._chat_ids(messages)
             case str(text):
-                ids = tuple(self._tokenizer(text)["input_ids"])
+                return tuple(self._tokenizer(text)["input_ids"])
             case ids:
-                pass
-        return ids
+                return ids
 
     def _chat_ids(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
         if not self._tokenizer.chat_template:
