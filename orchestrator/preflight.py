@@ -98,7 +98,7 @@ def _check_model_and_data(job: JobSpec) -> None:
     from workers.model import check_base
 
     check_data(job.train.data, Encoder(check_base(job.train.model), job.train.data))
-    check_fit(job.train.model, job.train.adapter)
+    check_fit(job.train)
 
 
 def _check_metric(job: JobSpec) -> None:
