@@ -59,12 +59,7 @@ def load_base(spec: ModelSpec) -> Base:
         raise InputError(
             f"model.path: {spec.path}: its files lack {len(missing)} weights, first {missing[0]}"
         )
-    # `generate` would take a repetition penalty and the like from the model's files even where it
-    # is given a configuration, and trials would be compared on answers that nobody is served.
-    habits = model.generation_config
-    model.generation_config = GenerationConfig(
-        bos_token_id=habits.bos_token_id, eos_token_id=habits.eos_token_id
-    )
+    _forget_habits(model)
     model.requires_grad_(False).eval().to(device)
     if spec.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -148,6 +143,18 @@ def _check_weights(spec: ModelSpec) -> None:
         raise InputError(
             f"model.path: {spec.path}: holds no *.safetensors file (other formats are not read)"
         )
+
+
+def _forget_habits(model: PreTrainedModel) -> None:
+    """Keep only the special tokens of the model's own way to generate.
+
+    `generate` would take a repetition penalty and the like from the model's files even where it is
+    given a configuration, and trials would be compared on answers that nobody is served.
+    """
+    habits = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=habits.bos_token_id, eos_token_id=habits.eos_token_id
+    )
 
 
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:

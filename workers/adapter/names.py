@@ -44,6 +44,7 @@ class Place:
 
     @property
     def parent(self) -> "Place":
+        """The module that holds the linear: a feed-forward block's router lies there."""
         return Place(self.layer, self.path.rpartition(".")[0])
 
 
@@ -73,6 +74,7 @@ class Parts:
 
     @property
     def places(self) -> list[Place]:
+        """Every adapted linear, in the file's order."""
         return list(dict.fromkeys(place for place, _ in self.matrices))
 
 
