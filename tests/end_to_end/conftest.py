@@ -44,8 +44,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) ->
 
 @pytest.fixture(scope="session")
 def user_environment() -> dict[str, str]:
-    """The user's environment without what would lead to another cluster."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    """The user's environment without what would lead to another cluster or storage."""
+    ours = ("RAY_", "MOETUNE_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 @pytest.fixture(scope="module")

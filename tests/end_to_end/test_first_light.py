@@ -34,6 +34,36 @@ def test_a_finished_study_is_not_run_again(trials: Trials, moetune: Run) -> None
     assert "started" not in resumed.stderr
 
 
+def test_ctrl_c_says_how_to_go_on(
+    workspace: Path, user_environment: dict[str, str], read: Read
+) -> None:
+    command = ["tune", "job.yaml", "--set=name=cut", "--set=optimizer.steps=600"]
+    tuning = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", *command],
+        cwd=workspace,
+        env=user_environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert tuning.stderr is not None
+        begun: list[str] = []
+        for line in tuning.stderr:
+            begun.append(line)
+            if "· reported ·" in line:
+                break
+        else:
+            pytest.fail(f"the study ended before its first report: {begun}")
+        tuning.send_signal(signal.SIGINT)
+        _, said = tuning.communicate(timeout=120)
+    finally:
+        tuning.kill()
+    assert tuning.returncode == 130, said
+    assert f"go on with: moetune {' '.join(command)} --resume" in said
+    assert "Traceback" not in said
+    assert [row["state"] for row in read("leaderboard", "cut")] == ["running"]
+
+
 def test_the_report_is_one_page(trials: Trials, read: Read) -> None:
     page = Path(read("report", "colours")["report"]).read_text()
     assert "colours" in page
