@@ -296,3 +296,30 @@ def test_a_name_of_another_base_is_refused_and_leaves_nothing_running(
     refused("belongs to another base model", ModelSpec(path=str(other)), url, folder, "home")
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{shop.endpoint.url}/health")
+
+
+def test_a_cluster_that_serves_something_else_is_left_alone(
+    ray_cluster: Session,
+    store: tuple[str, Path, list[Version]],
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Last too: Serve is down when it begins, and when it ends."""
+    from ray import serve
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0})
+    class Other:
+        def __call__(self) -> str:
+            return "other"
+
+    monkeypatch.delenv("MOETUNE_API_KEY", raising=False)
+    serve.start(http_options={"host": SPEC.host, "port": free_port(SPEC.host, 0)})
+    try:
+        serve.run(Other.bind(), name="other", route_prefix="/")
+        url, folder, _ = store
+        refused(
+            "is being used by application", ModelSpec(path=str(tiny_model_dir)), url, folder, None
+        )
+        assert list(serve.status().applications) == ["other"]
+    finally:
+        serve.shutdown()
