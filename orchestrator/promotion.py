@@ -1,5 +1,7 @@
 """Promotion and rollback: who becomes the champion of a name, and on what evidence."""
 
+import getpass
+import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -78,6 +80,14 @@ def rollback(registry: Registry, name: str, *, actor: str, reason: str = "") -> 
         return line[-2], reason.strip() or "rolled back", {}
 
     return _append(registry, name, "rollback", actor, decide)
+
+
+def this_user() -> str:
+    """Who decides; in a container the user may have a number only."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def standing(events: Sequence[Event]) -> list[str]:

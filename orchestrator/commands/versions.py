@@ -1,7 +1,5 @@
 """Commands on names and versions: promote, rollback, history, models, evaluate."""
 
-import getpass
-import os
 from typing import Annotated
 
 import typer
@@ -35,6 +33,7 @@ def promote(
 ) -> None:
     """Make a trial's adapter the champion of a name, if the gate lets it."""
     from orchestrator.promotion import promote as promote_version
+    from orchestrator.promotion import this_user
     from orchestrator.study import Study
 
     record = Study.open(cluster_spec(storage, store), study)
@@ -42,7 +41,7 @@ def promote(
         registry(storage, store),
         record.version(trial),
         to,
-        actor=_actor(),
+        actor=this_user(),
         reason=reason or "",
         force=force,
         metric=record.metric,
@@ -63,8 +62,9 @@ def rollback(
 ) -> None:
     """Return a name to the champion that it had before."""
     from orchestrator.promotion import rollback as roll_back
+    from orchestrator.promotion import this_user
 
-    event = roll_back(registry(storage, store), name, actor=_actor(), reason=reason or "")
+    event = roll_back(registry(storage, store), name, actor=this_user(), reason=reason or "")
     if as_json:
         return print_json(event.as_dict())
     return print(f"{name} is back at {name}@{event.version} (was {event.previous})")
@@ -122,11 +122,3 @@ def evaluate(
     if as_json:
         return print_json(result.as_dict())
     return print_table(result.columns(), result.rows())
-
-
-def _actor() -> str:
-    """Who decides; in a container the user may have a number only."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
