@@ -41,7 +41,7 @@ def serve(
     where, spec = cluster_spec(storage, store), _serve_spec(set_ or ())
     if detach and address is None:
         raise InputError("serve --detach: needs --address: a local cluster ends with the command")
-    with session(address):
+    with session(address) as cluster:
         endpoint = deploy(spec, None, where.store_url(), where.storage, name)
         key = " with your key" if endpoint.needs_key else ""
         print(f"serving {name} and {endpoint.base} at {endpoint.openai_url}{key}", flush=True)
@@ -51,7 +51,8 @@ def serve(
         try:
             threading.Event().wait()
         finally:
-            undeploy()
+            if not cluster.owned:  # else it ends with the session, and Serve with it
+                undeploy()
 
 
 @app.command()

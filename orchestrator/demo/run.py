@@ -168,7 +168,8 @@ def run_demo(storage: Path, assignments: Sequence[str] = ()) -> None:
             print(f"endpoint: {endpoint.openai_url} (Ctrl-C stops it; in another terminal:")
             print(f'  moetune ask {NAME} "{QUESTIONS[0]}" --url {endpoint.url})')
             threading.Event().wait()
-        undeploy()
+        if not cluster.owned:  # else it ends with the session, and Serve with it
+            undeploy()
 
 
 def _job(folder: Path, assets: Path, assignments: Sequence[str]) -> JobSpec:
