@@ -147,8 +147,9 @@ def _champion_base(store_url: str, storage: str | Path, name: str) -> ModelSpec:
     finally:
         registry.close()
     trained = (manifest.spec or {}).get("model", {"path": manifest.base.path})
-    # Where the training ran says nothing about the machines that serve.
-    values = {**trained, "device": "auto", "activation_checkpointing": False}
+    # Where and how the training ran says nothing about the machines that serve.
+    own = {"device": "auto", "attention": "sdpa", "activation_checkpointing": False}
+    values = {**trained, **own}
     return validated(ModelSpec, values, f"{name}@{version.id}: its base model")
 
 

@@ -50,6 +50,7 @@ def load_base(spec: ModelSpec) -> Base:
         model, report = AutoModelForCausalLM.from_pretrained(
             spec.path,
             dtype=getattr(torch, spec.dtype),
+            attn_implementation=spec.attention,
             use_safetensors=True,
             output_loading_info=True,
             **loading_options(spec),

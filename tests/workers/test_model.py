@@ -52,6 +52,19 @@ def test_the_models_own_way_to_generate_changes_no_answer(copy: Path) -> None:
     assert answer() == expected
 
 
+def test_the_attention_asked_for_computes_the_same(tiny_model_dir: Path) -> None:
+    ids_BS = torch.arange(10, 34).view(2, 12)
+    mask_BS = torch.ones_like(ids_BS)
+    mask_BS[1, 8:] = 0
+    logits = []
+    for attention in ("sdpa", "eager"):
+        spec = ModelSpec(path=str(tiny_model_dir), attention=attention)
+        base = load_base(spec)
+        assert base.model.config._attn_implementation == attention
+        logits.append(base.model(ids_BS, attention_mask=mask_BS).logits[mask_BS.bool()])
+    torch.testing.assert_close(*logits)
+
+
 def test_activation_checkpointing_is_switched_on(tiny_model_dir: Path) -> None:
     on = load_base(ModelSpec(path=str(tiny_model_dir), activation_checkpointing=True))
     assert on.model.is_activation_checkpointing
