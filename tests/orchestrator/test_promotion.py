@@ -1,5 +1,6 @@
 """The gate, force, and rollback."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.gate import metric_value
-from orchestrator.promotion import GateRefused, promote, rollback, standing
+from orchestrator.promotion import GateRefused, promote, rollback, standing, this_user
 from orchestrator.registry import Registry
 from workers.adapter.convert import import_folder
 from workers.adapter.files import save
@@ -222,3 +223,10 @@ def test_a_promotion_after_a_rollback_is_compared_with_the_standing_champion(
 )
 def test_metrics_are_found_nested_and_flat(metrics: dict[str, Any], value: float | None) -> None:
     assert metric_value(metrics, "validation/loss") == value
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
+    assert this_user() == f"uid {2**31 - 5}"
