@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster import environment
-from cluster.address import CONNECT_SECONDS, Endpoint, resolve
+from cluster.address import Endpoint, resolve
 from cluster.errors import ClusterError
 
+ANSWER_SECONDS = 8.0
+"""Longer than a busy cluster takes, far shorter than Ray's own patience."""
 _NO_ENTRY = (
     "the cluster wants its token; put it into ~/.ray/auth_token (mode 600), or name its file by "
     "RAY_AUTH_TOKEN_PATH"
@@ -26,7 +28,7 @@ def check_cluster(address: str) -> None:
     try:
         with init_grpc_channel(address) as channel:
             service = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-            reply = service.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=CONNECT_SECONDS)
+            reply = service.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=ANSWER_SECONDS)
     except grpc.RpcError as error:
         raise ClusterError(f"{address}: {_refusal(error.code())}") from None
     if reply.ray_version != ray.__version__:
@@ -41,7 +43,7 @@ def check_dashboard(url: str, headers: Mapping[str, str]) -> None:
     import httpx
 
     try:
-        reply = httpx.get(f"{url}/api/version", headers=dict(headers), timeout=CONNECT_SECONDS)
+        reply = httpx.get(f"{url}/api/version", headers=dict(headers), timeout=ANSWER_SECONDS)
     except httpx.HTTPError as error:
         raise ClusterError(f"{url}: no dashboard answers: {error}") from None
     if reply.status_code in (401, 403):

@@ -52,6 +52,8 @@ def session(
         else:
             endpoint = resolve(address or "auto")
         stack.enter_context(environment.applied(environment.settings(endpoint.token_file)))
+        if owned is None:  # ours has just said that it is up, and may be slow to answer
+            _check(endpoint)
         stack.callback(_disconnect)
         dashboard_url = _connect(endpoint)
         if owned and dashboard_url:
@@ -59,16 +61,20 @@ def session(
         yield Session(endpoint.address or "", dashboard_url, endpoint.token_file, owned is not None)
 
 
-def _connect(endpoint: Endpoint) -> str | None:
-    """Connect this process; the dashboard's URL."""
-    import ray
-
+def _check(endpoint: Endpoint) -> None:
+    """Something that can be joined answers there."""
     if endpoint.address is None:
         raise ClusterError(
             f"{endpoint.dashboard_url}: is a dashboard, which takes submitted jobs only; to run "
             "here, give HOST:PORT of the cluster itself (GCS), by default port 6379"
         )
     check_cluster(endpoint.address)
+
+
+def _connect(endpoint: Endpoint) -> str | None:
+    """Connect this process; the dashboard's URL."""
+    import ray
+
     try:
         context = ray.init(endpoint.address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
