@@ -7,7 +7,7 @@ from cluster import environment
 from cluster.address import Endpoint, resolve
 from cluster.errors import ClusterError
 
-ANSWER_SECONDS = 8.0
+ANSWER_SECONDS = 5.0
 """Longer than a busy cluster takes, far shorter than Ray's own patience."""
 _NO_ENTRY = (
     "the cluster wants its token; put it into ~/.ray/auth_token (mode 600), or name its file by "
