@@ -48,7 +48,7 @@ class Catalogue:
         self._refused: dict[str, int] = {}
         self._polls = 0
         self.settled = False
-        """Whether the first look at the registry is over."""
+        """Whether all that the registry named was served, or refused, once."""
         self.readable = True
         """Whether the registry answered last time."""
 
@@ -75,13 +75,11 @@ class Catalogue:
             if self.readable:
                 log.warning("the registry cannot be read, champions stay as they are: %s", error)
             self.readable = False
-        else:
-            self.readable = True
-            for name, version in champions.items():
-                current = self._champions.get(name)
-                if current is None or current.fingerprint != version.id:
-                    await self._switch(name, version)
-        self.settled = True
+            self.settled = True
+            return
+        self.readable = True
+        done = [await self._follow(name, version) for name, version in champions.items()]
+        self.settled = self.settled or all(done)
 
     async def find(self, model: str) -> Served:
         """The exact model to use now; RequestError 404 where there is none of that name."""
@@ -94,21 +92,26 @@ class Catalogue:
                 self._exact[model] = found
         return found
 
-    async def _switch(self, name: str, version: Version) -> None:
+    async def _follow(self, name: str, version: Version) -> bool:
+        """Serve a champion; False where that is to be tried again soon."""
+        current = self._champions.get(name)
+        if current is not None and current.fingerprint == version.id:
+            return True
         if self._polls < self._refused.get(version.id, 0):
-            return
+            return True
         try:
             await asyncio.to_thread(self._registry.verify, version)
             await self._load(_adapter(version))
         except InputError as error:
             self._refused[version.id] = self._polls + RETRY_POLLS
             log.warning("%s is not served: %s", _served(name, version).id, error)
-            return
+            return True
         except Exception as error:  # no replica is there at the moment: soon again
             log.warning("%s is not served yet: %s", _served(name, version).id, error)
-            return
+            return False
         self._champions[name] = _served(name, version)
         log.info("%s is now %s", name, self._champions[name].id)
+        return True
 
     async def _version(self, model: str) -> Served:
         """`NAME@VERSION`, or a name that was promoted a moment ago."""

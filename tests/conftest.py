@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests share."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import pytest
 
 from cluster.session import Session, session
 from workers.spec import TrainSpec, override
+
+# Ray gives a worker of one core one thread. With as many here, before torch is loaded, a run in
+# this process computes the same bits.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"

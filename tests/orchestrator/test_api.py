@@ -16,7 +16,7 @@ from orchestrator.catalogue import Catalogue
 from orchestrator.promotion import promote, rollback
 from orchestrator.registry import Registry, Version
 from workers.engine.engine import ContinuousEngine
-from workers.engine.request import Limits
+from workers.engine.request import Adapter, Limits
 from workers.engine.text import TextEngine
 from workers.model import load_base
 from workers.spec import ModelSpec
@@ -360,6 +360,33 @@ def test_a_promotion_under_load_fails_no_request_and_mixes_no_answer(
     assert {reply["system_fingerprint"] for reply in seen} >= {v.id for v in versions[:2]}
     for reply in seen:
         assert reply["choices"][0]["text"] == expected[reply["system_fingerprint"]]
+
+
+def test_an_endpoint_is_ready_once_a_replica_holds_the_champion(
+    backend: TextEngine, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    registry = Registry(f"sqlite:///{tmp_path}/moetune.db", tmp_path)
+    champion(registry, registry.register("s", 1, make_adapter(31), {}))
+    replicas_up = False
+
+    async def load(adapter: Adapter) -> None:
+        if not replicas_up:
+            raise ConnectionError("no replica is there")
+        await backend.load(adapter)
+
+    async def main() -> None:
+        nonlocal replicas_up
+        catalogue = Catalogue(registry, "tiny-llama", load)
+        transport = httpx.ASGITransport(create_app(backend, catalogue))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
+            await catalogue.refresh()
+            assert (await web.get("/ready")).status_code == 503
+            replicas_up = True
+            await catalogue.refresh()
+            assert (await web.get("/ready")).is_success
+            assert "home" in catalogue.ids
+
+    asyncio.run(main())
 
 
 def test_an_unreadable_registry_and_a_lost_version_keep_the_last_champion(
