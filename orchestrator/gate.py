@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator.registry import Event, Registry, Version
+from orchestrator.study import value_at
 from workers.adapter.config import read_config
 from workers.spec import InputError
 
@@ -50,18 +51,6 @@ class Gate:
         return reasons
 
 
-def metric_value(metrics: Mapping[str, Any], name: str) -> float | None:
-    """The number under `validation/loss`, in nested or flat metrics; None where there is none."""
-    place: Any = metrics
-    if name not in metrics:
-        for part in name.split("/"):
-            place = place.get(part) if isinstance(place, Mapping) else None
-    else:
-        place = metrics[name]
-    number = isinstance(place, int | float) and not isinstance(place, bool)
-    return float(place) if number else None
-
-
 def compare(
     registry: Registry, chosen: Version, champion: Version | None, metric: str, mode: Mode
 ) -> dict[str, Any]:
@@ -73,7 +62,7 @@ def compare(
                 "version": version.id,
                 "study": version.study,
                 "trial": version.trial,
-                "value": metric_value(version.metrics, metric),
+                "value": value_at(version.metrics, metric),
                 "data_digest": _data_digest(registry, version),
             }
     return evidence

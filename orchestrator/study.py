@@ -163,11 +163,12 @@ def trial_name(number: int) -> str:
 
 
 def value_at(metrics: Mapping[str, Any], path: str) -> float | None:
-    """The number at a path such as validation/loss in nested metrics; None if it is not there.
-    A task's own name may hold slashes."""
+    """The number at a path such as validation/loss in nested or flat metrics; None if it is not
+    there. A task's own name may hold slashes."""
     for key, value in metrics.items():
         if key == path:
-            return float(value) if isinstance(value, int | float) else None
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            return float(value) if number else None
         if isinstance(value, Mapping) and path.startswith(f"{key}/"):
             found = value_at(value, path[len(key) + 1 :])
             if found is not None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.gate import metric_value
 from orchestrator.promotion import GateRefused, promote, rollback, standing, this_user
 from orchestrator.registry import Registry
+from orchestrator.study import value_at
 from workers.adapter.convert import import_folder
 from workers.adapter.files import save
 from workers.adapter.manifest import BaseRecord, Manifest
@@ -222,7 +222,7 @@ def test_a_promotion_after_a_rollback_is_compared_with_the_standing_champion(
     ],
 )
 def test_metrics_are_found_nested_and_flat(metrics: dict[str, Any], value: float | None) -> None:
-    assert metric_value(metrics, "validation/loss") == value
+    assert value_at(metrics, "validation/loss") == value
 
 
 def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
