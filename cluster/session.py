@@ -100,6 +100,7 @@ def _joined(address: str | None) -> Session:
     here = ray.get_runtime_context().gcs_address
     url = _url(context.dashboard_url)
     if address not in (None, "auto", here, url):
+        resolve(address)  # an address that means no cluster at all is the error to name first
         raise ClusterError(f"{address}: this process is connected to another cluster, {here}")
     tokens = [one.token_file for one in running() if one.address == here]
     return Session(here, url, tokens[0] if tokens else None, owned=False)
