@@ -139,7 +139,7 @@ class TrainingRun:
         """Take over an adapter's weights; it must be of this base and shape."""
         start = files.read(folder)
         # One expert is plain LoRA, however it is called: its files do not say.
-        kind = ("experts",) if self.spec.adapter.num_experts > 1 else ()
+        kind = ("experts",) if self.spec.adapter.is_routed else ()
         for field in ("num_experts", "top_k", "rank", "scale", *kind):
             theirs, ours = getattr(start.spec, field), getattr(self.spec.adapter, field)
             if theirs != ours:
