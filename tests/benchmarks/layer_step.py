@@ -87,7 +87,7 @@ class ExpertLoop(nn.Module):
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
         """Every expert in turn."""
-        _, _, expert_TK, gate_TK = self.router(hidden_TD)
+        _, expert_TK, gate_TK = self.router(hidden_TD)
         gate_TF, up_TF = self.block.gate_proj(hidden_TD), self.block.up_proj(hidden_TD)
         output_TD = torch.zeros_like(hidden_TD)
         for expert in range(len(self.router.weight)):

@@ -1,58 +1,237 @@
+"""Every strategy and form of gates against plain Python, token by token, in float64.
+
+Shapes: T tokens, D width, E experts, K slots.
+"""
+
+import itertools
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
-from workers.layers.router import TopKRouter
+from workers.layers.router import Router, Routing
+from workers.spec import AdapterSpec
+
+DIM, EXPERTS = 6, 5
+STRATEGIES = ("top_k", "top_p", "switch")
+FORMS = ("renormalised", "residual", "raw")
+ALL = [
+    {"routing": routing, "gates": gates} for routing, gates in itertools.product(STRATEGIES, FORMS)
+]
+TOGETHER = [fields for fields in ALL if fields["gates"] != "raw"]
 
 
-def router(dim: int = 6, experts: int = 5, top_k: int = 2, seed: int = 0) -> TopKRouter:
-    layer = TopKRouter(dim, experts, top_k, init_std=0.5)
+def router(seed: int = 0, **fields: object) -> Router:
+    values = {"num_experts": EXPERTS, "router_init_std": 0.5, **fields}
+    layer = Router(DIM, EXPERTS, AdapterSpec.model_validate(values))
     layer.reset_parameters(torch.Generator().manual_seed(seed))
     return layer
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 5])
-def test_gates_are_the_top_probabilities_renormalised(top_k: int) -> None:
-    layer = router(top_k=top_k).double()
-    hidden_TD = torch.randn(7, 6, dtype=torch.float64)
+def hidden(tokens: int = 12) -> Tensor:
+    return torch.randn(
+        tokens, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(7)
+    ).requires_grad_()
+
+
+def by_hand(layer: Router, hidden_D: Tensor, overflows: bool = False) -> dict[int, Tensor]:
+    """Weight of each expert that one token is sent to, and of the void (EXPERTS), if any."""
+    spec = layer.spec
+    exponents = [torch.exp(row @ hidden_D / spec.router_temperature) for row in layer.weight]
+    probs = [value / torch.stack(exponents).sum() for value in exponents]
+    order = sorted(range(EXPERTS), key=lambda expert: -probs[expert].item())
+    if spec.routing == "top_p":
+        taken: list[int] = []
+        while len(taken) < EXPERTS and sum(probs[e].item() for e in taken) <= spec.top_p:
+            taken.append(order[len(taken)])
+    else:
+        taken = order[: spec.top_k if spec.routing == "top_k" else 1]
+    total = torch.stack([probs[expert] for expert in taken]).sum()
+    if overflows:
+        return {EXPERTS: torch.ones_like(total)}
+    if spec.gate_form == "renormalised":
+        return {expert: probs[expert] / total for expert in taken}
+    weights = {expert: probs[expert] * spec.gate_scale for expert in taken}
+    return weights | ({EXPERTS: 1 - total} if spec.gate_form == "residual" else {})
+
+
+def weights(routing: Routing) -> Tensor:
+    """Weight of each expert, and of the void in the last column."""
+    shape = (len(routing.gate_TK), EXPERTS + 1)
+    zeros = torch.zeros(shape, dtype=routing.gate_TK.dtype)
+    return zeros.scatter_add(1, routing.expert_TK, routing.gate_TK)
+
+
+def as_rows(by_token: list[dict[int, Tensor]]) -> Tensor:
+    zero = torch.zeros((), dtype=torch.float64)
+    return torch.stack(
+        [torch.stack([token.get(e, zero) for e in range(EXPERTS + 1)]) for token in by_token]
+    )
+
+
+def compare(layer: Router, routing: Routing, inputs: Tensor, overflows: list[bool]) -> None:
+    """Weights, and what flows back through them."""
+    expected = as_rows([by_hand(layer, *pair) for pair in zip(inputs, overflows, strict=True)])
+    torch.testing.assert_close(weights(routing), expected, atol=1e-12, rtol=0)
+    pull = torch.randn(expected.shape, dtype=torch.float64)
+    gradients = [
+        torch.autograd.grad((rows * pull).sum(), [layer.weight, inputs], retain_graph=True)
+        for rows in (weights(routing), expected)
+    ]
+    for got, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+@pytest.mark.parametrize("fields", ALL, ids=str)
+def test_strategies_follow_their_definitions(fields: dict[str, str], temperature: float) -> None:
+    layer = router(router_temperature=temperature, **fields).double().eval()
+    inputs = hidden()
+    routing = layer(inputs)
+    compare(layer, routing, inputs, [False] * len(inputs))
+    slots = {"top_k": 2, "top_p": EXPERTS, "switch": 1}[fields["routing"]]
+    assert routing.expert_TK.shape == (12, slots + (fields["gates"] == "residual"))
+    logits_TE = inputs @ layer.weight.T / temperature
+    torch.testing.assert_close(routing.logits_TE, logits_TE)
+    torch.testing.assert_close(routing.probs_TE, logits_TE.softmax(-1))
+    assert routing.expert_TK[:, 0].tolist() == logits_TE.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("routing", STRATEGIES)
+def test_raw_gates_have_a_factor(routing: str) -> None:
+    layer = router(routing=routing, gates="raw", gate_scale=2.5).double()
+    inputs = hidden()
+    compare(layer, layer(inputs), inputs, [False] * len(inputs))
+
+
+@pytest.mark.parametrize(("top_p", "slots"), [(1e-6, {1}), (0.5, {1, 2, 3}), (1.0, {EXPERTS})])
+def test_top_p_takes_as_many_experts_as_it_needs(top_p: float, slots: set[int]) -> None:
+    layer = router(routing="top_p", top_p=top_p).double()
+    routing = layer(hidden(64))
+    taken_TK = routing.expert_TK < EXPERTS
+    assert set(taken_TK.sum(-1).tolist()) == slots
+    assert not routing.gate_TK[~taken_TK].any()
+    together_T = (routing.probs_TE.sort(descending=True).values * taken_TK).sum(-1)
+    assert (together_T > min(top_p, 1 - 1e-9)).all()
+
+
+@pytest.mark.parametrize("gates", FORMS)
+def test_switch_fills_each_expert_in_the_order_of_its_sequence(gates: str) -> None:
+    layer = router(routing="switch", gates=gates, expert_capacity=2).double().train()
+    inputs = hidden(24)
+    routing = layer(inputs, length=8)
+    overflows: list[bool] = []
+    for sequence in inputs.view(3, 8, DIM):
+        seen = dict.fromkeys(range(EXPERTS), 0)
+        for token in sequence:
+            expert = int((layer.weight @ token).argmax())
+            seen[expert] += 1
+            overflows.append(seen[expert] > 2)
+    assert 3 < sum(overflows) < 21
+    assert (routing.expert_TK[:, 0] == EXPERTS).tolist() == overflows
+    compare(layer, routing, inputs, overflows)
+    whole = layer(inputs)
+    assert (whole.expert_TK[:, 0] == EXPERTS).sum() > sum(overflows), "all 24 are one sequence"
+    assert (layer.eval()(inputs, length=8).expert_TK[:, 0] < EXPERTS).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("fields", TOGETHER, ids=str)
+def test_gates_and_voids_sum_to_one(fields: dict[str, str], dtype: torch.dtype) -> None:
+    """So that experts with B = 0 leave the frozen block as it is, whatever is dropped."""
+    layer = router(expert_dropout=0.5, expert_capacity=2, router_jitter=0.3, **fields).to(dtype)
+    inputs = hidden(64).to(dtype)
+    for mode in (True, False):
+        sum_T = layer.train(mode)(inputs, length=16).gate_TK.sum(-1)
+        torch.testing.assert_close(sum_T, torch.ones_like(sum_T))
+
+
+@pytest.mark.parametrize("fields", ALL, ids=str)
+def test_expert_dropout_sends_its_share_to_the_void_with_the_same_gate(
+    fields: dict[str, str],
+) -> None:
+    layer = router(expert_dropout=0.3, expert_capacity=10_000, **fields).double()
+    inputs = hidden(2000)
+    kept, dropped = layer.eval()(inputs), layer.train()(inputs)
+    assert torch.equal(kept.gate_TK, dropped.gate_TK)
+    chosen_TK = kept.expert_TK < EXPERTS
+    lost_TK = chosen_TK & (dropped.expert_TK == EXPERTS)
+    assert torch.equal(dropped.expert_TK[~lost_TK], kept.expert_TK[~lost_TK])
+    share = (lost_TK.sum() / chosen_TK.sum()).item()
+    assert share == pytest.approx(0.3, abs=0.04)
+
+
+def test_jitter_is_noise_of_its_width_on_the_input_in_training_only() -> None:
+    layer = router(router_jitter=0.25).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(EXPERTS, DIM))  # Logits are the first inputs.
+    inputs = hidden(4000)
+    assert torch.equal(layer.eval()(inputs).logits_TE, inputs[:, :EXPERTS])
+    factor_TE = layer.train()(inputs).logits_TE / inputs[:, :EXPERTS]
+    assert factor_TE.min().item() == pytest.approx(0.75, abs=1e-3)
+    assert factor_TE.max().item() == pytest.approx(1.25, abs=1e-3)
+    assert factor_TE.std().item() == pytest.approx(0.5 / math.sqrt(12), rel=0.05)
+
+
+@pytest.mark.parametrize("routing", STRATEGIES)
+def test_routing_is_in_float32_for_a_bfloat16_model(routing: str) -> None:
+    hidden_TD = torch.randn(64, DIM).bfloat16()
+    layer = router(routing=routing, router_jitter=0.1)
+    for mode in (True, False):
+        got = layer.train(mode).bfloat16()(hidden_TD)
+        assert got.logits_TE.dtype == got.gate_TK.dtype == torch.float32
+    exact = layer.float()(hidden_TD.float())
+    torch.testing.assert_close(got.logits_TE, exact.logits_TE)
+    torch.testing.assert_close(got.gate_TK, exact.gate_TK)
+
+
+@pytest.mark.parametrize("fields", ALL, ids=str)
+def test_extreme_logits_stay_finite(fields: dict[str, str]) -> None:
+    layer = router(**fields)
+    hidden_TD = torch.full((3, DIM), 1e4, requires_grad=True)
     routing = layer(hidden_TD)
-    for token, hidden_D in enumerate(hidden_TD):
-        exponents = [torch.exp(row @ hidden_D).item() for row in layer.weight]
-        probs = [value / sum(exponents) for value in exponents]
-        order = sorted(range(5), key=lambda expert: -probs[expert])[:top_k]
-        assert routing.expert_TK[token].tolist() == order
-        gates = [probs[expert] / sum(probs[best] for best in order) for expert in order]
-        torch.testing.assert_close(routing.gate_TK[token].tolist(), gates, atol=1e-12, rtol=0)
-        torch.testing.assert_close(routing.probs_TE[token].tolist(), probs, atol=1e-12, rtol=0)
-
-
-def test_routing_is_in_float32_for_a_bfloat16_model() -> None:
-    hidden_TD = torch.randn(64, 6).bfloat16()
-    routing = router().bfloat16()(hidden_TD)
-    assert routing.logits_TE.dtype == routing.gate_TK.dtype == torch.float32
-    exact = router().bfloat16().float()(hidden_TD.float())
-    torch.testing.assert_close(routing.logits_TE, exact.logits_TE)
-
-
-def test_extreme_logits_stay_finite() -> None:
-    layer = router()
-    hidden_TD = torch.full((3, 6), 1e4, requires_grad=True)
-    routing = layer(hidden_TD)
-    routing.gate_TK.sum().backward()
+    (routing.gate_TK * torch.rand_like(routing.gate_TK)).sum().backward()
     assert all(tensor.isfinite().all() for tensor in (routing.probs_TE, routing.gate_TK))
     assert hidden_TD.grad is not None
+    assert layer.weight.grad is not None
     assert hidden_TD.grad.isfinite().all()
+    assert layer.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("fields", ALL, ids=str)
+def test_no_tokens_are_routed_too(fields: dict[str, str]) -> None:
+    routing = router(**fields).train()(torch.zeros(0, DIM))
+    assert len(routing.gate_TK) == len(routing.expert_TK) == len(routing.probs_TE) == 0
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("routing", STRATEGIES)
+def test_the_whole_router_is_one_graph(routing: str, train: bool) -> None:
+    torch._dynamo.reset()
+    layer = router(routing=routing, gates="residual", router_jitter=0.0, expert_capacity=2)
+    if train:  # Noise is traced too; the comparison below is of the rest.
+        noisy = router(routing=routing, router_jitter=0.1, expert_dropout=0.2).train()
+        compile_whole(noisy)(torch.randn(8, DIM), 4).gate_TK.sum().backward()
+    layer.train(train)
+    hidden_TD = torch.randn(8, DIM)
+    for got, wanted in zip(compile_whole(layer)(hidden_TD, 4), layer(hidden_TD, 4), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def compile_whole(layer: Router) -> Router:
+    return torch.compile(layer, fullgraph=True, dynamic=False, backend="aot_eager")
 
 
 def test_initial_weights_depend_on_their_generator_alone() -> None:
     torch.manual_seed(1)
-    first = router(64, 64)
     before = torch.get_rng_state()
-    torch.manual_seed(2)
-    second, other = router(64, 64), router(64, 64, seed=1)
-    torch.manual_seed(1)
-    router(3, 3)
-    assert torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(1).get_state())
-    assert torch.equal(first.weight, second.weight)
-    assert not torch.equal(first.weight, other.weight)
-    assert first.weight.std().item() == pytest.approx(0.5, rel=0.05)
-    assert before is not None
+    spec = AdapterSpec(num_experts=64, router_init_std=0.5)
+    layers = [Router(64, 64, spec) for _ in range(3)]
+    for layer, seed in zip(layers, (0, 0, 1), strict=True):
+        layer.reset_parameters(torch.Generator().manual_seed(seed))
+    first, second, other = (layer.weight for layer in layers)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert first.std().item() == pytest.approx(0.5, rel=0.05)
