@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from workers.layers.feed_forward import FeedForward, find_feed_forward, linear_sizes
+from workers.layers.feed_forward import FeedForward, find_feed_forward, is_linear, linear_sizes
 from workers.pack import Site
 from workers.spec import AdapterSpec, InputError
 
@@ -62,7 +62,11 @@ def places(owner: nn.Module, path: str) -> Iterator[Place]:
 
 def linears(layer: nn.Module, path: str) -> list[Place]:
     """Every linear of a decoder layer."""
-    return [place for place in places(layer, path) if linear_sizes(place.bare)]
+    return [
+        place
+        for place in places(layer, path)
+        if linear_sizes(place.bare) and (isinstance(place.module, Site) or is_linear(place.bare))
+    ]
 
 
 def feed_forwards(layer: nn.Module, path: str) -> dict[Place, FeedForward]:
@@ -80,12 +84,22 @@ def feed_forwards(layer: nn.Module, path: str) -> dict[Place, FeedForward]:
         if view is not None:
             found[place] = view
     if not found:
-        raise InputError(
-            f"{path} has no feed-forward block that block experts fit (gate, up and down; gate_up "
-            f"and down; or two linears; each with an activation): {tree(layer)}; experts: linear "
-            "needs none"
-        )
+        raise InputError(f"{path} has no feed-forward block that block experts fit{_why(layer)}")
     return found
+
+
+def _why(layer: nn.Module) -> str:
+    """The rest of the refusal: what stands there instead, and what is supported on it."""
+    stacks = (f"{name} {list(w.shape)}" for name, w in layer.named_parameters() if w.dim() == 3)
+    if stack := next(stacks, None):
+        return (
+            f": it is a mixture of experts already, stacked as {stack}; supported on it are "
+            "experts: linear, and num_experts: 1, on its attention and other linears"
+        )
+    return (
+        " (a module of its own that holds gate, up and down; gate_up and down; or two linears; "
+        f"each with an activation): {tree(layer)}; experts: linear needs none"
+    )
 
 
 def wanted(path: str, spec: AdapterSpec) -> bool:

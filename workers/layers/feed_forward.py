@@ -10,13 +10,15 @@ Shapes: T tokens, D model width, F feed-forward width; `...` any leading dimensi
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import permutations
+from functools import partial
+from itertools import permutations, product
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 Activation = Callable[[Tensor], Tensor]
+Dropout = Callable[[Tensor], Tensor]
 Combine = Callable[..., Tensor]
 
 
@@ -63,7 +65,7 @@ class FeedForward:
     """Name and module of the linear that writes the block's output."""
     form: Combine
     act: Activation
-    after: tuple[nn.Module, ...] = ()
+    after: tuple[Dropout, ...] = ()
     """The block's own dropout, behind the outer linear."""
 
     @property
@@ -88,8 +90,8 @@ class FeedForward:
 
     def leave(self, output_TD: Tensor) -> Tensor:
         """What the block does behind its outer linear."""
-        for module in self.after:
-            output_TD = module(output_TD)
+        for drop in self.after:
+            output_TD = drop(output_TD)
         return output_TD
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
@@ -108,16 +110,38 @@ def find_feed_forward(block: nn.Module, children: Mapping[str, nn.Module]) -> Fe
         return None
     errors = [_distance(block, view) for view in views]
     best = min(range(len(views)), key=errors.__getitem__)
-    weight = next(block.parameters())
-    return views[best] if errors[best] <= torch.finfo(weight.dtype).eps ** 0.5 else None
+    tolerance = torch.finfo(_probe(block, 1).dtype).eps ** 0.5
+    return views[best] if errors[best] <= tolerance else None
+
+
+@torch.no_grad()
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module with a linear's sizes computes as one: some routers are linears by class,
+    and return several tensors."""
+    if (sizes := linear_sizes(module)) is None or type(module).forward is nn.Linear.forward:
+        return sizes is not None
+    probe_TI = _probe(module, sizes[0])
+    output = module(probe_TI)
+    return isinstance(output, Tensor) and output.shape == (len(probe_TI), sizes[1])
+
+
+def _probe(module: nn.Module, width: int) -> Tensor:
+    """Random input, [8, width], on the module's device and in its precision.
+
+    Packed weights have none that an input could have; linears that hold them take any.
+    """
+    weights = list(module.parameters())
+    dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
+    seeded = torch.Generator().manual_seed(0)
+    return torch.randn(8, width, generator=seeded).to(weights[0].device, dtype)
 
 
 def _candidates(block: nn.Module, children: Mapping[str, nn.Module]) -> Iterator[FeedForward]:
     """Every reading of the block that its sizes allow."""
     linears = {name: child for name, child in children.items() if linear_sizes(child)}
     rest = [child for name, child in children.items() if name not in linears]
-    after = tuple(child for child in rest if isinstance(child, nn.Dropout))
-    acts: list[Activation] = [child for child in rest if child not in after]
+    dropout = tuple(child for child in rest if isinstance(child, nn.Dropout))
+    acts: list[Activation] = [child for child in rest if child not in dropout]
     acts += [value for value in vars(block).values() if callable(value)]
     acts = acts or [functional.silu, functional.gelu, functional.relu]  # Called as functions.
     if len(linears) not in (2, 3):
@@ -125,8 +149,19 @@ def _candidates(block: nn.Module, children: Mapping[str, nn.Module]) -> Iterator
     for *inner, outer in permutations(linears):
         parts = {name: linears[name] for name in inner}
         for form in _forms([linear_sizes(part) for part in parts.values()], linears[outer]):
-            for act in acts:
+            for act, after in product(acts, [dropout, *_functional_dropout(block)]):
                 yield FeedForward(parts, (outer, linears[outer]), form, act, after)
+
+
+def _functional_dropout(block: nn.Module) -> Iterator[tuple[Dropout]]:
+    """Dropout that is called as a function, with each rate that the block keeps."""
+
+    def drop(rate: float, output: Tensor) -> Tensor:
+        return functional.dropout(output, rate, block.training)
+
+    for rate in vars(block).values():
+        if isinstance(rate, float) and 0 < rate < 1:
+            yield (partial(drop, rate),)
 
 
 def _forms(inner: list[tuple[int, int] | None], outer: nn.Module) -> list[Combine]:
@@ -147,11 +182,9 @@ def _distance(block: nn.Module, view: FeedForward) -> float:
     In train mode both draw the same dropout. Inputs are scaled so that the activations see values
     of about 3, where gate and up differ.
     """
-    weight = next(block.parameters())
-    seeded = torch.Generator().manual_seed(0)
-    probe_TD = torch.randn(8, view.width, generator=seeded).to(weight)
+    probe_TD = _probe(block, view.width)
     first = next(iter(view.inner.values()))
-    probe_TD = probe_TD * (3 / first(probe_TD).float().std().clamp(min=1e-6)).to(weight)
+    probe_TD = probe_TD * (3 / first(probe_TD).float().std().clamp(min=1e-6)).to(probe_TD)
     modes = {module: module.training for module in block.modules()}
     distances = []
     try:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.layers.feed_forward import FeedForward, find_feed_forward, linear_sizes
+from workers.layers.feed_forward import FeedForward, find_feed_forward, is_linear, linear_sizes
 
 BLOCKS = {
     "llama": ("model.layers.0.mlp", ["gate_proj", "up_proj"], "down_proj", "gated"),
@@ -77,6 +77,22 @@ class DropoutInside(nn.Module):
         return self.fc2(functional.dropout(hidden, self.rate, self.training))
 
 
+class DropoutBehind(DropoutInside):
+    """The same behind the outer linear: a function, called with a rate that the block keeps."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.fc2(self.act(self.fc1(hidden)))
+        return functional.dropout(hidden, self.rate, self.training)
+
+
+class Scores(nn.Linear):
+    """A router as some models have it: a linear by class, which returns two tensors."""
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        logits = super().forward(hidden)
+        return logits.softmax(-1), logits
+
+
 def test_blocks_of_real_models(family: str, build_model: Callable[[str], nn.Module]) -> None:
     path, inner, outer, form = BLOCKS[family]
     view = find(build_model(family).get_submodule(path))
@@ -134,6 +150,17 @@ def test_what_does_not_compute_a_feed_forward_is_none(
     assert find(zeros) is None, "a block of zeros proves nothing"
 
 
+def test_dropout_that_is_no_module_follows_the_blocks_mode() -> None:
+    torch.manual_seed(0)
+    block, hidden = DropoutBehind(0.5), torch.ones(4, 8)
+    view = find(block)
+    assert view is not None
+    for training in (True, False):
+        block.train(training)
+        dropped = view.leave(hidden)
+        assert (dropped == 0).any() == training
+
+
 def test_the_probe_leaves_no_trace(build_model: Callable[[str], nn.Module]) -> None:
     block = build_model("gpt2").get_submodule("transformer.h.0.mlp")
     block.train()
@@ -164,3 +191,10 @@ def test_sizes_of_a_linear(build_model: Callable[[str], nn.Module]) -> None:
     assert linear_sizes(nn.Linear(3, 5)) == (3, 5)
     assert linear_sizes(nn.LayerNorm(3)) is None
     assert linear_sizes(nn.Conv1d(3, 5, 1)) is None
+
+
+def test_a_linear_by_class_alone_is_none(build_model: Callable[[str], nn.Module]) -> None:
+    assert is_linear(nn.Linear(3, 5))
+    assert is_linear(build_model("gpt2").get_submodule("transformer.h.0.mlp.c_fc"))
+    assert not is_linear(Scores(3, 5))
+    assert not is_linear(nn.LayerNorm(3))
