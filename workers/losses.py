@@ -1,6 +1,6 @@
 """Losses, as pure functions of logits, routing decisions and rank-space outputs.
 
-Shapes: B batch, S sequence, T tokens, V vocabulary, E experts, K top-k, R rank, N sampled pairs.
+Shapes: B batch, S sequence, T tokens, V vocabulary, E experts, K slots, R rank, N sampled pairs.
 Masks are True for real tokens; padding counts nowhere.
 """
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.info_nce import info_nce
 from workers.layers.router import Routing
 from workers.spec import LossSpec
 
@@ -39,22 +40,22 @@ def load_balance(
 ) -> Tensor:
     """E * sum_e f_e P_e / K over real tokens: 1 for a uniform router, E / K for a collapsed one.
 
-    f_e is the share of tokens sent to expert e, P_e its mean probability. With `reduce`, f_e is
-    over all ranks and P_e stays local, weighted so that the mean over ranks of the loss and of its
-    gradient is what one process with all tokens has.
+    f_e is the share of tokens sent to expert e, P_e its mean probability, K the mean number of
+    experts of a token: f_e / K is e's share of all (token, expert) pairs. Void slots do not count.
+    With `reduce`, f_e is over all ranks and P_e stays local, weighted so that the mean over ranks
+    of the loss and of its gradient is what one process with all tokens has.
     """
-    experts, top_k = routing.probs_TE.shape[1], routing.expert_TK.shape[1]
-    real_T1 = _real(routing.probs_TE, mask_T).unsqueeze(1)
-    counts_E = torch.zeros_like(routing.probs_TE[0]).index_add(
-        0, routing.expert_TK.flatten(), real_T1.expand(-1, top_k).flatten()
-    )
+    probs_TE = routing.probs_TE
+    real_T1 = _real(probs_TE, mask_T).unsqueeze(1)
+    count_E = probs_TE.new_zeros(probs_TE.shape[1] + 1).index_add(
+        0, routing.expert_TK.flatten(), real_T1.expand(routing.expert_TK.shape).flatten()
+    )[:-1]
     tokens, ranks = real_T1.sum(), torch.ones_like(real_T1.sum())
     if reduce is not None:
-        both = reduce(torch.cat([counts_E, torch.stack([tokens, ranks])]))
-        counts_E, tokens, ranks = both[:-2], both[-2], both[-1]
-    tokens = tokens.clamp(min=1)
-    mean_E = (routing.probs_TE * real_T1).sum(0) * ranks / tokens
-    return experts * (counts_E / tokens @ mean_E) / top_k
+        both = reduce(torch.cat([count_E, torch.stack([tokens, ranks])]))
+        count_E, tokens, ranks = both[:-2], both[-2], both[-1]
+    mean_E = (probs_TE * real_T1).sum(0) * ranks / tokens.clamp(min=1)
+    return len(count_E) * (count_E / count_E.sum().clamp(min=1) @ mean_E)
 
 
 def z_loss(routing: Routing, mask_T: Tensor | None = None) -> Tensor:
@@ -65,42 +66,37 @@ def z_loss(routing: Routing, mask_T: Tensor | None = None) -> Tensor:
 
 def contrastive(
     rank_space: Sequence[Tensor],
-    expert_TK: Tensor,
+    routing: Routing,
     mask_T: Tensor | None = None,
     spec: LossSpec | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Supervised InfoNCE between experts (arXiv 2402.12851, 2004.11362), mean over the terms.
 
-    Each term [T, K, R] is one projection's rank-space output of the chosen experts. Of the
-    (token, expert) pairs at most `spec.contrastive_anchors` are drawn; among them those of one
-    expert attract each other, all others repel. No gradient reaches the gate.
+    Each term [T, K, R] is one projection's rank-space output of the slots' experts. Of the
+    (token, expert) pairs at most `spec.contrastive_anchors` are drawn, so that memory does not grow
+    with T; among them those of one expert attract each other, all others repel. Void slots are no
+    pairs. No gradient reaches the gate.
     """
     spec = spec or LossSpec()
-    mask_T = _real(rank_space[0], mask_T).bool()
-    real_N = mask_T.unsqueeze(1).expand_as(expert_TK).flatten()
-    draw_N = torch.rand(len(real_N), generator=generator, device=real_N.device) + real_N
-    chosen_N = draw_N.topk(min(spec.contrastive_anchors, len(real_N))).indices
-    label_N, real_N = expert_TK.flatten()[chosen_N], real_N[chosen_N]
+    expert_E = torch.arange(routing.logits_TE.shape[1], device=routing.expert_TK.device)
+    mask_T = _real(routing.logits_TE, mask_T).bool()
+    real_TK = mask_T.unsqueeze(1) & (routing.expert_TK < len(expert_E))
+    draw_N = (torch.rand(real_TK.shape, generator=generator, device=mask_T.device) + real_TK).view(
+        -1
+    )
+    chosen_N = draw_N.topk(min(spec.contrastive_anchors, len(draw_N))).indices
+    label_N1, real_N1 = (pair_TK.view(-1, 1)[chosen_N] for pair_TK in (routing.expert_TK, real_TK))
+    member_NE = (label_N1 == expert_E) & real_N1
     terms = [
-        _info_nce(term_TKR.flatten(0, 1)[chosen_N], label_N, real_N, spec.contrastive_temperature)
+        info_nce(
+            term_TKR.flatten(0, 1).index_select(0, chosen_N),
+            member_NE,
+            spec.contrastive_temperature,
+        )
         for term_TKR in rank_space
     ]
     return torch.stack(terms).mean()
-
-
-def _info_nce(vectors_NR: Tensor, label_N: Tensor, real_N: Tensor, temperature: float) -> Tensor:
-    precision = torch.promote_types(vectors_NR.dtype, torch.float32)
-    unit_NR = functional.normalize(vectors_NR.to(precision), dim=-1)
-    other_NN = real_N & ~torch.eye(len(real_N), dtype=torch.bool, device=real_N.device)
-    positive_NN = other_NN & (label_N.unsqueeze(1) == label_N)
-    # The finite floor keeps rows without any other pair free of NaN, in the gradient too.
-    similar_NN = (unit_NR @ unit_NR.T / temperature).masked_fill(~other_NN, -1e4)
-    log_prob_NN = similar_NN - similar_NN.logsumexp(-1, keepdim=True)
-    positives_N = positive_NN.sum(-1) * real_N
-    loss_N = -(log_prob_NN * positive_NN).sum(-1) / positives_N.clamp(min=1)
-    anchor_N = positives_N > 0
-    return (loss_N * anchor_N).sum() / anchor_N.sum().clamp(min=1)
 
 
 def _real(like: Tensor, mask_T: Tensor | None) -> Tensor:

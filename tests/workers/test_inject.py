@@ -213,7 +213,7 @@ def auxiliary(records: list[LayerRecord]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     losses = [
         load_balance(record.routing, record.mask_T)
-        + contrastive(record.rank_space, record.routing.expert_TK, record.mask_T, None, generator)
+        + contrastive(record.rank_space, record.routing, record.mask_T, None, generator)
         for record in records
     ]
     return torch.stack(losses).mean()

@@ -12,7 +12,7 @@ from workers.adapter import files
 from workers.adapter.manifest import Manifest
 from workers.data.batches import Batches, collate
 from workers.inject import inject
-from workers.spec import InputError, TrainSpec
+from workers.spec import AdapterSpec, InputError, TrainSpec
 from workers.train import checkpoint
 from workers.train.evaluate import Evaluation
 from workers.train.inputs import Inputs
@@ -138,9 +138,7 @@ class TrainingRun:
     def _start_from(self, folder: Path) -> None:
         """Take over an adapter's weights; it must be of this base and shape."""
         start = files.read(folder)
-        # One expert is plain LoRA, however it is called: its files do not say.
-        kind = ("experts",) if self.spec.adapter.is_routed else ()
-        for field in ("num_experts", "top_k", "rank", "scale", *kind):
+        for field in _shape(self.spec.adapter):
             theirs, ours = getattr(start.spec, field), getattr(self.spec.adapter, field)
             if theirs != ours:
                 raise InputError(
@@ -150,6 +148,15 @@ class TrainingRun:
         if base and base.digest and base.digest != self.inputs.base_record.digest:
             raise InputError(f"{folder}: belongs to another base model, {base.path}")
         self.adapter.load_state_dict(start.tensors)
+
+
+def _shape(spec: AdapterSpec) -> list[str]:
+    """Fields that an adapter's weights were trained for; the others are for training alone."""
+    fields = ["num_experts", "rank", "scale", "use_dora"]
+    if not spec.is_routed:  # One expert is plain LoRA, however it is called: its files do not say.
+        return fields
+    fields += ["experts", "shared_a", "routing", "gate_form", "gate_scale", "router_temperature"]
+    return fields + ([spec.routing] if spec.routing in ("top_k", "top_p") else [])
 
 
 def _summary(results: list[StepResult], seconds: float) -> Metrics:

@@ -1,6 +1,6 @@
 """From what each validation row gave to the figures of a report.
 
-Tensor suffixes: T tokens, E experts, K top-k.
+Tensor suffixes: T tokens, E experts, K slots.
 """
 
 import math
@@ -38,9 +38,11 @@ class ExpertCounts:
     def count(self, records: Iterable[LayerRecord]) -> None:
         """Add what a forward pass did."""
         for record in records:
-            expert_TK, num_experts = record.routing.expert_TK, record.routing.probs_TE.shape[-1]
+            expert_TK, num_experts = record.routing.expert_TK, record.routing.logits_TE.shape[-1]
             real_TK = expert_TK if record.mask_T is None else expert_TK[record.mask_T]
-            self.add(record.layer, torch.bincount(real_TK.flatten(), minlength=num_experts).cpu())
+            # Slots that are void have the number behind the last expert's.
+            sent = torch.bincount(real_TK.flatten(), minlength=num_experts + 1)
+            self.add(record.layer, sent[:num_experts].cpu())
 
     def add(self, layer: str, count_E: Tensor) -> None:
         """Add to a layer's counts."""

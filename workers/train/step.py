@@ -12,6 +12,7 @@ from transformers import get_scheduler
 from workers import losses
 from workers.data.batches import Batch
 from workers.inject import Adapter, LayerRecord
+from workers.layers.router import Routing
 from workers.model import Base
 from workers.spec import LossSpec, TrainSpec
 from workers.train.forward import recorded, scored_logits
@@ -143,12 +144,17 @@ class TrainStep:
         """One layer's auxiliary loss, unweighted."""
         if name == "load_balance":
             reduce = self._world.add if self._world.size > 1 else None
-            return losses.load_balance(record.routing, record.mask_T, reduce)
+            return losses.load_balance(self._wanted(record.routing), record.mask_T, reduce)
         if name == "z_loss":
             return losses.z_loss(record.routing, record.mask_T)
-        return losses.contrastive(
-            record.rank_space, record.routing.expert_TK, record.mask_T, self._spec
-        )
+        return losses.contrastive(record.rank_space, record.routing, record.mask_T, self._spec)
+
+    def _wanted(self, routing: Routing) -> Routing:
+        """What the router asked for. With a capacity, that is more than what it got, and full
+        experts look balanced: Switch counts before it (arXiv 2101.03961, equation 5)."""
+        if self._adapter.spec.routing != "switch":
+            return routing
+        return routing._replace(expert_TK=routing.logits_TE.argmax(-1, keepdim=True))
 
     def _check(self, result: StepResult) -> None:
         """A number that is not finite would go into every later step: stop with its name."""
