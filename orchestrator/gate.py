@@ -33,7 +33,7 @@ class Gate:
         loads = registry.manifest(version).expert_load
         if not loads:
             return ["no expert load was recorded, so that the router cannot be checked"]
-        top_k = config.top_k or 2
+        top_k = config.fewest_slots
         return [r for layer, load in loads.items() for r in self._layer(layer, load, top_k)]
 
     def _layer(self, layer: str, load: Sequence[float], top_k: int) -> list[str]:

@@ -1,24 +1,40 @@
-"""adapter_config.json: MixLoRA's and PEFT's keys, read strictly and written back. No torch."""
+"""adapter_config.json: MixLoRA's and PEFT's keys, read strictly. No torch.
 
-from collections.abc import Sequence
+What those keys have no word for stands under the one key `moetune`, as fields of AdapterSpec.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from workers.adapter import folder as folders
+from workers.adapter import legacy
+from workers.adapter.strategy import RoutingKeys, most_experts
 from workers.spec import AdapterSpec, Fraction, InputError, PositiveInt, Spec, validated
 
 PeftType = Literal["MIXLORA", "MOELORA", "LORA"]
+Alpha = Annotated[float, Field(gt=0)]
 
 # Keys that may be set without changing what a trained adapter computes. Any other key that is
-# set (use_dora, layer_replication, jitter_noise, …) would be silently wrong, so it is refused.
+# set (layer_replication, lora_bias, …) would be silently wrong, so it is refused.
 HARMLESS = frozenset(
     (
         *("auto_mapping", "peft_version", "revision", "inference_mode", "exclude_modules"),
         *("fan_in_fan_out", "layers_pattern", "megatron_core", "qalora_group_size", "eva_config"),
-        *("ensure_weight_tying", "lora_init"),
-        *("router_aux_loss_coef", "router_init_range", "router_loss"),
+        *("ensure_weight_tying", "lora_init", "ephemeral_gpu_offload"),
+        *("router_aux_loss_coef", "router_z_loss_coef", "router_loss"),
+        *("initializer_factor", "ffn_dropout", "sparse_step"),
+    )
+)
+
+# Fields of AdapterSpec that may stand under `moetune`.
+OURS = frozenset(
+    (
+        *("num_experts", "top_k", "top_p", "expert_capacity", "gates", "gate_scale"),
+        *("router_temperature", "router_jitter", "router_init_std", "expert_dropout"),
+        *("use_dora", "shared_a"),
     )
 )
 
@@ -29,32 +45,34 @@ class ExpertLora(Spec):
     model_config = ConfigDict(extra="ignore")
 
     r: PositiveInt | None = None
-    lora_alpha: Annotated[float, Field(gt=0)] | None = None
+    lora_alpha: Alpha | None = None
     use_rslora: bool | None = None
-    use_dora: Literal[False] = False
 
 
-class AdapterConfig(Spec):
+class AdapterConfig(RoutingKeys):
     """The keys that we understand; `extra` are checked by `read_config`."""
 
     model_config = ConfigDict(extra="allow")
 
     peft_type: PeftType
     r: PositiveInt
-    lora_alpha: Annotated[float, Field(gt=0)]
+    lora_alpha: Alpha
     lora_dropout: Fraction = 0.0
     use_rslora: bool = False
+    use_dora: bool = False
+    """Means something in PEFT's files only: the reference implementation does not save the
+    magnitudes, and takes the weights' own norms when it loads, which is LoRA without DoRA."""
+    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
+    alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
     bias: Literal["none"] = "none"
     target_modules: Annotated[list[str], Field(min_length=1)] | dict[str, bool] | str
     init_lora_weights: bool | Literal["gaussian", "eva", "orthogonal"] = True
     """Others (PiSSA, OLoRA, …) change the base weights too, which no adapter file holds."""
-    num_experts: PositiveInt = 1
-    top_k: PositiveInt | None = None
-    routing_strategy: Literal["mixlora"] | None = None
     act_fn: str | None = None
     expert_lora: ExpertLora = ExpertLora()
     base_model_name_or_path: str | None = None
-    task_type: Literal["CAUSAL_LM"] | None = None
+    task_type: Literal["CAUSAL_LM", "QUESTION_ANS"] | None = None
+    moetune: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def targets(self) -> tuple[str, ...] | None:
@@ -65,42 +83,49 @@ class AdapterConfig(Spec):
             return tuple(name for name, wanted in self.target_modules.items() if wanted)
         return tuple(self.target_modules)
 
-    @property
-    def expert_rank(self) -> int:
-        """Rank of the experts as stored."""
-        return self.expert_lora.r or self.r
+    def rank(self, path: str, routed: bool) -> int:
+        """Rank of one linear as stored; `path` is its name in the model."""
+        own = self.expert_lora.r if routed else None
+        return own or _match(self.rank_pattern, path) or self.r
 
-    def spec(self, targets: Sequence[str], where: str) -> AdapterSpec:
-        """The adapter's shape. Its rank is the larger of the attention's and the experts' (the
-        tensors are padded to it), its scale the attention's."""
-        rank = max(self.r, self.expert_rank)
+    def scale(self, path: str, routed: bool) -> float:
+        """Scale of one linear's update as stored."""
+        expert = self.expert_lora if routed else ExpertLora()
+        alpha = expert.lora_alpha or _match(self.alpha_pattern, path) or self.lora_alpha
+        rslora = self.use_rslora if expert.use_rslora is None else expert.use_rslora
+        rank = self.rank(path, routed)
+        return alpha / float(rank**0.5 if rslora else rank)
+
+    def spec(self, targets: Sequence[str], rank: int, where: str) -> AdapterSpec:
+        """The adapter's shape with all ranks padded to `rank`; alpha is the configuration's own,
+        changed so that the scale stays."""
+        if not self.moetune.keys() <= OURS:
+            raise InputError(f"{where}: moetune has {sorted(self.moetune.keys() - OURS)[0]}")
         padding = (rank / self.r) ** (0.5 if self.use_rslora else 1)
         shape = {
             "experts": "linear" if self.peft_type == "MOELORA" else "block",
-            "num_experts": self.num_experts,
-            "top_k": self.top_k or min(2, self.num_experts),
+            **(self.routing_fields() if self.num_experts > 1 else {"num_experts": 1, "top_k": 1}),
             "rank": rank,
             "alpha": self.lora_alpha * padding,
             "use_rslora": self.use_rslora,
+            "use_dora": self.use_dora and self.peft_type == "LORA",
             "dropout": self.lora_dropout,
             "target_modules": targets,
         }
-        return validated(AdapterSpec, shape, where)
-
-    def expert_gain(self) -> float:
-        """The experts' scale over the attention's; their B matrices are multiplied by it."""
-        expert = self.expert_lora
-        alpha = expert.lora_alpha or self.lora_alpha
-        rslora = self.use_rslora if expert.use_rslora is None else expert.use_rslora
-        return (alpha / _divisor(self.expert_rank, rslora)) / (
-            self.lora_alpha / _divisor(self.r, self.use_rslora)
-        )
+        spec = validated(AdapterSpec, {**shape, **self.moetune}, where)
+        if most_experts(spec) != self.num_experts:
+            raise InputError(
+                f"{where}: moetune.num_experts is {spec.num_experts}, but num_experts "
+                f"{self.num_experts}"
+            )
+        return spec
 
 
 def read_config(folder: Path) -> tuple[AdapterConfig, dict[str, Any]]:
-    """The folder's configuration, understood and as it stands."""
+    """The folder's configuration, understood and as it stands (an old layout's brought up to
+    date)."""
     path = folders.required(folder, folders.CONFIG)
-    values = folders.read_json(path)
+    values = legacy.modern_values(folders.read_json(path))
     config = validated(AdapterConfig, values, str(path))
     unknown = [k for k, v in (config.model_extra or {}).items() if v and k not in HARMLESS]
     if unknown:
@@ -112,42 +137,17 @@ def read_config(folder: Path) -> tuple[AdapterConfig, dict[str, Any]]:
             f"{path}: num_experts is {config.num_experts}; LORA has one expert, "
             "MIXLORA and MOELORA have several"
         )
+    for name in (*config.rank_pattern, *config.alpha_pattern):
+        if not name.removeprefix("^").replace(".", "").isidentifier():
+            raise InputError(
+                f"{path}: rank_pattern or alpha_pattern has {name!r}, which no name is"
+            )
     return config, values
 
 
-def peft_type(spec: AdapterSpec) -> PeftType:
-    """The format that an adapter of this shape is written in."""
-    if spec.num_experts == 1:
-        return "LORA"
-    return "MIXLORA" if spec.experts == "block" else "MOELORA"
-
-
-def config_values(spec: AdapterSpec, linears: Sequence[str], base: str) -> dict[str, Any]:
-    """The content of `adapter_config.json`, in the reference implementation's key order.
-
-    `linears` are the adapted linears' names, which all-linear is written out as.
-    """
-    kind = peft_type(spec)
-    targets = linears if spec.target_modules == "all-linear" else spec.target_modules
-    routed = {
-        "routing_strategy": "mixlora",
-        "num_experts": spec.num_experts,
-        "top_k": spec.top_k,
-    }
-    return {
-        "use_rslora": spec.use_rslora,
-        "bias": "none",
-        "peft_type": kind,
-        "r": spec.rank,
-        # The reference implementation asserts an int.
-        "lora_alpha": int(spec.alpha) if spec.alpha.is_integer() else spec.alpha,
-        "lora_dropout": spec.dropout,
-        "target_modules": list(targets),
-        **({} if kind == "LORA" else routed),
-        "base_model_name_or_path": base,
-        "task_type": "CAUSAL_LM",
-    }
-
-
-def _divisor(rank: int, rslora: bool) -> float:
-    return float(rank**0.5) if rslora else float(rank)
+def _match(pattern: Mapping[str, Any], path: str) -> Any:
+    """PEFT's rule: the first key that ends the path, at a dot, or with ^ is all of it."""
+    for key, value in pattern.items():
+        if path == key.removeprefix("^") or (f".{path}".endswith(f".{key}")):
+            return value
+    return None

@@ -1,7 +1,8 @@
 """Import from and export to the formats of MoE-PEFT (MixLoRA), MoELoRA and PEFT.
 
 A folder of ours already holds the format's own configuration and tensors, so both ways keep
-every tensor bit for bit; what differs is the manifest, and `.bin` against safetensors.
+every tensor bit for bit; what differs is the manifest, and `.bin` against safetensors. Only
+m-LoRA's old layout gets today's names, and what MoE-PEFT has no word for is folded in or refused.
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 
 from workers.adapter.digest import base_digest
 from workers.adapter.files import load_into
+from workers.adapter.foreign import as_mixlora
 from workers.adapter.manifest import BaseRecord, Manifest
 from workers.adapter.raw import RawAdapter, read_raw, write_raw
 from workers.adapter.stacking import to_canonical
@@ -42,13 +44,16 @@ def export_folder(
     """Write an adapter for other tools, without our manifest. `as_bin` asks for `.bin`.
 
     The adapter's shape fixes the format: block experts are MixLoRA's, linear experts MoELoRA's,
-    one expert is PEFT's; naming another one is refused.
+    one expert is PEFT's; naming another one is refused, and so is what the tool cannot compute.
     """
     raw = _read(src, dst)
     own = _FORMATS[raw.config.peft_type]
     if format not in (None, own):
         raise InputError(f"{src}: is a {own} adapter and cannot be written as {format}")
-    write_raw(dst, raw.values, raw.tensors, as_bin=as_bin)
+    values, tensors = raw.values, raw.tensors
+    if own == "mixlora" and (raw.config.moetune or not raw.config.lora_alpha.is_integer()):
+        values, tensors = as_mixlora(raw, str(src))
+    write_raw(dst, values, tensors, as_bin=as_bin)
     return Path(dst)
 
 

@@ -6,12 +6,13 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from workers.adapter.config import AdapterConfig, config_values, peft_type
+from workers.adapter.config import AdapterConfig
 from workers.adapter.digest import base_digest, folder_digest
 from workers.adapter.manifest import Manifest
 from workers.adapter.names import Tensors, target_names, to_disk
 from workers.adapter.raw import read_raw, write_raw
 from workers.adapter.stacking import to_canonical
+from workers.adapter.written import config_values, peft_type
 from workers.inject import Adapter, inject
 from workers.spec import AdapterSpec, InputError
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from workers.adapter import folder as folders
+from workers.adapter import legacy
 from workers.adapter.config import AdapterConfig, read_config
 from workers.adapter.digest import file_digest
 from workers.adapter.manifest import Manifest, read_manifest, write_manifest
@@ -19,7 +20,8 @@ from workers.spec import InputError
 
 @dataclass(frozen=True)
 class RawAdapter:
-    """What a folder holds, checked tensor by tensor but not yet against any model."""
+    """What a folder holds, checked tensor by tensor but not yet against any model; m-LoRA's old
+    layout by today's names."""
 
     config: AdapterConfig
     values: dict[str, Any]
@@ -36,7 +38,10 @@ def read_raw(path: str | Path) -> RawAdapter:
     for name, digest in (manifest.files if manifest else {}).items():
         if name not in folders.FILES or file_digest(folders.required(folder, name)) != digest:
             raise InputError(f"{folder}: {name} is not the file that its manifest describes")
-    return RawAdapter(config, values, _read_tensors(folder), manifest)
+    tensors = _read_tensors(folder)
+    names = legacy.modern_names(list(tensors), str(folder))
+    named = {names[name]: tensor for name, tensor in tensors.items()}
+    return RawAdapter(config, values, named, manifest)
 
 
 def write_raw(

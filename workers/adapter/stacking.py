@@ -9,8 +9,11 @@ import torch
 from torch.nn.functional import pad
 
 from workers.adapter.config import AdapterConfig
-from workers.adapter.names import INDEX, Parts, Tensors
+from workers.adapter.names import INDEX, Parts, Place, Tensors
 from workers.spec import AdapterSpec, InputError
+
+MATRICES = ("lora_A", "lora_B")
+MAGNITUDE = "lora_magnitude"
 
 
 def to_canonical(raw: Tensors, config: AdapterConfig, where: str) -> tuple[Tensors, AdapterSpec]:
@@ -19,35 +22,52 @@ def to_canonical(raw: Tensors, config: AdapterConfig, where: str) -> tuple[Tenso
     Refuses what the file alone can show to be wrong; `files.load_into` compares with the model.
     """
     parts = Parts(raw, config.peft_type, where)
-    _check_routers(parts, config, where)
-    spec = config.spec(_targets(parts, config, where), where)
+    targets = _targets(parts, config, where)
+    shapes = {place: (parts.path(place), _is_routed(parts, place)) for place in parts.places}
+    spec = config.spec(targets, max(config.rank(*shape) for shape in shapes.values()), where)
+    _check_routers(parts, spec, where)
+    if spec.use_dora != any(leaf == MAGNITUDE for _, leaf in parts.stacks):
+        state = "has none" if spec.use_dora else "has some"
+        raise InputError(f"{where}: use_dora is {spec.use_dora}, but it {state} of its magnitudes")
     tensors = {f"{place}.router.weight": gate.float() for place, gate in parts.routers.items()}
-    for place in parts.places:
-        for side in "AB":
-            found = parts.matrices.get((place, side), {})
-            name = f"{place}.lora_{side}"
-            tensors[name] = _stack(found, side, config, spec.rank, f"{where}: {name}")
+    for place, shape in shapes.items():
+        experts = spec.experts_in(place.layer, parts.layers) if shape[1] else 1
+        for leaf in (*MATRICES, MAGNITUDE):
+            found, name = parts.stack(place, leaf), f"{place}.{leaf}"
+            if leaf == MAGNITUDE and not found:
+                continue  # Not every linear has one; the model's layers know which.
+            if leaf in MATRICES:
+                _check_rank(found, leaf, config.rank(*shape), f"{where}: {name}")
+            tensors[name] = _stack(found, experts, leaf, spec, f"{where}: {name}")
+            if leaf in MATRICES:
+                tensors[name] = _padded(tensors[name], leaf, spec.rank)
+        tensors[f"{place}.lora_B"] *= config.scale(*shape) / config.scale("", routed=False)
     return tensors, spec
 
 
-def _check_routers(parts: Parts, config: AdapterConfig, where: str) -> None:
+def _is_routed(parts: Parts, place: Place) -> bool:
+    """Whether a linear has experts: an A that they share looks like plain LoRA's."""
+    return any(set(parts.stack(place, leaf)) - {None} for leaf in MATRICES)
+
+
+def _check_routers(parts: Parts, spec: AdapterSpec, where: str) -> None:
     """Every router has experts, every expert its router, and MoELoRA nothing else."""
-    block = config.peft_type == "MIXLORA"
+    block = spec.experts == "block"
     wanted = set()
     for place in parts.places:
-        experts = set().union(*(parts.matrices.get((place, side), {}) for side in "AB"))
-        if experts != {None}:
+        if _is_routed(parts, place):
             wanted.add(place.parent if block else place)
-        elif config.peft_type == "MOELORA":
+        elif not block and spec.experts_in(place.layer, parts.layers) > 1:
             raise InputError(f"{where}: {place} has no experts, but MOELORA routes every linear")
     for place in sorted(wanted ^ set(parts.routers), key=str):
         lacking = "its moe_gate.weight" if place in wanted else "experts for its moe_gate"
         raise InputError(f"{where}: {place} lacks {lacking}")
     for place, gate in parts.routers.items():
-        if gate.ndim != 2 or gate.shape[0] != config.num_experts:
+        experts = spec.experts_in(place.layer, parts.layers)
+        if gate.ndim != 2 or gate.shape[0] != experts:
             raise InputError(
                 f"{where}: {place}.moe_gate.weight has shape {list(gate.shape)}, "
-                f"but num_experts is {config.num_experts}"
+                f"but num_experts is {experts}"
             )
 
 
@@ -58,7 +78,7 @@ def _targets(parts: Parts, config: AdapterConfig, where: str) -> tuple[str, ...]
     if config.targets is None:
         return tuple(dict.fromkeys(place.path.rpartition(".")[2] for place in parts.places))
     # PEFT may also write a module's whole path, as in model.layers.0.mlp.up_proj.
-    paths = [f"{parts.layer_list}.{place.layer}.{place.path}" for place in parts.places]
+    paths = [parts.path(place) for place in parts.places]
     for target in config.targets:
         if not any(_names(target, path) for path in paths):
             raise InputError(f"{where}: target_modules has {target}, but no tensor belongs to it")
@@ -74,23 +94,35 @@ def _names(target: str, path: str) -> bool:
 
 
 def _stack(
-    found: dict[int | None, torch.Tensor], side: str, config: AdapterConfig, rank: int, where: str
+    found: dict[int | None, torch.Tensor], experts: int, leaf: str, spec: AdapterSpec, where: str
 ) -> torch.Tensor:
-    """One place's matrices as [E, R, in] or [E, out, R], padded with zeros to `rank`."""
-    routed = None not in found
-    keys: list[int | None] = list(range(config.num_experts)) if routed else [None]
-    if set(found) != set(keys):
-        missing = sorted(set(map(str, keys)) - set(map(str, found)))
+    """One place's tensors of one leaf, stacked: [E, …]."""
+    plain = experts == 1 or (spec.shared_a and leaf == "lora_A")
+    keys: set[int | None] = {None} if plain else set(range(experts))
+    if not found:
+        raise InputError(f"{where}: is missing")
+    if None in found and (not plain or len(found) > 1):
+        raise InputError(f"{where}: has a plain matrix beside experts")
+    if set(found) != keys:
+        missing = [] if plain else sorted(keys - set(found), key=str)
         what = f"lacks expert {missing[0]}" if missing else "has experts beyond num_experts"
-        raise InputError(f"{where}: {what if routed else 'has a plain matrix beside experts'}")
-    stored = config.expert_rank if routed else config.r
-    axis = 0 if side == "A" else 1
-    shapes = {tuple(found[key].shape) for key in keys}
-    shape = shapes.pop()
-    if shapes or len(shape) != 2 or shape[axis] != stored:
-        raise InputError(f"{where}: shape {list(shape)} does not fit rank {stored}")
-    stacked = torch.stack([found[key] for key in keys]).float()
-    if routed and side == "B" and (gain := config.expert_gain()) != 1:
-        stacked = stacked * gain
-    lack = rank - stored
-    return pad(stacked, (0, 0, 0, lack) if side == "A" else (0, lack)) if lack else stacked
+        raise InputError(f"{where}: {what}")
+    shapes = {tuple(tensor.shape) for tensor in found.values()}
+    if len(shapes) > 1:
+        raise InputError(f"{where}: its experts have shapes {sorted(map(list, shapes))}")
+    return torch.stack([found[None]] if plain else [found[e] for e in range(experts)]).float()
+
+
+def _check_rank(found: dict[int | None, torch.Tensor], leaf: str, stored: int, where: str) -> None:
+    """A matrix of another rank than the configuration says is from another adapter."""
+    axis = MATRICES.index(leaf)
+    for tensor in found.values():
+        if tensor.ndim != 2 or tensor.shape[axis] != stored:
+            shape = list(tensor.shape)
+            raise InputError(f"{where}: shape {shape} does not fit rank {stored}")
+
+
+def _padded(tensor: torch.Tensor, leaf: str, rank: int) -> torch.Tensor:
+    """Stacked matrices with zeros up to `rank`."""
+    lack = rank - tensor.shape[1 + MATRICES.index(leaf)]
+    return pad(tensor, (0, 0, 0, lack) if leaf == "lora_A" else (0, lack)) if lack else tensor

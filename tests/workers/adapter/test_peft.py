@@ -128,9 +128,9 @@ def test_import_and_export_keep_peft_tensors_and_precision(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        ({"use_dora": True}, "use_dora is set to True, which is not supported"),
+        ({"lora_bias": True}, "lora_bias is set to True, which is not supported"),
         ({"bias": "all"}, "bias"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is set"),
+        ({"rank_pattern": {"(q|v)_proj": 2}}, r"'\(q\|v\)_proj' is no name of a linear"),
         ({"layers_to_transform": [0], "target_modules": ["q_proj"]}, "layers_to_transform is set"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is set"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),

@@ -1,0 +1,45 @@
+"""adapter_config.json as we write it: the reference implementation's keys, then ours. No torch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from workers.adapter.config import OURS, AdapterConfig, PeftType
+from workers.adapter.strategy import routing_keys
+from workers.spec import AdapterSpec
+
+
+def peft_type(spec: AdapterSpec) -> PeftType:
+    """The format that an adapter of this shape is written in."""
+    if not spec.is_routed:
+        return "LORA"
+    return "MIXLORA" if spec.experts == "block" else "MOELORA"
+
+
+def config_values(spec: AdapterSpec, linears: Sequence[str], base: str) -> dict[str, Any]:
+    """The content of `adapter_config.json`, in the reference implementation's key order.
+
+    `linears` are the adapted linears' names, which all-linear is written out as.
+    """
+    kind = peft_type(spec)
+    targets = linears if spec.target_modules == "all-linear" else spec.target_modules
+    values = {
+        **({"use_dora": True} if spec.use_dora and kind == "LORA" else {}),
+        "use_rslora": spec.use_rslora,
+        "bias": "none",
+        "peft_type": kind,
+        "r": spec.rank,
+        # The reference implementation asserts an int.
+        "lora_alpha": int(spec.alpha) if spec.alpha.is_integer() else spec.alpha,
+        "lora_dropout": spec.dropout,
+        "target_modules": list(targets),
+        **({} if kind == "LORA" else routing_keys(spec)),
+        "base_model_name_or_path": base,
+        "task_type": "CAUSAL_LM",
+    }
+    known = AdapterConfig.model_validate(values).spec(targets, spec.rank, "adapter")
+    ours = {
+        name: value
+        for name, value in spec.model_dump(mode="json", include=set(OURS)).items()
+        if kind != "LORA" and value != known.model_dump(mode="json")[name]
+    }
+    return {**values, **({"moetune": ours} if ours else {})}
