@@ -144,13 +144,14 @@ def _candidates(block: nn.Module, children: Mapping[str, nn.Module]) -> Iterator
     acts: list[Activation] = [child for child in rest if child not in dropout]
     acts += [value for value in vars(block).values() if callable(value)]
     acts = acts or [functional.silu, functional.gelu, functional.relu]  # Called as functions.
+    after: list[tuple[Dropout, ...]] = [dropout, *_functional_dropout(block)]
     if len(linears) not in (2, 3):
         return
     for *inner, outer in permutations(linears):
         parts = {name: linears[name] for name in inner}
         for form in _forms([linear_sizes(part) for part in parts.values()], linears[outer]):
-            for act, after in product(acts, [dropout, *_functional_dropout(block)]):
-                yield FeedForward(parts, (outer, linears[outer]), form, act, after)
+            for act, drops in product(acts, after):
+                yield FeedForward(parts, (outer, linears[outer]), form, act, drops)
 
 
 def _functional_dropout(block: nn.Module) -> Iterator[tuple[Dropout]]:
