@@ -3,6 +3,7 @@
 What those keys have no word for stands under the one key `moetune`, as fields of AdapterSpec.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -138,9 +139,9 @@ def read_config(folder: Path) -> tuple[AdapterConfig, dict[str, Any]]:
             "MIXLORA and MOELORA have several"
         )
     for name in (*config.rank_pattern, *config.alpha_pattern):
-        if not name.removeprefix("^").replace(".", "").isidentifier():
+        if not re.fullmatch(r"\^?[\w.]+", name):
             raise InputError(
-                f"{path}: rank_pattern or alpha_pattern has {name!r}, which no name is"
+                f"{path}: rank_pattern, alpha_pattern: {name!r} is no name of a linear"
             )
     return config, values
 
