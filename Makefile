@@ -7,6 +7,10 @@ BIN := .venv/bin
 
 setup: .venv/ready
 
+.venv/quantized: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[quantized]"
+	touch $@
+
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
@@ -22,7 +26,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: setup lint
+test: setup .venv/quantized lint
 	$(BIN)/python -m pytest
 
 clean:

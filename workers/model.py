@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from workers.quantised import check_quantised, make_trainable, quantising
 from workers.spec import InputError, ModelSpec
 
 PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
@@ -42,7 +43,7 @@ def load_base(spec: ModelSpec) -> Base:
     """Load the model and its tokenizer; every parameter has requires_grad False.
 
     Raises InputError where it cannot be found or read, is no causal language model, lacks
-    weights, or wants a device that is not there.
+    weights, or wants a device or a package that is not there.
     """
     device = _device(spec)
     tokenizer = check_base(spec)
@@ -54,6 +55,7 @@ def load_base(spec: ModelSpec) -> Base:
             use_safetensors=True,
             output_loading_info=True,
             **loading_options(spec),
+            **quantising(spec, device),
         )
     if missing := sorted(report["missing_keys"]):
         # transformers would fill them with random numbers, and train on.
@@ -61,6 +63,7 @@ def load_base(spec: ModelSpec) -> Base:
             f"model.path: {spec.path}: its files lack {len(missing)} weights, first {missing[0]}"
         )
     _forget_habits(model)
+    make_trainable(model)
     model.requires_grad_(False).eval().to(device)
     if spec.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -76,6 +79,7 @@ def check_base(spec: ModelSpec) -> PreTrainedTokenizerBase:
     with readable(spec):
         config = AutoConfig.from_pretrained(spec.path, **options)
     _check_causal(spec, config)
+    check_quantised(spec, config)
     _check_weights(spec)
     with readable(spec):
         tokenizer = AutoTokenizer.from_pretrained(spec.path, **options)
@@ -109,9 +113,9 @@ def readable(spec: ModelSpec) -> Iterator[None]:
     """Turn the many ways in which reading a model fails into one clear line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         where = f"model.path: {spec.path}"
-        if Path(spec.path).is_dir():
+        if Path(spec.path).is_dir() or isinstance(error, ImportError):
             reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"{where}: cannot be read as a causal language model: {reason}"

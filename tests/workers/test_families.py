@@ -152,6 +152,13 @@ def test_block_experts_on_stacked_experts_are_refused(family: str, build_model: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("family", STACKED)
+def test_stacking_changes_no_digest(family: str, build_model: Build, tmp_path: Path) -> None:
+    model = build_model(family, **STACKED[family])
+    model.save_pretrained(tmp_path)  # type: ignore[operator]  # Each expert by itself.
+    assert base_digest(tmp_path) == base_digest(model)
+
+
 @pytest.mark.parametrize("family", APART)
 def test_a_block_that_is_none_is_shown(family: str, build_model: Build) -> None:
     with pytest.raises(InputError, match=r"a module of its own .*32x.*experts: linear needs none"):

@@ -1,9 +1,10 @@
 """Digests that name an adapter's content and its base model. torch only inside functions."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workers.adapter import folder as folders
 from workers.spec import InputError
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 SAMPLES = 1024
+EXPERT = re.compile(r"\.experts\.\d+\.")
+"""In names of one native expert's weights: loading stacks them."""
 
 
 def file_digest(path: Path) -> str:
@@ -34,13 +37,17 @@ def folder_digest(folder: str | Path) -> str:
 def base_digest(model: "str | Path | torch.nn.Module") -> str:
     """Digest of a base model's weights, the same for its folder and for the loaded model.
 
-    It must not depend on what loading changes: precision, names, tied copies, adapters already
-    attached. So it is the set of (shape, about 1000 evenly spaced values as bfloat16) over all
-    vectors and matrices. It tells base models apart; it is no proof against forgery.
+    It must not depend on what loading changes: precision, names, tied copies, stacked experts,
+    quantisation, adapters already attached. So it is the set of (shape, about 1000 evenly spaced
+    values as bfloat16) over all vectors and matrices but native experts'; a quantised model's are
+    those of the folder that it was loaded from. It tells base models apart; it is no proof against
+    forgery.
     """
     import torch
 
-    weights = _loaded(model) if isinstance(model, torch.nn.Module) else _stored(Path(model))
+    quantised = getattr(model, "hf_quantizer", None)
+    source = _source(model) if quantised else model
+    weights = _loaded(source) if isinstance(source, torch.nn.Module) else _stored(Path(source))
     prints = {_fingerprint(weight) for weight in weights if weight.ndim in (1, 2)}
     return hashlib.sha256(b"".join(sorted(prints))).hexdigest()
 
@@ -50,19 +57,42 @@ def _loaded(model: "torch.nn.Module") -> "Iterator[torch.Tensor]":
 
     sites = [module for module in model.modules() if isinstance(module, Site)]
     adapters = {id(weight) for site in sites for weight in site.adapters.parameters()}
-    return (weight.detach() for weight in model.parameters() if id(weight) not in adapters)
+    return (
+        weight.detach()
+        for name, weight in model.named_parameters()
+        if id(weight) not in adapters and not EXPERT.search(name)
+    )
+
+
+def _source(model: Any) -> Path:
+    """The folder, or the hub's cached one, that a transformers model was loaded from."""
+    from transformers.utils import cached_file
+
+    name, revision = model.name_or_path, getattr(model.config, "_commit_hash", None)
+    if name and Path(name).is_dir():
+        return Path(name)
+    try:
+        found = cached_file(name, "config.json", revision=revision, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{name}: a quantised model is known by the files that it was loaded from, and they "
+            "are no longer there"
+        ) from error
+    return Path(found).parent
 
 
 def _stored(folder: Path) -> "Iterator[torch.Tensor]":
     from safetensors import SafetensorError, safe_open
 
-    paths = sorted(folder.glob("*.safetensors"))
+    # Some hold all weights a second time, in their maker's own format.
+    paths = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
     if not paths:
         raise InputError(f"{folder}: is no folder of a base model in safetensors format")
     for path in paths:
         try:
             with safe_open(path, "pt") as file:
-                yield from (file.get_tensor(name) for name in file.keys())  # noqa: SIM118
+                names = [name for name in file.keys() if not EXPERT.search(name)]  # noqa: SIM118
+                yield from (file.get_tensor(name) for name in names)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: cannot be read: {error}") from None
 
