@@ -102,7 +102,7 @@ class Job:
         The interpreter runs programs in turn, and should meet shares of several tiles.
         """
         rows, columns = _ceil(self.tokens, tile.rows), _ceil(self.width, tile.features)
-        wanted = max(1, (4 if interpreted() else PROGRAMS) // max(1, rows))
+        wanted = max(1, (2 if interpreted() else PROGRAMS) // max(1, rows))
         steps = _ceil(columns, min(columns, wanted))
         return rows, _ceil(columns, steps), steps
 
