@@ -71,10 +71,13 @@ class Parts:
             lists.add(part.get("list") or "")
             place = Place(int(part["layer"]), part["path"])
             leaf, expert = part["leaf"] or part["magnitude"], part.get("expert")
+            index = None if expert is None else int(expert)
             if leaf is None:
                 self.routers[place] = tensor
+            elif index in self.stacks[place, leaf]:  # With and without its .weight.
+                raise InputError(f"{where}: tensor {name} is there twice")
             else:
-                self.stacks[place, leaf][None if expert is None else int(expert)] = tensor
+                self.stacks[place, leaf][index] = tensor
         if len(lists) > 1:
             raise InputError(f"{where}: adapts several layer lists: {', '.join(sorted(lists))}")
         self.layer_list = "".join(lists) or "layers"

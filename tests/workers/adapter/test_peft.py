@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -69,6 +69,13 @@ CONFIGS = {
     "rslora": {"use_rslora": True, "lora_dropout": 0.1},
     "some": {"target_modules": ["q_proj", "down_proj"]},
     "pattern": {"target_modules": r".*\.self_attn\.[qv]_proj"},
+    "dora": {"use_dora": True, "lora_dropout": 0.1},
+    "ranks": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 7}},
+    "alphas": {"alpha_pattern": {"v_proj": 3, "^model.layers.0.self_attn.o_proj": 20}},
+    "ranks and alphas": {
+        **{"rank_pattern": {"mlp.down_proj": 6, "k_proj": 3}, "use_rslora": True},
+        **{"alpha_pattern": {"mlp.down_proj": 5}, "use_dora": True},
+    },
 }
 
 
@@ -86,12 +93,13 @@ def test_an_adapter_of_peft_computes_the_same_here(
 
 
 @pytest.mark.parametrize("build", [llama, gpt2])
-@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("option", [{}, {"use_rslora": True}, {"use_dora": True}], ids=str)
 def test_an_adapter_of_ours_computes_the_same_in_peft(
-    build: Callable[[], nn.Module], use_rslora: bool, tmp_path: Path, ids: torch.Tensor
+    build: Callable[[], nn.Module], option: dict[str, bool], tmp_path: Path, ids: torch.Tensor
 ) -> None:
     model = seeded(build)
-    spec = AdapterSpec(num_experts=1, top_k=1, rank=4, alpha=8, use_rslora=use_rslora)
+    shape = {"num_experts": 1, "top_k": 1, "rank": 4, "alpha": 8, **option}
+    spec = AdapterSpec.model_validate(shape)
     adapter = inject(model, spec)
     randomise(adapter.parameters())
     save(adapter, tmp_path / "ours", Manifest(base=BaseRecord(path="base")))
@@ -110,6 +118,35 @@ def test_conv1d_adapters_of_peft_compute_the_same_here(tmp_path: Path, ids: torc
     theirs = logits(PeftModel.from_pretrained(seeded(gpt2), folder), ids)
     ours = logits(attach(seeded(gpt2), folder), ids)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_a_rank_pattern_goes_back_as_it_came(tmp_path: Path) -> None:
+    folder = peft_folder(tmp_path / "peft", llama, **CONFIGS["ranks and alphas"])
+    ours = import_folder(folder, tmp_path / "ours")
+    assert read(ours).spec.rank == 6
+    assert read(ours).spec.use_dora
+    source, back = (
+        load_file(path / "adapter_model.safetensors")
+        for path in (folder, export_folder(ours, tmp_path / "back", "peft"))
+    )
+    assert source.keys() == back.keys()
+    assert all(torch.equal(source[name], back[name]) for name in source)
+
+
+def test_lost_magnitudes_are_refused(tmp_path: Path) -> None:
+    """Some: the model's layers miss them. All: the file itself contradicts its configuration."""
+    folder = peft_folder(tmp_path / "peft", llama, use_dora=True)
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    some = next(name for name in tensors if "magnitude" in name)
+    save_file({name: tensor for name, tensor in tensors.items() if name != some}, path)
+    bare = seeded(llama)
+    with pytest.raises(InputError, match="lora_magnitude is missing"):
+        attach(bare, folder)
+    assert "slot" not in str(bare)
+    save_file({name: tensor for name, tensor in tensors.items() if "magnitude" not in name}, path)
+    with pytest.raises(InputError, match="use_dora is True, but it has none of its magnitudes"):
+        read(folder)
 
 
 def test_import_and_export_keep_peft_tensors_and_precision(tmp_path: Path) -> None:
