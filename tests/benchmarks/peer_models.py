@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from peer_setup import Sizes
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
@@ -42,9 +43,14 @@ def write_base(shape: str, sizes: Sizes, folder: Path) -> Path:
         vocab_size=sizes.vocabulary,
         max_position_embeddings=max(sizes.length, 128),
         tie_word_embeddings=True,
+        architectures=["LlamaForCausalLM"],
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    weights = LlamaForCausalLM(config).state_dict()
+    del weights["lm_head.weight"]  # tied
+    # Not the model's save_pretrained: it loads deepspeed, which takes seconds and prints.
+    config.save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     words = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
     return folder

@@ -53,10 +53,16 @@ class Setup:
 
     @property
     def tokens_BS(self) -> Tensor:
-        """The batch: the same random tokens for all; every one is also a target."""
+        """The batch: the same random tokens for all."""
         shape = (self.sizes.rows, self.sizes.length)
         generator = torch.Generator().manual_seed(0)
         return torch.randint(self.sizes.vocabulary, shape, generator=generator)
+
+    def labels_BS(self, ignored: int) -> Tensor:
+        """The tokens but for each row's first, which nothing predicts, at their own positions."""
+        labels_BS = self.tokens_BS
+        labels_BS[:, 0] = ignored
+        return labels_BS
 
     @property
     def probe_BS(self) -> Tensor:
@@ -86,6 +92,10 @@ def load(name: str, setup: Setup) -> Contestant:
         from peer_moe_peft import MoePeft
 
         return MoePeft(setup)
-    from peer_ours import Moetune, PeftLora
+    if name == "moetune":
+        from peer_moetune import Moetune
 
-    return Moetune(setup) if name == "moetune" else PeftLora(setup)
+        return Moetune(setup)
+    from peer_peft import PeftLora
+
+    return PeftLora(setup)
