@@ -1,6 +1,6 @@
 """Supervised InfoNCE over N vectors in classes, in a few passes over one N x N buffer.
 
-Shapes: N vectors, R rank, E classes.
+Shapes: N vectors, R rank, S = R + 1, E classes.
 
     loss_i = logsumexp_{j != i}(u_i u_j / t) - mean over positives p of u_i u_p / t
 
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+_SPAN = 80
+"""Similarities reach from -1 / t to 1 / t. Below this span exp(s - 1 / t) is no zero in float32."""
 
 
 def info_nce(vectors_NR: Tensor, member_NE: Tensor, temperature: float) -> Tensor:
@@ -49,19 +52,37 @@ class _Repulsion(torch.autograd.Function):
     def forward(
         ctx: Any, unit_NR: Tensor, weight_N: Tensor, floor_N: Tensor, temperature: float
     ) -> Tensor:
-        buffer_NN = torch.addmm(floor_N, unit_NR / temperature, unit_NR.T)
-        buffer_NN.fill_diagonal_(torch.finfo(buffer_NN.dtype).min)
-        peak_N1 = buffer_NN.amax(1, keepdim=True)
-        sum_N = buffer_NN.sub_(peak_N1).exp_().sum(1)
+        power_NN, peak_N = _powers(unit_NR, floor_N, temperature)
+        row_NS = power_NN @ functional.pad(unit_NR, (0, 1), value=1.0)
+        # Without any other vector a row's sum is zero, and so is its weight.
+        sum_N = row_NS[:, -1].clamp(min=torch.finfo(row_NS.dtype).tiny)
         if ctx.needs_input_grad[0]:
             # The similarity's gradient is w_i p_ij, and u_i has a part in row i and in column i.
             share_N1 = (weight_N / sum_N).unsqueeze(1)
-            row_NR, column_NR = buffer_NN @ unit_NR, buffer_NN.T @ (share_N1 * unit_NR)
-            ctx.save_for_backward(row_NR.mul_(share_N1).add_(column_NR).div_(temperature))
-        return weight_N @ (peak_N1.squeeze(1) + sum_N.log())
+            column_RN = (share_N1 * unit_NR).T @ power_NN
+            ctx.save_for_backward((share_N1 * row_NS[:, :-1] + column_RN.T) / temperature)
+        return weight_N @ (peak_N + sum_N.log())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient_NR,) = ctx.saved_tensors
         return grad * gradient_NR, None, None, None
+
+
+def _powers(unit_NR: Tensor, floor_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """exp(u_i u_j / t + floor_j - peak_i), zero on the diagonal, and the peaks.
+
+    Floors and the usual peak come out of the product itself: another pass over N x N would cost as
+    much as the product.
+    """
+    peak_N = torch.full_like(floor_N, 1 / temperature)
+    left_NS = functional.pad(unit_NR / temperature, (0, 1), value=1.0)
+    right_NS = torch.cat([unit_NR, (floor_N - peak_N).unsqueeze(1)], dim=1)
+    power_NN = left_NS @ right_NS.T
+    power_NN.fill_diagonal_(torch.finfo(power_NN.dtype).min)
+    if 2 / temperature > _SPAN:
+        highest_N1 = power_NN.amax(1, keepdim=True)
+        power_NN.sub_(highest_N1)
+        peak_N += highest_N1.squeeze(1)
+    return power_NN.exp_(), peak_N

@@ -74,9 +74,9 @@ def contrastive(
     """Supervised InfoNCE between experts (arXiv 2402.12851, 2004.11362), mean over the terms.
 
     Each term [T, K, R] is one projection's rank-space output of the slots' experts. Of the
-    (token, expert) pairs at most `spec.contrastive_anchors` are drawn, so that memory does not grow
-    with T; among them those of one expert attract each other, all others repel. Void slots are no
-    pairs. No gradient reaches the gate.
+    (token, expert) pairs at most `spec.contrastive_anchors` are drawn; among them those of one
+    expert attract each other, all others repel. Void slots are no pairs. No gradient reaches the
+    gate. Memory does not grow with T, but for the terms' own gradients.
     """
     spec = spec or LossSpec()
     expert_E = torch.arange(routing.logits_TE.shape[1], device=routing.expert_TK.device)
