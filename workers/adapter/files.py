@@ -19,7 +19,8 @@ from workers.spec import AdapterSpec, InputError
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 ACTIVATION_KEYS = ("hidden_activation", "hidden_act", "activation_function")
-SAME_ACTIVATION = frozenset({"silu", "swish"})
+SAME_ACTIVATION = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh", "gelu_python": "gelu"}
+"""Other names of the same function."""
 
 
 @dataclass(frozen=True)
@@ -105,5 +106,9 @@ def _check_base(model: nn.Module, files: AdapterFiles, folder: str | Path) -> No
     found = (getattr(config, name, None) for name in ACTIVATION_KEYS)
     mine = next((name for name in found if name), None)
     theirs = files.config.act_fn
-    if theirs and mine and theirs != mine and not {theirs, mine} <= SAME_ACTIVATION:
+    if theirs and mine and _activation(theirs) != _activation(mine):
         raise InputError(f"{folder}: its experts use {theirs}, but the base model uses {mine}")
+
+
+def _activation(name: str) -> str:
+    return SAME_ACTIVATION.get(name, name)

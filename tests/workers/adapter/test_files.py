@@ -365,6 +365,14 @@ def test_damage_is_refused_in_one_line_and_nothing_is_attached(
     assert not Path("/tmp/moetune-was-here").exists()
 
 
+def test_an_activation_by_its_other_name_is_no_other(
+    sound: Path, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sound, tmp_path / "adapter"))
+    edit_config(act_fn="swish")(folder)
+    attach(model, folder)
+
+
 @pytest.mark.parametrize("path", ["nowhere", "a\0b", ""])
 def test_a_missing_folder_is_refused(path: str, model: PreTrainedModel, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such adapter folder"):
