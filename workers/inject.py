@@ -11,14 +11,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from workers.layers.experts import Adapted, BlockExperts, LinearExperts
+from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
 from workers.layers.router import Routing
-from workers.pack import RowMap, Site
+from workers.pack import Layer, Site
+from workers.rows import RowMap
 from workers.sites import Place, decoder_layers, feed_forwards, linears, wanted
 from workers.spec import AdapterSpec, InputError
-
-Layer = BlockExperts | LinearExperts
 
 
 @dataclass(frozen=True)
@@ -29,19 +28,10 @@ class LayerRecord:
     """Where, as in `layers.0.mlp` (linear experts: `layers.0.self_attn.q_proj`)."""
     routing: Routing
     mask_T: Tensor | None
-    """True for real tokens; None if all are."""
-    projected: tuple[Tensor, ...]
-    """Rank space of all experts, [T, E, R], one for each routed projection."""
-
-    @property
-    def rank_space(self) -> tuple[Tensor, ...]:
-        """Rank space of the chosen experts, [T, K, R] each: the contrastive loss's terms."""
-        # Gathered here and not in the layer, so that recording changes no operation inside an
-        # activation checkpoint: its recomputation, which nobody records, must match.
-        return tuple(
-            rank_space_TER.take_along_dim(self.routing.expert_TK.unsqueeze(-1), dim=1)
-            for rank_space_TER in self.projected
-        )
+    """True for real tokens; None if all are. Of a mixed batch, the adapter's own tokens only."""
+    rank_space: tuple[Tensor, ...]
+    """Rank space of each slot's expert, [T, K, R], one for each routed projection; zero in voids.
+    The contrastive loss's terms."""
 
 
 class Adapter:
@@ -104,24 +94,24 @@ class Adapter:
 
         `mask_BS` marks real tokens. Where activations are checkpointed, run the backward pass
         outside the block, else the recomputation is recorded too. `rank_space=False` keeps less.
+        In a batch of several adapters a record holds the tokens of this one.
         """
         records: list[LayerRecord] = []
         mask_T = None if mask_BS is None else mask_BS.reshape(-1).bool()
 
-        def note(path: str, _layer: nn.Module, _inputs: object, adapted: Adapted) -> None:
-            if adapted.routing is not None:
-                projected = adapted.projected if rank_space else ()
-                records.append(LayerRecord(path, adapted.routing, mask_T, projected))
+        def note(
+            path: str, routing: Routing, terms: tuple[Tensor, ...], token_t: Tensor | None
+        ) -> None:
+            own_T = mask_T if mask_T is None or token_t is None else mask_T[token_t]
+            records.append(LayerRecord(path, routing, own_T, terms if rank_space else ()))
 
-        hooks = [
-            layer.register_forward_hook(partial(note, place.path))
-            for place, layer in self._layers.items()
-        ]
+        for place, layer in self._layers.items():
+            layer.recorder = partial(note, place.path)
         try:
             yield records
         finally:
-            for hook in hooks:
-                hook.remove()
+            for layer in self._layers.values():
+                layer.recorder = None
 
     def remove(self) -> None:
         """Take the adapter off; the last one restores the model's own modules."""
@@ -185,23 +175,33 @@ def _plan(layers: list[nn.Module], spec: AdapterSpec) -> Plan:
     plan: Plan = {}
     seen: list[str] = []
     for index, layer in enumerate(layers):
-        path = f"layers.{index}"
+        path, own = f"layers.{index}", spec.in_layer(index, len(layers))
         found = {place.path: place for place in linears(layer, path)}
         seen += found
-        plain = spec
-        if spec.experts == "block" and spec.num_experts > 1:
-            plain = spec.model_copy(update={"num_experts": 1, "top_k": 1})
+        if own.experts == "block" and own.is_routed:
             for place, view in feed_forwards(layer, path).items():
                 names = [name for name in view.linears if wanted(f"{place.path}.{name}", spec)]
                 if names:
-                    plan[place] = view, BlockExperts(view, spec, names)
+                    _check_outer(place.path, view, names, spec)
+                    plan[place] = view, BlockExperts(view, own, names)
                 for name in view.linears:
                     del found[f"{place.path}.{name}"]
+        plain = own if own.experts == "linear" else own.model_copy(update={"num_experts": 1})
         for place in found.values():
             if wanted(place.path, spec):
                 plan[place] = None, LinearExperts(place.bare, plain)
     _check(plan, seen, spec)
     return plan
+
+
+def _check_outer(path: str, view: FeedForward, names: list[str], spec: AdapterSpec) -> None:
+    outer = view.outer[0]
+    if spec.use_dora and outer in names:
+        inner = [name for name in names if name != outer]
+        raise InputError(
+            f"use_dora: block experts run {path}.{outer} once for the sum of their outputs, so it "
+            f"has no magnitude for each; name target_modules without it, such as {inner}"
+        )
 
 
 def _check(plan: Plan, seen: list[str], spec: AdapterSpec) -> None:
@@ -210,7 +210,7 @@ def _check(plan: Plan, seen: list[str], spec: AdapterSpec) -> None:
     for name in names:
         if not any(path.endswith(f".{name}") for path in seen):
             raise InputError(f"target_modules: no linear is called {name}; there are {known}")
-    fits_any_linear = spec.experts == "linear" or spec.num_experts == 1
+    fits_any_linear = spec.experts == "linear" or not spec.is_routed
     blocks = [layer for _, layer in plan.values() if isinstance(layer, BlockExperts)]
     if not fits_any_linear and not blocks:
         raise InputError(

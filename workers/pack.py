@@ -1,113 +1,26 @@
-"""Several adapters on one frozen base: which rows of a batch go to which of them.
+"""Several adapters on one frozen base: each row of a batch goes through its own.
 
-Shapes: T tokens of the batch (its leading dimensions flattened), D a site's input, O its output.
+The base's matmuls run once for the whole batch, the adapters' once for all adapters together: their
+experts lie one after the other in one bank, and every token names the experts of its own adapter.
+Shapes: T tokens of the batch (its leading dimensions flattened), t tokens of one adapter, K slots,
+R rank, D a site's input, O its output.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from workers.layers.bank import Bank, join
+from workers.layers.experts import BlockExperts, LinearExperts, adapt_block, adapt_linear
 from workers.layers.feed_forward import FeedForward
-from workers.spec import InputError
+from workers.layers.pairs import Pairs
+from workers.layers.router import Routing
+from workers.rows import RowMap, Slot, Split
 
-Slot = str | None
-"""Name of an adapter; None is the bare base."""
-
-
-@dataclass(frozen=True)
-class _Assignment:
-    slots: tuple[Slot, ...]
-    """One for each row; a single name holds for all rows, however many there are."""
-    indices: dict[tuple[object, ...], list[Tensor]] = field(default_factory=dict)
-    """Row indices made so far, by batch shape and device: all sites of a forward share them."""
-
-    @cached_property
-    def names(self) -> tuple[Slot, ...]:
-        """Each slot once, in order of appearance."""
-        return tuple(dict.fromkeys(self.slots))
-
-
-class RowMap:
-    """Which slot each row of the running batch belongs to; shared by all sites of a model.
-
-    Without an assignment the only adapter there is takes all rows. Under activation checkpointing
-    an assignment must hold until the backward pass is over.
-    """
-
-    def __init__(self) -> None:
-        self.slots: list[str] = []
-        self._current: _Assignment | None = None
-
-    def set(self, slots: Sequence[Slot]) -> None:
-        """One slot for each token of the batch, or for each row of a [B, S] batch."""
-        self._current = self._checked(_Assignment(tuple(slots)))
-
-    def clear(self) -> None:
-        """Forget the assignment."""
-        self._current = None
-
-    @contextmanager
-    def assign(self, slots: Sequence[Slot]) -> Iterator[None]:
-        """`set` for the length of a with block; then the former assignment holds again."""
-        with self._scope(_Assignment(tuple(slots))):
-            yield
-
-    @contextmanager
-    def everywhere(self, slot: Slot) -> Iterator[None]:
-        """All rows to one slot, or to the bare base, for the length of a with block."""
-        with self._scope(_Assignment((slot,))):
-            yield
-
-    def groups(self, hidden: Tensor) -> list[tuple[Slot, Tensor | None]]:
-        """The slots of `hidden` [..., D], each with its rows of [T, D]; None means all rows."""
-        if self._current is None:
-            return [(self._only(), None)]
-        names = self._current.names
-        if len(names) == 1:
-            return [(names[0], None)]
-        key = (*hidden.shape[:-1], hidden.device)
-        if key not in self._current.indices:
-            self._current.indices[key] = _indices(self._current.slots, hidden)
-        return list(zip(names, self._current.indices[key], strict=True))
-
-    @contextmanager
-    def _scope(self, assignment: _Assignment) -> Iterator[None]:
-        former, self._current = self._current, self._checked(assignment)
-        try:
-            yield
-        finally:
-            self._current = former
-
-    def _checked(self, assignment: _Assignment) -> _Assignment:
-        unknown = set(assignment.names) - {None, *self.slots}
-        if unknown:
-            raise InputError(f"no adapter in slot {unknown.pop()!r}; there are {self.slots}")
-        return assignment
-
-    def _only(self) -> str:
-        if len(self.slots) != 1:
-            raise InputError(
-                f"adapters {self.slots} share this model: say which rows are whose, with "
-                "row_map(model).assign([...]) or .everywhere(slot)"
-            )
-        return self.slots[0]
-
-
-def _indices(slots: tuple[Slot, ...], hidden: Tensor) -> list[Tensor]:
-    """For each slot, in order of appearance, its rows of the flattened batch."""
-    tokens = hidden.shape[:-1].numel()
-    if len(slots) != tokens:
-        if hidden.dim() != 3 or len(slots) != len(hidden):
-            raise InputError(f"the row map has {len(slots)} rows, the batch {tokens} tokens")
-        slots = tuple(slot for slot in slots for _ in range(hidden.shape[1]))
-    rows: dict[Slot, list[int]] = {}
-    for row, slot in enumerate(slots):
-        rows.setdefault(slot, []).append(row)
-    return [torch.tensor(chosen, device=hidden.device) for chosen in rows.values()]
+Layer = BlockExperts | LinearExperts
 
 
 class Site(nn.Module):
@@ -131,7 +44,7 @@ class Site(nn.Module):
         assert isinstance(weight, Tensor)
         return weight
 
-    def add(self, slot: str, layer: nn.Module) -> None:
+    def add(self, slot: str, layer: Layer) -> None:
         """Attach `layer` for `slot`, on the base's device and in its mode."""
         device = next(self.base.parameters()).device
         self.adapters[_key(slot)] = layer.to(device).train(self.training)
@@ -142,28 +55,169 @@ class Site(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The base with each row's adapter: [..., D] to [..., O]."""
-        groups = self.rows.groups(hidden)
-        if len(groups) == 1:
-            return self._run(groups[0][0], hidden)
-        hidden_TD = hidden.reshape(-1, hidden.shape[-1])
-        outputs, indices = [], []
-        for slot, rows in groups:
-            assert rows is not None
-            with self.rows.everywhere(slot):  # For sites inside this one: they see these rows only.
-                outputs.append(self._run(slot, hidden_TD[rows]))
-            indices.append(rows)
-        grouped_TO = torch.cat(outputs)
-        output_TO = torch.zeros_like(grouped_TO).index_copy(0, torch.cat(indices), grouped_TO)
-        return output_TO.view(*hidden.shape[:-1], -1)
-
-    def _run(self, slot: Slot, hidden: Tensor) -> Tensor:
-        if slot is None or _key(slot) not in self.adapters:
+        if not self.rows.is_mixed():
+            return self._one(self._layer(self.rows.only()), hidden)
+        split = self.rows.split(hidden)
+        layers = [self._layer(name) for name in split.names]
+        if not any(layers):
             output: Tensor = self.base(hidden)
             return output
-        layer = self.adapters[_key(slot)]
-        adapted = layer(self.feed_forward or self.base, hidden.reshape(-1, hidden.shape[-1]))
-        output = adapted.output_TO
+        if not all(layers) and self._has_sites():
+            return self._in_two(layers, split, hidden)
+        output_TO = _pack(self.feed_forward or self.base, layers, split, hidden)
+        return output_TO.view(*hidden.shape[:-1], -1)
+
+    def _one(self, layer: Layer | None, hidden: Tensor) -> Tensor:
+        """All rows to one layer, or to the base."""
+        if layer is None:
+            output: Tensor = self.base(hidden)
+            return output
+        length = hidden.shape[-2] if hidden.dim() == 3 else None
+        flat_TD = hidden.reshape(-1, hidden.shape[-1])
+        output = layer(self.feed_forward or self.base, flat_TD, length)
         return output.view(*hidden.shape[:-1], -1)
+
+    def _in_two(self, layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> Tensor:
+        """Rows with block experts, and rows whose adapters sit on the linears inside the block."""
+        hidden_TD = hidden.reshape(-1, hidden.shape[-1])
+        outputs, tokens = [], []
+        for wanted in (True, False):
+            chosen = [i for i, layer in enumerate(layers) if (layer is not None) is wanted]
+            token_t = torch.cat([split.tokens[i] for i in chosen]).sort().values
+            slots = {int(token): split.names[i] for i in chosen for token in split.tokens[i]}
+            with self.rows.assign([slots[int(token)] for token in token_t]):
+                outputs.append(self(hidden_TD[token_t]))
+            tokens.append(token_t)
+        grouped_TO = torch.cat(outputs)
+        output_TO = grouped_TO[torch.cat(tokens).argsort()]
+        return output_TO.view(*hidden.shape[:-1], -1)
+
+    def _layer(self, slot: Slot) -> Layer | None:
+        key = "" if slot is None else _key(slot)
+        if key not in self.adapters:
+            return None
+        layer = self.adapters[key]
+        assert isinstance(layer, BlockExperts | LinearExperts)
+        return layer
+
+    def _has_sites(self) -> bool:
+        return any(isinstance(module, Site) for module in self.base.modules())
+
+
+class _Member(NamedTuple):
+    """One adapter's part of a packed batch."""
+
+    layer: Layer | None
+    """None for the rows of the bare base."""
+    token_t: Tensor
+    routing: Routing | None
+    first: int
+    """Its first expert in the bank."""
+
+    @property
+    def experts(self) -> int:
+        """How many experts it has there."""
+        return _experts(self.layer)
+
+    def choice(self, void: int) -> tuple[Tensor, Tensor]:
+        """Experts in the bank and gates of its tokens, [t, K]."""
+        if self.routing is not None:
+            expert_tK, gate_tK = self.routing.expert_TK, self.routing.gate_TK
+            return torch.where(expert_tK < self.experts, expert_tK + self.first, void), gate_tK
+        expert_t1 = torch.full_like(self.token_t, void if self.layer is None else self.first)
+        return expert_t1.unsqueeze(1), torch.ones_like(expert_t1).unsqueeze(1).float()
+
+
+def _pack(
+    base: FeedForward | nn.Module, layers: Sequence[Layer | None], split: Split, hidden: Tensor
+) -> Tensor:
+    """All rows through one bank: [T, O]."""
+    hidden_TD = hidden.reshape(-1, hidden.shape[-1])
+    length = hidden.shape[-2] if hidden.dim() == 3 else None
+    members, first = [], 0
+    for layer, token_t in zip(layers, split.tokens, strict=True):
+        routing = None
+        if layer is not None and layer.router is not None:
+            whole = length if length and len(token_t) % length == 0 else None
+            routing = layer.router(hidden_TD[token_t], whole)
+        members.append(_Member(layer, token_t, routing, first))
+        first += _experts(layer)
+    pairs = _pairs(members, split, first)
+    rate = _rate(members, split)
+    present = [layer for layer in layers if layer is not None]
+    if isinstance(base, FeedForward):
+        blocks = [layer for layer in present if isinstance(layer, BlockExperts)]
+        adapted = adapt_block(base, _block_banks(blocks, base, hidden), pairs, hidden_TD, rate)
+    else:
+        linears = [layer for layer in present if isinstance(layer, LinearExperts)]
+        bank = join([layer.bank(base, hidden.dtype) for layer in linears])
+        adapted = adapt_linear(base, bank, pairs, hidden_TD, rate)
+    _record(members, adapted.rank_space)
+    return adapted.output_TO
+
+
+def _pairs(members: Sequence[_Member], split: Split, experts: int) -> Pairs:
+    """The members' choices, token by token; slots that a member lacks are void with gate 0."""
+    choices = [member.choice(experts) for member in members]
+    slots = max(expert_tK.shape[1] for expert_tK, _ in choices)
+    precision = torch.promote_types(choices[0][1].dtype, choices[-1][1].dtype)
+    expert_TK = torch.cat([pad(e, (0, slots - e.shape[1]), value=experts) for e, _ in choices])
+    gate_TK = torch.cat([pad(g.to(precision), (0, slots - g.shape[1])) for _, g in choices])
+    return Pairs(expert_TK[split.place_T], gate_TK[split.place_T], experts, voids=True)
+
+
+def _rate(members: Sequence[_Member], split: Split) -> float | Tensor:
+    """The dropout's rate: of all tokens, or of each."""
+    rates = [
+        member.layer.rate if member.layer is not None and member.layer.training else 0.0
+        for member in members
+    ]
+    if len(set(rates)) == 1:
+        return rates[0]
+    counts = [len(member.token_t) for member in members]
+    rate_T = torch.tensor(rates, device=split.place_T.device).repeat_interleave(
+        torch.tensor(counts, device=split.place_T.device), output_size=sum(counts)
+    )
+    return rate_T[split.place_T]
+
+
+def _block_banks(
+    layers: Sequence[BlockExperts], block: FeedForward, hidden: Tensor
+) -> dict[str, Bank]:
+    """The joint bank of every linear that any of the layers adapts."""
+    each = [layer.banks(block, hidden.dtype) for layer in layers]
+    banks = {}
+    for name in block.linears:
+        if any(name in own for own in each):
+            sizes = block.sizes(name)
+            parts = [
+                own.get(name) or _no_update(layer, sizes, hidden)
+                for layer, own in zip(layers, each, strict=True)
+            ]
+            banks[name] = join(parts)
+    return banks
+
+
+def _no_update(layer: BlockExperts, sizes: tuple[int, int], hidden: Tensor) -> Bank:
+    experts = _experts(layer)
+    lora_A_NRI = hidden.new_zeros(experts, 1, sizes[0])
+    return Bank(lora_A_NRI, hidden.new_zeros(experts, sizes[1], 1), 1.0)
+
+
+def _record(members: Sequence[_Member], rank_space: tuple[Tensor, ...]) -> None:
+    """Tell each member's recorder what its rows did."""
+    for member in members:
+        if member.layer is None or member.routing is None or member.layer.recorder is None:
+            continue
+        slots = member.routing.expert_TK.shape[1]
+        own = tuple(one_TKR[member.token_t, :slots] for one_TKR in rank_space)
+        member.layer.recorder(member.routing, own, member.token_t)
+
+
+def _experts(layer: Layer | None) -> int:
+    if layer is None:
+        return 0
+    return 1 if layer.router is None else layer.router.weight.shape[0]
 
 
 def _key(slot: str) -> str:

@@ -114,6 +114,10 @@ class AdapterSpec(Spec):
         """Number of experts in decoder layer `layer` of `layers`."""
         return self._counts[layer * len(self._counts) // layers]
 
+    def in_layer(self, layer: int, layers: int) -> Self:
+        """The adapter's shape in one decoder layer: the one number of experts that it has there."""
+        return self.model_copy(update={"num_experts": self.experts_in(layer, layers)})
+
     @property
     def _counts(self) -> tuple[int, ...]:
         return self.num_experts if isinstance(self.num_experts, tuple) else (self.num_experts,)

@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from workers.layers.experts import BlockExperts
 from workers.layers.feed_forward import FeedForward, find_feed_forward
-from workers.layers.router import TopKRouter
-from workers.pack import RowMap, Site
+from workers.layers.router import Router
+from workers.pack import Site
+from workers.rows import RowMap
 from workers.spec import AdapterSpec
 
 NAMES = ("gate_proj", "up_proj", "down_proj")
@@ -74,16 +75,14 @@ class ExpertLoop(nn.Module):
         super().__init__()
         self.block = block
         self.scale = spec.scale
-        self.router = TopKRouter(
-            block.gate_proj.in_features, spec.num_experts, spec.top_k, spec.router_init_std
-        )
+        self.router = Router(block.gate_proj.in_features, spec.experts_in(0, 1), spec)
         self.lora_A = nn.ModuleDict()
         self.lora_B = nn.ModuleDict()
         for name in NAMES:
             linear = block.get_submodule(name)
             assert isinstance(linear, nn.Linear)
-            self.lora_A[name] = _linears(spec.num_experts, linear.in_features, spec.rank)
-            self.lora_B[name] = _linears(spec.num_experts, spec.rank, linear.out_features)
+            self.lora_A[name] = _linears(spec.experts_in(0, 1), linear.in_features, spec.rank)
+            self.lora_B[name] = _linears(spec.experts_in(0, 1), spec.rank, linear.out_features)
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
         """Every expert in turn."""

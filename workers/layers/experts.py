@@ -1,42 +1,57 @@
-"""Stacked LoRA experts: one matmul pair and one mask instead of a loop over experts.
+"""The modules of an adapter: stacked LoRA experts of a linear, and of a feed-forward block.
 
-Shapes: T tokens, D model width, F feed-forward width, E experts, K top-k, R rank, I and O the
-input and output size of one linear. Parameters are float32 and are cast to the activations' type.
+Shapes: T tokens, D model width, F feed-forward width, E experts, K slots, R rank, I and O the
+input and output size of one linear. Parameters are float32; they are cast to the activations' type.
+A layer's specification has one number of experts: its own (`AdapterSpec.in_layer`).
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from workers.layers import dropout
+from workers.layers.bank import Bank
 from workers.layers.dispatch import Dispatched, LocalTokenDispatcher, TokenDispatcher
+from workers.layers.dora import magnitude, row_norms
 from workers.layers.feed_forward import FeedForward, linear_sizes
-from workers.layers.router import Routing, TopKRouter
+from workers.layers.mixture import Inner, mixture
+from workers.layers.pairs import Pairs
+from workers.layers.router import Router, Routing
 from workers.spec import AdapterSpec
 
 
 class Adapted(NamedTuple):
-    """What an adapted place gives, and what losses and statistics want to know of it."""
+    """What an adapted place gives, and what losses want to know of it."""
 
     output_TO: Tensor
-    routing: Routing | None = None
-    projected: tuple[Tensor, ...] = ()
-    """A_e dropout(x) of every expert, [T, E, R], one for each routed projection."""
+    rank_space: tuple[Tensor, ...] = ()
+    """A_e dropout(x) of each slot's expert, [T, K, R], one for each routed projection; zero in void
+    slots, and up to a factor (the contrastive loss normalises)."""
+
+
+Recorder = Callable[[Routing, tuple[Tensor, ...], Tensor | None], None]
+"""Is told what a routed place did, and with which tokens of the batch (None: all)."""
 
 
 class LoraExperts(nn.Module):
-    """E low-rank updates of one linear: lora_A [E, R, I], lora_B [E, O, R]."""
+    """E low-rank updates of one linear: lora_A [E, R, I] ([1, R, I] if shared), lora_B [E, O, R],
+    with DoRA also lora_magnitude [E, O]."""
 
     def __init__(self, linear: nn.Module, spec: AdapterSpec) -> None:
         super().__init__()
         in_features, out_features = linear_sizes(linear) or (0, 0)
-        experts, rank = spec.num_experts, spec.rank
+        num_experts = spec.experts_in(0, 1)
         self.scale = spec.scale
-        self.dropout = nn.Dropout(spec.dropout)
-        self.lora_A = nn.Parameter(torch.zeros(experts, rank, in_features, dtype=torch.float32))
-        self.lora_B = nn.Parameter(torch.zeros(experts, out_features, rank, dtype=torch.float32))
+        ways_in = 1 if spec.shared_a else num_experts
+        self.lora_A = nn.Parameter(torch.zeros(ways_in, spec.rank, in_features))
+        self.lora_B = nn.Parameter(torch.zeros(num_experts, out_features, spec.rank))
+        self.lora_magnitude: nn.Parameter | None = None
+        if spec.use_dora:
+            norm_O = row_norms(linear)
+            self.lora_magnitude = nn.Parameter(norm_O.repeat(num_experts, 1))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """A: Kaiming-uniform(sqrt 5) for each expert; B: zero."""
@@ -44,17 +59,15 @@ class LoraExperts(nn.Module):
             nn.init.kaiming_uniform_(lora_A_RI, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.lora_B)
 
-    def project(self, hidden: Tensor) -> Tensor:
-        """A_e dropout(x) for all experts at once: [..., I] to [..., E, R]."""
-        stacked_SI = self.lora_A.flatten(0, 1).to(hidden.dtype)
-        rank_space = nn.functional.linear(self.dropout(hidden), stacked_SI)
-        return rank_space.view(*hidden.shape[:-1], *self.lora_A.shape[:2])
-
-    def expand(self, rank_space: Tensor) -> Tensor:
-        """s * sum_e B_e z_e: [..., E, R] to [..., O]. Callers add the frozen part in place: one
-        pass over the layer's largest tensors less."""
-        stacked_SO = self.lora_B.transpose(1, 2).flatten(0, 1).to(rank_space.dtype)
-        return (rank_space * self.scale).flatten(-2) @ stacked_SO
+    def bank(self, linear: nn.Module, dtype: torch.dtype) -> Bank:
+        """The experts as a bank of their own, in the activations' type."""
+        lora_A, lora_B = self.lora_A.to(dtype), self.lora_B.to(dtype)
+        if len(lora_A) < len(lora_B):
+            lora_A = lora_A.repeat(len(lora_B), 1, 1)
+        if self.lora_magnitude is None:
+            return Bank(lora_A, lora_B, self.scale)
+        factor_NO = magnitude(self.lora_magnitude, linear, self.lora_A, self.lora_B, self.scale)
+        return Bank(lora_A, lora_B, self.scale, factor_NO.to(dtype))
 
 
 class LinearExperts(LoraExperts):
@@ -62,11 +75,12 @@ class LinearExperts(LoraExperts):
 
     def __init__(self, linear: nn.Module, spec: AdapterSpec) -> None:
         super().__init__(linear, spec)
+        self.rate = spec.dropout
         self.dispatcher: TokenDispatcher = LocalTokenDispatcher()
-        self.router: TopKRouter | None = None
-        if spec.num_experts > 1:
-            width = self.lora_A.shape[-1]
-            self.router = TopKRouter(width, spec.num_experts, spec.top_k, spec.router_init_std)
+        self.recorder: Recorder | None = None
+        self.router: Router | None = None
+        if spec.is_routed:
+            self.router = Router(self.lora_A.shape[-1], len(self.lora_B), spec)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Initialise the router, then the experts."""
@@ -74,19 +88,18 @@ class LinearExperts(LoraExperts):
             self.router.reset_parameters(generator)
         super().reset_parameters(generator)
 
-    def forward(self, linear: nn.Module, hidden_TI: Tensor) -> Adapted:
-        """The frozen `linear` with its update."""
-        frozen_TO = linear(hidden_TI)
+    def forward(self, linear: nn.Module, hidden_TI: Tensor, length: int | None = None) -> Tensor:
+        """The frozen `linear` with its update; `length` as in Router."""
+        rate = self.rate if self.training else 0.0
+        bank = self.bank(linear, hidden_TI.dtype)
         if self.router is None:
-            return Adapted(self.expand(self.project(hidden_TI)).add_(frozen_TO))
-        routing = self.router(hidden_TI)
+            return plain_lora(linear, bank, hidden_TI, rate)
+        routing = self.router(hidden_TI, length)
         sent = self.dispatcher.dispatch(hidden_TI, routing)
-        rank_space_TER = self.project(sent.hidden_nD)
-        gate_TK = sent.gate_nK.to(rank_space_TER.dtype)
-        weight_TE = torch.zeros_like(rank_space_TER[..., 0]).scatter(1, sent.expert_nK, gate_TK)
-        update_TO = self.expand(rank_space_TER * weight_TE.unsqueeze(-1))
-        output_TO = self.dispatcher.combine(update_TO, sent).add_(frozen_TO)
-        return Adapted(output_TO, routing, (rank_space_TER,))
+        adapted = adapt_linear(linear, bank, _pairs(sent, self.router), sent.hidden_nD, rate)
+        if self.recorder is not None:
+            self.recorder(routing, adapted.rank_space, None)
+        return self.dispatcher.combine(adapted.output_TO, sent)
 
 
 class BlockExperts(nn.Module):
@@ -98,8 +111,10 @@ class BlockExperts(nn.Module):
 
     def __init__(self, block: FeedForward, spec: AdapterSpec, targets: Collection[str]) -> None:
         super().__init__()
+        self.rate = spec.dropout
         self.dispatcher: TokenDispatcher = LocalTokenDispatcher()
-        self.router = TopKRouter(block.width, spec.num_experts, spec.top_k, spec.router_init_std)
+        self.recorder: Recorder | None = None
+        self.router = Router(block.width, spec.experts_in(0, 1), spec)
         self.projections = nn.ModuleDict(
             {
                 name: LoraExperts(block.linears[name], spec)
@@ -114,55 +129,101 @@ class BlockExperts(nn.Module):
         for experts in self.projections.values():
             cast(LoraExperts, experts).reset_parameters(generator)
 
-    def forward(self, block: FeedForward, hidden_TD: Tensor) -> Adapted:
-        """The frozen `block` with its experts."""
-        routing = self.router(hidden_TD)
+    def banks(self, block: FeedForward, dtype: torch.dtype) -> dict[str, Bank]:
+        """The experts of every adapted linear."""
+        return {
+            name: cast(LoraExperts, experts).bank(block.linears[name], dtype)
+            for name, experts in self.projections.items()
+        }
+
+    def forward(self, block: FeedForward, hidden_TD: Tensor, length: int | None = None) -> Tensor:
+        """The frozen `block` with its experts; `length` as in Router."""
+        routing = self.router(hidden_TD, length)
         sent = self.dispatcher.dispatch(hidden_TD, routing)
-        inner, projected = self._inner(block, sent)
-        hidden_TKF = block.combine(*inner)
-        output_TD, rank_space = self._outer(block, sent, hidden_TKF)
-        output_TD = self.dispatcher.combine(block.leave(output_TD), sent)
-        return Adapted(output_TD, routing, projected or rank_space)
+        rate = self.rate if self.training else 0.0
+        banks = self.banks(block, hidden_TD.dtype)
+        adapted = adapt_block(block, banks, _pairs(sent, self.router), sent.hidden_nD, rate)
+        if self.recorder is not None:
+            self.recorder(routing, adapted.rank_space, None)
+        return self.dispatcher.combine(adapted.output_TO, sent)
 
-    def _inner(
-        self, block: FeedForward, sent: Dispatched
-    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """The inner linears' outputs, [T, K, O] or [T, 1, O], and the adapted ones' rank space."""
-        chosen_TKE1 = self._chosen(sent, sent.hidden_nD).unsqueeze(-1)
-        outputs, projected = [], []
-        for name, linear in block.inner.items():
-            output_TKO = linear(sent.hidden_nD).unsqueeze(1)
-            experts = self._experts(name)
-            if experts is not None:
-                rank_space_TER = experts.project(sent.hidden_nD)
-                update_TKO = experts.expand(rank_space_TER.unsqueeze(1) * chosen_TKE1)
-                output_TKO = update_TKO.add_(output_TKO)
-                projected.append(rank_space_TER)
-            outputs.append(output_TKO)
-        return outputs, tuple(projected)
 
-    def _outer(
-        self, block: FeedForward, sent: Dispatched, hidden_TKF: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The block's output, and the outer linear's rank space if no inner one has any."""
-        name, linear = block.outer
-        gate_TK = sent.gate_nK.to(hidden_TKF.dtype)
-        # Where no inner linear is adapted, K is 1 in `hidden_TKF`: all experts see one h.
-        mix_TK = gate_TK if hidden_TKF.shape[1] > 1 else gate_TK.sum(1, keepdim=True)
-        output_TD = linear(torch.einsum("tkf,tk->tf", hidden_TKF, mix_TK))
-        experts = self._experts(name)
-        if experts is None:
-            return output_TD, ()
-        rank_space_TKER = experts.project(hidden_TKF)
-        weight_TKE = self._chosen(sent, gate_TK) * gate_TK.unsqueeze(-1)
-        update_TD = experts.expand((rank_space_TKER * weight_TKE.unsqueeze(-1)).sum(1))
-        rank_space = (rank_space_TKER[:, 0],) if rank_space_TKER.shape[1] == 1 else ()
-        return update_TD.add_(output_TD), rank_space
+def plain_lora(linear: nn.Module, bank: Bank, hidden_TI: Tensor, rate: float) -> Tensor:
+    """y = W x + s B A dropout(x); with DoRA its features are scaled."""
+    frozen_TO: Tensor = linear(hidden_TI)
+    kept = dropout.draw(hidden_TI, hidden_TI.shape[1], rate)
+    dropped_TI = kept.drop(hidden_TI) if kept else hidden_TI
+    scale = cast(float, bank.scale) * (cast(float, kept.gain) if kept else 1.0)
+    rank_space_TR = nn.functional.linear(dropped_TI, bank.lora_A_NRI[0]) * scale
+    if bank.magnitude_NO is None:
+        return frozen_TO.addmm(rank_space_TR, bank.lora_B_NOR[0].T)
+    update_TO = rank_space_TR @ bank.lora_B_NOR[0].T
+    return (
+        frozen_TO
+        + (bank.magnitude_NO - 1) * _without_bias(linear, frozen_TO)
+        + (bank.magnitude_NO * update_TO)
+    )
 
-    def _experts(self, name: str) -> LoraExperts | None:
-        return cast(LoraExperts, self.projections[name]) if name in self.projections else None
 
-    def _chosen(self, sent: Dispatched, like: Tensor) -> Tensor:
-        """One where slot k of token t goes to expert e, [T, K, E]."""
-        expert_E = torch.arange(self.router.weight.shape[0], device=like.device)
-        return (sent.expert_nK.unsqueeze(-1) == expert_E).to(like.dtype)
+def adapt_linear(
+    linear: nn.Module, bank: Bank, pairs: Pairs, hidden_TI: Tensor, rate: float | Tensor
+) -> Adapted:
+    """y = W x + s sum_k g_k B_e A_e dropout(x), e the expert of slot k."""
+    frozen_TO = linear(hidden_TI)
+    rank_space_TKR = _project(bank, pairs, hidden_TI, rate)
+    gate_TK1 = pairs.gate_TK.to(rank_space_TKR.dtype).unsqueeze(-1)
+    if bank.magnitude_NO is not None:
+        weight_TN = pairs.spread_sum(pairs.masked(gate_TK1)).squeeze(-1)
+        factor_TO = weight_TN @ (bank.magnitude_NO - 1)
+        frozen_TO = frozen_TO + factor_TO * _without_bias(linear, frozen_TO)
+        bank = bank._replace(lora_B_NOR=bank.lora_B_NOR * bank.magnitude_NO.unsqueeze(-1))
+    output_TO = bank.expand(rank_space_TKR * gate_TK1, pairs, frozen_TO)
+    return Adapted(output_TO, (rank_space_TKR,))
+
+
+def adapt_block(
+    block: FeedForward,
+    banks: Mapping[str, Bank],
+    pairs: Pairs,
+    hidden_TD: Tensor,
+    rate: float | Tensor,
+) -> Adapted:
+    """The frozen block with the experts in `banks`, by name of the linear."""
+    kept = dropout.draw(hidden_TD, hidden_TD.shape[1], rate)
+    inner = []
+    for name, linear in block.inner.items():
+        bank = banks.get(name)
+        rank_space_TKR = None if bank is None else _project(bank, pairs, hidden_TD, kept)
+        inner.append(Inner(linear(hidden_TD), rank_space_TKR, bank))
+    name, linear = block.outer
+    bank = banks.get(name)
+    mix_TF, outer_TKR = mixture(block, inner, bank, pairs, rate)
+    output_TD = linear(mix_TF)
+    rank_space = tuple(one.rank_space_TKR for one in inner if one.rank_space_TKR is not None)
+    if bank is not None and outer_TKR is not None:
+        outer_TKR = bank.scaled(outer_TKR, pairs)
+        gate_TK1 = pairs.gate_TK.to(outer_TKR.dtype).unsqueeze(-1)
+        output_TD = bank.expand(outer_TKR * gate_TK1, pairs, output_TD)
+        rank_space = rank_space or (outer_TKR,)
+    return Adapted(block.leave(output_TD), rank_space)
+
+
+def _pairs(sent: Dispatched, router: Router) -> Pairs:
+    return Pairs(sent.expert_nK, sent.gate_nK, router.weight.shape[0], router.has_voids)
+
+
+def _project(
+    bank: Bank, pairs: Pairs, hidden_TI: Tensor, rate: float | Tensor | dropout.Kept | None
+) -> Tensor:
+    """s A_e dropout(x) of every slot, [T, K, R], zero in void slots."""
+    kept = rate
+    if isinstance(kept, float | Tensor):
+        kept = dropout.draw(hidden_TI, hidden_TI.shape[1], kept)
+    if kept is None:
+        return bank.scaled(bank.project(hidden_TI, pairs), pairs)
+    return kept.gained(bank.scaled(bank.project(kept.drop(hidden_TI), pairs), pairs))
+
+
+def _without_bias(linear: nn.Module, frozen_TO: Tensor) -> Tensor:
+    bias = getattr(linear, "bias", None)
+    return frozen_TO if bias is None else frozen_TO - bias

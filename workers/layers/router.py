@@ -69,6 +69,13 @@ class Router(nn.Module):
         return Routing(logits_TE, expert_TK, gate_TK)
 
     @property
+    def has_voids(self) -> bool:
+        """Whether a slot may be void."""
+        spec = self.spec
+        thinned = self.training and (spec.routing == "switch" or spec.expert_dropout > 0)
+        return spec.routing == "top_p" or spec.gate_form == "residual" or thinned
+
+    @property
     def _void(self) -> int:
         return self.weight.shape[0]
 

@@ -14,6 +14,20 @@ from workers.layers.feed_forward import FeedForward, find_feed_forward
 from workers.spec import AdapterSpec
 
 FORMS = ("gated", "fused", "plain")
+WAYS = {
+    "plain": {"mixture.FEW_PAIRS": 10**9},
+    "sorted": {"mixture.FEW_PAIRS": 0},
+    "chunks": {"mixture.FEW_PAIRS": 0, "mixture.CHUNK_BYTES": 0, "mixture.CHUNK_ROWS": 3},
+    "grouped": {"mixture.FEW_PAIRS": 0, "bank.DENSE_RANKS": -1},
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each way of computing the layers, whatever the sizes."""
+    for name, value in WAYS[request.param].items():
+        monkeypatch.setattr(f"workers.layers.{name}", value)
+    return str(request.param)
 
 
 class Block(nn.Module):
@@ -141,7 +155,7 @@ def random_input(seed: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("seed", range(8))
-def test_block_experts_equal_the_loop(form: str, seed: int) -> None:
+def test_block_experts_equal_the_loop(form: str, seed: int, way: str) -> None:
     draw, spec = random.Random(seed), random_spec(seed)
     block = Block(form, draw.randint(3, 8), draw.randint(3, 9)).double()
     view = view_of(block)
@@ -151,13 +165,13 @@ def test_block_experts_equal_the_loop(form: str, seed: int) -> None:
     assert_same(
         layer,
         hidden_TD,
-        layer(view, hidden_TD).output_TO,
+        layer(view, hidden_TD),
         block_loop(block, layer, spec, hidden_TD),
     )
 
 
 @pytest.mark.parametrize("top_k", range(1, 6))
-def test_block_experts_for_every_top_k(top_k: int) -> None:
+def test_block_experts_for_every_top_k(top_k: int, way: str) -> None:
     spec = random_spec(1, num_experts=5, top_k=top_k)
     block = Block("gated", 6, 10).double()
     view = view_of(block)
@@ -167,7 +181,7 @@ def test_block_experts_for_every_top_k(top_k: int) -> None:
     assert_same(
         layer,
         hidden_TD,
-        layer(view, hidden_TD).output_TO,
+        layer(view, hidden_TD),
         block_loop(block, layer, spec, hidden_TD),
     )
 
@@ -175,7 +189,7 @@ def test_block_experts_for_every_top_k(top_k: int) -> None:
 @pytest.mark.parametrize(
     "targets", [("gate",), ("up",), ("out",), ("gate", "up"), ("up", "out"), ("gate", "out")]
 )
-def test_some_linears_of_a_block(targets: tuple[str, ...]) -> None:
+def test_some_linears_of_a_block(targets: tuple[str, ...], way: str) -> None:
     spec = random_spec(3, num_experts=4, top_k=2)
     block = Block("gated", 5, 7).double()
     view = view_of(block)
@@ -183,13 +197,15 @@ def test_some_linears_of_a_block(targets: tuple[str, ...]) -> None:
     randomise(layer, 3)
     hidden_TD = random_input(2, 5)
     assert set(layer.projections) == set(targets)
-    adapted = layer(view, hidden_TD)
-    assert_same(layer, hidden_TD, adapted.output_TO, block_loop(block, layer, spec, hidden_TD))
-    assert len(adapted.projected) == max(1, len(set(targets) - {"out"}))
-    assert all(term.shape == (len(hidden_TD), 4, spec.rank) for term in adapted.projected)
+    terms: list[Tensor] = []
+    layer.recorder = lambda _routing, rank_space, _tokens: terms.extend(rank_space)
+    got = layer(view, hidden_TD)
+    assert_same(layer, hidden_TD, got, block_loop(block, layer, spec, hidden_TD))
+    assert len(terms) == max(1, len(set(targets) - {"out"}))
+    assert all(term.shape == (len(hidden_TD), 2, spec.rank) for term in terms)
 
 
-def test_experts_that_receive_no_token() -> None:
+def test_experts_that_receive_no_token(way: str) -> None:
     spec = random_spec(0, num_experts=6, top_k=2)
     block = Block("gated", 5, 7).double()
     view = view_of(block)
@@ -199,10 +215,9 @@ def test_experts_that_receive_no_token() -> None:
     with torch.no_grad():
         layer.router.weight[2:] = -5.0
         layer.router.weight[:2].abs_()
-    adapted = layer(view, hidden_TD)
-    assert set(adapted.routing.expert_TK.unique().tolist()) == {0, 1}
-    assert_same(layer, hidden_TD, adapted.output_TO, block_loop(block, layer, spec, hidden_TD))
-    layer(view, hidden_TD).output_TO.sum().backward()
+    assert set(layer.router(hidden_TD).expert_TK.unique().tolist()) == {0, 1}
+    assert_same(layer, hidden_TD, layer(view, hidden_TD), block_loop(block, layer, spec, hidden_TD))
+    layer(view, hidden_TD).sum().backward()
     for experts in layer.projections.values():
         for parameter in experts.parameters():
             assert parameter.grad is not None
@@ -211,7 +226,7 @@ def test_experts_that_receive_no_token() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_linear_experts_equal_the_loop(seed: int) -> None:
+def test_linear_experts_equal_the_loop(seed: int, way: str) -> None:
     draw = random.Random(seed)
     spec = random_spec(seed, experts="linear")
     frozen = nn.Linear(draw.randint(2, 8), draw.randint(2, 8)).double().requires_grad_(False)
@@ -219,7 +234,7 @@ def test_linear_experts_equal_the_loop(seed: int) -> None:
     randomise(layer, seed)
     hidden_TI = random_input(seed, frozen.in_features)
     got = layer(frozen, hidden_TI)
-    assert_same(layer, hidden_TI, got.output_TO, linear_loop(frozen, layer, spec, hidden_TI))
+    assert_same(layer, hidden_TI, got, linear_loop(frozen, layer, spec, hidden_TI))
 
 
 def test_one_expert_is_plain_lora_without_a_router() -> None:
@@ -228,10 +243,10 @@ def test_one_expert_is_plain_lora_without_a_router() -> None:
     layer = LinearExperts(frozen, spec).double()
     randomise(layer, 0)
     hidden_TI = random_input(2, 6)
-    adapted = layer(frozen, hidden_TI)
+    got = layer(frozen, hidden_TI)
     assert [name for name, _ in layer.named_parameters()] == ["lora_A", "lora_B"]
-    assert adapted.routing is None
-    assert_same(layer, hidden_TI, adapted.output_TO, linear_loop(frozen, layer, spec, hidden_TI))
+    assert layer.router is None
+    assert_same(layer, hidden_TI, got, linear_loop(frozen, layer, spec, hidden_TI))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -252,9 +267,9 @@ def test_a_bfloat16_base_is_as_exact_as_the_loop(form: str) -> None:
         assert all(gradient.dtype == torch.float32 for gradient in gradients)
         return [output_TD.float(), *gradients]
 
-    adapted = layer(view, hidden_TD)
-    assert adapted.output_TO.dtype == torch.bfloat16
-    stacked = outcome(adapted.output_TO)
+    got = layer(view, hidden_TD)
+    assert got.dtype == torch.bfloat16
+    stacked = outcome(got)
     loop = outcome(block_loop(block, layer, spec, hidden_TD))
     exact = outcome(block_loop(block.float(), layer, spec, hidden_TD.float()))
     for one, other, truth in zip(stacked, loop, exact, strict=True):
@@ -274,8 +289,8 @@ def test_dropout_acts_in_training_only() -> None:
     randomise(linear, 0)
     hidden_TD = torch.randn(8, 16)
     for run in (
-        lambda: layer(view, hidden_TD).output_TO,
-        lambda: linear(frozen, hidden_TD).output_TO,
+        lambda: layer(view, hidden_TD),
+        lambda: linear(frozen, hidden_TD),
     ):
         layer.train(), linear.train()
         assert not torch.equal(run(), run())
@@ -290,8 +305,8 @@ def test_dropout_keeps_the_expectation() -> None:
     layer = LinearExperts(frozen, AdapterSpec(num_experts=1, top_k=1, dropout=0.3))
     randomise(layer, 0)
     hidden_TI = torch.randn(1, 16)
-    mean = layer(frozen, hidden_TI.expand(40000, -1)).output_TO.mean(0)
-    expected = layer.eval()(frozen, hidden_TI).output_TO[0]
+    mean = layer(frozen, hidden_TI.expand(40000, -1)).mean(0)
+    expected = layer.eval()(frozen, hidden_TI)[0]
     torch.testing.assert_close(mean, expected, atol=0.03 * expected.abs().max().item(), rtol=0)
 
 

@@ -1,0 +1,145 @@
+"""The low-rank experts of one linear, all those that a batch may meet, and their two matmuls.
+
+A bank holds the experts of one adapter, or of several that share a batch.
+Shapes: T tokens, K slots, P pairs, N experts, R rank, I and O the linear's input and output size.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from workers.layers.grouped import grouped_mm, grouped_outer, is_aligned
+from workers.layers.pairs import Pairs, SortedPairs
+
+DENSE_RANKS = 256
+"""Experts times rank up to which all experts' products with a token are cheaper than its own
+experts' (tests/benchmarks/crossover.py)."""
+
+
+class Bank(NamedTuple):
+    """Stacked experts, in the precision of the activations."""
+
+    lora_A_NRI: Tensor
+    lora_B_NOR: Tensor
+    scale: float | Tensor
+    """Factor s of the update; a tensor [N] where adapters differ."""
+    magnitude_NO: Tensor | None = None
+    """DoRA's factor of every output feature, m / |W + s B A|."""
+
+    def scaled(self, rank_space_TKR: Tensor, pairs: Pairs) -> Tensor:
+        """s z of every pair, zero in void slots."""
+        scale = self.scale
+        if isinstance(scale, Tensor):
+            scale = scale[pairs.expert_TK].unsqueeze(-1).to(rank_space_TKR.dtype)
+        return pairs.masked(rank_space_TKR) * scale
+
+    def project(self, input_TI: Tensor, pairs: Pairs) -> Tensor:
+        """A_e x of every pair: [T, K, R]."""
+        if self._dense(pairs):
+            all_TS = functional.linear(input_TI, self.lora_A_NRI.flatten(0, 1))
+            return pairs.pick(all_TS.view(-1, *self.lora_A_NRI.shape[:2]))
+        return _apply(_Project, input_TI, self.lora_A_NRI, pairs)
+
+    def expand(self, rank_space_TKR: Tensor, pairs: Pairs, onto_TO: Tensor) -> Tensor:
+        """onto + sum_k B_e z of every token: [T, O]."""
+        if self._dense(pairs):
+            stacked_SO = self.lora_B_NOR.transpose(1, 2).flatten(0, 1)
+            return onto_TO.addmm(pairs.spread_sum(rank_space_TKR).flatten(1), stacked_SO)
+        return onto_TO + _apply(_Expand, rank_space_TKR, self.lora_B_NOR, pairs)
+
+    def _dense(self, pairs: Pairs) -> bool:
+        if torch.compiler.is_compiling():
+            return True
+        experts, rank, width = self.lora_A_NRI.shape
+        small = experts * rank <= DENSE_RANKS or experts <= pairs.expert_TK.shape[1]
+        dtype = self.lora_A_NRI.dtype
+        return small or not is_aligned(rank, width, self.lora_B_NOR.shape[1], dtype=dtype)
+
+
+def join(banks: Sequence[Bank]) -> Bank:
+    """The experts of several banks of one linear, one after the other, ranks padded with zeros."""
+    if len(banks) == 1:
+        return banks[0]
+    rank = max(bank.lora_A_NRI.shape[1] for bank in banks)
+    device = banks[0].lora_A_NRI.device
+    scales = [
+        torch.as_tensor(bank.scale, dtype=torch.float64, device=device).expand(len(bank.lora_B_NOR))
+        for bank in banks
+    ]
+    magnitude_NO = None
+    if any(bank.magnitude_NO is not None for bank in banks):
+        magnitude_NO = torch.cat([_magnitude(bank) for bank in banks])
+    return Bank(
+        torch.cat([_pad(bank.lora_A_NRI, 1, rank) for bank in banks]),
+        torch.cat([_pad(bank.lora_B_NOR, 2, rank) for bank in banks]),
+        torch.cat(scales),
+        magnitude_NO,
+    )
+
+
+def _magnitude(bank: Bank) -> Tensor:
+    return bank.lora_B_NOR[..., 0] * 0 + 1 if bank.magnitude_NO is None else bank.magnitude_NO
+
+
+def _pad(stacked: Tensor, dim: int, rank: int) -> Tensor:
+    missing = rank - stacked.shape[dim]
+    return functional.pad(stacked, (0, 0, 0, missing) if dim == 1 else (0, missing))
+
+
+def _apply(function: Any, values: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
+    output: Tensor = function.apply(values, weight, pairs.sorted, pairs.expert_TK)
+    return output
+
+
+class _Project(torch.autograd.Function):
+    """z = A_e x, sorted by expert; keeps x, not its copies."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input_TI: Tensor, lora_A_NRI: Tensor, pairs: SortedPairs, expert_TK: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(input_TI, lora_A_NRI, expert_TK)
+        ctx.pairs = pairs
+        input_PI = input_TI.index_select(0, pairs.token_P)
+        rank_space_PR = grouped_mm(input_PI, lora_A_NRI.transpose(1, 2), pairs.end_N)
+        return pairs.put_back(rank_space_PR, expert_TK)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TKR: Tensor) -> tuple[Tensor | None, ...]:
+        input_TI, lora_A_NRI, _ = ctx.saved_tensors
+        pairs: SortedPairs = ctx.pairs
+        grad_PR = pairs.take(grad_TKR)
+        input_PI = input_TI.index_select(0, pairs.token_P)
+        grad_NRI = grouped_outer(grad_PR, input_PI, pairs.end_N)
+        if not ctx.needs_input_grad[0]:
+            return None, grad_NRI, None, None
+        grad_PI = grouped_mm(grad_PR, lora_A_NRI, pairs.end_N)
+        grad_TI = torch.zeros_like(input_TI).index_add_(0, pairs.token_P, grad_PI)
+        return grad_TI, grad_NRI, None, None
+
+
+class _Expand(torch.autograd.Function):
+    """sum_k B_e z, sorted by expert."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rank_space_TKR: Tensor, lora_B_NOR: Tensor, pairs: SortedPairs, expert_TK: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(rank_space_TKR, lora_B_NOR, expert_TK)
+        ctx.pairs = pairs
+        output_PO = grouped_mm(pairs.take(rank_space_TKR), lora_B_NOR.transpose(1, 2), pairs.end_N)
+        output_TO = output_PO.new_zeros(len(rank_space_TKR), output_PO.shape[1])
+        return output_TO.index_add_(0, pairs.token_P, output_PO)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
+        rank_space_TKR, lora_B_NOR, expert_TK = ctx.saved_tensors
+        pairs: SortedPairs = ctx.pairs
+        grad_PO = grad_TO.index_select(0, pairs.token_P)
+        grad_PR = grouped_mm(grad_PO, lora_B_NOR, pairs.end_N)
+        # The smaller matrix on the left: its transpose is what gets copied.
+        grad_NRO = grouped_outer(pairs.take(rank_space_TKR), grad_PO, pairs.end_N)
+        return pairs.put_back(grad_PR, expert_TK), grad_NRO.transpose(1, 2), None, None

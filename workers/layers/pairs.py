@@ -1,0 +1,113 @@
+"""A routing decision as (token, expert) pairs: token by token, and sorted by expert.
+
+Shapes: T tokens, K slots of a token, P = T * K pairs, N experts, R rank; `...` any sizes.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Pairs:
+    """Which experts each token is sent to. A slot with expert N is void: it has no expert."""
+
+    def __init__(self, expert_TK: Tensor, gate_TK: Tensor, num_experts: int, voids: bool) -> None:
+        self.gate_TK = gate_TK
+        self.num_experts = num_experts
+        self.real_TK1 = (expert_TK < num_experts).unsqueeze(-1) if voids else None
+        """False in void slots; None where there are none."""
+        # What a void slot multiplies is zero, so any expert may do it.
+        self.expert_TK = expert_TK.clamp(max=num_experts - 1) if voids else expert_TK
+
+    @cached_property
+    def sorted(self) -> "SortedPairs":
+        """The pairs in the order of their experts, without a word from the device."""
+        expert_P = self.expert_TK.flatten()
+        order_P = expert_P.argsort(stable=True)
+        expert_N = torch.arange(1, self.num_experts + 1, device=expert_P.device)
+        end_N = torch.searchsorted(expert_P[order_P], expert_N).to(torch.int32)
+        # Where indices lie in the host's own memory, chunks can take their experts only.
+        ends = end_N.tolist() if end_N.device.type == "cpu" else None
+        return SortedPairs(order_P, order_P // self.expert_TK.shape[1], end_N, ends)
+
+    def masked(self, values_TKR: Tensor) -> Tensor:
+        """`values`, zero in void slots."""
+        return values_TKR if self.real_TK1 is None else values_TKR * self.real_TK1
+
+    def pick(self, all_TNR: Tensor) -> Tensor:
+        """Of every token's N vectors those of its experts: [T, K, R]."""
+        tokens, slots = self.expert_TK.shape
+        first_T1 = torch.arange(tokens, device=all_TNR.device).unsqueeze(1) * self.num_experts
+        chosen_P = (self.expert_TK + first_T1).flatten()
+        return all_TNR.flatten(0, 1).index_select(0, chosen_P).view(tokens, slots, -1)
+
+    def pick_each(self, all_TKNR: Tensor) -> Tensor:
+        """Of every pair's N vectors that of its expert: [T, K, R]."""
+        return torch.einsum("tknr,tkn->tkr", all_TKNR, self.one_hot(all_TKNR.dtype))
+
+    def spread(self, values_TKR: Tensor) -> Tensor:
+        """Each vector in its expert's place among zeros: [T, K, N, R]."""
+        return values_TKR.unsqueeze(2) * self.one_hot(values_TKR.dtype).unsqueeze(-1)
+
+    def spread_sum(self, values_TKR: Tensor) -> Tensor:
+        """The sum of `spread` over the slots: [T, N, R]."""
+        return torch.einsum("tkr,tkn->tnr", values_TKR, self.one_hot(values_TKR.dtype))
+
+    def one_hot(self, dtype: torch.dtype) -> Tensor:
+        """One where slot k of token t has expert n, [T, K, N]."""
+        expert_N = torch.arange(self.num_experts, device=self.expert_TK.device)
+        return (self.expert_TK.unsqueeze(-1) == expert_N).to(dtype)
+
+
+class Chunk(NamedTuple):
+    """A stretch of the sorted pairs, and the experts that it meets."""
+
+    rows: slice
+    """Its place among the P pairs."""
+    experts: slice
+    """Its experts among the N."""
+    token_p: Tensor
+    end_n: Tensor
+    """Ends of the experts' groups within the chunk, int32."""
+
+
+class SortedPairs(NamedTuple):
+    """Pairs in the order of their experts."""
+
+    order_P: Tensor
+    """Place of each among the pairs token by token."""
+    token_P: Tensor
+    end_N: Tensor
+    """Where each expert's group ends, int32."""
+    ends: list[int] | None
+    """`end_N` as numbers, where reading them costs nothing."""
+
+    def take(self, values_TK: Tensor) -> Tensor:
+        """[T, K, ...] sorted: [P, ...]."""
+        return values_TK.flatten(0, 1).index_select(0, self.order_P)
+
+    def put_back(self, sorted_P: Tensor, like_TK: Tensor) -> Tensor:
+        """[P, ...] token by token again, in the shape of `like` but for what follows [T, K]."""
+        values_P = torch.empty_like(sorted_P)
+        values_P[self.order_P] = sorted_P
+        return values_P.view(*like_TK.shape[:2], *sorted_P.shape[1:])
+
+    def chunks(self, rows: int) -> Iterator[Chunk]:
+        """Stretches of at most `rows` pairs."""
+        for start in range(0, len(self.order_P), rows):
+            stop = min(start + rows, len(self.order_P))
+            part, token_p = slice(start, stop), self.token_P[start:stop]
+            if self.ends is None:
+                end_n = (self.end_N - start).clamp(0, stop - start)
+                yield Chunk(part, slice(None), token_p, end_n)
+                continue
+            # The experts with pairs in here; empty groups before and behind cost their share.
+            first, last = bisect_right(self.ends, start), bisect_left(self.ends, stop)
+            ends = [min(end, stop) - start for end in self.ends[first : last + 1]]
+            yield Chunk(
+                part, slice(first, last + 1), token_p, torch.tensor(ends, dtype=torch.int32)
+            )

@@ -1,0 +1,132 @@
+"""Which rows of the running batch belong to which adapter.
+
+Shapes: B rows, S positions, T tokens of the batch (its leading dimensions flattened), D width.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from workers.spec import InputError
+
+Slot = str | None
+"""Name of an adapter; None is the bare base."""
+
+
+class Split:
+    """The tokens of one batch by slot, for all the sites that see batches of this shape."""
+
+    def __init__(
+        self, names: tuple[Slot, ...], slots: Sequence[Slot], device: torch.device
+    ) -> None:
+        self.names = names
+        found: dict[Slot, list[int]] = {name: [] for name in names}
+        for token, slot in enumerate(slots):
+            found[slot].append(token)
+        self.tokens = [torch.tensor(found[name], device=device) for name in names]
+        """For each name its tokens, in the batch's order."""
+
+    @cached_property
+    def place_T(self) -> Tensor:  # noqa: N802
+        """Where each token lies when the names' tokens follow one another."""
+        return torch.cat(self.tokens).argsort()
+
+
+@dataclass(frozen=True)
+class _Assignment:
+    slots: tuple[Slot, ...]
+    """One for each row; a single name holds for all rows, however many there are."""
+    splits: dict[tuple[object, ...], Split] = field(default_factory=dict)
+    """Made so far, by batch shape and device: all sites of a forward pass share them."""
+
+    @cached_property
+    def names(self) -> tuple[Slot, ...]:
+        """Each slot once, in order of appearance."""
+        return tuple(dict.fromkeys(self.slots))
+
+
+class RowMap:
+    """Which slot each row of the running batch belongs to; shared by all sites of a model.
+
+    Without an assignment the only adapter there is takes all rows. Under activation checkpointing
+    an assignment must hold until the backward pass is over.
+    """
+
+    def __init__(self) -> None:
+        self.slots: list[str] = []
+        self._current: _Assignment | None = None
+
+    def set(self, slots: Sequence[Slot]) -> None:
+        """One slot for each token of the batch, or for each row of a [B, S] batch."""
+        self._current = self._checked(_Assignment(tuple(slots)))
+
+    def clear(self) -> None:
+        """Forget the assignment."""
+        self._current = None
+
+    @contextmanager
+    def assign(self, slots: Sequence[Slot]) -> Iterator[None]:
+        """`set` for the length of a with block; then the former assignment holds again."""
+        with self._scope(_Assignment(tuple(slots))):
+            yield
+
+    @contextmanager
+    def everywhere(self, slot: Slot) -> Iterator[None]:
+        """All rows to one slot, or to the bare base, for the length of a with block."""
+        with self._scope(_Assignment((slot,))):
+            yield
+
+    def only(self) -> Slot | None:
+        """The slot that all rows belong to."""
+        return self._sole if self._current is None else self._current.names[0]
+
+    def is_mixed(self) -> bool:
+        """Whether rows belong to several slots."""
+        return self._current is not None and len(self._current.names) > 1
+
+    def split(self, hidden: Tensor) -> Split:
+        """The tokens of `hidden` [..., D] by slot; of a mixed batch."""
+        current = self._current
+        assert current is not None
+        key = (*hidden.shape[:-1], hidden.device)
+        if key not in current.splits:
+            slots = _by_token(current.slots, hidden)
+            current.splits[key] = Split(current.names, slots, hidden.device)
+        return current.splits[key]
+
+    @property
+    def _sole(self) -> str:
+        if len(self.slots) != 1:
+            raise InputError(
+                f"adapters {self.slots} share this model: say which rows are whose, with "
+                "row_map(model).assign([...]) or .everywhere(slot)"
+            )
+        return self.slots[0]
+
+    @contextmanager
+    def _scope(self, assignment: _Assignment) -> Iterator[None]:
+        former, self._current = self._current, self._checked(assignment)
+        try:
+            yield
+        finally:
+            self._current = former
+
+    def _checked(self, assignment: _Assignment) -> _Assignment:
+        unknown = set(assignment.names) - {None, *self.slots}
+        if unknown:
+            raise InputError(f"no adapter in slot {unknown.pop()!r}; there are {self.slots}")
+        return assignment
+
+
+def _by_token(slots: tuple[Slot, ...], hidden: Tensor) -> Sequence[Slot]:
+    """One slot for each token of the flattened batch."""
+    tokens = hidden.shape[:-1].numel()
+    if len(slots) == tokens:
+        return slots
+    if hidden.dim() != 3 or len(slots) != len(hidden):
+        raise InputError(f"the row map has {len(slots)} rows, the batch {tokens} tokens")
+    return [slot for slot in slots for _ in range(hidden.shape[1])]
