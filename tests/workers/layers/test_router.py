@@ -116,6 +116,11 @@ def test_top_p_takes_as_many_experts_as_it_needs(top_p: float, slots: set[int]) 
     assert (together_T > min(top_p, 1 - 1e-9)).all()
 
 
+def test_top_p_goes_on_where_its_sum_is_only_reached() -> None:
+    layer = Router(DIM, 2, AdapterSpec(num_experts=2, routing="top_p", top_p=0.5))
+    assert layer(torch.randn(1, DIM)).gate_TK.tolist() == [[0.5, 0.5]], "weights are zero"
+
+
 @pytest.mark.parametrize("gates", FORMS)
 def test_switch_fills_each_expert_in_the_order_of_its_sequence(gates: str) -> None:
     layer = router(routing="switch", gates=gates, expert_capacity=2).double().train()

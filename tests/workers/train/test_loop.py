@@ -99,6 +99,33 @@ def test_a_resumed_run_continues_to_the_last_bit(
         assert torch.equal(tensor, resumed.adapter.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("experts", ["block", "linear"])
+@pytest.mark.parametrize("routing", ["top_p", "switch"])
+def test_every_strategy_learns(
+    make_spec: SpecMaker, plan: RunPlan, routing: str, experts: str
+) -> None:
+    spec = make_spec(
+        adapter__routing=routing,
+        adapter__experts=experts,
+        adapter__expert_capacity=4,
+        adapter__expert_dropout=0.1,
+        adapter__router_jitter=0.05,
+        optimizer__steps=12,
+        evaluation__every=6,
+        **ALL_LOSSES,
+    )
+    run = TrainingRun(spec, plan)
+    before = weights(run)
+    first, last = train(run)
+    assert last["validation"]["loss"] < first["validation"]["loss"]
+    assert last["train"]["load_balance"] >= 0.95
+    for entry in last["validation"]["routing"].values():
+        assert sum(entry["load"]) == pytest.approx(1)
+        assert len(entry["load"]) == 4
+    moved = [name for name, tensor in weights(run).items() if not torch.equal(tensor, before[name])]
+    assert len(moved) == len(before)
+
+
 def test_micro_batches_change_nothing(make_spec: SpecMaker, plan: RunPlan) -> None:
     whole = make_spec(loss__load_balance_weight=0.0, loss__z_loss_weight=0.01)
     split = make_spec(
@@ -171,6 +198,10 @@ def test_a_run_starts_from_another_runs_adapter(
     assert TrainingRun(spec, onward).advance()["validation"]["loss"] == pytest.approx(reached)
     with pytest.raises(InputError, match=r"adapter\.rank 8: it has 4"):
         TrainingRun(make_spec(adapter__rank=8, adapter__alpha=16), onward)
+    with pytest.raises(InputError, match=r"adapter\.routing switch: it has top_k"):
+        TrainingRun(make_spec(adapter__routing="switch"), onward)
+    with pytest.raises(InputError, match=r"adapter\.router_temperature 0\.5: it has 1\.0"):
+        TrainingRun(make_spec(adapter__router_temperature=0.5), onward)
 
 
 def test_plain_lora_is_trained_on_whatever_its_experts_are_called(

@@ -1,0 +1,47 @@
+"""What a step makes of routing decisions."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from workers.data.batches import collate
+from workers.inject import LayerRecord, inject
+from workers.layers.router import Routing
+from workers.losses import load_balance
+from workers.spec import TrainSpec
+from workers.train.inputs import Inputs
+from workers.train.results import ExpertCounts
+from workers.train.step import TrainStep
+from workers.train.world import World
+
+SpecMaker = Callable[..., TrainSpec]
+
+
+def test_the_balance_loss_counts_what_switch_asked_for(make_spec: SpecMaker) -> None:
+    """Not what its capacity let through: there, full experts all have the same load."""
+    spec = make_spec(adapter__routing="switch", adapter__expert_capacity=1)
+    inputs = Inputs.load(spec)
+    adapter = inject(inputs.base.model.train(), spec.adapter, seed=1)
+    batch = collate(inputs.train[:4], inputs.pad_token_id)
+    with torch.no_grad(), adapter.record(batch.attention_mask_BS) as records:
+        inputs.base.model(batch.input_ids_BS, attention_mask=batch.attention_mask_BS)
+    wanted, served = [], []
+    for record in records:
+        asked_T1 = record.routing.logits_TE.argmax(-1, keepdim=True)
+        wanted.append(load_balance(record.routing._replace(expert_TK=asked_T1), record.mask_T))
+        served.append(load_balance(record.routing, record.mask_T))
+    result = TrainStep(spec, inputs.base, adapter, World())([batch])
+    expected = torch.stack(wanted).mean().item()
+    assert result.losses["load_balance"] == pytest.approx(expected, rel=1e-5)
+    assert abs(torch.stack(served).mean().item() - expected) > 0.01
+
+
+def test_void_slots_are_no_experts_load() -> None:
+    expert_TK = torch.tensor([[0, 3], [3, 2], [3, 3], [1, 0]])
+    routing = Routing(torch.zeros(4, 3), expert_TK, torch.ones(4, 2))
+    counts = ExpertCounts()
+    counts.count([LayerRecord("layers.0.mlp", routing, None, ())])
+    assert counts.summary()["layers.0.mlp"]["load"] == [0.5, 0.25, 0.25]
+    counts.count([LayerRecord("layers.0.mlp", routing, torch.tensor([0, 1, 1, 0]).bool(), ())])
+    assert counts.summary()["layers.0.mlp"]["load"] == [0.4, 0.2, 0.4]
