@@ -31,6 +31,13 @@ SHAPES = {
     "block of some linears": {"target_modules": ("v_proj", "gate_proj"), "use_rslora": True},
     "linear": {"experts": "linear", "top_k": 3},
     "plain": {"num_experts": 1, "top_k": 1, "dropout": 0.0},
+    "top_p": {"routing": "top_p", "top_p": 0.6, "router_temperature": 0.5},
+    "switch": {"routing": "switch", "experts": "linear"},
+    "shared A": {"shared_a": True, "rank": 5},
+    "experts by layer": {"num_experts": (2, 5)},
+    "dora": {"use_dora": True, "target_modules": ("q_proj", "gate_proj", "up_proj")},
+    "dora of linears": {"use_dora": True, "experts": "linear", "num_experts": (1, 3), "top_k": 1},
+    "dora plain": {"use_dora": True, "num_experts": 1, "top_k": 1},
 }
 
 
