@@ -123,25 +123,3 @@ class Router(nn.Module):
         chosen_BSE = (expert_T1 == expert_E).view(-1, length, self._void)
         place_BSE = chosen_BSE.cumsum(1) * chosen_BSE
         return place_BSE.sum(-1).view(-1, 1) > self.spec.expert_capacity
-
-
-class TopKRouter(nn.Module):
-    """Softmax router without bias; the gates are renormalised over the top K (arXiv 2404.15159)."""
-
-    def __init__(self, dim: int, num_experts: int, top_k: int, init_std: float) -> None:
-        super().__init__()
-        self.top_k = top_k
-        self.init_std = init_std
-        self.weight = nn.Parameter(torch.zeros(num_experts, dim, dtype=torch.float32))
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        """Draw the weight from N(0, init_std)."""
-        nn.init.normal_(self.weight, std=self.init_std, generator=generator)
-
-    def forward(self, hidden_TD: Tensor) -> Routing:
-        """Route T tokens, in float32 whatever the precision of `hidden_TD`."""
-        precision = torch.promote_types(self.weight.dtype, torch.float32)
-        logits_TE = functional.linear(hidden_TD.to(precision), self.weight.to(precision))
-        top_TK, expert_TK = logits_TE.topk(self.top_k, dim=-1)
-        # p_topk / sum(p_topk) is the softmax over the chosen logits, and is never 0 / 0.
-        return Routing(logits_TE, expert_TK, top_TK.softmax(-1))
