@@ -42,7 +42,7 @@ def backward_tokens_kernel(
         dweight += (tl.zeros([BT], tl.float32),)
         dz_gate += (tl.zeros([BT, RP], tl.float32),)
         dz_up += (tl.zeros([BT, RP], tl.float32),)
-    for step in range(steps):
+    for step in tl.range(0, steps, disable_licm=True):
         first = (share * steps + step) * BF
         f = first + tl.arange(0, BF)
         mask = inside[:, None] & (f < F)[None, :]

@@ -145,7 +145,7 @@ def forward_kernel(
     z_out = ()
     for _k in tl.static_range(K):
         z_out += (tl.zeros([BT, QP], tl.float32),)
-    for step in range(steps):
+    for step in tl.range(0, steps, disable_licm=True):
         first = (share * steps + step) * BF
         f = first + tl.arange(0, BF)
         mask = inside[:, None] & (f < F)[None, :]
