@@ -96,7 +96,8 @@ class ExpertLoop(nn.Module):
             up_nF = up_TF[rows] + self._update("up_proj", expert, hidden_nD)
             gated_nF = self.block.act_fn(gate_nF) * up_nF
             output_nD = self.block.down_proj(gated_nF) + self._update("down_proj", expert, gated_nF)
-            output_TD = output_TD.index_add(0, rows, output_nD * gate_TK[rows, slots, None])
+            output_nD = output_nD * gate_TK[rows, slots, None].to(output_nD.dtype)
+            output_TD = output_TD.index_add(0, rows, output_nD)
         return output_TD
 
     def _update(self, name: str, expert: int, hidden: Tensor) -> Tensor:
