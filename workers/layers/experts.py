@@ -198,7 +198,7 @@ def adapt_block(
     name, linear = block.outer
     bank = banks.get(name)
     mix_TF, outer_TKR = mixture(block, inner, bank, pairs, rate)
-    output_TD = linear(mix_TF)
+    output_TD = _with_weighed_bias(linear, linear(mix_TF), pairs)
     rank_space = tuple(one.rank_space_TKR for one in inner if one.rank_space_TKR is not None)
     if bank is not None and outer_TKR is not None:
         outer_TKR = bank.scaled(outer_TKR, pairs)
@@ -227,3 +227,13 @@ def _project(
 def _without_bias(linear: nn.Module, frozen_TO: Tensor) -> Tensor:
     bias = getattr(linear, "bias", None)
     return frozen_TO if bias is None else frozen_TO - bias
+
+
+def _with_weighed_bias(linear: nn.Module, output_TO: Tensor, pairs: Pairs) -> Tensor:
+    """The outer linear's output with its bias once for each expert, times its gate: the gates sum
+    to 1 unless they are raw."""
+    bias = getattr(linear, "bias", None)
+    if not isinstance(bias, Tensor):
+        return output_TO
+    excess_T1 = pairs.gate_TK.sum(-1, keepdim=True) - 1
+    return output_TO + excess_T1.to(output_TO.dtype) * bias
