@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from workers.layers.adapt import adapt_block, adapt_linear
 from workers.layers.bank import Bank, join
-from workers.layers.experts import BlockExperts, LinearExperts, adapt_block, adapt_linear
+from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
+from workers.layers.mixture import Mode
 from workers.layers.pairs import Pairs
 from workers.layers.router import Routing
 from workers.rows import RowMap, Slot, Split
@@ -143,15 +145,15 @@ def _pack(
         members.append(_Member(layer, token_t, routing, first))
         first += _experts(layer)
     pairs = _pairs(members, split, first)
-    rate = _rate(members, split)
+    mode = Mode(_rate(members, split))
     present = [layer for layer in layers if layer is not None]
     if isinstance(base, FeedForward):
         blocks = [layer for layer in present if isinstance(layer, BlockExperts)]
-        adapted = adapt_block(base, _block_banks(blocks, base, hidden), pairs, hidden_TD, rate)
+        adapted = adapt_block(base, _block_banks(blocks, base, hidden), pairs, hidden_TD, mode)
     else:
         linears = [layer for layer in present if isinstance(layer, LinearExperts)]
         bank = join([layer.bank(base, hidden.dtype) for layer in linears])
-        adapted = adapt_linear(base, bank, pairs, hidden_TD, rate)
+        adapted = adapt_linear(base, bank, pairs, hidden_TD, mode)
     _record(members, adapted.rank_space)
     return adapted.output_TO
 

@@ -17,7 +17,7 @@ FORMS = ("gated", "fused", "plain")
 WAYS = {
     "plain": {"mixture.FEW_PAIRS": 10**9},
     "sorted": {"mixture.FEW_PAIRS": 0},
-    "chunks": {"mixture.FEW_PAIRS": 0, "mixture.CHUNK_BYTES": 0, "mixture.CHUNK_ROWS": 3},
+    "chunks": {"mixture.FEW_PAIRS": 0, "chunked.CHUNK_BYTES": 0, "chunked.CHUNK_ROWS": 3},
     "grouped": {"mixture.FEW_PAIRS": 0, "bank.DENSE_RANKS": -1},
 }
 

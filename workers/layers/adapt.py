@@ -1,0 +1,107 @@
+"""A frozen linear or block with the experts of one bank: the maths of the modules in `experts`.
+
+Shapes: T tokens, K slots, N experts, R rank, D model width, I and O a linear's input and output.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, cast
+
+from torch import Tensor, nn
+
+from workers.layers import dropout
+from workers.layers.bank import Bank
+from workers.layers.feed_forward import FeedForward
+from workers.layers.mixture import Inner, Mode, mixture
+from workers.layers.pairs import Pairs
+
+
+class Adapted(NamedTuple):
+    """What an adapted place gives, and what losses want to know of it."""
+
+    output_TO: Tensor
+    rank_space: tuple[Tensor, ...] = ()
+    """A_e dropout(x) of each slot's expert, [T, K, R], one for each routed projection; zero in void
+    slots, and up to a factor (the contrastive loss normalises)."""
+
+
+def plain_lora(linear: nn.Module, bank: Bank, hidden_TI: Tensor, mode: Mode) -> Tensor:
+    """y = W x + s B A dropout(x); with DoRA its features are scaled."""
+    frozen_TO: Tensor = linear(hidden_TI)
+    kept = dropout.draw(hidden_TI, hidden_TI.shape[1], mode.rate)
+    dropped_TI = kept.drop(hidden_TI) if kept else hidden_TI
+    scale = cast(float, bank.scale) * (cast(float, kept.gain) if kept else 1.0)
+    rank_space_TR = nn.functional.linear(dropped_TI, bank.lora_A_NRI[0]) * scale
+    if bank.magnitude_NO is None:
+        return frozen_TO.addmm(rank_space_TR, bank.lora_B_NOR[0].T)
+    update_TO = rank_space_TR @ bank.lora_B_NOR[0].T
+    return (
+        frozen_TO
+        + (bank.magnitude_NO - 1) * _without_bias(linear, frozen_TO)
+        + (bank.magnitude_NO * update_TO)
+    )
+
+
+def adapt_linear(
+    linear: nn.Module, bank: Bank, pairs: Pairs, hidden_TI: Tensor, mode: Mode
+) -> Adapted:
+    """y = W x + s sum_k g_k B_e A_e dropout(x), e the expert of slot k."""
+    frozen_TO = linear(hidden_TI)
+    kept = dropout.draw(hidden_TI, hidden_TI.shape[1], mode.rate)
+    rank_space_TKR = _project(bank, pairs, hidden_TI, kept)
+    gate_TK1 = pairs.gate_TK.to(rank_space_TKR.dtype).unsqueeze(-1)
+    if bank.magnitude_NO is not None:
+        weight_TN = pairs.spread_sum(pairs.masked(gate_TK1)).squeeze(-1)
+        factor_TO = weight_TN @ (bank.magnitude_NO - 1)
+        frozen_TO = frozen_TO + factor_TO * _without_bias(linear, frozen_TO)
+        bank = bank._replace(lora_B_NOR=bank.lora_B_NOR * bank.magnitude_NO.unsqueeze(-1))
+    output_TO = bank.expand(rank_space_TKR * gate_TK1, pairs, frozen_TO)
+    return Adapted(output_TO, (rank_space_TKR,))
+
+
+def adapt_block(
+    block: FeedForward,
+    banks: Mapping[str, Bank],
+    pairs: Pairs,
+    hidden_TD: Tensor,
+    mode: Mode,
+) -> Adapted:
+    """The frozen block with the experts in `banks`, by name of the linear."""
+    kept = dropout.draw(hidden_TD, hidden_TD.shape[1], mode.rate)
+    inner = []
+    for name, linear in block.inner.items():
+        bank = banks.get(name)
+        rank_space_TKR = None if bank is None else _project(bank, pairs, hidden_TD, kept)
+        inner.append(Inner(linear(hidden_TD), rank_space_TKR, bank))
+    name, linear = block.outer
+    bank = banks.get(name)
+    mix_TF, outer_TKR = mixture(block, inner, bank, pairs, mode)
+    output_TD = _with_weighed_bias(linear, linear(mix_TF), pairs)
+    rank_space = tuple(one.rank_space_TKR for one in inner if one.rank_space_TKR is not None)
+    if bank is not None and outer_TKR is not None:
+        outer_TKR = bank.scaled(outer_TKR, pairs)
+        gate_TK1 = pairs.gate_TK.to(outer_TKR.dtype).unsqueeze(-1)
+        output_TD = bank.expand(outer_TKR * gate_TK1, pairs, output_TD)
+        rank_space = rank_space or (outer_TKR,)
+    return Adapted(block.leave(output_TD), rank_space)
+
+
+def _project(bank: Bank, pairs: Pairs, hidden_TI: Tensor, kept: dropout.Kept | None) -> Tensor:
+    """s A_e dropout(x) of every slot, [T, K, R], zero in void slots."""
+    if kept is None:
+        return bank.scaled(bank.project(hidden_TI, pairs), pairs)
+    return kept.gained(bank.scaled(bank.project(kept.drop(hidden_TI), pairs), pairs))
+
+
+def _without_bias(linear: nn.Module, frozen_TO: Tensor) -> Tensor:
+    bias = getattr(linear, "bias", None)
+    return frozen_TO if bias is None else frozen_TO - bias
+
+
+def _with_weighed_bias(linear: nn.Module, output_TO: Tensor, pairs: Pairs) -> Tensor:
+    """The outer linear's output with its bias once for each expert, times its gate: the gates sum
+    to 1 unless they are raw."""
+    bias = getattr(linear, "bias", None)
+    if not isinstance(bias, Tensor):
+        return output_TO
+    excess_T1 = pairs.gate_TK.sum(-1, keepdim=True) - 1
+    return output_TO + excess_T1.to(output_TO.dtype) * bias
