@@ -56,6 +56,7 @@ def test_two_workers_equal_one(make_spec: SpecMaker, tmp_path: Path) -> None:
     specs = [
         make_spec(
             adapter__experts=experts,
+            adapter__routing=routing,
             loss__load_balance_weight=0.1,
             loss__z_loss_weight=0.01,
             # Adam makes a whole step of the rounding of a gradient near zero.
@@ -64,7 +65,7 @@ def test_two_workers_equal_one(make_spec: SpecMaker, tmp_path: Path) -> None:
             evaluation__generate=True,
             evaluation__rows_per_task=7,  # shares of unequal size
         )
-        for experts in ("block", "linear")
+        for experts, routing in (("block", "top_k"), ("linear", "top_p"))
     ]
     mp.start_processes(work, (tmp_path, specs), nprocs=2, start_method="spawn")
     for spec in specs:
