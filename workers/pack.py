@@ -34,6 +34,7 @@ class Site(nn.Module):
         super().__init__()
         self.base = base
         self.adapters = nn.ModuleDict()
+        self._keys: dict[Slot, str] = {}
         self.rows = rows
         self.feed_forward = feed_forward
         """How the base was read, if it is a feed-forward block."""
@@ -49,11 +50,12 @@ class Site(nn.Module):
     def add(self, slot: str, layer: Layer) -> None:
         """Attach `layer` for `slot`, on the base's device and in its mode."""
         device = next(self.base.parameters()).device
+        self._keys[slot] = _key(slot)
         self.adapters[_key(slot)] = layer.to(device).train(self.training)
 
     def take_off(self, slot: str) -> None:
         """Detach the layer of `slot`."""
-        del self.adapters[_key(slot)]
+        del self.adapters[self._keys.pop(slot)]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The base with each row's adapter: [..., D] to [..., O]."""
@@ -95,10 +97,9 @@ class Site(nn.Module):
         return output_TO.view(*hidden.shape[:-1], -1)
 
     def _layer(self, slot: Slot) -> Layer | None:
-        key = "" if slot is None else _key(slot)
-        if key not in self.adapters:
+        if slot not in self._keys:
             return None
-        layer = self.adapters[key]
+        layer = self.adapters[self._keys[slot]]
         assert isinstance(layer, BlockExperts | LinearExperts)
         return layer
 
