@@ -11,10 +11,16 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from workers.layers.experts import BlockExperts
+from workers.layers.feed_forward import FeedForward, gated
+from workers.layers.feed_forward import fused_gate_first as gate_first
+from workers.layers.feed_forward import fused_gate_last as gate_last
+from workers.layers.feed_forward import plain as plain_form
 from workers.layers.fused import Dropped, fused_mixture, supports
+from workers.spec import AdapterSpec
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -145,17 +151,16 @@ def fresh() -> None:
 
 SMALL = Case()
 CASES = {
-    "several tiles": replace(SMALL, T=17, F=36, E=3),
+    "several tiles": replace(SMALL, T=17, F=36, E=2, K=1),
     "several tiles in several shares": replace(SMALL, T=5, F=100, E=2, K=1),
-    "one token, one slot": replace(SMALL, T=1, K=1, R=4),
-    "rank 12": replace(SMALL, R=12, E=5, K=3),
+    "one token": replace(SMALL, T=1, K=3, R=4),
+    "rank 12, gelu": replace(SMALL, R=12, E=5, K=3, act="gelu"),
     "outer rank of its own": replace(SMALL, Q=17, R=5),
     "rank 64": replace(SMALL, R=64, E=3),
     "eight slots": replace(SMALL, T=3, E=9, K=8, R=4),
     "skewed": replace(SMALL, routing="skewed"),
     "void and weightless slots": replace(SMALL, T=14, E=3, routing="void"),
     "one expert": replace(SMALL, E=1, K=1),
-    "gelu": replace(SMALL, act="gelu"),
     "gelu_tanh, ungated": replace(SMALL, act="gelu_tanh", gated=False, adapted=("gate", "outer")),
     "relu, ungated, no outer": replace(SMALL, act="relu", gated=False, adapted=("gate",)),
     "ungated, outer only": replace(SMALL, T=5, gated=False, adapted=("outer",)),
@@ -199,15 +204,15 @@ def test_dropout_is_one_mask_forward_and_backward(dtype: torch.dtype) -> None:
 
 
 def test_dropout_keeps_its_rate_and_its_mean() -> None:
-    T, F = 64, 64
+    T, F = 32, 64
     first_TF, second_TF = (dropout_mask(Dropped(0.25, seed), T, F) for seed in (3, 4))
     assert set(first_TF.unique().tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
     for mask_TF in (first_TF, second_TF, first_TF.T.contiguous()):
         assert abs(float(mask_TF.mean()) - 1) < 5 * (1 / 3 / (T * F)) ** 0.5
     both = float(((first_TF > 0) & (second_TF > 0)).float().mean())
-    assert abs(both - 0.75**2) < 0.05
+    assert abs(both - 0.75**2) < 0.06
     neighbours = float(((first_TF[:, 1:] > 0) & (first_TF[:, :-1] > 0)).float().mean())
-    assert abs(neighbours - 0.75**2) < 0.05
+    assert abs(neighbours - 0.75**2) < 0.06
     assert torch.equal(first_TF, dropout_mask(Dropped(0.25, 3), T, F))
 
 
@@ -254,6 +259,32 @@ def test_the_same_bits_on_every_run() -> None:
         ones = [torch.ones_like(output) for output in outputs]
         runs.append((*outputs, *torch.autograd.grad(outputs, list(leaves.values()), ones)))
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+FORMS = {"plain": plain_form, "gated": gated, "gate first": gate_first, "gate last": gate_last}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_layer_computes_as_on_its_eager_path(form: str) -> None:
+    D, F = 12, 20
+    sizes = {"plain": [F], "gated": [F, F]}.get(form, [2 * F])
+    inner = {f"in_{place}": nn.Linear(D, size) for place, size in enumerate(sizes)}
+    block = FeedForward(inner, ("out", nn.Linear(F, D)), FORMS[form], nn.GELU())
+    spec = AdapterSpec(num_experts=3, routing="top_p", rank=4, alpha=8, dropout=0)
+    experts = BlockExperts(block, spec, list(block.linears))
+    for parameter in experts.parameters():
+        nn.init.normal_(parameter)
+    for linear in block.linears.values():
+        linear.to(DEVICE).requires_grad_(False)
+    hidden_TD = torch.randn(7, D, device=DEVICE, requires_grad=True)
+    assert supports(hidden_TD, spec.rank, spec.num_experts, "gelu")
+    leaves, results = [hidden_TD, *experts.to(DEVICE).parameters()], []
+    for fused_or_not in (True, False):
+        experts.fused = fused_or_not
+        output_TD = experts(block, hidden_TD)
+        results.append((output_TD, *torch.autograd.grad(output_TD.square().sum(), leaves)))
+    for got, want in zip(*results, strict=True):
+        assert float((got - want).detach().norm()) <= 1e-5 * float(want.detach().norm())
 
 
 def test_no_tokens() -> None:

@@ -63,9 +63,3 @@ def test_compiles_for_ampere_at_the_largest_rank() -> None:
     made = compiled(backward_experts_kernel, job, job.pair_tile(), 86)
     assert "mma.sync" in made.asm["ptx"]
     assert made.metadata.shared <= AMPERE_SHARED
-
-
-def test_float32_is_not_rounded_for_tensor_cores() -> None:
-    job = replace(BF16, dtype=torch.float32)
-    made = compiled(backward_experts_kernel, job, job.pair_tile(), 90)
-    assert "tf32" not in made.asm["ptx"]
