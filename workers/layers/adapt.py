@@ -71,7 +71,7 @@ def adapt_block(
     for name, linear in block.inner.items():
         bank = banks.get(name)
         rank_space_TKR = None if bank is None else _project(bank, pairs, hidden_TD, kept)
-        inner.append(Inner(linear(hidden_TD), rank_space_TKR, bank))
+        inner.append(Inner(linear(hidden_TD), rank_space_TKR, bank, _bias(linear)))
     name, linear = block.outer
     bank = banks.get(name)
     mix_TF, outer_TKR = mixture(block, inner, bank, pairs, mode)
@@ -93,15 +93,20 @@ def _project(bank: Bank, pairs: Pairs, hidden_TI: Tensor, kept: dropout.Kept | N
 
 
 def _without_bias(linear: nn.Module, frozen_TO: Tensor) -> Tensor:
-    bias = getattr(linear, "bias", None)
-    return frozen_TO if bias is None else frozen_TO - bias
+    bias_O = _bias(linear)
+    return frozen_TO if bias_O is None else frozen_TO - bias_O
 
 
 def _with_weighed_bias(linear: nn.Module, output_TO: Tensor, pairs: Pairs) -> Tensor:
     """The outer linear's output with its bias once for each expert, times its gate: the gates sum
     to 1 unless they are raw."""
-    bias = getattr(linear, "bias", None)
-    if not isinstance(bias, Tensor):
+    bias_O = _bias(linear)
+    if bias_O is None:
         return output_TO
     excess_T1 = pairs.gate_TK.sum(-1, keepdim=True) - 1
-    return output_TO + excess_T1.to(output_TO.dtype) * bias
+    return output_TO + excess_T1.to(output_TO.dtype) * bias_O
+
+
+def _bias(linear: nn.Module) -> Tensor | None:
+    bias_O = getattr(linear, "bias", None)
+    return bias_O if isinstance(bias_O, Tensor) else None

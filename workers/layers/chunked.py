@@ -111,6 +111,9 @@ class _ChunkedMixture(torch.autograd.Function):
         gate_TK, keep_TF, lora_A_NRF, *tensors = ctx.saved_tensors
         problem: _Problem = ctx.problem
         rows = _Rows(problem, gate_TK, keep_TF, tensors)
+        if grad_TF is None:
+            width = problem.block.sizes(problem.block.outer[0])[0]
+            grad_TF = rows.frozen[0].new_zeros(len(gate_TK), width)
         grads = _Gradients(rows, lora_A_NRF, grad_TF, grad_TKR)
         for chunk in problem.chunks(rows.frozen[0]):
             grads.add(chunk)

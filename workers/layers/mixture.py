@@ -48,6 +48,8 @@ class Inner(NamedTuple):
     rank_space_TKR: Tensor | None
     """s A_e x, zero in void slots; None if this linear is not adapted."""
     bank: Bank | None
+    bias_O: Tensor | None
+    """The frozen bias, which DoRA's magnitude leaves alone."""
 
 
 class Mixed(NamedTuple):
@@ -119,10 +121,11 @@ def _plain_inner(one: Inner, pairs: Pairs) -> Tensor:
     update_TKO = pairs.spread(one.rank_space_TKR).flatten(2) @ stacked_SO
     if one.bank.magnitude_NO is None:
         return frozen_T1O + update_TKO
-    magnitude_TKO = one.bank.magnitude_NO[pairs.expert_TK]
+    factor_TKO = one.bank.magnitude_NO[pairs.expert_TK]
     if pairs.real_TK1 is not None:
-        magnitude_TKO = torch.where(pairs.real_TK1, magnitude_TKO, 1)
-    return (frozen_T1O + update_TKO) * magnitude_TKO
+        factor_TKO = torch.where(pairs.real_TK1, factor_TKO, 1)
+    bare_T1O = frozen_T1O if one.bias_O is None else frozen_T1O - one.bias_O
+    return frozen_T1O + (factor_TKO - 1) * bare_T1O + factor_TKO * update_TKO
 
 
 def _is_plain(inner: Sequence[Inner], outer: Bank | None, pairs: Pairs) -> bool:
