@@ -7,6 +7,7 @@ R rank, D a site's input, O its output.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -163,7 +164,7 @@ def _pairs(members: Sequence[_Member], split: Split, experts: int) -> Pairs:
     """The members' choices, token by token; slots that a member lacks are void with gate 0."""
     choices = [member.choice(experts) for member in members]
     slots = max(expert_tK.shape[1] for expert_tK, _ in choices)
-    precision = torch.promote_types(choices[0][1].dtype, choices[-1][1].dtype)
+    precision = reduce(torch.promote_types, (gate_tK.dtype for _, gate_tK in choices))
     expert_TK = torch.cat([pad(e, (0, slots - e.shape[1]), value=experts) for e, _ in choices])
     gate_TK = torch.cat([pad(g.to(precision), (0, slots - g.shape[1])) for _, g in choices])
     return Pairs(expert_TK[split.place_T], gate_TK[split.place_T], experts, voids=True)

@@ -14,6 +14,17 @@ SPECS = {
     "linear.a": AdapterSpec(experts="linear", num_experts=3, top_k=1, rank=2, alpha=7),
     "keys": AdapterSpec(num_experts=1, top_k=1, rank=5, target_modules=("q_proj", "up_proj")),
 }
+MANY = {
+    "two": AdapterSpec(num_experts=4, top_k=2, rank=3, dropout=0),
+    "three": AdapterSpec(num_experts=6, top_k=3, rank=5, alpha=7, dropout=0),
+    "gate": AdapterSpec(num_experts=2, top_k=1, target_modules=("gate_proj",), dropout=0),
+    "dynamic": AdapterSpec(num_experts=3, rank=2, routing="top_p", dropout=0),
+    "switch": AdapterSpec(num_experts=3, rank=2, routing="switch", expert_capacity=2, dropout=0),
+    "dora": AdapterSpec(
+        num_experts=2, use_dora=True, target_modules=("up_proj", "q_proj"), dropout=0
+    ),
+    "linear": AdapterSpec(experts="linear", num_experts=3, top_k=2, rank=2, shared_a=True),
+}
 
 
 def randomise(adapter: Adapter, seed: int) -> None:
@@ -24,9 +35,10 @@ def randomise(adapter: Adapter, seed: int) -> None:
 
 
 def attach(model: nn.Module, slots: list[str]) -> list[Adapter]:
-    adapters = [inject(model, SPECS[slot], slot=slot) for slot in slots]
+    specs = SPECS | MANY
+    adapters = [inject(model, specs[slot], slot=slot) for slot in slots]
     for slot, adapter in zip(slots, adapters, strict=True):
-        randomise(adapter, list(SPECS).index(slot))
+        randomise(adapter, list(specs).index(slot))
     return adapters
 
 
@@ -77,6 +89,69 @@ def test_each_slot_has_the_gradients_of_its_rows_alone(llama: Callable[[], nn.Mo
         expected = dict(reference.named_parameters())
         for name, parameter in adapter.named_parameters():
             torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("few", [0, 10**9])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_pack_of_many_shapes_equals_each_alone(
+    llama: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch, few: int, training: bool
+) -> None:
+    """Experts, ranks, top-k, strategies and targets of their own: logits and gradients to 1e-10."""
+    monkeypatch.setattr("workers.layers.mixture.FEW_PAIRS", few)
+    slots = [slot for slot in MANY if slot != "linear" or not training]  # it has a dropout
+    model = llama()
+    adapters = attach(model, slots)
+    model.double().train(training)
+    assigned = [*slots, None, *slots[::-1]]
+    with row_map(model).assign(assigned):
+        logits = model(ids(len(assigned))).logits
+        (logits * ids(len(assigned)).unsqueeze(-1)).sum().backward()
+    for adapter in adapters:
+        single = llama()
+        (reference,) = attach(single, [adapter.slot])
+        single.double().train(training)
+        rows = [row for row, slot in enumerate(assigned) if slot == adapter.slot]
+        inputs = ids(len(assigned))[rows]
+        expected = single(inputs).logits
+        torch.testing.assert_close(logits[rows], expected, atol=1e-10, rtol=1e-10)
+        (expected * inputs.unsqueeze(-1)).sum().backward()
+        wanted = dict(reference.named_parameters())
+        for name, parameter in adapter.named_parameters():
+            torch.testing.assert_close(
+                parameter.grad, wanted[name].grad, atol=1e-10, rtol=1e-10, msg=name
+            )
+
+
+def test_contiguous_rows_and_what_each_records(llama: Callable[[], nn.Module]) -> None:
+    model = llama()
+    adapters = attach(model, ["two", "dynamic"])
+    model.double()
+    mask_BS = torch.ones(4, 7, dtype=torch.bool)
+    mask_BS[0, 5:] = mask_BS[3, 2:] = False
+    with (
+        row_map(model).assign(["two", "two", "dynamic", "dynamic"]),
+        adapters[0].record(mask_BS) as first,
+        adapters[1].record(mask_BS) as second,
+    ):
+        model(ids())
+    for records, rows, slots, rank in ((first, [0, 1], 2, 3), (second, [2, 3], 3, 2)):
+        assert [record.layer for record in records] == ["layers.0.mlp", "layers.1.mlp"]
+        for record in records:
+            assert record.routing.expert_TK.shape == (14, slots)
+            assert torch.equal(record.mask_T, mask_BS[rows].flatten())
+            assert [term.shape[:2] for term in record.rank_space] == [(14, slots)] * 2
+            assert not any(term[..., rank:].any() for term in record.rank_space)
+
+
+def test_dropout_of_one_adapter_leaves_the_others_alone(llama: Callable[[], nn.Module]) -> None:
+    model = llama()
+    attach(model, ["two", "block@1", "keys"])  # rates 0, 0.05, 0.05
+    model.train()
+    with row_map(model).assign(["two", "block@1", "keys", "two"]):
+        one, other = model(ids()).logits, model(ids()).logits
+    assert torch.equal(one[[0, 3]], other[[0, 3]])
+    assert not torch.equal(one[1], other[1])
+    assert not torch.equal(one[2], other[2])
 
 
 def test_tokens_of_a_packed_batch(llama: Callable[[], nn.Module]) -> None:
