@@ -27,10 +27,8 @@ class Adapted(NamedTuple):
 def plain_lora(linear: nn.Module, bank: Bank, hidden_TI: Tensor, mode: Mode) -> Tensor:
     """y = W x + s B A dropout(x); with DoRA its features are scaled."""
     frozen_TO: Tensor = linear(hidden_TI)
-    kept = dropout.draw(hidden_TI, hidden_TI.shape[1], mode.rate)
-    dropped_TI = kept.drop(hidden_TI) if kept else hidden_TI
-    scale = cast(float, bank.scale) * (cast(float, kept.gain) if kept else 1.0)
-    rank_space_TR = nn.functional.linear(dropped_TI, bank.lora_A_NRI[0]) * scale
+    rank_space_TR = nn.functional.linear(_dropped(hidden_TI, mode), bank.lora_A_NRI[0])
+    rank_space_TR = rank_space_TR * cast(float, bank.scale)
     if bank.magnitude_NO is None:
         return frozen_TO.addmm(rank_space_TR, bank.lora_B_NOR[0].T)
     update_TO = rank_space_TR @ bank.lora_B_NOR[0].T
@@ -46,8 +44,7 @@ def adapt_linear(
 ) -> Adapted:
     """y = W x + s sum_k g_k B_e A_e dropout(x), e the expert of slot k."""
     frozen_TO = linear(hidden_TI)
-    kept = dropout.draw(hidden_TI, hidden_TI.shape[1], mode.rate)
-    rank_space_TKR = _project(bank, pairs, hidden_TI, kept)
+    rank_space_TKR = bank.scaled(bank.project(_dropped(hidden_TI, mode), pairs), pairs)
     gate_TK1 = pairs.gate_TK.to(rank_space_TKR.dtype).unsqueeze(-1)
     if bank.magnitude_NO is not None:
         weight_TN = pairs.spread_sum(pairs.masked(gate_TK1)).squeeze(-1)
@@ -66,11 +63,13 @@ def adapt_block(
     mode: Mode,
 ) -> Adapted:
     """The frozen block with the experts in `banks`, by name of the linear."""
-    kept = dropout.draw(hidden_TD, hidden_TD.shape[1], mode.rate)
+    dropped_TD = _dropped(hidden_TD, mode)
     inner = []
     for name, linear in block.inner.items():
         bank = banks.get(name)
-        rank_space_TKR = None if bank is None else _project(bank, pairs, hidden_TD, kept)
+        rank_space_TKR = None
+        if bank is not None:
+            rank_space_TKR = bank.scaled(bank.project(dropped_TD, pairs), pairs)
         inner.append(Inner(linear(hidden_TD), rank_space_TKR, bank, _bias(linear)))
     name, linear = block.outer
     bank = banks.get(name)
@@ -85,11 +84,10 @@ def adapt_block(
     return Adapted(block.leave(output_TD), rank_space)
 
 
-def _project(bank: Bank, pairs: Pairs, hidden_TI: Tensor, kept: dropout.Kept | None) -> Tensor:
-    """s A_e dropout(x) of every slot, [T, K, R], zero in void slots."""
-    if kept is None:
-        return bank.scaled(bank.project(hidden_TI, pairs), pairs)
-    return kept.gained(bank.scaled(bank.project(kept.drop(hidden_TI), pairs), pairs))
+def _dropped(hidden_TI: Tensor, mode: Mode) -> Tensor:
+    """The input of all A matrices that read it: one mask for them."""
+    factor_TI = dropout.draw(hidden_TI, hidden_TI.shape[1], mode.rate)
+    return hidden_TI if factor_TI is None else hidden_TI * factor_TI
 
 
 def _without_bias(linear: nn.Module, frozen_TO: Tensor) -> Tensor:

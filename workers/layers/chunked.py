@@ -38,7 +38,7 @@ def chunked_mixture(  # noqa: PLR0913, PLR0917 -- what a block's experts are mad
 ) -> tuple[Tensor, Tensor | None]:
     """mix [T, F], and the outer linear's rank space [T, K, R] where it has an A.
 
-    `frozen` are the inner linears' outputs, `keep_TF` is dropout's mask on the outer A's input.
+    `frozen` are the inner linears' outputs, `keep_TF` is dropout's factor on the outer A's input.
     """
     problem = _Problem(block, pairs.sorted, len(frozen))
     tensors = [tensor for update in updates for tensor in update]

@@ -70,11 +70,8 @@ def mixture(
         return _fused(block, inner, outer, pairs, mode)
     else:
         way = plain_mixture if _is_plain(inner, outer, pairs) else _chunked
-    kept = dropout.draw(inner[0].frozen_TO, block.sizes(block.outer[0])[0], mode.rate)
-    mixed = way(block, inner, outer, pairs, None if kept is None else kept.mask_TI)
-    if kept is None or mixed.rank_space_TKR is None:
-        return mixed
-    return mixed._replace(rank_space_TKR=kept.gained(mixed.rank_space_TKR))
+    width = block.sizes(block.outer[0])[0]
+    return way(block, inner, outer, pairs, dropout.draw(inner[0].frozen_TO, width, mode.rate))
 
 
 def plain_mixture(
