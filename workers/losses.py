@@ -25,14 +25,16 @@ def cross_entropy_sum(logits_BSV: Tensor, labels_BS: Tensor) -> tuple[Tensor, Te
     """Sum of -log p over the target tokens, in float32, and their number.
 
     `labels_BS` are the input ids with -100 where no target is; position s predicts s + 1, as in
-    Hugging Face models. Only rows of target tokens are taken and cast.
+    Hugging Face models. The logits are read where they lie: to pick the targets' rows would copy
+    the step's largest tensor twice, and make a GPU wait for their number.
     """
-    next_BS = labels_BS[:, 1:]
-    target_BS = next_BS != IGNORED
-    logits_TV = logits_BSV[:, :-1][target_BS]
+    next_BS = functional.pad(labels_BS[:, 1:], (0, 1), value=IGNORED)
+    logits_TV = logits_BSV.flatten(0, 1)
     logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
-    total = functional.cross_entropy(logits_TV, next_BS[target_BS], reduction="sum")
-    return total, target_BS.sum()
+    total = functional.cross_entropy(
+        logits_TV, next_BS.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total, (next_BS != IGNORED).sum()
 
 
 def load_balance(

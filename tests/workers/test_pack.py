@@ -97,7 +97,7 @@ def test_a_pack_of_many_shapes_equals_each_alone(
     llama: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch, few: int, training: bool
 ) -> None:
     """Experts, ranks, top-k, strategies and targets of their own: logits and gradients to 1e-10."""
-    monkeypatch.setattr("workers.layers.mixture.FEW_PAIRS", few)
+    monkeypatch.setattr("workers.layers.mixture.PLAIN_PRODUCTS", few)
     slots = [slot for slot in MANY if slot != "linear" or not training]  # it has a dropout
     model = llama()
     adapters = attach(model, slots)

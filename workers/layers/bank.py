@@ -14,7 +14,7 @@ from torch.nn import functional
 from workers.layers.grouped import grouped_mm, grouped_outer, is_aligned
 from workers.layers.pairs import Pairs, SortedPairs
 
-DENSE_RANKS = 256
+DENSE_RANKS = 128
 """Experts times rank up to which all experts' products with a token are cheaper than its own
 experts' (tests/benchmarks/crossover.py)."""
 

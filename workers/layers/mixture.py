@@ -28,8 +28,9 @@ from workers.layers.fused import Dropped, fused_mixture, supports
 from workers.layers.grouped import is_aligned
 from workers.layers.pairs import Pairs
 
-FEW_PAIRS = 32
-"""Up to so many pairs the plain way is faster (tests/benchmarks/crossover.py)."""
+PLAIN_PRODUCTS = 256 * 64
+"""(token, expert) pairs times experts times rank up to which the plain way is no slower
+(tests/benchmarks/crossover.py)."""
 
 
 class Mode(NamedTuple):
@@ -126,9 +127,10 @@ def _plain_inner(one: Inner, pairs: Pairs) -> Tensor:
 
 
 def _is_plain(inner: Sequence[Inner], outer: Bank | None, pairs: Pairs) -> bool:
-    if torch.compiler.is_compiling() or pairs.expert_TK.numel() <= FEW_PAIRS:
-        return True
     banks = [one.bank for one in inner if one.bank is not None]
+    ranks = pairs.num_experts * max(bank.lora_B_NOR.shape[2] for bank in banks)
+    if torch.compiler.is_compiling() or pairs.expert_TK.numel() * ranks <= PLAIN_PRODUCTS:
+        return True
     sizes = [size for bank in banks for size in bank.lora_B_NOR.shape[1:]]
     sizes += outer.lora_A_NRI.shape[1:] if outer else ()
     aligned = is_aligned(*sizes, dtype=inner[0].frozen_TO.dtype)

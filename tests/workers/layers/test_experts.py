@@ -15,10 +15,10 @@ from workers.spec import AdapterSpec
 
 FORMS = ("gated", "fused", "plain")
 WAYS = {
-    "plain": {"mixture.FEW_PAIRS": 10**9},
-    "sorted": {"mixture.FEW_PAIRS": 0},
-    "chunks": {"mixture.FEW_PAIRS": 0, "chunked.CHUNK_BYTES": 0, "chunked.CHUNK_ROWS": 3},
-    "grouped": {"mixture.FEW_PAIRS": 0, "bank.DENSE_RANKS": -1},
+    "plain": {"mixture.PLAIN_PRODUCTS": 10**9},
+    "sorted": {"mixture.PLAIN_PRODUCTS": 0},
+    "chunks": {"mixture.PLAIN_PRODUCTS": 0, "chunked.CHUNK_BYTES": 0, "chunked.CHUNK_ROWS": 3},
+    "grouped": {"mixture.PLAIN_PRODUCTS": 0, "bank.DENSE_RANKS": -1},
 }
 
 

@@ -27,7 +27,7 @@ WAYS = {"plain": (10**9, 256), "chunked": (0, 256), "grouped": (0, -1)}
 @pytest.fixture(params=WAYS, autouse=True)
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     few, dense = WAYS[request.param]
-    monkeypatch.setattr("workers.layers.mixture.FEW_PAIRS", few)
+    monkeypatch.setattr("workers.layers.mixture.PLAIN_PRODUCTS", few)
     monkeypatch.setattr("workers.layers.bank.DENSE_RANKS", dense)
     monkeypatch.setattr("workers.layers.chunked.CHUNK_BYTES", 2000)
 
