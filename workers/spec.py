@@ -1,10 +1,12 @@
 """What a training run is: one frozen, typed tree, loadable without torch."""
 
 import difflib
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -111,7 +113,13 @@ class AdapterSpec(Spec):
         return max(self._counts) > 1
 
     def experts_in(self, layer: int, layers: int) -> int:
-        """Number of experts in decoder layer `layer` of `layers`."""
+        """Number of experts in decoder layer `layer` of `layers`; InputError if there are fewer
+        layers than numbers."""
+        if len(self._counts) > layers:
+            raise InputError(
+                f"num_experts has {len(self._counts)} numbers, one for each group of layers, but "
+                f"the model has {layers} layers"
+            )
         return self._counts[layer * len(self._counts) // layers]
 
     def in_layer(self, layer: int, layers: int) -> Self:
@@ -273,14 +281,16 @@ def validated(spec: type[SpecT], values: Any, where: str) -> SpecT:
     try:
         return spec.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        errors = error.errors(include_url=False)
+    first = errors[0]
+    field, owner = _place(spec, first["loc"])
+    if first["type"] == "extra_forbidden":
+        message = f"no such field{_suggestion(owner, field[-1])}"
+    elif first["type"] in ("value_error", "missing"):
         message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = f"no such field{_suggestion(spec, first['loc'])}"
-        elif first["type"] not in ("value_error", "missing"):
-            message = f"{message}, not {first['input']!r}"
-        field = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{where}: {field + ': ' if field else ''}{message}") from None
+    else:
+        field, message = _deepest(spec, field, errors)
+    raise InputError(f"{where}: {'.'.join(field) + ': ' if field else ''}{message}")
 
 
 def override(spec: SpecT, changes: Mapping[str, Any], where: str) -> SpecT:
@@ -300,13 +310,49 @@ def override(spec: SpecT, changes: Mapping[str, Any], where: str) -> SpecT:
     return validated(type(spec), values, where)
 
 
-def _suggestion(spec: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """`; did you mean …` or the allowed fields, for a misspelt field of a nested spec."""
-    for part in location[:-1]:
-        field = spec.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type):
-            return ""
-        spec = field.annotation
-    known = list(spec.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+def _deepest(
+    spec: type[BaseModel], field: tuple[str, ...], errors: Sequence[ErrorDetails]
+) -> tuple[tuple[str, ...], str]:
+    """Where in a field the fault lies, and what is wrong there: a field of several types has an
+    error for each, and the one that came furthest is meant."""
+    places = [(_place(spec, error["loc"])[0], error) for error in errors]
+    deepest = max((place for place, _ in places if place[: len(field)] == field), key=len)
+    said = [error["msg"] for place, error in places if place == deepest]
+    others = (message.removeprefix("Input should be ") for message in said[1:])
+    message = " or ".join((said[0], *others)).replace("valid tuple", "list")
+    wrong = next(error["input"] for place, error in places if place == deepest)
+    return deepest, f"{message}, not {wrong!r}"
+
+
+def _place(
+    spec: type[BaseModel], location: tuple[int | str, ...]
+) -> tuple[tuple[str, ...], type[BaseModel] | None]:
+    """The field at an error's location, without pydantic's names for the types that it tried; and
+    the class that the last part belongs to."""
+    parts: list[str] = []
+    owner: type[BaseModel] | None = None
+    inner: type[BaseModel] | None = spec
+    kind: Any = None
+    for part in location:
+        if _has_alternatives(kind):
+            kind = None  # this part is the name of the type that was tried
+            continue
+        parts.append(str(part))
+        owner = inner
+        field = owner.model_fields.get(str(part)) if owner else None
+        kind = field.annotation if field else None
+        inner = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    return tuple(parts), owner
+
+
+def _has_alternatives(kind: Any) -> bool:
+    """Whether a field may be of several types, None aside."""
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
+    return sum(member is not NoneType for member in members) > 1
+
+
+def _suggestion(spec: type[BaseModel] | None, name: str) -> str:
+    """`; did you mean …` or the allowed fields, for a misspelt field."""
+    known = list(spec.model_fields) if spec else []
+    close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join(known)}"

@@ -19,6 +19,15 @@ def spec(**parts: object) -> TrainSpec:
         ({"adapter": {"rank": 0}}, "adapter.rank: Input should be greater than 0, not 0"),
         ({"adapter": {"alpha": float("nan")}}, "adapter.alpha"),
         ({"adapter": {"target_modules": []}}, "target_modules is empty"),
+        (
+            {"adapter": {"target_modules": "q"}},
+            "target_modules: Input should be 'all-linear' or a list",
+        ),
+        (
+            {"adapter": {"num_experts": [2, 0]}},
+            "num_experts.1: Input should be greater than 0, not 0",
+        ),
+        ({"adapter": {"shared_a": True}, "loss": {"contrastive_weight": 1}}, "so it must be 0"),
         ({"optimizer": {"lr": "fast"}}, "optimizer.lr"),
         ({"optimizer": {"steps": 5, "warmup_steps": 5}}, "warmup_steps is 5, but must be below"),
         ({"optimizer": {"batch_size": 3}, "parallel": {"workers": 2}}, "must be a multiple of"),
@@ -48,3 +57,10 @@ def test_override_replaces_and_checks_the_whole() -> None:
 def test_rank_stabilised_scale() -> None:
     assert spec(adapter={"rank": 4, "alpha": 8}).adapter.scale == 2
     assert spec(adapter={"rank": 4, "alpha": 8, "use_rslora": True}).adapter.scale == 4
+
+
+def test_experts_by_groups_of_layers() -> None:
+    adapter = spec(adapter={"num_experts": [2, 4, 8]}).adapter
+    assert [adapter.experts_in(layer, 7) for layer in range(7)] == [2, 2, 2, 4, 4, 8, 8]
+    with pytest.raises(InputError, match="has 3 numbers, one for each group"):
+        adapter.experts_in(0, 2)
