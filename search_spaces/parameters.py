@@ -11,12 +11,21 @@ import yaml
 from search_spaces.ranges import Condition, Range, read_conditions, read_range
 from workers.spec import InputError
 
-NUM_EXPERTS, TOP_K = "adapter.num_experts", "adapter.top_k"
+NUM_EXPERTS, ROUTING, TOP_K = "adapter.num_experts", "adapter.routing", "adapter.top_k"
 _PRESETS = Path(__file__).parent / "presets"
 # Without a router, nothing that shapes routing has an effect.
 _ROUTED_ONLY = frozenset(
     {
+        ROUTING,
+        "adapter.top_p",
+        "adapter.expert_capacity",
+        "adapter.gates",
+        "adapter.gate_scale",
+        "adapter.router_temperature",
+        "adapter.router_jitter",
         "adapter.router_init_std",
+        "adapter.expert_dropout",
+        "adapter.shared_a",
         "loss.load_balance_weight",
         "loss.z_loss_weight",
         "loss.contrastive_weight",
@@ -24,6 +33,8 @@ _ROUTED_ONLY = frozenset(
         "loss.contrastive_anchors",
     }
 )
+# Each of these is read with one strategy only.
+_READ_WITH = {TOP_K: "top_k", "adapter.top_p": "top_p", "adapter.expert_capacity": "switch"}
 # Trials that differ here could not be compared, or would not fit the places reserved for them.
 _FIXED_BY_JOB = ("model", "evaluation", "parallel", "data")
 _STILL_FREE = ("data.train", "data.max_rows")
@@ -48,6 +59,8 @@ def read_parameter(path: str, entry: Any, where: str) -> Parameter:
     when = read_conditions(entry, f"{where}: {path}")
     if path in _ROUTED_ONLY:
         when = (Condition(NUM_EXPERTS, "above", 1), *when)
+    if path in _READ_WITH:
+        when = (Condition(ROUTING, "in", (_READ_WITH[path],)), *when)
     return Parameter(path, read_range(entry, f"{where}: {path}"), when)
 
 

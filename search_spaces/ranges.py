@@ -89,7 +89,17 @@ class Condition:
         """Whether `value`, that of the field at `path`, meets the condition."""
         if self.test == "in":
             return value in self.operand
-        return bool(value > self.operand if self.test == "above" else value < self.operand)
+        number = size(value)
+        if number is None:
+            return False
+        return bool(number > self.operand if self.test == "above" else number < self.operand)
+
+
+def size(value: Any) -> float | None:
+    """What a value is compared as: of several numbers (experts by layer) the largest one; None for
+    what is no number."""
+    numbers = value if isinstance(value, list | tuple) and value else [value]
+    return max(numbers) if all(isinstance(one, int | float) for one in numbers) else None
 
 
 def read_range(entry: Any, where: str) -> Range:

@@ -1,7 +1,7 @@
 """What a study may vary. A space is short YAML, checked whole when it is loaded:
 
 adapter.num_experts: {choice: [1, 2, 4, 8]}
-adapter.top_k: {int: [1, 4]}                # clipped to num_experts
+adapter.top_k: {int: [1, 4]}                # clipped to num_experts; only with routing: top_k
 optimizer.lr: {log: [1e-4, 3e-3]}
 loss.z_loss_weight: {float: [0, 0.01], when: {adapter.num_experts: {above: 2}}}
 adapter.alpha: 16                           # fixed
@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.parameters import (
     NUM_EXPERTS,
+    ROUTING,
     TOP_K,
     Parameter,
     ordered,
     read_definition,
     read_parameter,
 )
-from search_spaces.ranges import Range
+from search_spaces.ranges import Range, size
 from workers.spec import InputError, TrainSpec, override
 
 if TYPE_CHECKING:
@@ -61,12 +62,21 @@ class SearchSpace:
     def varied(self) -> list[str]:
         """Fields in which trials may differ."""
         paths = [p.path for p in self.parameters if len(p.range.ends()) > 1]
-        return paths if NUM_EXPERTS not in paths or TOP_K in paths else [*paths, TOP_K]
+        is_clipped = NUM_EXPERTS in paths and "top_k" in self._possible(ROUTING)
+        return [*paths, TOP_K] if is_clipped and TOP_K not in paths else paths
+
+    def samples(self) -> Iterator[TrainSpec]:
+        """Runs that trials may become: every range alone, and the ends of every two together.
+
+        Raises InputError at one that `train` forbids.
+        """
+        for forced in self._probes():
+            values = self._assemble(lambda p, asked, f=forced: f.get(p, asked.ends()[0]))  # type: ignore[misc]
+            yield override(self.train, values, self.where)
 
     def highest(self, path: str) -> Any:
         """The largest value that a trial may get for a numeric field."""
-        own = [value for p in self.parameters if p.path == path for value in p.range.ends()]
-        return max(own or [self.value(path, {})])
+        return max(self._possible(path))
 
     def value(self, path: str, values: Mapping[str, Any]) -> Any:
         """The suggested value of a field, or else the job's own."""
@@ -83,29 +93,39 @@ class SearchSpace:
         for parameter in self.parameters:
             if all(c.holds(self.value(c.path, values)) for c in parameter.when):
                 values[parameter.path] = self._one(parameter, values, pick)
-        experts, top_k = self.value(NUM_EXPERTS, values), self.value(TOP_K, values)
-        if NUM_EXPERTS in values and isinstance(experts, int) and isinstance(top_k, int):
-            values[TOP_K] = min(top_k, experts)
+        fewest, top_k = self._fewest(values), self.value(TOP_K, values)
+        if NUM_EXPERTS in values and self.value(ROUTING, values) == "top_k":
+            values[TOP_K] = min(top_k, fewest) if fewest and isinstance(top_k, int) else top_k
         return values
 
     def _one(
         self, parameter: Parameter, values: dict[str, Any], pick: Callable[[str, Range], Any]
     ) -> Any:
-        asked, experts = parameter.range, self.value(NUM_EXPERTS, values)
-        if parameter.path == TOP_K and isinstance(experts, int):
-            if experts == 1:
+        asked, fewest = parameter.range, self._fewest(values)
+        if parameter.path == TOP_K and fewest:
+            if fewest == 1:
                 return 1
-            asked = asked.at_most(experts)
+            asked = asked.at_most(fewest)
         ends = asked.ends()
         return ends[0] if len(ends) == 1 else pick(parameter.path, asked)
 
+    def _fewest(self, values: Mapping[str, Any]) -> int | None:
+        """Number of experts where there are fewest; None for what is no number."""
+        experts = self.value(NUM_EXPERTS, values)
+        counts = experts if isinstance(experts, list) else [experts]
+        return min(counts) if counts and all(isinstance(one, int) for one in counts) else None
+
+    def _possible(self, path: str) -> list[Any]:
+        """Values that a field may have: both ends, or every choice, or the job's own."""
+        own = [value for p in self.parameters if p.path == path for value in p.range.ends()]
+        return own or [self.value(path, {})]
+
     def _check(self) -> None:
-        """Try every range alone and the ends of every two together, as trials would."""
+        """Every field is there, and every sample is allowed."""
         for parameter in self.parameters:
             self._check_paths(parameter)
-        for forced in self._probes():
-            values = self._assemble(lambda p, asked, f=forced: f.get(p, asked.ends()[0]))  # type: ignore[misc]
-            override(self.train, values, self.where)
+        for _ in self.samples():
+            pass
 
     def _probes(self) -> Iterator[dict[str, Any]]:
         for one in self.parameters:
@@ -123,5 +143,5 @@ class SearchSpace:
                 override(self.train, {path: parameter.range.ends()[0]}, self.where)
                 raise InputError(f"{self.where}: {path}: no such field") from None
             tests = {c.test for c in parameter.when if c.path == path}
-            if tests & {"above", "below"} and not isinstance(value, int | float):
+            if tests & {"above", "below"} and size(value) is None:
                 raise InputError(f"{self.where}: when {path}: {value!r} is no number to compare")

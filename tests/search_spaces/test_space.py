@@ -104,6 +104,49 @@ def test_conditions_named_in_the_space_decide_what_is_asked() -> None:
     assert any("adapter.use_rslora" in v for v in drawn)
 
 
+def test_experts_may_be_numbers_by_layer() -> None:
+    space = space_of(
+        {
+            "adapter.num_experts": {"choice": [1, 4, [1, 4], [2, 4, 6, 8]]},
+            "adapter.top_k": {"int": [1, 4]},
+            "adapter.shared_a": {"choice": [False, True]},
+        }
+    )
+    drawn = suggestions(space, 80)
+    clipped: dict[str, set[int]] = {}
+    for values in drawn:
+        override(TRAIN, values, "test")
+        clipped.setdefault(str(values["adapter.num_experts"]), set()).add(values["adapter.top_k"])
+    assert clipped == {"1": {1}, "4": {1, 2, 3, 4}, "[1, 4]": {1}, "[2, 4, 6, 8]": {1, 2}}
+    asked = {str(v["adapter.num_experts"]) for v in drawn if "adapter.shared_a" in v}
+    assert asked == {"4", "[1, 4]", "[2, 4, 6, 8]"}
+    by_layer = override(TRAIN, {"adapter.num_experts": [2, 4]}, "test")
+    assert space_of({"loss.z_loss_weight": {"float": [0, 1]}}, by_layer).varied()
+
+
+def test_each_routing_is_asked_its_own_questions() -> None:
+    own = {"top_k": "top_k", "top_p": "top_p", "switch": "expert_capacity"}
+    space = space_of(
+        {
+            "adapter.routing": {"choice": list(own)},
+            "adapter.top_k": {"int": [1, 4]},
+            "adapter.top_p": {"float": [0.5, 0.9]},
+            "adapter.expert_capacity": {"choice": [16, 32]},
+            "adapter.gates": {"choice": [None, "raw"]},
+            "adapter.gate_scale": {"float": [0.5, 2.0], "when": {"adapter.gates": "raw"}},
+            "adapter.use_dora": {"choice": [False, True]},
+        }
+    )
+    drawn = suggestions(space, 60)
+    for values in drawn:
+        override(TRAIN, values, "test")
+        asked = {path for path in values if path.removeprefix("adapter.") in own.values()}
+        assert asked == {f"adapter.{own[values['adapter.routing']]}"}
+        assert ("adapter.gate_scale" in values) == (values["adapter.gates"] == "raw")
+    assert {values["adapter.routing"] for values in drawn} == set(own)
+    assert {values["adapter.use_dora"] for values in drawn} == {False, True}
+
+
 def test_the_training_rows_may_vary() -> None:
     space = space_of({"data.max_rows": {"choice": [100, 200]}, "seed": {"int": [0, 9]}})
     assert {values["data.max_rows"] for values in suggestions(space)} == {100, 200}
