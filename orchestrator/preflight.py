@@ -98,7 +98,7 @@ def _check_model_and_data(job: JobSpec) -> None:
     from workers.model import check_base
 
     check_data(job.train.data, Encoder(check_base(job.train.model), job.train.data))
-    check_fit(job.train)
+    check_fit(job.train, (trial.adapter for trial in job.search_space().samples()))
 
 
 def _check_metric(job: JobSpec) -> None:

@@ -1,5 +1,7 @@
 """Whether adapter and rows fit a base model, asked before any weights are read."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -7,15 +9,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from workers.inject import check_places
 from workers.model import loading_options, readable
 from workers.sites import decoder_layers
-from workers.spec import InputError, TrainSpec
+from workers.spec import AdapterSpec, InputError, TrainSpec
 
 
-def check_fit(spec: TrainSpec) -> None:
+def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> None:
     """Raise InputError where the adapter, or the longest row that the data may have, does not fit
-    models of this configuration.
+    models of this configuration. `adapters` are asked about in place of the spec's own.
 
     Makes one decoder layer with random weights, and the rest of the model without any.
     """
+    adapters = tuple(adapters) or (spec.adapter,)
     with readable(spec.model):
         config = AutoConfig.from_pretrained(spec.model.path, **loading_options(spec.model))
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -24,6 +27,8 @@ def check_fit(spec: TrainSpec) -> None:
             f"data.max_length is {spec.data.max_length}, but the base model reads at most "
             f"{context} tokens"
         )
+    if spec.model.quantization or getattr(config, "quantization_config", None):
+        _check_numbers(adapters)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _, layers = decoder_layers(skeleton)
@@ -32,4 +37,27 @@ def check_fit(spec: TrainSpec) -> None:
     with torch.no_grad():
         for weight in first.parameters():
             weight.normal_(0.0, 0.05, generator=generator)
-    check_places([first], spec.adapter)
+    for shape in dict.fromkeys(_shape(adapter, len(layers)) for adapter in adapters):
+        check_places([first], shape)
+
+
+def _check_numbers(adapters: Iterable[AdapterSpec]) -> None:
+    if any(adapter.use_dora for adapter in adapters):
+        raise InputError(
+            "use_dora: needs the base's weights as numbers, but model.quantization, or the "
+            "model's own files, pack them"
+        )
+
+
+def _shape(adapter: AdapterSpec, layers: int) -> AdapterSpec:
+    """What decides whether an adapter fits a layer, and nothing else, so that it is asked once:
+    with the least that has a router, if any of the layers has one."""
+    most = max(adapter.experts_in(layer, layers) for layer in range(layers))
+    return AdapterSpec(
+        experts=adapter.experts,
+        num_experts=min(most, 2),
+        top_k=1,
+        rank=1,
+        use_dora=adapter.use_dora,
+        target_modules=adapter.target_modules,
+    )

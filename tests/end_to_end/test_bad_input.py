@@ -37,6 +37,21 @@ def variants() -> Iterator[tuple[str, str]]:
     yield "adapter.dropout=1.5", "adapter.dropout: Input should be less than 1"
     yield "adapter.experts=both", "adapter.experts: Input should be 'block' or 'linear'"
     yield "adapter.target_modules=[]", "target_modules is empty"
+    yield "adapter.num_experts=0", "adapter.num_experts: Input should be greater than 0 or a list"
+    yield "adapter.num_experts=[4, 0]", "adapter.num_experts.1: Input should be greater than 0"
+    yield "adapter.num_experts=[1, 4]", "top_k is 2, but must be at most num_experts, which is 1"
+    yield "adapter.routing=top-p", "adapter.routing: Input should be 'top_k', 'top_p' or 'switch'"
+    yield "adapter.top_p=1.5", "adapter.top_p: Input should be less than or equal to 1"
+    yield "adapter.expert_capacity=0", "adapter.expert_capacity: Input should be greater than 0"
+    yield "adapter.gates=loud", "adapter.gates: Input should be 'renormalised', 'residual' or 'raw'"
+    yield "adapter.gate_scale=2", "gate_scale is 2.0, but is for gates: raw only"
+    yield "adapter.router_temperature=0", "adapter.router_temperature: Input should be greater"
+    yield "adapter.router_jitter=1", "adapter.router_jitter: Input should be less than 1"
+    yield "adapter.expert_dropout=-1", "adapter.expert_dropout: Input should be greater"
+    yield "adapter.use_dora=maybe", "adapter.use_dora: Input should be a valid boolean"
+    yield "adapter.use_dora=true", "use_dora: block experts run layers.0.mlp.down_proj once"
+    yield "adapter.shared_a=true", "experts with an A matrix each; adapter.shared_a"
+    yield "model.quantization=int3", "model.quantization: Input should be 'bnb_nf4', 'bnb_int8'"
     yield "adapter.rank", "write FIELD=VALUE"
     yield "name=2024-13-01", "the value is no YAML"
     yield "adapter.rank=[", "the value is no YAML"
@@ -56,6 +71,9 @@ def variants() -> Iterator[tuple[str, str]]:
     yield "search.space={optimizer.lr: {log: [0, 1]}}", "optimizer.lr"
     yield "search.space={adapter.rnak: {choice: [1]}}", "adapter.rnak"
     yield "search.space={model.path: {choice: [a, b]}}", "model.path: set by the job"
+    yield "search.space={adapter.num_experts: {choice: [2, [2, 3, 4]]}}", "has 3 numbers, one for"
+    yield "search.space={adapter.use_dora: {choice: [false, true]}}", "use_dora: block experts"
+    yield "search.space={adapter.routing: {choice: [top]}}", "adapter.routing: Input should be"
     yield "search.cpus_per_worker=4096", "wants 1 x 4096 CPU cores"
     yield "data.train=missing.jsonl", "missing.jsonl"
     yield "data.train=empty.jsonl", "empty.jsonl"
@@ -71,6 +89,7 @@ def variants() -> Iterator[tuple[str, str]]:
     yield "model.path=empty-model", "empty-model"
     yield "model.path=bert", "bert"
     yield "adapter.target_modules=[wq]", "wq"
+    yield "adapter.target_modules=wq", "Input should be 'all-linear' or a list, not 'wq'"
     yield "cluster.storage=rows.jsonl", "is a file, not a folder"
     yield "cluster.store=nonsense", "SQLAlchemy"
     yield "cluster.store=sqlite:////proc/moetune.db", "cluster.store"
@@ -184,11 +203,23 @@ def test_a_good_job_is_shown_whole(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.argv", ["moetune", "check", "job.yaml", "--set", "adapter.rank=16"])
+    given = {
+        "rank": 16,
+        "num_experts": [2, 4],
+        "routing": "switch",
+        "gates": "raw",
+        "use_dora": True,
+        "target_modules": ["up_proj", "q_proj"],
+    }
+    options = [f"--set=adapter.{field}={json.dumps(value)}" for field, value in given.items()]
+    space = "--set=search.space={adapter.expert_capacity: {choice: [8, 16]}}"
+    monkeypatch.setattr("sys.argv", ["moetune", "check", "job.yaml", *options, space])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 0
-    assert json.loads(capsys.readouterr().out)["train"]["adapter"]["rank"] == 16
+    shown = json.loads(capsys.readouterr().out)["train"]["adapter"]
+    assert {field: shown[field] for field in given} == given
+    assert shown["top_p"] == 0.8
 
 
 def test_a_port_in_use_is_refused_before_anything_starts() -> None:
