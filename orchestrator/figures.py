@@ -69,16 +69,17 @@ def expert_load(load: dict[str, list[float]]) -> go.Figure | None:
         return None
     layers = list(load)
     experts = max(len(shares) for shares in load.values())
-    relative = [[share * len(load[layer]) for share in load[layer]] for layer in layers]
+    relative = {layer: [share * len(shares) for share in shares] for layer, shares in load.items()}
     figure = go.Figure(
         go.Heatmap(
-            z=relative,
+            z=[_filled(relative[layer], experts) for layer in layers],
             x=[f"expert {e}" for e in range(experts)],
             y=layers,
-            customdata=[load[layer] for layer in layers],
+            customdata=[_filled(load[layer], experts) for layer in layers],
+            hoverongaps=False,
             zmin=0,
             zmid=1,
-            zmax=max(2.0, *(value for row in relative for value in row)),
+            zmax=max(2.0, *(value for row in relative.values() for value in row)),
             colorscale=[[0, "#2166ac"], [0.5, "#f7f7f7"], [1, "#b2182b"]],
             texttemplate="%{z:.2f}" if len(layers) * experts <= 400 else "",
             hovertemplate="%{y}, %{x}: %{customdata:.1%} of the tokens<extra></extra>",
@@ -90,6 +91,11 @@ def expert_load(load: dict[str, list[float]]) -> go.Figure | None:
     figure.update_yaxes(autorange="reversed", type="category")
     figure = _styled(figure)
     return figure.update_layout(height=max(240, 110 + 28 * len(layers)))
+
+
+def _filled(shares: Sequence[float], experts: int) -> list[float | None]:
+    """A row of the heat map; layers with fewer experts than others have gaps."""
+    return [*shares, *[None] * (experts - len(shares))]
 
 
 def _parallel(figure: go.Figure, dark_is_low: bool) -> go.Figure:

@@ -10,7 +10,7 @@ from orchestrator.begin import begin
 from orchestrator.spec import JobSpec
 from orchestrator.storage import storage
 from orchestrator.study import trial_name
-from workers.spec import override
+from workers.spec import AdapterSpec, override
 from workers.train.record import RunRecord
 
 Play = Callable[..., Any]
@@ -46,20 +46,25 @@ def job(job_in: Callable[[Path], JobSpec], tmp_path: Path) -> JobSpec:
 
 def report(values: Mapping[str, Any], step: int, number: int) -> dict[str, Any]:
     """What a trial of these values might report: plausible, and a function of its arguments."""
-    experts = values["adapter.num_experts"]
+    shape = AdapterSpec(num_experts=values["adapter.num_experts"], top_k=1)
     loss = 2.0 / (1 + step / 15) + 0.02 * number + abs(values["optimizer.lr"] - 1e-3) * 50
-    share = [1 / experts + (0.4 / experts) * (-1) ** e * (e > 0) for e in range(experts)]
-    load = {"load": [s / sum(share) for s in share], "entropy": 0.9}
     tasks = {
         task: {"metric": metric, "value": max(0.0, 1 - loss / top), "loss": loss, "rows": 20}
         for task, metric, top in (("intent", "exact_match", 2), ("reply", "rouge_l", 3))
     }
-    routing = {f"layers.{i}.mlp": load for i in range(4)} if experts > 1 else {}
+    counts = {f"layers.{i}.mlp": shape.experts_in(i, 4) for i in range(4)}
+    routing = {layer: load(experts) for layer, experts in counts.items() if experts > 1}
     return {
         "step": step,
         "train": {"loss": loss + 0.1},
         "validation": {"loss": loss, "score": 0.5, "tasks": tasks, "routing": routing},
     }
+
+
+def load(experts: int) -> dict[str, Any]:
+    """A router's statistics, nearly even."""
+    share = [1 / experts + (0.4 / experts) * (-1) ** e * (e > 0) for e in range(experts)]
+    return {"load": [s / sum(share) for s in share], "entropy": 0.9}
 
 
 @pytest.fixture(scope="session")

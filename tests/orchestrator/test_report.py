@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator import figures
 from orchestrator.report import write
 from orchestrator.spec import ClusterSpec, JobSpec, override_job
 from orchestrator.study import Study
@@ -146,6 +147,28 @@ def test_a_young_or_unlucky_study_has_a_page_too(
     page = Page(write(job.cluster, "home"))
     assert page.sections & ALL == figures
     assert page.loads == []
+
+
+def test_experts_may_differ_by_layer(job: JobSpec, play: Play) -> None:
+    space = {
+        "adapter.num_experts": {"choice": [4, [1, 2, 4, 6], [2, 4]]},
+        "adapter.routing": {"choice": ["top_k", "top_p", "switch"]},
+        "adapter.use_dora": {"choice": [False, True]},
+        "optimizer.lr": {"log": [1e-4, 1e-3]},
+    }
+    linears = {"adapter.target_modules": ["up_proj"], "search.space": space}
+    play(override_job(job, linears, "test"), ["finished"] * 8)
+    study = Study.open(job.cluster, "home")
+    page = Page(write(job.cluster, "home"))
+    assert page.sections >= ALL
+    assert "[1, 2, 4, 6]" in page.text
+    drawn = {str(row.params["adapter.num_experts"]) for row in study.leaderboard()}
+    assert drawn == {"4", "[1, 2, 4, 6]", "[2, 4]"}
+    heat = figures.expert_load({"layers.1.mlp": [0.5, 0.5], "layers.3.mlp": [0.1, 0.2, 0.3, 0.4]})
+    assert heat is not None
+    assert list(heat.data[0].z[0]) == [1.0, 1.0, None, None]
+    assert list(heat.data[0].z[1]) == pytest.approx([0.4, 0.8, 1.2, 1.6])
+    assert len(heat.data[0].x) == 4
 
 
 def test_plain_lora_has_no_heat_map(job: JobSpec, play: Play) -> None:
