@@ -70,7 +70,7 @@ class Site(nn.Module):
         if not all(layers) and self._has_sites():
             return self._in_two(layers, split, hidden)
         output_TO = _pack(self.feed_forward or self.base, layers, split, hidden)
-        return output_TO.view(*hidden.shape[:-1], -1)
+        return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
 
     def _one(self, layer: Layer | None, hidden: Tensor) -> Tensor:
         """All rows to one layer, or to the base."""
@@ -79,23 +79,21 @@ class Site(nn.Module):
             return output
         length = hidden.shape[-2] if hidden.dim() == 3 else None
         flat_TD = hidden.reshape(-1, hidden.shape[-1])
-        output = layer(self.feed_forward or self.base, flat_TD, length)
-        return output.view(*hidden.shape[:-1], -1)
+        output_TO: Tensor = layer(self.feed_forward or self.base, flat_TD, length)
+        return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
 
     def _in_two(self, layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> Tensor:
         """Rows with block experts, and rows whose adapters sit on the linears inside the block."""
-        hidden_TD = hidden.reshape(-1, hidden.shape[-1])
-        outputs, tokens = [], []
+        rows = hidden if self.rows.by_row(hidden) else hidden.flatten(0, -2)
+        outputs, places = [], []
         for wanted in (True, False):
-            chosen = [i for i, layer in enumerate(layers) if (layer is not None) is wanted]
-            token_t = torch.cat([split.tokens[i] for i in chosen]).sort().values
-            slots = {int(token): split.names[i] for i in chosen for token in split.tokens[i]}
-            with self.rows.assign([slots[int(token)] for token in token_t]):
-                outputs.append(self(hidden_TD[token_t]))
-            tokens.append(token_t)
-        grouped_TO = torch.cat(outputs)
-        output_TO = grouped_TO[torch.cat(tokens).argsort()]
-        return output_TO.view(*hidden.shape[:-1], -1)
+            members = zip(split.names, layers, strict=True)
+            names = frozenset(name for name, layer in members if (layer is not None) is wanted)
+            with self.rows.narrowed(hidden, names) as row_n:
+                outputs.append(self(rows[row_n]))
+            places.append(row_n)
+        output: Tensor = torch.cat(outputs)[torch.cat(places).argsort()]
+        return output.view(*hidden.shape[:-1], output.shape[-1])
 
     def _layer(self, slot: Slot) -> Layer | None:
         if slot not in self._keys:
@@ -178,11 +176,12 @@ def _rate(members: Sequence[_Member], split: Split) -> float | Tensor:
     ]
     if len(set(rates)) == 1:
         return rates[0]
-    counts = [len(member.token_t) for member in members]
-    rate_T = torch.tensor(rates, device=split.place_T.device).repeat_interleave(
-        torch.tensor(counts, device=split.place_T.device), output_size=sum(counts)
-    )
-    return rate_T[split.place_T]
+    # Filled where they lie: a list from the host would make a GPU wait.
+    parts = [
+        torch.full(member.token_t.shape, rate, device=member.token_t.device)
+        for member, rate in zip(members, rates, strict=True)
+    ]
+    return torch.cat(parts)[split.place_T]
 
 
 def _block_banks(

@@ -27,13 +27,10 @@ class Split:
         found: dict[Slot, list[int]] = {name: [] for name in names}
         for token, slot in enumerate(slots):
             found[slot].append(token)
-        self.tokens = [torch.tensor(found[name], device=device) for name in names]
+        self.tokens = [_indices(found[name], device) for name in names]
         """For each name its tokens, in the batch's order."""
-
-    @cached_property
-    def place_T(self) -> Tensor:  # noqa: N802
+        self.place_T = torch.cat(self.tokens).argsort()
         """Where each token lies when the names' tokens follow one another."""
-        return torch.cat(self.tokens).argsort()
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,8 @@ class _Assignment:
     """One for each row; a single name holds for all rows, however many there are."""
     splits: dict[tuple[object, ...], Split] = field(default_factory=dict)
     """Made so far, by batch shape and device: all sites of a forward pass share them."""
+    parts: dict[tuple[object, ...], "tuple[Tensor, _Assignment]"] = field(default_factory=dict)
+    """Made so far, by names and device: rows of these names, and the assignment of these alone."""
 
     @cached_property
     def names(self) -> tuple[Slot, ...]:
@@ -95,8 +94,30 @@ class RowMap:
         key = (*hidden.shape[:-1], hidden.device)
         if key not in current.splits:
             slots = _by_token(current.slots, hidden)
-            current.splits[key] = Split(current.names, slots, hidden.device)
+            with torch.inference_mode(mode=False):  # A training step may come after this one.
+                current.splits[key] = Split(current.names, slots, hidden.device)
         return current.splits[key]
+
+    def by_row(self, hidden: Tensor) -> bool:
+        """Whether the slots are those of the rows of `hidden`, not of its tokens."""
+        return self._current is not None and len(self._current.slots) == len(hidden)
+
+    @contextmanager
+    def narrowed(self, hidden: Tensor, names: frozenset[Slot]) -> Iterator[Tensor]:
+        """Inside the block the batch is the rows of these names alone: gives their indices into
+        `hidden`, or into its tokens where each token has a slot. Of a mixed batch."""
+        current = self._current
+        assert current is not None
+        key = (names, hidden.device)
+        if key not in current.parts:
+            chosen = [row for row, slot in enumerate(current.slots) if slot in names]
+            with torch.inference_mode(mode=False):
+                row_n = _indices(chosen, hidden.device)
+            part = _Assignment(tuple(current.slots[row] for row in chosen))
+            current.parts[key] = row_n, part
+        row_n, part = current.parts[key]
+        with self._scope(part):
+            yield row_n
 
     @property
     def _sole(self) -> str:
@@ -120,6 +141,10 @@ class RowMap:
         if unknown:
             raise InputError(f"no adapter in slot {unknown.pop()!r}; there are {self.slots}")
         return assignment
+
+
+def _indices(numbers: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
 def _by_token(slots: tuple[Slot, ...], hidden: Tensor) -> Sequence[Slot]:

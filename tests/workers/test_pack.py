@@ -223,3 +223,48 @@ def test_an_assignment_ends_with_its_block_even_on_an_error() -> None:
 def test_a_site_shows_the_weight_of_its_base() -> None:
     linear = nn.Linear(3, 4)
     assert Site(linear, RowMap()).weight is linear.weight
+
+
+@pytest.mark.parametrize("other", ["linear", None])
+def test_switch_counts_each_sequence_beside_adapters_within_the_block(
+    llama: Callable[[], nn.Module], other: str | None
+) -> None:
+    """Rows part into those with block experts and the others, and stay sequences."""
+    model = llama()
+    attach(model, ["switch", "linear"])
+    model.double().train()
+    for module in model.modules():
+        module.rate = 0.0  # "linear" has a dropout
+    with row_map(model).assign(["switch", other, "switch", "switch"]):
+        packed = model(ids()).logits[[0, 2, 3]]
+    single = llama()
+    attach(single, ["switch"])
+    single.double().train()
+    torch.testing.assert_close(packed, single(ids()[[0, 2, 3]]).logits, atol=1e-10, rtol=1e-10)
+
+
+def test_training_after_an_evaluation_of_the_same_rows(llama: Callable[[], nn.Module]) -> None:
+    model = llama()
+    adapters = attach(model, ["two", "three"])
+    with row_map(model).assign(["two", None, "three", "two"]):
+        with torch.inference_mode():
+            before = model(ids()).logits
+        after = model(ids()).logits
+        after.sum().backward()
+    torch.testing.assert_close(before, after.detach())
+    assert all(p.grad is not None for adapter in adapters for p in adapter.parameters())
+
+
+@pytest.mark.parametrize("shape", [(0, 32), (0, 7, 32), (4, 0, 32)])
+def test_an_empty_batch(llama: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    """As an expert of a mixture of experts may get it."""
+    model = llama()
+    attach(model, ["two", "linear"])
+    for path in ("mlp", "self_attn.q_proj"):
+        site = model.get_submodule(f"model.layers.0.{path}")
+        for slot in ("two", "linear"):
+            with row_map(model).everywhere(slot):
+                assert site(torch.zeros(shape)).shape == shape
+    if shape[0]:
+        with row_map(model).assign(["two", "linear"] * 2):
+            assert model.model.layers[0].mlp(torch.zeros(shape)).shape == shape

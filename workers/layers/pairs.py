@@ -43,7 +43,7 @@ class Pairs:
         tokens, slots = self.expert_TK.shape
         first_T1 = torch.arange(tokens, device=all_TNR.device).unsqueeze(1) * self.num_experts
         chosen_P = (self.expert_TK + first_T1).flatten()
-        return all_TNR.flatten(0, 1).index_select(0, chosen_P).view(tokens, slots, -1)
+        return all_TNR.flatten(0, 1).index_select(0, chosen_P).view(tokens, slots, all_TNR.shape[2])
 
     def pick_each(self, all_TKNR: Tensor) -> Tensor:
         """Of every pair's N vectors that of its expert: [T, K, R]."""
