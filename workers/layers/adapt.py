@@ -3,7 +3,8 @@
 Shapes: T tokens, K slots, N experts, R rank, D model width, I and O a linear's input and output.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 from torch import Tensor, nn
@@ -11,17 +12,25 @@ from torch import Tensor, nn
 from workers.layers import dropout
 from workers.layers.bank import Bank
 from workers.layers.feed_forward import FeedForward
+from workers.layers.few import Prepared, few_tokens
 from workers.layers.mixture import Inner, Mode, mixture
 from workers.layers.pairs import Pairs
+
+ITSELF = ""
+"""Name of the one projection that linear experts have."""
 
 
 class Adapted(NamedTuple):
     """What an adapted place gives, and what losses want to know of it."""
 
     output_TO: Tensor
-    rank_space: tuple[Tensor, ...] = ()
-    """A_e dropout(x) of each slot's expert, [T, K, R], one for each routed projection; zero in void
-    slots, and up to a factor (the contrastive loss normalises)."""
+    rank_space: Mapping[str, Tensor]
+    """A_e dropout(x) of each slot's expert, [T, K, R], by name of the routed projection; zero in
+    void slots, and up to a factor (the contrastive loss normalises)."""
+
+    def terms(self, names: Iterable[str]) -> tuple[Tensor, ...]:
+        """The rank space of these projections."""
+        return tuple(self.rank_space[name] for name in names)
 
 
 def plain_lora(linear: nn.Module, bank: Bank, hidden_TI: Tensor, mode: Mode) -> Tensor:
@@ -50,9 +59,9 @@ def adapt_linear(
         weight_TN = pairs.spread_sum(pairs.masked(gate_TK1)).squeeze(-1)
         factor_TO = weight_TN @ (bank.magnitude_NO - 1)
         frozen_TO = frozen_TO + factor_TO * _without_bias(linear, frozen_TO)
-        bank = bank._replace(lora_B_NOR=bank.lora_B_NOR * bank.magnitude_NO.unsqueeze(-1))
+        bank = replace(bank, lora_B_NOR=bank.lora_B_NOR * bank.magnitude_NO.unsqueeze(-1))
     output_TO = bank.expand(rank_space_TKR * gate_TK1, pairs, frozen_TO)
-    return Adapted(output_TO, (rank_space_TKR,))
+    return Adapted(output_TO, {ITSELF: rank_space_TKR})
 
 
 def adapt_block(
@@ -64,24 +73,31 @@ def adapt_block(
 ) -> Adapted:
     """The frozen block with the experts in `banks`, by name of the linear."""
     dropped_TD = _dropped(hidden_TD, mode)
-    inner = []
+    inner, rank_space = [], {}
     for name, linear in block.inner.items():
         bank = banks.get(name)
         rank_space_TKR = None
         if bank is not None:
             rank_space_TKR = bank.scaled(bank.project(dropped_TD, pairs), pairs)
+            rank_space[name] = rank_space_TKR
         inner.append(Inner(linear(hidden_TD), rank_space_TKR, bank, _bias(linear)))
     name, linear = block.outer
     bank = banks.get(name)
     mix_TF, outer_TKR = mixture(block, inner, bank, pairs, mode)
-    output_TD = _with_weighed_bias(linear, linear(mix_TF), pairs)
-    rank_space = tuple(one.rank_space_TKR for one in inner if one.rank_space_TKR is not None)
+    output_TD = with_weighed_bias(linear, linear(mix_TF), pairs.gate_TK)
     if bank is not None and outer_TKR is not None:
-        outer_TKR = bank.scaled(outer_TKR, pairs)
+        rank_space[name] = outer_TKR = bank.scaled(outer_TKR, pairs)
         gate_TK1 = pairs.gate_TK.to(outer_TKR.dtype).unsqueeze(-1)
         output_TD = bank.expand(outer_TKR * gate_TK1, pairs, output_TD)
-        rank_space = rank_space or (outer_TKR,)
     return Adapted(block.leave(output_TD), rank_space)
+
+
+def adapt_few(
+    block: FeedForward, made: Prepared, hidden_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor
+) -> Tensor:
+    """`adapt_block` for a decoding step."""
+    output_TD = few_tokens(block, made, hidden_TD, expert_TK, gate_TK)
+    return block.leave(with_weighed_bias(block.outer[1], output_TD, gate_TK))
 
 
 def _dropped(hidden_TI: Tensor, mode: Mode) -> Tensor:
@@ -95,13 +111,13 @@ def _without_bias(linear: nn.Module, frozen_TO: Tensor) -> Tensor:
     return frozen_TO if bias_O is None else frozen_TO - bias_O
 
 
-def _with_weighed_bias(linear: nn.Module, output_TO: Tensor, pairs: Pairs) -> Tensor:
+def with_weighed_bias(linear: nn.Module, output_TO: Tensor, gate_TK: Tensor) -> Tensor:
     """The outer linear's output with its bias once for each expert, times its gate: the gates sum
     to 1 unless they are raw."""
     bias_O = _bias(linear)
     if bias_O is None:
         return output_TO
-    excess_T1 = pairs.gate_TK.sum(-1, keepdim=True) - 1
+    excess_T1 = gate_TK.sum(-1, keepdim=True) - 1
     return output_TO + excess_T1.to(output_TO.dtype) * bias_O
 
 

@@ -5,7 +5,9 @@ Shapes: T tokens, K slots, P pairs, N experts, R rank, I and O the linear's inpu
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +21,8 @@ DENSE_RANKS = 128
 experts' (tests/benchmarks/crossover.py)."""
 
 
-class Bank(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Bank:
     """Stacked experts, in the precision of the activations."""
 
     lora_A_NRI: Tensor
@@ -29,25 +32,42 @@ class Bank(NamedTuple):
     magnitude_NO: Tensor | None = None
     """DoRA's factor of every output feature, m / |W + s B A|."""
 
+    @property
+    def stacked_A_SI(self) -> Tensor:  # noqa: N802
+        """All A matrices as one, S = N * R."""
+        return self.lora_A_NRI.flatten(0, 1)
+
+    @cached_property
+    def stacked_B_SO(self) -> Tensor:  # noqa: N802
+        """All B matrices as one, transposed: a copy, which a bank that serves keeps."""
+        return self.lora_B_NOR.transpose(1, 2).flatten(0, 1)
+
+    def for_service(self) -> "Bank":
+        """The same with the scale inside of A: a product less for each token."""
+        if isinstance(self.scale, Tensor):
+            return self
+        return replace(self, lora_A_NRI=self.lora_A_NRI * self.scale, scale=1.0)
+
     def scaled(self, rank_space_TKR: Tensor, pairs: Pairs) -> Tensor:
         """s z of every pair, zero in void slots."""
         scale = self.scale
         if isinstance(scale, Tensor):
             scale = scale[pairs.expert_TK].unsqueeze(-1).to(rank_space_TKR.dtype)
+        elif scale == 1:
+            return pairs.masked(rank_space_TKR)
         return pairs.masked(rank_space_TKR) * scale
 
     def project(self, input_TI: Tensor, pairs: Pairs) -> Tensor:
         """A_e x of every pair: [T, K, R]."""
         if self._dense(pairs):
-            all_TS = functional.linear(input_TI, self.lora_A_NRI.flatten(0, 1))
+            all_TS = functional.linear(input_TI, self.stacked_A_SI)
             return pairs.pick(all_TS.view(-1, *self.lora_A_NRI.shape[:2]))
         return _apply(_Project, input_TI, self.lora_A_NRI, pairs)
 
     def expand(self, rank_space_TKR: Tensor, pairs: Pairs, onto_TO: Tensor) -> Tensor:
         """onto + sum_k B_e z of every token: [T, O]."""
         if self._dense(pairs):
-            stacked_SO = self.lora_B_NOR.transpose(1, 2).flatten(0, 1)
-            return onto_TO.addmm(pairs.spread_sum(rank_space_TKR).flatten(1), stacked_SO)
+            return onto_TO.addmm(pairs.spread_sum(rank_space_TKR).flatten(1), self.stacked_B_SO)
         return onto_TO + _apply(_Expand, rank_space_TKR, self.lora_B_NOR, pairs)
 
     def _dense(self, pairs: Pairs) -> bool:
@@ -64,20 +84,27 @@ def join(banks: Sequence[Bank]) -> Bank:
     if len(banks) == 1:
         return banks[0]
     rank = max(bank.lora_A_NRI.shape[1] for bank in banks)
-    device = banks[0].lora_A_NRI.device
-    scales = [
-        torch.as_tensor(bank.scale, dtype=torch.float64, device=device).expand(len(bank.lora_B_NOR))
-        for bank in banks
-    ]
     magnitude_NO = None
     if any(bank.magnitude_NO is not None for bank in banks):
         magnitude_NO = torch.cat([_magnitude(bank) for bank in banks])
     return Bank(
         torch.cat([_pad(bank.lora_A_NRI, 1, rank) for bank in banks]),
         torch.cat([_pad(bank.lora_B_NOR, 2, rank) for bank in banks]),
-        torch.cat(scales),
+        _scales(banks),
         magnitude_NO,
     )
+
+
+def _scales(banks: Sequence[Bank]) -> float | Tensor:
+    """The factor of all experts, or of each."""
+    if not any(isinstance(bank.scale, Tensor) or bank.scale != banks[0].scale for bank in banks):
+        return banks[0].scale
+    device = banks[0].lora_A_NRI.device
+    each = [
+        torch.as_tensor(bank.scale, dtype=torch.float64, device=device).expand(len(bank.lora_B_NOR))
+        for bank in banks
+    ]
+    return torch.cat(each)
 
 
 def _magnitude(bank: Bank) -> Tensor:

@@ -12,11 +12,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from workers.layers.adapt import adapt_block, adapt_linear, plain_lora
+from workers.layers.adapt import ITSELF, adapt_block, adapt_few, adapt_linear, plain_lora
 from workers.layers.bank import Bank
 from workers.layers.dispatch import Dispatched, LocalTokenDispatcher, TokenDispatcher
 from workers.layers.dora import magnitude, row_norms
 from workers.layers.feed_forward import FeedForward, linear_sizes
+from workers.layers.few import FewTokens
 from workers.layers.mixture import Mode
 from workers.layers.pairs import Pairs
 from workers.layers.router import Router, Routing
@@ -38,6 +39,7 @@ class LoraExperts(nn.Module):
         ways_in = 1 if spec.shared_a else num_experts
         self.lora_A = nn.Parameter(torch.zeros(ways_in, spec.rank, in_features))
         self.lora_B = nn.Parameter(torch.zeros(num_experts, out_features, spec.rank))
+        self._serving: tuple[object, Bank] | None = None
         self.lora_magnitude: nn.Parameter | None = None
         if spec.use_dora:
             norm_O = row_norms(linear)
@@ -50,7 +52,20 @@ class LoraExperts(nn.Module):
         nn.init.zeros_(self.lora_B)
 
     def bank(self, linear: nn.Module, dtype: torch.dtype) -> Bank:
-        """The experts as a bank of their own, in the activations' type."""
+        """The experts as a bank of their own, in the activations' type.
+
+        In inference it is made once, and again when a weight has changed.
+        """
+        if self.training or torch.is_grad_enabled():
+            self._serving = None  # Some optimizers change weights without leaving a trace on them.
+            return self._made(linear, dtype)
+        weights = (self.lora_A, self.lora_B, self.lora_magnitude)
+        state = (dtype, *((one.data_ptr(), one._version) for one in weights if one is not None))
+        if self._serving is None or self._serving[0] != state:
+            self._serving = state, self._made(linear, dtype).for_service()
+        return self._serving[1]
+
+    def _made(self, linear: nn.Module, dtype: torch.dtype) -> Bank:
         lora_A, lora_B = self.lora_A.to(dtype), self.lora_B.to(dtype)
         if len(lora_A) < len(lora_B):
             lora_A = lora_A.repeat(len(lora_B), 1, 1)
@@ -68,6 +83,7 @@ class LinearExperts(LoraExperts):
         self.rate = spec.dropout
         self.dispatcher: TokenDispatcher = LocalTokenDispatcher()
         self.recorder: Recorder | None = None
+        self.compared = (ITSELF,)
         self.router: Router | None = None
         if spec.is_routed:
             self.router = Router(self.lora_A.shape[-1], len(self.lora_B), spec)
@@ -88,7 +104,7 @@ class LinearExperts(LoraExperts):
         sent = self.dispatcher.dispatch(hidden_TI, routing)
         adapted = adapt_linear(linear, bank, _pairs(sent, self.router), sent.hidden_nD, mode)
         if self.recorder is not None:
-            self.recorder(routing, adapted.rank_space, None)
+            self.recorder(routing, adapted.terms(self.compared), None)
         return self.dispatcher.combine(adapted.output_TO, sent)
 
 
@@ -104,8 +120,12 @@ class BlockExperts(nn.Module):
         self.rate = spec.dropout
         self.fused = True
         """Take the GPU kernel where there is one; benchmarks switch it off."""
+        self.ranks = spec.experts_in(0, 1) * spec.rank
+        self._few = FewTokens(capacity=1)
         self.dispatcher: TokenDispatcher = LocalTokenDispatcher()
         self.recorder: Recorder | None = None
+        self.compared = tuple(name for name in block.inner if name in targets) or block.outer[:1]
+        """Projections whose rank space is recorded: the outer one's only if it is alone."""
         self.router = Router(block.width, spec.experts_in(0, 1), spec)
         self.projections = nn.ModuleDict(
             {
@@ -114,12 +134,17 @@ class BlockExperts(nn.Module):
                 if name in targets
             }
         )
+        self._weights = list(self.projections.parameters())
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Initialise the router, then the experts of each projection."""
         self.router.reset_parameters(generator)
         for experts in self.projections.values():
             cast(LoraExperts, experts).reset_parameters(generator)
+
+    def state(self, dtype: torch.dtype) -> tuple[object, ...]:
+        """Changes whenever what `banks` would give changes."""
+        return (id(self), dtype, *((one.data_ptr(), one._version) for one in self._weights))
 
     def banks(self, block: FeedForward, dtype: torch.dtype) -> dict[str, Bank]:
         """The experts of every adapted linear."""
@@ -133,10 +158,18 @@ class BlockExperts(nn.Module):
         routing = self.router(hidden_TD, length)
         sent = self.dispatcher.dispatch(hidden_TD, routing)
         mode = Mode(self.rate if self.training else 0.0, self.fused)
+        if self.training:
+            self._few.forget()  # Some optimizers change weights without leaving a trace on them.
+        elif self.recorder is None:
+            dtype, pairs = hidden_TD.dtype, sent.expert_nK.numel()
+            made = self._few.prepared(block, [self], dtype, pairs)
+            if made is not None:
+                output = adapt_few(block, made, sent.hidden_nD, sent.expert_nK, sent.gate_nK)
+                return self.dispatcher.combine(output, sent)
         banks = self.banks(block, hidden_TD.dtype)
         adapted = adapt_block(block, banks, _pairs(sent, self.router), sent.hidden_nD, mode)
         if self.recorder is not None:
-            self.recorder(routing, adapted.rank_space, None)
+            self.recorder(routing, adapted.terms(self.compared), None)
         return self.dispatcher.combine(adapted.output_TO, sent)
 
 

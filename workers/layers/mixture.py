@@ -89,7 +89,7 @@ def plain_mixture(
         return Mixed(mix_TF, None)
     if keep_TF is not None:
         hidden_TKF = hidden_TKF * keep_TF.unsqueeze(1)
-    all_TKS = hidden_TKF @ outer.lora_A_NRI.flatten(0, 1).T
+    all_TKS = hidden_TKF @ outer.stacked_A_SI.T
     all_TKNR = all_TKS.view(*all_TKS.shape[:2], *outer.lora_A_NRI.shape[:2])
     return Mixed(mix_TF, pairs.pick_each(all_TKNR))
 
@@ -115,8 +115,7 @@ def _plain_inner(one: Inner, pairs: Pairs) -> Tensor:
     frozen_T1O = one.frozen_TO.unsqueeze(1)
     if one.bank is None or one.rank_space_TKR is None:
         return frozen_T1O
-    stacked_SO = one.bank.lora_B_NOR.transpose(1, 2).flatten(0, 1)
-    update_TKO = pairs.spread(one.rank_space_TKR).flatten(2) @ stacked_SO
+    update_TKO = pairs.spread(one.rank_space_TKR).flatten(2) @ one.bank.stacked_B_SO
     if one.bank.magnitude_NO is None:
         return frozen_T1O + update_TKO
     factor_TKO = one.bank.magnitude_NO[pairs.expert_TK]
@@ -144,7 +143,9 @@ def _chunked(
     pairs: Pairs,
     keep_TF: Tensor | None,
 ) -> Mixed:
-    updates = [(one.rank_space_TKR, one.bank and one.bank.lora_B_NOR) for one in inner]
+    updates = [
+        (one.rank_space_TKR, None if one.bank is None else one.bank.lora_B_NOR) for one in inner
+    ]
     frozen = [one.frozen_TO for one in inner]
     lora_A_NRF = None if outer is None else outer.lora_A_NRI
     return Mixed(*chunked_mixture(block, pairs, keep_TF, lora_A_NRF, frozen, updates))

@@ -47,20 +47,23 @@ class Pairs:
 
     def pick_each(self, all_TKNR: Tensor) -> Tensor:
         """Of every pair's N vectors that of its expert: [T, K, R]."""
-        return torch.einsum("tknr,tkn->tkr", all_TKNR, self.one_hot(all_TKNR.dtype))
+        one_hot_P1N = self.one_hot_TKN.to(all_TKNR.dtype).flatten(0, 1).unsqueeze(1)
+        chosen_P1R = torch.bmm(one_hot_P1N, all_TKNR.flatten(0, 1))
+        return chosen_P1R.view(*self.expert_TK.shape, all_TKNR.shape[-1])
 
     def spread(self, values_TKR: Tensor) -> Tensor:
         """Each vector in its expert's place among zeros: [T, K, N, R]."""
-        return values_TKR.unsqueeze(2) * self.one_hot(values_TKR.dtype).unsqueeze(-1)
+        return values_TKR.unsqueeze(2) * self.one_hot_TKN.to(values_TKR.dtype).unsqueeze(-1)
 
     def spread_sum(self, values_TKR: Tensor) -> Tensor:
         """The sum of `spread` over the slots: [T, N, R]."""
-        return torch.einsum("tkr,tkn->tnr", values_TKR, self.one_hot(values_TKR.dtype))
+        return torch.bmm(self.one_hot_TKN.to(values_TKR.dtype).transpose(1, 2), values_TKR)
 
-    def one_hot(self, dtype: torch.dtype) -> Tensor:
-        """One where slot k of token t has expert n, [T, K, N]."""
-        expert_N = torch.arange(self.num_experts, device=self.expert_TK.device)
-        return (self.expert_TK.unsqueeze(-1) == expert_N).to(dtype)
+    @cached_property
+    def one_hot_TKN(self) -> Tensor:  # noqa: N802
+        """One where slot k of token t has expert n, in the gates' type."""
+        zero_TKN = self.gate_TK.new_zeros(*self.expert_TK.shape, self.num_experts)
+        return zero_TKN.scatter_(-1, self.expert_TK.unsqueeze(-1), 1)
 
 
 class Chunk(NamedTuple):

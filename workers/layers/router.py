@@ -85,7 +85,8 @@ class Router(nn.Module):
         if self.training and jitter:
             hidden_TD = hidden_TD * (1 - jitter + 2 * jitter * torch.rand_like(hidden_TD))
         logits_TE = functional.linear(hidden_TD, self.weight.to(precision))
-        return logits_TE / self.spec.router_temperature
+        temperature = self.spec.router_temperature
+        return logits_TE if temperature == 1 else logits_TE / temperature
 
     def _choose(self, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
         """Experts and gates by the strategy alone."""
