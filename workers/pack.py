@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from workers.layers.adapt import adapt_block, adapt_linear
+from workers.layers.adapt import Adapted, adapt_block, adapt_linear
 from workers.layers.bank import Bank, join
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
@@ -154,7 +154,7 @@ def _pack(
         linears = [layer for layer in present if isinstance(layer, LinearExperts)]
         bank = join([layer.bank(base, hidden.dtype) for layer in linears])
         adapted = adapt_linear(base, bank, pairs, hidden_TD, mode)
-    _record(members, adapted.rank_space)
+    _record(members, adapted)
     return adapted.output_TO
 
 
@@ -207,13 +207,14 @@ def _no_update(layer: BlockExperts, sizes: tuple[int, int], hidden: Tensor) -> B
     return Bank(lora_A_NRI, hidden.new_zeros(experts, sizes[1], 1), 1.0)
 
 
-def _record(members: Sequence[_Member], rank_space: tuple[Tensor, ...]) -> None:
+def _record(members: Sequence[_Member], adapted: Adapted) -> None:
     """Tell each member's recorder what its rows did."""
     for member in members:
         if member.layer is None or member.routing is None or member.layer.recorder is None:
             continue
         slots = member.routing.expert_TK.shape[1]
-        own = tuple(one_TKR[member.token_t, :slots] for one_TKR in rank_space)
+        terms = adapted.terms(member.layer.compared)
+        own = tuple(one_TKR[member.token_t, :slots] for one_TKR in terms)
         member.layer.recorder(member.routing, own, member.token_t)
 
 

@@ -18,6 +18,7 @@ MANY = {
     "two": AdapterSpec(num_experts=4, top_k=2, rank=3, dropout=0),
     "three": AdapterSpec(num_experts=6, top_k=3, rank=5, alpha=7, dropout=0),
     "gate": AdapterSpec(num_experts=2, top_k=1, target_modules=("gate_proj",), dropout=0),
+    "down": AdapterSpec(num_experts=3, top_k=2, target_modules=("down_proj",), dropout=0),
     "dynamic": AdapterSpec(num_experts=3, rank=2, routing="top_p", dropout=0),
     "switch": AdapterSpec(num_experts=3, rank=2, routing="switch", expert_capacity=2, dropout=0),
     "dora": AdapterSpec(
@@ -233,8 +234,6 @@ def test_switch_counts_each_sequence_beside_adapters_within_the_block(
     model = llama()
     attach(model, ["switch", "linear"])
     model.double().train()
-    for module in model.modules():
-        module.rate = 0.0  # "linear" has a dropout
     with row_map(model).assign(["switch", other, "switch", "switch"]):
         packed = model(ids()).logits[[0, 2, 3]]
     single = llama()
@@ -267,4 +266,26 @@ def test_an_empty_batch(llama: Callable[[], nn.Module], shape: tuple[int, ...]) 
                 assert site(torch.zeros(shape)).shape == shape
     if shape[0]:
         with row_map(model).assign(["two", "linear"] * 2):
-            assert model.model.layers[0].mlp(torch.zeros(shape)).shape == shape
+            assert model.get_submodule("model.layers.0.mlp")(torch.zeros(shape)).shape == shape
+
+
+def test_each_adapter_records_the_terms_of_its_own_projections(
+    llama: Callable[[], nn.Module],
+) -> None:
+    """What the contrastive loss compares must not depend on who shares the batch."""
+    slots = ["two", "gate", "down"]
+    model = llama()
+    adapters = attach(model, slots)
+    model.double()
+    assigned = ["down", "two", "gate", "two"]
+    for adapter in adapters:
+        with row_map(model).assign(assigned), adapter.record() as packed:
+            model(ids())
+        single = llama()
+        (reference,) = attach(single, [adapter.slot])
+        single.double()
+        with reference.record() as expected:
+            single(ids()[[row for row, slot in enumerate(assigned) if slot == adapter.slot]])
+        for one, other in zip(packed, expected, strict=True):
+            terms = tuple(term[..., : adapter.spec.rank] for term in one.rank_space)
+            torch.testing.assert_close(terms, other.rank_space, atol=1e-10, rtol=1e-10)
