@@ -10,19 +10,19 @@ PyTorch's profiler sees in one step, at T tokens and at four times as many.
 Shapes: T tokens, B rows, S tokens of a row, E experts, K top-k, R rank.
 """
 
-import argparse
-import json
 import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+import harness
 import torch
+from harness import peak_bytes
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -115,19 +115,6 @@ def measure_time(steps: dict[str, TrainStep], batch: Batch, rounds: int) -> dict
     return {name: statistics.median(taken) for name, taken in times.items()} | {"added": added}
 
 
-def peak_mib(step: TrainStep, batch: Batch) -> float:
-    """Most memory that one step holds at once, above what was there before it, in MiB."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step([batch])
-    assert profiled.profiler is not None
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held, peak = 0, 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / 2**20
-
-
 def run(sizes: Sizes, table: TextIO) -> dict[str, object]:
     """Share of the loss in a step, and the peak memory that it adds, keyed by T."""
     steps = training_steps(sizes)
@@ -138,7 +125,7 @@ def run(sizes: Sizes, table: TextIO) -> dict[str, object]:
     difference: dict[str, float] = {}
     for length in (sizes.length, 4 * sizes.length):
         batch, tokens = random_batch(sizes, length), sizes.rows * length
-        peaks = {name: peak_mib(step, batch) for name, step in steps.items()}
+        peaks = {name: peak_bytes(partial(step, [batch])) / 2**20 for name, step in steps.items()}
         difference[str(tokens)] = round(peaks["with"] - peaks["without"], 2)
         print(f"T={tokens}:", *(f"{name} {mib:.1f} MiB" for name, mib in peaks.items()), file=table)
     return {
@@ -150,19 +137,10 @@ def run(sizes: Sizes, table: TextIO) -> dict[str, object]:
 
 def main() -> None:
     """Parse the arguments, print the figures, and end with one line of JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--json", metavar="PATH|-", help="also write the JSON to PATH; -: print only the JSON"
-    )
-    for name, value in asdict(Sizes()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    options = vars(parser.parse_args())
+    options = vars(harness.parser(__doc__, Sizes()).parse_args())
     path = options.pop("json")
     torch.set_num_threads(1)
-    line = json.dumps(run(Sizes(**options), sys.stderr if path == "-" else sys.stdout))
-    if path not in (None, "-"):
-        Path(path).write_text(line + "\n")
-    print(line)
+    harness.finish(run(Sizes(**options), harness.output(path)), path)
 
 
 if __name__ == "__main__":

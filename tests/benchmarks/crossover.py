@@ -11,20 +11,20 @@ Forward + backward, interleaved, one thread, process CPU time, medians.
 Shapes: T tokens, D width, F feed-forward width, E experts, K top-k, R rank.
 """
 
-import argparse
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
+import harness
 import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from layer_step import GatedBlock, Sizes
 
 from workers.layers import bank as banks
 from workers.layers import mixture as mixtures
@@ -33,35 +33,6 @@ from workers.layers.feed_forward import FeedForward, find_feed_forward
 from workers.spec import AdapterSpec
 
 NEVER, ALWAYS = -1, 2**62
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What is timed."""
-
-    tokens: int = 1024
-    width: int = 576
-    feed_forward: int = 1536
-    rank: int = 8
-    top_k: int = 2
-    rounds: int = 15
-
-
-class GatedBlock(nn.Module):
-    """The frozen feed-forward block of a Llama."""
-
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(sizes.width, sizes.feed_forward, bias=False)
-        self.up_proj = nn.Linear(sizes.width, sizes.feed_forward, bias=False)
-        self.down_proj = nn.Linear(sizes.feed_forward, sizes.width, bias=False)
-        self.act_fn = nn.SiLU()
-        self.requires_grad_(False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """W2 (act(W1 x) * W3 x)."""
-        output: Tensor = self.down_proj(self.act_fn(self.gate_proj(hidden)) * self.up_proj(hidden))
-        return output
 
 
 def by_ranks(sizes: Sizes, experts: int) -> Callable[[], None]:
@@ -115,9 +86,7 @@ def race(
     for _ in range(rounds + 2):
         for name, switch in ways.items():
             switch()
-            start = time.process_time()
-            turn()
-            times[name].append(1000 * (time.process_time() - start))
+            times[name].append(harness.milliseconds(turn))
     return {name: statistics.median(taken[2:]) for name, taken in times.items()}
 
 
@@ -182,22 +151,13 @@ def run(sizes: Sizes, experts: Sequence[int], tokens: Sequence[int], out: TextIO
 
 def main() -> None:
     """Parse the arguments, print the tables, and end with one line of JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--json", metavar="PATH|-", help="also write the JSON to PATH; -: print only the JSON"
-    )
+    parser = harness.parser(__doc__, Sizes())
     parser.add_argument("--experts", type=int, nargs="+", default=[4, 8, 16, 32, 64, 128])
     parser.add_argument("--pairs-of", type=int, nargs="+", default=[4, 16, 64, 128, 256, 512])
-    for name, value in asdict(Sizes()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     options = vars(parser.parse_args())
     path, experts, tokens = (options.pop(name) for name in ("json", "experts", "pairs_of"))
     torch.set_num_threads(1)
-    out = sys.stderr if path == "-" else sys.stdout
-    line = json.dumps(run(Sizes(**options), experts, tokens, out))
-    if path not in (None, "-"):
-        Path(path).write_text(line + "\n")
-    print(line)
+    harness.finish(run(Sizes(**options), experts, tokens, harness.output(path)), path)
 
 
 if __name__ == "__main__":

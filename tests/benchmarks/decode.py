@@ -9,16 +9,14 @@ dealt to them and to the bare base in turn. Interleaved, one thread, process CPU
 Shapes: T tokens, D width, F feed-forward width, E experts, K top-k, R rank.
 """
 
-import argparse
-import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+import harness
 import torch
 from results import machine, table, write_section
 from torch import nn
@@ -93,14 +91,9 @@ def measure(blocks: Blocks, sizes: Sizes, tokens: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in assigned}
     for _ in range(sizes.rounds + 2):
         for name, slots in assigned.items():
-            times[name].append(_milliseconds(lambda s=slots: blocks.step(tokens, sizes.width, s)))
+            turn = partial(blocks.step, tokens, sizes.width, slots)
+            times[name].append(harness.milliseconds(turn))
     return {name: statistics.median(taken[2:]) for name, taken in times.items()}
-
-
-def _milliseconds(turn: Callable[[], None]) -> float:
-    start = time.process_time()
-    turn()
-    return 1000 * (time.process_time() - start)
 
 
 def run(sizes: Sizes, tokens: list[int], out: TextIO, results: Path | None) -> dict[str, object]:
@@ -139,22 +132,13 @@ def run(sizes: Sizes, tokens: list[int], out: TextIO, results: Path | None) -> d
 
 def main() -> None:
     """Parse the arguments, print the table, and end with one line of JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--json", metavar="PATH|-", help="also write the JSON to PATH; -: print only the JSON"
-    )
+    parser = harness.parser(__doc__, Sizes())
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--results", type=Path, metavar="PATH", help="write a section there")
-    for name, value in asdict(Sizes()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     options = vars(parser.parse_args())
     path, tokens, results = (options.pop(name) for name in ("json", "tokens", "results"))
     torch.set_num_threads(1)
-    out = sys.stderr if path == "-" else sys.stdout
-    line = json.dumps(run(Sizes(**options), tokens, out, results))
-    if path not in (None, "-"):
-        Path(path).write_text(line + "\n")
-    print(line)
+    harness.finish(run(Sizes(**options), tokens, harness.output(path), results), path)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ between CUDA events. What the kernels compute is compared with float64 on fresh 
 Shapes: T tokens, D width, F feed-forward width, E experts, K top-k, R rank.
 """
 
-import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
+import harness
 import torch
 from layer_step import ExpertLoop, Sizes, contestants
 from torch import Tensor, nn
@@ -158,24 +157,16 @@ def run(sizes: Sizes, num_experts: int, tokens: list[int], table: TextIO) -> dic
 
 def main() -> None:
     """Parse the arguments, print the table, and end with one line of JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--json", metavar="PATH|-", help="also write the JSON to PATH; -: print only the JSON"
-    )
+    parser = harness.parser(__doc__, SIZES)
     parser.add_argument("--experts", type=int, default=8)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 512])
-    for name in ("width", "feed_forward", "rank", "top_k", "rounds"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(SIZES, name))
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 512], help="values of T")
     options = vars(parser.parse_args())
-    path, experts, tokens = (options.pop(name) for name in ("json", "experts", "tokens"))
-    table, sizes = sys.stderr if path == "-" else sys.stdout, Sizes(**options)
+    path, experts, tokens = (options.pop(name) for name in ("json", "experts", "lengths"))
+    table, sizes = harness.output(path), Sizes(**options)
     reason = skip_reason(sizes)
     if reason:
         print(f"skipped: {reason}; nothing was timed", file=table)
-    line = json.dumps({"skipped": reason} if reason else run(sizes, experts, tokens, table))
-    if path not in (None, "-"):
-        Path(path).write_text(line + "\n")
-    print(line)
+    harness.finish({"skipped": reason} if reason else run(sizes, experts, tokens, table), path)
 
 
 if __name__ == "__main__":

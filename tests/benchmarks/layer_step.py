@@ -9,16 +9,17 @@ one thread; times are process CPU time, so that neighbours on the machine count 
 Shapes: T tokens, D width, F feed-forward width, E experts, K top-k, R rank.
 """
 
-import argparse
-import json
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+import harness
 import torch
+from harness import peak_bytes
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
@@ -169,6 +170,18 @@ def measure(sizes: Sizes, num_experts: int) -> dict[str, float]:
     return {name: statistics.median(taken[2:]) for name, taken in times.items()}
 
 
+def peak_memory(sizes: Sizes, num_experts: int) -> dict[str, float]:
+    """MiB that forward + backward hold at most, gradients included."""
+    layers = contestants(sizes, num_experts)
+    hidden_TD = torch.randn(sizes.tokens, sizes.width, requires_grad=True)
+    grad_TD = torch.randn(sizes.tokens, sizes.width)
+
+    def turn(layer: nn.Module) -> None:
+        layer(hidden_TD).backward(grad_TD)
+
+    return {name: peak_bytes(partial(turn, layer)) / 2**20 for name, layer in layers.items()}
+
+
 def run(sizes: Sizes, experts: list[int], table: TextIO) -> dict[str, object]:
     """Time every number of experts; the ratios, keyed by E, and the sizes."""
     over_lora: dict[str, float] = {}
@@ -183,25 +196,24 @@ def run(sizes: Sizes, experts: list[int], table: TextIO) -> dict[str, object]:
         values = (f"{value:10.1f}" for value in (lora, block, loop))
         ratios = (f"{ratio:10.2f}" for ratio in (block / lora, loop / block))
         print(f"{num_experts:3}", *values, *ratios, file=table, flush=True)
-    return {"block_over_lora": over_lora, "loop_over_block": over_block, "sizes": asdict(sizes)}
+    memory = peak_memory(replace(sizes, rank=16), num_experts=8)
+    print(*(f"{name} {mib:.1f} MiB" for name, mib in memory.items()), "(E=8, R=16)", file=table)
+    return {
+        "block_over_lora": over_lora,
+        "loop_over_block": over_block,
+        "peak_memory_over_lora": round(memory["block"] / memory["lora"], 3),
+        "sizes": asdict(sizes),
+    }
 
 
 def main() -> None:
     """Parse the arguments, print the table, and end with one line of JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--json", metavar="PATH|-", help="also write the JSON to PATH; -: print only the JSON"
-    )
+    parser = harness.parser(__doc__, Sizes())
     parser.add_argument("--experts", type=int, nargs="+", default=[4, 8, 16, 32, 64])
-    for name, value in asdict(Sizes()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     options = vars(parser.parse_args())
     path, experts = options.pop("json"), options.pop("experts")
     torch.set_num_threads(1)
-    line = json.dumps(run(Sizes(**options), experts, sys.stderr if path == "-" else sys.stdout))
-    if path not in (None, "-"):
-        Path(path).write_text(line + "\n")
-    print(line)
+    harness.finish(run(Sizes(**options), experts, harness.output(path)), path)
 
 
 if __name__ == "__main__":

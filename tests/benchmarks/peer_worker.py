@@ -10,37 +10,11 @@ file written. The end of standard input ends it.
 import json
 import os
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from harness import milliseconds, peak_bytes
 from peer_setup import Contestant, Setup, load
-
-
-def milliseconds(turn: Callable[[], object]) -> float:
-    """CPU time of this process, all its threads."""
-    start = time.process_time()
-    turn()
-    return 1000 * (time.process_time() - start)
-
-
-def peak_bytes(turn: Callable[[], object]) -> int:
-    """The most that torch holds during the turn above what it held before.
-
-    From the allocator's own record, which every tensor and temporary is in; the process's resident
-    size shows it only as far as malloc gives memory back. oneDNN's scratch pads are not in it.
-    """
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as recorded:
-        turn()
-    events = recorded.profiler.kineto_results.events()
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
 
 
 def write_logits(contestant: Contestant, setup: Setup, path: str) -> str:

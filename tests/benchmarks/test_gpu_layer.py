@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 SCRIPT = Path(__file__).with_name("gpu_layer.py")
-SMALL = ["--tokens", "64", "32", "--width", "64", "--feed-forward", "96", "--rounds", "1"]
+SMALL = ["--lengths", "64", "32", "--width", "64", "--feed-forward", "96", "--rounds", "1"]
 
 
 def test_the_benchmark_ends_with_its_ratios_or_says_why_not(tmp_path: Path) -> None:
