@@ -264,6 +264,8 @@ def test_an_empty_batch(llama: Callable[[], nn.Module], shape: tuple[int, ...]) 
         for slot in ("two", "linear"):
             with row_map(model).everywhere(slot):
                 assert site(torch.zeros(shape)).shape == shape
+                with torch.no_grad():
+                    assert site(torch.zeros(shape)).shape == shape
     if shape[0]:
         with row_map(model).assign(["two", "linear"] * 2):
             assert model.get_submodule("model.layers.0.mlp")(torch.zeros(shape)).shape == shape

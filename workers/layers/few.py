@@ -61,7 +61,7 @@ class FewTokens:
         the general way is needed or faster."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        if pairs * sum(layer.ranks for layer in layers) > PLAIN_PRODUCTS:
+        if not 0 < pairs * sum(layer.ranks for layer in layers) <= PLAIN_PRODUCTS:
             return None
         key = tuple(layer.state(dtype) for layer in layers)
         if key not in self._made:
@@ -83,7 +83,7 @@ def _prepare(block: FeedForward, layers: Sequence[Source], dtype: torch.dtype) -
         for layer in layers
     ]
     same = all(set(part) == set(parts[0]) for part in parts)
-    plain = all(bank.magnitude_NO is None for part in parts for bank in part.values())
+    plain = all(bank.factor_NO is None for part in parts for bank in part.values())
     if not same or not plain or not all(name in parts[0] for name in block.inner):
         return None
     banks = {name: join([part[name] for part in parts]) for name in parts[0]}
