@@ -38,14 +38,11 @@ def plain_lora(linear: nn.Module, bank: Bank, hidden_TI: Tensor, mode: Mode) -> 
     frozen_TO: Tensor = linear(hidden_TI)
     rank_space_TR = nn.functional.linear(_dropped(hidden_TI, mode), bank.lora_A_NRI[0])
     rank_space_TR = rank_space_TR * cast(float, bank.scale)
-    if bank.magnitude_NO is None:
+    if bank.factor_NO is None:
         return frozen_TO.addmm(rank_space_TR, bank.lora_B_NOR[0].T)
     update_TO = rank_space_TR @ bank.lora_B_NOR[0].T
-    return (
-        frozen_TO
-        + (bank.magnitude_NO - 1) * _without_bias(linear, frozen_TO)
-        + (bank.magnitude_NO * update_TO)
-    )
+    change_1O = (bank.factor_NO - 1).to(frozen_TO.dtype)
+    return frozen_TO + update_TO + change_1O * (_without_bias(linear, frozen_TO) + update_TO)
 
 
 def adapt_linear(
@@ -55,11 +52,12 @@ def adapt_linear(
     frozen_TO = linear(hidden_TI)
     rank_space_TKR = bank.scaled(bank.project(_dropped(hidden_TI, mode), pairs), pairs)
     gate_TK1 = pairs.gate_TK.to(rank_space_TKR.dtype).unsqueeze(-1)
-    if bank.magnitude_NO is not None:
+    if bank.factor_NO is not None:
         weight_TN = pairs.spread_sum(pairs.masked(gate_TK1)).squeeze(-1)
-        factor_TO = weight_TN @ (bank.magnitude_NO - 1)
-        frozen_TO = frozen_TO + factor_TO * _without_bias(linear, frozen_TO)
-        bank = replace(bank, lora_B_NOR=bank.lora_B_NOR * bank.magnitude_NO.unsqueeze(-1))
+        change_TO = weight_TN @ (bank.factor_NO - 1).to(weight_TN.dtype)
+        frozen_TO = frozen_TO + change_TO * _without_bias(linear, frozen_TO)
+        factor_NO1 = bank.factor_NO.to(bank.lora_B_NOR.dtype).unsqueeze(-1)
+        bank = replace(bank, lora_B_NOR=bank.lora_B_NOR * factor_NO1)
     output_TO = bank.expand(rank_space_TKR * gate_TK1, pairs, frozen_TO)
     return Adapted(output_TO, {ITSELF: rank_space_TKR})
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from workers.layers.grouped import grouped_mm, grouped_outer, is_aligned
@@ -29,8 +30,9 @@ class Bank:
     lora_B_NOR: Tensor
     scale: float | Tensor
     """Factor s of the update; a tensor [N] where adapters differ."""
-    magnitude_NO: Tensor | None = None
-    """DoRA's factor of every output feature, m / |W + s B A|."""
+    factor_NO: Tensor | None = None
+    """DoRA's factor of every output feature, m / |W + s B A|, at least float32: in training it
+    stays so close to 1 that bfloat16 would lose it."""
 
     @property
     def stacked_A_SI(self) -> Tensor:  # noqa: N802
@@ -84,14 +86,14 @@ def join(banks: Sequence[Bank]) -> Bank:
     if len(banks) == 1:
         return banks[0]
     rank = max(bank.lora_A_NRI.shape[1] for bank in banks)
-    magnitude_NO = None
-    if any(bank.magnitude_NO is not None for bank in banks):
-        magnitude_NO = torch.cat([_magnitude(bank) for bank in banks])
+    factor_NO = None
+    if any(bank.factor_NO is not None for bank in banks):
+        factor_NO = torch.cat([_factor(bank) for bank in banks])
     return Bank(
         torch.cat([_pad(bank.lora_A_NRI, 1, rank) for bank in banks]),
         torch.cat([_pad(bank.lora_B_NOR, 2, rank) for bank in banks]),
         _scales(banks),
-        magnitude_NO,
+        factor_NO,
     )
 
 
@@ -99,16 +101,19 @@ def _scales(banks: Sequence[Bank]) -> float | Tensor:
     """The factor of all experts, or of each."""
     if not any(isinstance(bank.scale, Tensor) or bank.scale != banks[0].scale for bank in banks):
         return banks[0].scale
-    device = banks[0].lora_A_NRI.device
-    each = [
-        torch.as_tensor(bank.scale, dtype=torch.float64, device=device).expand(len(bank.lora_B_NOR))
-        for bank in banks
-    ]
-    return torch.cat(each)
+    return torch.cat([_scale_N(bank) for bank in banks])
 
 
-def _magnitude(bank: Bank) -> Tensor:
-    return bank.lora_B_NOR[..., 0] * 0 + 1 if bank.magnitude_NO is None else bank.magnitude_NO
+def _scale_N(bank: Bank) -> Tensor:  # noqa: N802
+    """Filled where it lies: a number from the host would make a GPU wait."""
+    if isinstance(bank.scale, Tensor):
+        return bank.scale
+    device = bank.lora_B_NOR.device
+    return torch.full((len(bank.lora_B_NOR),), bank.scale, dtype=torch.float64, device=device)
+
+
+def _factor(bank: Bank) -> Tensor:
+    return torch.ones_like(bank.lora_B_NOR[..., 0]) if bank.factor_NO is None else bank.factor_NO
 
 
 def _pad(stacked: Tensor, dim: int, rank: int) -> Tensor:
@@ -135,6 +140,7 @@ class _Project(torch.autograd.Function):
         return pairs.put_back(rank_space_PR, expert_TK)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_TKR: Tensor) -> tuple[Tensor | None, ...]:
         input_TI, lora_A_NRI, _ = ctx.saved_tensors
         pairs: SortedPairs = ctx.pairs
@@ -162,6 +168,7 @@ class _Expand(torch.autograd.Function):
         return output_TO.index_add_(0, pairs.token_P, output_PO)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
         rank_space_TKR, lora_B_NOR, expert_TK = ctx.saved_tensors
         pairs: SortedPairs = ctx.pairs

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from workers.layers import pullback
 from workers.layers.feed_forward import FeedForward
@@ -107,6 +108,7 @@ class _ChunkedMixture(torch.autograd.Function):
         return mix_TF, problem.pairs.put_back(torch.cat(outer_P), gate_TK)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_TF: Tensor, grad_TKR: Tensor | None) -> tuple[Tensor | None, ...]:
         gate_TK, keep_TF, lora_A_NRF, *tensors = ctx.saved_tensors
         problem: _Problem = ctx.problem

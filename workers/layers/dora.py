@@ -30,7 +30,7 @@ def row_norms(linear: nn.Module) -> Tensor:
     return weight_OI(linear).float().square().sum(1).sqrt()
 
 
-def magnitude(
+def factor(
     magnitude_NO: Tensor, linear: nn.Module, lora_A_NRI: Tensor, lora_B_NOR: Tensor, scale: float
 ) -> Tensor:
     """m / |W + s B A| of every expert and output feature, [N, O]."""

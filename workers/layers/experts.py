@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from workers.layers.adapt import ITSELF, adapt_block, adapt_few, adapt_linear, plain_lora
 from workers.layers.bank import Bank
 from workers.layers.dispatch import Dispatched, LocalTokenDispatcher, TokenDispatcher
-from workers.layers.dora import magnitude, row_norms
+from workers.layers.dora import factor, row_norms
 from workers.layers.feed_forward import FeedForward, linear_sizes
 from workers.layers.few import FewTokens
 from workers.layers.mixture import Mode
@@ -71,8 +71,8 @@ class LoraExperts(nn.Module):
             lora_A = lora_A.repeat(len(lora_B), 1, 1)
         if self.lora_magnitude is None:
             return Bank(lora_A, lora_B, self.scale)
-        factor_NO = magnitude(self.lora_magnitude, linear, self.lora_A, self.lora_B, self.scale)
-        return Bank(lora_A, lora_B, self.scale, factor_NO.to(dtype))
+        factor_NO = factor(self.lora_magnitude, linear, self.lora_A, self.lora_B, self.scale)
+        return Bank(lora_A, lora_B, self.scale, factor_NO)
 
 
 class LinearExperts(LoraExperts):

@@ -116,13 +116,11 @@ def _plain_inner(one: Inner, pairs: Pairs) -> Tensor:
     if one.bank is None or one.rank_space_TKR is None:
         return frozen_T1O
     update_TKO = pairs.spread(one.rank_space_TKR).flatten(2) @ one.bank.stacked_B_SO
-    if one.bank.magnitude_NO is None:
+    if one.bank.factor_NO is None:
         return frozen_T1O + update_TKO
-    factor_TKO = one.bank.magnitude_NO[pairs.expert_TK]
-    if pairs.real_TK1 is not None:
-        factor_TKO = torch.where(pairs.real_TK1, factor_TKO, 1)
+    change_TKO = pairs.masked((one.bank.factor_NO - 1).to(update_TKO.dtype)[pairs.expert_TK])
     bare_T1O = frozen_T1O if one.bias_O is None else frozen_T1O - one.bias_O
-    return frozen_T1O + (factor_TKO - 1) * bare_T1O + factor_TKO * update_TKO
+    return frozen_T1O + update_TKO + change_TKO * (bare_T1O + update_TKO)
 
 
 def _is_plain(inner: Sequence[Inner], outer: Bank | None, pairs: Pairs) -> bool:
@@ -133,7 +131,7 @@ def _is_plain(inner: Sequence[Inner], outer: Bank | None, pairs: Pairs) -> bool:
     sizes = [size for bank in banks for size in bank.lora_B_NOR.shape[1:]]
     sizes += outer.lora_A_NRI.shape[1:] if outer else ()
     aligned = is_aligned(*sizes, dtype=inner[0].frozen_TO.dtype)
-    return not aligned or any(bank.magnitude_NO is not None for bank in banks)
+    return not aligned or any(bank.factor_NO is not None for bank in banks)
 
 
 def _chunked(
@@ -155,7 +153,7 @@ def _is_fused(
     block: FeedForward, inner: Sequence[Inner], outer: Bank | None, pairs: Pairs, mode: Mode
 ) -> bool:
     banks = [one.bank for one in inner if one.bank is not None]
-    if isinstance(mode.rate, Tensor) or any(bank.magnitude_NO is not None for bank in banks):
+    if isinstance(mode.rate, Tensor) or any(bank.factor_NO is not None for bank in banks):
         return False
     rank = max(bank.lora_A_NRI.shape[1] for bank in [*banks, *([outer] if outer else [])])
     slots, act = pairs.expert_TK.shape[1], activation_name(block.act)

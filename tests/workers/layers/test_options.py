@@ -218,6 +218,33 @@ def test_dora_starts_at_the_norms_of_the_rows_and_wants_real_weights() -> None:
         LinearExperts(frozen, AdapterSpec(num_experts=1, top_k=1, use_dora=True))
 
 
+@pytest.mark.parametrize("num_experts", [1, 3])
+def test_a_bfloat16_base_sees_a_small_change_of_a_magnitude(num_experts: int) -> None:
+    """1.003 is 1 in bfloat16; over many features the rounding of the output averages out."""
+    spec = AdapterSpec(experts="linear", num_experts=num_experts, top_k=1, use_dora=True)
+    frozen = nn.Linear(64, 512, bias=False).to(torch.bfloat16).requires_grad_(False)
+    layer = LinearExperts(frozen, spec).eval()
+    assert layer.lora_magnitude is not None
+    with torch.no_grad():
+        layer.lora_magnitude *= 1.003
+    hidden_TI = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    with torch.no_grad():
+        grown = layer(frozen, hidden_TI).float().norm() / frozen(hidden_TI).float().norm()
+    assert float(grown) == pytest.approx(1.003, abs=1e-3)
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    """The functions that are written by hand have none; nothing at all would be worse."""
+    layer = LinearExperts(nn.Linear(8, 8), AdapterSpec(experts="linear", num_experts=64, rank=8))
+    nn.init.normal_(layer.lora_B)
+    hidden_TI = torch.randn(9, 8, requires_grad=True)
+    (gradient_TI,) = torch.autograd.grad(
+        layer(nn.Linear(8, 8), hidden_TI).sum(), hidden_TI, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient_TI.sum().backward()
+
+
 @pytest.mark.parametrize("parts", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("act", [nn.SiLU(), nn.GELU()])
 def test_gradcheck_of_the_chunked_mixture(act: nn.Module, parts: tuple[bool, bool]) -> None:
