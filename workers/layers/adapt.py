@@ -4,7 +4,6 @@ Shapes: T tokens, K slots, N experts, R rank, D model width, I and O a linear's 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import NamedTuple, cast
 
 from torch import Tensor, nn
@@ -57,7 +56,7 @@ def adapt_linear(
         change_TO = weight_TN @ (bank.factor_NO - 1).to(weight_TN.dtype)
         frozen_TO = frozen_TO + change_TO * _without_bias(linear, frozen_TO)
         factor_NO1 = bank.factor_NO.to(bank.lora_B_NOR.dtype).unsqueeze(-1)
-        bank = replace(bank, lora_B_NOR=bank.lora_B_NOR * factor_NO1)
+        bank = bank.with_B(bank.lora_B_NOR * factor_NO1)
     output_TO = bank.expand(rank_space_TKR * gate_TK1, pairs, frozen_TO)
     return Adapted(output_TO, {ITSELF: rank_space_TKR})
 

@@ -6,7 +6,6 @@ Shapes: T tokens, K slots, P pairs, N experts, R rank, I and O the linear's inpu
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,22 +32,31 @@ class Bank:
     factor_NO: Tensor | None = None
     """DoRA's factor of every output feature, m / |W + s B A|, at least float32: in training it
     stays so close to 1 that bfloat16 would lose it."""
+    kept_B_SO: Tensor | None = None
+    """`stacked_B_SO` of a bank that serves."""
 
     @property
     def stacked_A_SI(self) -> Tensor:  # noqa: N802
         """All A matrices as one, S = N * R."""
         return self.lora_A_NRI.flatten(0, 1)
 
-    @cached_property
+    @property
     def stacked_B_SO(self) -> Tensor:  # noqa: N802
         """All B matrices as one, transposed: a copy, which a bank that serves keeps."""
+        if self.kept_B_SO is not None:
+            return self.kept_B_SO
         return self.lora_B_NOR.transpose(1, 2).flatten(0, 1)
 
     def for_service(self) -> "Bank":
-        """The same with the scale inside of A: a product less for each token."""
+        """The same with B transposed once and the scale inside of A: a copy and a product less."""
         if isinstance(self.scale, Tensor):
-            return self
-        return replace(self, lora_A_NRI=self.lora_A_NRI * self.scale, scale=1.0)
+            return replace(self, kept_B_SO=self.stacked_B_SO)
+        scaled_NRI = self.lora_A_NRI * self.scale
+        return replace(self, lora_A_NRI=scaled_NRI, scale=1.0, kept_B_SO=self.stacked_B_SO)
+
+    def with_B(self, lora_B_NOR: Tensor) -> "Bank":  # noqa: N802
+        """The same with other B matrices."""
+        return replace(self, lora_B_NOR=lora_B_NOR, kept_B_SO=None)
 
     def scaled(self, rank_space_TKR: Tensor, pairs: Pairs) -> Tensor:
         """s z of every pair, zero in void slots."""

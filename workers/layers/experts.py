@@ -56,7 +56,7 @@ class LoraExperts(nn.Module):
 
         In inference it is made once, and again when a weight has changed.
         """
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._serving = None  # Some optimizers change weights without leaving a trace on them.
             return self._made(linear, dtype)
         weights = (self.lora_A, self.lora_B, self.lora_magnitude)

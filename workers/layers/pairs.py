@@ -22,6 +22,7 @@ class Pairs:
         """False in void slots; None where there are none."""
         # What a void slot multiplies is zero, so any expert may do it.
         self.expert_TK = expert_TK.clamp(max=num_experts - 1) if voids else expert_TK
+        self._one_hot_TKN: Tensor | None = None
 
     @cached_property
     def sorted(self) -> "SortedPairs":
@@ -59,11 +60,13 @@ class Pairs:
         """The sum of `spread` over the slots: [T, N, R]."""
         return torch.bmm(self.one_hot_TKN.to(values_TKR.dtype).transpose(1, 2), values_TKR)
 
-    @cached_property
+    @property
     def one_hot_TKN(self) -> Tensor:  # noqa: N802
         """One where slot k of token t has expert n, in the gates' type."""
-        zero_TKN = self.gate_TK.new_zeros(*self.expert_TK.shape, self.num_experts)
-        return zero_TKN.scatter_(-1, self.expert_TK.unsqueeze(-1), 1)
+        if self._one_hot_TKN is None:  # Of a cached_property torch.compile refuses the lock.
+            zero_TKN = self.gate_TK.new_zeros(*self.expert_TK.shape, self.num_experts)
+            self._one_hot_TKN = zero_TKN.scatter_(-1, self.expert_TK.unsqueeze(-1), 1)
+        return self._one_hot_TKN
 
 
 class Chunk(NamedTuple):

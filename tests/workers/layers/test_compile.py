@@ -48,3 +48,14 @@ def test_training_with_dropout_compiles_whole(build_model: Callable[..., nn.Modu
     loss = compiled(torch.arange(18).view(2, 9), use_cache=False).logits.square().mean()
     loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["block", "linear"])
+def test_inference_compiles_whole(build_model: Callable[..., nn.Module], name: str) -> None:
+    """Weights that are prepared for serving are no matter of the graph."""
+    model = randomised(build_model("llama", num_hidden_layers=1), SPECS[name]).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    ids = torch.arange(3).view(1, 3)
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+        torch.testing.assert_close(compiled(ids, use_cache=False).logits, expected)
