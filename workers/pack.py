@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from workers.layers.adapt import Adapted, adapt_block, adapt_linear
+from workers.layers.adapt import Adapted, adapt_block, adapt_few, adapt_linear
 from workers.layers.bank import Bank, join
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
+from workers.layers.few import FewTokens
 from workers.layers.mixture import Mode
 from workers.layers.pairs import Pairs
 from workers.layers.router import Routing
@@ -39,6 +40,8 @@ class Site(nn.Module):
         self.rows = rows
         self.feed_forward = feed_forward
         """How the base was read, if it is a feed-forward block."""
+        self.few = FewTokens(capacity=4)
+        """Adapters that decoded together last."""
         self.training = base.training  # A model in eval mode must not get dropout.
 
     @property
@@ -57,6 +60,7 @@ class Site(nn.Module):
     def take_off(self, slot: str) -> None:
         """Detach the layer of `slot`."""
         del self.adapters[self._keys.pop(slot)]
+        self.few.forget()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The base with each row's adapter: [..., D] to [..., O]."""
@@ -69,7 +73,7 @@ class Site(nn.Module):
             return output
         if not all(layers) and self._has_sites():
             return self._in_two(layers, split, hidden)
-        output_TO = _pack(self.feed_forward or self.base, layers, split, hidden)
+        output_TO = _pack(self, layers, split, hidden)
         return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
 
     def _one(self, layer: Layer | None, hidden: Tensor) -> Tensor:
@@ -130,9 +134,7 @@ class _Member(NamedTuple):
         return expert_t1.unsqueeze(1), torch.ones_like(expert_t1).unsqueeze(1).float()
 
 
-def _pack(
-    base: FeedForward | nn.Module, layers: Sequence[Layer | None], split: Split, hidden: Tensor
-) -> Tensor:
+def _pack(site: Site, layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> Tensor:
     """All rows through one bank: [T, O]."""
     hidden_TD = hidden.reshape(-1, hidden.shape[-1])
     length = hidden.shape[-2] if hidden.dim() == 3 else None
@@ -144,28 +146,38 @@ def _pack(
             routing = layer.router(hidden_TD[token_t], whole)
         members.append(_Member(layer, token_t, routing, first))
         first += _experts(layer)
-    pairs = _pairs(members, split, first)
+    expert_TK, gate_TK = _choices(members, split, first)
+    blocks = [layer for layer in layers if isinstance(layer, BlockExperts)]
+    linears = [layer for layer in layers if isinstance(layer, LinearExperts)]
+    if site.feed_forward is not None and not _is_watched(blocks):
+        made = site.few.prepared(site.feed_forward, blocks, hidden.dtype, expert_TK.numel())
+        if made is not None:
+            return adapt_few(site.feed_forward, made, hidden_TD, expert_TK, gate_TK)
+    pairs = Pairs(expert_TK, gate_TK, first, voids=True)
     mode = Mode(_rate(members, split))
-    present = [layer for layer in layers if layer is not None]
-    if isinstance(base, FeedForward):
-        blocks = [layer for layer in present if isinstance(layer, BlockExperts)]
-        adapted = adapt_block(base, _block_banks(blocks, base, hidden), pairs, hidden_TD, mode)
+    if site.feed_forward is not None:
+        banks = _block_banks(blocks, site.feed_forward, hidden)
+        adapted = adapt_block(site.feed_forward, banks, pairs, hidden_TD, mode)
     else:
-        linears = [layer for layer in present if isinstance(layer, LinearExperts)]
-        bank = join([layer.bank(base, hidden.dtype) for layer in linears])
-        adapted = adapt_linear(base, bank, pairs, hidden_TD, mode)
+        bank = join([layer.bank(site.base, hidden.dtype) for layer in linears])
+        adapted = adapt_linear(site.base, bank, pairs, hidden_TD, mode)
     _record(members, adapted)
     return adapted.output_TO
 
 
-def _pairs(members: Sequence[_Member], split: Split, experts: int) -> Pairs:
-    """The members' choices, token by token; slots that a member lacks are void with gate 0."""
+def _is_watched(layers: Sequence[Layer]) -> bool:
+    """Whether a layer trains or is asked what it does: a decoding step's short way does neither."""
+    return any(layer.training or layer.recorder is not None for layer in layers)
+
+
+def _choices(members: Sequence[_Member], split: Split, experts: int) -> tuple[Tensor, Tensor]:
+    """Experts and gates token by token, [T, K]; slots that a member lacks are void with gate 0."""
     choices = [member.choice(experts) for member in members]
     slots = max(expert_tK.shape[1] for expert_tK, _ in choices)
     precision = reduce(torch.promote_types, (gate_tK.dtype for _, gate_tK in choices))
     expert_TK = torch.cat([pad(e, (0, slots - e.shape[1]), value=experts) for e, _ in choices])
     gate_TK = torch.cat([pad(g.to(precision), (0, slots - g.shape[1])) for _, g in choices])
-    return Pairs(expert_TK[split.place_T], gate_TK[split.place_T], experts, voids=True)
+    return expert_TK[split.place_T], gate_TK[split.place_T]
 
 
 def _rate(members: Sequence[_Member], split: Split) -> float | Tensor:

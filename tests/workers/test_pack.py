@@ -123,6 +123,21 @@ def test_a_pack_of_many_shapes_equals_each_alone(
             )
 
 
+def test_a_decoding_step_of_several_adapters(llama: Callable[[], nn.Module]) -> None:
+    """The short way, twice so that the second finds what the first prepared, and after a change."""
+    model = llama()
+    adapters = attach(model, ["two", "three", "dynamic"])
+    model.double()
+    assigned = ["three", None, "two", "dynamic", "two"]
+    with row_map(model).assign(assigned):
+        for _ in range(2):
+            for _ in range(2):
+                with torch.inference_mode():
+                    got = model(ids(5)[:, :1]).logits
+                torch.testing.assert_close(got, model(ids(5)[:, :1]).logits, atol=1e-10, rtol=0)
+            randomise(adapters[0], 9)
+
+
 def test_contiguous_rows_and_what_each_records(llama: Callable[[], nn.Module]) -> None:
     model = llama()
     adapters = attach(model, ["two", "dynamic"])

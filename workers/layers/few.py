@@ -117,13 +117,11 @@ def few_tokens(
     update_ITKO = torch.bmm(masked_IPS, made.inner_B_ISO).view(len(masked_IPS), tokens, slots, -1)
     frozen = (linear(hidden_TD).unsqueeze(1) for linear in block.inner.values())
     hidden_TKF = block.combine(*(update_ITKO[i].add_(one) for i, one in enumerate(frozen)))
-    mix_TF = torch.bmm(gate_TK.unsqueeze(1), hidden_TKF).squeeze(1)
-    output_TD: Tensor = block.outer[1](mix_TF)
+    weighed_TKF = hidden_TKF.mul_(gate_TK.unsqueeze(2))
+    output_TD: Tensor = block.outer[1](weighed_TKF.sum(1))
     if made.outer_A_SF is None or made.outer_B_SD is None:
         return output_TD
-    outer_TKNR = functional.linear(hidden_TKF, made.outer_A_SF).view(
-        tokens, slots, made.experts, -1
-    )
-    weight_TKN = chosen_TKN * gate_TK.unsqueeze(2)
-    outer_TS = (outer_TKNR * weight_TKN.unsqueeze(-1)).sum(1).flatten(1)
+    outer_TKS = functional.linear(weighed_TKF, made.outer_A_SF)
+    outer_TKNR = outer_TKS.view(tokens, slots, made.experts, -1)
+    outer_TS = (outer_TKNR * chosen_TKN.unsqueeze(3)).sum(1).flatten(1)
     return output_TD.addmm(outer_TS, made.outer_B_SD)
