@@ -16,7 +16,7 @@ from workers.layers.feed_forward import FeedForward
 from workers.layers.router import Routing
 from workers.pack import Layer, Site
 from workers.rows import RowMap
-from workers.sites import Place, decoder_layers, feed_forwards, linears, wanted
+from workers.sites import Place, decoder_layers, feed_forwards, linears, tree, wanted
 from workers.spec import AdapterSpec, InputError
 
 
@@ -190,6 +190,11 @@ def _plan(layers: list[nn.Module], spec: AdapterSpec) -> Plan:
         for place in found.values():
             if wanted(place.path, spec):
                 plan[place] = None, LinearExperts(place.bare, plain)
+    if not seen:
+        raise InputError(
+            "the decoder's layers have no linear that an adapter fits (a torch.nn.Linear, or a "
+            f"Conv1D of transformers): {tree(layers[0])}"
+        )
     _check(plan, seen, spec)
     return plan
 
@@ -197,10 +202,9 @@ def _plan(layers: list[nn.Module], spec: AdapterSpec) -> Plan:
 def _check_outer(path: str, view: FeedForward, names: list[str], spec: AdapterSpec) -> None:
     outer = view.outer[0]
     if spec.use_dora and outer in names:
-        inner = [name for name in names if name != outer]
         raise InputError(
             f"use_dora: block experts run {path}.{outer} once for the sum of their outputs, so it "
-            f"has no magnitude for each; name target_modules without it, such as {inner}"
+            f"has no magnitude for each; name target_modules without it, such as {list(view.inner)}"
         )
 
 

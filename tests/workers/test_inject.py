@@ -143,6 +143,36 @@ def test_a_model_whose_blocks_do_not_fit_is_shown(build_model: Build) -> None:
     assert "layers.0.fc1.router.weight" in adapter.state_dict()
 
 
+class Packed(nn.Module):
+    """A linear whose weights are packed by a library of its own, as GPTQ's and AWQ's are."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.register_buffer("qweight", linear.weight.detach().to(torch.int8))
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj",)])
+def test_a_model_without_a_linear_that_fits_is_refused(
+    build_model: Build, targets: str | tuple[str, ...]
+) -> None:
+    """Else an adapter without a single weight would be trained."""
+    model = build_model("llama")
+    for parent in list(model.get_submodule("model.layers").modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, Packed(child))
+    spec = AdapterSpec(experts="linear", target_modules=targets)
+    with pytest.raises(InputError, match=r"no linear that an adapter fits.*q_proj: Packed"):
+        inject(model, spec)
+
+
+def test_dora_on_the_outer_linear_alone_names_the_others(build_model: Build) -> None:
+    spec = AdapterSpec(use_dora=True, target_modules=("down_proj",))
+    with pytest.raises(InputError, match=r"such as \['gate_proj', 'up_proj'\]"):
+        inject(build_model("llama"), spec)
+
+
 def test_a_slot_is_given_once(build_model: Build) -> None:
     model = build_model("llama")
     inject(model, SPECS[0], slot="a")
