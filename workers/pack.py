@@ -64,6 +64,9 @@ class Site(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The base with each row's adapter: [..., D] to [..., O]."""
+        kind = hidden.device.type
+        if torch.is_autocast_enabled(kind):  # What it leaves alone needs one type all through.
+            hidden = hidden.to(torch.get_autocast_dtype(kind))
         if not self.rows.is_mixed():
             return self._one(self._layer(self.rows.only()), hidden)
         split = self.rows.split(hidden)

@@ -327,6 +327,30 @@ def test_activation_checkpointing_gives_the_same_gradients(
         torch.testing.assert_close(checkpointed[name], gradient, atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        AdapterSpec(num_experts=16),
+        AdapterSpec(experts="linear", num_experts=32),
+        AdapterSpec(use_dora=True, target_modules=("up_proj", "q_proj")),
+    ],
+)
+def test_under_autocast_all_but_the_router_is_in_lower_precision(
+    spec: AdapterSpec, build_model: Build
+) -> None:
+    model = build_model("llama")
+    adapter = inject(model, spec)
+    long = torch.randint(3, 64, (4, 90), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16), adapter.record() as records:
+        logits = model(long).logits
+    logits.float().square().mean().backward()
+    exact = build_model("llama")(long).logits
+    torch.testing.assert_close(logits.float(), exact, atol=0.05, rtol=0.05)
+    assert all(parameter.grad is not None for parameter in adapter.parameters())
+    assert {record.routing.logits_TE.dtype for record in records} == {torch.float32}
+    assert {term.dtype for record in records for term in record.rank_space} == {torch.bfloat16}
+
+
 def test_a_bfloat16_model_keeps_float32_adapters(build_model: Build) -> None:
     model = build_model("llama").bfloat16()
     adapter = inject(model, SPECS[0])

@@ -84,7 +84,12 @@ class Router(nn.Module):
         hidden_TD, jitter = hidden_TD.to(precision), self.spec.router_jitter
         if self.training and jitter:
             hidden_TD = hidden_TD * (1 - jitter + 2 * jitter * torch.rand_like(hidden_TD))
-        logits_TE = functional.linear(hidden_TD, self.weight.to(precision))
+        weight_ED = self.weight.to(precision)
+        if torch.is_autocast_enabled(hidden_TD.device.type):
+            with torch.autocast(hidden_TD.device.type, enabled=False):
+                logits_TE = functional.linear(hidden_TD, weight_ED)
+        else:
+            logits_TE = functional.linear(hidden_TD, weight_ED)
         temperature = self.spec.router_temperature
         return logits_TE if temperature == 1 else logits_TE / temperature
 
