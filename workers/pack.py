@@ -64,6 +64,8 @@ class Site(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The base with each row's adapter: [..., D] to [..., O]."""
+        if self.training:
+            self.few.forget()  # Weights may change without a trace.
         kind = hidden.device.type
         if torch.is_autocast_enabled(kind):  # What it leaves alone needs one type all through.
             hidden = hidden.to(torch.get_autocast_dtype(kind))

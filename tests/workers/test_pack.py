@@ -306,3 +306,33 @@ def test_each_adapter_records_the_terms_of_its_own_projections(
         for one, other in zip(packed, expected, strict=True):
             terms = tuple(term[..., : adapter.spec.rank] for term in one.rank_space)
             torch.testing.assert_close(terms, other.rank_space, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_decoding_follows_weights_that_training_changed_without_a_trace(
+    llama: Callable[[], nn.Module], mixed: bool
+) -> None:
+    """As optimizers that write to `data` do: neither address nor version of a weight changes."""
+    model = llama()
+    adapters = attach(model, ["two", "three"])
+    rows, few = row_map(model), ids(2, 3)
+
+    def decode() -> list[Tensor]:
+        with torch.no_grad():
+            logits = []
+            for slots in (["two"] * 2, ["two", "three"]):
+                with rows.assign(slots):
+                    logits.append(model(few).logits)
+            return logits
+
+    before = decode()
+    model.train()
+    with rows.assign(["two", "three"] if mixed else ["two", "two"]):
+        model(few).logits.sum().backward()
+    for parameter in adapters[0].parameters():
+        parameter.data.mul_(1.5)
+    model.eval()
+    for old, new, slots in zip(before, decode(), (["two"] * 2, ["two", "three"]), strict=True):
+        assert not torch.allclose(old, new)
+        with rows.assign(slots):
+            torch.testing.assert_close(new, model(few).logits.detach())

@@ -148,6 +148,8 @@ class BlockExperts(nn.Module):
 
     def banks(self, block: FeedForward, dtype: torch.dtype) -> dict[str, Bank]:
         """The experts of every adapted linear."""
+        if self.training:
+            self._few.forget()  # Some optimizers change weights without leaving a trace on them.
         return {
             name: cast(LoraExperts, experts).bank(block.linears[name], dtype)
             for name, experts in self.projections.items()
@@ -158,9 +160,7 @@ class BlockExperts(nn.Module):
         routing = self.router(hidden_TD, length)
         sent = self.dispatcher.dispatch(hidden_TD, routing)
         mode = Mode(self.rate if self.training else 0.0, self.fused)
-        if self.training:
-            self._few.forget()  # Some optimizers change weights without leaving a trace on them.
-        elif self.recorder is None:
+        if not self.training and self.recorder is None:
             dtype, pairs = hidden_TD.dtype, sent.expert_nK.numel()
             made = self._few.prepared(block, [self], dtype, pairs)
             if made is not None:
