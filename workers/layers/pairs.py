@@ -1,6 +1,6 @@
 """A routing decision as (token, expert) pairs: token by token, and sorted by expert.
 
-Shapes: T tokens, K slots of a token, P = T * K pairs, N experts, R rank; `...` any sizes.
+Shapes: T tokens, K slots of a token, P pairs (T * K at most), N experts, R rank; `...` any sizes.
 """
 
 from bisect import bisect_left, bisect_right
@@ -29,10 +29,15 @@ class Pairs:
         """The pairs in the order of their experts, without a word from the device."""
         expert_P = self.expert_TK.flatten()
         order_P = expert_P.argsort(stable=True)
+        # Where indices lie in the host's own memory, slots without weight can be left out (top_p
+        # has many), and chunks can take their experts only.
+        on_host = order_P.device.type == "cpu"
+        if on_host and self.real_TK1 is not None:
+            counts_P = (self.real_TK1.squeeze(-1) | (self.gate_TK != 0)).flatten()
+            order_P = order_P[counts_P[order_P]]
         expert_N = torch.arange(1, self.num_experts + 1, device=expert_P.device)
         end_N = torch.searchsorted(expert_P[order_P], expert_N).to(torch.int32)
-        # Where indices lie in the host's own memory, chunks can take their experts only.
-        ends = end_N.tolist() if end_N.device.type == "cpu" else None
+        ends = end_N.tolist() if on_host else None
         return SortedPairs(order_P, order_P // self.expert_TK.shape[1], end_N, ends)
 
     def masked(self, values_TKR: Tensor) -> Tensor:
@@ -82,7 +87,7 @@ class Chunk(NamedTuple):
 
 
 class SortedPairs(NamedTuple):
-    """Pairs in the order of their experts."""
+    """Pairs in the order of their experts, P of the T * K."""
 
     order_P: Tensor
     """Place of each among the pairs token by token."""
@@ -97,10 +102,11 @@ class SortedPairs(NamedTuple):
         return values_TK.flatten(0, 1).index_select(0, self.order_P)
 
     def put_back(self, sorted_P: Tensor, like_TK: Tensor) -> Tensor:
-        """[P, ...] token by token again, in the shape of `like` but for what follows [T, K]."""
-        values_P = torch.empty_like(sorted_P)
-        values_P[self.order_P] = sorted_P
-        return values_P.view(*like_TK.shape[:2], *sorted_P.shape[1:])
+        """[P, ...] token by token again, in the shape of `like` but for what follows [T, K]; zero
+        for pairs that were left out."""
+        values = sorted_P.new_zeros(like_TK.shape[:2].numel(), *sorted_P.shape[1:])
+        values[self.order_P] = sorted_P
+        return values.view(*like_TK.shape[:2], *sorted_P.shape[1:])
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         """Stretches of at most `rows` pairs."""
