@@ -14,9 +14,9 @@ Shapes: T tokens, D width, F feed-forward width, E experts, K top-k, R rank.
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import harness
 import torch
@@ -78,21 +78,33 @@ def _turn(
     return turn
 
 
-def race(
-    turn: Callable[[], None], ways: Mapping[str, Callable[[], None]], rounds: int
-) -> dict[str, float]:
-    """Median CPU milliseconds of a turn in each way; `ways` switch to theirs."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 2):
-        for name, switch in ways.items():
-            switch()
-            times[name].append(harness.milliseconds(turn))
-    return {name: statistics.median(taken[2:]) for name, taken in times.items()}
+@dataclass(frozen=True)
+class Question:
+    """A constant that is sought: up to which size the first of two ways is the faster one."""
 
+    module: Any
+    constant: str
+    ways: tuple[str, str]
+    """Taken where the constant is endless, and where it is below every size."""
+    turns: Mapping[int, Callable[[], None]]
+    """One turn for every size."""
 
-def switch(module: object, name: str, value: int) -> Callable[[], None]:
-    """Sets one of the constants that are sought."""
-    return lambda: setattr(module, name, value)
+    def answer(self, rounds: int, out: TextIO) -> dict[int, tuple[float, float]]:
+        """Median CPU milliseconds of both ways, by size; they take turns."""
+        before = getattr(self.module, self.constant)
+        print(f"{'size':>6}", *(f"{way + ' ms':>11}" for way in self.ways), file=out)
+        taken: dict[int, tuple[float, float]] = {}
+        for size, turn in self.turns.items():
+            times: tuple[list[float], list[float]] = ([], [])
+            for _ in range(rounds + 2):
+                for way, value in enumerate((ALWAYS, NEVER)):
+                    setattr(self.module, self.constant, value)
+                    times[way].append(harness.milliseconds(turn))
+            first, second = (statistics.median(one[2:]) for one in times)
+            taken[size] = first, second
+            print(f"{size:6} {first:11.2f} {second:11.2f}", file=out, flush=True)
+        setattr(self.module, self.constant, before)
+        return taken
 
 
 def crossover(table: Mapping[int, tuple[float, float]]) -> int:
@@ -107,46 +119,19 @@ def crossover(table: Mapping[int, tuple[float, float]]) -> int:
 
 def run(sizes: Sizes, experts: Sequence[int], tokens: Sequence[int], out: TextIO) -> object:
     """Both tables, and the crossovers."""
-    before = banks.DENSE_RANKS, mixtures.PLAIN_PRODUCTS
-    ranks: dict[int, tuple[float, float]] = {}
-    print(f"{'E*R':>6} {'dense ms':>10} {'grouped ms':>10}", file=out)
-    for count in experts:
-        taken = race(
-            by_ranks(sizes, count),
-            {
-                "dense": switch(banks, "DENSE_RANKS", ALWAYS),
-                "grouped": switch(banks, "DENSE_RANKS", NEVER),
-            },
-            sizes.rounds,
-        )
-        ranks[count * sizes.rank] = taken["dense"], taken["grouped"]
-        print(f"{count * sizes.rank:6} {taken['dense']:10.2f} {taken['grouped']:10.2f}", file=out)
-    banks.DENSE_RANKS = before[0]
-    pairs: dict[int, tuple[float, float]] = {}
-    print(f"{'pairs':>6} {'plain ms':>10} {'chunked ms':>10}", file=out)
-    for count in tokens:
-        taken = race(
-            by_pairs(sizes, count),
-            {
-                "plain": switch(mixtures, "PLAIN_PRODUCTS", ALWAYS),
-                "chunked": switch(mixtures, "PLAIN_PRODUCTS", NEVER),
-            },
-            sizes.rounds,
-        )
-        pairs[count * sizes.top_k] = taken["plain"], taken["chunked"]
-        print(
-            f"{count * sizes.top_k:6} {taken['plain']:10.2f} {taken['chunked']:10.2f}",
-            file=out,
-            flush=True,
-        )
-    mixtures.PLAIN_PRODUCTS = before[1]
-    return {
-        "dense_up_to_ranks": crossover(ranks),
-        "plain_up_to_pairs": crossover(pairs),
-        "dense_over_grouped": {str(k): round(a / b, 3) for k, (a, b) in ranks.items()},
-        "plain_over_chunked": {str(k): round(a / b, 3) for k, (a, b) in pairs.items()},
-        "sizes": asdict(sizes),
+    by_rank = {count * sizes.rank: by_ranks(sizes, count) for count in experts}
+    by_pair = {count * sizes.top_k: by_pairs(sizes, count) for count in tokens}
+    questions = {
+        "ranks": Question(banks, "DENSE_RANKS", ("dense", "grouped"), by_rank),
+        "pairs": Question(mixtures, "PLAIN_PRODUCTS", ("plain", "chunked"), by_pair),
     }
+    result: dict[str, object] = {"sizes": asdict(sizes)}
+    for size, question in questions.items():
+        taken = question.answer(sizes.rounds, out)
+        first, second = question.ways
+        result[f"{first}_up_to_{size}"] = crossover(taken)
+        result[f"{first}_over_{second}"] = {str(n): round(a / b, 3) for n, (a, b) in taken.items()}
+    return result
 
 
 def main() -> None:
