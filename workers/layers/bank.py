@@ -141,7 +141,7 @@ class _Project(torch.autograd.Function):
     def forward(
         ctx: Any, input_TI: Tensor, lora_A_NRI: Tensor, pairs: SortedPairs, expert_TK: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(input_TI, lora_A_NRI, expert_TK)
+        ctx.save_for_backward(input_TI, lora_A_NRI)
         ctx.pairs = pairs
         input_PI = input_TI.index_select(0, pairs.token_P)
         rank_space_PR = grouped_mm(input_PI, lora_A_NRI.transpose(1, 2), pairs.end_N)
@@ -150,7 +150,7 @@ class _Project(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TKR: Tensor) -> tuple[Tensor | None, ...]:
-        input_TI, lora_A_NRI, _ = ctx.saved_tensors
+        input_TI, lora_A_NRI = ctx.saved_tensors
         pairs: SortedPairs = ctx.pairs
         grad_PR = pairs.take(grad_TKR)
         input_PI = input_TI.index_select(0, pairs.token_P)

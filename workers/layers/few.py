@@ -33,7 +33,7 @@ class Source(Protocol):
         """Changes whenever what `banks` would give changes."""
 
     def banks(self, block: FeedForward, dtype: torch.dtype) -> Banks:
-        """The experts of every adapted linear."""
+        """The experts of every adapted linear; without gradients, ready to serve."""
 
 
 class Prepared(NamedTuple):
@@ -78,10 +78,7 @@ class FewTokens:
 
 
 def _prepare(block: FeedForward, layers: Sequence[Source], dtype: torch.dtype) -> Prepared | None:
-    parts = [
-        {name: bank.for_service() for name, bank in layer.banks(block, dtype).items()}
-        for layer in layers
-    ]
+    parts = [layer.banks(block, dtype) for layer in layers]
     same = all(set(part) == set(parts[0]) for part in parts)
     plain = all(bank.factor_NO is None for part in parts for bank in part.values())
     if not same or not plain or not all(name in parts[0] for name in block.inner):
