@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
 from workers.layers.router import Routing
-from workers.pack import Layer, Site
+from workers.pack import Layer
 from workers.rows import RowMap
+from workers.site import Site
 from workers.sites import Place, decoder_layers, feed_forwards, linears, tree, wanted
 from workers.spec import AdapterSpec, InputError
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.cross_entropy import cross_entropy
 from workers.info_nce import info_nce
 from workers.layers.router import Routing
 from workers.spec import LossSpec
@@ -29,11 +30,7 @@ def cross_entropy_sum(logits_BSV: Tensor, labels_BS: Tensor) -> tuple[Tensor, Te
     the step's largest tensor twice, and make a GPU wait for their number.
     """
     next_BS = functional.pad(labels_BS[:, 1:], (0, 1), value=IGNORED)
-    logits_TV = logits_BSV.flatten(0, 1)
-    logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
-    total = functional.cross_entropy(
-        logits_TV, next_BS.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    total = cross_entropy(logits_BSV.flatten(0, 1), next_BS.flatten(), IGNORED)
     return total, (next_BS != IGNORED).sum()
 
 

@@ -31,6 +31,8 @@ class Split:
         """For each name its tokens, in the batch's order."""
         self.place_T = torch.cat(self.tokens).argsort()
         """Where each token lies when the names' tokens follow one another."""
+        self.name_T = _indices([names.index(slot) for slot in slots], device)
+        """Whose each token is, as a place in the names."""
 
 
 @dataclass(frozen=True)

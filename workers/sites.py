@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from workers.layers.feed_forward import FeedForward, find_feed_forward, is_linear, linear_sizes
-from workers.pack import Site
+from workers.site import Site
 from workers.spec import AdapterSpec, InputError
 
 

@@ -29,8 +29,8 @@ from layer_step import Sizes as BlockSizes
 
 from workers.layers.experts import BlockExperts
 from workers.layers.feed_forward import find_feed_forward
-from workers.pack import Site
 from workers.rows import RowMap
+from workers.site import Site
 from workers.spec import AdapterSpec
 
 GOAL = 1.3

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from workers.layers.experts import BlockExperts
 from workers.layers.fused import fused_mixture, supports
-from workers.pack import Site
+from workers.site import Site
 
 SIZES = Sizes(width=4096, feed_forward=14336, rank=16, top_k=2, rounds=40)
 WARM_UP = 8

@@ -40,10 +40,10 @@ class PeftLora:
         for name, parameter in self._model.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.02)
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=LEARNING_RATE)
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=LEARNING_RATE, fused=True)
 
     def step(self) -> None:
-        """The model's own loss, clipping at 1, AdamW."""
+        """The model's own loss, clipping at 1, fused AdamW."""
         self._model.train()
         output = self._model(
             self._ids_BS, attention_mask=self._mask_BS, labels=self._labels_BS, use_cache=False

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from workers.inject import Adapter, LayerRecord, inject, row_map
 from workers.losses import contrastive, load_balance
-from workers.pack import Site
+from workers.site import Site
 from workers.spec import AdapterSpec, InputError
 
 Build = Callable[[str], nn.Module]

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from workers.inject import Adapter, inject, row_map
-from workers.pack import Site
 from workers.rows import RowMap
+from workers.site import Site
 from workers.spec import AdapterSpec, InputError
 
 SPECS = {

@@ -53,7 +53,7 @@ def base_digest(model: "str | Path | torch.nn.Module") -> str:
 
 
 def _loaded(model: "torch.nn.Module") -> "Iterator[torch.Tensor]":
-    from workers.pack import Site
+    from workers.site import Site
 
     sites = [module for module in model.modules() if isinstance(module, Site)]
     adapters = {id(weight) for site in sites for weight in site.adapters.parameters()}

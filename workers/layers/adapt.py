@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 from torch import Tensor, nn
 
 from workers.layers import dropout
-from workers.layers.bank import Bank
+from workers.layers.bank import Bank, project_all
 from workers.layers.feed_forward import FeedForward
 from workers.layers.few import Prepared, few_tokens
 from workers.layers.mixture import Inner, Mode, mixture
@@ -38,7 +38,7 @@ def plain_lora(linear: nn.Module, bank: Bank, hidden_TI: Tensor, mode: Mode) -> 
     rank_space_TR = nn.functional.linear(_dropped(hidden_TI, mode), bank.lora_A_NRI[0])
     rank_space_TR = rank_space_TR * cast(float, bank.scale)
     if bank.factor_NO is None:
-        return frozen_TO.addmm(rank_space_TR, bank.lora_B_NOR[0].T)
+        return frozen_TO.addmm_(rank_space_TR, bank.lora_B_NOR[0].T)
     update_TO = rank_space_TR @ bank.lora_B_NOR[0].T
     change_1O = (bank.factor_NO - 1).to(frozen_TO.dtype)
     return frozen_TO + update_TO + change_1O * (_without_bias(linear, frozen_TO) + update_TO)
@@ -49,7 +49,7 @@ def adapt_linear(
 ) -> Adapted:
     """y = W x + s sum_k g_k B_e A_e dropout(x), e the expert of slot k."""
     frozen_TO = linear(hidden_TI)
-    rank_space_TKR = bank.scaled(bank.project(_dropped(hidden_TI, mode), pairs), pairs)
+    (rank_space_TKR,) = project_all([bank], _dropped(hidden_TI, mode), pairs)
     gate_TK1 = pairs.gate_TK.to(rank_space_TKR.dtype).unsqueeze(-1)
     if bank.factor_NO is not None:
         weight_TN = pairs.spread_sum(pairs.masked(gate_TK1)).squeeze(-1)
@@ -69,15 +69,13 @@ def adapt_block(
     mode: Mode,
 ) -> Adapted:
     """The frozen block with the experts in `banks`, by name of the linear."""
-    dropped_TD = _dropped(hidden_TD, mode)
-    inner, rank_space = [], {}
-    for name, linear in block.inner.items():
-        bank = banks.get(name)
-        rank_space_TKR = None
-        if bank is not None:
-            rank_space_TKR = bank.scaled(bank.project(dropped_TD, pairs), pairs)
-            rank_space[name] = rank_space_TKR
-        inner.append(Inner(linear(hidden_TD), rank_space_TKR, bank, _bias(linear)))
+    reading = {name: banks[name] for name in block.inner if name in banks}
+    projected = project_all(list(reading.values()), _dropped(hidden_TD, mode), pairs)
+    rank_space = dict(zip(reading, projected, strict=True))
+    inner = [
+        Inner(linear(hidden_TD), rank_space.get(name), banks.get(name), _bias(linear))
+        for name, linear in block.inner.items()
+    ]
     name, linear = block.outer
     bank = banks.get(name)
     mix_TF, outer_TKR = mixture(block, inner, bank, pairs, mode)
@@ -89,12 +87,10 @@ def adapt_block(
     return Adapted(block.leave(output_TD), rank_space)
 
 
-def adapt_few(
-    block: FeedForward, made: Prepared, hidden_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor
-) -> Tensor:
+def adapt_few(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pairs) -> Tensor:
     """`adapt_block` for a decoding step."""
-    output_TD = few_tokens(block, made, hidden_TD, expert_TK, gate_TK)
-    return block.leave(with_weighed_bias(block.outer[1], output_TD, gate_TK))
+    output_TD = few_tokens(block, made, hidden_TD, pairs)
+    return block.leave(with_weighed_bias(block.outer[1], output_TD, pairs.gate_TK))
 
 
 def _dropped(hidden_TI: Tensor, mode: Mode) -> Tensor:

@@ -54,6 +54,10 @@ class Bank:
         scaled_NRI = self.lora_A_NRI * self.scale
         return replace(self, lora_A_NRI=scaled_NRI, scale=1.0, kept_B_SO=self.stacked_B_SO)
 
+    def with_A(self, lora_A_NRI: Tensor) -> "Bank":  # noqa: N802
+        """The same with other A matrices."""
+        return replace(self, lora_A_NRI=lora_A_NRI)
+
     def with_B(self, lora_B_NOR: Tensor) -> "Bank":  # noqa: N802
         """The same with other B matrices."""
         return replace(self, lora_B_NOR=lora_B_NOR, kept_B_SO=None)
@@ -83,10 +87,23 @@ class Bank:
     def _dense(self, pairs: Pairs) -> bool:
         if torch.compiler.is_compiling():
             return True
-        experts, rank, width = self.lora_A_NRI.shape
+        experts, width_out, rank = self.lora_B_NOR.shape
         small = experts * rank <= DENSE_RANKS or experts <= pairs.expert_TK.shape[1]
         dtype = self.lora_A_NRI.dtype
-        return small or not is_aligned(rank, width, self.lora_B_NOR.shape[1], dtype=dtype)
+        return small or not is_aligned(rank, self.lora_A_NRI.shape[2], width_out, dtype=dtype)
+
+
+def project_all(banks: Sequence[Bank], input_TI: Tensor, pairs: Pairs) -> list[Tensor]:
+    """s A_e x of every pair, [T, K, R], for each of the banks, whose experts read one input.
+
+    Their A matrices are stacked: one product of twice the rank costs less than two.
+    """
+    if not banks:
+        return []
+    together = banks[0].with_A(torch.cat([bank.lora_A_NRI for bank in banks], dim=1))
+    ranks = [bank.lora_A_NRI.shape[1] for bank in banks]
+    parts = torch.split(together.project(input_TI, pairs), ranks, dim=-1)
+    return [bank.scaled(part_TKR, pairs) for bank, part_TKR in zip(banks, parts, strict=True)]
 
 
 def join(banks: Sequence[Bank]) -> Bank:

@@ -95,7 +95,8 @@ class _ChunkedMixture(torch.autograd.Function):
             if mix_TF is None:
                 mix_TF = hidden_pF.new_zeros(len(gate_TK), hidden_pF.shape[1])
             if lora_A_NRF is not None:
-                kept_pF = rows.kept(hidden_pF, chunk)
+                keep_pF = rows.keep(chunk)
+                kept_pF = hidden_pF if keep_pF is None else hidden_pF * keep_pF
                 lora_A_nFR = lora_A_NRF[chunk.experts].transpose(1, 2)
                 outer_P.append(grouped_mm(kept_pF, lora_A_nFR, chunk.end_n))
             mix_TF.index_add_(0, chunk.token_p, hidden_pF.mul_(rows.gate_P1[chunk.rows]))
@@ -141,7 +142,9 @@ class _Rows:
         self.rank_space = [None if one is None else pairs.take(one) for one in adapted[::2]]
         self.gate_P1 = pairs.take(gate_TK.to(self.frozen[0].dtype)).unsqueeze(1)
         # Chunks take turns in the same memory: to get fresh pages costs more than to fill them.
-        self.space = [one.new_empty(problem.rows(one), one.shape[1]) for one in self.frozen]
+        rows = problem.rows(self.frozen[0])
+        self.space = [one.new_empty(rows, one.shape[1]) for one in self.frozen]
+        self.keep_space = None if keep_TF is None else keep_TF.new_empty(rows, keep_TF.shape[1])
 
     def inner(self, chunk: Chunk) -> list[Tensor]:
         """The inner linears' outputs of a chunk's pairs, valid until the next chunk's."""
@@ -156,11 +159,11 @@ class _Rows:
             outputs.append(output_pO)
         return outputs
 
-    def kept(self, hidden_pF: Tensor, chunk: Chunk) -> Tensor:
-        """What dropout leaves of the hidden states, or of their gradient."""
-        if self.keep_TF is None:
-            return hidden_pF
-        return hidden_pF * self.keep_TF.index_select(0, chunk.token_p)
+    def keep(self, chunk: Chunk) -> Tensor | None:
+        """Dropout's factor of a chunk's tokens, valid until the next chunk's."""
+        if self.keep_TF is None or self.keep_space is None:
+            return None
+        return gather(self.keep_TF, chunk, self.keep_space)
 
 
 class _Gradients:
@@ -203,10 +206,15 @@ class _Gradients:
         grad_pF *= rows.gate_P1[chunk.rows]
         if self.lora_A is None or self.lora_A_NRF is None or self.grad_PR is None:
             return grad_pF
-        grad_pR, kept_pF = self.grad_PR[chunk.rows], rows.kept(hidden_pF, chunk)
-        self.lora_A[chunk.experts] += grouped_outer(grad_pR, kept_pF, chunk.end_n)
+        grad_pR, keep_pF = self.grad_PR[chunk.rows], rows.keep(chunk)
         outer_pF = grouped_mm(grad_pR, self.lora_A_NRF[chunk.experts], chunk.end_n)
-        return grad_pF.add_(rows.kept(outer_pF, chunk))
+        if keep_pF is None:
+            grad_pF += outer_pF
+        else:
+            grad_pF.addcmul_(outer_pF, keep_pF)
+            hidden_pF *= keep_pF
+        self.lora_A[chunk.experts] += grouped_outer(grad_pR, hidden_pF, chunk.end_n)
+        return grad_pF
 
     def _inner(self, index: int, grad_pO: Tensor, chunk: Chunk) -> None:
         """Add the gradient of one inner output to those of its parts."""

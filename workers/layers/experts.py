@@ -17,7 +17,7 @@ from workers.layers.bank import Bank
 from workers.layers.dispatch import Dispatched, LocalTokenDispatcher, TokenDispatcher
 from workers.layers.dora import factor, row_norms
 from workers.layers.feed_forward import FeedForward, linear_sizes
-from workers.layers.few import FewTokens
+from workers.layers.few import FewTokens, Prepared
 from workers.layers.mixture import Mode
 from workers.layers.pairs import Pairs
 from workers.layers.router import Router, Routing
@@ -157,20 +157,30 @@ class BlockExperts(nn.Module):
 
     def forward(self, block: FeedForward, hidden_TD: Tensor, length: int | None = None) -> Tensor:
         """The frozen `block` with its experts; `length` as in Router."""
+        made = self._prepared(block, hidden_TD)
+        if made is not None and made.router is not None:
+            return adapt_few(block, made, hidden_TD, made.router.route(hidden_TD))
         routing = self.router(hidden_TD, length)
         sent = self.dispatcher.dispatch(hidden_TD, routing)
+        pairs = _pairs(sent, self.router)
+        if made is not None:
+            return adapt_few(block, made, hidden_TD, pairs)
         mode = Mode(self.rate if self.training else 0.0, self.fused)
-        if not self.training and self.recorder is None:
-            dtype, pairs = hidden_TD.dtype, sent.expert_nK.numel()
-            made = self._few.prepared(block, [self], dtype, pairs)
-            if made is not None:
-                output = adapt_few(block, made, sent.hidden_nD, sent.expert_nK, sent.gate_nK)
-                return self.dispatcher.combine(output, sent)
         banks = self.banks(block, hidden_TD.dtype)
-        adapted = adapt_block(block, banks, _pairs(sent, self.router), sent.hidden_nD, mode)
+        adapted = adapt_block(block, banks, pairs, sent.hidden_nD, mode)
         if self.recorder is not None:
             self.recorder(routing, adapted.terms(self.compared), None)
         return self.dispatcher.combine(adapted.output_TO, sent)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it trains or is asked what it does: a decoding step's short way does neither."""
+        return self.training or self.recorder is not None
+
+    def _prepared(self, block: FeedForward, hidden_TD: Tensor) -> Prepared | None:
+        if self.is_watched or not isinstance(self.dispatcher, LocalTokenDispatcher):
+            return None
+        return self._few.prepared(block, [self], hidden_TD)
 
 
 def _pairs(sent: Dispatched, router: Router) -> Pairs:

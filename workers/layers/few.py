@@ -17,7 +17,11 @@ from torch.nn import functional
 
 from workers.layers.bank import Bank, join
 from workers.layers.feed_forward import FeedForward
+from workers.layers.joint import JointRouter, join_routers
 from workers.layers.mixture import PLAIN_PRODUCTS
+from workers.layers.pairs import Pairs
+from workers.layers.pullback import combine
+from workers.layers.router import Router
 
 Banks = Mapping[str, Bank]
 """The experts of a block's linears, by name."""
@@ -28,6 +32,7 @@ class Source(Protocol):
 
     ranks: int
     """Experts times rank."""
+    router: Router
 
     def state(self, dtype: torch.dtype) -> tuple[object, ...]:
         """Changes whenever what `banks` would give changes."""
@@ -36,15 +41,23 @@ class Source(Protocol):
         """The experts of every adapted linear; without gradients, ready to serve."""
 
 
+Members = Sequence[Source | None]
+"""Whose tokens a step has, each once; None is the bare base."""
+
+
 class Prepared(NamedTuple):
     """The experts of a block, ready for a decoding step."""
 
-    experts: int
+    router: JointRouter | None
+    """None where the adapters' strategies need their own."""
     inner_A_SD: Tensor
     """A of all inner linears, [I * S, D]."""
-    inner_B_ISO: Tensor
+    inner_B_SO: Tensor
+    """B of all inner linears, transposed, [I * S, O]."""
     outer_A_SF: Tensor | None
     outer_B_SD: Tensor | None
+    place_I11R: Tensor
+    """Where the first expert's ranks lie in the inner linears' S, [I, 1, 1, R]."""
 
 
 class FewTokens:
@@ -52,21 +65,23 @@ class FewTokens:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._made: OrderedDict[object, tuple[Sequence[Source], Prepared | None]] = OrderedDict()
+        self._made: OrderedDict[object, tuple[Members, Prepared | None]] = OrderedDict()
 
-    def prepared(
-        self, block: FeedForward, layers: Sequence[Source], dtype: torch.dtype, pairs: int
-    ) -> Prepared | None:
-        """The experts of all `layers` in one bank, for so many (token, expert) pairs; None where
-        the general way is needed or faster."""
+    def prepared(self, block: FeedForward, members: Members, hidden_TD: Tensor) -> Prepared | None:
+        """The experts of all `members` in one bank, to serve these tokens; None where the general
+        way is needed or faster."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        if not 0 < pairs * sum(layer.ranks for layer in layers) <= PLAIN_PRODUCTS:
+        layers = [layer for layer in members if layer is not None]
+        slots = max(layer.router.slots for layer in layers)
+        products = len(hidden_TD) * slots * sum(layer.ranks for layer in layers)
+        if not 0 < products <= PLAIN_PRODUCTS or torch.is_autocast_enabled(hidden_TD.device.type):
             return None
-        key = tuple(layer.state(dtype) for layer in layers)
+        dtype = hidden_TD.dtype
+        key = tuple(None if layer is None else layer.state(dtype) for layer in members)
         if key not in self._made:
             # The layers are held, so that no other can take their identity.
-            self._made[key] = layers, _prepare(block, layers, dtype)
+            self._made[key] = members, _prepare(block, members, dtype)
             if len(self._made) > self._capacity:
                 self._made.popitem(last=False)
         self._made.move_to_end(key)
@@ -77,48 +92,51 @@ class FewTokens:
         self._made.clear()
 
 
-def _prepare(block: FeedForward, layers: Sequence[Source], dtype: torch.dtype) -> Prepared | None:
-    parts = [layer.banks(block, dtype) for layer in layers]
+def _prepare(block: FeedForward, members: Members, dtype: torch.dtype) -> Prepared | None:
+    parts = [layer.banks(block, dtype) for layer in members if layer is not None]
     same = all(set(part) == set(parts[0]) for part in parts)
     plain = all(bank.factor_NO is None for part in parts for bank in part.values())
     if not same or not plain or not all(name in parts[0] for name in block.inner):
         return None
     banks = {name: join([part[name] for part in parts]) for name in parts[0]}
     inner, outer = [banks[name] for name in block.inner], banks.get(block.outer[0])
+    experts, _, rank = inner[0].lora_B_NOR.shape
+    first_I = torch.arange(len(inner), device=inner[0].lora_B_NOR.device) * experts * rank
     return Prepared(
-        len(inner[0].lora_B_NOR),
+        join_routers([None if layer is None else layer.router for layer in members]),
         torch.cat([bank.stacked_A_SI for bank in inner]),
-        torch.stack([bank.stacked_B_SO for bank in inner]),
+        torch.cat([bank.stacked_B_SO for bank in inner]),
         None if outer is None else outer.stacked_A_SI,
         None if outer is None else outer.stacked_B_SO,
+        first_I.view(-1, 1, 1, 1) + torch.arange(rank, device=first_I.device),
     )
 
 
-def few_tokens(
-    block: FeedForward, made: Prepared, hidden_TD: Tensor, expert_TK: Tensor, gate_TK: Tensor
-) -> Tensor:
-    """The block with its experts, up to what it does behind its outer linear: [T, D].
-
-    An expert of N or above is void.
-    """
-    tokens, slots = expert_TK.shape
-    gate_TK = gate_TK.to(hidden_TD.dtype)
-    # Voids fall into a column of their own, which nobody reads.
-    all_TKN = hidden_TD.new_zeros(tokens, slots, made.experts + 1)
-    chosen_TKN = all_TKN.scatter_(2, expert_TK.unsqueeze(2), 1)[..., :-1]
-    rank_space = functional.linear(hidden_TD, made.inner_A_SD)
-    rank_space = rank_space.view(tokens, 1, len(block.inner), made.experts, -1).permute(
-        2, 0, 1, 3, 4
-    )
-    masked_IPS = (rank_space * chosen_TKN.unsqueeze(-1)).flatten(3).flatten(1, 2)
-    update_ITKO = torch.bmm(masked_IPS, made.inner_B_ISO).view(len(masked_IPS), tokens, slots, -1)
+def few_tokens(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pairs) -> Tensor:
+    """The block with its experts, up to what it does behind its outer linear: [T, D]."""
+    tokens, slots = pairs.expert_TK.shape
+    inner, *_, rank = made.place_I11R.shape
+    row_ITKR = (pairs.expert_TK * rank).unsqueeze(2) + made.place_I11R
+    all_ITS = functional.linear(hidden_TD, made.inner_A_SD).expand(inner, -1, -1)
+    rank_space_ITX = all_ITS.gather(2, row_ITKR.flatten(2))
+    if pairs.real_TK1 is not None:
+        rank_space_ITX.view_as(row_ITKR).mul_(pairs.real_TK1)
+    update_BO = _rows_sum(row_ITKR, rank_space_ITX, made.inner_B_SO, rank)
+    update_ITKO = update_BO.view(inner, tokens, slots, -1)
     frozen = (linear(hidden_TD).unsqueeze(1) for linear in block.inner.values())
-    hidden_TKF = block.combine(*(update_ITKO[i].add_(one) for i, one in enumerate(frozen)))
-    weighed_TKF = hidden_TKF.mul_(gate_TK.unsqueeze(2))
-    output_TD: Tensor = block.outer[1](weighed_TKF.sum(1))
+    hidden_TKF = combine(block, [update_ITKO[i].add_(one) for i, one in enumerate(frozen)])
+    gate_TK = pairs.gate_TK.to(hidden_TD.dtype)
+    output_TD: Tensor = block.outer[1](torch.bmm(gate_TK.unsqueeze(1), hidden_TKF).squeeze(1))
     if made.outer_A_SF is None or made.outer_B_SD is None:
         return output_TD
-    outer_TKS = functional.linear(weighed_TKF, made.outer_A_SF)
-    outer_TKNR = outer_TKS.view(tokens, slots, made.experts, -1)
-    outer_TS = (outer_TKNR * chosen_TKN.unsqueeze(3)).sum(1).flatten(1)
-    return output_TD.addmm(outer_TS, made.outer_B_SD)
+    row_TKR = row_ITKR[0]
+    outer_TKR = functional.linear(hidden_TKF, made.outer_A_SF).gather(2, row_TKR)
+    outer_TKR = pairs.masked(outer_TKR).mul_(gate_TK.unsqueeze(2))
+    return output_TD.add_(_rows_sum(row_TKR, outer_TKR, made.outer_B_SD, slots * rank))
+
+
+def _rows_sum(row: Tensor, weight: Tensor, matrix_SO: Tensor, rows: int) -> Tensor:
+    """Sums of so many weighed rows of `matrix` each: reads these rows only, without a copy."""
+    first_B = torch.arange(0, row.numel(), rows, device=row.device)
+    flat, weight = row.flatten(), weight.flatten()
+    return functional.embedding_bag(flat, matrix_SO, first_B, mode="sum", per_sample_weights=weight)

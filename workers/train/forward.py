@@ -37,7 +37,10 @@ def scored_logits(base: Base, batch: Batch) -> tuple[Tensor, Tensor]:
         use_cache=False,
         **options,
     )
-    return output.logits[:, -labels_BN.shape[1] :], labels_BN
+    logits_BNV = output.logits
+    if logits_BNV.shape[1] > labels_BN.shape[1]:  # A view's gradient is a copy of all logits.
+        logits_BNV = logits_BNV[:, -labels_BN.shape[1] :]
+    return logits_BNV, labels_BN
 
 
 @contextmanager

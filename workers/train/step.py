@@ -72,6 +72,7 @@ class TrainStep:
             lr=spec.optimizer.lr,
             betas=spec.optimizer.betas,
             weight_decay=spec.optimizer.weight_decay,
+            fused=True,
         )
         self._schedule = get_scheduler(
             SCHEDULES[spec.optimizer.schedule],

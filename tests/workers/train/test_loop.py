@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from workers.adapter import files
-from workers.pack import Site
+from workers.site import Site
 from workers.spec import InputError, TrainSpec
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun

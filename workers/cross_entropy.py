@@ -1,0 +1,60 @@
+"""Cross-entropy that keeps its input only, in pieces that stay in cache.
+
+The logits of a step are its largest tensor. torch's own cross-entropy makes three more of that size
+(log-probabilities, and a gradient of them that is zero but for one number a row, and of the
+logits); this makes one, the gradient of the logits.
+Shapes: T tokens, V vocabulary, t tokens of a piece.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+PIECE_BYTES = 1024 * 1024
+"""Size of a piece in float32 on a CPU, about what its second cache holds."""
+PIECES = 4
+"""On a GPU, which wants large operations."""
+
+
+def cross_entropy(logits_TV: Tensor, target_T: Tensor, ignored: int) -> Tensor:
+    """Sum of -log softmax(logits)[target] over the tokens whose target is not `ignored`, in at
+    least float32, whatever the type of the logits."""
+    total: Tensor = _CrossEntropy.apply(logits_TV, target_T, ignored)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_TV: Tensor, target_T: Tensor, ignored: int) -> Tensor:
+        real_T = target_T != ignored
+        place_T1 = target_T.where(real_T, 0).unsqueeze(1)
+        precision = torch.promote_types(logits_TV.dtype, torch.float32)
+        normaliser_T = torch.empty(len(logits_TV), dtype=precision, device=logits_TV.device)
+        for rows in _pieces(logits_TV):
+            torch.logsumexp(logits_TV[rows].to(precision), 1, out=normaliser_T[rows])
+        ctx.save_for_backward(logits_TV, normaliser_T, place_T1, real_T)
+        loss_T = normaliser_T - logits_TV.gather(1, place_T1).squeeze(1)
+        return loss_T.where(real_T, 0).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits_TV, normaliser_T, place_T1, real_T = ctx.saved_tensors
+        grad_TV, grad_T1 = torch.empty_like(logits_TV), (real_T * grad).unsqueeze(1)
+        for rows in _pieces(logits_TV):
+            probs_tV = (logits_TV[rows] - normaliser_T[rows].unsqueeze(1)).exp_()
+            probs_tV *= grad_T1[rows]
+            grad_TV[rows] = probs_tV.scatter_add_(1, place_T1[rows], -grad_T1[rows])
+        return grad_TV, None, None
+
+
+def _pieces(logits_TV: Tensor) -> Iterator[slice]:
+    """Rows of one piece after the other."""
+    tokens, vocabulary = logits_TV.shape
+    size = max(PIECE_BYTES // (4 * vocabulary), 1)
+    if logits_TV.device.type != "cpu":
+        size = max(-(-tokens // PIECES), 1)
+    return (slice(start, start + size) for start in range(0, tokens, size))
