@@ -110,29 +110,30 @@ class AdapterSpec(Spec):
     @property
     def is_routed(self) -> bool:
         """Whether any layer has several experts, and so a router."""
-        return max(self._counts) > 1
+        return max(self.expert_counts) > 1
 
     def experts_in(self, layer: int, layers: int) -> int:
         """Number of experts in decoder layer `layer` of `layers`; InputError if there are fewer
         layers than numbers."""
-        if len(self._counts) > layers:
+        if len(self.expert_counts) > layers:
             raise InputError(
-                f"num_experts has {len(self._counts)} numbers, one for each group of layers, but "
+                f"num_experts has {len(self.expert_counts)} numbers, one for each group of layers, but "
                 f"the model has {layers} layers"
             )
-        return self._counts[layer * len(self._counts) // layers]
+        return self.expert_counts[layer * len(self.expert_counts) // layers]
 
     def in_layer(self, layer: int, layers: int) -> Self:
         """The adapter's shape in one decoder layer: the one number of experts that it has there."""
         return self.model_copy(update={"num_experts": self.experts_in(layer, layers)})
 
     @property
-    def _counts(self) -> tuple[int, ...]:
+    def expert_counts(self) -> tuple[int, ...]:
+        """`num_experts` of each group of layers."""
         return self.num_experts if isinstance(self.num_experts, tuple) else (self.num_experts,)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        fewest = min(self._counts)
+        fewest = min(self.expert_counts)
         if self.routing == "top_k" and self.top_k > fewest:
             raise ValueError(
                 f"top_k is {self.top_k}, but must be at most num_experts, which is {fewest}"
@@ -239,6 +240,36 @@ class ParallelSpec(Spec):
     """Data-parallel workers of one run, one GPU each where there are GPUs."""
     threads: PositiveInt | None = None
     """CPU threads of each worker; None takes the cores that Ray gives it."""
+    ep_size: PositiveInt = 1
+    """Expert parallelism: so many workers share the experts of one copy between them; 1 gives every
+    worker all experts. Worth it where experts times rank exceed about 512."""
+    exchange: Literal["tokens", "weights", "auto"] = "auto"
+    """What travels between the workers of one copy. tokens: hidden states to their experts' owners
+    and back; weights: the experts' weights, just before their use; auto: what takes less time by
+    the bytes of one step and the measured bandwidth."""
+    strategy: Literal["ddp", "fsdp2", "deepspeed"] = "ddp"
+    """How the rest lies over the workers. ddp: a copy on each; fsdp2: everything in shards;
+    deepspeed: by zero_stage."""
+    zero_stage: Literal[1, 2, 3] = 2
+    """With strategy deepspeed, what is in shards: 1 the optimizer's state, 2 gradients too, 3 also
+    the weights, the frozen base's with them."""
+    offload_optimizer: bool = False
+    """With strategy deepspeed, keep the optimizer's state in the memory of the CPU."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.workers % self.ep_size:
+            raise ValueError(
+                f"ep_size is {self.ep_size}, but must divide workers, which is {self.workers}"
+            )
+        if self.strategy == "deepspeed" and self.ep_size > 1:
+            raise ValueError(
+                f"ep_size is {self.ep_size}, but must be 1 with strategy deepspeed, which would "
+                "average the gradients of different experts; take ddp or fsdp2"
+            )
+        if self.offload_optimizer and self.strategy != "deepspeed":
+            raise ValueError(f"offload_optimizer is for strategy deepspeed, not {self.strategy}")
+        return self
 
 
 class TrainSpec(Spec):
@@ -273,7 +304,26 @@ class TrainSpec(Spec):
                 f"optimizer.micro_batch_size is {micro}, but must divide the {share} rows that "
                 "each worker has of a batch"
             )
+        self._check_experts()
         return self
+
+    def _check_experts(self) -> None:
+        """Expert parallelism must give what one process gives, or be refused."""
+        ep_size, adapter = self.parallel.ep_size, self.adapter
+        if ep_size == 1:
+            return
+        counts = [count for count in adapter.expert_counts if count > 1]
+        for count in counts or adapter.expert_counts:
+            if count % ep_size:
+                raise ValueError(
+                    f"parallel.ep_size is {ep_size}, but must divide adapter.num_experts, "
+                    f"which is {count}"
+                )
+        if adapter.use_dora and self.parallel.exchange == "tokens":
+            raise ValueError(
+                "parallel.exchange is tokens, but adapter.use_dora scales what the frozen linears "
+                "give, which stays where the tokens are; take weights or auto"
+            )
 
 
 def validated(spec: type[SpecT], values: Any, where: str) -> SpecT:
