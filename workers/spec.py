@@ -117,8 +117,8 @@ class AdapterSpec(Spec):
         layers than numbers."""
         if len(self.expert_counts) > layers:
             raise InputError(
-                f"num_experts has {len(self.expert_counts)} numbers, one for each group of layers, but "
-                f"the model has {layers} layers"
+                f"num_experts has {len(self.expert_counts)} numbers, one for each group of layers, "
+                f"but the model has {layers} layers"
             )
         return self.expert_counts[layer * len(self.expert_counts) // layers]
 

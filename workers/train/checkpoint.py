@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from workers.parallel.world import World
 from workers.spec import InputError
-from workers.train.world import World
 
 STATE = "state.pt"
 

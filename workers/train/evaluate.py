@@ -18,12 +18,12 @@ from workers.inject import Adapter
 from workers.losses import IGNORED
 from workers.metrics import CHOICE_METRICS, score, score_choices
 from workers.model import Base
+from workers.parallel.world import World
 from workers.spec import EvaluationSpec
 from workers.train.forward import recorded, scored_logits
 from workers.train.inputs import Inputs
 from workers.train.record import Metrics
 from workers.train.results import ExpertCounts, RowResult, summarise
-from workers.train.world import World
 
 
 @dataclass(frozen=True)

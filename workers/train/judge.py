@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from workers.adapter import files
+from workers.parallel.world import World
 from workers.spec import TrainSpec
 from workers.train.evaluate import Evaluation
 from workers.train.inputs import Inputs
 from workers.train.record import Metrics
-from workers.train.world import World
 
 
 def evaluate_folder(spec: TrainSpec, folder: Path | None) -> Metrics:

@@ -12,13 +12,13 @@ from workers.adapter import files
 from workers.adapter.manifest import Manifest
 from workers.data.batches import Batches, collate
 from workers.inject import inject
+from workers.parallel.world import World
 from workers.spec import AdapterSpec, InputError, TrainSpec
 from workers.train import checkpoint
 from workers.train.evaluate import Evaluation
 from workers.train.inputs import Inputs
 from workers.train.record import Metrics, RunPlan
 from workers.train.step import DivergedError, StepResult, TrainStep
-from workers.train.world import World
 
 
 class TrainingRun:

@@ -14,11 +14,11 @@ from typing import Any
 import ray.train
 from ray.tune import Trainable
 
+from workers.parallel.world import World
 from workers.spec import TrainSpec
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.record import Metrics, Observer, RunPlan, RunRecord
-from workers.train.world import World
 
 MakeObserver = Callable[[RunPlan], Observer]
 """Called once for each run, in the process of its first worker."""

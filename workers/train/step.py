@@ -14,9 +14,9 @@ from workers.data.batches import Batch
 from workers.inject import Adapter, LayerRecord
 from workers.layers.router import Routing
 from workers.model import Base
+from workers.parallel.world import World
 from workers.spec import LossSpec, TrainSpec
 from workers.train.forward import recorded, scored_logits
-from workers.train.world import World
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 """Our names of the schedules, and transformers'."""

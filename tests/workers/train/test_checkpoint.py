@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from workers.parallel.world import World
 from workers.spec import InputError
 from workers.train import checkpoint
-from workers.train.world import World
 
 
 def test_generators_continue_where_they_were(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import torch
 
 from workers.data.encode import Example
 from workers.metrics import score, score_choices
+from workers.parallel.world import World
 from workers.spec import TrainSpec
 from workers.train.evaluate import Evaluation
 from workers.train.loop import TrainingRun
 from workers.train.record import RunPlan
 from workers.train.results import RowResult, summarise
-from workers.train.world import World
 
 SpecMaker = Callable[..., TrainSpec]
 

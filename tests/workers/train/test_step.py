@@ -9,11 +9,11 @@ from workers.data.batches import collate
 from workers.inject import LayerRecord, inject
 from workers.layers.router import Routing
 from workers.losses import load_balance
+from workers.parallel.world import World
 from workers.spec import TrainSpec
 from workers.train.inputs import Inputs
 from workers.train.results import ExpertCounts
 from workers.train.step import TrainStep
-from workers.train.world import World
 
 SpecMaker = Callable[..., TrainSpec]
 

@@ -9,10 +9,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from workers.adapter import files
+from workers.parallel.world import World
 from workers.spec import TrainSpec
 from workers.train.loop import TrainingRun
 from workers.train.record import Metrics, RunPlan, RunRecord, read_progress
-from workers.train.world import World
 
 SpecMaker = Callable[..., TrainSpec]
 
