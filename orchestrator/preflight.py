@@ -33,7 +33,7 @@ def _check_workers(job: JobSpec) -> None:
     """On a cluster that we start, one trial must fit into this machine."""
     if job.cluster.address or os.environ.get("RAY_ADDRESS"):
         return  # a cluster of its own size, which may grow
-    workers, each = job.train.parallel.workers, job.search.cpus_per_worker
+    workers, each = job.train.parallel.min_workers, job.search.cpus_per_worker
     cores = os.cpu_count() or 1
     if workers * each > cores:
         raise InputError(

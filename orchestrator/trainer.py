@@ -29,7 +29,7 @@ def trial_trainable(job: JobSpec) -> Any:
     One worker: a class for actors that Tune reuses, which keep the base model from trial to
     trial. Several: a function that runs a Ray Train group of its own.
     """
-    return _in_one_actor(job) if job.train.parallel.workers == 1 else _in_group(job)
+    return _in_one_actor(job) if job.train.parallel.max_workers == 1 else _in_group(job)
 
 
 def fit(

@@ -57,7 +57,7 @@ def _tune(job: JobSpec, study: "optuna.Study", trials: int, tell: Listener) -> N
     from orchestrator.watcher import StudyWatcher
 
     search = StudySearch(job, study, _Registrar(job))
-    in_actors = job.train.parallel.workers == 1  # otherwise Ray Train keeps the checkpoints
+    in_actors = job.train.parallel.max_workers == 1  # otherwise Ray Train keeps the checkpoints
     tune.Tuner(
         trial_trainable(job),
         tune_config=tune.TuneConfig(
@@ -89,7 +89,7 @@ def _check_room(job: JobSpec, trials: int) -> None:
 
     search = job.search
     side_by_side = min(search.max_concurrent, trials)
-    workers = job.train.parallel.workers
+    workers = job.train.parallel.min_workers
     demand = Demand(side_by_side, workers, search.cpus_per_worker, search.gpus_per_worker)
     check_fit(demand, inventory())
 

@@ -1,6 +1,7 @@
 """What a training run is: one frozen, typed tree, loadable without torch."""
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -184,6 +185,8 @@ class DataSpec(Spec):
     """Longest row in tokens; a longer prompt loses its beginning, the target is kept."""
     max_rows: PositiveInt | None = None
     """Take only so many training rows (the first ones)."""
+    record_rows: bool = False
+    """Note in the run's folder (`rows.jsonl`) which rows each worker took in each step."""
 
 
 class OptimizerSpec(Spec):
@@ -201,6 +204,9 @@ class OptimizerSpec(Spec):
     """Optimizer steps of linear warm-up."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Clip the gradients' global norm; None leaves them."""
+    max_skipped_steps: Annotated[int, Field(ge=0)] = 3
+    """So many steps in a row may be left out because their loss or gradients are not finite; one
+    more ends the run."""
     steps: PositiveInt = 100
     """Optimizer steps in all."""
     batch_size: PositiveInt = 16
@@ -222,7 +228,7 @@ class EvaluationSpec(Spec):
     """What is measured on the validation rows, and how often."""
 
     every: PositiveInt = 50
-    """Optimizer steps between evaluations; also when progress is reported and checkpointed."""
+    """Optimizer steps between evaluations, which is also when metrics are reported."""
     rows_per_task: PositiveInt | None = None
     """Take only the first so many rows of each task; None takes all."""
     generate: bool = True
@@ -233,11 +239,42 @@ class EvaluationSpec(Spec):
     """Rows of one forward pass."""
 
 
+class CheckpointSpec(Spec):
+    """What a run keeps so that it can be gone on with after a failure."""
+
+    every: PositiveInt | None = None
+    """Optimizer steps between checkpoints; None makes one at every evaluation."""
+    keep: PositiveInt = 2
+    """So many of the latest stay, here and where they are uploaded to."""
+    upload: str | None = None
+    """Folder for copies, as a URI of any filesystem that pyarrow writes (s3://…, gs://…, file:///…).
+    They are made beside training; a run that lost its own checkpoints goes on from there."""
+
+
+class WorkerRange(Spec):
+    """An elastic number of workers: as many as the cluster has room for."""
+
+    min: PositiveInt = 1
+    """Training waits while there is room for fewer."""
+    max: PositiveInt
+    """More are never started."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}, but must be at most max, which is {self.max}")
+        return self
+
+
 class ParallelSpec(Spec):
     """How many processes train one adapter."""
 
-    workers: PositiveInt = 1
-    """Data-parallel workers of one run, one GPU each where there are GPUs."""
+    workers: PositiveInt | WorkerRange = 1
+    """Data-parallel workers of one run, one GPU each where there are GPUs. {min: 1, max: 4} goes on
+    with fewer after the loss of a node, and with more when there is room again."""
+    hang_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """A worker in which nothing moves for so many seconds is ended, with the names of those that
+    lag; the run then goes on from its last checkpoint."""
     threads: PositiveInt | None = None
     """CPU threads of each worker; None takes the cores that Ray gives it."""
     ep_size: PositiveInt = 1
@@ -256,9 +293,29 @@ class ParallelSpec(Spec):
     offload_optimizer: bool = False
     """With strategy deepspeed, keep the optimizer's state in the memory of the CPU."""
 
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change while a run goes on."""
+        return self.min_workers != self.max_workers
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers of the run."""
+        return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers of the run."""
+        return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.workers % self.ep_size:
+        if self.is_elastic and self.ep_size > 1:
+            raise ValueError(
+                f"ep_size is {self.ep_size}, but must be 1 with workers from {self.min_workers} to "
+                f"{self.max_workers}: it does not divide each of them"
+            )
+        if self.min_workers % self.ep_size:
             raise ValueError(
                 f"ep_size is {self.ep_size}, but must divide workers, which is {self.workers}"
             )
@@ -281,6 +338,7 @@ class TrainSpec(Spec):
     data: DataSpec
     optimizer: OptimizerSpec = OptimizerSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
     parallel: ParallelSpec = ParallelSpec()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seeds adapter weights, dropout and data order."""
@@ -292,20 +350,38 @@ class TrainSpec(Spec):
                 "loss.contrastive_weight needs experts with an A matrix each; adapter.shared_a "
                 "gives them one, so it must be 0"
             )
-        share, rest = divmod(self.optimizer.batch_size, self.parallel.workers)
-        if rest:
-            raise ValueError(
-                f"optimizer.batch_size is {self.optimizer.batch_size}, but must be a multiple of "
-                f"parallel.workers, which is {self.parallel.workers}"
+        self._check_batch()
+        self._check_experts()
+        return self
+
+    @property
+    def micro_batch_size(self) -> int | None:
+        """Rows of one forward pass on one worker; None is its whole share of a batch. Fewer workers
+        than the most make more passes, not larger ones: what fitted into memory still fits."""
+        if self.optimizer.micro_batch_size or not self.parallel.is_elastic:
+            return self.optimizer.micro_batch_size
+        return self.optimizer.batch_size // self.parallel.max_workers
+
+    def _check_batch(self) -> None:
+        """Every number of workers must share a step's rows evenly."""
+        fewest, most = self.parallel.min_workers, self.parallel.max_workers
+        batch_size, micro = self.optimizer.batch_size, self.optimizer.micro_batch_size
+        wanted = math.lcm(*range(fewest, most + 1))
+        if batch_size % wanted:
+            said = (
+                f"every number from {fewest} to {most}, which parallel.workers allows: of {wanted}"
+                if self.parallel.is_elastic
+                else f"parallel.workers, which is {most}"
             )
-        micro = self.optimizer.micro_batch_size
+            raise ValueError(
+                f"optimizer.batch_size is {batch_size}, but must be a multiple of {said}"
+            )
+        share = batch_size // most
         if micro is not None and share % micro:
             raise ValueError(
                 f"optimizer.micro_batch_size is {micro}, but must divide the {share} rows that "
                 "each worker has of a batch"
             )
-        self._check_experts()
-        return self
 
     def _check_experts(self) -> None:
         """Expert parallelism must give what one process gives, or be refused."""
@@ -367,7 +443,7 @@ def _deepest(
     error for each, and the one that came furthest is meant."""
     places = [(_place(spec, error["loc"])[0], error) for error in errors]
     deepest = max((place for place, _ in places if place[: len(field)] == field), key=len)
-    said = [error["msg"] for place, error in places if place == deepest]
+    said = [e["msg"].removeprefix("Value error, ") for place, e in places if place == deepest]
     others = (message.removeprefix("Input should be ") for message in said[1:])
     message = " or ".join((said[0], *others)).replace("valid tuple", "list")
     wrong = next(error["input"] for place, error in places if place == deepest)

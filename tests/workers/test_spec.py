@@ -32,6 +32,15 @@ def spec(**parts: object) -> TrainSpec:
         ({"optimizer": {"steps": 5, "warmup_steps": 5}}, "warmup_steps is 5, but must be below"),
         ({"optimizer": {"batch_size": 3}, "parallel": {"workers": 2}}, "must be a multiple of"),
         ({"optimizer": {"batch_size": 6, "micro_batch_size": 4}}, "must divide the 6 rows"),
+        (
+            {"parallel": {"workers": {"min": 1, "max": 4}}},
+            "every number from 1 to 4, which parallel",
+        ),
+        ({"parallel": {"workers": {"min": 3, "max": 2}}}, "min is 3, but must be at most max"),
+        (
+            {"parallel": {"workers": {"min": 2, "max": 4}, "ep_size": 2}},
+            "ep_size is 2, but must be 1",
+        ),
         ({"seed": 2**64}, "seed: Input should be less than 4294967296"),
         ({"weird": 1}, "weird: no such field; allowed are model, adapter"),
         ({"model": {}}, "model.path: Field required"),
@@ -64,3 +73,14 @@ def test_experts_by_groups_of_layers() -> None:
     assert [adapter.experts_in(layer, 7) for layer in range(7)] == [2, 2, 2, 4, 4, 8, 8]
     with pytest.raises(InputError, match="has 3 numbers, one for each group"):
         adapter.experts_in(0, 2)
+
+
+def test_an_elastic_number_of_workers_shares_every_batch_evenly() -> None:
+    elastic = spec(
+        parallel={"workers": {"min": 1, "max": 4}}, optimizer={"batch_size": 24, "steps": 9}
+    )
+    assert (elastic.parallel.min_workers, elastic.parallel.max_workers) == (1, 4)
+    assert elastic.micro_batch_size == 6  # what each of four has: one has it in four passes
+    assert spec(parallel={"workers": 4}).micro_batch_size is None
+    assert not spec(parallel={"workers": {"min": 2, "max": 2}}).parallel.is_elastic
+    assert TrainSpec.model_validate_json(elastic.model_dump_json()) == elastic
