@@ -16,7 +16,9 @@ from workers.parallel.world import World
 from workers.spec import AdapterSpec, InputError, TrainSpec
 from workers.train import checkpoint
 from workers.train.evaluate import Evaluation
+from workers.train.heartbeat import Heart
 from workers.train.inputs import Inputs
+from workers.train.progress import Meter
 from workers.train.record import Metrics, RunPlan
 from workers.train.step import DivergedError, StepResult, TrainStep
 
@@ -31,10 +33,13 @@ class TrainingRun:
         *,
         world: World | None = None,
         inputs: Inputs | None = None,
+        heart: Heart | None = None,
     ) -> None:
-        """`inputs` are those of an earlier run with the same model and data, if there was one."""
+        """`inputs` are those of an earlier run with the same model and data, if there was one;
+        `heart` is told where this worker is, and stops with the run."""
         self.spec, self.plan = spec, plan
         self.world = world or World.current()
+        self.heart = heart or Heart(self.world.rank, self.world.size)
         self.inputs = inputs or Inputs.load(spec)
         self.step = 0
         self._metrics: Metrics = {}
@@ -50,12 +55,13 @@ class TrainingRun:
         )
         base = self.inputs.base
         self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
+        self._meter = Meter(spec.optimizer.steps, spec.evaluation.every, self.world.size)
         self._evaluate = Evaluation(self.inputs, self.adapter, spec.evaluation, self.world)
         try:
             _ = self.inputs.validation_examples  # read now: it must not fail after hours
             if plan.start_from:
                 self._start_from(plan.start_from)
-            self._train_step = TrainStep(spec, base, self.adapter, self.world)
+            self._train_step = TrainStep(spec, base, self.adapter, self.world, self.heart)
         except BaseException:
             self.close()
             raise
@@ -80,6 +86,7 @@ class TrainingRun:
             train = self._train_until(until)
         finally:
             model.eval()
+        self.heart.beat("evaluate")
         self._metrics = {
             "step": self.step,
             "epoch": self.step / self._batches.steps_per_epoch,
@@ -91,6 +98,7 @@ class TrainingRun:
 
     def save_adapter(self, folder: Path) -> None:
         """The adapter alone, with its lineage, whole or not at all."""
+        self.heart.beat("save")
         if self.world.is_first:
             files.save(self.adapter, folder, self._manifest())
 
@@ -101,6 +109,7 @@ class TrainingRun:
         if self.world.is_first:
             state = {"step": self.step, "metrics": self._metrics, "random": everyone}
             checkpoint.write_state(folder, state | self._train_step.state_dict())
+        self.heart.beat("report")
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote. The data position is the step."""
@@ -113,14 +122,19 @@ class TrainingRun:
     def close(self) -> None:
         """Take the adapter off the base model, which the next run may use."""
         self.adapter.remove()
+        self.heart.stop()
 
     def _train_until(self, step: int) -> Metrics:
         started, results = time.perf_counter(), []
+        self._meter.start()
         while self.step < step:
+            self.heart.beat("data", self.step)
             micro = self._batches.micro_batches(self.step, self.spec.optimizer.micro_batch_size)
             batches = [collate(rows, self.inputs.pad_token_id) for rows in micro]
             results.append(self._train_step(batches))
             self.step += 1
+            epoch = self.step / self._batches.steps_per_epoch
+            self.heart.progress = self._meter.step(self.step, epoch, results[-1])
         return _summary(results, time.perf_counter() - started)
 
     def _manifest(self) -> Manifest:

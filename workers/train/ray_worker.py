@@ -16,6 +16,7 @@ from ray.tune import Trainable
 
 from workers.parallel.world import World
 from workers.spec import TrainSpec
+from workers.train.heartbeat import Heart
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.record import Metrics, Observer, RunPlan, RunRecord
@@ -49,7 +50,8 @@ def train_in_group(task: Task) -> None:
 
 
 def _train(task: Task, world: World, record: RunRecord) -> None:
-    run = TrainingRun(task.spec, task.plan, world=world)
+    heart = Heart(world.rank, world.size).write(record.folder, record.observe)
+    run = TrainingRun(task.spec, task.plan, world=world, heart=heart)
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             run.load(Path(folder))
@@ -118,7 +120,9 @@ class TuneWorker(Trainable):  # type: ignore[misc]
         self._record.begin(task.spec)
         with self._record.failure_kept():
             self._inputs = Inputs.load(task.spec, self._inputs)
-            run = self._run = TrainingRun(task.spec, task.plan, inputs=self._inputs)
+            heart = Heart().write(self._record.folder, self._record.observe)
+            run = TrainingRun(task.spec, task.plan, inputs=self._inputs, heart=heart)
+            self._run = run
             if checkpoint:
                 run.load(checkpoint)
         self._record.go_on(run.step)

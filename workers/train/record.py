@@ -3,11 +3,13 @@
 train.json      the resolved specification
 progress.jsonl  one line of metrics for each report
 adapter/        the latest complete adapter
+ranks/          where each worker is at the moment (workers.train.heartbeat)
 error.txt       why the run failed, if it did
 """
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +37,8 @@ class RunPlan:
 
 
 Observer = Callable[[Metrics], None]
-"""Gets every report, in the process of the first worker."""
+"""Gets every report, and in between each step's figures about once a second (in another thread), in
+the process of the first worker. Both have the same form; the latter lacks `validation`."""
 
 
 class RunRecord:
@@ -43,7 +46,7 @@ class RunRecord:
 
     def __init__(self, folder: Path, observe: Observer | None = None) -> None:
         self.folder = folder
-        self._observe = observe
+        self.observe = observe
 
     @property
     def adapter(self) -> Path:
@@ -54,6 +57,7 @@ class RunRecord:
         """A new attempt at the run: forget why the last one failed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._error.unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "ranks", ignore_errors=True)
         write_text(self.folder / "train.json", spec.model_dump_json(indent=2) + "\n")
 
     def go_on(self, step: int) -> None:
@@ -65,8 +69,8 @@ class RunRecord:
         """Append one report, and show it to the observer."""
         with (self.folder / "progress.jsonl").open("a") as file:
             file.write(_line(metrics))
-        if self._observe:
-            self._observe(metrics)
+        if self.observe:
+            self.observe(metrics)
 
     @contextmanager
     def failure_kept(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from workers.model import Base
 from workers.parallel.world import World
 from workers.spec import LossSpec, TrainSpec
 from workers.train.forward import recorded, scored_logits
+from workers.train.heartbeat import Heart
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 """Our names of the schedules, and transformers'."""
@@ -60,7 +61,16 @@ class TrainStep:
     and the contrastive loss (which compares tokens of one micro-batch of one worker).
     """
 
-    def __init__(self, spec: TrainSpec, base: Base, adapter: Adapter, world: World) -> None:
+    def __init__(
+        self,
+        spec: TrainSpec,
+        base: Base,
+        adapter: Adapter,
+        world: World,
+        heart: Heart | None = None,
+    ) -> None:
+        """`heart` is told each phase of a step."""
+        self._beat = (heart or Heart()).beat
         self._base, self._adapter, self._world = base, adapter, world
         self._spec = spec.loss
         self._weights = _weights(spec.loss)
@@ -83,11 +93,13 @@ class TrainStep:
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
         """Take one step on this worker's micro-batches; every worker has the same number."""
+        self._beat("forward")
         counts = self._count(batches)
         parts: dict[str, list[Tensor]] = {}
         for batch, micro_tokens in zip(batches, counts.micro_tokens, strict=True):
             for name, part in self._backward(batch, counts, micro_tokens).items():
                 parts.setdefault(name, []).append(part)
+        self._beat("reduce")
         self._world.add_gradients(self._parameters)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
         # Read only here, not after each micro-batch, so that a GPU does not run dry between them.
@@ -98,6 +110,7 @@ class TrainStep:
             lr=self._schedule.get_last_lr()[0],
             tokens=int(counts.tokens),
         )
+        self._beat("update")
         self._check(result)
         self._optimizer.step()
         self._schedule.step()
@@ -124,6 +137,7 @@ class TrainStep:
 
     def _backward(self, batch: Batch, counts: _Counts, micro_tokens: float) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch; this worker's part of each loss of the step."""
+        self._beat("forward")
         rank_space = "contrastive" in self._weights
         # The backward pass runs outside: recomputed activations must not be recorded.
         with recorded(self._adapter, self._base, batch, rank_space=rank_space) as records:
@@ -138,6 +152,7 @@ class TrainStep:
             share = balance if name == "load_balance" else mine
             parts[name] = torch.stack(terms).mean() * share
         loss = torch.stack([self._weights.get(name, 1.0) * part for name, part in parts.items()])
+        self._beat("backward")
         torch.autograd.backward(loss.sum())
         return {name: part.detach() for name, part in (parts | {"loss": loss.sum()}).items()}
 

@@ -1,0 +1,97 @@
+"""How far a run is after a step, and how long it will take. Readable without torch."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from workers.train.step import StepResult
+
+RECENT_STEPS = 20
+"""Speed is the mean over so many: steady to read, and soon right after a change."""
+
+
+class Progress(BaseModel):
+    """One step's figures, over all workers."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+
+    step: int
+    """Optimizer steps done."""
+    steps: int
+    """Optimizer steps in all."""
+    epoch: float
+    workers: int
+    loss: float
+    """Of this step, with weights."""
+    load_balance: float | None
+    """Before its weight: 1 is even, num_experts is one expert for all. None where it is off."""
+    lr: float
+    tokens_per_second: float
+    """Real tokens of all workers, prompts included; evaluations are not in the time."""
+    step_seconds: float
+    pause_seconds: float | None
+    """From the last step before an evaluation to the first one after it; None before there was
+    one."""
+    eta_seconds: float
+    """Until the run's end, evaluations included once there was one."""
+
+    def report(self) -> dict[str, Any]:
+        """As part of what `TrainingRun.advance` reports, for an Observer."""
+        train = ("loss", "load_balance", "lr", "tokens_per_second", "step_seconds")
+        values = self.model_dump()
+        return {
+            **{name: value for name, value in values.items() if name not in train},
+            "train": {name: values[name] for name in train if values[name] is not None},
+        }
+
+
+class Meter:
+    """Times a run's steps. It reads only what a step has read from the device already."""
+
+    def __init__(
+        self, steps: int, every: int, workers: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """`every`: steps between two evaluations."""
+        self._clock = clock
+        self._steps, self._every, self._workers = steps, every, workers
+        self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
+        self._last: float | None = None
+        self._pause: float | None = None
+
+    def start(self) -> None:
+        """Steps follow; what went before was an evaluation, or the loading."""
+        now = self._clock()
+        if self._last is not None:
+            self._pause = now - self._last
+        self._last = now
+
+    def step(self, step: int, epoch: float, result: "StepResult") -> Progress:
+        """The figures after a step."""
+        now = self._clock()
+        self._recent.append((now - (self._last or now), result.tokens))
+        self._last = now
+        seconds = math.fsum(taken for taken, _ in self._recent)
+        tokens = sum(tokens for _, tokens in self._recent)
+        a_step = seconds / len(self._recent)
+        return Progress(
+            step=step,
+            steps=self._steps,
+            epoch=epoch,
+            workers=self._workers,
+            loss=result.losses["loss"],
+            load_balance=result.losses.get("load_balance"),
+            lr=result.lr,
+            tokens_per_second=tokens / seconds if seconds else 0.0,
+            step_seconds=a_step,
+            pause_seconds=self._pause,
+            eta_seconds=(self._steps - step) * a_step + self._pauses(step) * (self._pause or 0.0),
+        )
+
+    def _pauses(self, step: int) -> int:
+        """Evaluations to come after `step`; that of the step itself is one."""
+        return math.ceil(self._steps / self._every) - math.ceil(step / self._every) + 1
