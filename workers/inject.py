@@ -3,7 +3,7 @@
 Shapes: B batch, S sequence, T = B * S tokens, E experts, K top-k, R rank, I and O a linear's sizes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from workers.layers.experts import BlockExperts, LinearExperts
+from workers.layers.dispatch import TokenDispatcher
+from workers.layers.experts import BlockExperts, LinearExperts, Recorder
 from workers.layers.feed_forward import FeedForward
 from workers.layers.router import Routing
 from workers.pack import Layer
@@ -64,6 +65,17 @@ class Adapter:
         """Trainable parameters."""
         return (parameter for _, parameter in self.named_parameters())
 
+    def named_expert_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those with a row for each expert, which expert parallelism shares out."""
+        for place, layer in self._layers.items():
+            for name, parameter in layer.expert_parameters().items():
+                yield f"{place.path}.{name.removeprefix('projections.')}", parameter
+
+    def set_dispatcher(self, dispatcher: TokenDispatcher) -> None:
+        """Say how tokens and experts of all layers come together."""
+        for layer in self._layers.values():
+            layer.dispatcher = dispatcher
+
     def num_parameters(self) -> int:
         """How many numbers are trained."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -101,13 +113,13 @@ class Adapter:
         mask_T = None if mask_BS is None else mask_BS.reshape(-1).bool()
 
         def note(
-            path: str, routing: Routing, terms: tuple[Tensor, ...], token_t: Tensor | None
+            path: str, routing: Routing, terms: Sequence[Tensor], token_t: Tensor | None
         ) -> None:
             own_T = mask_T if mask_T is None or token_t is None else mask_T[token_t]
-            records.append(LayerRecord(path, routing, own_T, terms if rank_space else ()))
+            records.append(LayerRecord(path, routing, own_T, tuple(terms)))
 
         for place, layer in self._layers.items():
-            layer.recorder = partial(note, place.path)
+            layer.recorder = Recorder(partial(note, place.path), rank_space)
         try:
             yield records
         finally:

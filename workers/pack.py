@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from workers.layers.adapt import Adapted, adapt_block, adapt_few, adapt_linear
+from workers.layers.adapt import Adapted, Frozen, adapt_block, adapt_few, adapt_linear
 from workers.layers.bank import Bank, join
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
@@ -39,21 +39,23 @@ def packed(
     hidden_TD = hidden.reshape(-1, hidden.shape[-1])
     made = _prepared(base, layers, hidden_TD, few)
     if made is not None and made.router is not None and isinstance(base, FeedForward):
-        return adapt_few(base, made, hidden_TD, made.router.route(hidden_TD, split.name_T))
+        pairs = made.router.route(hidden_TD, split.name_T)
+        return base.leave(adapt_few(base, made, hidden_TD, pairs))
     length = hidden.shape[-2] if hidden.dim() == 3 else None
     members = _members(layers, split, hidden_TD, length)
     pairs = _pairs(members, split)
     if made is not None and isinstance(base, FeedForward):
-        return adapt_few(base, made, hidden_TD, pairs)
+        return base.leave(adapt_few(base, made, hidden_TD, pairs))
     mode = Mode(_rate(members, split))
     if isinstance(base, FeedForward):
         adapted = adapt_block(base, _block_banks(layers, base, hidden), pairs, hidden_TD, mode)
     else:
         linears = [layer for layer in layers if isinstance(layer, LinearExperts)]
         bank = join([layer.bank(base, hidden.dtype) for layer in linears])
-        adapted = adapt_linear(base, bank, pairs, hidden_TD, mode)
+        adapted = adapt_linear(Frozen.of(base, hidden_TD), bank, pairs, hidden_TD, mode)
     _record(members, adapted)
-    return adapted.output_TO
+    output_TO = adapted.output_TO
+    return base.leave(output_TO) if isinstance(base, FeedForward) else output_TO
 
 
 def _prepared(
@@ -164,9 +166,10 @@ def _record(members: Sequence[_Member], adapted: Adapted) -> None:
         if member.layer is None or member.routing is None or member.layer.recorder is None:
             continue
         slots = member.routing.expert_TK.shape[1]
-        terms = adapted.terms(member.layer.compared)
-        own = tuple(one_TKR[member.token_t, :slots] for one_TKR in terms)
-        member.layer.recorder(member.routing, own, member.token_t)
+        recorder = member.layer.recorder
+        terms = adapted.terms(member.layer.compared) if recorder.rank_space else ()
+        own = [one_TKR[member.token_t, :slots] for one_TKR in terms]
+        recorder.note(member.routing, own, member.token_t)
 
 
 def _experts(layer: Layer | None) -> int:

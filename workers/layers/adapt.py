@@ -34,30 +34,47 @@ class Adapted(NamedTuple):
 
 def plain_lora(linear: nn.Module, bank: Bank, hidden_TI: Tensor, mode: Mode) -> Tensor:
     """y = W x + s B A dropout(x); with DoRA its features are scaled."""
-    frozen_TO: Tensor = linear(hidden_TI)
+    frozen = Frozen.of(linear, hidden_TI)
+    frozen_TO = frozen.output_TO
     rank_space_TR = nn.functional.linear(_dropped(hidden_TI, mode), bank.lora_A_NRI[0])
     rank_space_TR = rank_space_TR * cast(float, bank.scale)
     if bank.factor_NO is None:
         return frozen_TO.addmm_(rank_space_TR, bank.lora_B_NOR[0].T)
     update_TO = rank_space_TR @ bank.lora_B_NOR[0].T
     change_1O = (bank.factor_NO - 1).to(frozen_TO.dtype)
-    return frozen_TO + update_TO + change_1O * (_without_bias(linear, frozen_TO) + update_TO)
+    return frozen_TO + update_TO + change_1O * (frozen.without_bias_TO + update_TO)
+
+
+class Frozen(NamedTuple):
+    """What a frozen linear gives, and its bias, which DoRA's magnitude leaves alone."""
+
+    output_TO: Tensor
+    bias_O: Tensor | None
+
+    @classmethod
+    def of(cls, linear: nn.Module, hidden_TI: Tensor) -> "Frozen":
+        """Run the linear."""
+        return cls(linear(hidden_TI), _bias(linear))
+
+    @property
+    def without_bias_TO(self) -> Tensor:  # noqa: N802
+        """W x."""
+        return self.output_TO if self.bias_O is None else self.output_TO - self.bias_O
 
 
 def adapt_linear(
-    linear: nn.Module, bank: Bank, pairs: Pairs, hidden_TI: Tensor, mode: Mode
+    frozen: Frozen, bank: Bank, pairs: Pairs, hidden_TI: Tensor, mode: Mode
 ) -> Adapted:
     """y = W x + s sum_k g_k B_e A_e dropout(x), e the expert of slot k."""
-    frozen_TO = linear(hidden_TI)
     (rank_space_TKR,) = project_all([bank], _dropped(hidden_TI, mode), pairs)
     gate_TK1 = pairs.gate_TK.to(rank_space_TKR.dtype).unsqueeze(-1)
     if bank.factor_NO is not None:
         weight_TN = pairs.spread_sum(pairs.masked(gate_TK1)).squeeze(-1)
         change_TO = weight_TN @ (bank.factor_NO - 1).to(weight_TN.dtype)
-        frozen_TO = frozen_TO + change_TO * _without_bias(linear, frozen_TO)
+        frozen = Frozen(frozen.output_TO + change_TO * frozen.without_bias_TO, None)
         factor_NO1 = bank.factor_NO.to(bank.lora_B_NOR.dtype).unsqueeze(-1)
         bank = bank.with_B(bank.lora_B_NOR * factor_NO1)
-    output_TO = bank.expand(rank_space_TKR * gate_TK1, pairs, frozen_TO)
+    output_TO = bank.expand(rank_space_TKR * gate_TK1, pairs, frozen.output_TO)
     return Adapted(output_TO, {ITSELF: rank_space_TKR})
 
 
@@ -68,7 +85,8 @@ def adapt_block(
     hidden_TD: Tensor,
     mode: Mode,
 ) -> Adapted:
-    """The frozen block with the experts in `banks`, by name of the linear."""
+    """The frozen block with the experts in `banks`, by name of the linear; without what the block
+    does behind its outer linear."""
     reading = {name: banks[name] for name in block.inner if name in banks}
     projected = project_all(list(reading.values()), _dropped(hidden_TD, mode), pairs)
     rank_space = dict(zip(reading, projected, strict=True))
@@ -84,24 +102,19 @@ def adapt_block(
         rank_space[name] = outer_TKR = bank.scaled(outer_TKR, pairs)
         gate_TK1 = pairs.gate_TK.to(outer_TKR.dtype).unsqueeze(-1)
         output_TD = bank.expand(outer_TKR * gate_TK1, pairs, output_TD)
-    return Adapted(block.leave(output_TD), rank_space)
+    return Adapted(output_TD, rank_space)
 
 
 def adapt_few(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pairs) -> Tensor:
     """`adapt_block` for a decoding step."""
     output_TD = few_tokens(block, made, hidden_TD, pairs)
-    return block.leave(with_weighed_bias(block.outer[1], output_TD, pairs.gate_TK))
+    return with_weighed_bias(block.outer[1], output_TD, pairs.gate_TK)
 
 
 def _dropped(hidden_TI: Tensor, mode: Mode) -> Tensor:
     """The input of all A matrices that read it: one mask for them."""
     factor_TI = dropout.draw(hidden_TI, hidden_TI.shape[1], mode.rate)
     return hidden_TI if factor_TI is None else hidden_TI * factor_TI
-
-
-def _without_bias(linear: nn.Module, frozen_TO: Tensor) -> Tensor:
-    bias_O = _bias(linear)
-    return frozen_TO if bias_O is None else frozen_TO - bias_O
 
 
 def with_weighed_bias(linear: nn.Module, output_TO: Tensor, gate_TK: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """The one seam for expert parallelism: where a token's experts run.
 
-Shapes: n rows that reached this place, T tokens, D width, K choices of each row.
+Shapes: n rows that reached this place, T tokens, D width, K choices of each row, E experts in all.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -15,18 +17,30 @@ class Dispatched(NamedTuple):
 
     hidden_nD: Tensor
     expert_nK: Tensor
-    """Indices into the experts that live here."""
+    """Indices into the experts that live here; their number is the void."""
     gate_nK: Tensor
+    experts: int
+    """How many experts live here."""
+    moved: bool = False
+    """Whether the rows are others than this worker's tokens: its frozen output is then its own."""
+    journey: Any = None
+    """What the dispatcher wants to know of the way back."""
 
 
 class TokenDispatcher(Protocol):
-    """Brings tokens to their experts and the experts' weighted outputs back."""
+    """Brings tokens and experts together, and the experts' weighted outputs back to the tokens."""
 
     def dispatch(self, hidden_TD: Tensor, routing: Routing) -> Dispatched:
         """Send each token to the owners of its experts."""
 
-    def combine(self, output_nO: Tensor, dispatched: Dispatched) -> Tensor:
-        """Return the outputs to the tokens, [T, out]; shares of one token are added up."""
+    def experts(
+        self, shards: Callable[[], Sequence[Tensor]], sent: Dispatched
+    ) -> AbstractContextManager[Sequence[Tensor] | None]:
+        """The weights of the experts that the rows name, one row for each, for the length of the
+        computation with them; `shards` gives those that live here. None: they are all."""
+
+    def combine(self, parts: Sequence[Tensor], sent: Dispatched) -> list[Tensor]:
+        """Return results [n, ...] to the tokens, [T, ...]; shares of one token are added up."""
 
 
 class LocalTokenDispatcher:
@@ -34,9 +48,17 @@ class LocalTokenDispatcher:
 
     def dispatch(self, hidden_TD: Tensor, routing: Routing) -> Dispatched:
         """Every token as it stands, with its chosen experts."""
-        return Dispatched(hidden_TD, routing.expert_TK, routing.gate_TK)
+        experts = routing.logits_TE.shape[1]
+        return Dispatched(hidden_TD, routing.expert_TK, routing.gate_TK, experts)
 
-    def combine(self, output_nO: Tensor, dispatched: Dispatched) -> Tensor:
-        """The outputs as they stand."""
-        del dispatched
-        return output_nO
+    def experts(
+        self, shards: Callable[[], Sequence[Tensor]], sent: Dispatched
+    ) -> AbstractContextManager[None]:
+        """Those that live here."""
+        del shards, sent
+        return nullcontext()
+
+    def combine(self, parts: Sequence[Tensor], sent: Dispatched) -> list[Tensor]:
+        """The results as they stand."""
+        del sent
+        return list(parts)

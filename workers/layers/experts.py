@@ -6,13 +6,23 @@ A layer's specification has one number of experts: its own (`AdapterSpec.in_laye
 """
 
 import math
-from collections.abc import Callable, Collection
-from typing import cast
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from workers.layers.adapt import ITSELF, adapt_block, adapt_few, adapt_linear, plain_lora
+from workers.layers.adapt import (
+    ITSELF,
+    Adapted,
+    Frozen,
+    adapt_block,
+    adapt_few,
+    adapt_linear,
+    plain_lora,
+)
 from workers.layers.bank import Bank
 from workers.layers.dispatch import Dispatched, LocalTokenDispatcher, TokenDispatcher
 from workers.layers.dora import factor, row_norms
@@ -23,8 +33,15 @@ from workers.layers.pairs import Pairs
 from workers.layers.router import Router, Routing
 from workers.spec import AdapterSpec
 
-Recorder = Callable[[Routing, tuple[Tensor, ...], Tensor | None], None]
-"""Is told what a routed place did, and with which tokens of the batch (None: all)."""
+
+class Recorder(NamedTuple):
+    """Is told what a routed place did."""
+
+    note: Callable[[Routing, Sequence[Tensor], Tensor | None], None]
+    """Takes the routing, the rank space, and the tokens of the batch that both are of (None: all).
+    """
+    rank_space: bool = True
+    """Whether the rank space is wanted; without, there is none."""
 
 
 class LoraExperts(nn.Module):
@@ -36,6 +53,7 @@ class LoraExperts(nn.Module):
         in_features, out_features = linear_sizes(linear) or (0, 0)
         num_experts = spec.experts_in(0, 1)
         self.scale = spec.scale
+        self._shares_a = spec.shared_a
         ways_in = 1 if spec.shared_a else num_experts
         self.lora_A = nn.Parameter(torch.zeros(ways_in, spec.rank, in_features))
         self.lora_B = nn.Parameter(torch.zeros(num_experts, out_features, spec.rank))
@@ -58,21 +76,39 @@ class LoraExperts(nn.Module):
         """
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._serving = None  # Some optimizers change weights without leaving a trace on them.
-            return self._made(linear, dtype)
+            return self.bank_of(linear, self.stacked(dtype), dtype)
         weights = (self.lora_A, self.lora_B, self.lora_magnitude)
         state = (dtype, *((one.data_ptr(), one._version) for one in weights if one is not None))
         if self._serving is None or self._serving[0] != state:
-            self._serving = state, self._made(linear, dtype).for_service()
+            bank = self.bank_of(linear, self.stacked(dtype), dtype)
+            self._serving = state, bank.for_service()
         return self._serving[1]
 
-    def _made(self, linear: nn.Module, dtype: torch.dtype) -> Bank:
-        lora_A, lora_B = self.lora_A.to(dtype), self.lora_B.to(dtype)
-        if len(lora_A) < len(lora_B):
-            lora_A = lora_A.repeat(len(lora_B), 1, 1)
-        if self.lora_magnitude is None:
-            return Bank(lora_A, lora_B, self.scale)
-        factor_NO = factor(self.lora_magnitude, linear, self.lora_A, self.lora_B, self.scale)
-        return Bank(lora_A, lora_B, self.scale, factor_NO)
+    def expert_parameters(self) -> dict[str, nn.Parameter]:
+        """Those with a row for each expert: all but an A that they share."""
+        shared = "lora_A" if self._shares_a else ""
+        own = self.named_parameters(recurse=False)
+        return {name: parameter for name, parameter in own if name != shared}
+
+    def stacked(self, dtype: torch.dtype) -> list[Tensor]:
+        """The expert parameters, as `bank_of` takes them."""
+        # DoRA's norms want what the optimizer holds.
+        kept = self.lora_magnitude is not None
+        own = LoraExperts.expert_parameters(self).values()
+        return [one if kept else one.to(dtype) for one in own]
+
+    def bank_of(self, linear: nn.Module, stacked: Sequence[Tensor], dtype: torch.dtype) -> Bank:
+        """The bank of these experts: `stacked` of ours, or of more that live elsewhere."""
+        named = dict(zip(LoraExperts.expert_parameters(self), stacked, strict=True))
+        lora_B = named["lora_B"]
+        lora_A = named.get("lora_A", self.lora_A)
+        all_A = lora_A.to(dtype)
+        if self._shares_a:
+            all_A = all_A.repeat(len(lora_B), 1, 1)
+        if "lora_magnitude" not in named:
+            return Bank(all_A, lora_B.to(dtype), self.scale)
+        factor_NO = factor(named["lora_magnitude"], linear, lora_A, lora_B, self.scale)
+        return Bank(all_A, lora_B.to(dtype), self.scale, factor_NO)
 
 
 class LinearExperts(LoraExperts):
@@ -97,15 +133,23 @@ class LinearExperts(LoraExperts):
     def forward(self, linear: nn.Module, hidden_TI: Tensor, length: int | None = None) -> Tensor:
         """The frozen `linear` with its update; `length` as in Router."""
         mode = Mode(self.rate if self.training else 0.0)
-        bank = self.bank(linear, hidden_TI.dtype)
+        dtype = hidden_TI.dtype
         if self.router is None:
-            return plain_lora(linear, bank, hidden_TI, mode)
+            return plain_lora(linear, self.bank(linear, dtype), hidden_TI, mode)
         routing = self.router(hidden_TI, length)
         sent = self.dispatcher.dispatch(hidden_TI, routing)
-        adapted = adapt_linear(linear, bank, _pairs(sent, self.router), sent.hidden_nD, mode)
-        if self.recorder is not None:
-            self.recorder(routing, adapted.terms(self.compared), None)
-        return self.dispatcher.combine(adapted.output_TO, sent)
+        pairs = _pairs(sent, self.router)
+        with self.dispatcher.experts(partial(self.stacked, dtype), sent) as whole:
+            bank = self.bank_of(linear, whole, dtype) if whole else self.bank(linear, dtype)
+            frozen = Frozen.of(linear, hidden_TI)
+            onto = _nothing(sent, frozen) if sent.moved else frozen
+            adapted = adapt_linear(onto, bank, pairs, sent.hidden_nD, mode)
+        output_TO = _returned(self, adapted, routing, sent)
+        return frozen.output_TO + output_TO if sent.moved else output_TO
+
+    def expert_parameters(self) -> dict[str, nn.Parameter]:
+        """As of LoraExperts; plain LoRA has none."""
+        return {} if self.router is None else super().expert_parameters()
 
 
 class BlockExperts(nn.Module):
@@ -139,8 +183,8 @@ class BlockExperts(nn.Module):
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Initialise the router, then the experts of each projection."""
         self.router.reset_parameters(generator)
-        for experts in self.projections.values():
-            cast(LoraExperts, experts).reset_parameters(generator)
+        for _, experts in self._experts():
+            experts.reset_parameters(generator)
 
     def state(self, dtype: torch.dtype) -> tuple[object, ...]:
         """Changes whenever what `banks` would give changes."""
@@ -150,27 +194,48 @@ class BlockExperts(nn.Module):
         """The experts of every adapted linear."""
         if self.training:
             self._few.forget()  # Some optimizers change weights without leaving a trace on them.
-        return {
-            name: cast(LoraExperts, experts).bank(block.linears[name], dtype)
-            for name, experts in self.projections.items()
-        }
+        return {name: experts.bank(block.linears[name], dtype) for name, experts in self._experts()}
 
     def forward(self, block: FeedForward, hidden_TD: Tensor, length: int | None = None) -> Tensor:
         """The frozen `block` with its experts; `length` as in Router."""
         made = self._prepared(block, hidden_TD)
         if made is not None and made.router is not None:
-            return adapt_few(block, made, hidden_TD, made.router.route(hidden_TD))
+            pairs = made.router.route(hidden_TD)
+            return block.leave(adapt_few(block, made, hidden_TD, pairs))
         routing = self.router(hidden_TD, length)
         sent = self.dispatcher.dispatch(hidden_TD, routing)
         pairs = _pairs(sent, self.router)
         if made is not None:
-            return adapt_few(block, made, hidden_TD, pairs)
+            return block.leave(adapt_few(block, made, hidden_TD, pairs))
         mode = Mode(self.rate if self.training else 0.0, self.fused)
-        banks = self.banks(block, hidden_TD.dtype)
-        adapted = adapt_block(block, banks, pairs, sent.hidden_nD, mode)
-        if self.recorder is not None:
-            self.recorder(routing, adapted.terms(self.compared), None)
-        return self.dispatcher.combine(adapted.output_TO, sent)
+        dtype = hidden_TD.dtype
+        with self.dispatcher.experts(partial(self._stacked, dtype), sent) as whole:
+            banks = self._banks_of(block, whole, dtype) if whole else self.banks(block, dtype)
+            adapted = adapt_block(block, banks, pairs, sent.hidden_nD, mode)
+        return block.leave(_returned(self, adapted, routing, sent))
+
+    def expert_parameters(self) -> dict[str, nn.Parameter]:
+        """Of all projections, by name."""
+        return {
+            f"projections.{name}.{own}": parameter
+            for name, experts in self._experts()
+            for own, parameter in experts.expert_parameters().items()
+        }
+
+    def _experts(self) -> Iterator[tuple[str, LoraExperts]]:
+        return ((name, cast(LoraExperts, one)) for name, one in self.projections.items())
+
+    def _stacked(self, dtype: torch.dtype) -> list[Tensor]:
+        return [one for _, experts in self._experts() for one in experts.stacked(dtype)]
+
+    def _banks_of(
+        self, block: FeedForward, stacked: Sequence[Tensor], dtype: torch.dtype
+    ) -> dict[str, Bank]:
+        banks, left = {}, iter(stacked)
+        for name, experts in self._experts():
+            own = list(islice(left, len(experts.expert_parameters())))
+            banks[name] = experts.bank_of(block.linears[name], own, dtype)
+        return banks
 
     @property
     def is_watched(self) -> bool:
@@ -184,4 +249,22 @@ class BlockExperts(nn.Module):
 
 
 def _pairs(sent: Dispatched, router: Router) -> Pairs:
-    return Pairs(sent.expert_nK, sent.gate_nK, router.weight.shape[0], router.has_voids)
+    return Pairs(sent.expert_nK, sent.gate_nK, sent.experts, router.has_voids or sent.moved)
+
+
+def _nothing(sent: Dispatched, frozen: Frozen) -> Frozen:
+    """For rows from elsewhere: their frozen output is where they came from."""
+    like_TO = frozen.output_TO
+    return Frozen(like_TO.new_zeros(len(sent.hidden_nD), like_TO.shape[1]), None)
+
+
+def _returned(
+    layer: LinearExperts | BlockExperts, adapted: Adapted, routing: Routing, sent: Dispatched
+) -> Tensor:
+    """The output of each token; a recorder is told."""
+    wanted = layer.recorder is not None and layer.recorder.rank_space
+    terms = adapted.terms(layer.compared) if wanted else ()
+    output_TO, *terms_TKR = layer.dispatcher.combine([adapted.output_TO, *terms], sent)
+    if layer.recorder is not None:
+        layer.recorder.note(routing, terms_TKR, None)
+    return output_TO

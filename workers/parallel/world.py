@@ -16,12 +16,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class World:
-    """One worker's place among the data-parallel workers of a run."""
+    """One worker's place among the workers of a run, or of a group of them."""
 
     rank: int = 0
     """This worker, from 0."""
     size: int = 1
     """Workers in all."""
+    group: dist.ProcessGroup | None = None
+    """The group of these workers; None is the default group, of all."""
 
     @classmethod
     def current(cls) -> "World":
@@ -29,6 +31,11 @@ class World:
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup) -> "World":
+        """The workers of a group that this one belongs to."""
+        return cls(dist.get_rank(group), dist.get_world_size(group), group)
 
     @property
     def is_first(self) -> bool:
@@ -42,7 +49,7 @@ class World:
     def add(self, tensor: Tensor) -> Tensor:
         """`tensor` summed over all workers, in place and returned; the same bits on each."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def totals(self, values: Sequence[float], device: torch.device) -> list[float]:
@@ -58,14 +65,14 @@ class World:
     def wait(self) -> None:
         """Return once every worker has come here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(self.group)
 
     def gather(self, value: Any) -> list[Any]:
         """What every worker holds, by rank (pickled, between the workers of one run only)."""
         if self.size == 1:
             return [value]
         everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, value)
+        dist.all_gather_object(everyone, value, group=self.group)
         return everyone
 
     def copy_from_first(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -73,7 +80,7 @@ class World:
         if self.size == 1 or not parameters:
             return
         flat = nn.utils.parameters_to_vector(parameters).detach()
-        dist.broadcast(flat, src=0)
+        dist.broadcast(flat, group=self.group, group_src=0)
         with torch.no_grad():
             for parameter, part in _parts(parameters, flat):
                 parameter.copy_(part)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.layers.experts import BlockExperts, LinearExperts
+from workers.layers.experts import BlockExperts, LinearExperts, Recorder
 from workers.layers.feed_forward import FeedForward, find_feed_forward
 from workers.spec import AdapterSpec
 
@@ -198,7 +198,7 @@ def test_some_linears_of_a_block(targets: tuple[str, ...], way: str) -> None:
     hidden_TD = random_input(2, 5)
     assert set(layer.projections) == set(targets)
     terms: list[Tensor] = []
-    layer.recorder = lambda _routing, rank_space, _tokens: terms.extend(rank_space)
+    layer.recorder = Recorder(lambda _routing, rank_space, _tokens: terms.extend(rank_space))
     got = layer(view, hidden_TD)
     assert_same(layer, hidden_TD, got, block_loop(block, layer, spec, hidden_TD))
     assert len(terms) == max(1, len(set(targets) - {"out"}))

@@ -1,0 +1,82 @@
+"""Collectives that gradients pass through, and a count of the bytes that they send.
+
+Shapes: n rows sent, m rows received, X numbers of a row.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from workers.parallel.world import World
+
+
+class Traffic:
+    """Bytes that this worker has sent to others, by what they were."""
+
+    def __init__(self) -> None:
+        self.sent: Counter[str] = Counter()
+
+    def count(self, kind: str, tensor: Tensor, rows: int | None = None) -> None:
+        """Add the bytes of `tensor`, or of so many of its rows."""
+        size = tensor.numel() if rows is None else rows * tensor[:1].numel()
+        self.sent[kind] += size * tensor.element_size()
+
+    @property
+    def total(self) -> int:
+        """All bytes sent."""
+        return sum(self.sent.values())
+
+
+class Route:
+    """How many rows go to and come from each worker of a group, and what that costs."""
+
+    def __init__(self, group: World, send: Sequence[int], receive: Sequence[int], traffic: Traffic):
+        self.group, self.traffic = group, traffic
+        self.send, self.receive = list(send), list(receive)
+
+    @classmethod
+    def plan(cls, group: World, send_W: Tensor, traffic: Traffic) -> "Route":
+        """Tell every worker how many rows to expect: [W] counts, one for each worker."""
+        receive_W = torch.empty_like(send_W)
+        dist.all_to_all_single(receive_W, send_W, group=group.group)
+        both = torch.stack([send_W, receive_W]).tolist()
+        return cls(group, both[0], both[1], traffic)
+
+    @property
+    def back(self) -> "Route":
+        """The way back."""
+        return Route(self.group, self.receive, self.send, self.traffic)
+
+    def move(self, kind: str, rows_nX: Tensor) -> Tensor:
+        """Send the rows, sorted by receiver; gives those received, sorted by sender. No gradient.
+
+        Also where a worker has none to send or gets none: the others wait for its part.
+        """
+        out_mX = rows_nX.new_empty(sum(self.receive), *rows_nX.shape[1:])
+        dist.all_to_all_single(
+            out_mX, rows_nX.contiguous(), self.receive, self.send, group=self.group.group
+        )
+        others = sum(self.send) - self.send[self.group.rank]
+        self.traffic.count(kind, rows_nX, others)
+        return out_mX
+
+
+def all_to_all(route: Route, kind: str, rows_nX: Tensor) -> Tensor:
+    """`Route.move` that gradients pass through, the other way."""
+    moved: Tensor = _AllToAll.apply(rows_nX, route, kind)  # type: ignore[no-untyped-call]
+    return moved
+
+
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_nX: Tensor, route: Route, kind: str) -> Tensor:
+        ctx.route, ctx.kind = route, kind
+        return route.move(kind, rows_nX)
+
+    @staticmethod
+    def backward(ctx: Any, grad_mX: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.route.back.move(ctx.kind, grad_mX), None, None
