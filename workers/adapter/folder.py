@@ -1,5 +1,6 @@
 """The folder of an adapter: its files, opened without tricks and written whole. No torch."""
 
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,10 @@ PICKLED = "adapter_model.bin"
 CONFIG = "adapter_config.json"
 MANIFEST = "manifest.json"
 FILES = (WEIGHTS, PICKLED, CONFIG, MANIFEST)
+
+
+class WriteError(InputError):
+    """A folder could not be written: the disk is full, or the place is not ours."""
 
 
 def existing(path: str | Path) -> Path:
@@ -82,10 +87,11 @@ def written_whole(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         _put(temporary, folder)
+        sync_names(folder.parent)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        raise WriteError(f"{folder}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -106,11 +112,27 @@ def _refuse_strangers(folder: Path) -> None:
         raise InputError(f"{folder}: holds other files ({strangers[0]}); name a new folder")
 
 
-def _sync(folder: Path) -> None:
-    """Bring the files to the disk before the rename that makes them visible."""
+def sync(folder: Path) -> None:
+    """Bring all files below to the disk, before the rename that makes them visible."""
     for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        if path.is_dir():
+            sync(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_names(folder)
+
+
+def sync_names(folder: Path) -> None:
+    """Bring a folder's names to the disk: else a rename may be lost with the power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # filesystems that know no such thing
+            raise
+    finally:
+        os.close(handle)
 
 
 def _put(new: Path, folder: Path) -> None:

@@ -67,9 +67,13 @@ class Batches:
             self._epochs[epoch] = self._order(epoch)
         return self._epochs[epoch][place]
 
+    def mine(self, step: int) -> list[int]:
+        """This worker's rows of a step; all workers have rows of about the same lengths."""
+        return self.indices(step)[self.rank :: self.world]
+
     def share(self, step: int) -> list[Example]:
-        """This worker's examples of a step; all workers have rows of about the same lengths."""
-        return [self.examples[index] for index in self.indices(step)[self.rank :: self.world]]
+        """This worker's examples of a step."""
+        return [self.examples[index] for index in self.mine(step)]
 
     def micro_batches(self, step: int, size: int | None = None) -> list[list[Example]]:
         """This worker's share in forward passes of `size` rows (None: in one)."""

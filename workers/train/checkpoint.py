@@ -1,24 +1,83 @@
-"""Random states and atomic files of a training run's state."""
+"""The state of a training run: its file, its folder, and the random generators."""
 
+import io
 import os
 import random
-from collections.abc import Mapping, Sequence
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from workers.adapter.folder import sync, sync_names
 from workers.parallel.world import World
 from workers.spec import InputError
 
 STATE = "state.pt"
+_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """The checkpoints of one run: folders `step-00000040`, which are whole or not there."""
+
+    folder: Path
+
+    def whole(self) -> list[Path]:
+        """Those there are, oldest first."""
+        return sorted(self.folder.glob(f"{_PREFIX}*"))
+
+    @contextmanager
+    def written(self, step: int) -> Iterator[Path]:
+        """A new folder to write into, which becomes the checkpoint of `step` at the end, or
+        vanishes. It takes the name only after all of it has reached the disk."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"{_PREFIX}{step:08d}"
+        temporary = self.folder / f".{name}.{uuid.uuid4().hex}"
+        temporary.mkdir()
+        try:
+            yield temporary
+            sync(temporary)
+            shutil.rmtree(self.folder / name, ignore_errors=True)  # of an attempt before this one
+            os.replace(temporary, self.folder / name)
+            sync_names(self.folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def prune(self, keep: int, *, spare: Path | None = None) -> None:
+        """Leave the latest `keep`, and `spare`, which someone reads; and nothing of a writer that
+        was killed."""
+        for old in self.whole()[:-keep]:
+            if old != spare:
+                shutil.rmtree(old, ignore_errors=True)
+        for remains in self.folder.glob(f".{_PREFIX}*"):
+            shutil.rmtree(remains, ignore_errors=True)
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` (tensors and plain values) into `folder`, whole or not at all."""
+    """Write `state` (tensors and plain values) into `folder`, whole or not at all.
+
+    Raises InputError for a tensor without elements, which is what a gather forgotten under ZeRO-3
+    or FSDP2 leaves, and OSError for a full disk.
+    """
+    _refuse_empty(state, str(folder))
+    content = io.BytesIO()
+    torch.save(dict(state), content)
     temporary = folder / f".{STATE}.{os.getpid()}"
-    torch.save(dict(state), temporary)
-    os.replace(temporary, folder / STATE)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / STATE)
+        sync_names(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -61,3 +120,18 @@ def restore_random_states(all_states: Sequence[Mapping[str, Any]], world: World)
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+
+
+def _refuse_empty(value: Any, where: str) -> None:
+    """Look through mappings and lists for tensors without elements."""
+    if isinstance(value, Tensor):
+        if value.numel() == 0:
+            raise InputError(f"{where} of shape {list(value.shape)} has no elements")
+        return
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    else:
+        items = list(enumerate(value)) if isinstance(value, list | tuple) else []
+    for name, item in items:
+        if isinstance(item, Tensor | Mapping | list | tuple):
+            _refuse_empty(item, f"{where}: {name}")

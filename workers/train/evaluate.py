@@ -5,7 +5,7 @@ workers gives the same figures. Tensor suffixes: B rows, S positions, N the last
 M target tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,8 @@ class Evaluation:
     """None where the bare base is measured: it has no routing."""
     spec: EvaluationSpec
     world: World
+    moving: Callable[[], None] = lambda: None
+    """Called before each forward pass: an evaluation may take long, and workers differ."""
 
     @torch.no_grad()
     def __call__(self) -> Metrics:
@@ -124,6 +126,7 @@ class Evaluation:
         """Batches of like lengths, the longest first: too large a batch fails at once."""
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         for start in range(0, len(order), self.spec.batch_size):
+            self.moving()
             yield order[start : start + self.spec.batch_size]
 
 

@@ -72,6 +72,10 @@ class Heart:
         step = last.step if step is None else step
         self._place = _Place(step, phase, last.beats + 1, time.monotonic())
 
+    def moving(self) -> None:
+        """The phase goes on, and does not hang."""
+        self._place = self._place._replace(since=time.monotonic())
+
     def stop(self) -> None:
         """The run is over for this worker."""
         self.beat(ENDED)

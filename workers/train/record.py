@@ -4,6 +4,8 @@ train.json      the resolved specification
 progress.jsonl  one line of metrics for each report
 adapter/        the latest complete adapter
 ranks/          where each worker is at the moment (workers.train.heartbeat)
+checkpoints/    what the run can be gone on with from (workers.train.keeper)
+events.jsonl    what happened to it, over all attempts (workers.train.events)
 error.txt       why the run failed, if it did
 """
 
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers.spec import TrainSpec
+from workers.spec import InputError, TrainSpec
 
 Metrics = dict[str, Any]
 """Nested names to numbers, lists of numbers and strings."""
@@ -103,7 +105,7 @@ def read_progress(folder: Path) -> list[Metrics]:
 def reason(error: BaseException) -> str:
     """`error` as one line, with its type unless the message was written for people."""
     message = " ".join(str(error).split())
-    written_for_people = type(error).__name__ in ("InputError", "DivergedError")
+    written_for_people = isinstance(error, InputError) or type(error).__name__ == "DivergedError"
     return message if written_for_people else f"{type(error).__name__}: {message}"
 
 

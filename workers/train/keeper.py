@@ -1,0 +1,98 @@
+"""When a run's checkpoints are made, where they lie, and how a run goes on from them.
+
+    RUN/checkpoints/step-00000040/    on the shared disk
+    UPLOAD/STUDY/RUN/step-00000040/   copies, where checkpoint.upload is set
+
+Every worker calls the same methods in the same order; the first one writes.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workers.adapter import files
+from workers.adapter.folder import WriteError
+from workers.parallel.world import World
+from workers.spec import InputError, TrainSpec
+from workers.train.checkpoint import CheckpointStore, read_state
+from workers.train.events import EventLog
+from workers.train.record import RunPlan
+from workers.train.uploads import Place, Uploads, fetched
+
+if TYPE_CHECKING:
+    from workers.train.loop import TrainingRun
+
+
+class Keeper:
+    """Keeps the checkpoints of one run."""
+
+    def __init__(self, spec: TrainSpec, plan: RunPlan, world: World) -> None:
+        """Raises InputError for an upload to a filesystem that there is not."""
+        self._spec, self._report_every = spec.checkpoint, spec.evaluation.every
+        self._world = world
+        self._log = EventLog(plan.folder)
+        self._store = CheckpointStore(plan.folder / "checkpoints")
+        self._place: Place | None = None
+        self._uploads: Uploads | None = None
+        if self._spec.upload and world.is_first:
+            uri = f"{self._spec.upload.rstrip('/')}/{plan.study}/{plan.folder.name}"
+            self._place = Place.of(uri)
+            self._uploads = Uploads(self._place, self._spec.keep, self._upload_failed)
+
+    def resume(self, run: "TrainingRun", other: Path | None = None) -> None:
+        """Go on from the latest whole checkpoint, or from `other`, if that is later or the only
+        one; begin where there is none."""
+        found = self._world.gather(self._latest() if self._world.is_first else None)[0]
+        if other and (found is None or read_state(other)["step"] >= read_state(found)["step"]):
+            found = other
+        if found:
+            run.load(found)
+        ours = self._store.whole()
+        if ours and self._uploads and self._place and ours[-1].name not in self._place.complete():
+            self._uploads.put(ours[-1])
+
+    def after_step(self, run: "TrainingRun") -> None:
+        """Between two reports: make a checkpoint if one is due."""
+        if self._spec.every and run.step % self._spec.every == 0:
+            self._save(run)
+
+    def after_report(self, run: "TrainingRun") -> None:
+        """After an evaluation: make a checkpoint if one is due, and in any case at the end."""
+        if run.step % (self._spec.every or self._report_every) == 0 or run.done:
+            self._save(run)
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is uploaded; InputError if it cannot be."""
+        if self._uploads:
+            self._uploads.finish()
+
+    def _save(self, run: "TrainingRun") -> None:
+        """A disk that is full now may have room later: only the last one must succeed."""
+        state = run.state()
+        if not self._world.is_first:
+            return
+        try:
+            with self._store.written(run.step) as folder:
+                run.write(folder, state)
+        except (OSError, WriteError) as error:
+            self._log.note("checkpoint failed", str(error), step=run.step)
+            if run.done:
+                raise
+            return
+        self._store.prune(self._spec.keep, spare=self._uploads and self._uploads.reading)
+        if self._uploads:
+            self._uploads.put(self._store.whole()[-1])
+
+    def _latest(self) -> Path | None:
+        """The latest checkpoint that can be read: of ours, else of the uploaded ones."""
+        for folder in reversed(self._store.whole()):
+            try:
+                read_state(folder)
+                files.read(folder / "adapter")
+            except InputError as error:
+                self._log.note("checkpoint failed", str(error))
+            else:
+                return folder
+        return fetched(self._place, self._store.folder) if self._place else None
+
+    def _upload_failed(self, why: str) -> None:
+        self._log.note("upload failed", why)

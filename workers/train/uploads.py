@@ -1,0 +1,156 @@
+"""Copies of checkpoints on another filesystem, made beside training.
+
+An object store cannot rename a folder. So `complete.json` comes last, with the digest of every
+file, and what lacks it, or does not match it, is no checkpoint.
+"""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+from pyarrow import fs
+
+from workers.adapter.digest import file_digest
+from workers.spec import InputError
+
+COMPLETE = "complete.json"
+ATTEMPTS = 5
+FIRST_WAIT_SECONDS = 0.5
+"""Before a failed copy is tried again; doubled each time."""
+_ERRORS = (OSError, pa.ArrowException)
+
+
+class Place(NamedTuple):
+    """A folder on a filesystem."""
+
+    filesystem: fs.FileSystem
+    path: str
+
+    @classmethod
+    def of(cls, uri: str) -> "Place":
+        """The folder that a URI names; InputError if there is no such filesystem."""
+        try:
+            return cls(*fs.FileSystem.from_uri(uri.rstrip("/")))
+        except (*_ERRORS, ValueError) as error:
+            raise InputError(f"checkpoint.upload {uri}: cannot be used: {_line(error)}") from None
+
+    def complete(self) -> list[str]:
+        """Names of the whole checkpoints there, oldest first."""
+        selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
+        entries = [Path(entry.path) for entry in self.filesystem.get_file_info(selector)]
+        return sorted(path.parent.name for path in entries if path.name == COMPLETE)
+
+    def put(self, folder: Path) -> None:
+        """Copy a folder, its list of digests last."""
+        there = f"{self.path}/{folder.name}"
+        marker = f"{there}/{COMPLETE}"
+        if self.filesystem.get_file_info(marker).is_file:  # of an attempt before this one
+            self.filesystem.delete_file(marker)
+        self.filesystem.create_dir(there)
+        fs.copy_files(str(folder), there, destination_filesystem=self.filesystem, use_threads=False)
+        with self.filesystem.open_output_stream(marker, compression=None) as stream:
+            stream.write(json.dumps(_digests(folder)).encode())
+
+    def get(self, name: str, into: Path) -> None:
+        """Copy a checkpoint into an existing folder; InputError where it does not match its
+        digests."""
+        there = f"{self.path}/{name}"
+        fs.copy_files(there, str(into), source_filesystem=self.filesystem, use_threads=False)
+        marker = into / COMPLETE
+        wanted = json.loads(marker.read_text())
+        marker.unlink()
+        if _digests(into) != wanted:
+            raise InputError(f"{there}: is not what was uploaded there")
+
+    def prune(self, keep: int) -> None:
+        """Leave the latest `keep`."""
+        for name in self.complete()[:-keep]:
+            self.filesystem.delete_dir(f"{self.path}/{name}")
+
+
+class Uploads:
+    """Copies one checkpoint after another to a place; where they come faster than they can be
+    copied, the latest is next and those before it are left out."""
+
+    def __init__(self, place: Place, keep: int, tell: Callable[[str], None]) -> None:
+        """`tell` gets the reason of each copy that failed, in this object's thread."""
+        self._place, self._keep, self._tell = place, keep, tell
+        self._changed = threading.Condition()
+        self._next: Path | None = None
+        self._busy: Path | None = None
+        self._failure: str | None = None
+        threading.Thread(target=self._run, name="moetune-uploads", daemon=True).start()
+
+    @property
+    def reading(self) -> Path | None:
+        """The folder that is being copied, and must stay."""
+        return self._busy
+
+    def put(self, folder: Path) -> None:
+        """Copy `folder` as soon as the one before it is done. Returns at once."""
+        with self._changed:
+            self._next = folder
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Wait for the last copy; InputError if it could not be made."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._next is None and self._busy is None)
+            if self._failure:
+                raise InputError(f"the last checkpoint cannot be uploaded: {self._failure}")
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._next is not None)
+                self._busy, self._next = self._next, None
+            assert self._busy is not None
+            failure = self._copy(self._busy)
+            with self._changed:
+                self._failure, self._busy = failure, None
+                self._changed.notify_all()
+
+    def _copy(self, folder: Path) -> str | None:
+        """Copy with retries, until a later one is there instead; why it failed, if it did."""
+        wait, failure = FIRST_WAIT_SECONDS, None
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._place.put(folder)
+                self._place.prune(self._keep)
+                return None
+            except _ERRORS as error:
+                failure = f"{folder.name}: {_line(error)}"
+                self._tell(f"{failure} (attempt {attempt} of {ATTEMPTS})")
+            with self._changed:
+                if attempt < ATTEMPTS and self._changed.wait_for(lambda: self._next, wait):
+                    break
+            wait *= 2
+        return failure
+
+
+def fetched(place: Place, into: Path) -> Path | None:
+    """Bring the latest whole checkpoint of a place below the folder `into`; None if there is none.
+    One that is damaged is passed over."""
+    for name in reversed(place.complete()):
+        folder = into / f".{name}.fetched"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            place.get(name, folder)
+            return folder.rename(into / name)
+        except (*_ERRORS, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,77 @@
+"""Ends a worker that hangs, so that Ray Train starts the group again from its last checkpoint.
+
+In a collective a worker waits for all others, for ever if one of them never comes. What each one
+does is in the heartbeat files; the one that is behind is the one to look at.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from workers.train import heartbeat
+from workers.train.heartbeat import ENDED, Heart, Heartbeat
+
+EXIT_CODE = 86
+"""Of a process that the watchdog ended."""
+_NOT_WATCHED = ("loading", "report", ENDED)
+"""Phases that may take any time: torch.distributed and Ray Train have limits of their own there."""
+
+
+class Watchdog:
+    """Looks after one worker, in a thread of its process."""
+
+    def __init__(
+        self, heart: Heart, folder: Path, limit: float, tell: Callable[[str], None]
+    ) -> None:
+        """`limit`: seconds in one phase; `tell` gets the reason just before the process ends."""
+        self._heart, self._folder, self._limit, self._tell = heart, folder, limit, tell
+        self._stopped = threading.Event()
+
+    def start(self) -> "Watchdog":
+        """Begin to watch; returns itself."""
+        threading.Thread(target=self._watch, name="moetune-watchdog", daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        """The worker is done."""
+        self._stopped.set()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(min(1.0, self._limit / 4)):
+            _, phase, seconds = self._heart.standing()
+            if phase in _NOT_WATCHED or seconds < self._limit:
+                continue
+            everyone = heartbeat.read(self._folder)
+            if any(idle(one) < self._limit for one in everyone if one.rank != self._heart.rank):
+                continue  # this worker waits for one that still moves
+            self._tell(verdict(self._heart.rank, seconds, everyone))
+            os._exit(EXIT_CODE)  # an exception would not reach a thread that is stuck in C
+
+
+def idle(one: Heartbeat) -> float:
+    """Seconds since a worker moved: in its phase when it wrote, and since it wrote."""
+    return one.seconds + max(0.0, time.time() - one.at)
+
+
+def behind(everyone: Sequence[Heartbeat]) -> list[Heartbeat]:
+    """The workers that the others wait for: those that went through the fewest phases."""
+    fewest = min((one.beats for one in everyone), default=0)
+    return [one for one in everyone if one.beats == fewest]
+
+
+def verdict(rank: int, seconds: float, everyone: Sequence[Heartbeat]) -> str:
+    """Why worker `rank` is ended, and which worker lags."""
+    said = f"worker {rank}: nothing moved for {seconds:.0f} s; "
+    late = behind(everyone)
+    if len(late) == len(everyone):
+        return said + f"all workers are in the same place: {_places(late)}"
+    rest = [one for one in everyone if one not in late]
+    return said + f"behind is {_places(late)}; waiting for it: {_places(rest)}"
+
+
+def _places(some: Sequence[Heartbeat]) -> str:
+    return ", ".join(
+        f"worker {one.rank} (step {one.step + 1}, {one.phase}, {idle(one):.0f} s)" for one in some
+    )
