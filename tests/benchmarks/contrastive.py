@@ -31,9 +31,9 @@ from workers.data.batches import Batch
 from workers.inject import inject
 from workers.losses import IGNORED
 from workers.model import Base
-from workers.spec import AdapterSpec, DataSpec, LossSpec, ModelSpec, TrainSpec
+from workers.parallel.update import Replicated
+from workers.spec import AdapterSpec, DataSpec, LossSpec, ModelSpec, OptimizerSpec, TrainSpec
 from workers.train.step import TrainStep
-from workers.train.world import World
 
 WEIGHTS = {"without": 0.0, "with": 0.01}
 
@@ -87,7 +87,7 @@ def training_steps(sizes: Sizes) -> dict[str, TrainStep]:
             ),
             base,
             adapter,
-            World(),
+            Replicated(adapter, OptimizerSpec()),
         )
         for name, weight in WEIGHTS.items()
     }

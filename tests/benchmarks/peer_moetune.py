@@ -14,10 +14,10 @@ from workers.data.batches import Batch
 from workers.inject import row_map
 from workers.losses import IGNORED
 from workers.model import load_base
+from workers.parallel.update import Replicated
 from workers.spec import DataSpec, ModelSpec, OptimizerSpec, TrainSpec
 from workers.train.forward import scored_logits
 from workers.train.step import TrainStep
-from workers.train.world import World
 
 
 class Moetune:
@@ -36,7 +36,7 @@ class Moetune:
             data=DataSpec(train="", validation=""),
             optimizer=OptimizerSpec(lr=LEARNING_RATE, schedule="constant"),
         )
-        self._step = TrainStep(spec, self._base, adapter, World())
+        self._step = TrainStep(spec, self._base, adapter, Replicated(adapter, spec.optimizer))
 
     def step(self) -> None:
         """workers.train.step.TrainStep: losses, gradients, clipping, AdamW."""

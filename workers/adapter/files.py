@@ -36,9 +36,12 @@ class AdapterFiles:
     """None for an adapter that moetune did not write."""
 
 
-def save(adapter: Adapter, folder: str | Path, manifest: Manifest) -> None:
-    """Write an adapter as a folder, whole or not at all; replaces one that is there."""
-    tensors = adapter.state_dict()
+def save(
+    adapter: Adapter, folder: str | Path, manifest: Manifest, tensors: Tensors | None = None
+) -> None:
+    """Write an adapter as a folder, whole or not at all; replaces one that is there. `tensors` are
+    its whole parameters by canonical name, where this process holds a part of them only."""
+    tensors = tensors or adapter.state_dict()
     values = config_values(adapter.spec, target_names(tensors), manifest.base.path)
     raw = to_disk(tensors, adapter.spec, adapter.layer_list)
     write_raw(folder, values, raw, manifest)

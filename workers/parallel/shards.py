@@ -19,7 +19,7 @@ class ExpertShards:
     """An adapter whose experts are in shards over `mesh.ep`: worker r holds the r-th part of them,
     by global expert id. With one worker there it is the adapter as it was."""
 
-    def __init__(self, adapter: Adapter, mesh: Mesh, exchange: str) -> None:
+    def __init__(self, adapter: Adapter, mesh: Mesh, exchange: str = "tokens") -> None:
         """Keeps this worker's experts only, and hands the layers their dispatcher; `exchange` is
         tokens or weights. Adapters must be equal on all workers."""
         self.mesh, self.traffic = mesh, Traffic()

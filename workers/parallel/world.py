@@ -86,15 +86,8 @@ class World:
                 parameter.copy_(part)
 
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum the gradients over all workers, as one flat all-reduce.
-
-        Why not DistributedDataParallel: it reduces in every backward pass unless each but the
-        last micro-batch is wrapped in `no_sync`, divides by the world where we divide by the step's
-        target tokens, and wants to know of parameters without gradient. An adapter has a few
-        million gradients: one message after the last micro-batch is the least that can be sent,
-        there is next to no backward pass left to hide it behind, and nothing is divided twice.
-        """
-        if self.size == 1:
+        """Sum the gradients over all workers, as one flat all-reduce."""
+        if self.size == 1 or not parameters:
             return
         for parameter in parameters:
             if parameter.grad is None:

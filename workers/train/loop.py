@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from workers.adapter import files
 from workers.adapter.manifest import Manifest
 from workers.data.batches import Batches, collate
 from workers.inject import inject
+from workers.parallel.mesh import Mesh
+from workers.parallel.shards import ExpertShards
+from workers.parallel.update import Replicated
 from workers.parallel.world import World
 from workers.spec import AdapterSpec, InputError, TrainSpec
 from workers.train import checkpoint
@@ -20,6 +24,7 @@ from workers.train.heartbeat import Heart
 from workers.train.inputs import Inputs
 from workers.train.progress import Meter
 from workers.train.record import Metrics, RunPlan
+from workers.train.rows_taken import note_rows
 from workers.train.step import DivergedError, StepResult, TrainStep
 
 
@@ -38,11 +43,15 @@ class TrainingRun:
         """`inputs` are those of an earlier run with the same model and data, if there was one;
         `heart` is told where this worker is, and stops with the run."""
         self.spec, self.plan = spec, plan
-        self.world = world or World.current()
+        mesh = Mesh.of(spec.parallel, spec.model.device) if world is None else Mesh(world, dp=world)
+        self.world = mesh.world
         self.heart = heart or Heart(self.world.rank, self.world.size)
         self.inputs = inputs or Inputs.load(spec)
         self.step = 0
-        self._metrics: Metrics = {}
+        self.metrics: Metrics = {}
+        """The last report."""
+        self._results: list[StepResult] = []
+        self._seconds = 0.0
         if spec.parallel.threads:
             torch.set_num_threads(spec.parallel.threads)
         checkpoint.seed_worker(spec.seed, self.world)
@@ -56,12 +65,16 @@ class TrainingRun:
         base = self.inputs.base
         self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
         self._meter = Meter(spec.optimizer.steps, spec.evaluation.every, self.world.size)
-        self._evaluate = Evaluation(self.inputs, self.adapter, spec.evaluation, self.world)
+        self._evaluate = Evaluation(
+            self.inputs, self.adapter, spec.evaluation, self.world, self.heart.moving
+        )
         try:
             _ = self.inputs.validation_examples  # read now: it must not fail after hours
             if plan.start_from:
                 self._start_from(plan.start_from)
-            self._train_step = TrainStep(spec, base, self.adapter, self.world, self.heart)
+            self._shards = ExpertShards(self.adapter, mesh, spec.parallel.exchange)
+            self._update = Replicated(self.adapter, spec.optimizer, self._shards)
+            self._train_step = TrainStep(spec, base, self.adapter, self._update, self.heart)
         except BaseException:
             self.close()
             raise
@@ -71,8 +84,9 @@ class TrainingRun:
         """Whether all steps are taken."""
         return self.step >= self.spec.optimizer.steps
 
-    def advance(self) -> Metrics:
-        """Train to the next report and evaluate; the same figures on every worker.
+    def advance(self, after_step: Callable[["TrainingRun"], None] | None = None) -> Metrics:
+        """Train to the next report and evaluate; the same figures on every worker. `after_step` is
+        called after each step but the last.
 
         `{"step", "epoch", "train": {"loss", "cross_entropy", …, "grad_norm", "lr",
         "tokens_per_second"}, "validation": …}`, losses as means over the steps since the last
@@ -83,40 +97,67 @@ class TrainingRun:
         until = min((self.step // every + 1) * every, self.spec.optimizer.steps)
         model = self.inputs.base.model.train()
         try:
-            train = self._train_until(until)
+            self._train_until(until, after_step)
         finally:
             model.eval()
+        train = _summary(self._results, self._seconds)
+        self._results, self._seconds = [], 0.0
         self.heart.beat("evaluate")
-        self._metrics = {
+        with self._shards.gathered():
+            validation = self._evaluate()
+        self.metrics = {
             "step": self.step,
             "epoch": self.step / self._batches.steps_per_epoch,
             "train": train,
-            "validation": self._evaluate(),
+            "validation": validation,
         }
-        _check_finite(self._metrics)
-        return self._metrics
+        _check_finite(self.metrics)
+        return self.metrics
 
     def save_adapter(self, folder: Path) -> None:
         """The adapter alone, with its lineage, whole or not at all."""
         self.heart.beat("save")
+        tensors = self._update.whole_adapter()
         if self.world.is_first:
-            files.save(self.adapter, folder, self._manifest())
+            files.save(self.adapter, folder, self._manifest(), tensors)
 
     def save(self, folder: Path) -> None:
         """Everything needed to continue exactly, into an existing folder."""
-        everyone = self.world.gather(checkpoint.random_states())
-        self.save_adapter(folder / "adapter")
+        state = self.state()
         if self.world.is_first:
-            state = {"step": self.step, "metrics": self._metrics, "random": everyone}
-            checkpoint.write_state(folder, state | self._train_step.state_dict())
+            self.write(folder, state)
         self.heart.beat("report")
+
+    def state(self) -> dict[str, Any]:
+        """What `write` needs. All that the workers do together for a checkpoint happens here, so
+        that a disk that is full fails one of them alone."""
+        self.heart.beat("save")
+        return {
+            "step": self.step,
+            "metrics": self.metrics,
+            "results": [asdict(result) for result in self._results],
+            "seconds": self._seconds,
+            "random": self.world.gather(checkpoint.random_states()),
+            "schedule": self._train_step.schedule_state(),
+            "update": self._update.whole_state(),
+        }
+
+    def write(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Write a `state` just taken, and the adapter, into an existing folder: for one worker."""
+        optimizer = dict(state["update"])
+        tensors = optimizer.pop("adapter")
+        files.save(self.adapter, folder / "adapter", self._manifest(), tensors)
+        checkpoint.write_state(folder, {**state, "update": optimizer})
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote. The data position is the step."""
         state = checkpoint.read_state(folder)
-        self.adapter.load_state_dict(files.read(folder / "adapter").tensors)
-        self._train_step.load_state_dict(state)
-        self.step, self._metrics = state["step"], state["metrics"]
+        adapter = files.read(folder / "adapter").tensors
+        self._update.load_whole_state({**state["update"], "adapter": adapter})
+        self._train_step.load_schedule_state(state["schedule"])
+        self.step, self.metrics = state["step"], state["metrics"]
+        self._results = [StepResult(**result) for result in state["results"]]
+        self._seconds = state["seconds"]
         checkpoint.restore_random_states(state["random"], self.world)
 
     def close(self) -> None:
@@ -124,28 +165,38 @@ class TrainingRun:
         self.adapter.remove()
         self.heart.stop()
 
-    def _train_until(self, step: int) -> Metrics:
-        started, results = time.perf_counter(), []
+    def _train_until(self, step: int, after_step: Callable[["TrainingRun"], None] | None) -> None:
         self._meter.start()
         while self.step < step:
+            started = time.perf_counter()
             self.heart.beat("data", self.step)
-            micro = self._batches.micro_batches(self.step, self.spec.optimizer.micro_batch_size)
+            micro = self._batches.micro_batches(self.step, self.spec.micro_batch_size)
             batches = [collate(rows, self.inputs.pad_token_id) for rows in micro]
-            results.append(self._train_step(batches))
+            result = self._train_step(batches)
+            self._results.append(result)
+            self._seconds += time.perf_counter() - started
+            self._note_rows()
             self.step += 1
             epoch = self.step / self._batches.steps_per_epoch
-            self.heart.progress = self._meter.step(self.step, epoch, results[-1])
-        return _summary(results, time.perf_counter() - started)
+            self.heart.progress = self._meter.step(self.step, epoch, result)
+            if after_step and self.step < step:
+                after_step(self)
+
+    def _note_rows(self) -> None:
+        if self.spec.data.record_rows:
+            everyone = self.world.gather(self._batches.mine(self.step))
+            if self.world.is_first:
+                note_rows(self.plan.folder, self.step, everyone)
 
     def _manifest(self) -> Manifest:
-        routing = self._metrics.get("validation", {}).get("routing", {})
+        routing = self.metrics.get("validation", {}).get("routing", {})
         return Manifest(
             base=self.inputs.base_record,
             spec=self.spec.model_dump(mode="json"),
             data_digest=self.inputs.data_digest,
             study=self.plan.study,
             trial=self.plan.trial,
-            metrics=self._metrics,
+            metrics=self.metrics,
             expert_load={layer: tuple(entry["load"]) for layer, entry in routing.items()},
         )
 

@@ -14,7 +14,7 @@ from workers.data.batches import Batch
 from workers.inject import Adapter, LayerRecord
 from workers.layers.router import Routing
 from workers.model import Base
-from workers.parallel.world import World
+from workers.parallel.update import Update
 from workers.spec import LossSpec, TrainSpec
 from workers.train.forward import recorded, scored_logits
 from workers.train.heartbeat import Heart
@@ -66,27 +66,19 @@ class TrainStep:
         spec: TrainSpec,
         base: Base,
         adapter: Adapter,
-        world: World,
+        update: Update,
         heart: Heart | None = None,
     ) -> None:
-        """`heart` is told each phase of a step."""
+        """`update` is of this adapter's parameters; `heart` is told each phase of a step."""
         self._beat = (heart or Heart()).beat
-        self._base, self._adapter, self._world = base, adapter, world
+        self._base, self._adapter, self._update = base, adapter, update
+        self._world = update.world
         self._spec = spec.loss
         self._weights = _weights(spec.loss)
         self._max_grad_norm = spec.optimizer.max_grad_norm or math.inf
-        self._parameters = list(adapter.parameters())
-        world.copy_from_first(self._parameters)
-        self._optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=spec.optimizer.lr,
-            betas=spec.optimizer.betas,
-            weight_decay=spec.optimizer.weight_decay,
-            fused=True,
-        )
         self._schedule = get_scheduler(
             SCHEDULES[spec.optimizer.schedule],
-            self._optimizer,
+            update.optimizer,
             num_warmup_steps=spec.optimizer.warmup_steps,
             num_training_steps=spec.optimizer.steps,
         )
@@ -100,8 +92,8 @@ class TrainStep:
             for name, part in self._backward(batch, counts, micro_tokens).items():
                 parts.setdefault(name, []).append(part)
         self._beat("reduce")
-        self._world.add_gradients(self._parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        self._update.reduce()
+        norm = self._update.clip(self._max_grad_norm)
         # Read only here, not after each micro-batch, so that a GPU does not run dry between them.
         sums = torch.stack([torch.stack(values).sum() for values in parts.values()]).double()
         result = StepResult(
@@ -112,22 +104,22 @@ class TrainStep:
         )
         self._beat("update")
         self._check(result)
-        self._optimizer.step()
+        self._update.apply()
         self._schedule.step()
-        self._optimizer.zero_grad(set_to_none=True)
         return result
 
-    def state_dict(self) -> dict[str, Any]:
-        """State of optimizer and schedule."""
-        return {
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
-        }
+    def schedule_state(self) -> dict[str, Any]:
+        """The schedule's state, for a later run."""
+        state: dict[str, Any] = self._schedule.state_dict()
+        return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict`."""
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
+    def load_schedule_state(self, state: dict[str, Any]) -> None:
+        """Continue from a `schedule_state`."""
+        self._schedule.load_state_dict(state)
+        for group, lr in zip(
+            self._update.optimizer.param_groups, self._schedule.get_last_lr(), strict=True
+        ):
+            group["lr"] = lr
 
     def _count(self, batches: Sequence[Batch]) -> _Counts:
         targets = sum(int((batch.labels_BS[:, 1:] != losses.IGNORED).sum()) for batch in batches)
@@ -153,7 +145,7 @@ class TrainStep:
             parts[name] = torch.stack(terms).mean() * share
         loss = torch.stack([self._weights.get(name, 1.0) * part for name, part in parts.items()])
         self._beat("backward")
-        torch.autograd.backward(loss.sum())
+        self._update.backward(loss.sum())
         return {name: part.detach() for name, part in (parts | {"loss": loss.sum()}).items()}
 
     def _auxiliary(self, name: str, record: LayerRecord) -> Tensor:

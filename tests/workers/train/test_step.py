@@ -9,7 +9,7 @@ from workers.data.batches import collate
 from workers.inject import LayerRecord, inject
 from workers.layers.router import Routing
 from workers.losses import load_balance
-from workers.parallel.world import World
+from workers.parallel.update import Replicated
 from workers.spec import TrainSpec
 from workers.train.inputs import Inputs
 from workers.train.results import ExpertCounts
@@ -31,7 +31,8 @@ def test_the_balance_loss_counts_what_switch_asked_for(make_spec: SpecMaker) -> 
         asked_T1 = record.routing.logits_TE.argmax(-1, keepdim=True)
         wanted.append(load_balance(record.routing._replace(expert_TK=asked_T1), record.mask_T))
         served.append(load_balance(record.routing, record.mask_T))
-    result = TrainStep(spec, inputs.base, adapter, World())([batch])
+    update = Replicated(adapter, spec.optimizer)
+    result = TrainStep(spec, inputs.base, adapter, update)([batch])
     expected = torch.stack(wanted).mean().item()
     assert result.losses["load_balance"] == pytest.approx(expected, rel=1e-5)
     assert abs(torch.stack(served).mean().item() - expected) > 0.01

@@ -1,0 +1,157 @@
+"""How an adapter's gradients become a step, for one layout of its parameters over the workers."""
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from workers.inject import Adapter
+from workers.parallel.mesh import Mesh
+from workers.parallel.shards import ExpertShards
+from workers.parallel.world import World
+from workers.spec import OptimizerSpec
+
+State = Mapping[str, Mapping[str, Tensor]]
+"""Whole tensors on the CPU, whatever the layout: `adapter`, AdamW's `exp_avg` and `exp_avg_sq`, and
+`step`, each by canonical name, experts by global id."""
+
+
+class Update(Protocol):
+    """A layout's part of a training step. Losses are divided by the counts of the whole step, so
+    gradients are summed over the workers, never averaged."""
+
+    world: World
+    """All workers: each has rows of its own."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Its groups' `lr` is what the schedule sets."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of this worker's part of one micro-batch's loss."""
+
+    def reduce(self) -> None:
+        """Sum the gradients over the workers, after the last micro-batch."""
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Scale the gradients down to `max_norm`; their norm before, every parameter counted once,
+        the same bits on every worker."""
+
+    def apply(self) -> None:
+        """Take the step, and drop the gradients."""
+
+    def drop(self) -> None:
+        """Drop the gradients."""
+
+    def whole_adapter(self) -> dict[str, Tensor]:
+        """The adapter's parameters alone, as in `whole_state`."""
+
+    def whole_state(self) -> State:
+        """Everything that a later run needs, in any layout. A collective; complete on the first
+        worker at least."""
+
+    def load_whole_state(self, state: State) -> None:
+        """Take over what `whole_state` gave, in any layout."""
+
+
+def adamw(parameters: Iterable[Tensor], spec: OptimizerSpec) -> torch.optim.AdamW:
+    """The optimizer of all layouts."""
+    return torch.optim.AdamW(
+        parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=True
+    )
+
+
+class Replicated:
+    """An `Update` with a copy of everything on each worker, but for experts in shards.
+
+    Why not DistributedDataParallel: it reduces in every backward pass unless each but the last
+    micro-batch is wrapped in `no_sync`, divides by the world where we divide by the step's target
+    tokens, and wants to know of parameters without gradient. An adapter has a few million
+    gradients: one message after the last micro-batch is the least that can be sent, there is next
+    to no backward pass left to hide it behind, and nothing is divided twice.
+    """
+
+    def __init__(
+        self, adapter: Adapter, spec: OptimizerSpec, shards: ExpertShards | None = None
+    ) -> None:
+        """Without `shards` this worker is alone."""
+        self._shards = shards or ExpertShards(adapter, Mesh())
+        self._named = dict(adapter.named_parameters())
+        shards, mesh = self._shards, self._shards.mesh
+        self.world = mesh.world
+        own = [one for name, one in self._named.items() if name in shards.parameters]
+        rest = [one for name, one in self._named.items() if name not in shards.parameters]
+        self._parts: list[tuple[list[nn.Parameter], World, World]] = [
+            (rest, mesh.world, World()),
+            (own, mesh.dp, mesh.ep),
+        ]
+        """Parameters, the workers that have the same ones, and those that have the others."""
+        for parameters, same, _ in self._parts:
+            same.copy_from_first(parameters)
+        self.optimizer: torch.optim.Optimizer = adamw(self._named.values(), spec)
+
+    def backward(self, loss: Tensor) -> None:
+        """See Update."""
+        torch.autograd.backward(loss)
+
+    def reduce(self) -> None:
+        """See Update: a worker's experts have had the gradients of all tokens of their copy."""
+        for parameters, same, _ in self._parts:
+            same.add_gradients(parameters)
+
+    def clip(self, max_norm: float) -> Tensor:
+        """See Update."""
+        squares = [
+            others.add(_norm(parameters).square())
+            for parameters, _, others in self._parts
+            if parameters
+        ]
+        norm = torch.stack(squares).sum().sqrt()
+        torch.nn.utils.clip_grads_with_norm_(self._named.values(), max_norm, norm)
+        return norm
+
+    def apply(self) -> None:
+        """See Update."""
+        self.optimizer.step()
+        self.drop()
+
+    def drop(self) -> None:
+        """See Update."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def whole_adapter(self) -> dict[str, Tensor]:
+        """See Update."""
+        return {name: self._whole(name, one.detach()) for name, one in self._named.items()}
+
+    def whole_state(self) -> State:
+        """See Update."""
+        state = {"adapter": self.whole_adapter()}
+        for name, parameter in self._named.items():
+            for key, value in self.optimizer.state[parameter].items():
+                whole = value.clone() if key == "step" else self._whole(name, value)
+                state.setdefault(key, {})[name] = whole
+        return state
+
+    def load_whole_state(self, state: State) -> None:
+        """See Update."""
+        for name, parameter in self._named.items():
+            with torch.no_grad():
+                parameter.copy_(self._part(name, state["adapter"][name]))
+            kept = {key: part[name] for key, part in state.items() if name in part}
+            del kept["adapter"]
+            self.optimizer.state[parameter] = {
+                key: value.clone() if key == "step" else self._part(name, value).to(parameter)
+                for key, value in kept.items()
+            }
+
+    def _whole(self, name: str, tensor: Tensor) -> Tensor:
+        whole = self._shards.whole(tensor) if name in self._shards.parameters else tensor.clone()
+        return whole.cpu()
+
+    def _part(self, name: str, whole: Tensor) -> Tensor:
+        return self._shards.own(whole) if name in self._shards.parameters else whole.clone()
+
+
+def _norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    return torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
