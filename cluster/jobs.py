@@ -11,7 +11,8 @@ from typing import Any
 from cluster import environment
 from cluster.address import resolve
 from cluster.errors import ClusterError
-from cluster.handshake import bearer, check_dashboard, find_dashboard
+from cluster.handshake import ANSWER_SECONDS, bearer, check_dashboard, find_dashboard
+from cluster.notes import SUBMITTED, note_name
 from cluster.staging import staged
 
 FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -31,6 +32,10 @@ class Job:
     started: float | None
     """Seconds since 1970."""
     ended: float | None
+    driver: str | None = None
+    """Ray's own id of the job, once its driver has joined the cluster."""
+    node: str | None = None
+    """Id of the node that the driver runs on."""
 
 
 class JobClient:
@@ -40,14 +45,14 @@ class JobClient:
         """`address`: http://host:port of a dashboard, host:port of the cluster (GCS), or auto."""
         endpoint = resolve(address)
         self.dashboard_url = endpoint.dashboard_url or find_dashboard(endpoint)
-        headers = bearer(endpoint)
-        check_dashboard(self.dashboard_url, headers)
+        self._headers = bearer(endpoint)
+        check_dashboard(self.dashboard_url, self._headers)
         from ray.job_submission import JobSubmissionClient
 
         for module in ("dashboard_sdk", "job.sdk"):  # they tell of every upload
             logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
         with self._errors():
-            self._client = JobSubmissionClient(self.dashboard_url, headers=headers)
+            self._client = JobSubmissionClient(self.dashboard_url, headers=self._headers)
 
     def submit(
         self,
@@ -71,7 +76,7 @@ class JobClient:
                     metadata=dict(metadata or {}),
                     runtime_env={
                         "working_dir": str(folder),
-                        "env_vars": {**environment.DRIVER, **(env or {})},
+                        "env_vars": {**environment.DRIVER, SUBMITTED: "1", **(env or {})},
                     },
                     entrypoint_num_cpus=0,
                 )
@@ -88,6 +93,23 @@ class JobClient:
         """One job."""
         with self._errors(job_id):
             return _job(self._client.get_job_info(job_id))
+
+    def note(self, job: Job) -> str | None:
+        """What the job's driver wrote last with `cluster.notes`, if anything."""
+        import httpx
+
+        if not (job.driver and job.node):
+            return None
+        try:
+            reply = httpx.get(
+                f"{self.dashboard_url}/api/v0/logs/file",
+                params={"node_id": job.node, "filename": note_name(job.driver), "lines": 1},
+                headers=self._headers,
+                timeout=ANSWER_SECONDS,
+            )
+        except httpx.HTTPError as error:
+            raise ClusterError(f"{self.dashboard_url}: {error}") from None
+        return reply.text.strip() or None if reply.is_success else None
 
     def logs(self, job_id: str) -> str:
         """What the job has printed up to now."""
@@ -128,6 +150,8 @@ def _job(details: Any) -> Job:
         message=" ".join((details.message or "").split()),
         started=details.start_time and details.start_time / 1000,
         ended=details.end_time and details.end_time / 1000,
+        driver=details.job_id,
+        node=details.driver_node_id,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster import environment
 from cluster.address import Endpoint, resolve
@@ -28,6 +29,8 @@ class Session:
     """The token, if this user's local cluster is meant."""
     owned: bool
     """Whether the cluster was started by, and ends with, this session."""
+    log_folder: Path | None = None
+    """Ray's log folder on this node."""
 
 
 @contextmanager
@@ -55,10 +58,17 @@ def session(
         if owned is None:  # ours has just said that it is up, and may be slow to answer
             _check(endpoint)
         stack.callback(_disconnect)
-        dashboard_url = _connect(endpoint)
+        context = _connect(endpoint)
+        dashboard_url = _url(context.dashboard_url)
         if owned and dashboard_url:
             owned.record_dashboard(dashboard_url)
-        yield Session(endpoint.address or "", dashboard_url, endpoint.token_file, owned is not None)
+        yield Session(
+            endpoint.address or "",
+            dashboard_url,
+            endpoint.token_file,
+            owned is not None,
+            _log_folder(context),
+        )
 
 
 def _check(endpoint: Endpoint) -> None:
@@ -71,15 +81,14 @@ def _check(endpoint: Endpoint) -> None:
     check_cluster(endpoint.address)
 
 
-def _connect(endpoint: Endpoint) -> str | None:
-    """Connect this process; the dashboard's URL."""
+def _connect(endpoint: Endpoint) -> Any:
+    """Connect this process; Ray's context."""
     import ray
 
     try:
-        context = ray.init(endpoint.address, logging_level=logging.ERROR, log_to_driver=False)
+        return ray.init(endpoint.address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"{endpoint.address}: cannot join: {_line(error)}") from error
-    return _url(context.dashboard_url)
 
 
 def _disconnect() -> None:
@@ -103,7 +112,13 @@ def _joined(address: str | None) -> Session:
         resolve(address)  # an address that means no cluster at all is the error to name first
         raise ClusterError(f"{address}: this process is connected to another cluster, {here}")
     tokens = [one.token_file for one in running() if one.address == here]
-    return Session(here, url, tokens[0] if tokens else None, owned=False)
+    token_file = tokens[0] if tokens else None
+    return Session(here, url, token_file, owned=False, log_folder=_log_folder(context))
+
+
+def _log_folder(context: Any) -> Path | None:
+    folder = context.address_info.get("session_dir")
+    return Path(folder) / "logs" if folder else None
 
 
 def _url(address: str | None) -> str | None:

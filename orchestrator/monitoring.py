@@ -27,7 +27,14 @@ SERIES = (
     Series("moetune_loss", ("train", "loss"), "Training loss, the adapter's own terms included"),
     Series("moetune_validation_loss", ("validation", "loss"), "Cross-entropy on validation rows"),
     Series("moetune_validation_score", ("validation", "score"), "Mean of the tasks' metrics"),
+    Series("moetune_load_balance", ("train", "load_balance"), "Balance loss unweighted; 1 is even"),
+    Series("moetune_learning_rate", ("train", "lr"), "Learning rate of the step"),
     Series("moetune_tokens_per_second", ("train", "tokens_per_second"), "Tokens trained on"),
+    Series("moetune_step_seconds", ("train", "step_seconds"), "Seconds that a step takes"),
+    Series("moetune_epoch", ("epoch",), "Passes over the training rows"),
+    Series("moetune_steps", ("steps",), "Optimizer steps in all"),
+    Series("moetune_eta_seconds", ("eta_seconds",), "Seconds until the run's end"),
+    Series("moetune_workers", ("workers",), "Workers that train together"),
 )
 _STATES: Mapping[Kind, str] = {
     "started": "running",
@@ -66,7 +73,8 @@ class _Values:
 
 
 class TrainingMetrics:
-    """An observer of one run: sets its gauges from every report. To be made inside Ray."""
+    """An observer of one run: sets its gauges from every report and every step's figures. To be
+    made inside Ray."""
 
     def __init__(self, study: str, trial: int | None) -> None:
         from ray.util.metrics import Gauge

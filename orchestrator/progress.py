@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.events import TrialEvent
+from orchestrator.words import number
 
 
 class Narrator:
@@ -39,17 +40,17 @@ class StudyProgress:
     def _parts(self, event: TrialEvent) -> list[str]:
         parts = [f"trial {event.number}", event.kind]
         if event.kind == "started":
-            parts += [f"{path} {_short(value)}" for path, value in event.params.items()]
+            parts += [f"{path} {number(value)}" for path, value in event.params.items()]
         else:
             parts.append(f"{event.step}/{event.steps} steps")
         if event.value is not None and event.kind != "started":
-            parts.append(f"{self._metric} {_short(event.value)}")
+            parts.append(f"{self._metric} {number(event.value)}")
         if event.message:
             parts.append(event.message)
         if event.kind in ("finished", "stopped", "failed"):
             parts.append(f"{self._ended} of {self._trials} trials ended")
         if self._best and event.kind == "finished":
-            parts.append(f"best {_short(self._best.value)} (trial {self._best.number})")
+            parts.append(f"best {number(self._best.value)} (trial {self._best.number})")
         return parts
 
     def _better(self, event: TrialEvent) -> bool:
@@ -66,7 +67,3 @@ def training_line(report: Mapping[str, Any], steps: int) -> str:
         f"{report['step']}/{steps} steps · loss {train['loss']:.3f} · validation loss "
         f"{validation['loss']:.3f} · {train['tokens_per_second']:.0f} tokens/s"
     )
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

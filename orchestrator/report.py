@@ -1,6 +1,5 @@
 """A study's report: one HTML page with everything in it, readable without a network."""
 
-import math
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from orchestrator.spec import ClusterSpec
 from orchestrator.study import Study, TrialRow, trial_name
+from orchestrator.words import duration, number
 from workers.train.record import Metrics, write_text
 
 _TASK_TRIALS = 5
@@ -115,18 +115,8 @@ def _words(entry: Any) -> str:
 
 def _number(value: Any) -> str:
     """Four digits for a fraction, everything else as it is."""
-    if value is None:
-        return _NOTHING
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{value:.4g}"
-    return str(value)
+    return _NOTHING if value is None else number(value)
 
 
 def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return _NOTHING
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return _NOTHING if seconds is None else duration(seconds)

@@ -17,14 +17,14 @@ from workers.train.record import Metrics, read_progress
 if TYPE_CHECKING:
     import optuna
 
-# Optuna's states, in the words that people see.
-_STATES = {
+STATES = {
     "WAITING": "waiting",
     "RUNNING": "running",
     "COMPLETE": "finished",
     "PRUNED": "stopped",
     "FAIL": "failed",
 }
+"""Optuna's states, in the words that people see."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Study:
         values = attributes.get("values", {})
         return TrialRow(
             number=trial.number,
-            state=_STATES[trial.state.name],
+            state=STATES[trial.state.name],
             value=trial.value if finished else value_at(latest, self.metric),
             params={path: values[path] for path in varied if path in values},
             metrics=latest,

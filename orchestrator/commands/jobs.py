@@ -1,6 +1,5 @@
-"""Commands on a cluster's jobs: submit, status, logs, stop; and doctor."""
+"""Commands on a cluster's jobs: submit, logs, stop; and doctor."""
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -47,23 +46,6 @@ def submit(
 
 
 @app.command()
-def status(
-    id_: Annotated[str | None, typer.Argument(metavar="[ID]", help="Left out: all jobs.")] = None,
-    address: Address = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show a cluster's jobs, or one of them."""
-    from cluster.jobs import JobClient
-
-    client = JobClient(address or "auto")
-    jobs = [client.status(id_)] if id_ else client.list()
-    if as_json:
-        return print_json([vars(job) for job in jobs] if id_ is None else vars(jobs[0]))
-    rows = [(j.id, j.metadata.get("study"), j.state, _time(j.started), j.message) for j in jobs]
-    return print_table(("id", "study", "state", "started", "message"), rows)
-
-
-@app.command()
 def logs(
     id_: Id,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
@@ -104,9 +86,3 @@ def doctor(
         print_table(("", "check", "detail"), rows)
     if not all(check.ok for check in results):
         raise typer.Exit(1)
-
-
-def _time(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -48,7 +48,8 @@ def tune(
 ) -> None:
     """Search the shape of the experts; every finished trial becomes a version."""
     from cluster.session import session
-    from orchestrator.progress import Narrator, StudyProgress
+    from orchestrator.display import study_display
+    from orchestrator.progress import Narrator
     from orchestrator.spec import load_job, override_job
     from orchestrator.study import Study
     from orchestrator.tuner import preflight, run
@@ -57,11 +58,12 @@ def tune(
     if address:
         spec = override_job(spec, {"cluster.address": address}, "--address")
     preflight(spec, resume)
-    narrator, search = Narrator(), spec.search
+    narrator = Narrator()
     with session(spec.cluster.address) as cluster:
         narrator.say(f"study {spec.name} · dashboard {cluster.dashboard_url}")
         try:
-            run(spec, resume, StudyProgress(narrator, search.metric, search.mode, search.trials))
+            with study_display(spec, narrator, cluster) as display:
+                run(spec, resume, display)
         except KeyboardInterrupt:
             narrator.say(f"interrupted; go on with: {_resume_command(job, set_ or (), address)}")
             raise

@@ -73,7 +73,8 @@ class Meter:
     def step(self, step: int, epoch: float, result: "StepResult") -> Progress:
         """The figures after a step."""
         now = self._clock()
-        self._recent.append((now - (self._last or now), result.tokens))
+        last = now if self._last is None else self._last
+        self._recent.append((now - last, result.tokens))
         self._last = now
         seconds = math.fsum(taken for taken, _ in self._recent)
         tokens = sum(tokens for _, tokens in self._recent)

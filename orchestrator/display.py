@@ -1,0 +1,155 @@
+"""Shows what goes on while it goes on: on a terminal, in a log, and as a submitted job's note."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Protocol
+
+from orchestrator.events import TrialEvent
+from orchestrator.progress import Narrator, StudyProgress
+from orchestrator.stalls import Stall
+from orchestrator.status import StudyStatus, study_status
+
+if TYPE_CHECKING:
+    from cluster.notes import Note
+    from cluster.session import Session
+    from orchestrator.spec import JobSpec
+    from orchestrator.study import Study
+
+LOOK_SECONDS = 1.0
+_FIRST_LINES_SECONDS, _LAST_LINES_SECONDS = 10.0, 300.0
+_LINES_SHARE = 20
+"""A log gets new lines after a twentieth of the time so far: soon at first, and few in all."""
+
+
+class Status(Protocol):
+    """What can be shown: a RunStatus or a StudyStatus."""
+
+    @property
+    def stalls(self) -> tuple[Stall, ...]:
+        """Workers that stand still."""
+
+    def lines(self) -> list[str]:
+        """It in words."""
+
+
+Screen = Callable[[Status], None]
+"""Shows a status."""
+
+
+@contextmanager
+def shown(look: Callable[[], Status | None], screens: Sequence[Screen]) -> Iterator[None]:
+    """Look every second, in a thread, until the block ends, and once more then. Whatever goes wrong
+    with it is no reason to end what is shown: the next second may be better."""
+    ended = threading.Event()
+
+    def show(status: Status) -> None:
+        for screen in screens:
+            with suppress(Exception):
+                screen(status)
+
+    def watch() -> None:
+        last = False
+        while not last:
+            last = ended.wait(LOOK_SECONDS)
+            with suppress(Exception):
+                if status := look():
+                    show(status)
+
+    thread = threading.Thread(target=watch, name="moetune-display", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(5 * LOOK_SECONDS)
+
+
+@contextmanager
+def terminal(narrator: Narrator) -> Iterator[Screen]:
+    """The screen for people: lines that stay at the bottom of a terminal, those of the narrator
+    above them; elsewhere, lines as time goes by."""
+    if not sys.stderr.isatty():
+        yield Lines(narrator)
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
+        yield lambda status: live.update(Text("\n".join(status.lines())), refresh=True)
+
+
+class Lines:
+    """Says the status at times that lie further and further apart, and a new stall at once."""
+
+    def __init__(
+        self,
+        narrator: Narrator,
+        first: float = _FIRST_LINES_SECONDS,
+        last: float = _LAST_LINES_SECONDS,
+    ) -> None:
+        """`first`, `last`: the least and the most seconds between two times."""
+        self._narrator, self._first, self._last = narrator, first, last
+        self._began = self._said = time.monotonic()
+        self._known: set[tuple[object, ...]] = set()
+
+    def __call__(self, status: Status) -> None:
+        """Say it, if it is time."""
+        now = time.monotonic()
+        wait = min(max(self._first, (now - self._began) / _LINES_SHARE), self._last)
+        places = {stall.place for stall in status.stalls}
+        if now - self._said < wait and places <= self._known:
+            return
+        self._said, self._known = now, places
+        for line in status.lines():
+            self._narrator.say(line)
+
+
+class StudyDisplay:
+    """A listener to a study that says its events, and shows what goes on between them."""
+
+    def __init__(self, job: "JobSpec", narrator: Narrator) -> None:
+        search = job.search
+        self._job = job
+        self._tell = StudyProgress(narrator, search.metric, search.mode, search.trials)
+        self._begun = threading.Event()
+        self._study: Study | None = None
+
+    def __call__(self, event: TrialEvent) -> None:
+        """Something happened to a trial."""
+        self._begun.set()
+        self._tell(event)
+
+    def look(self) -> StudyStatus | None:
+        """The study; None before its first event: its database may be in the making until then."""
+        from orchestrator.study import Study
+
+        if not self._begun.is_set():
+            return None
+        self._study = self._study or Study.open(self._job.cluster, self._job.name)
+        return study_status(self._study)
+
+
+@contextmanager
+def study_display(job: "JobSpec", narrator: Narrator, session: "Session") -> Iterator[StudyDisplay]:
+    """A listener for the job's study, which is shown on the terminal and to `moetune status`."""
+    from cluster.notes import own_note
+
+    display, note = StudyDisplay(job, narrator), own_note(session)
+    with ExitStack() as stack:
+        screens = [stack.enter_context(terminal(narrator))]
+        screens += [_noted(note)] if note else []
+        stack.enter_context(shown(display.look, screens))
+        yield display
+
+
+def _noted(note: "Note") -> Screen:
+    def write(status: Status) -> None:
+        if isinstance(status, StudyStatus):
+            note.write(status.model_dump_json())
+
+    return write

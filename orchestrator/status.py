@@ -1,0 +1,153 @@
+"""What goes on: where a run is, and a study. Read from files and Optuna's storage, as it is now."""
+
+import heapq
+import statistics
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.stalls import Stall, stalls
+from orchestrator.study import STATES, Study, trial_name
+from orchestrator.words import duration, number
+from workers.train import heartbeat
+from workers.train.heartbeat import ENDED
+from workers.train.progress import Progress
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class RunStatus(BaseModel):
+    """Where a run is."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+
+    trial: int | None = None
+    """Its number; None for a run that belongs to no study."""
+    phase: str = "starting"
+    """What the run's slowest worker does, as `Heartbeat.phase`; starting before there is one."""
+    progress: Progress | None = None
+    """After its last step."""
+    stalls: tuple[Stall, ...] = ()
+
+    def lines(self) -> list[str]:
+        """One line, and one more for each stall."""
+        name = "training" if self.trial is None else f"trial {self.trial}"
+        return [f"{name} · {self._figures()}", *(f"  ! {stall}" for stall in self.stalls)]
+
+    def _figures(self) -> str:
+        now = self.progress
+        if now is None:
+            return self.phase
+        parts = [f"{now.step}/{now.steps} steps"]
+        parts += [self.phase] if self.phase in ("evaluate", "save") else []
+        parts += [f"{duration(now.eta_seconds)} left", f"loss {now.loss:.3f}"]
+        parts += [] if now.load_balance is None else [f"balance {now.load_balance:.2f}"]
+        parts += [f"{now.tokens_per_second:.0f} tokens/s", f"{number(now.step_seconds)} s a step"]
+        parts += [f"lr {now.lr:.2e}", f"epoch {now.epoch:.2f}"]
+        parts += [f"{now.workers} workers"] if now.workers > 1 else []
+        return " · ".join(parts)
+
+
+class StudyStatus(BaseModel):
+    """Where a study is."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+
+    study: str
+    trials: int
+    """That it will have."""
+    ended: dict[str, int]
+    """How many are finished, stopped and failed."""
+    running: tuple[RunStatus, ...]
+    metric: str
+    best: float | None
+    best_trial: int | None
+    eta_seconds: float | None
+    """Until the last trial's end; None before anything is known."""
+
+    @property
+    def stalls(self) -> tuple[Stall, ...]:
+        """Of all running trials."""
+        return tuple(stall for run in self.running for stall in run.stalls)
+
+    def lines(self) -> list[str]:
+        """What goes on, for people."""
+        return [self.headline(), *(line for run in self.running for line in run.lines())]
+
+    def headline(self) -> str:
+        """The study in one line."""
+        states = ", ".join(f"{count} {state}" for state, count in self.ended.items() if count)
+        ended = sum(self.ended.values())
+        parts = [f"study {self.study}", f"{ended} of {self.trials} trials ended"]
+        parts[-1] += f" ({states})" if states else ""
+        if self.best is not None:
+            parts.append(f"best {self.metric} {number(self.best)} (trial {self.best_trial})")
+        if self.eta_seconds is not None:
+            parts.append(f"about {duration(self.eta_seconds)} left")
+        return " · ".join(parts)
+
+
+def run_status(folder: Path, trial: int | None = None) -> RunStatus:
+    """Where the run in `folder` is."""
+    workers = heartbeat.read(folder)
+    alive = [one for one in workers if one.phase != ENDED]
+    last = min(alive, key=lambda one: one.beats, default=None)
+    return RunStatus(
+        trial=trial,
+        phase=last.phase if last else ENDED if workers else "starting",
+        progress=next((one.progress for one in workers if one.progress), None),
+        stalls=stalls(workers),
+    )
+
+
+def study_status(study: Study) -> StudyStatus:
+    """Where a study is; cheap enough to ask every second."""
+    trials = study.optuna.get_trials(deepcopy=False)
+    running = [trial for trial in trials if not trial.state.is_finished()]
+    runs = [run_status(study.folder / "trials" / trial_name(t.number), t.number) for t in running]
+    states = [STATES[trial.state.name] for trial in trials if trial.state.is_finished()]
+    sign = 1 if study.mode == "min" else -1
+    finished = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    best = min(finished, key=lambda t: (sign * (t.value or 0.0), t.number), default=None)
+    in_all = max(int(study.job["search"]["trials"]), len(trials))
+    return StudyStatus(
+        study=study.name,
+        trials=in_all,
+        ended={state: states.count(state) for state in ("finished", "stopped", "failed")},
+        running=tuple(runs),
+        metric=study.metric,
+        best=best and best.value,
+        best_trial=best and best.number,
+        eta_seconds=_eta(_trial_seconds(trials, runs), runs, in_all - len(trials)),
+    )
+
+
+def _trial_seconds(
+    trials: Sequence["optuna.trial.FrozenTrial"], runs: Sequence[RunStatus]
+) -> float | None:
+    """What a trial takes: those that ended say it, or else those that run."""
+    ended = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED") and t.duration]
+    if ended:
+        return float(statistics.median(t.duration.total_seconds() for t in ended))
+    since = {t.number: t.datetime_start for t in trials}
+    taking = [
+        (datetime.now() - start).total_seconds() + run.progress.eta_seconds
+        for run in runs
+        if run.progress and run.trial is not None and (start := since[run.trial])
+    ]
+    return statistics.median(taking) if taking else None
+
+
+def _eta(a_trial: float | None, runs: Sequence[RunStatus], to_come: int) -> float | None:
+    """The trials to come start where one ends, and as many run side by side as now."""
+    if a_trial is None or not runs:
+        return None
+    ends = [run.progress.eta_seconds if run.progress else a_trial for run in runs]
+    heapq.heapify(ends)
+    for _ in range(to_come):
+        heapq.heapreplace(ends, ends[0] + a_trial)
+    return max(ends)

@@ -1,0 +1,20 @@
+"""Numbers as people read them."""
+
+import math
+from typing import Any
+
+
+def number(value: Any) -> str:
+    """Four digits for a fraction, everything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """As in 12 s, 3 min 05 s, 2 h 07 min; to the second below an hour."""
+    if not math.isfinite(seconds):
+        return "for ever"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
