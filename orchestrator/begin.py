@@ -24,6 +24,8 @@ _MAY_CHANGE = (
     "search.cpus_per_worker",
     "search.gpus_per_worker",
     "search.retries",
+    "train.checkpoint",
+    "train.parallel.hang_timeout_s",
     "train.parallel.threads",
 )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.spec import JobSpec, SearchSpec
-from workers.spec import InputError, TrainSpec, override
+from workers.spec import InputError, ParallelSpec, TrainSpec, WorkerRange, override
 from workers.train.record import Metrics, RunPlan, read_progress, reason
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from workers.train.ray_worker import Task
 
+_AFTER_THE_WATCHDOG_S = 60
+"""A collective fails by itself only after the watchdog could say who is missing."""
 TELL_SECONDS = 0.5
 """How often a run's progress is looked at."""
 
@@ -42,8 +44,9 @@ def fit(
     returns its folder and the last report.
 
     `search` gives each worker's CPUs and GPUs, and how often the run is tried again from its last
-    checkpoint. A folder that holds this very run already is gone on with. Raises InputError for a
-    folder that holds another run, and for a run that fails (its reason is in `error.txt` too).
+    checkpoint. A folder that holds this very run already is gone on with, also by another number
+    of workers. Raises InputError for a folder that holds another run, and for a run that fails
+    (its reason is in `error.txt` too).
     """
     search = search or SearchSpec()
     _refuse_another_run(spec, plan)
@@ -143,14 +146,18 @@ def _trainer(
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from orchestrator.failures import FailureNotes
     from workers.train.ray_worker import train_in_group
 
     on_gpu = search.gpus_per_worker > 0 and task.spec.model.device != "cpu"
     return TorchTrainer(
         partial(train_in_group, task),
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if on_gpu else "gloo",
+            timeout_s=int(task.spec.parallel.hang_timeout_s) + _AFTER_THE_WATCHDOG_S,
+        ),
         scaling_config=train.ScalingConfig(
-            num_workers=task.spec.parallel.workers,
+            **_workers(task.spec.parallel),
             use_gpu=search.gpus_per_worker > 0,
             resources_per_worker={"CPU": search.cpus_per_worker, "GPU": search.gpus_per_worker},
         ),
@@ -158,15 +165,24 @@ def _trainer(
             name="group",
             storage_path=str(task.plan.folder),
             failure_config=train.FailureConfig(max_failures=retries),
-            checkpoint_config=train.CheckpointConfig(num_to_keep=1),
-            callbacks=list(callbacks),
+            callbacks=[FailureNotes(task.plan.folder), *callbacks],
         ),
     )
 
 
+def _workers(spec: ParallelSpec) -> dict[str, Any]:
+    """The part of Ray Train's ScalingConfig that is about numbers."""
+    if isinstance(spec.workers, WorkerRange) and spec.is_elastic:
+        return {
+            "num_workers": (spec.min_workers, spec.max_workers),
+            "elastic_resize_monitor_interval_s": spec.workers.check_every_s,
+        }
+    return {"num_workers": spec.max_workers}
+
+
 def _refuse_another_run(spec: TrainSpec, plan: RunPlan) -> None:
     path = plan.folder / "train.json"
-    if path.exists() and TrainSpec.model_validate_json(path.read_text()) != spec:
+    if path.exists() and not spec.same_run(TrainSpec.model_validate_json(path.read_text())):
         raise InputError(f"{plan.folder}: holds a run with another specification; name a new one")
 
 

@@ -258,6 +258,9 @@ class WorkerRange(Spec):
     """Training waits while there is room for fewer."""
     max: PositiveInt
     """More are never started."""
+    check_every_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds between two looks whether there is room for another number. A change starts the
+    workers again, from the last checkpoint."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -353,6 +356,12 @@ class TrainSpec(Spec):
         self._check_batch()
         self._check_experts()
         return self
+
+    def same_run(self, other: Self) -> bool:
+        """Whether `other` may go on with this run: spread over its workers in another way, perhaps,
+        and with other checkpoints."""
+        free = {"parallel", "checkpoint"}
+        return self.model_dump(exclude=free) == other.model_dump(exclude=free)
 
     @property
     def micro_batch_size(self) -> int | None:

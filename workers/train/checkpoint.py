@@ -32,29 +32,33 @@ class CheckpointStore:
         """Those there are, oldest first."""
         return sorted(self.folder.glob(f"{_PREFIX}*"))
 
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"{_PREFIX}{step:08d}"
+
     @contextmanager
     def written(self, step: int) -> Iterator[Path]:
         """A new folder to write into, which becomes the checkpoint of `step` at the end, or
         vanishes. It takes the name only after all of it has reached the disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"{_PREFIX}{step:08d}"
-        temporary = self.folder / f".{name}.{uuid.uuid4().hex}"
+        final = self.path(step)
+        temporary = self.folder / f".{final.name}.{uuid.uuid4().hex}"
         temporary.mkdir()
         try:
             yield temporary
             sync(temporary)
-            shutil.rmtree(self.folder / name, ignore_errors=True)  # of an attempt before this one
-            os.replace(temporary, self.folder / name)
+            shutil.rmtree(final, ignore_errors=True)  # damaged, or another run's
+            os.replace(temporary, final)
             sync_names(self.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def prune(self, keep: int, *, spare: Path | None = None) -> None:
-        """Leave the latest `keep`, and `spare`, which someone reads; and nothing of a writer that
-        was killed."""
-        for old in self.whole()[:-keep]:
-            if old != spare:
-                shutil.rmtree(old, ignore_errors=True)
+    def prune(self, step: int, keep: int, spare: Path | None = None) -> None:
+        """Leave the last `keep` up to `step`, and `spare`, which someone reads: nothing of later
+        steps, which were not gone on with, and nothing of a writer that was killed."""
+        upto = [folder for folder in self.whole() if folder <= self.path(step)]
+        for old in set(self.whole()) - {*upto[-keep:], spare}:
+            shutil.rmtree(old, ignore_errors=True)
         for remains in self.folder.glob(f".{_PREFIX}*"):
             shutil.rmtree(remains, ignore_errors=True)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from workers.adapter import files
 from workers.adapter.folder import WriteError
 from workers.parallel.world import World
-from workers.spec import InputError, TrainSpec
+from workers.spec import InputError, TrainSpec, validated
 from workers.train.checkpoint import CheckpointStore, read_state
 from workers.train.events import EventLog
 from workers.train.record import RunPlan
@@ -27,7 +27,7 @@ class Keeper:
 
     def __init__(self, spec: TrainSpec, plan: RunPlan, world: World) -> None:
         """Raises InputError for an upload to a filesystem that there is not."""
-        self._spec, self._report_every = spec.checkpoint, spec.evaluation.every
+        self._run_spec, self._spec = spec, spec.checkpoint
         self._world = world
         self._log = EventLog(plan.folder)
         self._store = CheckpointStore(plan.folder / "checkpoints")
@@ -57,7 +57,7 @@ class Keeper:
 
     def after_report(self, run: "TrainingRun") -> None:
         """After an evaluation: make a checkpoint if one is due, and in any case at the end."""
-        if run.step % (self._spec.every or self._report_every) == 0 or run.done:
+        if run.step % (self._spec.every or self._run_spec.evaluation.every) == 0 or run.done:
             self._save(run)
 
     def finish(self) -> None:
@@ -78,21 +78,33 @@ class Keeper:
             if run.done:
                 raise
             return
-        self._store.prune(self._spec.keep, spare=self._uploads and self._uploads.reading)
+        spare = self._uploads.reading if self._uploads else None
+        self._store.prune(run.step, self._spec.keep, spare)
         if self._uploads:
-            self._uploads.put(self._store.whole()[-1])
+            self._uploads.put(self._store.path(run.step))
 
     def _latest(self) -> Path | None:
         """The latest checkpoint that can be read: of ours, else of the uploaded ones."""
         for folder in reversed(self._store.whole()):
             try:
-                read_state(folder)
-                files.read(folder / "adapter")
+                _check(folder, self._run_spec)
             except InputError as error:
                 self._log.note("checkpoint failed", str(error))
             else:
                 return folder
-        return fetched(self._place, self._store.folder) if self._place else None
+        folder = fetched(self._place, self._store.folder) if self._place else None
+        if folder:
+            _check(folder, self._run_spec)
+        return folder
 
     def _upload_failed(self, why: str) -> None:
         self._log.note("upload failed", why)
+
+
+def _check(folder: Path, spec: TrainSpec) -> None:
+    """InputError for a checkpoint that is damaged, or of another run."""
+    read_state(folder)
+    manifest = files.read(folder / "adapter").manifest
+    theirs = validated(TrainSpec, manifest and manifest.spec, str(folder))
+    if not spec.same_run(theirs):
+        raise InputError(f"{folder}: is of a run with another specification")

@@ -20,6 +20,7 @@ from workers.parallel.world import World
 from workers.spec import AdapterSpec, InputError, TrainSpec
 from workers.train import checkpoint
 from workers.train.evaluate import Evaluation
+from workers.train.events import EventLog
 from workers.train.heartbeat import Heart
 from workers.train.inputs import Inputs
 from workers.train.progress import Meter
@@ -90,8 +91,9 @@ class TrainingRun:
 
         `{"step", "epoch", "train": {"loss", "cross_entropy", …, "grad_norm", "lr",
         "tokens_per_second"}, "validation": …}`, losses as means over the steps since the last
-        report (auxiliary ones only where they are on) and `validation` as Evaluation gives it.
-        Raises DivergedError if anything is not finite.
+        report (auxiliary ones only where they are on) and `validation` as Evaluation gives it;
+        `skipped_steps` are not in the means. Raises DivergedError if more steps in a row than
+        allowed, or anything of the report, is not finite.
         """
         every = self.spec.evaluation.every
         until = min((self.step // every + 1) * every, self.spec.optimizer.steps)
@@ -100,7 +102,7 @@ class TrainingRun:
             self._train_until(until, after_step)
         finally:
             model.eval()
-        train = _summary(self._results, self._seconds)
+        train = _summary(self._results, self._seconds, self.metrics.get("train", {}))
         self._results, self._seconds = [], 0.0
         self.heart.beat("evaluate")
         with self._shards.gathered():
@@ -175,14 +177,16 @@ class TrainingRun:
             result = self._train_step(batches)
             self._results.append(result)
             self._seconds += time.perf_counter() - started
-            self._note_rows()
+            self._note(result)
             self.step += 1
             epoch = self.step / self._batches.steps_per_epoch
             self.heart.progress = self._meter.step(self.step, epoch, result)
             if after_step and self.step < step:
                 after_step(self)
 
-    def _note_rows(self) -> None:
+    def _note(self, result: StepResult) -> None:
+        if result.fault and self.world.is_first:
+            EventLog(self.plan.folder).note("skipped", result.fault, step=self.step)
         if self.spec.data.record_rows:
             everyone = self.world.gather(self._batches.mine(self.step))
             if self.world.is_first:
@@ -224,14 +228,20 @@ def _shape(spec: AdapterSpec) -> list[str]:
     return fields + ([spec.routing] if spec.routing in ("top_k", "top_p") else [])
 
 
-def _summary(results: list[StepResult], seconds: float) -> Metrics:
-    """Means over the steps of one report; the learning rate is the last one's."""
-    names = results[-1].losses
+def _summary(results: list[StepResult], seconds: float, before: Metrics) -> Metrics:
+    """Means over the steps of one report that were not left out, and how many were; without any,
+    the means are still those of the report before. The learning rate is the last step's."""
+    taken = [result for result in results if not result.fault]
+    names = results[-1].losses if taken else ()
+    means = {name: math.fsum(r.losses[name] for r in taken) / len(taken) for name in names}
+    if taken:
+        means["grad_norm"] = math.fsum(result.grad_norm for result in taken) / len(taken)
     return {
-        **{name: math.fsum(r.losses[name] for r in results) / len(results) for name in names},
-        "grad_norm": math.fsum(result.grad_norm for result in results) / len(results),
+        **before,
+        **means,
         "lr": results[-1].lr,
         "tokens_per_second": sum(result.tokens for result in results) / seconds,
+        "skipped_steps": len(results) - len(taken),
     }
 
 

@@ -1,12 +1,12 @@
 """The train loop's two ways to start on Ray. Nothing else in workers knows Ray.
 
 A trial of one worker runs in a Tune actor that goes from trial to trial and keeps the base model
-loaded. A run of several workers is a Ray Train group, which resumes by itself from its last
-checkpoint after a failure, and costs ten times as much to start.
+loaded. A run of several workers is a Ray Train group, which is started again after a failure and
+goes on from its last checkpoint, and costs ten times as much to start.
 """
 
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from ray.tune import Trainable
 
 from workers.parallel.world import World
 from workers.spec import TrainSpec
+from workers.train.events import EventLog, read_events
 from workers.train.heartbeat import Heart
 from workers.train.inputs import Inputs
+from workers.train.keeper import Keeper
 from workers.train.loop import TrainingRun
 from workers.train.record import Metrics, Observer, RunPlan, RunRecord
+from workers.train.watchdog import Watchdog
 
 MakeObserver = Callable[[RunPlan], Observer]
 """Called once for each run, in the process of its first worker."""
@@ -45,32 +48,39 @@ def train_in_group(task: Task) -> None:
     if world.is_first:
         record.begin(task.spec)
     world.wait()
-    with record.failure_kept():
-        _train(task, world, record)
-
-
-def _train(task: Task, world: World, record: RunRecord) -> None:
     heart = Heart(world.rank, world.size).write(record.folder, record.observe)
-    run = TrainingRun(task.spec, task.plan, world=world, heart=heart)
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            run.load(Path(folder))
-    if world.is_first:
-        record.go_on(run.step)
+    with record.failure_kept(), _watched(heart, task.spec, record):
+        _train(task, heart, record)
+
+
+def _train(task: Task, heart: Heart, record: RunRecord) -> None:
+    run = TrainingRun(task.spec, task.plan, heart=heart)
+    keeper = Keeper(task.spec, task.plan, run.world)
+    keeper.resume(run)
+    if run.world.is_first:
+        _begin(run, record)
+    if run.done:  # ended just before it could say so
+        ray.train.report({**run.metrics, "folder": str(record.folder)})
     while not run.done:
-        metrics = run.advance()
+        metrics = run.advance(keeper.after_step)
         run.save_adapter(record.adapter)
-        if world.is_first:
+        if run.world.is_first:
             record.add(metrics)
-        with tempfile.TemporaryDirectory() as folder:
-            run.save(Path(folder))
-            kept = ray.train.Checkpoint.from_directory(folder) if world.is_first else None
-            ray.train.report({**metrics, "folder": str(record.folder)}, checkpoint=kept)
+        keeper.after_report(run)
+        heart.beat("report")
+        ray.train.report({**metrics, "folder": str(record.folder)})
+    keeper.finish()
+    if run.world.is_first:
+        EventLog(record.folder).note("finished", "all steps are done", step=run.step)
+    run.close()
 
 
 class TuneWorker(Trainable):  # type: ignore[misc]
     """Trials of one worker, one after another. A subclass, which Tune is given, says what a
-    trial's configuration means."""
+    trial's configuration means.
+
+    Tune makes a checkpoint after each report; the Keeper adds those in between.
+    """
 
     @classmethod
     def task(cls, name: str, config: Mapping[str, Any]) -> Task:
@@ -93,9 +103,11 @@ class TuneWorker(Trainable):  # type: ignore[misc]
     def step(self) -> Metrics:
         """Train to the next report."""
         run = self._run or self._start()
-        with self._record.failure_kept():
-            metrics = run.advance()
+        with self._record.failure_kept(), _watched(run.heart, run.spec, self._record):
+            metrics = run.advance(self._keeper.after_step)
             run.save_adapter(self._record.adapter)
+            if run.done:
+                self._keeper.finish()
         self._record.add(metrics)
         return {**metrics, "folder": str(self._record.folder), "done": run.done}
 
@@ -123,7 +135,31 @@ class TuneWorker(Trainable):  # type: ignore[misc]
             heart = Heart().write(self._record.folder, self._record.observe)
             run = TrainingRun(task.spec, task.plan, inputs=self._inputs, heart=heart)
             self._run = run
-            if checkpoint:
-                run.load(checkpoint)
-        self._record.go_on(run.step)
+            self._keeper = Keeper(task.spec, task.plan, World())
+            self._keeper.resume(run, checkpoint)
+        _begin(run, self._record)
         return run
+
+
+def _begin(run: TrainingRun, record: RunRecord) -> None:
+    """Take back what was reported after the checkpoint, and say that an attempt begins."""
+    record.go_on(run.step)
+    again = bool(read_events(record.folder))
+    many = "1 worker" if run.world.size == 1 else f"{run.world.size} workers"
+    where = f"after step {run.step} of {run.spec.optimizer.steps} with {many}"
+    EventLog(record.folder).note("resumed" if again else "started", where, step=run.step)
+
+
+@contextmanager
+def _watched(heart: Heart, spec: TrainSpec, record: RunRecord) -> Iterator[None]:
+    """End this process if it hangs inside the block, and leave the reason in the run's files."""
+
+    def tell(why: str) -> None:
+        EventLog(record.folder).note("hung", why, worker=heart.rank)
+        record.failed(why)
+
+    watchdog = Watchdog(heart, record.folder, spec.parallel.hang_timeout_s, tell).start()
+    try:
+        yield
+    finally:
+        watchdog.stop()

@@ -81,9 +81,13 @@ class RunRecord:
         try:
             yield
         except Exception as error:
-            if not self._error.exists():
-                write_text(self._error, reason(error) + "\n")
+            self.failed(reason(error))
             raise
+
+    def failed(self, why: str) -> None:
+        """Keep the reason of a failure, unless there is one already."""
+        if not self._error.exists():
+            write_text(self._error, why + "\n")
 
     @property
     def _error(self) -> Path:

@@ -41,6 +41,15 @@ class StepResult:
     tokens: int
     """Real tokens, prompts included."""
 
+    @property
+    def fault(self) -> str | None:
+        """Which figure is not finite. The step was then left out: nothing has changed but the
+        schedule."""
+        for name, value in (*self.losses.items(), ("gradient norm", self.grad_norm)):
+            if not math.isfinite(value):
+                return f"{name} is {value}"
+        return None
+
 
 @dataclass(frozen=True)
 class _Counts:
@@ -76,6 +85,7 @@ class TrainStep:
         self._spec = spec.loss
         self._weights = _weights(spec.loss)
         self._max_grad_norm = spec.optimizer.max_grad_norm or math.inf
+        self._max_skipped, self._skipped = spec.optimizer.max_skipped_steps, 0
         self._schedule = get_scheduler(
             SCHEDULES[spec.optimizer.schedule],
             update.optimizer,
@@ -103,8 +113,11 @@ class TrainStep:
             tokens=int(counts.tokens),
         )
         self._beat("update")
-        self._check(result)
-        self._update.apply()
+        if result.fault:
+            self._skip(result)
+        else:
+            self._update.apply()
+            self._skipped = 0
         self._schedule.step()
         return result
 
@@ -164,14 +177,17 @@ class TrainStep:
             return routing
         return routing._replace(expert_TK=routing.logits_TE.argmax(-1, keepdim=True))
 
-    def _check(self, result: StepResult) -> None:
-        """A number that is not finite would go into every later step: stop with its name."""
-        for name, value in (*result.losses.items(), ("gradient norm", result.grad_norm)):
-            if not math.isfinite(value):
-                raise DivergedError(
-                    f"training diverged: {name} is {value} at learning rate {result.lr:.3g}; lower "
-                    "optimizer.lr, add optimizer.warmup_steps, or set optimizer.max_grad_norm"
-                )
+    def _skip(self, result: StepResult) -> None:
+        """A number that is not finite would go into every later step: leave it out, and stop where
+        that does not help. The figures are the same on all workers, and so is what they do."""
+        self._update.drop()
+        self._skipped += 1
+        if self._skipped > self._max_skipped:
+            raise DivergedError(
+                f"training diverged: {result.fault} at learning rate {result.lr:.3g}, in "
+                f"{self._skipped} steps in a row; lower optimizer.lr, add optimizer.warmup_steps, "
+                "or set optimizer.max_grad_norm"
+            )
 
 
 def _weights(spec: LossSpec) -> dict[str, float]:

@@ -66,10 +66,13 @@ class Place(NamedTuple):
         if _digests(into) != wanted:
             raise InputError(f"{there}: is not what was uploaded there")
 
-    def prune(self, keep: int) -> None:
-        """Leave the latest `keep`."""
-        for name in self.complete()[:-keep]:
-            self.filesystem.delete_dir(f"{self.path}/{name}")
+    def prune(self, latest: str, keep: int) -> None:
+        """Leave the last `keep` up to the checkpoint `latest`, and none after it."""
+        names = self.complete()
+        kept = [name for name in names if name <= latest][-keep:]
+        for name in names:
+            if name not in kept:
+                self.filesystem.delete_dir(f"{self.path}/{name}")
 
 
 class Uploads:
@@ -83,6 +86,7 @@ class Uploads:
         self._next: Path | None = None
         self._busy: Path | None = None
         self._failure: str | None = None
+        self._ended = False
         threading.Thread(target=self._run, name="moetune-uploads", daemon=True).start()
 
     @property
@@ -97,18 +101,21 @@ class Uploads:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Wait for the last copy; InputError if it could not be made."""
+        """Wait for the last copy and end; InputError if it could not be made."""
         with self._changed:
             self._changed.wait_for(lambda: self._next is None and self._busy is None)
+            self._ended = True
+            self._changed.notify_all()
             if self._failure:
                 raise InputError(f"the last checkpoint cannot be uploaded: {self._failure}")
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._next is not None)
+                self._changed.wait_for(lambda: self._next is not None or self._ended)
                 self._busy, self._next = self._next, None
-            assert self._busy is not None
+            if self._busy is None:
+                return
             failure = self._copy(self._busy)
             with self._changed:
                 self._failure, self._busy = failure, None
@@ -120,7 +127,7 @@ class Uploads:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._place.put(folder)
-                self._place.prune(self._keep)
+                self._place.prune(folder.name, self._keep)
                 return None
             except _ERRORS as error:
                 failure = f"{folder.name}: {_line(error)}"

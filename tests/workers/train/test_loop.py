@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from workers.adapter import files
 from workers.site import Site
 from workers.spec import InputError, TrainSpec
+from workers.train.events import read_events
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.record import Metrics, RunPlan
@@ -220,9 +221,55 @@ def test_plain_lora_is_trained_on_whatever_its_experts_are_called(
 
 
 def test_a_run_that_diverges_says_so(make_spec: SpecMaker, plan: RunPlan) -> None:
-    spec = make_spec(optimizer__lr=1e30, optimizer__max_grad_norm=None, optimizer__steps=20)
-    with pytest.raises(DivergedError, match=r"diverged: .* learning rate"):
-        train(TrainingRun(spec, plan))
+    wild = {"optimizer__lr": 1e30, "optimizer__max_grad_norm": None, "optimizer__steps": 20}
+    for allowed in (0, 2):
+        spec = make_spec(**wild, evaluation__every=20, optimizer__max_skipped_steps=allowed)
+        run = TrainingRun(spec, plan)
+        with pytest.raises(DivergedError, match=rf"diverged: .*in {allowed + 1} steps in a row"):
+            run.advance()
+        assert run.step == 1 + allowed  # the first one made the weights what they are
+
+
+class Spoilt:
+    """A linear's backward pass whose gradients are not finite in some steps."""
+
+    def __init__(self, run: TrainingRun, steps: set[int]) -> None:
+        self._run, self._steps = run, steps
+        next(iter(run.adapter.parameters())).register_hook(self)
+
+    def __call__(self, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.inf if self._run.step in self._steps else gradient
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
+    make_spec: SpecMaker, plan: RunPlan
+) -> None:
+    plan.folder.mkdir()
+    run = TrainingRun(make_spec(optimizer__steps=8, evaluation__every=4), plan)
+    Spoilt(run, {1, 2, 4, 5, 6, 7})
+    states = []
+    report = run.advance(lambda run: states.append((weights(run), run.state()["update"])))
+    assert report["train"]["skipped_steps"] == 2
+    (before, optimizer_before), (middle, _), (after, optimizer_after) = states
+    for name, tensor in before.items():
+        assert torch.equal(tensor, middle[name])
+        assert torch.equal(tensor, after[name])
+        for moment, tensors in optimizer_before.items():
+            assert torch.equal(tensors[name], optimizer_after[moment][name])
+    events = [(event.kind, event.step) for event in read_events(plan.folder)]
+    assert events == [("skipped", 1), ("skipped", 2)]
+    with pytest.raises(DivergedError, match=r"gradient norm is inf .* in 4 steps in a row"):
+        run.advance()
+
+
+def test_a_report_without_a_step_repeats_the_means_before(
+    make_spec: SpecMaker, plan: RunPlan
+) -> None:
+    run = TrainingRun(make_spec(evaluation__every=1), plan)
+    Spoilt(run, {1})
+    first, second = run.advance()["train"], run.advance()["train"]
+    assert second["loss"] == first["loss"]
+    assert (first["skipped_steps"], second["skipped_steps"]) == (0, 1)
 
 
 def test_a_run_that_cannot_begin_leaves_the_base_alone(
