@@ -4,17 +4,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.events import TrialEvent
 from orchestrator.progress import Narrator, StudyProgress
 from orchestrator.stalls import Stall
-from orchestrator.status import StudyStatus, study_status
+from orchestrator.status import StudyStatus, run_status, study_status
 
 if TYPE_CHECKING:
     from cluster.notes import Note
-    from cluster.session import Session
     from orchestrator.spec import JobSpec
     from orchestrator.study import Study
 
@@ -102,9 +102,10 @@ class Lines:
         now = time.monotonic()
         wait = min(max(self._first, (now - self._began) / _LINES_SHARE), self._last)
         places = {stall.place for stall in status.stalls}
-        if now - self._said < wait and places <= self._known:
+        news, self._known = places - self._known, places
+        if now - self._said < wait and not news:
             return
-        self._said, self._known = now, places
+        self._said = now
         for line in status.lines():
             self._narrator.say(line)
 
@@ -135,21 +136,23 @@ class StudyDisplay:
 
 
 @contextmanager
-def study_display(job: "JobSpec", narrator: Narrator, session: "Session") -> Iterator[StudyDisplay]:
-    """A listener for the job's study, which is shown on the terminal and to `moetune status`."""
-    from cluster.notes import own_note
+def study_display(
+    job: "JobSpec", narrator: Narrator, note: "Note | None" = None
+) -> Iterator[StudyDisplay]:
+    """A listener for the job's study, which is shown to people, and in a submitted job's `note` to
+    `moetune status`."""
+    display = StudyDisplay(job, narrator)
 
-    display, note = StudyDisplay(job, narrator), own_note(session)
-    with ExitStack() as stack:
-        screens = [stack.enter_context(terminal(narrator))]
-        screens += [_noted(note)] if note else []
-        stack.enter_context(shown(display.look, screens))
+    def write(status: Status) -> None:
+        if note and isinstance(status, StudyStatus):
+            note.write(status.model_dump_json())
+
+    with terminal(narrator) as screen, shown(display.look, [screen, write]):
         yield display
 
 
-def _noted(note: "Note") -> Screen:
-    def write(status: Status) -> None:
-        if isinstance(status, StudyStatus):
-            note.write(status.model_dump_json())
-
-    return write
+@contextmanager
+def run_display(folder: Path, narrator: Narrator) -> Iterator[None]:
+    """Show the run in `folder` to people until the block ends."""
+    with terminal(narrator) as screen, shown(lambda: run_status(folder), [screen]):
+        yield

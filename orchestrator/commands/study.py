@@ -47,6 +47,7 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Search the shape of the experts; every finished trial becomes a version."""
+    from cluster.notes import own_note
     from cluster.session import session
     from orchestrator.display import study_display
     from orchestrator.progress import Narrator
@@ -62,7 +63,7 @@ def tune(
     with session(spec.cluster.address) as cluster:
         narrator.say(f"study {spec.name} · dashboard {cluster.dashboard_url}")
         try:
-            with study_display(spec, narrator, cluster) as display:
+            with study_display(spec, narrator, own_note(cluster)) as display:
                 run(spec, resume, display)
         except KeyboardInterrupt:
             narrator.say(f"interrupted; go on with: {_resume_command(job, set_ or (), address)}")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.comparison import Comparison, compare_version
-from orchestrator.progress import Narrator, StudyProgress, training_line
+from orchestrator.display import run_display, study_display
+from orchestrator.progress import Narrator, training_line
 from orchestrator.spec import JobSpec, load_job, override_job
 from orchestrator.study import Study, trial_name
 from workers.spec import TrainSpec, override
@@ -66,9 +67,8 @@ class Demo:
         from orchestrator.tuner import preflight, run
 
         preflight(self.job, resume=False)
-        search = self.job.search
-        tell = StudyProgress(self.journal.narrator, search.metric, search.mode, search.trials)
-        study = run(self.job, on_progress=tell)
+        with study_display(self.job, self.journal.narrator) as display:
+            study = run(self.job, on_progress=display)
         rows = study.leaderboard()
         self.journal.summary["trials"] = [row.as_dict() for row in rows]
         self.journal.summary["best_trial"] = rows[0].number
@@ -83,12 +83,14 @@ class Demo:
         spec = TrainSpec.model_validate_json((trial / "train.json").read_text())
         spec = override(spec, LONGER, "demo")
         plan = RunPlan(study.folder / "longer", study.name, best.number, trial / "adapter")
-        adapter, report = fit(
-            spec,
-            plan,
-            self.job.search,
-            lambda one: self.journal.narrator.say(training_line(one, spec.optimizer.steps)),
-        )
+        narrator = self.journal.narrator
+        with run_display(plan.folder, narrator):
+            adapter, report = fit(
+                spec,
+                plan,
+                self.job.search,
+                lambda one: narrator.say(training_line(one, spec.optimizer.steps)),
+            )
         return self.registry.register(study.name, best.number, adapter, report).id
 
     def promote(self, study: Study, versions: Sequence[str]) -> None:

@@ -1,0 +1,41 @@
+"""`moetune status` of a study in a folder."""
+
+import json
+import socket
+from collections.abc import Callable
+
+import pytest
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.spec import JobSpec
+from workers.spec import InputError
+
+
+@pytest.fixture
+def storage(job: JobSpec, play: Callable[..., object]) -> str:
+    """With a study of which one trial was finished and one was cut off."""
+    play(job, ["finished", "cut"])
+    return str(job.cluster.storage)
+
+
+def test_a_study_is_shown_in_words_and_as_json(storage: str) -> None:
+    run = CliRunner().invoke(app, ["status", "home", "--storage", storage])
+    assert run.exit_code == 0, run.output
+    assert "study home · 1 of 10 trials ended (1 finished)" in run.output
+    assert "trial 1 · starting" in run.output
+    facts = json.loads(
+        CliRunner().invoke(app, ["status", "home", "--storage", storage, "--json"]).stdout
+    )
+    assert facts["ended"] == {"finished": 1, "stopped": 0, "failed": 0}
+    assert facts["running"][0]["trial"] == 1
+
+
+def test_what_is_neither_a_study_nor_a_job_is_refused(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")  # none there
+    run = CliRunner().invoke(app, ["status", "hom", "--storage", storage])
+    assert isinstance(run.exception, InputError)
+    assert "hom: no study in" in str(run.exception)
