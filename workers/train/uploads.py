@@ -79,9 +79,16 @@ class Uploads:
     """Copies one checkpoint after another to a place; where they come faster than they can be
     copied, the latest is next and those before it are left out."""
 
-    def __init__(self, place: Place, keep: int, tell: Callable[[str], None]) -> None:
-        """`tell` gets the reason of each copy that failed, in this object's thread."""
-        self._place, self._keep, self._tell = place, keep, tell
+    def __init__(
+        self,
+        place: Place,
+        keep: int,
+        tell: Callable[[str], None],
+        wait: float = FIRST_WAIT_SECONDS,
+    ) -> None:
+        """`tell` gets the reason of each copy that failed, in this object's thread; `wait`: seconds
+        before the first retry."""
+        self._place, self._keep, self._tell, self._wait = place, keep, tell, wait
         self._changed = threading.Condition()
         self._next: Path | None = None
         self._busy: Path | None = None
@@ -123,7 +130,7 @@ class Uploads:
 
     def _copy(self, folder: Path) -> str | None:
         """Copy with retries, until a later one is there instead; why it failed, if it did."""
-        wait, failure = FIRST_WAIT_SECONDS, None
+        wait, failure = self._wait, None
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._place.put(folder)

@@ -34,6 +34,40 @@ def test_workers_draw_different_numbers() -> None:
     assert not torch.equal(*draws)
 
 
+def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path) -> None:
+    store = checkpoint.CheckpointStore(tmp_path)
+    with pytest.raises(FileNotFoundError), store.written(2) as folder:
+        (folder / "adapter" / "weights").write_text("into a folder that is not there")
+    assert list(tmp_path.iterdir()) == []
+    for content in ("first", "second"):  # after a failure a step may come again
+        with store.written(2) as folder:
+            (folder / "adapter").mkdir()
+            (folder / "adapter" / "weights").write_text(content)
+    assert store.whole() == [store.path(2)]
+    assert (store.path(2) / "adapter" / "weights").read_text() == "second"
+
+
+def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    store = checkpoint.CheckpointStore(tmp_path)
+    for step in (2, 4, 6, 8, 100):
+        with store.written(step) as folder:
+            (folder / "file").touch()
+    store.prune(8, keep=2, spare=store.path(2))
+    assert store.whole() == [store.path(step) for step in (2, 6, 8)]  # 100 is of a path not taken
+    store.prune(8, keep=2)
+    assert store.whole() == [store.path(step) for step in (6, 8)]
+
+
+@pytest.mark.parametrize("where", [("update", "exp_avg", "gate"), ("results", 0)])
+def test_a_tensor_without_elements_is_refused(tmp_path: Path, where: tuple[object, ...]) -> None:
+    state: object = torch.empty(0, 4)
+    for name in reversed(where):
+        state = [state] if name == 0 else {name: state}
+    with pytest.raises(InputError, match=rf"{where[-1]} of shape \[0, 4\] has no elements"):
+        checkpoint.write_state(tmp_path, {"step": 1, **state})  # type: ignore[dict-item]
+    assert list(tmp_path.iterdir()) == []
+
+
 class Evil:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("evil-was-here",)
