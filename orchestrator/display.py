@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.events import TrialEvent
 from orchestrator.progress import Narrator, StudyProgress
-from orchestrator.stalls import Stall
 from orchestrator.status import StudyStatus, run_status, study_status
 
 if TYPE_CHECKING:
@@ -28,8 +27,8 @@ class Status(Protocol):
     """What can be shown: a RunStatus or a StudyStatus."""
 
     @property
-    def stalls(self) -> tuple[Stall, ...]:
-        """Workers that stand still."""
+    def news(self) -> frozenset[object]:
+        """What people should hear of at once, if it was not there before."""
 
     def lines(self) -> list[str]:
         """It in words."""
@@ -84,7 +83,7 @@ def terminal(narrator: Narrator) -> Iterator[Screen]:
 
 
 class Lines:
-    """Says the status at times that lie further and further apart, and a new stall at once."""
+    """Says the status at times that lie further and further apart, and what is new at once."""
 
     def __init__(
         self,
@@ -95,14 +94,13 @@ class Lines:
         """`first`, `last`: the least and the most seconds between two times."""
         self._narrator, self._first, self._last = narrator, first, last
         self._began = self._said = time.monotonic()
-        self._known: set[tuple[object, ...]] = set()
+        self._known: frozenset[object] = frozenset()
 
     def __call__(self, status: Status) -> None:
         """Say it, if it is time."""
         now = time.monotonic()
         wait = min(max(self._first, (now - self._began) / _LINES_SHARE), self._last)
-        places = {stall.place for stall in status.stalls}
-        news, self._known = places - self._known, places
+        news, self._known = status.news - self._known, status.news
         if now - self._said < wait and not news:
             return
         self._said = now

@@ -2,6 +2,7 @@
 
 import heapq
 import statistics
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,11 +14,14 @@ from orchestrator.stalls import Stall, stalls
 from orchestrator.study import STATES, Study, trial_name
 from orchestrator.words import duration, number
 from workers.train import heartbeat
+from workers.train.events import RunEvent, read_events
 from workers.train.heartbeat import ENDED
 from workers.train.progress import Progress
 
 if TYPE_CHECKING:
     import optuna
+
+_IN_ORDER = ("started", "finished")
 
 
 class RunStatus(BaseModel):
@@ -32,11 +36,22 @@ class RunStatus(BaseModel):
     progress: Progress | None = None
     """After its last step."""
     stalls: tuple[Stall, ...] = ()
+    event: RunEvent | None = None
+    """The last thing that happened to it which should not."""
+
+    @property
+    def news(self) -> frozenset[object]:
+        """What people should hear of at once, if it was not there before."""
+        return frozenset((*(stall.place for stall in self.stalls), self.event)) - {None}
 
     def lines(self) -> list[str]:
-        """One line, and one more for each stall."""
+        """One line, and one more for each thing that is not as it should be."""
         name = "training" if self.trial is None else f"trial {self.trial}"
-        return [f"{name} · {self._figures()}", *(f"  ! {stall}" for stall in self.stalls)]
+        lines = [f"{name} · {self._figures()}", *(f"  ! {stall}" for stall in self.stalls)]
+        if self.event:
+            ago = duration(max(0.0, time.time() - self.event.at))
+            lines.append(f"  ~ {self.event.kind} {ago} ago: {self.event.message}")
+        return lines
 
     def _figures(self) -> str:
         now = self.progress
@@ -69,10 +84,13 @@ class StudyStatus(BaseModel):
     eta_seconds: float | None
     """Until the last trial's end; None before anything is known."""
 
+    at: float
+    """When this was so, in seconds since 1970."""
+
     @property
-    def stalls(self) -> tuple[Stall, ...]:
+    def news(self) -> frozenset[object]:
         """Of all running trials."""
-        return tuple(stall for run in self.running for stall in run.stalls)
+        return frozenset((run.trial, one) for run in self.running for one in run.news)
 
     def lines(self) -> list[str]:
         """What goes on, for people."""
@@ -101,6 +119,7 @@ def run_status(folder: Path, trial: int | None = None) -> RunStatus:
         phase=last.phase if last else ENDED if workers else "starting",
         progress=next((one.progress for one in workers if one.progress), None),
         stalls=stalls(workers),
+        event=next((e for e in reversed(read_events(folder)) if e.kind not in _IN_ORDER), None),
     )
 
 
@@ -123,6 +142,7 @@ def study_status(study: Study) -> StudyStatus:
         best=best and best.value,
         best_trial=best and best.number,
         eta_seconds=_eta(_trial_seconds(trials, runs), runs, in_all - len(trials)),
+        at=time.time(),
     )
 
 

@@ -1,5 +1,6 @@
 """`moetune status`: what goes on, in a storage folder or on a cluster."""
 
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,12 +16,14 @@ from orchestrator.commands.options import (
     print_json,
     print_table,
 )
+from orchestrator.words import duration
 
 if TYPE_CHECKING:
     from cluster.jobs import Job, JobClient
     from orchestrator.status import StudyStatus
 
 app = typer.Typer()
+_FRESH_SECONDS = 30.0
 _COLUMNS = ("id", "study", "state", "started", "message")
 
 
@@ -88,6 +91,8 @@ def _show_job(client: "JobClient", job: "Job", as_json: bool) -> None:
     print_table(_COLUMNS, [_row(job)])
     if now:
         print("", *now.lines(), sep="\n")
+        if job.state == "RUNNING" and (age := time.time() - now.at) > _FRESH_SECONDS:
+            print(f"(its driver said so {duration(age)} ago, and nothing since)")
     return None
 
 

@@ -16,6 +16,7 @@ from orchestrator.progress import Narrator
 from orchestrator.spec import JobSpec
 from orchestrator.stalls import Stall
 from orchestrator.status import RunStatus
+from workers.train.events import RunEvent
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,6 +44,9 @@ def test_a_log_tells_of_a_new_stall_at_once(capsys: pytest.CaptureFixture[str]) 
     lines(RunStatus())
     lines(stuck(31.0))
     assert "for 31 s" in capsys.readouterr().err, "it was over in between"
+    lost = RunEvent(at=time.time() - 5, kind="lost", message="its process is gone", worker=1)
+    lines(RunStatus(event=lost))
+    assert "  ~ lost 5 s ago: its process is gone\n" in capsys.readouterr().err
 
 
 def test_what_cannot_be_seen_now_may_be_seen_later() -> None:

@@ -11,6 +11,7 @@ import pytest
 from orchestrator.spec import JobSpec
 from orchestrator.status import RunStatus, StudyStatus, run_status, study_status
 from orchestrator.study import Study, trial_name
+from workers.train.events import EventLog
 from workers.train.heartbeat import Heartbeat
 from workers.train.progress import Meter
 from workers.train.step import StepResult
@@ -127,6 +128,12 @@ def test_an_ended_study_says_so(job: JobSpec, play: Play) -> None:
 def test_the_slowest_worker_says_what_a_run_does(tmp_path: Path) -> None:
     write(tmp_path, rank=0, workers=2, step=3, phase="evaluate", beats=9)
     write(tmp_path, rank=1, workers=2, step=3, phase="reduce", beats=8)
+    log = EventLog(tmp_path)
+    log.note("lost", "its process is gone", worker=1)
+    log.note("finished", "all steps are done")
     assert run_status(tmp_path).phase == "reduce"
+    event = run_status(tmp_path).event
+    assert event is not None
+    assert (event.kind, event.worker) == ("lost", 1)
     assert run_status(tmp_path / "nothing") == RunStatus()
     assert RunStatus().lines() == ["training · starting"]
