@@ -3,16 +3,24 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-if TYPE_CHECKING:
-    from workers.train.step import StepResult
-
 RECENT_STEPS = 20
 """Speed is the mean over so many: steady to read, and soon right after a change."""
+
+
+class Figures(Protocol):
+    """What is read of a `workers.train.step.StepResult`."""
+
+    @property
+    def losses(self) -> Mapping[str, float]: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def tokens(self) -> int: ...
 
 
 class Progress(BaseModel):
@@ -70,7 +78,7 @@ class Meter:
             self._pause = now - self._last
         self._last = now
 
-    def step(self, step: int, epoch: float, result: "StepResult") -> Progress:
+    def step(self, step: int, epoch: float, result: Figures) -> Progress:
         """The figures after a step."""
         now = self._clock()
         last = now if self._last is None else self._last
