@@ -1,0 +1,96 @@
+"""Expert parallelism is exact: two and four processes over gloo against one's plain sums."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from tests.distributed.expert_parallel_cases import (
+    CASES,
+    STEPS,
+    Case,
+    Trace,
+    batches,
+    build,
+    reference,
+)
+from workers.parallel.mesh import Mesh
+from workers.parallel.shards import ExpertShards
+from workers.parallel.update import Replicated
+from workers.spec import ParallelSpec
+from workers.train.step import TrainStep
+
+
+class Watched(Replicated):
+    """Keeps the gradients of the first step, and may divide those of the experts wrongly."""
+
+    gradients: dict[str, torch.Tensor] | None = None
+    divisor = 1
+
+    def clip(self, max_norm: float) -> torch.Tensor:
+        for name, parameter in self._named.items():
+            if name in self._shards.parameters and parameter.grad is not None:
+                parameter.grad /= self.divisor
+        if self.gradients is None:
+            self.gradients = {
+                name: self._whole(name, parameter.grad)
+                for name, parameter in self._named.items()
+                if parameter.grad is not None
+            }
+        return super().clip(max_norm)
+
+
+def train(case: Case, exchange: str, ep_size: int, dtype: torch.dtype, divisor: int = 1) -> Trace:
+    """Four steps on this worker's rows; the figures of all workers."""
+    base, adapter = build(case, dtype)
+    world = dist.get_world_size()
+    mesh = Mesh.of(ParallelSpec(workers=world, ep_size=ep_size))
+    shards = ExpertShards(adapter, mesh, exchange)
+    update = Watched(adapter, case.spec.optimizer, shards)
+    update.divisor = divisor
+    step = TrainStep(case.spec, base, adapter, update)
+    trace = Trace()
+    for number in range(STEPS):
+        result = step([batches(case, world, number)[dist.get_rank()]])
+        trace.losses.append(result.losses["loss"])
+        trace.norms.append(result.grad_norm)
+    trace.gradients = update.gradients or {}
+    trace.parameters = update.whole_adapter()
+    for name, parameter in shards.parameters.items():
+        assert len(parameter) * ep_size == len(trace.parameters[name])
+    return trace
+
+
+def work(rank: int, world: int, folder: Path) -> None:
+    """One worker through all cases."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    for case in CASES:
+        check(case, world, torch.float64, 1e-12)
+    for case in CASES[:3]:
+        check(case, world, torch.float32, 1e-5)
+    expected = reference(CASES[0], world, torch.float64)
+    with pytest.raises(AssertionError, match=r"norms|gradients|parameters"):
+        train(CASES[0], "tokens", 2, torch.float64, divisor=2).compare(expected, 1e-5)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def check(case: Case, world: int, dtype: torch.dtype, tolerance: float) -> None:
+    """All ways to share out the experts."""
+    expected = reference(case, world, dtype)
+    ways = [(1, "weights"), *((size, way) for size in (2, 4) for way in case.only.split())]
+    for ep_size, exchange in ways:
+        if ep_size <= world:
+            trace = train(case, exchange, ep_size, dtype)
+            try:
+                trace.compare(expected, tolerance)
+            except AssertionError as error:
+                raise AssertionError(f"{case.name}, {ep_size} {exchange}: {error}") from None
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_it_equals_one_process(world: int, tmp_path: Path) -> None:
+    mp.spawn(work, (world, tmp_path), nprocs=world)
