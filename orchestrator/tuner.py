@@ -43,7 +43,8 @@ def run(job: JobSpec, resume: bool = False, on_progress: Listener | None = None)
         if _ended(study) < job.search.trials:
             raise KeyboardInterrupt
         # Optimizer states and the like: the adapters lie with the trials and in the registry.
-        shutil.rmtree(_tune_folder(job), ignore_errors=True)
+        for states in (_tune_folder(job), *job.study_folder().glob("trials/*/checkpoints")):
+            shutil.rmtree(states, ignore_errors=True)
     return Study.open(job.cluster, job.name)
 
 

@@ -3,6 +3,8 @@
 ranks/0.json, ranks/1.json, …  one small file for each worker, replaced about once a second
 """
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -43,6 +45,8 @@ class Heartbeat(BaseModel):
     """When this was written, in seconds since 1970."""
     every: float
     """Seconds between two writings, as long as the process lives."""
+    host: str = ""
+    pid: int = 0
     progress: Progress | None = None
     """The last step's figures; the same in every worker, so only the first one's file has them."""
 
@@ -124,6 +128,8 @@ class Heart:
             seconds=time.monotonic() - place.since,
             at=time.time(),
             every=every,
+            host=socket.gethostname(),
+            pid=os.getpid(),
             progress=self.progress if self.rank == 0 else None,
         )
 

@@ -92,10 +92,10 @@ class Keeper:
                 self._log.note("checkpoint failed", str(error))
             else:
                 return folder
-        folder = fetched(self._place, self._store.folder) if self._place else None
-        if folder:
-            _check(folder, self._run_spec)
-        return folder
+        copied = fetched(self._place, self._store.folder) if self._place else None
+        if copied:
+            _check(copied, self._run_spec)
+        return copied
 
     def _upload_failed(self, why: str) -> None:
         self._log.note("upload failed", why)

@@ -73,5 +73,7 @@ def verdict(rank: int, seconds: float, everyone: Sequence[Heartbeat]) -> str:
 
 def _places(some: Sequence[Heartbeat]) -> str:
     return ", ".join(
-        f"worker {one.rank} (step {one.step + 1}, {one.phase}, {idle(one):.0f} s)" for one in some
+        f"worker {one.rank} (step {one.step + 1}, {one.phase}, {idle(one):.0f} s; "
+        f"process {one.pid} on {one.host})"
+        for one in some
     )
