@@ -68,6 +68,7 @@ class Meter:
         self._clock = clock
         self._steps, self._every, self._workers = steps, every, workers
         self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
+        self._taken = 0
         self._last: float | None = None
         self._pause: float | None = None
 
@@ -82,6 +83,9 @@ class Meter:
         """The figures after a step."""
         now = self._clock()
         last = now if self._last is None else self._last
+        if self._taken == 1:  # the first step allocates, compiles, and says nothing of the others
+            self._recent.clear()
+        self._taken += 1
         self._recent.append((now - last, result.tokens))
         self._last = now
         seconds = math.fsum(taken for taken, _ in self._recent)

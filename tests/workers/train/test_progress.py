@@ -54,7 +54,9 @@ def test_speed_follows_the_last_steps() -> None:
     clock = Clock()
     meter = Meter(steps=100, every=100, workers=1, clock=clock)
     meter.start()
-    list(steps(meter, clock, range(1, 11), seconds=9.0))
+    (first,) = steps(meter, clock, range(1, 2), seconds=60.0)
+    second, *_ = steps(meter, clock, range(2, 11), seconds=9.0)
+    assert (first.step_seconds, second.step_seconds) == (60.0, 9.0), "the first one warms up"
     *_, last = steps(meter, clock, range(11, 11 + RECENT_STEPS), seconds=1.0)
     assert (last.step_seconds, last.tokens_per_second) == (1.0, 50.0)
 
