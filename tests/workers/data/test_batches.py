@@ -27,15 +27,18 @@ def test_every_row_comes_in_every_epoch_and_every_step_is_full(rows: int, batch_
             assert max(counts.values()) <= 2
 
 
-def test_two_workers_share_the_rows_of_one_and_have_equal_steps() -> None:
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
+def test_any_number_of_workers_shares_the_rows_of_one_and_has_equal_steps(world: int) -> None:
     data = examples(50)
-    alone = Batches(data, 8, seed=1)
-    pair = [Batches(data, 8, seed=1, rank=rank, world=2) for rank in range(2)]
+    alone = Batches(data, 12, seed=1)
+    workers = [Batches(data, 12, seed=1, rank=rank, world=world) for rank in range(world)]
     for step in range(3 * alone.steps_per_epoch):
-        shares = [worker.share(step) for worker in pair]
-        assert [len(share) for share in shares] == [4, 4]
-        together = Counter(example.target for share in shares for example in share)
-        assert together == Counter(example.target for example in alone.share(step))
+        rows = Counter(row for worker in workers for row in worker.mine(step))
+        assert rows == Counter(alone.indices(step))
+        passes = [worker.micro_batches(step, 5) for worker in workers]
+        assert {tuple(map(len, one)) for one in passes} == {tuple(map(len, passes[0]))}
+        for worker, one in zip(workers, passes, strict=True):
+            assert [row for part in one for row in part] == worker.share(step)
 
 
 def test_a_step_depends_on_nothing_but_its_number() -> None:
