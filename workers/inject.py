@@ -16,6 +16,7 @@ from workers.layers.experts import BlockExperts, LinearExperts, Recorder
 from workers.layers.feed_forward import FeedForward
 from workers.layers.router import Routing
 from workers.pack import Layer
+from workers.parallel.whole import whole
 from workers.rows import RowMap
 from workers.site import Site
 from workers.sites import Place, decoder_layers, feed_forwards, linears, tree, wanted
@@ -64,6 +65,11 @@ class Adapter:
     def parameters(self) -> Iterator[nn.Parameter]:
         """Trainable parameters."""
         return (parameter for _, parameter in self.named_parameters())
+
+    @property
+    def layers(self) -> list[Layer]:
+        """What stands at its places, in the model's order."""
+        return list(self._layers.values())
 
     def named_expert_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Those with a row for each expert, which expert parallelism shares out."""
@@ -189,26 +195,34 @@ def _plan(layers: list[nn.Module], spec: AdapterSpec) -> Plan:
     seen: list[str] = []
     for index, layer in enumerate(layers):
         path, own = f"layers.{index}", spec.in_layer(index, len(layers))
-        found = {place.path: place for place in linears(layer, path)}
-        seen += found
-        if own.experts == "block" and own.is_routed:
-            for place, view in feed_forwards(layer, path).items():
-                names = [name for name in view.linears if wanted(f"{place.path}.{name}", spec)]
-                if names:
-                    _check_outer(place.path, view, names, spec)
-                    plan[place] = view, BlockExperts(view, own, names)
-                for name in view.linears:
-                    del found[f"{place.path}.{name}"]
-        plain = own if own.experts == "linear" else own.model_copy(update={"num_experts": 1})
-        for place in found.values():
-            if wanted(place.path, spec):
-                plan[place] = None, LinearExperts(place.bare, plain)
+        with whole(layer):  # What a block is, it shows by running; DoRA starts from its weights.
+            found = {place.path: place for place in linears(layer, path)}
+            seen += found
+            plan |= _plan_layer(layer, path, own, found)
     if not seen:
         raise InputError(
             "the decoder's layers have no linear that an adapter fits (a torch.nn.Linear, or a "
             f"Conv1D of transformers): {tree(layers[0])}"
         )
     _check(plan, seen, spec)
+    return plan
+
+
+def _plan_layer(layer: nn.Module, path: str, spec: AdapterSpec, found: dict[str, Place]) -> Plan:
+    """Those of one decoder layer, whose linears are `found`."""
+    plan: Plan = {}
+    if spec.experts == "block" and spec.is_routed:
+        for place, view in feed_forwards(layer, path).items():
+            names = [name for name in view.linears if wanted(f"{place.path}.{name}", spec)]
+            if names:
+                _check_outer(place.path, view, names, spec)
+                plan[place] = view, BlockExperts(view, spec, names)
+            for name in view.linears:
+                del found[f"{place.path}.{name}"]
+    plain = spec if spec.experts == "linear" else spec.model_copy(update={"num_experts": 1})
+    for place in found.values():
+        if wanted(place.path, spec):
+            plan[place] = None, LinearExperts(place.bare, plain)
     return plan
 
 

@@ -23,8 +23,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from workers.parallel.loading import reading
 from workers.quantised import check_quantised, make_trainable, quantising
-from workers.spec import InputError, ModelSpec
+from workers.spec import InputError, ModelSpec, ParallelSpec
 
 PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 """Tokens that may fill up a batch where a tokenizer names none, in this order."""
@@ -39,15 +40,16 @@ class Base:
     device: torch.device
 
 
-def load_base(spec: ModelSpec) -> Base:
-    """Load the model and its tokenizer; every parameter has requires_grad False.
+def load_base(spec: ModelSpec, parallel: ParallelSpec | None = None) -> Base:
+    """Load the model and its tokenizer; every parameter has requires_grad False. Where `parallel`
+    wants the base in shards, the workers of the process group load it together.
 
     Raises InputError where it cannot be found or read, is no causal language model, lacks
     weights, or wants a device or a package that is not there.
     """
     device = _device(spec)
     tokenizer = check_base(spec)
-    with readable(spec):
+    with readable(spec), reading(spec, parallel or ParallelSpec()) as sharding:
         model, report = AutoModelForCausalLM.from_pretrained(
             spec.path,
             dtype=getattr(torch, spec.dtype),
@@ -56,6 +58,7 @@ def load_base(spec: ModelSpec) -> Base:
             output_loading_info=True,
             **loading_options(spec),
             **quantising(spec, device),
+            **sharding,
         )
     if missing := sorted(report["missing_keys"]):
         # transformers would fill them with random numbers, and train on.

@@ -44,10 +44,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
     }
     if not lists:
         raise InputError(f"{type(model).__name__} has no list of decoder layers: {tree(model)}")
-    sizes = {
-        path: sum(weight.numel() for weight in layers.parameters())
-        for path, layers in lists.items()
-    }
+    sizes = {path: sum(map(_numbers, layers.parameters())) for path, layers in lists.items()}
     path = max(sizes, key=sizes.__getitem__)
     return path, list(lists[path])
 
@@ -116,6 +113,11 @@ def tree(module: nn.Module) -> str:
     children = (f"{name}: {tree(_bare(child))}" for name, child in module.named_children())
     inside = ", ".join(children)
     return f"{type(module).__name__}({inside})" if inside else type(module).__name__
+
+
+def _numbers(weight: nn.Parameter) -> int:
+    """How many there are; ZeRO-3's weights are empty while they are not used."""
+    return int(getattr(weight, "ds_numel", weight.numel()))
 
 
 def _bare(module: nn.Module) -> nn.Module:

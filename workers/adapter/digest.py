@@ -39,17 +39,25 @@ def base_digest(model: "str | Path | torch.nn.Module") -> str:
 
     It must not depend on what loading changes: precision, names, tied copies, stacked experts,
     quantisation, adapters already attached. So it is the set of (shape, about 1000 evenly spaced
-    values as bfloat16) over all vectors and matrices but native experts'; a quantised model's are
-    those of the folder that it was loaded from. It tells base models apart; it is no proof against
-    forgery.
+    values as bfloat16) over all vectors and matrices but native experts'; those of a model that is
+    quantised, or in shards over several workers, are read from the folder that it was loaded from.
+    It tells base models apart; it is no proof against forgery.
     """
     import torch
 
-    quantised = getattr(model, "hf_quantizer", None)
-    source = _source(model) if quantised else model
+    source = _source(model) if _is_elsewhere(model) else model
     weights = _loaded(source) if isinstance(source, torch.nn.Module) else _stored(Path(source))
     prints = {_fingerprint(weight) for weight in weights if weight.ndim in (1, 2)}
     return hashlib.sha256(b"".join(sorted(prints))).hexdigest()
+
+
+def _is_elsewhere(model: Any) -> bool:
+    """Whether this process does not have the weights as they were."""
+    if getattr(model, "hf_quantizer", None):
+        return True
+    from workers.parallel.whole import is_sharded
+
+    return hasattr(model, "parameters") and is_sharded(model)
 
 
 def _loaded(model: "torch.nn.Module") -> "Iterator[torch.Tensor]":

@@ -7,6 +7,7 @@ M target tokens, V vocabulary.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from workers.inject import Adapter
 from workers.losses import IGNORED
 from workers.metrics import CHOICE_METRICS, score, score_choices
 from workers.model import Base
+from workers.parallel.whole import is_sharded
 from workers.parallel.world import World
 from workers.spec import EvaluationSpec
 from workers.train.forward import recorded, scored_logits
@@ -65,13 +67,14 @@ class Evaluation:
         """Loss sum and token count of each example; adds to the experts' counts."""
         results: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
         for indices in self._groups([len(example) for example in examples]):
-            batch = collate([examples[i] for i in indices], self.inputs.pad_token_id)
+            rows = [examples[i] for i in indices] or self.inputs.validation_examples[:1]
+            batch = collate(rows, self.inputs.pad_token_id)
             adapter = self.adapter if counts else None
             with recorded(adapter, self.inputs.base, batch, rank_space=False) as records:
                 sums = _row_losses(self.inputs.base, batch)
-            if counts:
+            if counts and indices:
                 counts.count(records)
-            for index, value in zip(indices, sums, strict=True):
+            for index, value in zip(indices, sums, strict=bool(indices)):
                 results[index] = value
         return results
 
@@ -99,8 +102,9 @@ class Evaluation:
         prompts = [self.inputs.validation_examples[index].prompt for index in indices]
         answers = [""] * len(prompts)
         for group in self._groups([len(prompt) for prompt in prompts]):
-            ids_BS, mask_BS = collate_prompts([prompts[i] for i in group], self.inputs.pad_token_id)
-            for index, text in zip(group, self._generate(ids_BS, mask_BS), strict=True):
+            rows = [prompts[i] for i in group] or [self.inputs.validation_examples[0].prompt]
+            texts = self._generate(*collate_prompts(rows, self.inputs.pad_token_id))
+            for index, text in zip(group, texts, strict=bool(group)):
                 answers[index] = text
         return answers
 
@@ -114,7 +118,10 @@ class Evaluation:
             pad_token_id=self.inputs.pad_token_id,
         )
         whole_BS = self.inputs.base.model.generate(
-            ids_BS.to(device), attention_mask=mask_BS.to(device), generation_config=config
+            ids_BS.to(device),
+            attention_mask=mask_BS.to(device),
+            generation_config=config,
+            synced_gpus=self._together,
         )
         answers = []
         for ids in whole_BS[:, ids_BS.shape[1] :].tolist():
@@ -123,11 +130,20 @@ class Evaluation:
         return answers
 
     def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Batches of like lengths, the longest first: too large a batch fails at once."""
+        """Batches of like lengths, the longest first: too large a batch fails at once. Workers who
+        must run the model together all have as many, the last ones perhaps empty."""
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-        for start in range(0, len(order), self.spec.batch_size):
+        size = self.spec.batch_size
+        count = ceil(len(order) / size)
+        if self._together:
+            count = max(self.world.gather(count))
+        for first in range(0, count * size, size):
             self.moving()
-            yield order[start : start + self.spec.batch_size]
+            yield order[first : first + size]
+
+    @property
+    def _together(self) -> bool:
+        return self.world.size > 1 and is_sharded(self.inputs.base.model)
 
 
 def _row_losses(base: Base, batch: Batch) -> list[tuple[float, int]]:

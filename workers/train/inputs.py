@@ -28,7 +28,8 @@ class Inputs:
         """Load what `spec` names, or take it over from `former` where it is the same."""
         if former and _key(former.spec) == _key(spec):
             return former
-        base = former.base if former and former.spec.model == spec.model else load_base(spec.model)
+        same = former if former and former.spec.model == spec.model else None
+        base = same.base if same else load_base(spec.model, spec.parallel)
         return cls(spec, base, Encoder(base.tokenizer, spec.data))
 
     @cached_property

@@ -15,7 +15,7 @@ from workers.data.batches import Batches, collate
 from workers.inject import inject
 from workers.parallel.mesh import Mesh
 from workers.parallel.shards import ExpertShards
-from workers.parallel.update import Replicated
+from workers.parallel.strategy import update_for
 from workers.parallel.world import World
 from workers.spec import AdapterSpec, InputError, TrainSpec
 from workers.train import checkpoint
@@ -74,7 +74,7 @@ class TrainingRun:
             if plan.start_from:
                 self._start_from(plan.start_from)
             self._shards = ExpertShards(self.adapter, mesh, spec.parallel.exchange)
-            self._update = Replicated(self.adapter, spec.optimizer, self._shards)
+            self._update = update_for(spec, base.model, self.adapter, self._shards)
             self._train_step = TrainStep(spec, base, self.adapter, self._update, self.heart)
         except BaseException:
             self.close()

@@ -1,0 +1,143 @@
+"""FSDP2: parameters, gradients and the optimizer's state in shards over all workers.
+
+The base was cut while it was read (workers.parallel.loading), layer by layer. Each of the adapter's
+layers is a unit of its own beside it: float32 next to a base that may be bfloat16, and the only one
+whose gradients travel.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from workers.inject import Adapter
+from workers.parallel.shards import ExpertShards
+from workers.parallel.update import State, adamw
+from workers.site import Site
+from workers.spec import OptimizerSpec
+
+
+class Sharded:
+    """An `Update` with the adapter in shards over all workers. Experts that are in shards already,
+    by expert parallelism, stay as they are."""
+
+    def __init__(
+        self, model: nn.Module, adapter: Adapter, spec: OptimizerSpec, shards: ExpertShards
+    ) -> None:
+        """`model` holds this one adapter. Needs a process group."""
+        self.world, self._shards = shards.mesh.world, shards
+        own = list(shards.parameters.values())
+        shards.mesh.dp.copy_from_first(own)
+        self._cut(model, adapter, own)
+        self._named = dict(adapter.named_parameters())
+        self._own = [self._named[name] for name in shards.parameters]
+        self._rest = [one for name, one in self._named.items() if name not in shards.parameters]
+        groups = [{"params": part} for part in (self._rest, self._own) if part]
+        self.optimizer = adamw(groups, spec)
+
+    def _cut(self, model: nn.Module, adapter: Adapter, own: Collection[nn.Parameter]) -> None:
+        former = [one for one in adapter.parameters() if not _among(one, own)]
+        self.world.copy_from_first(former)
+        mesh = init_device_mesh(former[0].device.type, (self.world.size,))
+        sites = [site for site in model.modules() if isinstance(site, Site)]
+        for layer in (layer for site in sites for layer in site.adapters.values()):
+            unit = fully_shard(
+                layer,
+                mesh=mesh,
+                reshard_after_forward=True,
+                shard_placement_fn=_evenly(self.world.size),
+                ignored_params=set(own),
+            )
+            # Losses are divided by the counts of the whole step: sums, not means. gloo knows no
+            # reduction that scales, and a sum needs none.
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)
+        for parameter in former:  # The layers keep a list of them.
+            parameter.data = parameter.data.new_empty(0)
+
+    def backward(self, loss: Tensor) -> None:
+        """See Update: each unit's gradients go to their shards as soon as they are there."""
+        torch.autograd.backward(loss)
+
+    def reduce(self) -> None:
+        """See Update: all but the experts' are summed already."""
+        self._shards.mesh.dp.add_gradients(self._own)
+
+    def clip(self, max_norm: float) -> Tensor:
+        """See Update."""
+        norm = _norm(self._rest)
+        if self._own:
+            norm = (norm.square() + self._shards.mesh.ep.add(_norm(self._own).square())).sqrt()
+        for part in (self._rest, self._own):
+            torch.nn.utils.clip_grads_with_norm_(part, max_norm, norm)
+        return norm
+
+    def apply(self) -> None:
+        """See Update."""
+        self.optimizer.step()
+        self.drop()
+
+    def drop(self) -> None:
+        """See Update."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def whole_adapter(self) -> dict[str, Tensor]:
+        """See Update."""
+        return {name: self._whole(one.detach()) for name, one in self._named.items()}
+
+    def whole_state(self) -> State:
+        """See Update."""
+        state = {"adapter": self.whole_adapter()}
+        for name, parameter in self._named.items():
+            for key, value in self.optimizer.state[parameter].items():
+                whole = value.clone() if key == "step" else self._whole(value)
+                state.setdefault(key, {})[name] = whole
+        return state
+
+    def load_whole_state(self, state: State) -> None:
+        """See Update: every worker must have read it."""
+        for name, parameter in self._named.items():
+            with torch.no_grad():
+                parameter.copy_(self._part(name, state["adapter"][name]))
+            kept = {key: part[name] for key, part in state.items() if name in part}
+            del kept["adapter"]
+            self.optimizer.state[parameter] = {
+                key: value.clone() if key == "step" else self._part(name, value)
+                for key, value in kept.items()
+            }
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, DTensor):
+            return tensor.full_tensor().cpu()
+        return self._shards.whole(tensor).cpu()
+
+    def _part(self, name: str, whole: Tensor) -> Tensor:
+        like = self._named[name]
+        whole = whole.to(like.device, like.dtype)
+        if isinstance(like, DTensor):
+            return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+        return self._shards.own(whole)
+
+
+def _evenly(workers: int) -> Callable[[nn.Parameter], Shard | None]:
+    """Cut a parameter along a dimension that the workers divide: attention's LoRA has one expert,
+    and cut along these it would lie on the first worker alone."""
+
+    def place(parameter: nn.Parameter) -> Shard | None:
+        even = (dim for dim, size in enumerate(parameter.shape) if size % workers == 0)
+        return Shard(next(even, 0))
+
+    return place
+
+
+def _norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    grads = [one.grad for one in parameters if one.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _among(parameter: nn.Parameter, others: Collection[nn.Parameter]) -> bool:
+    return any(parameter is other for other in others)
