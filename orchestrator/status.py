@@ -1,15 +1,12 @@
 """What goes on: where a run is, and a study. Read from files and Optuna's storage, as it is now."""
 
-import heapq
-import statistics
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from orchestrator.eta import eta
 from orchestrator.stalls import Stall, stalls
 from orchestrator.study import STATES, Study, trial_name
 from orchestrator.words import duration, number
@@ -17,9 +14,6 @@ from workers.train import heartbeat
 from workers.train.events import RunEvent, read_events
 from workers.train.heartbeat import ENDED
 from workers.train.progress import Progress
-
-if TYPE_CHECKING:
-    import optuna
 
 _IN_ORDER = ("started", "finished")
 
@@ -141,33 +135,15 @@ def study_status(study: Study) -> StudyStatus:
         metric=study.metric,
         best=best and best.value,
         best_trial=best and best.number,
-        eta_seconds=_eta(_trial_seconds(trials, runs), runs, in_all - len(trials)),
+        eta_seconds=eta(trials, _remaining(runs), in_all),
         at=time.time(),
     )
 
 
-def _trial_seconds(
-    trials: Sequence["optuna.trial.FrozenTrial"], runs: Sequence[RunStatus]
-) -> float | None:
-    """What a trial takes: those that ended say it, or else those that run."""
-    ended = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED") and t.duration]
-    if ended:
-        return float(statistics.median(t.duration.total_seconds() for t in ended))
-    since = {t.number: t.datetime_start for t in trials}
-    taking = [
-        (datetime.now() - start).total_seconds() + run.progress.eta_seconds
+def _remaining(runs: Sequence[RunStatus]) -> dict[int, float | None]:
+    """What each trial's run says itself."""
+    return {
+        run.trial: run.progress.eta_seconds if run.progress else None
         for run in runs
-        if run.progress and run.trial is not None and (start := since[run.trial])
-    ]
-    return statistics.median(taking) if taking else None
-
-
-def _eta(a_trial: float | None, runs: Sequence[RunStatus], to_come: int) -> float | None:
-    """The trials to come start where one ends, and as many run side by side as now."""
-    if a_trial is None or not runs:
-        return None
-    ends = [run.progress.eta_seconds if run.progress else a_trial for run in runs]
-    heapq.heapify(ends)
-    for _ in range(to_come):
-        heapq.heapreplace(ends, ends[0] + a_trial)
-    return max(ends)
+        if run.trial is not None
+    }

@@ -40,15 +40,16 @@ def status(
 ) -> None:
     """Show how far a study or job is: steps, loss, speed, time left, and workers that hang.
 
-    A study is looked for in the storage folder, with --address among the jobs of the cluster.
+    A study is looked for in the storage folder; with --address first among the cluster's jobs.
     """
     from cluster.errors import ClusterError
     from cluster.jobs import JobClient
     from orchestrator.spec import ClusterSpec
     from workers.spec import InputError
 
-    if name and not address and ClusterSpec(storage=storage).study_folder(name).is_dir():
-        return _show_study(name, storage, store, as_json)
+    here = name if name and ClusterSpec(storage=storage).study_folder(name).is_dir() else None
+    if here and not address:
+        return _show_study(here, storage, store, as_json)
     try:
         client = JobClient(address or "auto")
     except ClusterError as error:
@@ -60,6 +61,8 @@ def status(
     if name is None:
         return _show_jobs(client, as_json)
     job = next((job for job in client.list() if name in (job.id, job.metadata.get("study"))), None)
+    if here and not job:
+        return _show_study(here, storage, store, as_json)
     return _show_job(client, job or client.status(name), as_json)
 
 
@@ -74,12 +77,14 @@ def _show_study(name: str, storage: str, store: str | None, as_json: bool) -> No
 
 
 def _show_jobs(client: "JobClient", as_json: bool) -> None:
-    jobs = [(job, _progress(client, job)) for job in client.list()]
+    jobs = [
+        (job, _progress(client, job) if job.state == "RUNNING" else None) for job in client.list()
+    ]
     if as_json:
         return print_json([_facts(job, now) for job, now in jobs])
     print_table(_COLUMNS, [_row(job) for job, _ in jobs])
     for job, now in jobs:
-        if now and job.state == "RUNNING":
+        if now:
             print("", f"{job.id}:", *now.lines(), sep="\n")
     return None
 
