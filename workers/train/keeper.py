@@ -39,16 +39,16 @@ class Keeper:
             self._uploads = Uploads(self._place, self._spec.keep, self._upload_failed)
 
     def resume(self, run: "TrainingRun", other: Path | None = None) -> None:
-        """Go on from the latest whole checkpoint, or from `other`, if that is later or the only
-        one; begin where there is none."""
+        """Go on from the latest whole checkpoint, or from `other` if that is not older; begin where
+        there is none. InputError if there are checkpoints, but none of this run that can be read.
+        """
         found = self._world.gather(self._latest() if self._world.is_first else None)[0]
         if other and (found is None or read_state(other)["step"] >= read_state(found)["step"]):
             found = other
         if found:
             run.load(found)
-        ours = self._store.whole()
-        if ours and self._uploads and self._place and ours[-1].name not in self._place.complete():
-            self._uploads.put(ours[-1])
+        if found and found != other and self._uploads:
+            self._uploads.put(found)
 
     def after_step(self, run: "TrainingRun") -> None:
         """Between two reports: make a checkpoint if one is due."""
@@ -84,18 +84,23 @@ class Keeper:
             self._uploads.put(self._store.path(run.step))
 
     def _latest(self) -> Path | None:
-        """The latest checkpoint that can be read: of ours, else of the uploaded ones."""
-        for folder in reversed(self._store.whole()):
+        """The latest checkpoint that can be read: of ours, else of the uploaded ones. InputError
+        where there are some and none can be: to begin anew would be to lose them."""
+        fault = ""
+        ours = self._store.whole()
+        if not ours and self._place and (copied := fetched(self._place, self._store.folder)):
+            ours = [copied]
+        for folder in reversed(ours):
             try:
                 _check(folder, self._run_spec)
             except InputError as error:
-                self._log.note("checkpoint failed", str(error))
+                fault = str(error)
+                self._log.note("checkpoint failed", fault)
             else:
                 return folder
-        copied = fetched(self._place, self._store.folder) if self._place else None
-        if copied:
-            _check(copied, self._run_spec)
-        return copied
+        if ours:
+            raise InputError(f"{fault}; to begin anew, remove {self._store.folder}")
+        return None
 
     def _upload_failed(self, why: str) -> None:
         self._log.note("upload failed", why)

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +85,10 @@ class RunRecord:
             raise
 
     def failed(self, why: str) -> None:
-        """Keep the reason of a failure, unless there is one already."""
+        """Keep the reason of a failure, unless there is one already, or the disk is full."""
         if not self._error.exists():
-            write_text(self._error, why + "\n")
+            with suppress(OSError):
+                write_text(self._error, why + "\n")
 
     @property
     def _error(self) -> Path:

@@ -45,15 +45,18 @@ class Place(NamedTuple):
         return sorted(path.parent.name for path in entries if path.name == COMPLETE)
 
     def put(self, folder: Path) -> None:
-        """Copy a folder, its list of digests last."""
-        there = f"{self.path}/{folder.name}"
+        """Copy a folder, its list of digests last; nothing to do where it is there already."""
+        there, wanted = f"{self.path}/{folder.name}", json.dumps(_digests(folder))
         marker = f"{there}/{COMPLETE}"
-        if self.filesystem.get_file_info(marker).is_file:  # of an attempt before this one
+        if self.filesystem.get_file_info(marker).is_file:
+            with self.filesystem.open_input_stream(marker, compression=None) as stream:
+                if stream.read().decode() == wanted:
+                    return
             self.filesystem.delete_file(marker)
         self.filesystem.create_dir(there)
         fs.copy_files(str(folder), there, destination_filesystem=self.filesystem, use_threads=False)
         with self.filesystem.open_output_stream(marker, compression=None) as stream:
-            stream.write(json.dumps(_digests(folder)).encode())
+            stream.write(wanted.encode())
 
     def get(self, name: str, into: Path) -> None:
         """Copy a checkpoint into an existing folder; InputError where it does not match its
@@ -148,7 +151,7 @@ class Uploads:
 
 def fetched(place: Place, into: Path) -> Path | None:
     """Bring the latest whole checkpoint of a place below the folder `into`; None if there is none.
-    One that is damaged is passed over."""
+    One that is damaged is passed over; a place that does not answer is an OSError."""
     for name in reversed(place.complete()):
         folder = into / f".{name}.fetched"
         shutil.rmtree(folder, ignore_errors=True)
@@ -156,7 +159,7 @@ def fetched(place: Place, into: Path) -> Path | None:
         try:
             place.get(name, folder)
             return folder.rename(into / name)
-        except (*_ERRORS, ValueError):
+        except ValueError:  # InputError, or a list of digests that is none
             shutil.rmtree(folder, ignore_errors=True)
     return None
 

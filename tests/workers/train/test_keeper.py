@@ -14,7 +14,7 @@ import torch
 
 from workers.adapter.folder import WriteError
 from workers.parallel.world import World
-from workers.spec import TrainSpec
+from workers.spec import InputError, TrainSpec, override
 from workers.train.events import read_events
 from workers.train.keeper import Keeper
 from workers.train.loop import TrainingRun
@@ -159,17 +159,16 @@ def test_a_run_that_lost_its_folder_goes_on_from_the_upload(
     assert there == ["step-00000009", "step-00000010"]
 
 
-def test_checkpoints_of_another_run_are_not_gone_on_with(
+def test_checkpoints_of_another_run_are_neither_gone_on_with_nor_lost(
     make_spec: SpecMaker, spec: TrainSpec, tmp_path: Path
 ) -> None:
     with pytest.raises(CutOffError):
         Attempt(spec, tmp_path, cut_off=7).go()
-    other = make_spec(optimizer__steps=3, evaluation__every=3, checkpoint__every=1)
-    attempt = Attempt(other, tmp_path)
-    assert attempt.began == 0
-    attempt.go()
-    assert steps(tmp_path) == [2, 3]
-    assert "another specification" in read_events(tmp_path)[0].message
+    with pytest.raises(InputError, match=r"another specification; to begin anew, remove .*points"):
+        Attempt(make_spec(optimizer__steps=3), tmp_path)
+    assert steps(tmp_path) == [3, 6]
+    more = override(spec, {"checkpoint.keep": 5, "parallel.hang_timeout_s": 60}, "test")
+    assert Attempt(more, tmp_path).began == 6
 
 
 @pytest.fixture
