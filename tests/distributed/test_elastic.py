@@ -38,9 +38,10 @@ def spec(make_spec: SpecMaker, tmp_path: Path) -> TrainSpec:
         data__train=str(rows),
         data__validation=str(rows),
         data__record_rows=True,
-        optimizer__steps=300,
+        optimizer__steps=450,
         optimizer__lr=2e-5,
-        evaluation__every=100,
+        optimizer__micro_batch_size=1,
+        evaluation__every=150,
         checkpoint__every=10,
         parallel__workers={"min": 1, "max": 2, "check_every_s": 2},
     )
@@ -66,7 +67,7 @@ def test_a_lost_node_is_done_without_and_a_new_one_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
-    alone = override(spec, {"parallel.workers": 1, "optimizer.micro_batch_size": 4}, "test")
+    alone = override(spec, {"parallel.workers": 1}, "test")
     (tmp_path / "unbroken").mkdir()
     mp.spawn(trained, (1, alone, tmp_path / "unbroken"), nprocs=1)
 

@@ -14,7 +14,7 @@ from workers.adapter.manifest import Manifest
 from workers.data.batches import Batches, collate
 from workers.inject import inject
 from workers.parallel.mesh import Mesh
-from workers.parallel.shards import ExpertShards
+from workers.parallel.plan import share_out
 from workers.parallel.strategy import update_for
 from workers.parallel.world import World
 from workers.spec import AdapterSpec, InputError, TrainSpec
@@ -73,7 +73,10 @@ class TrainingRun:
             _ = self.inputs.validation_examples  # read now: it must not fail after hours
             if plan.start_from:
                 self._start_from(plan.start_from)
-            self._shards = ExpertShards(self.adapter, mesh, spec.parallel.exchange)
+            tokens, dtype = self._tokens_at_once(), base.model.get_input_embeddings().weight.dtype
+            self._shards = share_out(spec, self.adapter, mesh, tokens, dtype)
+            self.exchange = self._shards.choice
+            """With expert parallelism, how experts and tokens meet, and why so."""
             self._update = update_for(spec, base.model, self.adapter, self._shards)
             self._train_step = TrainStep(spec, base, self.adapter, self._update, self.heart)
         except BaseException:
@@ -103,6 +106,8 @@ class TrainingRun:
         finally:
             model.eval()
         train = _summary(self._results, self._seconds, self.metrics.get("train", {}))
+        if self.exchange:
+            train["exchanged_bytes_per_step"] = self._shards.traffic.take() / len(self._results)
         self._results, self._seconds = [], 0.0
         self.heart.beat("evaluate")
         with self._shards.gathered():
@@ -113,7 +118,7 @@ class TrainingRun:
             "train": train,
             "validation": validation,
         }
-        _check_finite(self.metrics)
+        _check_finite(self.metrics, self.step)
         return self.metrics
 
     def save_adapter(self, folder: Path) -> None:
@@ -192,6 +197,11 @@ class TrainingRun:
             if self.world.is_first:
                 note_rows(self.plan.folder, self.step, everyone)
 
+    def _tokens_at_once(self) -> float:
+        """Of a micro-batch of one worker, about: rows of like length go together."""
+        rows = self.spec.micro_batch_size or self.spec.optimizer.batch_size // self.world.size
+        return rows * math.fsum(map(len, self.inputs.train)) / len(self.inputs.train)
+
     def _manifest(self) -> Manifest:
         routing = self.metrics.get("validation", {}).get("routing", {})
         return Manifest(
@@ -245,10 +255,10 @@ def _summary(results: list[StepResult], seconds: float, before: Metrics) -> Metr
     }
 
 
-def _check_finite(metrics: Mapping[str, Any], path: str = "") -> None:
+def _check_finite(metrics: Mapping[str, Any], step: int, path: str = "") -> None:
     """A search would wait for ever for a trial whose metric is no number."""
     for name, value in metrics.items():
         if isinstance(value, Mapping):
-            _check_finite(value, f"{path}{name}/")
+            _check_finite(value, step, f"{path}{name}/")
         elif isinstance(value, float) and not math.isfinite(value):
-            raise DivergedError(f"{path}{name} is {value} at step {metrics.get('step', '?')}")
+            raise DivergedError(f"training diverged: {path}{name} is {value} after step {step}")
