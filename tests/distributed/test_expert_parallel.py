@@ -16,6 +16,7 @@ from tests.distributed.expert_parallel_cases import (
     build,
     reference,
 )
+from workers.parallel.cost import Choice
 from workers.parallel.mesh import Mesh
 from workers.parallel.shards import ExpertShards
 from workers.parallel.update import Replicated
@@ -47,7 +48,7 @@ def train(case: Case, exchange: str, ep_size: int, dtype: torch.dtype, divisor: 
     base, adapter = build(case, dtype)
     world = dist.get_world_size()
     mesh = Mesh.of(ParallelSpec(workers=world, ep_size=ep_size))
-    shards = ExpertShards(adapter, mesh, exchange)
+    shards = ExpertShards(adapter, mesh, Choice(exchange))
     update = Watched(adapter, case.spec.optimizer, shards)
     update.divisor = divisor
     step = TrainStep(case.spec, base, adapter, update)

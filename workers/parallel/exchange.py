@@ -25,10 +25,11 @@ class Traffic:
         size = tensor.numel() if rows is None else rows * tensor[:1].numel()
         self.sent[kind] += size * tensor.element_size()
 
-    @property
-    def total(self) -> int:
-        """All bytes sent."""
-        return sum(self.sent.values())
+    def take(self) -> int:
+        """All bytes sent since the last call."""
+        total = sum(self.sent.values())
+        self.sent.clear()
+        return total
 
 
 class Route:

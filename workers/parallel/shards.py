@@ -9,6 +9,7 @@ from torch import Tensor
 
 from workers.inject import Adapter
 from workers.layers.dispatch import LocalTokenDispatcher, TokenDispatcher
+from workers.parallel.cost import Choice
 from workers.parallel.exchange import Traffic
 from workers.parallel.mesh import Mesh
 from workers.parallel.tokens import AllToAllTokenDispatcher
@@ -19,18 +20,18 @@ class ExpertShards:
     """An adapter whose experts are in shards over `mesh.ep`: worker r holds the r-th part of them,
     by global expert id. With one worker there it is the adapter as it was."""
 
-    def __init__(self, adapter: Adapter, mesh: Mesh, exchange: str = "tokens") -> None:
-        """Keeps this worker's experts only, and hands the layers their dispatcher; `exchange` is
-        tokens or weights. Adapters must be equal on all workers."""
-        self.mesh, self.traffic = mesh, Traffic()
+    def __init__(self, adapter: Adapter, mesh: Mesh, choice: Choice | None = None) -> None:
+        """Keeps this worker's experts only, and hands the layers their dispatcher. Adapters must be
+        equal on all workers; with one there, no choice is needed."""
+        self.mesh, self.choice, self.traffic = mesh, choice, Traffic()
         self._adapter = adapter
         self.parameters = dict(adapter.named_expert_parameters()) if mesh.ep.size > 1 else {}
         """Those in shards, by canonical name."""
-        if not self.parameters:
+        if not self.parameters or choice is None:
             return
         self._dispatcher: TokenDispatcher = (
             AllToAllTokenDispatcher(mesh.ep, self.traffic)
-            if exchange == "tokens"
+            if choice.exchange == "tokens"
             else GatheringTokenDispatcher(mesh.ep, self.traffic)
         )
         adapter.set_dispatcher(self._dispatcher)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 Kind: TypeAlias = Literal[
     "started",
     "resumed",
+    "exchange",
     "finished",
     "failed",
     "lost",
@@ -33,8 +34,9 @@ class RunEvent(BaseModel):
     at: float
     """Seconds since 1970, by the clock of whoever noted it."""
     kind: Kind
-    """started, resumed (a further attempt), finished, failed (an attempt); lost: a worker's process
-    or node is gone; hung: a worker ended itself because nothing moved; skipped: a step."""
+    """started, resumed (a further attempt), finished, failed (an attempt); exchange: how experts
+    and tokens meet; lost: a worker's process or node is gone; hung: a worker ended itself because
+    nothing moved; skipped: a step."""
     message: str
     """In words, one line."""
     step: int | None = None

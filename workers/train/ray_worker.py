@@ -7,7 +7,7 @@ goes on from its last checkpoint, and costs ten times as much to start.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,11 @@ def _begin(run: TrainingRun, record: RunRecord) -> None:
     again = bool(read_events(record.folder))
     many = "1 worker" if run.world.size == 1 else f"{run.world.size} workers"
     where = f"after step {run.step} of {run.spec.optimizer.steps} with {many}"
-    EventLog(record.folder).note("resumed" if again else "started", where, step=run.step)
+    log = EventLog(record.folder)
+    log.note("resumed" if again else "started", where, step=run.step)
+    if run.exchange:
+        record.exchange(asdict(run.exchange))
+        log.note("exchange", run.exchange.words)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What a run leaves on disk for people and for later commands; readable without torch.
 
 train.json      the resolved specification
+exchange.json   with expert parallelism, which exchange it takes, why, and the predicted bytes
 progress.jsonl  one line of metrics for each report
 adapter/        the latest complete adapter
 ranks/          where each worker is at the moment (workers.train.heartbeat)
@@ -12,7 +13,7 @@ error.txt       why the run failed, if it did
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,10 @@ class RunRecord:
         self._error.unlink(missing_ok=True)
         shutil.rmtree(self.folder / "ranks", ignore_errors=True)
         write_text(self.folder / "train.json", spec.model_dump_json(indent=2) + "\n")
+
+    def exchange(self, choice: Mapping[str, Any]) -> None:
+        """Keep what was decided on the exchange between the workers."""
+        write_text(self.folder / "exchange.json", json.dumps(choice, indent=2) + "\n")
 
     def go_on(self, step: int) -> None:
         """Continue after `step`: what was reported later, and lost, is taken back."""
