@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from workers.parallel.world import World
@@ -21,7 +22,7 @@ class Mesh:
     """The workers that have the same experts as this one."""
 
     @classmethod
-    def of(cls, spec: ParallelSpec, device: str = "cpu") -> "Mesh":
+    def of(cls, spec: ParallelSpec) -> "Mesh":
         """The mesh of the default process group, which may be none; a collective."""
         world = World.current()
         if world.size == 1:
@@ -29,6 +30,7 @@ class Mesh:
         if spec.ep_size == 1:
             return cls(world, World(), world)
         shape = (world.size // spec.ep_size, spec.ep_size)
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         groups = init_device_mesh(device, shape, mesh_dim_names=("dp", "ep"))
         dp, ep = (World.of(groups.get_group(name)) for name in ("dp", "ep"))
         return cls(world, ep, dp)

@@ -44,7 +44,7 @@ class TrainingRun:
         """`inputs` are those of an earlier run with the same model and data, if there was one;
         `heart` is told where this worker is, and stops with the run."""
         self.spec, self.plan = spec, plan
-        mesh = Mesh.of(spec.parallel, spec.model.device) if world is None else Mesh(world, dp=world)
+        mesh = Mesh.of(spec.parallel) if world is None else Mesh(world, dp=world)
         self.world = mesh.world
         self.heart = heart or Heart(self.world.rank, self.world.size)
         self.inputs = inputs or Inputs.load(spec)

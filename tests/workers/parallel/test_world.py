@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 
 from workers.adapter import files
 from workers.parallel.world import World
-from workers.spec import TrainSpec
+from workers.spec import TrainSpec, override
 from workers.train.loop import TrainingRun
 from workers.train.record import Metrics, RunPlan, RunRecord, read_progress
 
@@ -18,8 +18,9 @@ SpecMaker = Callable[..., TrainSpec]
 
 
 def figures(report: Metrics) -> Metrics:
-    """A report without the clock."""
-    train = {k: v for k, v in report["train"].items() if k != "tokens_per_second"}
+    """A report without the clock and the wires."""
+    of_workers = ("tokens_per_second", "exchanged_bytes_per_step")
+    train = {k: v for k, v in report["train"].items() if k not in of_workers}
     return {**report, "train": train}
 
 
@@ -29,20 +30,26 @@ def work(rank: int, folder: Path, specs: Sequence[TrainSpec]) -> None:
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     assert World.current() == World(rank, 2)
     for spec in specs:
-        train_and_resume(spec, folder / spec.adapter.experts, World.current())
+        train_and_resume(spec, folder / name_of(spec))
     dist.destroy_process_group()
 
 
-def train_and_resume(spec: TrainSpec, folder: Path, world: World) -> None:
+def name_of(spec: TrainSpec) -> str:
+    """A folder's name for each of the runs."""
+    return f"{spec.adapter.experts}-{spec.parallel.ep_size}-{spec.parallel.exchange}"
+
+
+def train_and_resume(spec: TrainSpec, folder: Path) -> None:
     """Train with a checkpoint in the middle; the rest again in a new run, to the last bit."""
+    world = World.current()
     plan = RunPlan(folder, "study")
     (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
-    unbroken = TrainingRun(spec, plan, world=world)
+    unbroken = TrainingRun(spec, plan)
     reports = [unbroken.advance()]
     unbroken.save(folder / "checkpoint")
     reports.append(unbroken.advance())
     world.wait()
-    resumed = TrainingRun(spec, plan, world=world)
+    resumed = TrainingRun(spec, plan)
     resumed.load(folder / "checkpoint")
     assert figures(resumed.advance()) == figures(reports[-1])
     resumed.save_adapter(folder / "adapter")
@@ -67,16 +74,24 @@ def test_two_workers_equal_one(make_spec: SpecMaker, tmp_path: Path) -> None:
         )
         for experts, routing in (("block", "top_k"), ("linear", "top_p"))
     ]
+    specs += [
+        override(specs[0], {"parallel.ep_size": 2, "parallel.exchange": way}, "test")
+        for way in ("tokens", "weights")
+    ]
     mp.start_processes(work, (tmp_path, specs), nprocs=2, start_method="spawn")
     for spec in specs:
         alone = TrainingRun(spec, RunPlan(tmp_path / "alone", "study"), world=World())
         expected = [figures(alone.advance()), figures(alone.advance())]
-        folder = tmp_path / spec.adapter.experts
+        folder = tmp_path / name_of(spec)
         for ours, theirs in zip(read_progress(folder), expected, strict=True):
             assert_close(ours, theirs)
         tensors = files.read(folder / "adapter").tensors
         for name, tensor in alone.adapter.state_dict().items():
             torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=0)
+        # What two workers kept, one alone goes on with, its experts in one piece.
+        resumed = TrainingRun(spec, RunPlan(tmp_path / "resumed", "study"), world=World())
+        resumed.load(folder / "checkpoint")
+        assert_close(figures(resumed.advance()), expected[1])
 
 
 def assert_close(ours: Metrics, theirs: Metrics) -> None:
