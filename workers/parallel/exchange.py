@@ -20,10 +20,9 @@ class Traffic:
     def __init__(self) -> None:
         self.sent: Counter[str] = Counter()
 
-    def count(self, kind: str, tensor: Tensor, rows: int | None = None) -> None:
-        """Add the bytes of `tensor`, or of so many of its rows."""
-        size = tensor.numel() if rows is None else rows * tensor[:1].numel()
-        self.sent[kind] += size * tensor.element_size()
+    def count(self, kind: str, rows_nX: Tensor, rows: int) -> None:
+        """Add the bytes of so many of the rows."""
+        self.sent[kind] += rows * rows_nX.shape[1:].numel() * rows_nX.element_size()
 
     def take(self) -> int:
         """All bytes sent since the last call."""

@@ -44,8 +44,9 @@ class AllToAllTokenDispatcher:
         counts_TK = ~is_void_TK | (gate_TK.detach() != 0)
         worker_W1 = torch.arange(self._group.size, device=expert_TK.device).view(-1, 1, 1)
         goes_WTK = (owner_TK == worker_W1) & counts_TK
-        worker_n, token_n = goes_WTK.any(-1).nonzero(as_tuple=True)
-        route = Route.plan(self._group, goes_WTK.any(-1).sum(1), self._traffic)
+        goes_WT = goes_WTK.any(-1)
+        worker_n, token_n = goes_WT.nonzero(as_tuple=True)
+        route = Route.plan(self._group, goes_WT.sum(1), self._traffic)
         mine_nK = goes_WTK[worker_n, token_n]
         local_nK = (expert_TK[token_n] - worker_n.unsqueeze(1) * own).where(mine_nK, own)
         local_nK = local_nK.masked_fill(is_void_TK[token_n], own)
@@ -68,7 +69,7 @@ class AllToAllTokenDispatcher:
     def combine(self, parts: Sequence[Tensor], sent: Dispatched) -> list[Tensor]:
         """Bring the results home, all parts in one message, and add up each token's shares."""
         journey: Journey = sent.journey
-        sizes = [part[:1].numel() if len(part) else part.shape[1:].numel() for part in parts]
+        sizes = [part.shape[1:].numel() for part in parts]
         rows_mX = torch.cat([part.flatten(1) for part in parts], dim=1)
         rows_nX = all_to_all(journey.route, "outputs", rows_mX)
         sum_TX = rows_nX.new_zeros(journey.tokens, rows_nX.shape[1])

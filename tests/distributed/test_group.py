@@ -1,0 +1,48 @@
+"""A Ray Train group whose workers share the experts of one copy."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.session import Session
+from orchestrator.trainer import fit
+from workers.adapter import files
+from workers.parallel.world import World
+from workers.spec import TrainSpec
+from workers.train.events import read_events
+from workers.train.loop import TrainingRun
+from workers.train.record import RunPlan
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_workers_with_half_of_the_experts_each(
+    ray_cluster: Session, make_spec: Callable[..., TrainSpec], tmp_path: Path
+) -> None:
+    # Adam makes a whole step of the rounding of a gradient near zero.
+    spec = make_spec(optimizer__lr=5e-4, parallel__workers=2, parallel__ep_size=2)
+    plan = RunPlan(tmp_path / "run", "study")
+    adapter, last = fit(spec, plan)
+
+    choice = json.loads((plan.folder / "exchange.json").read_text())
+    other = {"tokens": "weights", "weights": "tokens"}[choice["exchange"]]
+    assert choice["reason"].startswith(f"{choice['exchange']} would take")
+    assert f"{other} would take" in choice["reason"]
+    (said,) = [one.message for one in read_events(plan.folder) if one.kind == "exchange"]
+    assert choice["reason"] in said
+    predicted = choice["predicted_bytes"][choice["exchange"]]
+    # A step of tiny rows, and a router that has favourites.
+    sent = last["train"]["exchanged_bytes_per_step"]
+    assert sent == pytest.approx(predicted, rel=0.01 if choice["exchange"] == "weights" else 0.5)
+
+    alone = TrainingRun(spec, RunPlan(tmp_path / "alone", "study"), world=World())
+    while not alone.done:
+        expected = alone.advance()
+    assert last["train"]["loss"] == pytest.approx(expected["train"]["loss"], rel=1e-5)
+    assert last["validation"]["loss"] == pytest.approx(expected["validation"]["loss"], rel=1e-5)
+    tensors = files.read(adapter).tensors
+    for name, tensor in alone.adapter.state_dict().items():
+        torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=0)
