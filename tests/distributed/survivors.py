@@ -29,7 +29,7 @@ from workers.train.rows_taken import read_rows
 
 ROWS = 24
 """Training rows; with batches of 8 an epoch has three steps."""
-PATIENCE = 240.0
+PATIENCE = 400.0
 """Seconds that a test waits for anything: many times what it takes on two busy cores."""
 Finished = Future[tuple[Path, Metrics]]
 

@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 from cluster.session import Session
 from orchestrator.spec import SearchSpec
 from tests.distributed.survivors import (
+    PATIENCE,
     Node,
     check_losses,
     check_rows,
@@ -80,7 +81,7 @@ def test_a_lost_node_is_done_without_and_a_new_one_taken(
         wait_until(lambda: kinds(folder)[-1] == "resumed", run)
         assert "with 1 worker" in event(folder, "resumed").message
         add_node()
-        run.result(240)
+        run.result(PATIENCE)
     check_losses(folder, tmp_path / "unbroken", rel=1e-5)
     check_rows(spec, folder)
     sizes = [len(workers) for _, workers in sorted(read_rows(folder).items())]

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from cluster.session import Session
 from orchestrator.spec import SearchSpec
 from tests.distributed.survivors import (
+    PATIENCE,
     check_losses,
     check_rows,
     event,
@@ -63,7 +64,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(
     with running(spec, tmp_path / "run", SearchSpec(retries=1)) as run:
         wait_until(lambda: steps_taken(tmp_path / "run") >= AT, run)
         os.kill(process(tmp_path / "run", 1), signal.SIGKILL)
-        run.result(240)
+        run.result(PATIENCE)
     check_losses(tmp_path / "run", unbroken, rel=1e-6)
     check_rows(spec, tmp_path / "run")
     assert kinds(tmp_path / "run") == ["started", "lost", "resumed", "finished"]
@@ -80,7 +81,7 @@ def test_a_worker_that_hangs_is_named_and_the_run_goes_on(
         wait_until(lambda: steps_taken(tmp_path / "run") >= AT, run)
         stopped = process(tmp_path / "run", 1)
         os.kill(stopped, signal.SIGSTOP)  # the other one now waits in a collective, for ever
-        run.result(240)
+        run.result(PATIENCE)
     check_losses(tmp_path / "run", unbroken, rel=1e-6)
     check_rows(spec, tmp_path / "run")
     told = [kind for kind in kinds(tmp_path / "run") if kind != "lost"]
@@ -135,7 +136,7 @@ def test_a_run_is_gone_on_with_after_its_driver_was_killed(
     workers = [process(tmp_path / "run", rank) for rank in range(2)]
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
     with running(spec, tmp_path / "run", SearchSpec()) as run:
-        run.result(240)
+        run.result(PATIENCE)
     check_losses(tmp_path / "run", unbroken, rel=1e-6)
     check_rows(spec, tmp_path / "run")
     assert kinds(tmp_path / "run") == ["started", "resumed", "finished"]
@@ -154,12 +155,12 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(
     try:
         full = pytest.raises(InputError, match="No space left on device")
         with running(spec, disk / "run", SearchSpec(retries=0)) as run, full:
-            run.result(240)
+            run.result(PATIENCE)
         before = read_events(disk / "run")
         assert "checkpoint failed" in [one.kind for one in before]
         subprocess.run([*mount, "remount,size=64m"], check=True)
         with running(spec, disk / "run", SearchSpec(retries=0)) as run:
-            run.result(240)
+            run.result(PATIENCE)
         check_losses(disk / "run", unbroken, rel=1e-6)
         assert event(disk / "run", "resumed").step > 0
     finally:
