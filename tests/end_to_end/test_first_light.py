@@ -1,5 +1,6 @@
 """Tune, promote, serve and ask, through the real command line, Ray and OpenAI's client."""
 
+import json
 import re
 import signal
 import subprocess
@@ -12,8 +13,10 @@ from typing import Any
 
 import openai
 import pytest
+from typer.testing import CliRunner
 
 from cluster.session import Session
+from orchestrator.cli import app
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Read = Callable[..., Any]
@@ -122,13 +125,38 @@ def test_a_job_is_submitted_watched_and_found_again(
     assert ray_cluster.dashboard_url
     at = ("--address", ray_cluster.dashboard_url)
     named = ("--set", "name=shipped", "--set", "search.trials=1")
-    job = read("submit", "job.yaml", *named, *at)
+    slowly = ("--set", "optimizer.steps=600", "--set", "evaluation.every=300")
+    job = read("submit", "job.yaml", *named, *slowly, *at)
+    moving, words = watched("shipped", *at)
+    assert (moving["study"], moving["trials"]) == ("shipped", 1)
+    (trial,) = moving["running"]
+    assert 0 < trial["progress"]["step"] < trial["progress"]["steps"] == 600
+    assert trial["progress"]["tokens_per_second"] > 0
+    assert trial["stalls"] == []
+    assert "study shipped · 0 of 1 trials ended" in words
+    assert "/600 steps · " in words
     told = moetune("logs", job["id"], "--follow", *at).stdout
     assert "trial 0 · finished" in told
     shown = read("status", job["id"], *at)
     assert (shown["state"], shown["metadata"]["study"]) == ("SUCCEEDED", "shipped")
+    assert shown["progress"]["ended"]["finished"] == 1
+    local = read("status", "shipped")
+    assert {**local, "at": 0} == {**shown["progress"], "at": 0}, "the folder says the same"
     assert job["id"] in [one["id"] for one in read("status", *at)]
     assert read("leaderboard", "shipped")[0]["state"] == "finished"
+
+
+def watched(study: str, *at: str) -> tuple[dict[str, Any], str]:
+    """`moetune status` of a job once its trial has taken a step, as JSON and in words. In this
+    process: the command takes longer to load than the job to end."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        shown = CliRunner().invoke(app, ["status", study, *at, "--json"]).stdout
+        now = json.loads(shown)["progress"]
+        if now and any(run["progress"] for run in now["running"]):
+            return now, CliRunner().invoke(app, ["status", study, *at]).stdout
+        time.sleep(0.2)
+    pytest.fail("no step was seen")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cluster.session import Session
 from orchestrator.events import TrialEvent
 from orchestrator.monitoring import SERIES, StudyMetrics, TrainingMetrics
+from workers.train.progress import Progress
 from workers.train.record import Metrics
 
 Value = Callable[..., float | None]
@@ -29,6 +30,19 @@ REPORT: Metrics = {
         },
     },
 }
+STEP = Progress(
+    step=40,
+    steps=100,
+    epoch=1.0,
+    workers=2,
+    loss=0.5,
+    load_balance=1.25,
+    lr=2e-4,
+    tokens_per_second=640.0,
+    step_seconds=0.5,
+    pause_seconds=None,
+    eta_seconds=30.0,
+)
 
 
 @pytest.fixture
@@ -91,7 +105,10 @@ def test_runs_appear_with_their_labels(actor: Any, value: Value) -> None:
     assert value("ray_moetune_expert_load", **run, layer="layers.0.mlp", expert="0") == 0.7
     assert value("ray_moetune_expert_load", **run, layer="layers.1.mlp", expert="2") == 0.5
 
-    actor.report.remote({"step": 40, "train": {"loss": 0.5}})  # no evaluation this time
+    actor.report.remote(STEP.report())  # of one step, without an evaluation
+    figures = {"load_balance": 1.25, "learning_rate": 2e-4, "step_seconds": 0.5, "workers": 2}
+    for name, number in {**figures, "eta_seconds": 30.0, "steps": 100, "epoch": 1.0}.items():
+        assert value(f"ray_moetune_{name}", **run) == pytest.approx(number)
     assert value("ray_moetune_loss", lambda loss: loss == 0.5, **run) == 0.5
     time.sleep(8)  # longer than Ray keeps what is not set again
     assert value("ray_moetune_validation_loss", **run) == 0.75
