@@ -49,7 +49,7 @@ def load_base(spec: ModelSpec, parallel: ParallelSpec | None = None) -> Base:
     """
     device = _device(spec)
     tokenizer = check_base(spec)
-    with readable(spec), reading(spec, parallel or ParallelSpec()) as sharding:
+    with reading(spec, parallel or ParallelSpec()) as sharding, readable(spec):
         model, report = AutoModelForCausalLM.from_pretrained(
             spec.path,
             dtype=getattr(torch, spec.dtype),

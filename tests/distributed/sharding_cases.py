@@ -1,0 +1,207 @@
+"""Layouts of one training run over several workers, and the rows that they train on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from workers.data.batches import Batch, collate
+from workers.data.encode import Example
+from workers.inject import Adapter, inject
+from workers.model import Base, load_base
+from workers.parallel.deepspeed import DeepSpeedUpdate
+from workers.parallel.loading import reading
+from workers.parallel.mesh import Mesh
+from workers.parallel.shards import ExpertShards
+from workers.parallel.strategy import update_for
+from workers.parallel.update import State, Update
+from workers.spec import (
+    AdapterSpec,
+    DataSpec,
+    LossSpec,
+    ModelSpec,
+    OptimizerSpec,
+    ParallelSpec,
+    TrainSpec,
+)
+from workers.train.step import StepResult, TrainStep
+
+STEPS = 4
+ROWS = 8
+"""Of one step, over all workers."""
+VOCABULARY = 256
+
+ADAPTERS: Mapping[str, Mapping[str, object]] = {
+    "block": {"num_experts": 3},  # Three do not divide among two workers.
+    "linear dora": {"num_experts": 4, "experts": "linear", "use_dora": True},
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A strategy, and what is asked of it."""
+
+    strategy: str = "ddp"
+    zero_stage: int = 2
+    offload_optimizer: bool = False
+    dtype: torch.dtype = torch.float32
+    checkpointing: bool = False
+    """Activations are computed again in the backward pass."""
+
+    def spec(self, folder: Path, adapter: str, workers: int) -> TrainSpec:
+        """The whole specification."""
+        return TrainSpec(
+            model=ModelSpec(path=str(folder), activation_checkpointing=self.checkpointing),
+            adapter=AdapterSpec.model_validate(
+                {"top_k": 2, "rank": 3, "dropout": 0.0, **ADAPTERS[adapter]}
+            ),
+            loss=LossSpec(load_balance_weight=0.1, z_loss_weight=0.01),
+            data=DataSpec(train="-", validation="-"),
+            optimizer=OptimizerSpec(
+                # Adam makes a whole step of the rounding of a gradient near zero.
+                lr=1e-3,
+                weight_decay=0.01,
+                schedule="constant",
+                max_grad_norm=0.5,
+                batch_size=ROWS,
+            ),
+            parallel=ParallelSpec.model_validate(
+                {
+                    "workers": workers,
+                    "strategy": self.strategy,
+                    "zero_stage": self.zero_stage,
+                    "offload_optimizer": self.offload_optimizer,
+                }
+            ),
+        )
+
+
+LAYOUTS = [
+    Layout("fsdp2"),
+    Layout("fsdp2", dtype=torch.float64),
+    Layout("fsdp2", checkpointing=True),
+    Layout("deepspeed", 1),
+    Layout("deepspeed", 2),
+    Layout("deepspeed", 3),
+    Layout("deepspeed", 3, checkpointing=True),
+    Layout("deepspeed", 1, offload_optimizer=True),
+    Layout("deepspeed", 2, offload_optimizer=True),
+    Layout("deepspeed", 3, offload_optimizer=True),
+]
+
+
+PLAIN = [Layout("fsdp2"), Layout("deepspeed", 2), Layout("deepspeed", 3)]
+"""One of each kind."""
+RELAY = [
+    Layout(),
+    Layout("fsdp2"),
+    Layout("deepspeed", 3),
+    Layout("deepspeed", 1),
+    Layout("deepspeed", 2, offload_optimizer=True),
+    Layout("deepspeed", 3, offload_optimizer=True),
+    Layout("fsdp2"),
+    Layout(),
+]
+"""Each goes on from the former one's state."""
+
+
+def rows(step: int) -> list[Example]:
+    """The rows of a step: of many lengths, none like the others."""
+    drawn = Random(step)
+    lengths = [(drawn.randrange(1, 9), drawn.randrange(1, 6)) for _ in range(ROWS)]
+    return [
+        Example(*(tuple(drawn.randrange(4, VOCABULARY) for _ in range(size)) for size in sizes))
+        for sizes in lengths
+    ]
+
+
+def micro_batches(step: int, micro: int, rank: int, workers: int) -> list[Batch]:
+    """This worker's part of each of the step's micro-batches."""
+    parts = (rows(step)[first::micro] for first in range(micro))
+    return [collate(part[rank::workers], 3) for part in parts]
+
+
+@dataclass
+class Run:
+    """One adapter in training in one layout."""
+
+    base: Base
+    adapter: Adapter
+    update: Update
+    step: TrainStep
+    results: list[StepResult] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, layout: Layout, folder: Path, adapter_name: str, mesh: Mesh | None = None) -> "Run":
+        """A fresh one on this worker."""
+        mesh = mesh or Mesh()
+        spec = layout.spec(folder, adapter_name, mesh.world.size)
+        base = load(spec, layout.dtype)
+        base.model.train()
+        adapter = inject(base.model, spec.adapter, seed=1)
+        torch.manual_seed(0)
+        for name, parameter in adapter.named_parameters():
+            parameter.data = parameter.data.to(layout.dtype)
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.3)
+        shards = ExpertShards(adapter, mesh, "weights")
+        if layout.zero_stage == 3 and layout.strategy == "deepspeed":
+            # The tiny model's tensors would all stay whole.
+            update: Update = DeepSpeedUpdate(base.model, adapter, spec, mesh.world, keep_whole=0)
+        else:
+            update = update_for(spec, base.model, adapter, shards)
+        return cls(base, adapter, update, TrainStep(spec, base, adapter, update))
+
+    def train(self, steps: Iterable[int], micro: int) -> "Run":
+        """Take these steps."""
+        world = self.update.world
+        for step in steps:
+            self.results.append(self.step(micro_batches(step, micro, world.rank, world.size)))
+        return self
+
+    def trace(self) -> "Trace":
+        """What they gave; a collective."""
+        return Trace(
+            [result.losses["loss"] for result in self.results],
+            [result.grad_norm for result in self.results],
+            self.update.whole_state(),
+        )
+
+
+@dataclass
+class Trace:
+    """Losses, norms before clipping, and where parameters and optimizer ended."""
+
+    losses: Sequence[float]
+    norms: Sequence[float]
+    state: State
+
+    def compare(self, other: "Trace", tolerance: float) -> None:
+        """An AssertionError names the first difference that is too large."""
+        for name in ("losses", "norms"):
+            ours, theirs = torch.tensor(getattr(self, name)), torch.tensor(getattr(other, name))
+            _check(name, ours, theirs, tolerance)
+        assert self.state.keys() == other.state.keys()
+        for kind, part in other.state.items():
+            assert self.state[kind].keys() == part.keys()
+            for name, tensor in part.items():
+                _check(f"{kind} {name}", self.state[kind][name], tensor, tolerance)
+
+
+def load(spec: TrainSpec, dtype: torch.dtype) -> Base:
+    """The base as training loads it, in float64 too, which no specification asks for."""
+    if dtype is torch.float32:
+        return load_base(spec.model, spec.parallel)
+    with reading(spec.model, spec.parallel) as options:
+        model = AutoModelForCausalLM.from_pretrained(spec.model.path, dtype=dtype, **options)
+    model.requires_grad_(False)
+    return Base(model, None, torch.device("cpu"))
+
+
+def _check(name: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
+    error = float((ours - theirs).abs().max() / max(0.1, float(theirs.abs().max())))
+    assert error <= tolerance, f"{name}: {error}"

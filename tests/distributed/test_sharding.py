@@ -1,0 +1,253 @@
+"""FSDP2 and ZeRO give what one process gives, and no worker holds the base whole."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from tests.distributed.sharding_cases import (
+    LAYOUTS,
+    PLAIN,
+    RELAY,
+    STEPS,
+    VOCABULARY,
+    Layout,
+    Run,
+    micro_batches,
+)
+from workers import losses
+from workers.adapter.digest import base_digest
+from workers.model import load_base
+from workers.parallel.mesh import Mesh
+from workers.parallel.update import State
+from workers.spec import ParallelSpec, TrainSpec, override
+from workers.train.forward import scored_logits
+from workers.train.loop import TrainingRun
+from workers.train.record import Metrics, RunPlan
+
+MICRO = 2
+NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+@pytest.fixture(scope="module")
+def large_model_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of about 100 MB, so that its weights stand out in a process's memory."""
+    folder = tmp_path_factory.mktemp("large")
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+    )
+    return save(LlamaForCausalLM(config), folder, tiny_model_dir)
+
+
+@pytest.fixture(scope="module")
+def gpt2_model_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Biases, weights that are kept transposed, and other names for everything."""
+    config = GPT2Config(
+        vocab_size=VOCABULARY + 4, n_embd=32, n_layer=2, n_head=2, n_positions=64, **NO_DROPOUT
+    )
+    return save(GPT2LMHeadModel(config), tmp_path_factory.mktemp("gpt2"), tiny_model_dir)
+
+
+def save(model: PreTrainedModel, folder: Path, tokenizer: Path) -> Path:
+    model.save_pretrained(folder)
+    for file in tokenizer.glob("*token*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.mark.slow
+def test_two_workers_equal_one_process(
+    tiny_model_dir: Path,
+    gpt2_model_dir: Path,
+    large_model_dir: Path,
+    make_spec: Callable[..., TrainSpec],
+    tmp_path: Path,
+) -> None:
+    specs = [
+        make_spec(
+            optimizer__lr=5e-4,
+            parallel__workers=2,
+            parallel__strategy=strategy,
+            parallel__zero_stage=3,
+            evaluation__generate=True,
+            evaluation__rows_per_task=3,  # shares of unequal size
+            evaluation__batch_size=2,
+        )
+        for strategy in ("fsdp2", "deepspeed")
+    ]
+    models = tiny_model_dir, gpt2_model_dir, large_model_dir
+    mp.spawn(two_workers, (models, specs, tmp_path), nprocs=2)
+
+
+@pytest.mark.slow
+def test_four_workers_go_on_where_one_stopped(tiny_model_dir: Path, tmp_path: Path) -> None:
+    mp.spawn(four_workers, (tiny_model_dir, tmp_path), nprocs=4)
+
+
+def two_workers(
+    rank: int, models: tuple[Path, Path, Path], specs: Sequence[TrainSpec], folder: Path
+) -> None:
+    model, gpt2, large = models
+    with worker(rank, 2, folder) as mesh:
+        check_memory(large, mesh)  # First: what was used before may be used again unseen.
+        check_parity(model, "block", mesh, LAYOUTS)
+        check_parity(model, "linear dora", mesh, PLAIN)
+        check_parity(gpt2, "block", mesh, PLAIN)
+        check_relay(model, mesh)
+        for spec in specs:
+            check_training(spec, folder / spec.parallel.strategy, mesh)
+
+
+def four_workers(rank: int, model: Path, folder: Path) -> None:
+    with worker(rank, 4, folder) as mesh:
+        alone = Run.of(Layout(), model, "block").train(range(2), 1)
+        saved = alone.update.whole_state()
+        alone.train(range(2, 4), 1)
+        expected = alone.trace()
+        expected.losses, expected.norms = expected.losses[2:], expected.norms[2:]
+        run = Run.of(Layout("fsdp2"), model, "block", mesh)
+        run.update.load_whole_state(saved)
+        run.train(range(2, 4), 1).trace().compare(expected, 1e-5)
+
+
+@contextmanager
+def worker(rank: int, world: int, folder: Path) -> Iterator[Mesh]:
+    """This process as one of a process group's."""
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)  # As Ray and torchrun set it.
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    yield Mesh.of(ParallelSpec(workers=world))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def check_parity(model: Path, adapter: str, mesh: Mesh, layouts: Sequence[Layout]) -> None:
+    """Loss, norm, parameters and optimizer after some steps are one process's."""
+    for dtype, tolerance in TOLERANCE.items():
+        expected = Run.of(Layout(dtype=dtype), model, adapter).train(range(STEPS), MICRO).trace()
+        for layout in (one for one in layouts if one.dtype is dtype):
+            trace = Run.of(layout, model, adapter, mesh).train(range(STEPS), MICRO).trace()
+            try:
+                trace.compare(expected, tolerance)
+            except AssertionError as error:
+                raise AssertionError(f"{layout}, {adapter}: {error}") from None
+
+
+def check_relay(model: Path, mesh: Mesh) -> None:
+    """A state saved in one layout goes on in any other; gradients that were dropped leave nothing
+    behind."""
+    expected = Run.of(Layout(), model, "block").train(range(len(RELAY)), MICRO)
+    state: State | None = None
+    for step, layout in enumerate(RELAY):
+        run = Run.of(layout, model, "block", mesh)
+        if state is not None:
+            run.update.load_whole_state(state)
+        drop_one(run)
+        ours = run.train([step], MICRO).results[0]
+        theirs = expected.results[step]
+        assert ours.losses["loss"] == pytest.approx(theirs.losses["loss"], rel=1e-5), layout
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5), layout
+        state = mesh.world.gather(run.update.whole_state())[0]
+
+
+def drop_one(run: Run) -> None:
+    """Take a step up to its end, and drop it there."""
+    world = run.update.world
+    for batch in micro_batches(99, MICRO, world.rank, world.size):
+        logits_BNV, labels_BN = scored_logits(run.base, batch)
+        run.update.backward(losses.cross_entropy_sum(logits_BNV, labels_BN)[0])
+    run.update.reduce()
+    run.update.clip(1.0)
+    run.update.drop()
+
+
+def check_memory(model: Path, mesh: Mesh) -> None:
+    """While FSDP2's base is read, and after, a worker has its share of it and little else."""
+    spec = Layout("fsdp2").spec(model, "block", mesh.world.size)
+    # Of a type other than the files': on a CPU, the same would be mapped from them and not copied.
+    spec = override(spec, {"model.dtype": "bfloat16"}, "test")
+    with Watch() as sharded:
+        base = load_base(spec.model, spec.parallel)
+    with Watch() as plain:
+        expected = load_base(spec.model)
+    size = sum(weight.nbytes for weight in expected.model.parameters())
+    assert plain.growth > 0.9 * size, "this test cannot see weights"
+    assert sharded.growth < 0.65 * size
+    local = sum(
+        weight.to_local().nbytes if isinstance(weight, DTensor) else weight.nbytes
+        for weight in base.model.parameters()
+    )
+    assert local <= size / mesh.world.size * 1.01
+    assert base_digest(base.model) == base_digest(expected.model)
+
+
+class Watch:
+    """How far a process's own memory (what it has mapped from files not counted) grows; looked at
+    whenever a module is given a weight, and at the end."""
+
+    def __enter__(self) -> Self:
+        self._before, self.growth = own_memory(), 0
+        self._handle = register_module_parameter_registration_hook(lambda *_: self._look())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+        self._look()
+
+    def _look(self) -> None:
+        self.growth = max(self.growth, own_memory() - self._before)
+
+
+def own_memory() -> int:
+    """Bytes of anonymous memory of this process."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+def check_training(spec: TrainSpec, folder: Path, mesh: Mesh) -> None:
+    """A whole run, evaluation by generating included, gives one process's figures, and goes on from
+    its checkpoint."""
+    alone = TrainingRun(
+        spec.model_copy(update={"parallel": ParallelSpec()}),
+        RunPlan(folder, "s"),
+        world=Mesh().world,
+    )
+    expected = [alone.advance(), alone.advance()]
+    (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+    mesh.world.wait()
+    run = TrainingRun(spec, RunPlan(folder, "s"))
+    assert_close(run.advance(), expected[0])
+    run.save(folder / "checkpoint")
+    mesh.world.wait()
+    resumed = TrainingRun(spec, RunPlan(folder, "s"))
+    resumed.load(folder / "checkpoint")
+    assert_close(resumed.advance(), expected[1])
+
+
+def assert_close(ours: Metrics, theirs: Metrics) -> None:
+    for name in ("loss", "cross_entropy", "grad_norm"):
+        assert ours["train"][name] == pytest.approx(theirs["train"][name], rel=1e-5)
+    assert ours["validation"]["loss"] == pytest.approx(theirs["validation"]["loss"], rel=1e-5)
+    assert ours["validation"]["score"] == theirs["validation"]["score"]
