@@ -13,6 +13,7 @@ from workers.data.batches import Batch, collate
 from workers.data.encode import Example
 from workers.inject import Adapter, inject
 from workers.model import Base, load_base
+from workers.parallel.cost import Choice
 from workers.parallel.deepspeed import DeepSpeedUpdate
 from workers.parallel.loading import reading
 from workers.parallel.mesh import Mesh
@@ -37,6 +38,7 @@ VOCABULARY = 256
 
 ADAPTERS: Mapping[str, Mapping[str, object]] = {
     "block": {"num_experts": 3},  # Three do not divide among two workers.
+    "even block": {"num_experts": 4},
     "linear dora": {"num_experts": 4, "experts": "linear", "use_dora": True},
 }
 
@@ -48,6 +50,8 @@ class Layout:
     strategy: str = "ddp"
     zero_stage: int = 2
     offload_optimizer: bool = False
+    ep_size: int = 1
+    exchange: str = "weights"
     dtype: torch.dtype = torch.float32
     checkpointing: bool = False
     """Activations are computed again in the backward pass."""
@@ -63,7 +67,7 @@ class Layout:
             data=DataSpec(train="-", validation="-"),
             optimizer=OptimizerSpec(
                 # Adam makes a whole step of the rounding of a gradient near zero.
-                lr=1e-3,
+                lr=3e-4,
                 weight_decay=0.01,
                 schedule="constant",
                 max_grad_norm=0.5,
@@ -75,6 +79,7 @@ class Layout:
                     "strategy": self.strategy,
                     "zero_stage": self.zero_stage,
                     "offload_optimizer": self.offload_optimizer,
+                    "ep_size": self.ep_size,
                 }
             ),
         )
@@ -96,6 +101,11 @@ LAYOUTS = [
 
 PLAIN = [Layout("fsdp2"), Layout("deepspeed", 2), Layout("deepspeed", 3)]
 """One of each kind."""
+WITH_EXPERT_PARALLELISM = [
+    Layout("fsdp2", ep_size=2, exchange=exchange, dtype=dtype)
+    for exchange in ("tokens", "weights")
+    for dtype in (torch.float32, torch.float64)
+]
 RELAY = [
     Layout(),
     Layout("fsdp2"),
@@ -103,7 +113,7 @@ RELAY = [
     Layout("deepspeed", 1),
     Layout("deepspeed", 2, offload_optimizer=True),
     Layout("deepspeed", 3, offload_optimizer=True),
-    Layout("fsdp2"),
+    Layout("fsdp2", ep_size=2),
     Layout(),
 ]
 """Each goes on from the former one's state."""
@@ -140,6 +150,8 @@ class Run:
         """A fresh one on this worker."""
         mesh = mesh or Mesh()
         spec = layout.spec(folder, adapter_name, mesh.world.size)
+        if layout.ep_size > 1:
+            mesh = Mesh.of(spec.parallel)
         base = load(spec, layout.dtype)
         base.model.train()
         adapter = inject(base.model, spec.adapter, seed=1)
@@ -147,8 +159,8 @@ class Run:
         for name, parameter in adapter.named_parameters():
             parameter.data = parameter.data.to(layout.dtype)
             if "lora_B" in name:
-                nn.init.normal_(parameter, std=0.3)
-        shards = ExpertShards(adapter, mesh, "weights")
+                nn.init.normal_(parameter, std=0.1)
+        shards = ExpertShards(adapter, mesh, Choice(layout.exchange))
         if layout.zero_stage == 3 and layout.strategy == "deepspeed":
             # The tiny model's tensors would all stay whole.
             update: Update = DeepSpeedUpdate(base.model, adapter, spec, mesh.world, keep_whole=0)

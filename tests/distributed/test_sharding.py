@@ -27,6 +27,7 @@ from tests.distributed.sharding_cases import (
     RELAY,
     STEPS,
     VOCABULARY,
+    WITH_EXPERT_PARALLELISM,
     Layout,
     Run,
     micro_batches,
@@ -114,6 +115,7 @@ def two_workers(
         check_parity(model, "block", mesh, LAYOUTS)
         check_parity(model, "linear dora", mesh, PLAIN)
         check_parity(gpt2, "block", mesh, PLAIN)
+        check_parity(model, "even block", mesh, WITH_EXPERT_PARALLELISM)
         check_relay(model, mesh)
         for spec in specs:
             check_training(spec, folder / spec.parallel.strategy, mesh)
@@ -157,10 +159,10 @@ def check_parity(model: Path, adapter: str, mesh: Mesh, layouts: Sequence[Layout
 def check_relay(model: Path, mesh: Mesh) -> None:
     """A state saved in one layout goes on in any other; gradients that were dropped leave nothing
     behind."""
-    expected = Run.of(Layout(), model, "block").train(range(len(RELAY)), MICRO)
+    expected = Run.of(Layout(), model, "even block").train(range(len(RELAY)), MICRO)
     state: State | None = None
     for step, layout in enumerate(RELAY):
-        run = Run.of(layout, model, "block", mesh)
+        run = Run.of(layout, model, "even block", mesh)
         if state is not None:
             run.update.load_whole_state(state)
         drop_one(run)

@@ -58,7 +58,7 @@ class DeepSpeedUpdate:
         self.world, self._stage = world, spec.parallel.zero_stage
         self._named = dict(adapter.named_parameters())
         parameters = list(self._named.values())
-        zero = {
+        zero: dict[str, Any] = {
             "stage": self._stage,
             "reduce_bucket_size": min(adapter.num_parameters(), BUCKET),
             "memory_efficient_linear": False,
