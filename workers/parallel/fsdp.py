@@ -15,12 +15,12 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from workers.inject import Adapter
 from workers.parallel.shards import ExpertShards
-from workers.parallel.update import State, adamw
+from workers.parallel.update import NamedUpdate, adamw
 from workers.site import Site
 from workers.spec import OptimizerSpec
 
 
-class Sharded:
+class Sharded(NamedUpdate):
     """An `Update` with the adapter in shards over all workers. Experts that are in shards already,
     by expert parallelism, stay as they are."""
 
@@ -32,11 +32,11 @@ class Sharded:
         own = list(shards.parameters.values())
         shards.mesh.dp.copy_from_first(own)
         self._cut(model, adapter, own)
-        self._named = dict(adapter.named_parameters())
-        self._own = [self._named[name] for name in shards.parameters]
-        self._rest = [one for name, one in self._named.items() if name not in shards.parameters]
+        named = dict(adapter.named_parameters())
+        self._own = [named[name] for name in shards.parameters]
+        self._rest = [one for name, one in named.items() if name not in shards.parameters]
         groups = [{"params": part} for part in (self._rest, self._own) if part]
-        self.optimizer = adamw(groups, spec)
+        super().__init__(named, adamw(groups, spec))
 
     def _cut(self, model: nn.Module, adapter: Adapter, own: Collection[nn.Parameter]) -> None:
         former = [one for one in adapter.parameters() if not _among(one, own)]
@@ -58,12 +58,9 @@ class Sharded:
         for parameter in former:  # The layers keep a list of them.
             parameter.data = parameter.data.new_empty(0)
 
-    def backward(self, loss: Tensor) -> None:
-        """See Update: each unit's gradients go to their shards as soon as they are there."""
-        torch.autograd.backward(loss)
-
     def reduce(self) -> None:
-        """See Update: all but the experts' are summed already."""
+        """See Update: each unit's gradients went to their shards as soon as they were there; all
+        but the experts' are summed already."""
         self._shards.mesh.dp.add_gradients(self._own)
 
     def clip(self, max_norm: float) -> Tensor:
@@ -75,41 +72,8 @@ class Sharded:
             torch.nn.utils.clip_grads_with_norm_(part, max_norm, norm)
         return norm
 
-    def apply(self) -> None:
-        """See Update."""
-        self.optimizer.step()
-        self.drop()
-
-    def drop(self) -> None:
-        """See Update."""
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def whole_adapter(self) -> dict[str, Tensor]:
-        """See Update."""
-        return {name: self._whole(one.detach()) for name, one in self._named.items()}
-
-    def whole_state(self) -> State:
-        """See Update."""
-        state = {"adapter": self.whole_adapter()}
-        for name, parameter in self._named.items():
-            for key, value in self.optimizer.state[parameter].items():
-                whole = value.clone() if key == "step" else self._whole(value)
-                state.setdefault(key, {})[name] = whole
-        return state
-
-    def load_whole_state(self, state: State) -> None:
-        """See Update: every worker must have read it."""
-        for name, parameter in self._named.items():
-            with torch.no_grad():
-                parameter.copy_(self._part(name, state["adapter"][name]))
-            kept = {key: part[name] for key, part in state.items() if name in part}
-            del kept["adapter"]
-            self.optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else self._part(name, value)
-                for key, value in kept.items()
-            }
-
-    def _whole(self, tensor: Tensor) -> Tensor:
+    def _whole(self, name: str, tensor: Tensor) -> Tensor:
+        del name  # The tensor says itself how it lies.
         if isinstance(tensor, DTensor):
             return tensor.full_tensor().cpu()
         return self._shards.whole(tensor).cpu()

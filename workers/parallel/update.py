@@ -1,10 +1,12 @@
 """How an adapter's gradients become a step, for one layout of its parameters over the workers."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from workers.inject import Adapter
 from workers.parallel.mesh import Mesh
@@ -55,61 +57,22 @@ class Update(Protocol):
         """Take over what `whole_state` gave, in any layout."""
 
 
-def adamw(parameters: Iterable[Tensor], spec: OptimizerSpec) -> torch.optim.AdamW:
+def adamw(parameters: ParamsT, spec: OptimizerSpec) -> torch.optim.AdamW:
     """The optimizer of all layouts."""
     return torch.optim.AdamW(
         parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=True
     )
 
 
-class Replicated:
-    """An `Update` with a copy of everything on each worker, but for experts in shards.
+class NamedUpdate(ABC):
+    """The part of an `Update` that follows from where each named parameter lies."""
 
-    Why not DistributedDataParallel: it reduces in every backward pass unless each but the last
-    micro-batch is wrapped in `no_sync`, divides by the world where we divide by the step's target
-    tokens, and wants to know of parameters without gradient. An adapter has a few million
-    gradients: one message after the last micro-batch is the least that can be sent, there is next
-    to no backward pass left to hide it behind, and nothing is divided twice.
-    """
-
-    def __init__(
-        self, adapter: Adapter, spec: OptimizerSpec, shards: ExpertShards | None = None
-    ) -> None:
-        """Without `shards` this worker is alone."""
-        self._shards = shards or ExpertShards(adapter, Mesh())
-        self._named = dict(adapter.named_parameters())
-        shards, mesh = self._shards, self._shards.mesh
-        self.world = mesh.world
-        own = [one for name, one in self._named.items() if name in shards.parameters]
-        rest = [one for name, one in self._named.items() if name not in shards.parameters]
-        self._parts: list[tuple[list[nn.Parameter], World, World]] = [
-            (rest, mesh.world, World()),
-            (own, mesh.dp, mesh.ep),
-        ]
-        """Parameters, the workers that have the same ones, and those that have the others."""
-        for parameters, same, _ in self._parts:
-            same.copy_from_first(parameters)
-        self.optimizer: torch.optim.Optimizer = adamw(self._named.values(), spec)
+    def __init__(self, named: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        self._named, self.optimizer = dict(named), optimizer
 
     def backward(self, loss: Tensor) -> None:
         """See Update."""
         torch.autograd.backward(loss)
-
-    def reduce(self) -> None:
-        """See Update: a worker's experts have had the gradients of all tokens of their copy."""
-        for parameters, same, _ in self._parts:
-            same.add_gradients(parameters)
-
-    def clip(self, max_norm: float) -> Tensor:
-        """See Update."""
-        squares = [
-            others.add(_norm(parameters).square())
-            for parameters, _, others in self._parts
-            if parameters
-        ]
-        norm = torch.stack(squares).sum().sqrt()
-        torch.nn.utils.clip_grads_with_norm_(self._named.values(), max_norm, norm)
-        return norm
 
     def apply(self) -> None:
         """See Update."""
@@ -134,23 +97,78 @@ class Replicated:
         return state
 
     def load_whole_state(self, state: State) -> None:
-        """See Update."""
+        """See Update: every worker must have read it."""
         for name, parameter in self._named.items():
             with torch.no_grad():
                 parameter.copy_(self._part(name, state["adapter"][name]))
             kept = {key: part[name] for key, part in state.items() if name in part}
             del kept["adapter"]
             self.optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else self._part(name, value).to(parameter)
+                key: value.clone() if key == "step" else self._part(name, value)
                 for key, value in kept.items()
             }
+
+    @abstractmethod
+    def _whole(self, name: str, tensor: Tensor) -> Tensor:
+        """The whole of a tensor of the parameter's shape, on the CPU; a collective."""
+
+    @abstractmethod
+    def _part(self, name: str, whole: Tensor) -> Tensor:
+        """This worker's part of it, where the parameter lies."""
+
+
+class Replicated(NamedUpdate):
+    """An `Update` with a copy of everything on each worker, but for experts in shards.
+
+    Why not DistributedDataParallel: it reduces in every backward pass unless each but the last
+    micro-batch is wrapped in `no_sync`, divides by the world where we divide by the step's target
+    tokens, and wants to know of parameters without gradient. An adapter has a few million
+    gradients: one message after the last micro-batch is the least that can be sent, there is next
+    to no backward pass left to hide it behind, and nothing is divided twice.
+    """
+
+    def __init__(
+        self, adapter: Adapter, spec: OptimizerSpec, shards: ExpertShards | None = None
+    ) -> None:
+        """Without `shards` this worker is alone."""
+        self._shards = shards or ExpertShards(adapter, Mesh())
+        named = dict(adapter.named_parameters())
+        shards, mesh = self._shards, self._shards.mesh
+        self.world = mesh.world
+        own = [one for name, one in named.items() if name in shards.parameters]
+        rest = [one for name, one in named.items() if name not in shards.parameters]
+        self._parts: list[tuple[list[nn.Parameter], World, World]] = [
+            (rest, mesh.world, World()),
+            (own, mesh.dp, mesh.ep),
+        ]
+        """Parameters, the workers that have the same ones, and those that have the others."""
+        for parameters, same, _ in self._parts:
+            same.copy_from_first(parameters)
+        super().__init__(named, adamw(named.values(), spec))
+
+    def reduce(self) -> None:
+        """See Update: a worker's experts have had the gradients of all tokens of their copy."""
+        for parameters, same, _ in self._parts:
+            same.add_gradients(parameters)
+
+    def clip(self, max_norm: float) -> Tensor:
+        """See Update."""
+        squares = [
+            others.add(_norm(parameters).square())
+            for parameters, _, others in self._parts
+            if parameters
+        ]
+        norm = torch.stack(squares).sum().sqrt()
+        torch.nn.utils.clip_grads_with_norm_(self._named.values(), max_norm, norm)
+        return norm
 
     def _whole(self, name: str, tensor: Tensor) -> Tensor:
         whole = self._shards.whole(tensor) if name in self._shards.parameters else tensor.clone()
         return whole.cpu()
 
     def _part(self, name: str, whole: Tensor) -> Tensor:
-        return self._shards.own(whole) if name in self._shards.parameters else whole.clone()
+        part = self._shards.own(whole) if name in self._shards.parameters else whole
+        return part.to(self._named[name], copy=True)
 
 
 def _norm(parameters: Iterable[nn.Parameter]) -> Tensor:
