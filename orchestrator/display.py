@@ -83,7 +83,8 @@ def terminal(narrator: Narrator) -> Iterator[Screen]:
 
 
 class Lines:
-    """Says the status at times that lie further and further apart, and what is new at once."""
+    """Says the status at times that lie further and further apart, most rarely where it does not
+    change; and at once what people should know."""
 
     def __init__(
         self,
@@ -95,16 +96,18 @@ class Lines:
         self._narrator, self._first, self._last = narrator, first, last
         self._began = self._said = time.monotonic()
         self._known: frozenset[object] = frozenset()
+        self._lines: list[str] = []
 
     def __call__(self, status: Status) -> None:
         """Say it, if it is time."""
-        now = time.monotonic()
+        now, lines = time.monotonic(), status.lines()
         wait = min(max(self._first, (now - self._began) / _LINES_SHARE), self._last)
+        wait = self._last if lines == self._lines else wait
         news, self._known = status.news - self._known, status.news
         if now - self._said < wait and not news:
             return
-        self._said = now
-        for line in status.lines():
+        self._said, self._lines = now, lines
+        for line in lines:
             self._narrator.say(line)
 
 

@@ -55,7 +55,7 @@ class RunStatus(BaseModel):
         parts += [self.phase] if self.phase in ("evaluate", "save") else []
         parts += [f"{duration(now.eta_seconds)} left", f"loss {now.loss:.3f}"]
         parts += [] if now.load_balance is None else [f"balance {now.load_balance:.2f}"]
-        parts += [f"{now.tokens_per_second:.0f} tokens/s", f"{number(now.step_seconds)} s a step"]
+        parts += [f"{now.tokens_per_second:.0f} tokens/s", f"{now.step_seconds:.3g} s a step"]
         parts += [f"lr {now.lr:.2e}", f"epoch {now.epoch:.2f}"]
         parts += [f"{now.workers} workers"] if now.workers > 1 else []
         return " · ".join(parts)

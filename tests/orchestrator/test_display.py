@@ -30,9 +30,11 @@ def test_a_log_gets_a_line_when_it_is_time(capsys: pytest.CaptureFixture[str]) -
     always, never = Lines(Narrator(), first=0.0), Lines(Narrator(), first=3600.0, last=3600.0)
     never(RunStatus(phase="loading"))
     assert capsys.readouterr().err == ""
-    for _ in range(3):
-        always(RunStatus(phase="loading"))
-    assert capsys.readouterr().err.count("training · loading\n") == 3
+    for phase in ("loading", "forward", "forward", "loading"):
+        always(RunStatus(phase=phase))
+    said = capsys.readouterr().err
+    assert said.count("training · loading\n") == 2
+    assert said.count("training · forward\n") == 1, "the same again is said most rarely"
 
 
 def test_a_log_tells_of_a_new_stall_at_once(capsys: pytest.CaptureFixture[str]) -> None:
