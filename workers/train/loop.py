@@ -107,7 +107,8 @@ class TrainingRun:
             model.eval()
         train = _summary(self._results, self._seconds, self.metrics.get("train", {}))
         if self.exchange:
-            train["exchanged_bytes_per_step"] = self._shards.traffic.take() / len(self._results)
+            sent, steps = self._shards.traffic.take(), max(len(self._results), 1)
+            train["exchanged_bytes_per_step"] = sent / steps
         self._results, self._seconds = [], 0.0
         self.heart.beat("evaluate")
         with self._shards.gathered():
