@@ -14,10 +14,10 @@ from orchestrator.spec import JobSpec, SearchSpec
 from orchestrator.study import value_at
 from orchestrator.trainer import fit, trial_trainable
 from workers.adapter import files
+from workers.parallel.world import World
 from workers.spec import InputError, TrainSpec
 from workers.train.loop import TrainingRun
 from workers.train.record import Metrics, RunPlan, read_progress
-from workers.train.world import World
 
 pytestmark = pytest.mark.slow
 SpecMaker = Callable[..., TrainSpec]
