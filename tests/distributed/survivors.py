@@ -2,21 +2,25 @@
 
 import json
 import os
+import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import torch.distributed as dist
 
-from cluster.session import Session
+from cluster import environment
 from orchestrator.spec import SearchSpec
 from orchestrator.trainer import fit
 from workers.parallel.world import World
@@ -32,6 +36,21 @@ ROWS = 24
 PATIENCE = 400.0
 """Seconds that a test waits for anything: many times what it takes on two busy cores."""
 Finished = Future[tuple[Path, Metrics]]
+ROOT = Path(__file__).resolve().parents[2]
+DRIVER = """
+import sys
+from pathlib import Path
+from cluster.session import session
+from orchestrator.spec import SearchSpec
+from orchestrator.trainer import fit
+from workers.spec import TrainSpec
+from workers.train.record import RunPlan
+spec, search, folder, address = sys.argv[1:]
+with session(address):
+    plan = RunPlan(Path(folder), "study")
+    fit(TrainSpec.model_validate_json(spec), plan, SearchSpec.model_validate_json(search))
+"""
+"""Runs `fit` in a process of its own."""
 
 
 def rows_file(folder: Path) -> Path:
@@ -123,37 +142,72 @@ def check_losses(folder: Path, unbroken: Path, rel: float) -> None:
         assert one["validation"]["loss"] == pytest.approx(other["validation"]["loss"], rel=rel)
 
 
-class Node:
-    """A raylet more in the cluster that this process is connected to: one CPU and one GPU, which is
-    a number only."""
+class Raylets:
+    """A cluster of several raylets: a head without CPUs, and nodes with one CPU and one GPU (that
+    is a number only). Ray lets further nodes join by the machine's outer address alone, so a token
+    guards it, and it is another one than `ray_cluster`: drivers are processes of their own."""
 
-    def __init__(self, session: Session) -> None:
-        self._known = {node["NodeID"] for node in _alive()}
-        options = {
-            "address": session.address,
-            "node-ip-address": "127.0.0.1",
-            "node-manager-port": 0,
-            "object-manager-port": 0,
-            "dashboard-agent-listen-port": 0,
-            "min-worker-port": 0,
-            "max-worker-port": 0,
-            "object-store-memory": 100 * 2**20,
-            "num-cpus": 1,
-            "num-gpus": 1,
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="mt", dir="/tmp"))
+        token = self.folder / "token"
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        self.env = environment.DRIVER | {
+            name: value for name, value in os.environ.items() if not name.startswith("RAY_")
         }
-        given = [f"--{name}={value}" for name, value in options.items()]
-        self._starter = psutil.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *given],
-            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        self.env["RAY_raylet_start_wait_time_s"] = "200"  # machines are busy
+        self.env["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self._nodes: list[Node] = []
+        where, port = self.folder / "ray", _free_port()
+        head = ("--head", "--no-monitor", "--port=0", f"--temp-dir={where}", "--num-cpus=0")
+        dashboard = ("--include-dashboard=False", f"--ray-client-server-port={port}")
+        self._start(*head, *dashboard)
+        self.address = (where / "ray_current_cluster").read_text().strip()
+
+    def add(self) -> "Node":
+        """One node more."""
+        return self._start(f"--address={self.address}", "--num-cpus=1", "--num-gpus=1")
+
+    def driver(self, code: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """A process that runs Python code, with the cluster's address as its last argument."""
+        command = [sys.executable, "-c", code, *arguments, self.address]
+        return subprocess.Popen(command, env=self.env, cwd=ROOT)
+
+    def close(self) -> None:
+        """End all of it."""
+        for node in reversed(self._nodes):
+            node.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self, *options: str) -> "Node":
+        self._nodes.append(Node(self.folder / f"node{len(self._nodes)}.log", options, self.env))
+        return self._nodes[-1].wait()
+
+
+class Node:
+    """One raylet and what belongs to it."""
+
+    def __init__(self, log: Path, options: Sequence[str], env: dict[str, str]) -> None:
+        zero = ("node-manager-port", "object-manager-port", "dashboard-agent-listen-port")
+        ports = [f"--{name}=0" for name in (*zero, "min-worker-port", "max-worker-port")]
+        start = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block")
+        memory = f"--object-store-memory={100 * 2**20}"
+        self._log = log
+        with log.open("wb") as file:
+            self._starter = psutil.Popen(
+                [*start, *options, *ports, memory],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
 
     def wait(self) -> "Node":
         """Until it has joined; returns itself."""
-        wait_until(lambda: any(node["NodeID"] not in self._known for node in _alive()))
-        self._processes = self._starter.children(recursive=True)
+        started = b"Ray runtime started"
+        wait_until(lambda: self._starter.poll() is not None or started in self._log.read_bytes())
+        assert self._starter.poll() is None, self._log.read_text()
         return self
 
     def runs(self, pid: int) -> bool:
@@ -163,18 +217,19 @@ class Node:
     def kill(self) -> None:
         """End the raylet at once; what it had started ends for want of it."""
         for one in self._starter.children(recursive=True):
-            if "raylet" in Path(one.exe()).name:
+            if one.name() == "raylet":
                 one.send_signal(signal.SIGKILL)
 
     def close(self) -> None:
         """End all that is left."""
         left = self._starter.children(recursive=True) if self._starter.is_running() else []
         for one in (self._starter, *left):
-            one.kill()
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         self._starter.wait()
 
 
-def _alive() -> list[dict[str, object]]:
-    import ray
-
-    return [node for node in ray.nodes() if node["Alive"]]
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

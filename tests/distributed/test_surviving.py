@@ -13,7 +13,9 @@ import torch.multiprocessing as mp
 from cluster.session import Session
 from orchestrator.spec import SearchSpec
 from tests.distributed.survivors import (
+    DRIVER,
     PATIENCE,
+    ROOT,
     check_losses,
     check_rows,
     event,
@@ -92,27 +94,15 @@ def test_a_worker_that_hangs_is_named_and_the_run_goes_on(
     assert f"process {stopped} on " in hung.message.split("waiting")[0]
 
 
-DRIVER = """
-import sys
-from pathlib import Path
-from cluster.session import session
-from orchestrator.trainer import fit
-from workers.spec import TrainSpec
-from workers.train.record import RunPlan
-spec, folder, address = sys.argv[1:]
-with session(address):
-    fit(TrainSpec.model_validate_json(spec), RunPlan(Path(folder), "study"))
-"""
-
-
 @pytest.fixture
 def driver(ray_cluster: Session) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Run `fit` in another process."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(spec: TrainSpec, folder: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", DRIVER, spec.model_dump_json(), str(folder)]
-        started.append(subprocess.Popen([*command, ray_cluster.address]))
+        run = [spec.model_dump_json(), SearchSpec().model_dump_json(), str(folder)]
+        command = [sys.executable, "-c", DRIVER, *run, ray_cluster.address]
+        started.append(subprocess.Popen(command, cwd=ROOT))
         return started[-1]
 
     yield start
