@@ -60,8 +60,12 @@ def test_it_is_named_and_the_waiting_one_is_not(
 
 
 def first_stalls(folder: Path) -> tuple[Stall, ...]:
-    """What is seen first, within a minute or two."""
-    end = time.monotonic() + 120
-    while not (found := stalls(read(folder), at_least=2.0)) and time.monotonic() < end:
+    """What is seen first of processes that live, within minutes: ten times a usual step is long on
+    a busy machine, and a process may go for seconds without being run at all."""
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        found = stalls(read(folder), at_least=2.0)
+        if found and not found[0].silent:
+            return found
         time.sleep(0.2)
-    return found
+    pytest.fail(f"nothing stands still: {read(folder)}")
