@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 import torch
@@ -161,16 +161,19 @@ def check_relay(model: Path, mesh: Mesh) -> None:
     behind."""
     expected = Run.of(Layout(), model, "even block").train(range(len(RELAY)), MICRO)
     state: State | None = None
+    schedule: dict[str, Any] = {}
     for step, layout in enumerate(RELAY):
         run = Run.of(layout, model, "even block", mesh)
         if state is not None:
             run.update.load_whole_state(state)
+            run.step.load_schedule_state(schedule)
         drop_one(run)
         ours = run.train([step], MICRO).results[0]
         theirs = expected.results[step]
         assert ours.losses["loss"] == pytest.approx(theirs.losses["loss"], rel=1e-5), layout
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5), layout
         state = mesh.world.gather(run.update.whole_state())[0]
+        schedule = run.step.schedule_state()
 
 
 def drop_one(run: Run) -> None:

@@ -128,7 +128,10 @@ class TrainStep:
 
     def load_schedule_state(self, state: dict[str, Any]) -> None:
         """Continue from a `schedule_state`."""
-        self._schedule.load_state_dict(state)
+        groups = len(self._update.optimizer.param_groups)
+        # All groups have one rate; how many there are is up to the layout.
+        each = {key: state[key][:1] * groups for key in ("base_lrs", "_last_lr", "lr_lambdas")}
+        self._schedule.load_state_dict(state | each)
         for group, lr in zip(
             self._update.optimizer.param_groups, self._schedule.get_last_lr(), strict=True
         ):
