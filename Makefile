@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test endurance lint setup clean
 
 setup: .venv/ready
 
@@ -29,6 +29,10 @@ lint: setup
 test: setup .venv/quantized lint
 	PYTHONPATH=.venv/quantized $(BIN)/python -m pytest --quiet tests/workers/test_quantised.py
 	$(BIN)/python -m pytest
+
+# What takes minutes of lost nodes, killed drivers and hung workers each; apart from the tests.
+endurance: setup
+	$(BIN)/python -m pytest -m endurance
 
 clean:
 	rm -rf .venv

@@ -26,7 +26,7 @@ from workers.spec import TrainSpec, override
 from workers.train.events import read_events
 from workers.train.rows_taken import read_rows
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.endurance
 SpecMaker = Callable[..., TrainSpec]
 
 

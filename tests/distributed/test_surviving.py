@@ -75,6 +75,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(
     assert not (tmp_path / "run" / "error.txt").exists()
 
 
+@pytest.mark.endurance
 def test_a_worker_that_hangs_is_named_and_the_run_goes_on(
     ray_cluster: Session, spec: TrainSpec, unbroken: Path, tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def driver(ray_cluster: Session) -> Iterator[Callable[..., subprocess.Popen[byte
         one.wait()
 
 
+@pytest.mark.endurance
 def test_a_run_is_gone_on_with_after_its_driver_was_killed(
     ray_cluster: Session,
     spec: TrainSpec,
@@ -132,6 +134,7 @@ def test_a_run_is_gone_on_with_after_its_driver_was_killed(
     assert kinds(tmp_path / "run") == ["started", "resumed", "finished"]
 
 
+@pytest.mark.endurance
 def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(
     ray_cluster: Session, spec: TrainSpec, unbroken: Path, tmp_path: Path
 ) -> None:
