@@ -302,6 +302,11 @@ class ParallelSpec(Spec):
         return self.min_workers != self.max_workers
 
     @property
+    def shards_base(self) -> bool:
+        """Whether the frozen base lies in shards over several workers."""
+        return self.strategy == "fsdp2" or (self.strategy == "deepspeed" and self.zero_stage == 3)
+
+    @property
     def min_workers(self) -> int:
         """The fewest workers of the run."""
         return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
@@ -355,6 +360,11 @@ class TrainSpec(Spec):
             )
         self._check_batch()
         self._check_experts()
+        if self.model.quantization and self.parallel.shards_base:
+            raise ValueError(
+                f"model.quantization is {self.model.quantization}, but packed weights cannot be "
+                "cut: parallel.strategy must be ddp, or deepspeed with zero_stage 1 or 2"
+            )
         return self
 
     def same_run(self, other: Self) -> bool:

@@ -41,6 +41,30 @@ def spec(**parts: object) -> TrainSpec:
             {"parallel": {"workers": {"min": 2, "max": 4}, "ep_size": 2}},
             "ep_size is 2, but must be 1",
         ),
+        ({"parallel": {"workers": 4, "ep_size": 3}}, "ep_size is 3, but must divide workers"),
+        (
+            {"parallel": {"workers": 4, "ep_size": 4}, "adapter": {"num_experts": [4, 6]}},
+            "ep_size is 4, but must divide adapter.num_experts, which is 6",
+        ),
+        (
+            {"parallel": {"workers": 2, "ep_size": 2, "strategy": "deepspeed"}},
+            "would average the gradients of different experts",
+        ),
+        (
+            {
+                "parallel": {"workers": 2, "ep_size": 2, "exchange": "tokens"},
+                "adapter": {"use_dora": True},
+            },
+            "take weights or auto",
+        ),
+        ({"parallel": {"offload_optimizer": True}}, "is for strategy deepspeed, not ddp"),
+        (
+            {
+                "model": {"path": "x", "quantization": "torchao_int8"},
+                "parallel": {"workers": 2, "strategy": "fsdp2"},
+            },
+            "packed weights cannot be cut",
+        ),
         ({"seed": 2**64}, "seed: Input should be less than 4294967296"),
         ({"weird": 1}, "weird: no such field; allowed are model, adapter"),
         ({"model": {}}, "model.path: Field required"),

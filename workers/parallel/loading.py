@@ -19,8 +19,7 @@ from workers.spec import InputError, ModelSpec, ParallelSpec
 
 def shards_base(spec: ParallelSpec) -> bool:
     """Whether the base lies in shards over the workers of this process's run."""
-    wanted = spec.strategy == "fsdp2" or (spec.strategy == "deepspeed" and spec.zero_stage == 3)
-    return wanted and World.current().size > 1
+    return spec.shards_base and World.current().size > 1
 
 
 def reading(spec: ModelSpec, parallel: ParallelSpec) -> AbstractContextManager[dict[str, Any]]:
