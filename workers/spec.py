@@ -1,32 +1,43 @@
-"""What a training run is: one frozen, typed tree, loadable without torch."""
+"""What a training run is: one frozen, typed tree, loadable without torch.
 
-import difflib
+Other packages take everything from here; the parts lie in modules of their own.
+"""
+
 import math
-from collections.abc import Mapping, Sequence
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, model_validator
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+from workers.adapter_spec import AdapterSpec
+from workers.configuration import (
+    Fraction,
+    InputError,
+    NonNegative,
+    PositiveInt,
+    Spec,
+    override,
+    validated,
+)
 
-
-class InputError(ValueError):
-    """Bad input. The message is one line: what was wrong, where, and what is allowed."""
-
-
-class Spec(BaseModel):
-    """Base of every configuration class: frozen, no unknown fields, no NaN."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-
-SpecT = TypeVar("SpecT", bound=Spec)
+__all__ = [
+    "AdapterSpec",
+    "CheckpointSpec",
+    "DataSpec",
+    "EvaluationSpec",
+    "Fraction",
+    "InputError",
+    "LossSpec",
+    "ModelSpec",
+    "NonNegative",
+    "OptimizerSpec",
+    "ParallelSpec",
+    "PositiveInt",
+    "Spec",
+    "TrainSpec",
+    "WorkerRange",
+    "override",
+    "validated",
+]
 
 
 class ModelSpec(Spec):
@@ -49,101 +60,6 @@ class ModelSpec(Spec):
     bfloat16 it is still four times as fast for rows of about 70 tokens."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass."""
-
-
-class AdapterSpec(Spec):
-    """The shape of a routed mixture of LoRA experts (DESIGN §4)."""
-
-    experts: Literal["block", "linear"] = "block"
-    """block: MixLoRA's feed-forward experts; linear: MoELoRA's, one router for each linear."""
-    num_experts: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = 8
-    """Experts in each routed place; 1 is plain LoRA without a router. Several numbers, lowest
-    layers first, are for as many equal groups of layers (MoLA, arXiv 2402.08562)."""
-    routing: Literal["top_k", "top_p", "switch"] = "top_k"
-    """top_k: that many experts for each token; top_p: the most probable experts until their
-    probabilities exceed top_p; switch: one expert, with a capacity."""
-    top_k: PositiveInt = 2
-    """Experts that each token is sent to, with routing: top_k."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Probability that a token's experts make up, with routing: top_p."""
-    expert_capacity: PositiveInt = 32
-    """Tokens of one sequence that one expert takes in training, with routing: switch; those above
-    keep the frozen block. In inference there is no limit: an answer depends on its own row only."""
-    gates: Literal["renormalised", "residual", "raw"] | None = None
-    """Weights of the chosen experts. renormalised: they sum to 1. residual: their probabilities,
-    and the frozen block has the rest. raw: their probabilities, and nothing has the rest (the
-    reference implementation's dynamic and switch). None: renormalised; with switch residual."""
-    gate_scale: Annotated[float, Field(gt=0)] = 1.0
-    """Factor on raw gates: 1 / temperature of the reference implementation's dynamic strategy."""
-    router_temperature: Annotated[float, Field(gt=0)] = 1.0
-    """The router's logits are divided by it."""
-    router_jitter: Fraction = 0.0
-    """In training the router's input is multiplied by uniform noise from 1 -/+ this."""
-    router_init_std: Annotated[float, Field(gt=0)] = 0.02
-    """Standard deviation of the router's initial weights."""
-    expert_dropout: Fraction = 0.0
-    """Share of the routed (token, expert) pairs that get the frozen block instead, in training."""
-    rank: PositiveInt = 8
-    """Rank of every expert, and of the attention's plain LoRA."""
-    alpha: Annotated[float, Field(gt=0)] = 16.0
-    """The update is scaled by alpha / rank (alpha / sqrt(rank) with use_rslora)."""
-    use_rslora: bool = False
-    """Scale by alpha / sqrt(rank) (arXiv 2312.03732)."""
-    use_dora: bool = False
-    """Also train the magnitude of every expert's output features (DoRA, arXiv 2402.09353)."""
-    shared_a: bool = False
-    """All experts of a place share one A matrix (HydraLoRA, arXiv 2404.19245)."""
-    dropout: Fraction = 0.05
-    """Dropout on the input of every A matrix, in training only."""
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the linears to adapt; all-linear takes every one inside the decoder's layers."""
-
-    @property
-    def scale(self) -> float:
-        """The factor s of the low-rank update."""
-        return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
-
-    @property
-    def gate_form(self) -> Literal["renormalised", "residual", "raw"]:
-        """`gates` with its default filled in."""
-        return self.gates or ("residual" if self.routing == "switch" else "renormalised")
-
-    @property
-    def is_routed(self) -> bool:
-        """Whether any layer has several experts, and so a router."""
-        return max(self.expert_counts) > 1
-
-    def experts_in(self, layer: int, layers: int) -> int:
-        """Number of experts in decoder layer `layer` of `layers`; InputError if there are fewer
-        layers than numbers."""
-        if len(self.expert_counts) > layers:
-            raise InputError(
-                f"num_experts has {len(self.expert_counts)} numbers, one for each group of layers, "
-                f"but the model has {layers} layers"
-            )
-        return self.expert_counts[layer * len(self.expert_counts) // layers]
-
-    def in_layer(self, layer: int, layers: int) -> Self:
-        """The adapter's shape in one decoder layer: the one number of experts that it has there."""
-        return self.model_copy(update={"num_experts": self.experts_in(layer, layers)})
-
-    @property
-    def expert_counts(self) -> tuple[int, ...]:
-        """`num_experts` of each group of layers."""
-        return self.num_experts if isinstance(self.num_experts, tuple) else (self.num_experts,)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        fewest = min(self.expert_counts)
-        if self.routing == "top_k" and self.top_k > fewest:
-            raise ValueError(
-                f"top_k is {self.top_k}, but must be at most num_experts, which is {fewest}"
-            )
-        if self.gate_scale != 1 and self.gate_form != "raw":
-            raise ValueError(f"gate_scale is {self.gate_scale}, but is for gates: raw only")
-        if not self.target_modules:
-            raise ValueError("target_modules is empty; name at least one linear, or all-linear")
-        return self
 
 
 class LossSpec(Spec):
@@ -419,85 +335,3 @@ class TrainSpec(Spec):
                 "parallel.exchange is tokens, but adapter.use_dora scales what the frozen linears "
                 "give, which stays where the tokens are; take weights or auto"
             )
-
-
-def validated(spec: type[SpecT], values: Any, where: str) -> SpecT:
-    """Build `spec` from plain values; an InputError of one line names `where` and the field."""
-    try:
-        return spec.model_validate(values)
-    except ValidationError as error:
-        errors = error.errors(include_url=False)
-    first = errors[0]
-    field, owner = _place(spec, first["loc"])
-    if first["type"] == "extra_forbidden":
-        message = f"no such field{_suggestion(owner, field[-1])}"
-    elif first["type"] in ("value_error", "missing"):
-        message = first["msg"].removeprefix("Value error, ")
-    else:
-        field, message = _deepest(spec, field, errors)
-    raise InputError(f"{where}: {'.'.join(field) + ': ' if field else ''}{message}")
-
-
-def override(spec: SpecT, changes: Mapping[str, Any], where: str) -> SpecT:
-    """A copy of `spec` with dotted fields replaced, as in `{"adapter.rank": 16}`, validated whole.
-
-    The one way to change a specification: `--set` and Tune trials both come here.
-    """
-    values = spec.model_dump(mode="json")
-    for path, value in changes.items():
-        *parents, leaf = path.split(".")
-        place: Any = values
-        for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
-        if not isinstance(place, dict):
-            raise InputError(f"{where}: {path}: no such field")
-        place[leaf] = value
-    return validated(type(spec), values, where)
-
-
-def _deepest(
-    spec: type[BaseModel], field: tuple[str, ...], errors: Sequence[ErrorDetails]
-) -> tuple[tuple[str, ...], str]:
-    """Where in a field the fault lies, and what is wrong there: a field of several types has an
-    error for each, and the one that came furthest is meant."""
-    places = [(_place(spec, error["loc"])[0], error) for error in errors]
-    deepest = max((place for place, _ in places if place[: len(field)] == field), key=len)
-    said = [e["msg"].removeprefix("Value error, ") for place, e in places if place == deepest]
-    others = (message.removeprefix("Input should be ") for message in said[1:])
-    message = " or ".join((said[0], *others)).replace("valid tuple", "list")
-    wrong = next(error["input"] for place, error in places if place == deepest)
-    return deepest, f"{message}, not {wrong!r}"
-
-
-def _place(
-    spec: type[BaseModel], location: tuple[int | str, ...]
-) -> tuple[tuple[str, ...], type[BaseModel] | None]:
-    """The field at an error's location, without pydantic's names for the types that it tried; and
-    the class that the last part belongs to."""
-    parts: list[str] = []
-    owner: type[BaseModel] | None = None
-    inner: type[BaseModel] | None = spec
-    kind: Any = None
-    for part in location:
-        if _has_alternatives(kind):
-            kind = None  # this part is the name of the type that was tried
-            continue
-        parts.append(str(part))
-        owner = inner
-        field = owner.model_fields.get(str(part)) if owner else None
-        kind = field.annotation if field else None
-        inner = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-    return tuple(parts), owner
-
-
-def _has_alternatives(kind: Any) -> bool:
-    """Whether a field may be of several types, None aside."""
-    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
-    return sum(member is not NoneType for member in members) > 1
-
-
-def _suggestion(spec: type[BaseModel] | None, name: str) -> str:
-    """`; did you mean …` or the allowed fields, for a misspelt field."""
-    known = list(spec.model_fields) if spec else []
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join(known)}"

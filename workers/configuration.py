@@ -1,0 +1,111 @@
+"""Typed configuration: the base of all its classes, how plain values become one, and how what is
+wrong with them is said in one line."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class InputError(ValueError):
+    """Bad input. The message is one line: what was wrong, where, and what is allowed."""
+
+
+class Spec(BaseModel):
+    """Base of every configuration class: frozen, no unknown fields, no NaN."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+SpecT = TypeVar("SpecT", bound=Spec)
+
+
+def validated(spec: type[SpecT], values: Any, where: str) -> SpecT:
+    """Build `spec` from plain values; an InputError of one line names `where` and the field."""
+    try:
+        return spec.model_validate(values)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+    first = errors[0]
+    field, owner = _place(spec, first["loc"])
+    if first["type"] == "extra_forbidden":
+        message = f"no such field{_suggestion(owner, field[-1])}"
+    elif first["type"] in ("value_error", "missing"):
+        message = first["msg"].removeprefix("Value error, ")
+    else:
+        field, message = _deepest(spec, field, errors)
+    raise InputError(f"{where}: {'.'.join(field) + ': ' if field else ''}{message}")
+
+
+def override(spec: SpecT, changes: Mapping[str, Any], where: str) -> SpecT:
+    """A copy of `spec` with dotted fields replaced, as in `{"adapter.rank": 16}`, validated whole.
+
+    The one way to change a specification: `--set` and Tune trials both come here.
+    """
+    values = spec.model_dump(mode="json")
+    for path, value in changes.items():
+        *parents, leaf = path.split(".")
+        place: Any = values
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise InputError(f"{where}: {path}: no such field")
+        place[leaf] = value
+    return validated(type(spec), values, where)
+
+
+def _deepest(
+    spec: type[BaseModel], field: tuple[str, ...], errors: Sequence[ErrorDetails]
+) -> tuple[tuple[str, ...], str]:
+    """Where in a field the fault lies, and what is wrong there: a field of several types has an
+    error for each, and the one that came furthest is meant."""
+    places = [(_place(spec, error["loc"])[0], error) for error in errors]
+    deepest = max((place for place, _ in places if place[: len(field)] == field), key=len)
+    said = [e["msg"].removeprefix("Value error, ") for place, e in places if place == deepest]
+    others = (message.removeprefix("Input should be ") for message in said[1:])
+    message = " or ".join((said[0], *others)).replace("valid tuple", "list")
+    wrong = next(error["input"] for place, error in places if place == deepest)
+    return deepest, f"{message}, not {wrong!r}"
+
+
+def _place(
+    spec: type[BaseModel], location: tuple[int | str, ...]
+) -> tuple[tuple[str, ...], type[BaseModel] | None]:
+    """The field at an error's location, without pydantic's names for the types that it tried; and
+    the class that the last part belongs to."""
+    parts: list[str] = []
+    owner: type[BaseModel] | None = None
+    inner: type[BaseModel] | None = spec
+    kind: Any = None
+    for part in location:
+        if _has_alternatives(kind):
+            kind = None  # this part is the name of the type that was tried
+            continue
+        parts.append(str(part))
+        owner = inner
+        field = owner.model_fields.get(str(part)) if owner else None
+        kind = field.annotation if field else None
+        inner = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    return tuple(parts), owner
+
+
+def _has_alternatives(kind: Any) -> bool:
+    """Whether a field may be of several types, None aside."""
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
+    return sum(member is not NoneType for member in members) > 1
+
+
+def _suggestion(spec: type[BaseModel] | None, name: str) -> str:
+    """`; did you mean …` or the allowed fields, for a misspelt field."""
+    known = list(spec.model_fields) if spec else []
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join(known)}"
