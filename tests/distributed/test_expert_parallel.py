@@ -68,9 +68,10 @@ def work(rank: int, world: int, folder: Path) -> None:
     """One worker through all cases."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    for case in CASES:
+    few = CASES[:4]  # Both kinds of experts, even and skewed.
+    for case in CASES if world == 2 else few:
         check(case, world, torch.float64, 1e-12)
-    for case in CASES[:3]:
+    for case in few[:2]:
         check(case, world, torch.float32, 1e-5)
     expected = reference(CASES[0], world, torch.float64)
     with pytest.raises(AssertionError, match=r"norms|gradients|parameters"):
