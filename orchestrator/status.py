@@ -15,7 +15,8 @@ from workers.train.events import RunEvent, read_events
 from workers.train.heartbeat import ENDED
 from workers.train.progress import Progress
 
-_IN_ORDER = ("started", "finished")
+_IN_ORDER = ("started", "exchange", "finished")
+"""Kinds of events that say nothing went wrong."""
 
 
 class RunStatus(BaseModel):

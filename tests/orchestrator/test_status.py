@@ -130,6 +130,7 @@ def test_the_slowest_worker_says_what_a_run_does(tmp_path: Path) -> None:
     write(tmp_path, rank=1, workers=2, step=3, phase="reduce", beats=8)
     log = EventLog(tmp_path)
     log.note("lost", "its process is gone", worker=1)
+    log.note("exchange", "by tokens")
     log.note("finished", "all steps are done")
     assert run_status(tmp_path).phase == "reduce"
     event = run_status(tmp_path).event
