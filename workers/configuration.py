@@ -18,6 +18,11 @@ class InputError(ValueError):
     """Bad input. The message is one line: what was wrong, where, and what is allowed."""
 
 
+def one_line(error: Exception) -> str:
+    """What another library's error says, for the end of an InputError."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 class Spec(BaseModel):
     """Base of every configuration class: frozen, no unknown fields, no NaN."""
 

@@ -15,6 +15,7 @@ from workers.configuration import (
     NonNegative,
     PositiveInt,
     Spec,
+    one_line,
     override,
     validated,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Spec",
     "TrainSpec",
     "WorkerRange",
+    "one_line",
     "override",
     "validated",
 ]

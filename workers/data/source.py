@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
-from workers.spec import InputError
+from workers.spec import InputError, one_line
 
 HUB = "hub:"
 PARQUET = (".parquet", ".pq")
@@ -64,7 +64,7 @@ def _files(source: str) -> tuple[fs.FileSystem, list[str]]:
             filesystem, path = fs.LocalFileSystem(), str(Path(source).expanduser().absolute())
         paths = _matches(filesystem, path)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{source}: cannot be read: {_line(error)}") from None
+        raise InputError(f"{source}: cannot be read: {one_line(error)}") from None
     if not paths:
         raise InputError(f"{source}: no such file, and no Parquet or JSONL file matches it")
     if not paths[0].endswith(PARQUET + JSON_LINES):
@@ -97,7 +97,7 @@ def _parquet_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> It
                     number += 1
                     yield f"{path}: row {number}", record
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read as Parquet: {_line(error)}") from None
+        raise InputError(f"{path}: cannot be read as Parquet: {one_line(error)}") from None
 
 
 def _json_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> Iterator[Record]:
@@ -114,7 +114,7 @@ def _json_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> Itera
                 where = f"{path}: line {number}"
                 yield where, {name: record[name] for name in wanted(where, record.keys())}
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read as JSON lines: {_line(error)}") from None
+        raise InputError(f"{path}: cannot be read as JSON lines: {one_line(error)}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: line {number}: is no JSON: {error.msg}") from None
 
@@ -136,8 +136,4 @@ def _hub_dataset(source: str) -> Any:
     try:
         return load_dataset(name, config or None, split=split or "train")
     except (OSError, ValueError, DatasetsError) as error:
-        raise InputError(f"{source}: cannot be loaded from the hub: {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{source}: cannot be loaded from the hub: {one_line(error)}") from None

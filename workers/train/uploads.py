@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from workers.adapter.digest import file_digest
-from workers.spec import InputError
+from workers.spec import InputError, one_line
 
 COMPLETE = "complete.json"
 ATTEMPTS = 5
@@ -36,7 +36,8 @@ class Place(NamedTuple):
         try:
             return cls(*fs.FileSystem.from_uri(uri.rstrip("/")))
         except (*_ERRORS, ValueError) as error:
-            raise InputError(f"checkpoint.upload {uri}: cannot be used: {_line(error)}") from None
+            why = one_line(error)
+            raise InputError(f"checkpoint.upload {uri}: cannot be used: {why}") from None
 
     def complete(self) -> list[str]:
         """Names of the whole checkpoints there, oldest first."""
@@ -140,7 +141,7 @@ class Uploads:
                 self._place.prune(folder.name, self._keep)
                 return None
             except _ERRORS as error:
-                failure = f"{folder.name}: {_line(error)}"
+                failure = f"{folder.name}: {one_line(error)}"
                 self._tell(f"{failure} (attempt {attempt} of {ATTEMPTS})")
             with self._changed:
                 if attempt < ATTEMPTS and self._changed.wait_for(lambda: self._next, wait):
@@ -167,7 +168,3 @@ def fetched(place: Place, into: Path) -> Path | None:
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
