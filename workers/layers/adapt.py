@@ -39,9 +39,7 @@ def plain_lora(linear: nn.Module, bank: Bank, hidden_TI: Tensor, mode: Mode) -> 
     rank_space_TR = nn.functional.linear(_dropped(hidden_TI, mode), bank.lora_A_NRI[0])
     rank_space_TR = rank_space_TR * cast(float, bank.scale)
     if bank.factor_NO is None:
-        if frozen_TO._is_view():  # A hook gave it, such as ZeRO-3's: it must stay as it is.
-            return frozen_TO.addmm(rank_space_TR, bank.lora_B_NOR[0].T)
-        return frozen_TO.addmm_(rank_space_TR, bank.lora_B_NOR[0].T)
+        return frozen_TO.addmm(rank_space_TR, bank.lora_B_NOR[0].T)
     update_TO = rank_space_TR @ bank.lora_B_NOR[0].T
     change_1O = (bank.factor_NO - 1).to(frozen_TO.dtype)
     return frozen_TO + update_TO + change_1O * (frozen.without_bias_TO + update_TO)
