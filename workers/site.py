@@ -4,6 +4,7 @@ Shapes: D a site's input, O its output; `...` any leading sizes.
 """
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +51,14 @@ class Site(nn.Module):
         del self.adapters[self._keys.pop(slot)]
         self.few.forget()
 
+    def train(self, mode: bool = True) -> Self:
+        """Forget what was prepared: weights may change without a trace."""
+        if mode:
+            self.few.forget()
+        return super().train(mode)
+
     def forward(self, hidden: Tensor) -> Tensor:
         """The base with each row's adapter: [..., D] to [..., O]."""
-        if self.training:
-            self.few.forget()  # Weights may change without a trace.
         kind = hidden.device.type
         if torch.is_autocast_enabled(kind):  # What it leaves alone needs one type all through.
             hidden = hidden.to(torch.get_autocast_dtype(kind))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,13 @@ class LoraExperts(nn.Module):
             bank = self.bank_of(linear, self.stacked(dtype), dtype)
             self._serving = state, bank.for_service()
         return self._serving[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Forget what was made to serve: some optimizers change weights without a trace, and it may
+        be of experts that live elsewhere."""
+        if mode:
+            self._serving = None
+        return super().train(mode)
 
     def expert_parameters(self) -> dict[str, nn.Parameter]:
         """Those with a row for each expert: all but an A that they share."""
@@ -186,14 +193,18 @@ class BlockExperts(nn.Module):
         for _, experts in self._experts():
             experts.reset_parameters(generator)
 
+    def train(self, mode: bool = True) -> Self:
+        """Forget what was prepared, as LoraExperts do."""
+        if mode:
+            self._few.forget()
+        return super().train(mode)
+
     def state(self, dtype: torch.dtype) -> tuple[object, ...]:
         """Changes whenever what `banks` would give changes."""
         return (id(self), dtype, *((one.data_ptr(), one._version) for one in self._weights))
 
     def banks(self, block: FeedForward, dtype: torch.dtype) -> dict[str, Bank]:
         """The experts of every adapted linear."""
-        if self.training:
-            self._few.forget()  # Some optimizers change weights without leaving a trace on them.
         return {name: experts.bank(block.linears[name], dtype) for name, experts in self._experts()}
 
     def forward(self, block: FeedForward, hidden_TD: Tensor, length: int | None = None) -> Tensor:

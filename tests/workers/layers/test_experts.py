@@ -2,6 +2,7 @@
 
 import math
 import random
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.layers.experts import BlockExperts, LinearExperts, Recorder
+from workers.layers.experts import BlockExperts, LinearExperts, LoraExperts, Recorder
 from workers.layers.feed_forward import FeedForward, find_feed_forward
 from workers.spec import AdapterSpec
 
@@ -346,3 +347,13 @@ def test_the_frozen_outer_linear_runs_once_for_each_token() -> None:
         )
     layer(view, torch.randn(10, 8))
     assert rows == {"gate": 10, "up": 10, "out": 10}
+
+
+def test_training_keeps_nothing_that_was_made_to_serve() -> None:
+    linear = nn.Linear(6, 10).requires_grad_(False)
+    experts = LoraExperts(linear, AdapterSpec(num_experts=4, rank=3)).eval()
+    with torch.no_grad():
+        made = weakref.ref(experts.bank(linear, torch.float32).stacked_B_SO)
+        assert made() is experts.bank(linear, torch.float32).stacked_B_SO
+    experts.train()
+    assert made() is None

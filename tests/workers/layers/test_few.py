@@ -71,12 +71,10 @@ def test_it_follows_changes_of_the_weights(change: str) -> None:
                 parameter.copy_(parameter * 2)
             elif change == "data":  # What Module.to does.
                 parameter.data = parameter.data * 2
-            else:  # Some optimizers write where no version is counted; a training step precedes.
+            else:  # Some optimizers write where no version is counted; training precedes.
                 parameter.data.mul_(2)
         if change == "training":
-            layer.train()
-            layer(view, hidden_TD)
-            layer.eval()
+            layer.train().eval()
         after = layer(view, hidden_TD)
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after, layer(view, hidden_TD), atol=1e-12, rtol=1e-12)
