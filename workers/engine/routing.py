@@ -1,0 +1,38 @@
+"""Which experts a request's tokens went to: what attribution, health and drift are made of."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerRouting:
+    """What one request's tokens chose in one routed place."""
+
+    layer: str
+    """The place, as the manifest's `expert_load` names it."""
+    load: tuple[int, ...]
+    """Slots that went to each expert, over the tokens; void slots are left out."""
+    weight: tuple[float, ...]
+    """Sum of the gates that each expert got."""
+    entropy: float
+    """Sum over tokens of the router's entropy divided by log E: 0 … tokens."""
+    margin: float
+    """Sum over tokens of the first expert's probability less the second's."""
+
+
+@dataclass(frozen=True)
+class TokenRouting:
+    """One token's choice in one place: experts and gates, most probable first, no voids."""
+
+    experts: tuple[int, ...]
+    gates: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RequestRouting:
+    """One request's routing, prompt and answer."""
+
+    tokens: int
+    """Tokens that passed through the routers."""
+    layers: tuple[LayerRouting, ...]
+    by_token: tuple[tuple[TokenRouting, ...], ...] = ()
+    """For each token, its choice in each of `layers`; only where a request asked for it."""
