@@ -22,7 +22,7 @@ _IN_ORDER = ("started", "exchange", "finished")
 class RunStatus(BaseModel):
     """Where a run is."""
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     trial: int | None = None
     """Its number; None for a run that belongs to no study."""
@@ -54,7 +54,8 @@ class RunStatus(BaseModel):
             return self.phase
         parts = [f"{now.step}/{now.steps} steps"]
         parts += [self.phase] if self.phase in ("evaluate", "save") else []
-        parts += [f"{duration(now.eta_seconds)} left", f"loss {now.loss:.3f}"]
+        parts.append(f"{duration(now.eta_seconds)} left")
+        parts.append("loss not finite" if now.loss is None else f"loss {now.loss:.3f}")
         parts += [] if now.load_balance is None else [f"balance {now.load_balance:.2f}"]
         parts += [f"{now.tokens_per_second:.0f} tokens/s", f"{now.step_seconds:.3g} s a step"]
         parts += [f"lr {now.lr:.2e}", f"epoch {now.epoch:.2f}"]
@@ -65,7 +66,7 @@ class RunStatus(BaseModel):
 class StudyStatus(BaseModel):
     """Where a study is."""
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     study: str
     trials: int

@@ -28,7 +28,7 @@ ENDED = "ended"
 class Heartbeat(BaseModel):
     """What a worker's file says."""
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     rank: int
     workers: int

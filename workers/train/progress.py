@@ -26,7 +26,7 @@ class Figures(Protocol):
 class Progress(BaseModel):
     """One step's figures, over all workers."""
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     step: int
     """Optimizer steps done."""
@@ -34,10 +34,11 @@ class Progress(BaseModel):
     """Optimizer steps in all."""
     epoch: float
     workers: int
-    loss: float
-    """Of this step, with weights."""
+    loss: float | None
+    """Of this step, with weights; None where it was not finite and the step was skipped."""
     load_balance: float | None
-    """Before its weight: 1 is even, num_experts is one expert for all. None where it is off."""
+    """Before its weight: 1 is even, num_experts is one expert for all. None where it is off
+    or was not finite."""
     lr: float
     tokens_per_second: float
     """Real tokens of all workers, prompts included; evaluations are not in the time."""
@@ -96,8 +97,8 @@ class Meter:
             steps=self._steps,
             epoch=epoch,
             workers=self._workers,
-            loss=result.losses["loss"],
-            load_balance=result.losses.get("load_balance"),
+            loss=_finite(result.losses["loss"]),
+            load_balance=_finite(result.losses.get("load_balance")),
             lr=result.lr,
             tokens_per_second=tokens / seconds if seconds else 0.0,
             step_seconds=a_step,
@@ -108,3 +109,8 @@ class Meter:
     def _pauses(self, step: int) -> int:
         """Evaluations to come after `step`; that of the step itself is one."""
         return math.ceil(self._steps / self._every) - math.ceil(step / self._every) + 1
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity."""
+    return value if value is not None and math.isfinite(value) else None
