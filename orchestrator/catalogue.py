@@ -3,31 +3,18 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from orchestrator.registry import Registry, Version
+from orchestrator.rollout.route import Line, Route, Served
 from workers.engine.request import Adapter, RequestError
 from workers.spec import InputError
 
+__all__ = ["Catalogue", "Route", "Served"]
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 """How often the registry is asked for champions: how soon a promotion is seen."""
 RETRY_POLLS = 60
 """A version that was refused is tried again after so many polls."""
-
-
-@dataclass(frozen=True)
-class Served:
-    """One exact model: the base, or a version under a name."""
-
-    id: str
-    """What responses call it, such as `home@3f9a1b2c3d4e`."""
-    adapter: Adapter | None
-
-    @property
-    def fingerprint(self) -> str:
-        """OpenAI's `system_fingerprint`: the version's id alone."""
-        return self.adapter.slot if self.adapter else "base"
 
 
 class Catalogue:
@@ -43,7 +30,7 @@ class Catalogue:
     ) -> None:
         self._registry, self._load = registry, load
         self.base = Served(base_id, None)
-        self._champions: dict[str, Served] = {}
+        self._lines: dict[str, Line] = {}
         self._exact: dict[str, Served] = {}
         self._refused: dict[str, int] = {}
         self._polls = 0
@@ -55,7 +42,7 @@ class Catalogue:
     @property
     def ids(self) -> list[str]:
         """Everything that `model` may be, except for older versions of a name."""
-        return [self.base.id, *sorted(self._champions)]
+        return [self.base.id, *sorted(self._lines)]
 
     async def watch(self) -> None:
         """Follow the registry until cancelled."""
@@ -81,11 +68,20 @@ class Catalogue:
         done = [await self._follow(name, version) for name, version in champions.items()]
         self.settled = self.settled or all(done)
 
+    async def route(self, model: str, sticky: str) -> Route:
+        """Where a request goes now; `sticky` names its user, who stays with one version.
+
+        RequestError 404 where there is no such model.
+        """
+        line = self._lines.get(model)
+        return line.route(sticky) if line else Route(await self.find(model))
+
     async def find(self, model: str) -> Served:
         """The exact model to use now; RequestError 404 where there is none of that name."""
         if model == self.base.id:
             return self.base
-        found = self._champions.get(model) or self._exact.get(model)
+        line = self._lines.get(model)
+        found = line.champion if line else self._exact.get(model)
         if found is None:
             found = await self._version(model)
             if "@" in model:  # what a bare name means may change
@@ -94,8 +90,8 @@ class Catalogue:
 
     async def _follow(self, name: str, version: Version) -> bool:
         """Serve a champion; False where that is to be tried again soon."""
-        current = self._champions.get(name)
-        if current is not None and current.fingerprint == version.id:
+        current = self._lines.get(name)
+        if current is not None and current.champion.fingerprint == version.id:
             return True
         if self._polls < self._refused.get(version.id, 0):
             return True
@@ -109,8 +105,8 @@ class Catalogue:
         except Exception as error:  # no replica is there at the moment: soon again
             log.warning("%s is not served yet: %s", _served(name, version).id, error)
             return False
-        self._champions[name] = _served(name, version)
-        log.info("%s is now %s", name, self._champions[name].id)
+        self._lines[name] = Line(_served(name, version))
+        log.info("%s is now %s", name, self._lines[name].champion.id)
         return True
 
     async def _version(self, model: str) -> Served:
@@ -135,4 +131,4 @@ def _adapter(version: Version) -> Adapter:
 
 
 def _served(name: str, version: Version) -> Served:
-    return Served(f"{name}@{version.id}", _adapter(version))
+    return Served(f"{name}@{version.id}", _adapter(version), name)
