@@ -18,7 +18,7 @@ class Answered:
     name: str | None
     """The registry's name; None for the base."""
     version: str
-    """The version's id, or `base`."""
+    """The version's id, or `base`; `-` where it was refused before it reached one."""
     caller: str
     """Id of the key, never the key; `anonymous` where none is wanted."""
     status: int
@@ -33,6 +33,8 @@ class Answered:
     """From the request's arrival to the first token; None where there was none."""
     role: str = "served"
     """`served`, `canary`, or `shadow`: an answer that was compared and never returned."""
+    agreement: float | None = None
+    """Of a shadow: the share of tokens that are the returned answer's at the same place."""
     routing: RequestRouting | None = None
     prompt: str | None = None
     answer: str | None = None

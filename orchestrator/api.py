@@ -1,30 +1,28 @@
 """The gateway: OpenAI's HTTP interface as a FastAPI application over any backend that generates."""
 
 import asyncio
-import hashlib
-import hmac
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.exceptions import HTTPException
+from fastapi.responses import JSONResponse, Response
 
 from orchestrator.catalogue import Catalogue
+from orchestrator.edge.answering import Answering
+from orchestrator.edge.errors import add_handlers
+from orchestrator.edge.keys import Caller, wants
+from orchestrator.edge.parts import Edge
+from orchestrator.edge.requests import read_body, while_there
+from orchestrator.edge.shadow import Shadows
+from orchestrator.edge.stream import EventStream
 from orchestrator.openai_answer import events, whole
-from orchestrator.openai_reply import (
-    ChatReply,
-    Reply,
-    as_request_error,
-    error_body,
-    internal_error,
-)
+from orchestrator.openai_reply import ChatReply, Reply
 from orchestrator.openai_schema import ChatBody, CompletionBase, CompletionBody, parse
-from workers.engine.request import Adapter, Chunk, RequestError, TextRequest
-from workers.spec import InputError
+from workers.engine.request import Adapter, Chunk, TextRequest
 
-MAX_BODY_BYTES = 2**20
+Asker = Annotated[Caller, Depends(wants("infer"))]
 
 
 class Backend(Protocol):
@@ -43,51 +41,47 @@ class Backend(Protocol):
         ...
 
 
-def key_hash(key: str) -> str:
-    """What the gateway keeps of its key."""
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
-def create_app(backend: Backend, catalogue: Catalogue, accepted_key: str | None = None) -> FastAPI:
-    """The application. `accepted_key` is the `key_hash` of the key that requests must bear."""
+def create_app(backend: Backend, catalogue: Catalogue, edge: Edge | None = None) -> FastAPI:
+    """The application; without `edge` an open one that tells nobody."""
+    edge = edge or Edge()
+    gateway = Gateway(backend, catalogue, edge)
     app = FastAPI(
         title="moetune",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        lifespan=_watching(catalogue),
+        lifespan=gateway.lifespan,
     )
-    gateway = Gateway(backend, catalogue, accepted_key)
-    guarded = APIRouter(prefix="/v1", dependencies=[Depends(gateway.authorize)])
-    guarded.get("/models")(gateway.list_models)
-    guarded.get("/models/{model:path}")(gateway.show_model)
-    guarded.post("/chat/completions")(gateway.chat)
-    guarded.post("/completions")(gateway.complete)
-    app.include_router(guarded)
+    app.state.keys = edge.keys
+    openai = APIRouter(prefix="/v1")
+    openai.get("/models")(gateway.list_models)
+    openai.get("/models/{model:path}")(gateway.show_model)
+    openai.post("/chat/completions")(gateway.chat)
+    openai.post("/completions")(gateway.complete)
+    app.include_router(openai)
     app.get("/health")(gateway.health)
     app.get("/ready")(gateway.ready)
-    app.exception_handler(InputError)(_refused)
-    app.exception_handler(HTTPException)(_no_route)
-    app.exception_handler(Exception)(_crashed)
+    for router in edge.routers:
+        app.include_router(router, prefix="/moetune/v1")
+    add_handlers(app)
     return app
 
 
 class Gateway:
     """The routes."""
 
-    def __init__(self, backend: Backend, catalogue: Catalogue, accepted_key: str | None) -> None:
-        self._backend, self._catalogue, self._accepted = backend, catalogue, accepted_key
+    def __init__(self, backend: Backend, catalogue: Catalogue, edge: Edge) -> None:
+        self._backend, self._catalogue, self._edge = backend, catalogue, edge
+        self._shadows = Shadows()
 
-    async def authorize(self, request: Request) -> None:
-        """Refuse a request without the key, where one is configured."""
-        if self._accepted is None:
-            return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        given = key_hash(key.strip() if scheme.lower() == "bearer" else "")
-        if not hmac.compare_digest(given, self._accepted):
-            raise RequestError(
-                "a valid key is required: Authorization: Bearer KEY", None, 401, "invalid_api_key"
-            )
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Follow the registry for as long as the application runs."""
+        watch = asyncio.create_task(self._catalogue.watch())
+        yield
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+        await self._shadows.close()
 
     async def health(self) -> dict[str, str]:
         """The gateway runs."""
@@ -99,79 +93,66 @@ class Gateway:
         status = {"ready": ready, "registry": self._catalogue.readable}
         return JSONResponse(status, 200 if ready else 503)
 
-    async def list_models(self) -> dict[str, Any]:
+    async def list_models(self, _: Asker) -> dict[str, Any]:
         """The base and every name that is served."""
         return {"object": "list", "data": [_model(id) for id in self._catalogue.ids]}
 
-    async def show_model(self, model: str) -> dict[str, Any]:
+    async def show_model(self, model: str, _: Asker) -> dict[str, Any]:
         """One model; NAME@VERSION too."""
         await self._catalogue.find(model)
         return _model(model)
 
-    async def chat(self, request: Request) -> Response:
+    async def chat(self, request: Request, caller: Asker) -> Response:
         """Answer a chat."""
-        return await self._answer(parse(ChatBody, await _read_body(request)), ChatReply)
+        return await self._answer(request, caller, ChatBody, ChatReply)
 
-    async def complete(self, request: Request) -> Response:
+    async def complete(self, request: Request, caller: Asker) -> Response:
         """Continue a text."""
-        return await self._answer(parse(CompletionBody, await _read_body(request)), Reply)
+        return await self._answer(request, caller, CompletionBody, Reply)
 
-    async def _answer(self, body: CompletionBase, kind: type[Reply]) -> Response:
-        served = await self._catalogue.find(body.model)
-        reply = kind(served.id, served.fingerprint)
-        chunks = self._backend.generate(body.request(served.adapter))
-        if not body.stream:
-            return JSONResponse(await whole(reply, chunks))
+    async def _answer(
+        self, request: Request, caller: Caller, body: type[CompletionBase], kind: type[Reply]
+    ) -> Response:
+        answering = Answering(caller, self._edge.observers)
+        with answering.until_failure():
+            asked = parse(body, await read_body(request))
+            work = self._stream if asked.stream else self._whole
+            return await while_there(request, work(asked, kind, answering))
+
+    async def _whole(
+        self, body: CompletionBase, kind: type[Reply], answering: Answering
+    ) -> Response:
+        reply, chunks = await self._begin(body, kind, answering)
+        response = JSONResponse(await whole(reply, chunks))
+        answering.end()
+        return response
+
+    async def _stream(
+        self, body: CompletionBase, kind: type[Reply], answering: Answering
+    ) -> Response:
+        reply, chunks = await self._begin(body, kind, answering)
         try:
             first = await anext(chunks)  # what is wrong with the request shows here, as a status
         except BaseException:
             await chunks.aclose()
             raise
-        return StreamingResponse(
-            events(reply, first, chunks, body.include_usage),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-        )
+        return EventStream(events(reply, first, chunks, body.include_usage), chunks, answering)
 
-
-async def _read_body(request: Request) -> bytes:
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise RequestError(f"the body has more than {MAX_BODY_BYTES} bytes", None, 413)
-    return body
+    async def _begin(
+        self, body: CompletionBase, kind: type[Reply], answering: Answering
+    ) -> tuple[Reply, AsyncGenerator[Chunk]]:
+        sticky = body.user or answering.sticky
+        route = await self._catalogue.route(body.model, sticky)
+        reply = kind(route.served.id, route.served.fingerprint)
+        answering.by(route.served, route.role, reply.id)
+        request = body.request(route.served.adapter)
+        if route.shadow is not None:
+            beside = Answering(answering.caller, self._edge.observers)
+            beside.by(route.shadow, "shadow", reply.id)
+            asked = replace(request, adapter=route.shadow.adapter)
+            self._shadows.begin(beside, self._backend.generate(asked), answering)
+        return reply, answering.follow(self._backend.generate(request))
 
 
 def _model(id: str) -> dict[str, Any]:
     return {"id": id, "object": "model", "created": 0, "owned_by": "moetune"}
-
-
-async def _refused(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, InputError)
-    refusal = as_request_error(error)
-    headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
-    return JSONResponse(error_body(refusal), refusal.status, headers.get(refusal.status))
-
-
-async def _no_route(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    body = error_body(RequestError(message, None, error.status_code))
-    return JSONResponse(body, error.status_code, error.headers)
-
-
-async def _crashed(_: Request, __: Exception) -> JSONResponse:
-    return JSONResponse(error_body(internal_error()), 500)
-
-
-def _watching(catalogue: Catalogue) -> Any:
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watch = asyncio.create_task(catalogue.watch())
-        yield
-        watch.cancel()
-        with suppress(asyncio.CancelledError):
-            await watch
-
-    return lifespan

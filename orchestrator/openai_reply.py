@@ -39,8 +39,9 @@ class Reply:
     prefix, whole_object, piece_object = "cmpl", "text_completion", "text_completion"
 
     def __init__(self, model: str, fingerprint: str) -> None:
+        self.id = f"{self.prefix}-{secrets.token_hex(12)}"
         self._head = {
-            "id": f"{self.prefix}-{secrets.token_hex(12)}",
+            "id": self.id,
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": fingerprint,

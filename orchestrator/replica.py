@@ -11,6 +11,8 @@ from fastapi import FastAPI
 
 from orchestrator.api import create_app
 from orchestrator.catalogue import Catalogue
+from orchestrator.edge.keys import KeyRing
+from orchestrator.edge.parts import Edge
 from orchestrator.registry import Registry
 from orchestrator.spec import ServeSpec
 from workers.engine.request import Adapter, Chunk, Limits, RequestError, TextRequest
@@ -36,7 +38,7 @@ class EndpointSpec(Spec):
     storage: str
     """Folder of the registry's versions."""
     accepted_key: str | None = None
-    """`orchestrator.api.key_hash` of the key."""
+    """`orchestrator.edge.keys.key_hash` of the key."""
 
     @property
     def base_id(self) -> str:
@@ -158,4 +160,4 @@ class Ingress:
         """Serve's hook for an application that is made on the replica."""
         registry = Registry(self._spec.store_url, self._spec.storage)
         catalogue = Catalogue(registry, self._spec.base_id, self._backend.load)
-        return create_app(self._backend, catalogue, self._spec.accepted_key)
+        return create_app(self._backend, catalogue, Edge(KeyRing(self._spec.accepted_key)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.api import key_hash
+from orchestrator.edge.keys import key_hash
 from orchestrator.proxy import is_loopback, running_address, start
 from orchestrator.registry import Registry
 from orchestrator.replica import EndpointSpec, Ingress, Replica

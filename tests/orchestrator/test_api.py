@@ -11,8 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.api import MAX_BODY_BYTES, create_app, key_hash
+from orchestrator.api import create_app
 from orchestrator.catalogue import Catalogue
+from orchestrator.edge.keys import KeyRing, key_hash
+from orchestrator.edge.parts import Edge
+from orchestrator.edge.requests import MAX_BODY_BYTES
 from orchestrator.promotion import promote, rollback
 from orchestrator.registry import Registry, Version
 from workers.engine.engine import ContinuousEngine
@@ -62,8 +65,10 @@ async def client(
     backend: TextEngine, registry: Registry, key: str | None = None, sent: str | None = None
 ) -> AsyncIterator[httpx.AsyncClient]:
     catalogue = Catalogue(registry, "tiny-llama", backend.load)
-    app = create_app(backend, catalogue, key and key_hash(key))
-    headers = [] if sent is None else [(b"Authorization", b"Bearer " + sent.encode())]
+    app = create_app(backend, catalogue, Edge(KeyRing(key and key_hash(key))))
+    headers = [(b"Content-Type", b"application/json")]
+    if sent is not None:
+        headers.append((b"Authorization", b"Bearer " + sent.encode()))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

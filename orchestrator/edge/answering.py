@@ -1,0 +1,137 @@
+"""One request from its arrival to its end, and what the observers are told of it."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from datetime import UTC, datetime
+from typing import Literal
+
+from starlette.requests import ClientDisconnect
+
+from orchestrator.answered import Answered, Observer
+from orchestrator.edge.keys import ANONYMOUS, Caller
+from orchestrator.edge.requests import GONE
+from orchestrator.openai_reply import as_request_error, internal_error
+from orchestrator.rollout.route import Role, Served
+from workers.engine.request import Chunk, RequestError
+from workers.engine.routing import RequestRouting
+from workers.spec import InputError
+
+log = logging.getLogger(__name__)
+
+
+class Answering:
+    """A request that is being answered. Tells every observer exactly once, when it has ended."""
+
+    def __init__(self, caller: Caller, observers: tuple[Observer, ...]) -> None:
+        self.caller = caller
+        self._observers = observers
+        self._at, self._begun = datetime.now(UTC), time.monotonic()
+        self._by: Served | None = None
+        self._request, self._role = "", "served"
+        self._agreement: float | None = None
+        self.tokens: list[int] = []
+        """What was generated so far."""
+        self.ended = asyncio.Event()
+        self._prompt_tokens = self._completion_tokens = 0
+        self._first: float | None = None
+        self._routing: RequestRouting | None = None
+        self._failure: RequestError | None = None
+
+    def by(self, served: Served, role: Role | Literal["shadow"], request: str) -> None:
+        """Say who answers, why this one, and under which id."""
+        self._by, self._role, self._request = served, role, request
+
+    def agrees(self, with_: Sequence[int]) -> None:
+        """Compare with another answer to the same request."""
+        same = sum(ours == theirs for ours, theirs in zip(self.tokens, with_, strict=False))
+        self._agreement = same / max(len(self.tokens), len(with_), 1)
+
+    @property
+    def sticky(self) -> str:
+        """What keeps a caller with one version: the key; without one each request is on its own."""
+        return secrets.token_hex(8) if self.caller is ANONYMOUS else self.caller.id
+
+    async def follow(self, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
+        """The same chunks, counted; several answers to one request add up."""
+        done = 0
+        async with aclosing(chunks):
+            try:
+                async for chunk in chunks:
+                    self._count(chunk, chunk.completion_tokens - done)
+                    done = chunk.completion_tokens
+                    yield chunk
+            except Exception as error:  # a stream turns it into an event, and ends well
+                self._failed(error)
+                raise
+
+    @contextmanager
+    def until_failure(self) -> Iterator[None]:
+        """A failure in here ends the request."""
+        try:
+            yield
+        except BaseException as error:
+            self._failed(error)
+            self.end()
+            raise
+
+    async def noting(self, events: AsyncIterator[str]) -> AsyncIterator[str]:
+        """The same events; remembers why they stopped early."""
+        try:
+            async for event in events:
+                yield event
+        except BaseException as error:
+            self._failed(error)
+            raise
+
+    def end(self) -> None:
+        """Tell the observers, if nobody has."""
+        if self.ended.is_set():
+            return
+        self.ended.set()
+        answered = self._answered()
+        for observer in self._observers:
+            try:
+                observer(answered)
+            except Exception:
+                log.exception("an observer of requests failed")
+
+    def _count(self, chunk: Chunk, new: int) -> None:
+        if self._first is None and chunk.tokens:
+            self._first = time.monotonic() - self._begun
+        self.tokens += chunk.tokens
+        self._prompt_tokens = chunk.prompt_tokens
+        self._completion_tokens += new
+        self._routing = getattr(chunk, "routing", None) or self._routing
+
+    def _failed(self, error: BaseException) -> None:
+        """The first failure is the cause of the others."""
+        self._failure = self._failure or _as_failure(error)
+
+    def _answered(self) -> Answered:
+        failure = self._failure
+        return Answered(
+            at=self._at,
+            request=self._request,
+            name=self._by.name if self._by else None,
+            version=self._by.fingerprint if self._by else "-",
+            caller=self.caller.id,
+            status=failure.status if failure else 200,
+            error=(failure.code or "invalid_request") if failure else None,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            seconds=time.monotonic() - self._begun,
+            first_token_seconds=self._first,
+            role=self._role,
+            agreement=self._agreement,
+            routing=self._routing,
+        )
+
+
+def _as_failure(error: BaseException) -> RequestError:
+    if isinstance(error, GeneratorExit | asyncio.CancelledError | ClientDisconnect):
+        return GONE
+    return as_request_error(error) if isinstance(error, InputError) else internal_error()

@@ -1,0 +1,48 @@
+"""What comes in: a request's body, and whether its client is still there."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from workers.engine.request import RequestError
+
+MAX_BODY_BYTES = 2**20
+GONE = RequestError("the client went away", None, 499, "client_closed_request")
+"""What nobody reads; the status that nginx has for it."""
+T = TypeVar("T")
+
+
+async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
+    """The body, which must say that it is JSON: what a foreign page can make a browser send
+    without asking us first does not."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise RequestError("send Content-Type: application/json", None, 415)
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise RequestError(f"the body has more than {limit} bytes", None, 413)
+    return bytes(body)
+
+
+async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns; it is cancelled when the client goes away."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise GONE
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
