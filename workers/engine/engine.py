@@ -52,6 +52,14 @@ class ContinuousEngine:
         """See `protocol.Engine`. Requests that run go on meanwhile."""
         self._slots.load(adapter)
 
+    def unload(self, slot: str) -> None:
+        """See `protocol.Engine`."""
+        self._slots.unload(slot)
+
+    def loaded(self) -> tuple[str, ...]:
+        """See `protocol.Engine`."""
+        return self._slots.held
+
     async def generate(
         self,
         prompt: Sequence[int],
@@ -62,7 +70,7 @@ class ContinuousEngine:
         """See `protocol.Engine`."""
         self._check(prompt, sampling, generated)
         if finish := self._ended(sampling, generated):
-            yield (), finish
+            yield Piece((), finish)
             return
         # Pinned here and not in the other thread: a cancelled await would leave it pinned.
         while adapter is not None and not self._slots.pin_held(adapter.slot):
@@ -82,6 +90,7 @@ class ContinuousEngine:
     def close(self) -> None:
         """See `protocol.Engine`. The model keeps the adapters that were loaded."""
         self._loop.close()
+        self._slots.close()
         for hook in self._hooks:
             hook.remove()
 

@@ -55,7 +55,7 @@ class Generation:
             piece = await self._pieces.get()
             if isinstance(piece, Exception):
                 raise piece
-            finish = piece[1]
+            finish = piece.finish
             yield piece
 
 

@@ -12,7 +12,7 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 
 from workers.engine.generation import Generation, failed
 from workers.engine.manager import PAGE, longest_sequence, start_manager
-from workers.engine.request import Finish, Limits, RequestError
+from workers.engine.request import Finish, Limits, Piece, RequestError
 from workers.engine.sampler import Sampler
 from workers.spec import InputError
 
@@ -152,7 +152,7 @@ class GenerationLoop:
         finish: Finish | None = None
         if output.is_finished():
             finish = "stop" if new[-1:] and new[-1] in self._stops else "length"
-        generation.put((new, finish))
+        generation.put(Piece(new, finish))
         if finish:
             del self._running[output.request_id]
         if finish or unproven:

@@ -22,6 +22,15 @@ class Engine(Protocol):
         """Hold an adapter ready. Blocks; raises InputError where it does not fit."""
         ...
 
+    def unload(self, slot: str) -> None:
+        """Drop an adapter: at once, or when the last request that it answers has ended. Blocks;
+        a slot that is not held is no error."""
+        ...
+
+    def loaded(self) -> tuple[str, ...]:
+        """Slots that are held, least recently used first; those on their way out are not."""
+        ...
+
     def generate(
         self,
         prompt: Sequence[int],

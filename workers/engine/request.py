@@ -6,18 +6,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from workers.engine.routing import RequestRouting
 from workers.spec import InputError, PositiveInt, Spec
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+TopLogprobs = Annotated[int, Field(ge=0, le=20)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+RoutingDetail = Literal["summary", "tokens"]
 Finish = Literal["stop", "length"]
-Piece = tuple[tuple[int, ...], Finish | None]
-"""New tokens of an answer, and at its end why it ended."""
 
 
 class RequestError(InputError):
-    """A request that is not served: what was wrong, with which field, and the HTTP status."""
+    """A request that is not served: what was wrong, with which field, and the HTTP status.
+
+    Codes of an engine: `engine_error` (500), `non_finite` (500: the model's logits were not all
+    finite numbers), `queue_full` (429), `engine_stopped` (503), `timeout` (504).
+    """
 
     def __init__(
         self, message: str, param: str | None = None, status: int = 400, code: str | None = None
@@ -42,10 +48,12 @@ class Limits(Spec):
     """Requests that may wait for room in the cache."""
     max_adapters: PositiveInt = 8
     """Adapter versions held at once; the least recently used idle one makes room."""
+    request_seconds: PositiveSeconds = 600
+    """Longest time from a request's arrival to its last token; then it fails with `timeout`."""
 
 
 class Sampling(Spec):
-    """How tokens are drawn, and how many."""
+    """How tokens are drawn, how many, and what is told of them."""
 
     max_tokens: PositiveInt
     """Tokens to generate at most."""
@@ -53,8 +61,39 @@ class Sampling(Spec):
     """Divides the logits; 0 takes the likeliest token."""
     top_p: TopP = 1.0
     """Draw from the likeliest tokens that make this share of the probability."""
+    top_k: PositiveInt | None = None
+    """Draw from so many likeliest tokens at most; None is all."""
     seed: Seed = 0
     """The same seed, prompt and adapter give the same answer."""
+    json_schema: str | None = None
+    """JSON schema, as JSON text, that the answer obeys; `{}` is any JSON."""
+    logprobs: TopLogprobs | None = None
+    """Tell every token's log-probability, and so many of the likeliest in its place."""
+    by_token: bool = False
+    """Tell the routing of every token, not its summary alone."""
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """What the model itself gave a token: before temperature, top_p, top_k and schema."""
+
+    token: int
+    logprob: float
+    """Natural logarithm of the softmax of its logits."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens in its place with theirs, likeliest first."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New tokens of an answer. The last piece has a `finish`."""
+
+    tokens: tuple[int, ...]
+    finish: Finish | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each token, where the request asks for them."""
+    routing: RequestRouting | None = None
+    """On the last piece of an answer by an adapter with routers."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +124,16 @@ class TextRequest:
     """None takes the engine's limit, or what the context leaves."""
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int | None = None
+    """Draw from so many likeliest tokens at most; None is all."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; they are not part of it."""
+    schema: str | None = None
+    """JSON schema, as JSON text, that the answer obeys; `{}` is any JSON."""
+    logprobs: int | None = None
+    """Tell every token's log-probability, and so many of the likeliest (0 … 20) in its place."""
+    routing: RoutingDetail | None = None
+    """`tokens` adds every token's experts to the summary that the last chunk always has."""
     generated: tuple[int, ...] = ()
     """Tokens of this answer that another replica generated already."""
 
@@ -94,6 +141,20 @@ class TextRequest:
     def param(self) -> str:
         """The field that the prompt came from, for error messages."""
         return "messages" if isinstance(self.prompt, Chat) else "prompt"
+
+
+@dataclass(frozen=True)
+class TokenText:
+    """A token as text, and what the model itself gave it."""
+
+    text: str
+    """Alone; half a character shows as the replacement character."""
+    raw: bytes
+    """Its bytes: of half a character too."""
+    logprob: float
+    """Natural logarithm of its probability, before temperature, top_p, top_k and schema."""
+    top: tuple["TokenText", ...] = ()
+    """The likeliest tokens in its place, likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +167,9 @@ class Chunk:
     completion_tokens: int
     """Tokens generated so far, this piece included."""
     finish: Finish | None = None
+    logprobs: tuple[TokenText, ...] = ()
+    """One for each token that is part of the answer's text, where the request asks for them."""
+    routing: RequestRouting | None = None
+    """On the last chunk of an answer by an adapter with routers."""
+    index: int = 0
+    """Which of the answers to one prompt."""

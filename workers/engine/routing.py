@@ -32,7 +32,13 @@ class RequestRouting:
     """One request's routing, prompt and answer."""
 
     tokens: int
-    """Tokens that passed through the routers."""
+    """Tokens that passed through the routers: each of the prompt and the answer once, but for the
+    last one, which is drawn and never read. Where another replica or a new generation thread takes
+    an answer up again, what the former one counted is gone with it, and the tokens count as they
+    pass there. Tokens of a prefix that was in the cache already do not pass, and are not counted;
+    a request that asks for `by_token` has its own cache. An answer that a stop string ends may
+    count a token or two that were read before it was seen."""
     layers: tuple[LayerRouting, ...]
     by_token: tuple[tuple[TokenRouting, ...], ...] = ()
-    """For each token, its choice in each of `layers`; only where a request asked for it."""
+    """For each token of prompt and answer in order, its choice in each of `layers`; only where a
+    request asked for it."""

@@ -2,7 +2,8 @@
 
 import threading
 from collections import Counter, OrderedDict
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 
 from transformers import PreTrainedModel
 
@@ -28,11 +29,34 @@ class SlotStore:
         self._state = threading.Lock()
         self._held: OrderedDict[str, Injected] = OrderedDict()
         self._pins: Counter[str] = Counter()
+        self._leaving: set[str] = set()
+        """Held until their last request has ended."""
+        # An unpin comes from an event loop, which must not wait for a forward pass to end.
+        self._sweeper = ThreadPoolExecutor(1, "slots")
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Slots that stay, least recently used first."""
+        with self._state:
+            return tuple(slot for slot in self._held if slot not in self._leaving)
 
     def load(self, adapter: Adapter) -> None:
         """Hold an adapter ready; raises InputError where it cannot be read or does not fit."""
+        with self._state:
+            self._leaving.discard(adapter.slot)
         self.pin(adapter)
         self.unpin(adapter.slot)
+
+    def unload(self, slot: str) -> None:
+        """Drop an adapter, now or with its last `unpin`. Requests may still pin it until then."""
+        with self._state:
+            if slot in self._held:
+                self._leaving.add(slot)
+        self._sweep()
+
+    def close(self) -> None:
+        """Wait for what is on its way out."""
+        self._sweeper.shutdown()
 
     def pin(self, adapter: Adapter) -> None:
         """Hold an adapter until `unpin`, loading it first if it is not there."""
@@ -62,6 +86,21 @@ class SlotStore:
         """Give back one `pin`."""
         with self._state:
             self._pins[slot] -= 1
+            leaves = slot in self._leaving and not self._pins[slot]
+        if leaves:
+            with suppress(RuntimeError):  # closed: the model keeps what it has
+                self._sweeper.submit(self._sweep)
+
+    def _sweep(self) -> None:
+        """Take off what leaves and is idle."""
+        with self._loading:
+            with self._state:
+                gone = [slot for slot in self._leaving if not self._pins[slot]]
+                removed = [self._held.pop(slot) for slot in gone]
+                self._leaving.difference_update(gone)
+            for adapter in removed:
+                with self._model_lock:
+                    adapter.remove()
 
     def _make_room(self) -> None:
         """Take the least recently used idle adapters off the model until one more fits."""
@@ -73,5 +112,6 @@ class SlotStore:
                         f"all {self._max} adapter slots are in use; try again", "model", 429
                     )
                 evicted = self._held.pop(idle)
+                self._leaving.discard(idle)
             with self._model_lock:
                 evicted.remove()

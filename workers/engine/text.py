@@ -24,6 +24,10 @@ class TextEngine:
         """Hold an adapter ready. Raises InputError where it cannot be read or does not fit."""
         await asyncio.to_thread(self.engine.load, adapter)
 
+    async def unload(self, slot: str) -> None:
+        """Drop an adapter: at once, or when the last request that it answers has ended."""
+        await asyncio.to_thread(self.engine.unload, slot)
+
     async def ready(self) -> bool:
         """Whether the engine generates."""
         return self.engine.healthy
@@ -38,13 +42,13 @@ class TextEngine:
         done = len(request.generated)
         stream = self.engine.generate(prompt, request.adapter, sampling, request.generated)
         async with aclosing(stream):
-            async for tokens, finish in stream:
-                done += len(tokens)
-                piece = "".join(text.push(token) for token in tokens)
-                if finish and not text.stopped:
-                    piece += text.end()
-                end = "stop" if text.stopped else finish
-                yield Chunk(piece, tokens, len(prompt), done, end)
+            async for piece in stream:
+                done += len(piece.tokens)
+                shown = "".join(text.push(token) for token in piece.tokens)
+                if piece.finish and not text.stopped:
+                    shown += text.end()
+                end = "stop" if text.stopped else piece.finish
+                yield Chunk(shown, piece.tokens, len(prompt), done, end, routing=piece.routing)
                 if end:
                     return
 
@@ -79,7 +83,11 @@ class TextEngine:
             max_tokens=request.max_tokens or min(self.engine.limits.max_new_tokens, room),
             temperature=request.temperature,
             top_p=request.top_p,
+            top_k=request.top_k,
             seed=request.seed,
+            json_schema=request.schema,
+            logprobs=request.logprobs,
+            by_token=request.routing == "tokens",
         )
 
 

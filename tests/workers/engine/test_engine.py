@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from workers.adapter.files import attach
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Adapter, Limits, RequestError, Sampling
+from workers.inject import row_map
 from workers.model import Base, load_base
 from workers.spec import InputError, ModelSpec
 
@@ -72,7 +73,7 @@ async def answer(
     generated: tuple[int, ...] = (),
 ) -> list[int]:
     pieces = engine.generate(prompt, adapter, sampling, generated)
-    return [token async for tokens, _ in pieces for token in tokens]
+    return [token async for piece in pieces for token in piece.tokens]
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -284,8 +285,8 @@ def test_only_the_request_that_kills_the_thread_fails(
 
 
 async def _tokens(stream: AsyncIterator[Any], seen: list[int]) -> None:
-    async for tokens, _ in stream:
-        seen += tokens
+    async for piece in stream:
+        seen += piece.tokens
 
 
 def test_closing_the_engine_ends_every_request(base: Base) -> None:
@@ -310,3 +311,27 @@ def test_closing_the_engine_ends_every_request(base: Base) -> None:
 def test_a_cache_that_does_not_fit_is_an_input_error(base: Base) -> None:
     with pytest.raises(InputError, match="memory"):
         ContinuousEngine(base, Limits(cache_tokens=10**12))
+
+
+def test_an_adapter_that_is_unloaded_answers_to_its_last_request(
+    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[Adapter]
+) -> None:
+    held = adapters[0]
+
+    async def main() -> list[int]:
+        fragile.load(held)
+        stream = fragile.generate(PROMPTS[3], held, GREEDY)
+        tokens = list((await anext(stream)).tokens)
+        await asyncio.to_thread(fragile.unload, held.slot)
+        assert held.slot not in fragile.loaded()
+        assert held.slot in row_map(base.model).slots
+        tokens += [token async for piece in stream for token in piece.tokens]
+        async with asyncio.timeout(10):
+            while held.slot in row_map(base.model).slots:
+                await asyncio.sleep(0.01)
+        return tokens
+
+    assert run(main()) == alone(tiny_model_dir, held, PROMPTS[3])
+    fragile.unload(held.slot)
+    assert run(answer(fragile, PROMPTS[3], held)) == alone(tiny_model_dir, held, PROMPTS[3])
+    assert held.slot in fragile.loaded()
