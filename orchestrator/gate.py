@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from orchestrator.registry import Event, Registry, Version
+from orchestrator.records import Event, Version
+from orchestrator.registry import Registry
 from orchestrator.study import value_at
 from workers.adapter.config import read_config
 from workers.spec import InputError
@@ -88,7 +89,7 @@ def metric_reasons(
         return []
     theirs = evidence["champion"]
     reasons = []
-    judged = next(e for e in reversed(events) if e.version == champion.id and e.evidence)
+    judged = next(e for e in reversed(events) if e.version == champion.id and _was_judged(e))
     if (judged.evidence["metric"], judged.evidence["mode"]) != (metric, mode):
         was = f"{judged.evidence['mode']} {judged.evidence['metric']}"
         reasons.append(f"champion {champion.id} was judged by {was}, this one by {mode} {metric}")
@@ -103,6 +104,11 @@ def metric_reasons(
             f"{theirs['value']:.6g} of champion {champion.id}"
         )
     return reasons
+
+
+def _was_judged(event: Event) -> bool:
+    """A shadow was compared only; and what ends or advances something holds other evidence."""
+    return event.action in ("promote", "canary") and "metric" in event.evidence
 
 
 def _better(mine: float, theirs: float, mode: Mode) -> bool:

@@ -2,16 +2,15 @@
 
 import getpass
 import os
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from typing import Any, Literal
+from collections.abc import Sequence
 
 from orchestrator.gate import Gate, Mode, compare, metric_reasons
-from orchestrator.registry import Event, Registry, Version, check_name
+from orchestrator.records import BASE, Event, Version
+from orchestrator.registry import Registry
+from orchestrator.rollout.log import Decide, Decision, append
+from orchestrator.rollout.plan import Stage
+from orchestrator.rollout.state import Rollout, state_of
 from workers.spec import InputError
-
-Decision = tuple[str, str, dict[str, Any]]
-"""A version's id, the reason, the evidence."""
 
 
 class GateRefused(InputError):  # noqa: N818
@@ -36,35 +35,40 @@ def promote(  # noqa: PLR0913
     reason: str = "",
     force: bool = False,
     gate: Gate | None = None,
+    stage: Stage | None = None,
 ) -> Event:
-    """Make a version the champion of a name, or raise `GateRefused` with every reason.
+    """Make a version the champion of a name, or its canary or shadow as `stage` says; or raise
+    `GateRefused` with every reason.
 
-    `metric` and `mode` are the study's (`SearchSpec`). `force` overrides the gate, wants a reason
-    and leaves what it overrode in the event's evidence. When somebody else promotes in the same
-    moment, the version is judged again, against the new champion.
+    A canary meets users, so the whole gate stands before it. A shadow's answers go nowhere: it
+    passes with the gate's reasons in its evidence, and is judged when it is promoted. `metric` and
+    `mode` are the study's (`SearchSpec`). `force` overrides the gate, wants a reason and leaves
+    what it overrode in the event's evidence. When somebody else promotes in the same moment, the
+    version is judged again, against the new champion.
     """
     chosen = registry.version(version) if isinstance(version, str) else version
+    stage = stage or Stage()
     if force and not reason.strip():
         raise InputError(f"{to}: a forced promotion needs a reason")
     registry.verify(chosen)
     router = (gate or Gate()).router_reasons(registry, chosen)
 
     def decide(events: list[Event]) -> Decision:
-        champion = registry.version(events[-1].version) if events else None
-        if champion and champion.id == chosen.id:
-            raise InputError(f"{to}: version {chosen.id} is its champion already")
+        champion = _standing(registry, to, chosen, stage, state_of(events))
         evidence = compare(registry, chosen, champion, metric, mode)
         reasons = metric_reasons(evidence, champion, events) + router
-        if reasons and not force:
+        if reasons and not force and stage.action != "shadow":
             raise GateRefused(to, chosen, reasons)
-        overridden = {"forced": bool(reasons), "reasons": reasons}
-        return chosen.id, reason.strip() or "passed the gate", {**evidence, **overridden}
+        evidence |= {"forced": bool(reasons) and force, "reasons": reasons, **stage.evidence()}
+        passed = "for comparison only" if stage.action == "shadow" else "passed the gate"
+        why = reason.strip() or passed
+        return Decision(action=stage.action, version=chosen.id, reason=why, evidence=evidence)
 
-    return _append(registry, to, "promote", actor, decide)
+    return _appended(registry, to, actor, decide)
 
 
 def rollback(registry: Registry, name: str, *, actor: str, reason: str = "") -> Event:
-    """Go back to the champion before this one.
+    """Take back what was done last: end the canary, or go back to the champion before this one.
 
     Rolling back again goes further back: a version that was rolled back from is not returned to
     except by promoting it anew. After promotions A, B, C, two rollbacks lead to B and to A; a
@@ -72,14 +76,28 @@ def rollback(registry: Registry, name: str, *, actor: str, reason: str = "") -> 
     """
 
     def decide(events: list[Event]) -> Decision:
-        if not events:
-            raise InputError(f"{name}: nothing was promoted to this name")
-        line = standing(events)
-        if len(line) == 1:
+        state = _used(name, state_of(events))
+        why = reason.strip() or "rolled back"
+        if state.canary:
+            return Decision(action="abort", version=state.canary.version, reason=why)
+        if state.previous is None:
             raise InputError(f"{name}: there is no earlier champion to go back to")
-        return line[-2], reason.strip() or "rolled back", {}
+        return Decision(action="rollback", version=state.previous, reason=why)
 
-    return _append(registry, name, "rollback", actor, decide)
+    return _appended(registry, name, actor, decide)
+
+
+def abort(registry: Registry, name: str, *, actor: str, reason: str = "") -> Event:
+    """End what stands beside the champion: the canary, and where there is none, the shadow."""
+
+    def decide(events: list[Event]) -> Decision:
+        state = _used(name, state_of(events))
+        ended = state.canary.version if state.canary else state.shadow
+        if ended is None:
+            raise InputError(f"{name}: it has no canary and no shadow")
+        return Decision(action="abort", version=ended, reason=reason.strip() or "aborted")
+
+    return _appended(registry, name, actor, decide)
 
 
 def this_user() -> str:
@@ -90,45 +108,26 @@ def this_user() -> str:
         return f"uid {os.getuid()}"
 
 
-def standing(events: Sequence[Event]) -> list[str]:
-    """The champions that rollbacks would return to, oldest first, the present one last."""
-    line: list[str] = []
-    for event in events:
-        if event.action == "promote":
-            line.append(event.version)
-        else:
-            line.pop()
-    return line
+def _standing(
+    registry: Registry, name: str, chosen: Version, stage: Stage, state: Rollout | None
+) -> Version | None:
+    """The champion to judge against; None where there is none, or the bare base."""
+    if state is None:
+        if stage.action != "promote":
+            raise InputError(f"{name}: has no champion yet; promote without --{stage.action} first")
+        return None
+    if state.champion == chosen.id:
+        raise InputError(f"{name}: version {chosen.id} is its champion already")
+    return None if state.champion == BASE else registry.version(state.champion)
 
 
-def _append(
-    registry: Registry,
-    name: str,
-    action: Literal["promote", "rollback"],
-    actor: str,
-    decide: Callable[[list[Event]], Decision],
-) -> Event:
-    """Decide on the log as it stands and append; decide again when it has moved meanwhile.
+def _used(name: str, state: Rollout | None) -> Rollout:
+    if state is None:
+        raise InputError(f"{name}: nothing was promoted to this name")
+    return state
 
-    Ends: every round that loses is one that somebody else has won.
-    """
-    check_name(name, "name")
-    if not actor.strip() or len(actor) > 200:
-        raise InputError(f"{name}: an actor of 1 to 200 characters is needed")
-    while True:
-        events = registry.history(name)
-        version, reason, evidence = decide(events)
-        last = events[-1] if events else None
-        event = Event(
-            name=name,
-            revision=last.revision + 1 if last else 1,
-            action=action,
-            version=version,
-            previous=last.version if last else None,
-            actor=actor.strip(),
-            reason=reason,
-            evidence=evidence,
-            at=datetime.now(UTC),
-        )
-        if registry.append(event):
-            return event
+
+def _appended(registry: Registry, name: str, actor: str, decide: Decide) -> Event:
+    event = append(registry, name, actor, decide)
+    assert event is not None, "a person's decision is an event or an error"
+    return event

@@ -1,7 +1,7 @@
 """Immutable adapter versions, and the names that point at them through an append-only log.
 
 A version is a folder named by the hash of its content, and a row. A name (`home`) has a log of
-events; its champion is the version of the last one. Nothing is ever updated or deleted, so any
+events, and `rollout.state` says what they come to. Nothing is ever updated or deleted, so any
 number of threads, processes and machines may work on one registry.
 """
 
@@ -11,56 +11,23 @@ import threading
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from orchestrator.records import BASE, Event, Version
+from orchestrator.rollout.state import Rollout, state_of
 from orchestrator.version_files import VersionFiles
 from workers.adapter.manifest import Manifest
-from workers.spec import InputError, Spec
+from workers.spec import InputError
 
 if TYPE_CHECKING:
     from orchestrator.store import Row, Store
 
+__all__ = ["Event", "Registry", "Version", "check_name"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 PREFIX = re.compile(r"[0-9a-f]{4,64}")
 ID_LENGTH = 12
 PLAIN = (str, int, float, type(None))
 """What a metric may be: what JSON has."""
-
-
-class Record(Spec):
-    """What the registry answers with."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return self.model_dump(mode="json")
-
-
-class Version(Record):
-    """One trained adapter, for ever."""
-
-    id: str
-    """First 12 hex digits of `digest`: what people type."""
-    digest: str
-    """SHA-256 of the folder's content."""
-    study: str
-    trial: int | None
-    folder: Path
-    metrics: dict[str, Any]
-    created: datetime
-
-
-class Event(Record):
-    """One line of a name's log. Versions are given by their ids."""
-
-    name: str
-    revision: int
-    action: Literal["promote", "rollback"]
-    version: str
-    previous: str | None
-    actor: str
-    reason: str
-    evidence: dict[str, Any]
-    at: datetime
 
 
 class Registry:
@@ -116,16 +83,31 @@ class Registry:
 
     def names(self) -> list[str]:
         """All names that something was promoted to."""
-        return [row["name"] for row in self._store.latest()]
+        return self._store.names()
+
+    def revision(self) -> int:
+        """Grows with every event of any name: one cheap question, asked often."""
+        return self._store.count_events()
+
+    def rollouts(self) -> dict[str, Rollout]:
+        """Every name's state: what a server that watches the registry asks for."""
+        states = (self.rollout(name) for name in self.names())
+        return {state.name: state for state in states if state}
+
+    def rollout(self, name: str) -> Rollout | None:
+        """A name's state; None where nothing was promoted to it."""
+        return state_of(self.history(name))
 
     def champions(self) -> dict[str, Version]:
-        """Every name's champion: what a server that watches the registry asks for."""
-        return {row["name"]: self.version(row["version"]) for row in self._store.latest()}
+        """Every name's champion, but for names that have fallen back to the bare base."""
+        states = self.rollouts().items()
+        return {name: self.version(s.champion) for name, s in states if s.champion != BASE}
 
     def champion(self, name: str) -> Version | None:
-        """The version that a name points at; None where nothing was promoted to it."""
-        events = self.history(name)
-        return self.version(events[-1].version) if events else None
+        """The version that a name points at; None where nothing was promoted to it, or it has
+        fallen back to the bare base."""
+        state = self.rollout(name)
+        return self.version(state.champion) if state and state.champion != BASE else None
 
     def history(self, name: str) -> list[Event]:
         """The log of a name, oldest first; empty for a name that nobody has used."""
@@ -135,16 +117,19 @@ class Registry:
     def resolve(self, reference: str) -> Version:
         """The version of `NAME` or `NAME@VERSION`, its files verified.
 
-        A version answers to a name only if it was once promoted to it: what a gate has refused
-        cannot be had under the name.
+        A version answers to a name only if it was once its champion or canary: what a gate has
+        refused, or let pass as a shadow only, cannot be had under the name.
         """
         name, at, id = reference.partition("@")
         events = self.history(name)
-        if not events:
+        state = state_of(events)
+        if state is None:
             known = ", ".join(self.names()) or "none yet"
             raise InputError(f"{name}: nothing was promoted to this name; names are: {known}")
-        version = self.version(id if at else events[-1].version)
-        if version.id not in {event.version for event in events}:
+        if not at and state.champion == BASE:
+            raise InputError(f"{name}: has fallen back to the bare base: {events[-1].reason}")
+        version = self.version(id if at else state.champion)
+        if version.id not in {e.version for e in events if e.action in ("promote", "canary")}:
             raise InputError(f"{reference}: this version was never promoted to {name}")
         self.verify(version)
         return version
@@ -160,10 +145,11 @@ class Registry:
     def append(self, event: Event) -> bool:
         """Append to a name's log; False where `event.revision` is taken: somebody else was first.
 
-        The bare compare-and-set under `promotion.promote` and `rollback`, which are what to call.
+        The bare compare-and-set under `promotion` and the guard, which are what to call.
         """
         check_name(event.name, "name")
-        self.verify(self.version(event.version))
+        if event.version != BASE and event.action not in ("abort", "compare"):
+            self.verify(self.version(event.version))
         return self._store.add_event(event.model_dump(mode="json"))
 
     def close(self) -> None:

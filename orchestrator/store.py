@@ -71,14 +71,15 @@ class Store:
         query = sa.select(EVENTS).where(EVENTS.c.name == name).order_by(EVENTS.c.revision)
         return self._rows(query)
 
-    def latest(self) -> Sequence[Row]:
-        """The last event of every name, by name."""
-        last = sa.select(EVENTS.c.name, sa.func.max(EVENTS.c.revision).label("revision"))
-        newest = last.group_by(EVENTS.c.name).subquery()
-        query = sa.select(EVENTS).join(
-            newest, sa.and_(EVENTS.c.name == newest.c.name, EVENTS.c.revision == newest.c.revision)
-        )
-        return self._rows(query.order_by(EVENTS.c.name))
+    def names(self) -> list[str]:
+        """All names that have events."""
+        query = sa.select(EVENTS.c.name).distinct().order_by(EVENTS.c.name)
+        return [row["name"] for row in self._rows(query)]
+
+    def count_events(self) -> int:
+        """Events of all names."""
+        [row] = self._rows(sa.select(sa.func.count().label("events")).select_from(EVENTS))
+        return int(row["events"])
 
     def close(self) -> None:
         """Close the pooled connections."""

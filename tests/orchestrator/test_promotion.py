@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.promotion import GateRefused, promote, rollback, standing, this_user
+from orchestrator.promotion import GateRefused, promote, rollback, this_user
 from orchestrator.registry import Registry
 from orchestrator.study import value_at
 from workers.adapter.convert import import_folder
@@ -190,7 +190,9 @@ def test_rollbacks_go_back_step_by_step(registry: Registry, put: Put) -> None:
     assert (event.action, event.version, event.previous) == ("rollback", b.id, c.id)
     assert (event.actor, event.reason, event.revision) == ("ben", "complaints", 4)
     promote(registry, d, "home", actor="ann", metric=LOSS)
-    assert standing(registry.history("home")) == [a.id, b.id, d.id]
+    state = registry.rollout("home")
+    assert state is not None
+    assert state.line == (a.id, b.id, d.id)
     assert rollback(registry, "home", actor="ben").version == b.id
     assert rollback(registry, "home", actor="ben").version == a.id
     assert registry.champion("home") == a

@@ -1,0 +1,88 @@
+"""What is wrong with a version, from what was seen of it and of what it is compared with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from orchestrator.rollout.spec import GuardSpec
+from orchestrator.rollout.window import Window
+
+NON_FINITE = "non_finite"
+"""Code of the error of an answer whose numbers were not finite."""
+
+
+class Verdict(Protocol):
+    """What the routing's drift test says of a version's last requests."""
+
+    @property
+    def drifted(self) -> bool:
+        """Whether the routing is not the training's any more."""
+        ...
+
+    def as_dict(self) -> Mapping[str, Any]:
+        """Its figures, for the log."""
+        ...
+
+
+class Drift(Protocol):
+    """The drift of a version's routing."""
+
+    def __call__(self, version: str) -> Verdict | None:
+        """None where it cannot tell: too few requests, no router, no record of the training."""
+        ...
+
+
+@dataclass(frozen=True)
+class Breach:
+    """A limit that a version has broken."""
+
+    check: Literal["error_rate", "latency", "non_finite", "drift"]
+    reason: str
+    """One line for people."""
+    evidence: Mapping[str, Any]
+
+    def as_evidence(self) -> dict[str, Any]:
+        """For the event."""
+        return {"check": self.check, **self.evidence}
+
+
+def not_finite(own: Window) -> Breach | None:
+    """Even one answer with numbers that are not finite is a broken version."""
+    found = own.errors[NON_FINITE]
+    if not found:
+        return None
+    return Breach("non_finite", f"{found} of {own.requests} answers not finite", own.figures())
+
+
+def failing(own: Window, others: Window, spec: GuardSpec) -> Breach | None:
+    """More errors than allowed, and more than elsewhere: what fails everywhere is no version's
+    fault, and no other version would mend it."""
+    elsewhere = others.error_rate if others.requests >= spec.min_requests else 0.0
+    limit = max(spec.max_error_rate, elsewhere)
+    if own.requests < spec.min_requests or own.surely_failing <= limit:
+        return None
+    return Breach(
+        "error_rate",
+        f"{own.error_rate:.1%} of {own.requests} requests failed (limit {limit:.1%})",
+        {**own.figures(), "limit": round(limit, 4), "others": others.figures()},
+    )
+
+
+def slower(own: Window, standard: Window, spec: GuardSpec) -> Breach | None:
+    """Slower than the standard by more than the allowed ratio."""
+    few = min(len(own.seconds), len(standard.seconds)) < spec.min_requests
+    limit = spec.latency_ratio * standard.p95
+    if few or own.surely_p95 <= limit:
+        return None
+    return Breach(
+        "latency",
+        f"p95 latency {own.p95:.3g} s (limit {spec.latency_ratio:g} x {standard.p95:.3g} s)",
+        {**own.figures(), "limit": round(limit, 4), "compared": standard.figures()},
+    )
+
+
+def drifting(verdict: Verdict | None) -> Breach | None:
+    """Routing that is not the training's any more."""
+    if verdict is None or not verdict.drifted:
+        return None
+    return Breach("drift", "its routing has drifted from the training's", dict(verdict.as_dict()))

@@ -1,0 +1,54 @@
+"""Appending to a name's log: decide on it as it stands, or decide again."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import Field
+
+from orchestrator.records import Action, Event
+from orchestrator.registry import Registry, check_name
+from orchestrator.rollout.state import state_of
+from workers.spec import InputError, Spec
+
+MAX_ACTOR = 200
+
+
+class Decision(Spec):
+    """What is to be appended."""
+
+    action: Action
+    version: str
+    """A version's id, or `base`."""
+    reason: str
+    evidence: dict[str, Any] = Field(default_factory=dict)
+
+
+Decide = Callable[[list[Event]], Decision | None]
+"""From the log as it stands; None leaves it so. Raises InputError where that is refused."""
+
+
+def append(registry: Registry, name: str, actor: str, decide: Decide) -> Event | None:
+    """Decide on the log as it stands and append; decide again when it has moved meanwhile.
+
+    Ends: every round that loses is one that somebody else has won.
+    """
+    check_name(name, "name")
+    if not actor.strip() or len(actor) > MAX_ACTOR:
+        raise InputError(f"{name}: an actor of 1 to {MAX_ACTOR} characters is needed")
+    while True:
+        events = registry.history(name)
+        decision = decide(events)
+        if decision is None:
+            return None
+        before = state_of(events)
+        event = Event(
+            name=name,
+            revision=before.revision + 1 if before else 1,
+            previous=before.champion if before else None,
+            actor=actor.strip(),
+            at=datetime.now(UTC),
+            **decision.model_dump(),
+        )
+        if registry.append(event):
+            return event

@@ -1,0 +1,56 @@
+"""What an endpoint's operator says about roll-outs, as `serve.rollout` and `serve.guard`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from workers.spec import NonNegative, PositiveInt, Spec
+
+AtLeastOne = Annotated[float, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class RolloutSpec(Spec):
+    """How a version comes to its traffic, and how an endpoint changes over."""
+
+    golden_prompt: Annotated[str, Field(min_length=1)] = "The quick brown fox"
+    """Every replica answers it with a new version before that gets traffic: with finite numbers,
+    and all of them with the same tokens."""
+    golden_tokens: PositiveInt = 8
+    """Tokens of that answer."""
+    drain_seconds: NonNegative = 60
+    """A replica that is replaced has so long for the answers that it has begun."""
+
+
+class GuardSpec(Spec):
+    """When a version is taken out of service without anybody being asked.
+
+    The guard judges what this gateway has seen: requests that were answered, and those that failed
+    on our side (5xx). Errors of clients never count, nor do full queues and lost replicas.
+    """
+
+    on: bool = True
+    """False: nothing is judged, and plans go by time alone."""
+    window_requests: PositiveInt = 500
+    """A version is judged by its last so many requests …"""
+    window_seconds: Annotated[float, Field(gt=0)] = 600
+    """… of the last so many seconds."""
+    min_requests: PositiveInt = 20
+    """With fewer, neither error rate nor latency is judged. One answer with numbers that are not
+    finite is enough in any case."""
+    max_error_rate: Rate = 0.05
+    """Failing share of requests that is too much: when it is surely higher (at 99 %), and higher
+    than with the gateway's other requests."""
+    latency_ratio: AtLeastOne = 2.0
+    """The 95th percentile of the seconds to an answer's end may be so many times the champion's;
+    of a new champion, so many times that of its predecessor."""
+    probation_seconds: NonNegative = 3600
+    """A new champion's latency is compared for so long: later, what changes is the load."""
+    drift: Literal["off", "canary", "all"] = "canary"
+    """Whose routing may not drift from the training's; a canary's may where the champion's does,
+    since the requests are what has changed then."""
+    fallback: tuple[Literal["previous", "base"], ...] = ("previous", "base")
+    """Where a champion's name falls back to: first here, and if the guard acts again before
+    anybody else did, then there. Empty: nowhere; a canary still ends."""
+    plan_requests: Annotated[int, Field(ge=0)] = 20
+    """A plan's next step waits until the canary has had so many requests in this one."""

@@ -1,0 +1,146 @@
+"""What a gateway has lately seen of each version, in a form that can be judged."""
+
+import math
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from orchestrator.answered import Answered
+from orchestrator.rollout.spec import GuardSpec
+
+BLAMELESS = frozenset({"unavailable", "engine_stopped", "queue_full"})
+"""Failures on our side that no version is to blame for."""
+Z = 2.326
+"""One-sided 99 %: the guard asks every second, so it must not be easily convinced."""
+P95 = 0.95
+
+
+@dataclass(frozen=True)
+class Window:
+    """Requests to one version."""
+
+    seen: tuple[Answered, ...]
+
+    @property
+    def requests(self) -> int:
+        """All that count."""
+        return len(self.seen)
+
+    @property
+    def errors(self) -> Counter[str]:
+        """Failures by their code."""
+        return Counter(answered.error or "unknown" for answered in self.seen if failed(answered))
+
+    @property
+    def error_rate(self) -> float:
+        """Failing share; 0 where nothing was seen."""
+        return self.errors.total() / max(1, self.requests)
+
+    @property
+    def surely_failing(self) -> float:
+        """Lower end of the error rate's confidence interval (Wilson 1927)."""
+        n, rate = self.requests, self.error_rate
+        if n == 0:
+            return 0.0
+        middle = rate + Z * Z / (2 * n)
+        spread = Z * math.sqrt(rate * (1 - rate) / n + Z * Z / (4 * n * n))
+        return (middle - spread) / (1 + Z * Z / n)
+
+    @property
+    def seconds(self) -> Sequence[float]:
+        """To the end of each whole answer, ascending."""
+        return sorted(answered.seconds for answered in self.seen if not failed(answered))
+
+    @property
+    def p95(self) -> float:
+        """95th percentile of the seconds; 0 where there is no answer."""
+        return _at_rank(self.seconds, P95 * len(self.seconds))
+
+    @property
+    def surely_p95(self) -> float:
+        """Lower end of its confidence interval, from the order statistics: no few slow answers
+        move it."""
+        n = len(self.seconds)
+        return _at_rank(self.seconds, P95 * n - Z * math.sqrt(n * P95 * (1 - P95)))
+
+    @property
+    def tokens(self) -> float:
+        """Mean length of the answers."""
+        lengths = [answered.completion_tokens for answered in self.seen if not failed(answered)]
+        return fmean(lengths) if lengths else 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """For an event's evidence."""
+        return {
+            "requests": self.requests,
+            "errors": dict(self.errors),
+            "error_rate": round(self.error_rate, 4),
+            "p95_seconds": round(self.p95, 4),
+        }
+
+
+class Windows:
+    """An observer that keeps the last requests of each version under each name."""
+
+    def __init__(self, spec: GuardSpec) -> None:
+        self._spec = spec
+        self._seen: defaultdict[tuple[str | None, str, bool], deque[Answered]] = defaultdict(
+            partial(deque, maxlen=spec.window_requests)
+        )
+
+    def __call__(self, answered: Answered) -> None:
+        """See `orchestrator.answered.Observer`."""
+        if counts(answered):
+            slim = replace(answered, routing=None, prompt=None, answer=None)
+            self._seen[_key(answered)].append(slim)
+
+    def of(self, name: str, version: str, since: datetime, until: datetime) -> Window:
+        """Requests that came between the two, and not too long before `until`."""
+        return self._window([(name, version, False)], since, until)
+
+    def shadow(self, name: str, version: str) -> Window:
+        """What a shadow answered, whenever that was."""
+        return Window(tuple(self._seen.get((name, version, True), ())))
+
+    def others(self, name: str, version: str, since: datetime, until: datetime) -> Window:
+        """Requests to anything else but shadows, the base included."""
+        keys = [key for key in self._seen if key[:2] != (name, version) and not key[2]]
+        return self._window(keys, since, until)
+
+    def forget(self, kept: Iterable[tuple[str, str]]) -> None:
+        """Drop the versions under names that are not among these; the base stays."""
+        names = set(kept)
+        for key in [key for key in self._seen if key[0] and (key[0], key[1]) not in names]:
+            del self._seen[key]
+
+    def _window(
+        self, keys: Iterable[tuple[str | None, str, bool]], since: datetime, until: datetime
+    ) -> Window:
+        since = max(since, until - timedelta(seconds=self._spec.window_seconds))
+        seen = (answered for key in keys for answered in self._seen.get(key, ()))
+        return Window(tuple(one for one in seen if since <= one.at < until))
+
+
+def counts(answered: Answered) -> bool:
+    """Whether it says something about the version: a client's error does not."""
+    if answered.error in BLAMELESS:
+        return False
+    return answered.status < 400 or answered.status >= 500
+
+
+def failed(answered: Answered) -> bool:
+    """Whether the version owes an answer."""
+    return answered.status >= 500
+
+
+def _key(answered: Answered) -> tuple[str | None, str, bool]:
+    return answered.name, answered.version, answered.role == "shadow"
+
+
+def _at_rank(values: Sequence[float], rank: float) -> float:
+    """The value at a rank from 1; 0 where there is none."""
+    return values[min(len(values), max(1, math.ceil(rank))) - 1] if values else 0.0
