@@ -1,0 +1,58 @@
+"""What is kept of one version while it answers: the last windows, and the first requests."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from orchestrator.health.places import Array, Places
+from orchestrator.health.spec import HealthSpec
+from orchestrator.health.tally import Tally
+from workers.engine.routing import RequestRouting
+
+
+@dataclass
+class History:
+    """The requests that one version answered. Grows no further than its specification says."""
+
+    version: str
+    places: Places
+    spec: HealthSpec
+    names: set[str] = field(default_factory=set)
+    """Names that it answered to."""
+    requests: int = 0
+    """In all."""
+    first: list[Array] = field(default_factory=list)
+    """Shares [C] of the first requests: a reference where training left none."""
+    closed: deque[Tally] = field(init=False)
+    """The last whole windows, oldest first."""
+    open: Tally = field(init=False)
+    """The window that fills."""
+
+    def __post_init__(self) -> None:
+        self.closed = deque(maxlen=self.spec.windows)
+        self.open = Tally(self.places)
+
+    def add(self, routing: RequestRouting) -> None:
+        """Count a request; one through other places is no request of this version."""
+        if Places.of(routing) != self.places:
+            return
+        share_C = self.open.add(routing)
+        if len(self.first) < self.spec.reference_requests:
+            self.first.append(share_C)
+        self.requests += 1
+        if self.open.requests >= self.spec.window:
+            self.closed.append(self.open)
+            self.open = Tally(self.places, self.requests)
+
+    def total(self) -> Tally:
+        """All that is kept, as one."""
+        whole = Tally(self.places)
+        for window in (*self.closed, self.open):
+            whole.include(window)
+        return whole
+
+    def beginning(self) -> Array | None:
+        """Shares [N, C] of the first requests, once there are enough."""
+        enough = len(self.first) >= self.spec.reference_requests
+        return np.stack(self.first) if enough else None

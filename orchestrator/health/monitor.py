@@ -1,0 +1,87 @@
+"""Watches how the versions that are served route their requests: an observer of the gateway."""
+
+import threading
+from collections import OrderedDict
+
+from orchestrator.answered import Answered
+from orchestrator.health.history import History
+from orchestrator.health.judge import Judge, Samples
+from orchestrator.health.places import Places
+from orchestrator.health.report import Health, Verdict, VersionHealth, layers
+from orchestrator.health.spec import HealthSpec
+from orchestrator.health.tally import Tally
+from workers.engine.request import RequestError
+
+
+class RouterHealth:
+    """Health and drift by version. Safe to call from several threads.
+
+    Called with what was answered, it adds some numbers to sums and returns. Reading costs more,
+    and the first time a calibration: call `health` and `drift` outside the event loop.
+    """
+
+    def __init__(self, spec: HealthSpec | None = None, samples: Samples = lambda _: None) -> None:
+        self.spec = spec or HealthSpec()
+        self._samples = samples
+        self._judges: OrderedDict[str, Judge] = OrderedDict()
+        self._counting = threading.Lock()
+        self._judging = threading.Lock()
+
+    def __call__(self, answered: Answered) -> None:
+        """See `orchestrator.answered.Observer`."""
+        routing = answered.routing
+        if routing is None or not routing.tokens or not routing.layers:
+            return
+        with self._counting:
+            if answered.version not in self._judges:
+                while len(self._judges) >= self.spec.versions:
+                    self._judges.popitem(last=False)
+                history = History(answered.version, Places.of(routing), self.spec)
+                self._judges[answered.version] = Judge(history, self._samples)
+            self._judges.move_to_end(answered.version)
+            history = self._judges[answered.version].history
+            history.names.add(answered.name or "")
+            history.add(routing)
+
+    def health(self, name: str) -> Health:
+        """Of the versions that answered to a name, or of one, as `NAME@VERSION`; RequestError 404
+        where none did."""
+        name, _, version = name.partition("@")
+        with self._counting:
+            found = [
+                (judge, judge.history.total())
+                for id, judge in self._judges.items()
+                if name in judge.history.names and version in ("", id)
+            ]
+        if not found:
+            raise RequestError(
+                f"{name}: no version with routers has answered under this name yet", None, 404
+            )
+        return Health(name=name, versions=tuple(self._told(*one) for one in found))
+
+    def everything(self) -> list[tuple[str, VersionHealth]]:
+        """Name and health of every version watched, for metrics."""
+        with self._counting:
+            names = {name for judge in self._judges.values() for name in judge.history.names}
+        return [(name, one) for name in sorted(names) for one in self.health(name).versions]
+
+    def drift(self, version: str) -> Verdict:
+        """Whether the requests of a version are still routed as its reference's; `unknown` for a
+        version that has answered none."""
+        judge = self._judges.get(version)
+        if judge is None:
+            why = "it has answered no request yet"
+            return Verdict(version=version, state="unknown", window=self.spec.window, why=why)
+        with self._judging:
+            return judge.verdict()
+
+    def _told(self, judge: Judge, total: Tally) -> VersionHealth:
+        with self._judging:
+            drift = judge.verdict()
+        return VersionHealth(
+            version=judge.history.version,
+            requests=total.requests,
+            tokens=total.tokens,
+            layers=layers(total),
+            drift=drift,
+        )

@@ -1,0 +1,58 @@
+"""Sums over the requests of a window: all that is kept of them.
+
+Shapes: C columns (experts of all places), L places.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from orchestrator.health.places import Array, Places, column, one_each
+from workers.engine.routing import RequestRouting
+
+SUMS = ("load_C", "weight_C", "vote_C", "entropy_L", "margin_L")
+
+
+@dataclass
+class Tally:
+    """What some requests of one version chose."""
+
+    places: Places
+    start: int = 0
+    """Requests of the version before these."""
+    requests: int = 0
+    tokens: int = 0
+    load_C: Array = field(init=False)
+    """Slots that went to each expert."""
+    weight_C: Array = field(init=False)
+    """Sum of the gates."""
+    vote_C: Array = field(init=False)
+    """Sum of the requests' shares: here a long request counts as much as a short one, since its
+    tokens are not independent of each other."""
+    entropy_L: Array = field(init=False)
+    margin_L: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        columns, places = int(self.places.sizes.sum()), len(self.places.experts)
+        self.load_C, self.weight_C, self.vote_C = (np.zeros(columns) for _ in range(3))
+        self.entropy_L, self.margin_L = np.zeros(places), np.zeros(places)
+
+    def add(self, routing: RequestRouting) -> Array:
+        """Count a request; returns its shares [C]."""
+        load_C = column(routing, "load")
+        share_C = self.places.shares(load_C)
+        self.requests += 1
+        self.tokens += routing.tokens
+        self.load_C += load_C
+        self.weight_C += column(routing, "weight")
+        self.vote_C += share_C
+        self.entropy_L += one_each(routing, "entropy")
+        self.margin_L += one_each(routing, "margin")
+        return share_C
+
+    def include(self, other: "Tally") -> None:
+        """Add another window of the same places."""
+        self.requests += other.requests
+        self.tokens += other.tokens
+        for name in SUMS:
+            getattr(self, name).__iadd__(getattr(other, name))
