@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from workers.layers.dispatch import TokenDispatcher
 from workers.layers.experts import BlockExperts, LinearExperts, Recorder
 from workers.layers.feed_forward import FeedForward
-from workers.layers.router import Routing
+from workers.layers.router import Router, Routing
 from workers.pack import Layer
 from workers.parallel.whole import whole
 from workers.rows import RowMap
@@ -70,6 +70,12 @@ class Adapter:
     def layers(self) -> list[Layer]:
         """What stands at its places, in the model's order."""
         return list(self._layers.values())
+
+    @property
+    def routers(self) -> dict[str, Router]:
+        """Of its routed places, by path, in the model's order."""
+        routers = ((place.path, layer.router) for place, layer in self._layers.items())
+        return {path: router for path, router in routers if router is not None}
 
     def named_expert_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Those with a row for each expert, which expert parallelism shares out."""

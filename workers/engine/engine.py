@@ -4,12 +4,14 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
 from torch import nn
 
 from workers.data.encode import end_ids
+from workers.engine.capture import RoutingCapture
 from workers.engine.generation import Generation
 from workers.engine.loop import GenerationLoop
 from workers.engine.request import Adapter, Finish, Limits, Piece, RequestError, Sampling
@@ -33,7 +35,10 @@ class ContinuousEngine:
         self._stops = stop_ids(base)
         self._sampler = Sampler()
         self._model_lock = threading.RLock()  # a forward pass, or a change of the model's modules
-        self._slots = SlotStore(base.model, limits.max_adapters, self._model_lock)
+        self._capture = RoutingCapture()
+        self._slots = SlotStore(
+            base.model, limits.max_adapters, self._model_lock, self._capture.watch
+        )
         self._numbers = count()
         self._hooks = (
             base.model.register_forward_pre_hook(self._before_forward),
@@ -66,7 +71,7 @@ class ContinuousEngine:
         adapter: Adapter | None,
         sampling: Sampling,
         generated: Sequence[int] = (),
-    ) -> AsyncGenerator[Piece]:
+    ) -> AsyncGenerator[Piece, bool | None]:
         """See `protocol.Engine`."""
         self._check(prompt, sampling, generated)
         if finish := self._ended(sampling, generated):
@@ -81,7 +86,9 @@ class ContinuousEngine:
             self._loop.submit(generation)
             async with aclosing(generation.pieces()) as pieces:
                 async for piece in pieces:
-                    yield piece
+                    if (yield await self._told(piece, generation)):
+                        yield await self._told(Piece((), "stop"), generation)
+                        return
         finally:
             self._loop.drop(generation)
             if slot is not None:
@@ -93,6 +100,13 @@ class ContinuousEngine:
         self._slots.close()
         for hook in self._hooks:
             hook.remove()
+
+    async def _told(self, piece: Piece, generation: Generation) -> Piece:
+        """The last piece tells the routing."""
+        if piece.finish is None or generation.tally is None:
+            return piece
+        routing = await asyncio.to_thread(self._capture.routing, generation.tally)
+        return replace(piece, routing=routing)
 
     def _check(self, prompt: Sequence[int], sampling: Sampling, generated: Sequence[int]) -> None:
         """Refuse here what would end the generation thread, and with it everyone's requests."""
@@ -132,8 +146,12 @@ class ContinuousEngine:
         row_map(model).set(
             [slot for slot, row in zip(slots, rows, strict=True) for _ in range(row.tokens)]
         )
+        self._capture.begin(
+            [(row.generation.tally if row.generation else None, row.tokens) for row in rows]
+        )
 
-    def _after_forward(self, model: nn.Module, *_: Any) -> None:
+    def _after_forward(self, model: nn.Module, _: Any, output: Any) -> None:
+        self._capture.end(passed=output is not None)
         row_map(model).clear()
         self._model_lock.release()
 

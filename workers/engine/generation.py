@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from workers.engine.request import Finish, Piece, RequestError, Sampling
 from workers.engine.sampler import Draw
+from workers.engine.tally import Tally
 
 
 @dataclass(eq=False)
@@ -26,6 +27,8 @@ class Generation:
     """Tokens that it had when it was last handed to the generation thread."""
     deaths: int = 0
     """Times that the generation thread died under it."""
+    tally: Tally | None = None
+    """What its tokens chose since it was last handed over; None on the bare base."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _pieces: "asyncio.Queue[Piece | Exception]" = field(default_factory=asyncio.Queue)
 
@@ -38,6 +41,11 @@ class Generation:
     def proven(self) -> bool:
         """Whether it has survived a forward pass since it was last handed over."""
         return len(self.tokens) > self.known
+
+    def hand_over(self, name: str) -> None:
+        """Begin anew, under another name: prompt and tokens will pass through the model again."""
+        self.name, self.known = name, len(self.tokens)
+        self.tally = Tally(self.slot, self.sampling.by_token) if self.slot else None
 
     def draw(self, length: int) -> Draw:
         """How to draw the token behind a sequence of `length` tokens."""

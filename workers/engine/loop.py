@@ -110,8 +110,7 @@ class GenerationLoop:
                 return
             if self._running and used + _share(first) > self.capacity:
                 return
-            first.name = f"request-{next(self._names)}"
-            first.known = len(first.tokens)
+            first.hand_over(f"request-{next(self._names)}")
             self._running[first.name] = first
             if not self._hand_over(first):
                 del self._running[first.name]

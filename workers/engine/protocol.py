@@ -37,8 +37,12 @@ class Engine(Protocol):
         adapter: Adapter | None,
         sampling: Sampling,
         generated: Sequence[int] = (),
-    ) -> AsyncGenerator[Piece]:
-        """New tokens behind `prompt` and `generated`; raises RequestError. Closing it cancels."""
+    ) -> AsyncGenerator[Piece, bool | None]:
+        """New tokens behind `prompt` and `generated`; raises RequestError. Closing it cancels.
+
+        Sending True into it ends the answer where it is: what comes back is the last piece, without
+        tokens.
+        """
         ...
 
     def close(self) -> None:

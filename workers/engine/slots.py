@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 
@@ -20,9 +21,13 @@ class SlotStore:
     """
 
     def __init__(
-        self, model: PreTrainedModel, max_adapters: int, model_lock: AbstractContextManager[object]
+        self,
+        model: PreTrainedModel,
+        max_adapters: int,
+        model_lock: AbstractContextManager[object],
+        on_load: Callable[[str, Injected], None],
     ) -> None:
-        self._model, self._max = model, max_adapters
+        self._model, self._max, self._on_load = model, max_adapters, on_load
         self._model_lock = model_lock
         """Held while the model's modules change; the generation loop holds it in a forward pass."""
         self._loading = threading.Lock()
@@ -69,6 +74,7 @@ class SlotStore:
             read = files.read(adapter.folder)
             with self._model_lock:
                 held = files.put(self._model, read, adapter.folder, adapter.slot)
+                self._on_load(adapter.slot, held)
             with self._state:
                 self._held[adapter.slot] = held
                 self._pins[adapter.slot] += 1

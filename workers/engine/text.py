@@ -47,8 +47,9 @@ class TextEngine:
                 shown = "".join(text.push(token) for token in piece.tokens)
                 if piece.finish and not text.stopped:
                     shown += text.end()
-                end = "stop" if text.stopped else piece.finish
-                yield Chunk(shown, piece.tokens, len(prompt), done, end, routing=piece.routing)
+                last = await stream.asend(True) if text.stopped and not piece.finish else piece
+                end = "stop" if text.stopped else last.finish
+                yield Chunk(shown, piece.tokens, len(prompt), done, end, routing=last.routing)
                 if end:
                     return
 

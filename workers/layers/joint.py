@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.layers.pairs import Pairs
-from workers.layers.router import Router
+from workers.layers.router import Choice, Router
 
 
 class JointRouter(NamedTuple):
     """Top-k routers with renormalised gates, in inference."""
 
+    routers: tuple[Router | None, ...]
     experts: int
     slots: int
     weight_ND: Tensor
@@ -37,8 +38,11 @@ class JointRouter(NamedTuple):
         top_TK, expert_TK = logits_TN.topk(self.slots, dim=-1)
         if self.beyond_MK is not None and member_T is not None:
             top_TK += self.beyond_MK[member_T]
-        voids = self.own_MN is not None
-        return Pairs(expert_TK, top_TK.softmax(-1), self.experts, voids)
+        gate_TK = top_TK.softmax(-1)
+        witness = next(router.witness for router in self.routers if router is not None)
+        if witness is not None:
+            witness(Choice(self.routers, logits_TN, expert_TK, gate_TK))
+        return Pairs(expert_TK, gate_TK, self.experts, voids=self.own_MN is not None)
 
 
 def join_routers(routers: Sequence[Router | None]) -> JointRouter | None:
@@ -51,7 +55,7 @@ def join_routers(routers: Sequence[Router | None]) -> JointRouter | None:
     weights = [one.weight.to(dtype) / one.spec.router_temperature for one in given]
     experts, slots = sum(map(len, weights)), max(one.slots for one in given)
     if len(routers) == 1:
-        return JointRouter(experts, slots, weights[0], None, None)
+        return JointRouter(tuple(routers), experts, slots, weights[0], None, None)
     weight_ND = functional.pad(torch.cat(weights), (0, 0, 0, 1))
     own_MN = weight_ND.new_full((len(routers), experts + 1), -torch.inf)
     beyond_MK = weight_ND.new_zeros(len(routers), slots)
@@ -64,4 +68,5 @@ def join_routers(routers: Sequence[Router | None]) -> JointRouter | None:
         beyond_MK[member, router.slots :] = -torch.inf
         first += len(router.weight)
     same = all(one.slots == slots for one in given)
-    return JointRouter(experts, slots, weight_ND, own_MN, None if same else beyond_MK)
+    beyond = None if same else beyond_MK
+    return JointRouter(tuple(routers), experts, slots, weight_ND, own_MN, beyond)

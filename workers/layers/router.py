@@ -1,8 +1,10 @@
 """The router: which experts each token is sent to, and with which weight.
 
-Shapes: T tokens, D width, E experts, K slots, B sequences, S tokens of a sequence.
+Shapes: T tokens, D width, E experts, K slots, N experts of several routers, B sequences, S tokens
+of a sequence.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -32,6 +34,24 @@ class Routing(NamedTuple):
         return self.logits_TE.softmax(-1)
 
 
+class Choice(NamedTuple):
+    """What the routers of one place decided for their tokens, in the batch's order.
+
+    Their experts follow one another in one numbering; higher numbers are the void.
+    """
+
+    routers: "tuple[Router | None, ...]"
+    """None: rows without a router here are among the tokens, all of whose slots are void."""
+    logits_TN: Tensor
+    """As the softmax gets them; minus infinity at experts of others, and zeros may follow."""
+    expert_TK: Tensor
+    gate_TK: Tensor
+    """Slots beyond a router's own have gate 0, whatever their expert is."""
+
+
+Witness = Callable[[Choice], None]
+
+
 class Router(nn.Module):
     """Softmax router without bias, with the strategies of AdapterSpec.
 
@@ -46,6 +66,8 @@ class Router(nn.Module):
         self.spec = spec
         self.slots = {"top_k": spec.top_k, "top_p": num_experts, "switch": 1}[spec.routing]
         self.weight = nn.Parameter(torch.zeros(num_experts, dim, dtype=torch.float32))
+        self.witness: Witness | None = None
+        """Is told every decision; the same for all routers of a place."""
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw the weight from N(0, router_init_std)."""
@@ -66,6 +88,8 @@ class Router(nn.Module):
         if self.spec.gate_form == "residual":
             expert_TK = functional.pad(expert_TK, (0, 1), value=self._void)
             gate_TK = torch.cat([gate_TK, 1 - gate_TK.sum(-1, keepdim=True)], dim=-1)
+        if self.witness is not None:
+            self.witness(Choice((self,), logits_TE, expert_TK, gate_TK))
         return Routing(logits_TE, expert_TK, gate_TK)
 
     @property
