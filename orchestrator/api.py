@@ -7,14 +7,17 @@ from dataclasses import replace
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 
 from orchestrator.catalogue import Catalogue
 from orchestrator.edge.answering import Answering
 from orchestrator.edge.errors import add_handlers
 from orchestrator.edge.keys import Caller, wants
+from orchestrator.edge.pace import Pace
 from orchestrator.edge.parts import Edge
-from orchestrator.edge.requests import read_body, while_there
+from orchestrator.edge.requests import before, read_body, while_there
+from orchestrator.edge.running import Running
 from orchestrator.edge.shadow import Shadows
 from orchestrator.edge.stream import EventStream
 from orchestrator.openai_answer import events, whole
@@ -52,7 +55,7 @@ def create_app(backend: Backend, catalogue: Catalogue, edge: Edge | None = None)
         openapi_url=None,
         lifespan=gateway.lifespan,
     )
-    app.state.keys = edge.keys
+    app.state.edge, app.state.gateway, app.state.pace = edge, gateway, gateway.pace
     openai = APIRouter(prefix="/v1")
     openai.get("/models")(gateway.list_models)
     openai.get("/models/{model:path}")(gateway.show_model)
@@ -62,8 +65,16 @@ def create_app(backend: Backend, catalogue: Catalogue, edge: Edge | None = None)
     app.get("/health")(gateway.health)
     app.get("/ready")(gateway.ready)
     for router in edge.routers:
-        app.include_router(router, prefix="/moetune/v1")
+        app.include_router(router, prefix="/moetune/v1", dependencies=[Depends(wants(None))])
     add_handlers(app)
+    if edge.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=edge.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "Content-Type"),
+            expose_headers=("Retry-After",),
+        )
     return app
 
 
@@ -71,17 +82,29 @@ class Gateway:
     """The routes."""
 
     def __init__(self, backend: Backend, catalogue: Catalogue, edge: Edge) -> None:
-        self._backend, self._catalogue, self._edge = backend, catalogue, edge
-        self._shadows = Shadows()
+        self._backend, self._catalogue = backend, catalogue
+        self._running, self._shadows, self.pace = Running(), Shadows(), Pace()
+        self._edge = replace(edge, observers=(*edge.observers, edge.meter, self.pace))
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        """Follow the registry for as long as the application runs."""
-        watch = asyncio.create_task(self._catalogue.watch())
+        """Follow the registry for as long as the application runs; at its end drain."""
+        tasks = [asyncio.create_task(run()) for run in (self._catalogue.watch, *self._edge.tasks)]
         yield
-        watch.cancel()
-        await asyncio.gather(watch, return_exceptions=True)
+        await self.drain()
         await self._shadows.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def running(self) -> int:
+        """Requests between arrival and end."""
+        return self._running.count
+
+    async def drain(self) -> None:
+        """Be unready, let no more requests in, and return when the last has ended."""
+        await self._running.drain(self._edge.limits.request_seconds)
 
     async def health(self) -> dict[str, str]:
         """The gateway runs."""
@@ -89,7 +112,8 @@ class Gateway:
 
     async def ready(self) -> JSONResponse:
         """An engine answers; also whether the registry does."""
-        ready = self._catalogue.settled and await self._backend.ready()
+        settled = self._catalogue.settled and self._edge.keys.settled
+        ready = settled and not self._running.draining and await self._backend.ready()
         status = {"ready": ready, "registry": self._catalogue.readable}
         return JSONResponse(status, 200 if ready else 503)
 
@@ -113,11 +137,14 @@ class Gateway:
     async def _answer(
         self, request: Request, caller: Caller, body: type[CompletionBase], kind: type[Reply]
     ) -> Response:
-        answering = Answering(caller, self._edge.observers)
+        answering = Answering(caller, self._edge)
         with answering.until_failure():
-            asked = parse(body, await read_body(request))
-            work = self._stream if asked.stream else self._whole
-            return await while_there(request, work(asked, kind, answering))
+            self._running.add(answering)
+            self._edge.meter.admit(caller)
+            async with before(answering.deadline):
+                asked = parse(body, await read_body(request, self._edge.limits.max_body_bytes))
+                work = self._stream if asked.stream else self._whole
+                return await while_there(request, work(asked, kind, answering))
 
     async def _whole(
         self, body: CompletionBase, kind: type[Reply], answering: Answering
@@ -146,9 +173,11 @@ class Gateway:
         reply = kind(route.served.id, route.served.fingerprint)
         answering.by(route.served, route.role, reply.id)
         request = body.request(route.served.adapter)
+        answering.asked(request)
         if route.shadow is not None:
-            beside = Answering(answering.caller, self._edge.observers)
+            beside = Answering(answering.caller, self._edge)
             beside.by(route.shadow, "shadow", reply.id)
+            beside.asked(request)
             asked = replace(request, adapter=route.shadow.adapter)
             self._shadows.begin(beside, self._backend.generate(asked), answering)
         return reply, answering.follow(self._backend.generate(request))

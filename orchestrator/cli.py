@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from orchestrator.commands import adapter, endpoint, jobs, status, study, versions
+from orchestrator.commands import adapter, endpoint, jobs, keys, status, study, versions
 
 app = typer.Typer(
     name="moetune",
@@ -19,6 +19,7 @@ app = typer.Typer(
 for part in (study.app, versions.app, endpoint.app, jobs.app, status.app):
     app.registered_commands += part.registered_commands
 app.add_typer(adapter.app, name="adapter", help="Adapters on disk: inspect, import, export.")
+app.add_typer(keys.app, name="keys", help="Keys of the endpoint: create, list, revoke.")
 
 
 def main() -> None:

@@ -5,13 +5,16 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
 from orchestrator.api import create_app
 from orchestrator.catalogue import Catalogue
+from orchestrator.edge.keeper import Keeper
 from orchestrator.edge.keys import KeyRing
+from orchestrator.edge.meter import Meter
 from orchestrator.edge.parts import Edge
 from orchestrator.registry import Registry
 from orchestrator.spec import ServeSpec
@@ -160,4 +163,16 @@ class Ingress:
         """Serve's hook for an application that is made on the replica."""
         registry = Registry(self._spec.store_url, self._spec.storage)
         catalogue = Catalogue(registry, self._spec.base_id, self._backend.load)
-        return create_app(self._backend, catalogue, Edge(KeyRing(self._spec.accepted_key)))
+        return create_app(self._backend, catalogue, self._edge())
+
+    def _edge(self) -> Edge:
+        serve, keeper = self._spec.serve, Keeper(self._spec.store_url)
+        keys = KeyRing(self._spec.accepted_key, keeper.read)
+        meter = Meter(serve.limits)
+        return Edge(
+            keys=keys,
+            meter=meter,
+            limits=serve.limits,
+            tasks=(partial(keeper.run, keys, meter),),
+            cors_origins=serve.cors_origins,
+        )

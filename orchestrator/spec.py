@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
+from orchestrator.audit.spec import AuditSpec
+from orchestrator.edge.limits import LimitsSpec
+from orchestrator.health.spec import HealthSpec
 from search_spaces.space import SearchSpace
 from workers.spec import (
     InputError,
@@ -20,6 +23,7 @@ from workers.spec import (
     validated,
 )
 
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 _SQLITE_BESIDE_US = re.compile(r"(?P<scheme>sqlite(\+\w+)?:///)(?!/|:memory:|file:)(?P<path>[^?]+)")
 
@@ -100,6 +104,14 @@ class ServeSpec(Spec):
     """Requests that may wait; beyond that the gateway answers 429."""
     max_adapters: PositiveInt = 8
     """Adapter versions that a replica holds at once; the idle one used longest ago makes room."""
+    health: HealthSpec = HealthSpec()
+    """Router health and drift."""
+    audit: AuditSpec = AuditSpec()
+    """The audit log."""
+    limits: LimitsSpec = LimitsSpec()
+    """Limits of requests, and of those who send them."""
+    cors_origins: tuple[Origin, ...] = ()
+    """Other sites whose pages may call the endpoint, as in https://app.example; none by default."""
 
 
 class JobSpec(Spec):

@@ -1,6 +1,7 @@
 """One request from its arrival to its end, and what the observers are told of it."""
 
 import asyncio
+import json
 import logging
 import secrets
 import time
@@ -11,12 +12,13 @@ from typing import Literal
 
 from starlette.requests import ClientDisconnect
 
-from orchestrator.answered import Answered, Observer
+from orchestrator.answered import Answered
 from orchestrator.edge.keys import ANONYMOUS, Caller
-from orchestrator.edge.requests import GONE
+from orchestrator.edge.parts import Edge
+from orchestrator.edge.requests import GONE, before
 from orchestrator.openai_reply import as_request_error, internal_error
 from orchestrator.rollout.route import Role, Served
-from workers.engine.request import Chunk, RequestError
+from workers.engine.request import Chat, Chunk, RequestError, TextRequest
 from workers.engine.routing import RequestRouting
 from workers.spec import InputError
 
@@ -26,12 +28,16 @@ log = logging.getLogger(__name__)
 class Answering:
     """A request that is being answered. Tells every observer exactly once, when it has ended."""
 
-    def __init__(self, caller: Caller, observers: tuple[Observer, ...]) -> None:
+    def __init__(self, caller: Caller, edge: Edge) -> None:
         self.caller = caller
-        self._observers = observers
+        self._observers, self._texts = edge.observers, edge.texts
         self._at, self._begun = datetime.now(UTC), time.monotonic()
+        self.deadline = asyncio.get_running_loop().time() + edge.limits.request_seconds
+        """By the loop's clock; what is later is cut off."""
         self._by: Served | None = None
         self._request, self._role = "", "served"
+        self._asked: TextRequest | None = None
+        self._text = ""
         self._agreement: float | None = None
         self.tokens: list[int] = []
         """What was generated so far."""
@@ -44,6 +50,10 @@ class Answering:
     def by(self, served: Served, role: Role | Literal["shadow"], request: str) -> None:
         """Say who answers, why this one, and under which id."""
         self._by, self._role, self._request = served, role, request
+
+    def asked(self, request: TextRequest) -> None:
+        """Say what was asked; it is told where texts are."""
+        self._asked = request
 
     def agrees(self, with_: Sequence[int]) -> None:
         """Compare with another answer to the same request."""
@@ -60,7 +70,7 @@ class Answering:
         done = 0
         async with aclosing(chunks):
             try:
-                async for chunk in chunks:
+                while chunk := await self._next(chunks):
                     self._count(chunk, chunk.completion_tokens - done)
                     done = chunk.completion_tokens
                     yield chunk
@@ -99,10 +109,15 @@ class Answering:
             except Exception:
                 log.exception("an observer of requests failed")
 
+    async def _next(self, chunks: AsyncGenerator[Chunk]) -> Chunk | None:
+        async with before(self.deadline):
+            return await anext(chunks, None)
+
     def _count(self, chunk: Chunk, new: int) -> None:
         if self._first is None and chunk.tokens:
             self._first = time.monotonic() - self._begun
         self.tokens += chunk.tokens
+        self._text += chunk.text if self._texts else ""
         self._prompt_tokens = chunk.prompt_tokens
         self._completion_tokens += new
         self._routing = getattr(chunk, "routing", None) or self._routing
@@ -128,6 +143,8 @@ class Answering:
             role=self._role,
             agreement=self._agreement,
             routing=self._routing,
+            prompt=_text_of(self._asked) if self._asked and self._texts else None,
+            answer=self._text if self._texts else None,
         )
 
 
@@ -135,3 +152,13 @@ def _as_failure(error: BaseException) -> RequestError:
     if isinstance(error, GeneratorExit | asyncio.CancelledError | ClientDisconnect):
         return GONE
     return as_request_error(error) if isinstance(error, InputError) else internal_error()
+
+
+def _text_of(request: TextRequest) -> str:
+    match request.prompt:
+        case str(text):
+            return text
+        case Chat(messages):
+            return json.dumps([dict(message) for message in messages], ensure_ascii=False)
+        case ids:
+            return json.dumps(ids)

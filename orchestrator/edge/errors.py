@@ -5,11 +5,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from orchestrator.edge.meter import TooMany
 from orchestrator.openai_reply import as_request_error, error_body, internal_error
 from workers.engine.request import RequestError
 from workers.spec import InputError
-
-HEADERS = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -20,10 +19,19 @@ def add_handlers(app: FastAPI) -> None:
     app.exception_handler(Exception)(_crashed)
 
 
-async def _refused(_: Request, error: Exception) -> JSONResponse:
+async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, InputError)
     refusal = as_request_error(error)
-    return JSONResponse(error_body(refusal), refusal.status, HEADERS.get(refusal.status))
+    return JSONResponse(error_body(refusal), refusal.status, _headers(request, refusal))
+
+
+def _headers(request: Request, refusal: RequestError) -> dict[str, str] | None:
+    if refusal.status == 401:
+        return {"WWW-Authenticate": "Bearer"}
+    if refusal.status not in (429, 503):
+        return None
+    known = refusal.retry_after if isinstance(refusal, TooMany) else None
+    return {"Retry-After": str(known or request.app.state.pace.retry_after)}
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

@@ -2,16 +2,20 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal
 
 from fastapi import Request
 
+from orchestrator.edge.allowance import Allowance
 from workers.engine.request import RequestError
 
 Scope = Literal["infer", "promote", "admin"]
 SCOPES: tuple[Scope, ...] = ("infer", "promote", "admin")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,10 @@ class Caller:
 
     id: str
     scopes: frozenset[Scope] = field(default_factory=frozenset)
+    rate: Allowance | None = None
+    """Requests that it may send."""
+    quota: Allowance | None = None
+    """Tokens that it may use, prompts and answers together."""
 
     def may(self, scope: Scope) -> bool:
         """Whether this scope is theirs; `admin` holds the others."""
@@ -28,48 +36,103 @@ class Caller:
 
 ANONYMOUS = Caller("anonymous", frozenset({"infer"}))
 """Everybody, where no key is set: may ask, and may change nothing."""
+OPEN = (None, "infer")
+"""What needs no key where none is set."""
 OPERATOR = Caller("operator", frozenset({"admin"}))
 """Who holds the key that the endpoint was started with."""
 
 
+@dataclass(frozen=True)
+class Key:
+    """What is kept of a key: everything but the key."""
+
+    hash: str
+    caller: Caller
+    note: str
+    """Whom it is for, in its maker's words."""
+    created: datetime
+    expires: datetime | None = None
+    revoked: datetime | None = None
+
+    def valid(self, now: datetime) -> bool:
+        """Whether it opens anything."""
+        return self.revoked is None and (self.expires is None or now < self.expires)
+
+
 def key_hash(key: str) -> str:
     """What is kept of a key. Keys are long and random: a plain hash cannot be searched."""
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
 
 
 class KeyRing:
-    """The keys that are accepted. Holds hashes only."""
+    """The keys that are accepted. Holds hashes only.
 
-    def __init__(self, operator: str | None = None) -> None:
-        """`operator` is the `key_hash` of the operator's key; None asks nobody for a key."""
-        self._operator = operator
+    Without an operator's key, and while no key was ever made, everybody may ask. Where the keys
+    cannot be read, the last known ones go on; where they never could, nobody but the operator.
+    """
 
-    def caller(self, given: str) -> Caller | None:
-        """Who holds this key; None where it is nobody's."""
-        if self._operator is None:
-            return ANONYMOUS
-        return OPERATOR if hmac.compare_digest(key_hash(given), self._operator) else None
+    def __init__(
+        self, operator: str | None = None, read: Callable[[], Sequence[Key]] | None = None
+    ) -> None:
+        """`operator` is the `key_hash` of the operator's key. `read` returns all keys; it may
+        block, and raise."""
+        self._operator, self._read = operator, read
+        self._keys: dict[str, Key] | None = None if read else {}
+        self._readable = True
 
-    def admit(self, authorization: str, scope: Scope) -> Caller:
-        """The caller of a request with this header; RequestError 401 or 403 otherwise."""
+    @property
+    def settled(self) -> bool:
+        """Whether the keys were read once."""
+        return self._keys is not None
+
+    def refresh(self) -> None:
+        """Read the keys. Blocks; does not raise."""
+        if self._read is None:
+            return
+        try:
+            self._keys = {key.hash: key for key in self._read()}
+            self._readable = True
+        except Exception as error:
+            if self._readable:
+                log.warning("the keys cannot be read, they stay as they are: %s", error)
+            self._readable = False
+
+    def admit(self, authorization: str, scope: Scope | None) -> Caller:
+        """The caller of a request with this header; RequestError 401, 403 or 503 otherwise.
+
+        Without a scope any valid key will do.
+        """
         scheme, _, key = authorization.partition(" ")
-        caller = self.caller(key.strip() if scheme.lower() == "bearer" else "")
-        if caller is None:
+        caller = self._caller(key.strip() if scheme.lower() == "bearer" else "")
+        if caller is None and self._keys is None:
+            raise RequestError("the keys cannot be read now", None, 503, "unavailable")
+        if caller is None or (caller is ANONYMOUS and scope not in OPEN):
             raise RequestError(
                 "a valid key is required: Authorization: Bearer KEY", None, 401, "invalid_api_key"
             )
-        if not caller.may(scope):
+        if scope is not None and not caller.may(scope):
             raise RequestError(
                 f"this needs a key of scope {scope}", None, 403, "insufficient_scope"
             )
         return caller
 
+    def _caller(self, given: str) -> Caller | None:
+        if self._operator is None and self._keys == {}:
+            return ANONYMOUS
+        hashed = key_hash(given)
+        if self._operator and hmac.compare_digest(hashed, self._operator):
+            return OPERATOR
+        key = (self._keys or {}).get(hashed)
+        if key is None or not hmac.compare_digest(hashed, key.hash):
+            return None
+        return key.caller if key.valid(datetime.now(UTC)) else None
 
-def wants(scope: Scope) -> Callable[[Request], Caller]:
-    """A dependency of routes: admits keys of this scope only, and says who calls."""
 
-    def caller(request: Request) -> Caller:
-        ring: KeyRing = request.app.state.keys
+def wants(scope: Scope | None) -> Callable[[Request], Awaitable[Caller]]:
+    """A dependency of routes: admits keys of this scope, or any for None, and says who calls."""
+
+    async def caller(request: Request) -> Caller:
+        ring: KeyRing = request.app.state.edge.keys
         return ring.admit(request.headers.get("authorization", ""), scope)
 
     return caller

@@ -1,11 +1,17 @@
 """What stands around the gateway's routes."""
 
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from fastapi import APIRouter
 
 from orchestrator.answered import Observer
 from orchestrator.edge.keys import KeyRing
+from orchestrator.edge.limits import LimitsSpec
+from orchestrator.edge.meter import Meter
+
+Task = Callable[[], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True)
@@ -13,7 +19,16 @@ class Edge:
     """The gateway's surroundings. The defaults are an open gateway that tells nobody."""
 
     keys: KeyRing = field(default_factory=KeyRing)
+    meter: Meter = field(default_factory=Meter)
+    limits: LimitsSpec = field(default_factory=LimitsSpec)
     observers: tuple[Observer, ...] = ()
     """Called once for every request that ended."""
+    texts: bool = False
+    """Whether observers are told prompts and answers."""
     routers: tuple[APIRouter, ...] = ()
-    """Further routes, under /moetune/v1. Each of them says with `wants` which keys it takes."""
+    """Further routes, under /moetune/v1, for all who have a key. What changes something says with
+    `wants` which scope it takes."""
+    tasks: tuple[Task, ...] = ()
+    """Run for as long as the application does; cancelled at its end."""
+    cors_origins: tuple[str, ...] = ()
+    """Other sites whose pages may call the gateway."""

@@ -1,20 +1,30 @@
 """What comes in: a request's body, and whether its client is still there."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
 
 from workers.engine.request import RequestError
 
-MAX_BODY_BYTES = 2**20
 GONE = RequestError("the client went away", None, 499, "client_closed_request")
 """What nobody reads; the status that nginx has for it."""
 T = TypeVar("T")
 
 
-async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
+@asynccontextmanager
+async def before(deadline: float) -> AsyncIterator[None]:
+    """What is in here must be done at `deadline` of the loop's clock; RequestError 504 if not."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError:
+        raise RequestError("this took too long", None, 504, "timeout") from None
+
+
+async def read_body(request: Request, limit: int) -> bytes:
     """The body, which must say that it is JSON: what a foreign page can make a browser send
     without asking us first does not."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

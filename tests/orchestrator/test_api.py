@@ -14,8 +14,8 @@ import pytest
 from orchestrator.api import create_app
 from orchestrator.catalogue import Catalogue
 from orchestrator.edge.keys import KeyRing, key_hash
+from orchestrator.edge.limits import LimitsSpec
 from orchestrator.edge.parts import Edge
-from orchestrator.edge.requests import MAX_BODY_BYTES
 from orchestrator.promotion import promote, rollback
 from orchestrator.registry import Registry, Version
 from workers.engine.engine import ContinuousEngine
@@ -222,7 +222,11 @@ BAD = [
     ({**CHAT, "response_format": {"type": "json_object"}}, "response_format", 400),
     ({**CHAT, "frequency_penalty": 0.5}, "frequency_penalty", 400),
     ({**CHAT, "temprature": 1}, "temprature", 400),
-    ({**CHAT, "messages": [{"role": "user", "content": "x" * MAX_BODY_BYTES}]}, None, 413),
+    (
+        {**CHAT, "messages": [{"role": "user", "content": "x" * LimitsSpec().max_body_bytes}]},
+        None,
+        413,
+    ),
 ]
 BAD_TEXT = [
     ({**TEXT, "prompt": ""}, "prompt", 400),

@@ -1,12 +1,24 @@
-"""The endpoint's key, and what a replica is told. No cluster is needed."""
+"""The endpoint's keys: the operator's, and those of the registry. No cluster is needed."""
 
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from orchestrator import cli
+from orchestrator.edge.allowance import Allowance
+from orchestrator.edge.key_store import KeyStore
+from orchestrator.edge.keys import SCOPES, Caller, Key, KeyRing, Scope, key_hash
 from orchestrator.replica import EndpointSpec
 from orchestrator.serving import read_key
 from orchestrator.spec import ServeSpec
+from workers.engine.request import RequestError
 from workers.spec import InputError, ModelSpec
 
 
@@ -51,3 +63,172 @@ def test_a_replica_holds_as_many_adapters_as_the_job_says() -> None:
         serve=ServeSpec(max_adapters=3), model=ModelSpec(path="x"), store_url="", storage=""
     )
     assert spec.limits().max_adapters == 3
+
+
+SECRET = "mt-0123456789abcdef"
+
+
+def kept(scopes: str = "infer", **fields: Any) -> Key:
+    caller = Caller("k-1", frozenset(cast(list[Scope], scopes.split(","))), None, None)
+    return Key(key_hash(SECRET), caller, "for a test", datetime.now(UTC), **fields)
+
+
+def status(ring: KeyRing, authorization: str, scope: Scope = "infer") -> int:
+    try:
+        ring.admit(authorization, scope)
+    except RequestError as error:
+        return error.status
+    return 200
+
+
+def ring_of(*keys: Key, operator: str | None = None) -> KeyRing:
+    ring = KeyRing(operator, lambda: keys)
+    ring.refresh()
+    return ring
+
+
+def test_scopes_open_what_they_say() -> None:
+    given = f"Bearer {SECRET}"
+    table = {
+        "infer": (200, 403, 403),
+        "promote": (403, 200, 403),
+        "infer,promote": (200, 200, 403),
+        "admin": (200, 200, 200),
+    }
+    for scopes, expected in table.items():
+        ring = ring_of(kept(scopes))
+        assert tuple(status(ring, given, scope) for scope in SCOPES) == expected
+        assert status(ring, "") == status(ring, "Bearer wrong") == status(ring, SECRET) == 401
+
+
+def test_without_any_key_everybody_may_ask_and_nobody_may_change() -> None:
+    assert [status(KeyRing(), "", scope) for scope in SCOPES] == [200, 401, 401]
+    assert [status(ring_of(), "", scope) for scope in SCOPES] == [200, 401, 401]
+    revoked = ring_of(kept(revoked=datetime.now(UTC)))
+    assert status(revoked, "") == 401  # a key was made once: the endpoint is no longer open
+    operators = ring_of(operator=key_hash("operator"))
+    assert status(operators, "") == 401
+    assert status(operators, "bearer operator", "admin") == 200
+
+
+def test_expired_and_revoked_keys_open_nothing() -> None:
+    now = datetime.now(UTC)
+    hour = timedelta(hours=1)
+    assert status(ring_of(kept(expires=now + hour)), f"Bearer {SECRET}") == 200
+    assert status(ring_of(kept(expires=now - hour)), f"Bearer {SECRET}") == 401
+    assert status(ring_of(kept(revoked=now)), f"Bearer {SECRET}") == 401
+
+
+def test_an_outage_keeps_the_last_known_keys_and_opens_nothing_where_none_was_known() -> None:
+    away = False
+
+    def read() -> list[Key]:
+        if away:
+            raise InputError("the database is away")
+        return [kept()]
+
+    ring, fresh = KeyRing(None, read), KeyRing(key_hash("operator"), read)
+    assert status(ring, f"Bearer {SECRET}") == 503
+    ring.refresh()
+    away = True
+    ring.refresh()
+    fresh.refresh()
+    assert status(ring, f"Bearer {SECRET}") == 200
+    assert status(ring, "") == 401
+    assert status(fresh, f"Bearer {SECRET}") == 503
+    assert status(fresh, "Bearer operator") == 200
+
+
+def test_keys_are_kept_as_hashes_and_come_back_as_they_were(tmp_path: Path) -> None:
+    store = KeyStore(f"sqlite:///{tmp_path}/moetune.db")
+    allowances = Allowance(60, "min"), Allowance(10**6, "day")
+    caller = Caller("k-2", frozenset({"infer", "promote"}), *allowances)
+    key = replace(kept(), caller=caller, expires=datetime.now(UTC))
+    store.add(key)
+    assert store.all() == [key]
+    with pytest.raises(InputError, match="one already"):
+        store.add(key)
+    store.revoke("k-2", datetime.now(UTC))
+    assert [key.valid(key.created) for key in store.all()] == [False]
+    with pytest.raises(InputError, match="was revoked"):
+        store.revoke("k-2", datetime.now(UTC))
+    with pytest.raises(InputError, match="there is none"):
+        store.revoke("k-3", datetime.now(UTC))
+    store.close()
+    assert SECRET.encode() not in (tmp_path / "moetune.db").read_bytes()
+
+
+def test_usage_adds_up_in_the_database(tmp_path: Path) -> None:
+    store = KeyStore(f"sqlite:///{tmp_path}/moetune.db")
+    today = int(datetime.now(UTC).timestamp()) // 86400 * 86400
+    store.use(Counter({("k-1", today): 5, ("k-2", today): 7}))
+    usage = store.use(Counter({("k-1", today): 3, ("k-1", 0): 9}))
+    assert usage == {("k-1", today): 8, ("k-2", today): 7}  # what is long over is not read
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def moetune(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ran]:
+    """moetune(*arguments): `moetune keys` with the registry in `tmp_path`."""
+
+    def run(*arguments: str) -> Ran:
+        argv = ["moetune", "keys", *arguments, "--storage", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        said = capsys.readouterr()
+        return Ran(int(exit_.value.code or 0), said.out, said.err)
+
+    return run
+
+
+def test_the_commands_make_list_and_revoke_keys(
+    moetune: Callable[..., Ran], tmp_path: Path
+) -> None:
+    options = ("--scope", "infer,promote", "--rate", "60/min", "--quota", "9/day", "--note", "CI")
+    made = moetune("create", *options, "--expires", "30d")
+    key = made.out.strip()
+    assert key.startswith("mt-")
+    assert len(key) > 40
+    [shown] = json.loads(moetune("list", "--json").out)
+    assert shown["id"] in made.err
+    assert key not in made.err
+    given = [shown[name] for name in ("state", "scopes", "rate", "quota", "note")]
+    assert given == ["valid", "infer,promote", "60/min", "9/day", "CI"]
+    ring = KeyRing(None, KeyStore(f"sqlite:///{tmp_path}/moetune.db").all)
+    ring.refresh()
+    assert ring.admit(f"Bearer {key}", "promote").id == shown["id"]
+    assert moetune("revoke", shown["id"]).code == 0
+    ring.refresh()
+    assert status(ring, f"Bearer {key}") == 401
+    table = moetune("list").out
+    assert "revoked" in table
+    assert key not in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("create", "--scope", "all"), "allowed are infer, promote, admin"),
+        (("create", "--scope", ""), "allowed are"),
+        (("create", "--rate", "often"), "60/min"),
+        (("create", "--expires", "soon"), "30d"),
+        (("create", "--note", "two\nlines"), "one line"),
+        (("revoke", "k-nobody"), "there is none"),
+    ],
+)
+def test_the_commands_refuse_in_one_line(
+    arguments: tuple[str, ...], said: str, moetune: Callable[..., Ran]
+) -> None:
+    ran = moetune(*arguments)
+    assert ran.code == 2
+    assert said in ran.err
+    assert ran.err.count("\n") == 1

@@ -1,0 +1,113 @@
+"""Commands on the endpoint's keys: create, list, revoke."""
+
+import secrets
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.commands.options import (
+    DEFAULT_STORAGE,
+    AsJson,
+    Storage,
+    Store,
+    cluster_spec,
+    print_json,
+    print_table,
+)
+
+app = typer.Typer(no_args_is_help=True)
+Id = Annotated[str, typer.Argument(metavar="ID", help="The key's id, as list shows it.")]
+
+
+@app.command()
+def create(
+    scope: Annotated[
+        str, typer.Option(help="What it may do: infer, promote, admin; several with commas.")
+    ] = "infer",
+    rate: Annotated[str | None, typer.Option(help="Requests, as in 60/min.")] = None,
+    quota: Annotated[str | None, typer.Option(help="Tokens, as in 1000000/day.")] = None,
+    expires: Annotated[str | None, typer.Option(help="Ends after this time, as in 30d.")] = None,
+    note: Annotated[str, typer.Option(help="Whom or what it is for.")] = "",
+    storage: Storage = DEFAULT_STORAGE,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and show it, this once: only its hash is kept."""
+    from orchestrator.edge.keys import Key, key_hash
+
+    caller = _caller(scope, rate, quota)
+    text, now = f"mt-{secrets.token_urlsafe(32)}", datetime.now(UTC)
+    key = Key(key_hash(text), caller, _one_line(note), now, _end(expires, now))
+    _key_store(storage, store).add(key)
+    if as_json:
+        return print_json({**_shown(key, now), "key": text})
+    print(text)
+    return print(f"key {caller.id}: it is not shown again", file=sys.stderr)
+
+
+@app.command("list")
+def list_(storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False) -> None:
+    """List all keys that were ever made. The keys themselves are nowhere."""
+    now = datetime.now(UTC)
+    shown = [_shown(key, now) for key in _key_store(storage, store).all()]
+    if as_json:
+        return print_json(shown)
+    columns = ("id", "state", "scopes", "rate", "quota", "expires", "note")
+    return print_table(columns, [[key[column] for column in columns] for key in shown])
+
+
+@app.command()
+def revoke(id_: Id, storage: Storage = DEFAULT_STORAGE, store: Store = None) -> None:
+    """Take a key back: running endpoints refuse it within a few seconds."""
+    _key_store(storage, store).revoke(id_, datetime.now(UTC))
+    print(f"key {id_} is revoked")
+
+
+def _key_store(storage: str, store: str | None) -> Any:
+    from orchestrator.edge.key_store import KeyStore
+
+    return KeyStore(cluster_spec(storage, store).store_url())
+
+
+def _caller(scopes: str, rate: str | None, quota: str | None) -> Any:
+    from orchestrator.edge.allowance import Allowance
+    from orchestrator.edge.keys import SCOPES, Caller
+    from workers.spec import InputError
+
+    wanted = {scope.strip() for scope in scopes.split(",")}
+    chosen = frozenset(scope for scope in SCOPES if scope in wanted)
+    if unknown := wanted - chosen:
+        raise InputError(f"--scope {min(unknown)!r}: allowed are {', '.join(SCOPES)}")
+    allowed = [Allowance.parse(text) if text else None for text in (rate, quota)]
+    return Caller(f"k-{secrets.token_hex(4)}", chosen, *allowed)
+
+
+def _end(expires: str | None, now: datetime) -> datetime | None:
+    from orchestrator.edge.allowance import span_seconds
+
+    return now + timedelta(seconds=span_seconds(expires)) if expires else None
+
+
+def _one_line(note: str) -> str:
+    from workers.spec import InputError
+
+    if len(note) > 200 or not note.isprintable():
+        raise InputError("--note: write at most 200 printable characters, on one line")
+    return note
+
+
+def _shown(key: Any, now: datetime) -> dict[str, Any]:
+    state = "revoked" if key.revoked else "valid" if key.valid(now) else "expired"
+    caller = key.caller
+    return {
+        "id": caller.id,
+        "state": state,
+        "scopes": ",".join(sorted(caller.scopes)),
+        "rate": caller.rate and str(caller.rate),
+        "quota": caller.quota and str(caller.quota),
+        "created": key.created.isoformat(timespec="seconds"),
+        "expires": key.expires and key.expires.isoformat(timespec="seconds"),
+        "note": key.note,
+    }

@@ -1,0 +1,73 @@
+"""Tables of ours in the database that holds Optuna's. Loaded only when it is used."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.schema import CreateTable
+
+from workers.spec import InputError
+
+Row = sa.RowMapping
+
+
+class Database:
+    """Connections to the database behind a SQLAlchemy URL."""
+
+    def __init__(self, url: str, tables: sa.MetaData) -> None:
+        """Connect and make the tables where they are missing."""
+        self._engine = _engine(url)
+        self._shown = self._engine.url.render_as_string(hide_password=True)
+        for table in tables.sorted_tables:
+            # PostgreSQL: an IntegrityError says that another process made it in this moment.
+            with suppress(exc.IntegrityError), self.transaction() as connection:
+                connection.execute(CreateTable(table, if_not_exists=True))
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """Commits at the end; InputError of one line where the database fails."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except exc.IntegrityError:
+            raise
+        except exc.DBAPIError as error:
+            reason = str(error.orig).strip().splitlines()[0]
+            raise InputError(f"store {self._shown}: {reason}") from None
+
+    def rows(self, query: sa.Select[Any]) -> Sequence[Row]:
+        """What a query finds."""
+        with self.transaction() as connection:
+            return connection.execute(query).mappings().all()
+
+    def insert(self, table: sa.Table, row: Mapping[str, Any]) -> bool:
+        """Insert a row; False where its key is taken."""
+        try:
+            with self.transaction() as connection:
+                connection.execute(sa.insert(table), dict(row))
+        except exc.IntegrityError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self._engine.dispose()
+
+
+def _engine(url: str) -> sa.Engine:
+    try:
+        parsed = sa.make_url(url)
+        dialect = parsed.get_backend_name()
+        if dialect == "sqlite" and parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        # SQLite: writers wait for one another. Others: a server may have closed idle connections.
+        options: dict[str, Any] = (
+            {"connect_args": {"timeout": 60}} if dialect == "sqlite" else {"pool_pre_ping": True}
+        )
+        return sa.create_engine(parsed, **options)
+    except (exc.ArgumentError, ModuleNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"store: no usable SQLAlchemy URL: {reason}") from None

@@ -1,0 +1,50 @@
+"""Keeps a gateway's keys and their usage as the database has them."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.edge.keys import Key, KeyRing
+from orchestrator.edge.meter import Meter, Usage
+
+if TYPE_CHECKING:
+    from orchestrator.edge.key_store import KeyStore
+
+log = logging.getLogger(__name__)
+POLL_SECONDS = 1
+"""How soon a key that was revoked opens nothing any more."""
+
+
+class Keeper:
+    """Reads the keys and writes what they used, every second. Opens the database on first use."""
+
+    def __init__(self, url: str) -> None:
+        """`url`: the registry's SQLAlchemy URL."""
+        self._url = url
+        self._opened: KeyStore | None = None
+
+    def read(self) -> Sequence[Key]:
+        """All keys. Blocks."""
+        return self._store.all()
+
+    async def run(self, ring: KeyRing, meter: Meter) -> None:
+        """Go on until cancelled. While the database is away, nothing is lost."""
+        while True:
+            await asyncio.to_thread(ring.refresh)
+            try:
+                await meter.exchange(self._use)
+            except Exception as error:
+                log.debug("usage is not saved now: %s", error)  # the ring has said it already
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _use(self, used: Usage) -> Usage:
+        return self._store.use(used)
+
+    @property
+    def _store(self) -> "KeyStore":
+        if self._opened is None:
+            from orchestrator.edge.key_store import KeyStore
+
+            self._opened = KeyStore(self._url)
+        return self._opened

@@ -1,0 +1,22 @@
+"""What requests may cost."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from orchestrator.edge.allowance import AllowanceText
+from workers.spec import PositiveInt, Spec
+
+
+class LimitsSpec(Spec):
+    """Limits of requests and of those who send them. Longest answer and queue are the engine's."""
+
+    max_body_bytes: PositiveInt = 2**20
+    """Largest body of a request."""
+    request_seconds: Annotated[float, Field(gt=0)] = 300
+    """From a request's arrival to its end; what takes longer is cut off with 504."""
+    rate: AllowanceText | None = None
+    """Requests, as in 60/min, of each key that has no rate of its own, and of all that send none
+    together; the operator's key has no limit."""
+    quota: AllowanceText | None = None
+    """Tokens, as in 1000000/day, of each key that has no quota of its own; likewise."""
