@@ -2,38 +2,48 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
+from contextlib import suppress
 
-from orchestrator.registry import Registry, Version
+from orchestrator.records import BASE
+from orchestrator.registry import Registry
+from orchestrator.rollout.loaded import Load, Loaded, Unload, wanted
 from orchestrator.rollout.route import Line, Route, Served
+from orchestrator.rollout.state import Rollout
 from workers.engine.request import Adapter, RequestError
 from workers.spec import InputError
 
 __all__ = ["Catalogue", "Route", "Served"]
 log = logging.getLogger(__name__)
-POLL_SECONDS = 0.5
-"""How often the registry is asked for champions: how soon a promotion is seen."""
-RETRY_POLLS = 60
-"""A version that was refused is tried again after so many polls."""
+POLL_SECONDS = 0.1
+"""How often the registry is asked whether anything has happened: one count of rows."""
 
 
 class Catalogue:
     """Resolves `NAME`, `NAME@VERSION` and the base's own id.
 
-    A name changes to a new champion only after every replica holds it, so no request waits for a
-    promotion or fails because of it; where the registry cannot be read, or the champion cannot be
-    loaded, the last good one goes on.
+    A name's traffic moves to a version only after every replica holds it, so no request waits for
+    a promotion or fails because of it; where the registry cannot be read, or a version cannot be
+    loaded, what was there goes on. Versions that nothing leads to any more are unloaded then.
     """
 
     def __init__(
-        self, registry: Registry, base_id: str, load: Callable[[Adapter], Awaitable[None]]
+        self,
+        registry: Registry,
+        base_id: str,
+        load: Load,
+        unload: Unload | None = None,
+        room: int = 8,
     ) -> None:
-        self._registry, self._load = registry, load
+        """`room`: adapters that a replica holds at once (`ServeSpec.max_adapters`)."""
+        self._registry, self._room = registry, room
+        self._loaded = Loaded(registry, load, unload)
         self.base = Served(base_id, None)
         self._lines: dict[str, Line] = {}
         self._exact: dict[str, Served] = {}
-        self._refused: dict[str, int] = {}
-        self._polls = 0
+        self._revision = -1
+        self.states: Mapping[str, Rollout] = {}
+        """What the registry said last, by name."""
         self.settled = False
         """Whether all that the registry named was served, or refused, once."""
         self.readable = True
@@ -44,29 +54,46 @@ class Catalogue:
         """Everything that `model` may be, except for older versions of a name."""
         return [self.base.id, *sorted(self._lines)]
 
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Versions that get no traffic although the registry wants it, and why."""
+        return self._loaded.refused
+
     async def watch(self) -> None:
         """Follow the registry until cancelled."""
-        while True:
-            try:
-                await self.refresh()
-            except Exception:
-                log.exception("the registry is not followed")
-            await asyncio.sleep(POLL_SECONDS)
+        try:
+            while True:
+                try:
+                    await self.poll()
+                except Exception:
+                    log.exception("the registry is not followed")
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._loaded.moved.wait(), POLL_SECONDS)
+                self._loaded.moved.clear()
+        finally:
+            self._loaded.close()
 
     async def refresh(self) -> None:
-        """Read the registry once; load and switch to what was promoted since."""
-        self._polls += 1
+        """Follow the registry once, all the way: what has to be loaded is waited for."""
+        await self.poll()
+        await self._loaded.settle()
+        self._apply()
+
+    async def poll(self) -> None:
+        """Read the registry if anything has happened; move traffic to what is loaded, and begin to
+        load the rest."""
         try:
-            champions = await asyncio.to_thread(self._registry.champions)
+            revision = await asyncio.to_thread(self._registry.revision)
+            if revision != self._revision:
+                self.states = await asyncio.to_thread(self._registry.rollouts)
+                self._revision = revision
+            self.readable = True
         except Exception as error:
             if self.readable:
-                log.warning("the registry cannot be read, champions stay as they are: %s", error)
-            self.readable = False
-            self.settled = True
+                log.warning("the registry cannot be read, all stays as it is: %s", error)
+            self.readable, self.settled = False, True
             return
-        self.readable = True
-        done = [await self._follow(name, version) for name, version in champions.items()]
-        self.settled = self.settled or all(done)
+        self._apply()
 
     async def route(self, model: str, sticky: str) -> Route:
         """Where a request goes now; `sticky` names its user, who stays with one version.
@@ -88,33 +115,44 @@ class Catalogue:
                 self._exact[model] = found
         return found
 
-    async def _follow(self, name: str, version: Version) -> bool:
-        """Serve a champion; False where that is to be tried again soon."""
-        current = self._lines.get(name)
-        if current is not None and current.champion.fingerprint == version.id:
-            return True
-        if self._polls < self._refused.get(version.id, 0):
-            return True
-        try:
-            await asyncio.to_thread(self._registry.verify, version)
-            await self._load(_adapter(version))
-        except InputError as error:
-            self._refused[version.id] = self._polls + RETRY_POLLS
-            log.warning("%s is not served: %s", _served(name, version).id, error)
-            return True
-        except Exception as error:  # no replica is there at the moment: soon again
-            log.warning("%s is not served yet: %s", _served(name, version).id, error)
-            return False
-        self._lines[name] = Line(_served(name, version))
-        log.info("%s is now %s", name, self._lines[name].champion.id)
-        return True
+    def _apply(self) -> None:
+        states = list(self.states.values())
+        needed = wanted(states, self._room)
+        self._loaded.want(needed)
+        for state in states:
+            self._lead(state)
+        going_on = {line.champion.fingerprint for line in self._lines.values()}
+        self._loaded.keep_only(going_on.union(needed))
+        self.settled = self.settled or not self._loaded.lacks(needed)
+
+    def _lead(self, state: Rollout) -> None:
+        """A name's requests to what the registry says, as far as that is loaded."""
+        old, canary = self._lines.get(state.name), state.canary
+        champion = self._served(state, state.champion) or (old.champion if old else None)
+        if champion is None:
+            return
+        line = Line(
+            champion,
+            self._served(state, canary.version) if canary else None,
+            canary.share if canary else 0.0,
+            self._served(state, state.shadow) if state.shadow else None,
+        )
+        if line != old:
+            self._lines[state.name] = line
+            log.info("%s: %s", state.name, line)
+
+    def _served(self, state: Rollout, version: str) -> Served | None:
+        if version == BASE:
+            return Served(self.base.id, None, state.name)
+        adapter = self._loaded.get(version)
+        return _served(state.name, adapter) if adapter else None
 
     async def _version(self, model: str) -> Served:
         """`NAME@VERSION`, or a name that was promoted a moment ago."""
         name = model.partition("@")[0]
         try:
             version = await asyncio.to_thread(self._registry.resolve, model)
-            await self._load(_adapter(version))
+            return _served(name, await self._loaded.fetch(version))
         except InputError as error:
             if not self.readable:
                 raise RequestError("the registry cannot be read", "model", 503) from None
@@ -123,12 +161,7 @@ class Catalogue:
             raise RequestError(
                 f"the model {model} is not served here: {error}", "model", 404, "model_not_found"
             ) from None
-        return _served(name, version)
 
 
-def _adapter(version: Version) -> Adapter:
-    return Adapter(version.id, str(version.folder))
-
-
-def _served(name: str, version: Version) -> Served:
-    return Served(f"{name}@{version.id}", _adapter(version), name)
+def _served(name: str, adapter: Adapter) -> Served:
+    return Served(f"{name}@{adapter.slot}", adapter, name)

@@ -106,6 +106,12 @@ def metric_reasons(
     return reasons
 
 
+def judged_by(events: Sequence[Event]) -> tuple[str, Mode] | None:
+    """Metric and mode that a name's versions were last judged by; None where none was."""
+    last = next((event for event in reversed(events) if _was_judged(event)), None)
+    return (last.evidence["metric"], last.evidence["mode"]) if last else None
+
+
 def _was_judged(event: Event) -> bool:
     """A shadow was compared only; and what ends or advances something holds other evidence."""
     return event.action in ("promote", "canary") and "metric" in event.evidence

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.edge.keys import key_hash
+from orchestrator.endpoint import EndpointSpec
+from orchestrator.ingress import Ingress
 from orchestrator.proxy import is_loopback, running_address, start
 from orchestrator.registry import Registry
-from orchestrator.replica import EndpointSpec, Ingress, Replica
+from orchestrator.replica import Replica
 from orchestrator.spec import ServeSpec
 from workers.spec import InputError, ModelSpec, validated
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from orchestrator.audit.spec import AuditSpec
 from orchestrator.edge.limits import LimitsSpec
 from orchestrator.health.spec import HealthSpec
+from orchestrator.rollout.spec import GuardSpec, RolloutSpec
 from search_spaces.space import SearchSpace
 from workers.spec import (
     InputError,
@@ -104,6 +105,10 @@ class ServeSpec(Spec):
     """Requests that may wait; beyond that the gateway answers 429."""
     max_adapters: PositiveInt = 8
     """Adapter versions that a replica holds at once; the idle one used longest ago makes room."""
+    rollout: RolloutSpec = RolloutSpec()
+    """How a version comes to its traffic."""
+    guard: GuardSpec = GuardSpec()
+    """When a version is taken out of service by itself."""
     health: HealthSpec = HealthSpec()
     """Router health and drift."""
     audit: AuditSpec = AuditSpec()

@@ -69,11 +69,16 @@ class Rollout:
         return self.line[-2] if len(self.line) > 1 else None
 
     @property
-    def versions(self) -> tuple[str, ...]:
-        """All that should be loaded, the most important first: the previous champion too, so that
-        a rollback need not wait for it."""
-        wanted = (self.champion, self.canary and self.canary.version, self.shadow, self.previous)
-        return tuple(dict.fromkeys(v for v in wanted if v and v != BASE))
+    def answering(self) -> tuple[str, ...]:
+        """Versions that requests go to: champion, canary and shadow, as far as there are such."""
+        found = (self.champion, self.canary and self.canary.version, self.shadow)
+        return tuple(version for version in found if version and version != BASE)
+
+    @property
+    def concerned(self) -> tuple[str, ...]:
+        """All that stands here; of those that answered lately, the guard remembers it."""
+        found = (*self.answering, self.previous, self.predecessor, BASE)
+        return tuple(dict.fromkeys(version for version in found if version))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -84,7 +84,8 @@ class Window:
 
 
 class Windows:
-    """An observer that keeps the last requests of each version under each name."""
+    """An observer that keeps the last requests of each version under each name. It is called in
+    the event loop and read in other threads: what is read is copied first."""
 
     def __init__(self, spec: GuardSpec) -> None:
         self._spec = spec
@@ -108,20 +109,20 @@ class Windows:
 
     def others(self, name: str, version: str, since: datetime, until: datetime) -> Window:
         """Requests to anything else but shadows, the base included."""
-        keys = [key for key in self._seen if key[:2] != (name, version) and not key[2]]
+        keys = [key for key in list(self._seen) if key[:2] != (name, version) and not key[2]]
         return self._window(keys, since, until)
 
     def forget(self, kept: Iterable[tuple[str, str]]) -> None:
-        """Drop the versions under names that are not among these; the base stays."""
+        """Drop the versions under names that are not among these."""
         names = set(kept)
-        for key in [key for key in self._seen if key[0] and (key[0], key[1]) not in names]:
-            del self._seen[key]
+        for key in [key for key in list(self._seen) if key[0] and key[:2] not in names]:
+            self._seen.pop(key, None)
 
     def _window(
         self, keys: Iterable[tuple[str | None, str, bool]], since: datetime, until: datetime
     ) -> Window:
         since = max(since, until - timedelta(seconds=self._spec.window_seconds))
-        seen = (answered for key in keys for answered in self._seen.get(key, ()))
+        seen = (answered for key in keys for answered in tuple(self._seen.get(key, ())))
         return Window(tuple(one for one in seen if since <= one.at < until))
 
 

@@ -105,11 +105,12 @@ def test_what_stands_beside_the_champion(
     assert (state.canary and state.canary.version, state.shadow) == (canary, shadow)
 
 
-def test_what_should_be_loaded_most_important_first(log: Log) -> None:
+def test_who_answers_and_who_is_concerned(log: Log) -> None:
     state = now(log("promote x", "promote z", "promote a", "canary b 5%", "shadow c"))
-    assert state.versions == ("a", "b", "c", "z")
-    assert now(log("promote a", "promote b", "promote a")).versions == ("a", "b")
-    assert now(log("promote a", "fallback base")).versions == ()
+    assert state.answering == ("a", "b", "c")
+    assert state.concerned == ("a", "b", "c", "z", "base")
+    state = now(log("promote a", "fallback base"))
+    assert (state.answering, state.concerned) == ((), ("base",))
 
 
 def test_the_state_is_json(log: Log) -> None:

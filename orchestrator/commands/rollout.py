@@ -1,0 +1,120 @@
+"""Commands that change what a name means, and its history: promote, rollback, abort, history."""
+
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.commands.options import (
+    DEFAULT_STORAGE,
+    AsJson,
+    Reason,
+    Storage,
+    Store,
+    cluster_spec,
+    print_json,
+    print_table,
+    registry,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def promote(
+    study: str,
+    to: Annotated[str, typer.Option(help="Name that the endpoint serves.")],
+    trial: Annotated[int | None, typer.Option(help="Trial; left out: the best one.")] = None,
+    canary: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="To a share of the users only: 10%.")
+    ] = None,
+    plan: Annotated[
+        str | None, typer.Option(metavar="PLAN", help='Step by step: "5%,25%,100% every 30m".')
+    ] = None,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Answer beside the champion; compared, not returned.")
+    ] = False,
+    reason: Reason = None,
+    force: Annotated[bool, typer.Option(help="Promote against the gate; wants --reason.")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a trial's adapter the champion of a name, its canary or its shadow, if the gate lets
+    it."""
+    from orchestrator.promotion import promote as promote_version
+    from orchestrator.promotion import this_user
+    from orchestrator.rollout.plan import stage
+    from orchestrator.study import Study
+
+    chosen = stage(canary, plan, shadow)
+    record = Study.open(cluster_spec(storage, store), study)
+    event = promote_version(
+        registry(storage, store),
+        record.version(trial),
+        to,
+        actor=this_user(),
+        reason=reason or "",
+        force=force,
+        metric=record.metric,
+        mode=record.mode,
+        stage=chosen,
+    )
+    return _print(event, as_json)
+
+
+@app.command()
+def rollback(
+    name: str,
+    reason: Reason = None,
+    storage: Storage = DEFAULT_STORAGE,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take back what was done last: end a name's canary, or return to the champion before."""
+    from orchestrator.promotion import rollback as roll_back
+    from orchestrator.promotion import this_user
+
+    book = registry(storage, store)
+    return _print(roll_back(book, name, actor=this_user(), reason=reason or ""), as_json)
+
+
+@app.command()
+def abort(
+    name: str,
+    reason: Reason = None,
+    storage: Storage = DEFAULT_STORAGE,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """End a name's canary; where it has none, its shadow. The champion stays."""
+    from orchestrator.promotion import abort as end
+    from orchestrator.promotion import this_user
+
+    book = registry(storage, store)
+    return _print(end(book, name, actor=this_user(), reason=reason or ""), as_json)
+
+
+@app.command()
+def history(
+    name: str, storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False
+) -> None:
+    """Show all that happened to a name: who, when, why, and on what evidence."""
+    from orchestrator.rollout.words import evidence_line
+    from workers.spec import InputError
+
+    book = registry(storage, store)
+    events = book.history(name)
+    if not events:
+        known = ", ".join(book.names()) or "none yet"
+        raise InputError(f"{name}: nothing was promoted to this name; names are: {known}")
+    if as_json:
+        return print_json([event.as_dict() for event in events])
+    columns = ("revision", "at", "action", "version", "previous", "actor", "reason")
+    rows = [[*(getattr(event, c) for c in columns), evidence_line(event)] for event in events]
+    return print_table((*columns, "evidence"), rows)
+
+
+def _print(event: Any, as_json: bool) -> None:
+    from orchestrator.rollout.words import outcome
+
+    return print_json(event.as_dict()) if as_json else print(outcome(event))

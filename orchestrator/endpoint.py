@@ -1,0 +1,38 @@
+"""What the endpoint's processes need to know."""
+
+from orchestrator.rollout.acknowledge import Golden
+from orchestrator.spec import ServeSpec
+from workers.engine.request import Limits
+from workers.spec import ModelSpec, Spec
+
+
+class EndpointSpec(Spec):
+    """Everything that the endpoint's processes need to know. No secret is in it."""
+
+    serve: ServeSpec
+    model: ModelSpec
+    store_url: str
+    """Database of the registry."""
+    storage: str
+    """Folder of the registry's versions."""
+    accepted_key: str | None = None
+    """`orchestrator.edge.keys.key_hash` of the key."""
+
+    @property
+    def base_id(self) -> str:
+        """What requests call the bare base: the last part of its folder's or hub name."""
+        return self.model.path.rstrip("/").rpartition("/")[2]
+
+    def limits(self) -> Limits:
+        """The engine's share of the serving specification."""
+        return Limits(
+            max_batch_tokens=self.serve.max_batch_tokens,
+            cache_tokens=self.serve.cache_tokens,
+            max_new_tokens=self.serve.max_new_tokens,
+            max_queued=self.serve.max_queued_requests,
+            max_adapters=self.serve.max_adapters,
+        )
+
+    def golden(self) -> Golden:
+        """What every replica is asked before a version gets traffic."""
+        return Golden(self.serve.rollout.golden_prompt, self.serve.rollout.golden_tokens)

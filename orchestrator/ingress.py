@@ -1,0 +1,55 @@
+"""The gateway as a Ray Serve deployment: all that one process of it consists of."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from orchestrator.api import create_app
+from orchestrator.catalogue import Catalogue
+from orchestrator.edge.keeper import Keeper
+from orchestrator.edge.keys import KeyRing
+from orchestrator.edge.meter import Meter
+from orchestrator.edge.parts import Edge
+from orchestrator.endpoint import EndpointSpec
+from orchestrator.health.monitor import RouterHealth
+from orchestrator.registry import Registry
+from orchestrator.replicas import Replicas
+from orchestrator.rollout.acknowledge import TwoPhases
+from orchestrator.rollout.parts import RolloutParts
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+
+class Ingress:
+    """Makes its application when it starts."""
+
+    def __init__(self, spec: EndpointSpec, replicas: "DeploymentHandle") -> None:
+        self._spec, self._backend = spec, Replicas(replicas)
+        self._registry = Registry(spec.store_url, spec.storage)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Serve's hook for an application that is made on the replica."""
+        spec = self._spec
+        ready = TwoPhases(self._backend, spec.golden())
+        catalogue = Catalogue(
+            self._registry, spec.base_id, ready, self._backend.unload, spec.serve.max_adapters
+        )
+        return create_app(self._backend, catalogue, self._edge(catalogue))
+
+    def _edge(self, catalogue: Catalogue) -> Edge:
+        serve, keeper = self._spec.serve, Keeper(self._spec.store_url)
+        keys = KeyRing(self._spec.accepted_key, keeper.read)
+        meter = Meter(serve.limits)
+        health = RouterHealth.of(serve.health, self._registry)
+        rollout = RolloutParts.of(self._registry, catalogue, serve.guard, health.drift)
+        return Edge(
+            keys=keys,
+            meter=meter,
+            limits=serve.limits,
+            observers=(rollout.observe, health),
+            routers=(rollout.router,),
+            tasks=(partial(keeper.run, keys, meter), rollout.run),
+            cors_origins=serve.cors_origins,
+        )

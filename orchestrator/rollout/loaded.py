@@ -1,0 +1,123 @@
+"""Which versions every replica holds, made so and kept so beside the serving."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from typing import Any
+
+from orchestrator.records import BASE, Version
+from orchestrator.registry import Registry
+from orchestrator.rollout.state import Rollout
+from workers.engine.request import Adapter
+from workers.spec import InputError
+
+log = logging.getLogger(__name__)
+REFUSED_SECONDS = 30.0
+"""A version that was refused is tried again after so long …"""
+FAILED_SECONDS = 0.5
+"""… and one that could not be judged, since no replica was there, after so long."""
+
+Load = Callable[[Adapter], Awaitable[None]]
+"""Makes a version ready on every replica; InputError says what is wrong with it."""
+Unload = Callable[[str], Awaitable[None]]
+"""Drops a slot on every replica, once the requests in it have ended."""
+
+
+def wanted(states: Collection[Rollout], room: int) -> list[str]:
+    """Versions that every replica should hold, the most important first: all that answer requests,
+    and as many previous champions as there is room for, so that rollbacks need not wait."""
+    answering = dict.fromkeys(version for state in states for version in state.answering)
+    previous = [state.previous for state in states if state.previous and state.previous != BASE]
+    spare = [version for version in dict.fromkeys(previous) if version not in answering]
+    return [*answering, *spare[: max(0, room - len(answering))]]
+
+
+class Loaded:
+    """Loads and unloads in the background: what takes long here holds up no other name, and no
+    rollback to what is there already."""
+
+    def __init__(self, registry: Registry, load: Load, unload: Unload | None = None) -> None:
+        self._registry, self._load, self._unload = registry, load, unload
+        self._held: dict[str, Adapter] = {}
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        self._pause: dict[str, float] = {}
+        self.refused: dict[str, str] = {}
+        """Versions that are not good for traffic, and why."""
+        self.moved = asyncio.Event()
+        """Set whenever a version has been loaded, or refused."""
+
+    def get(self, version: str) -> Adapter | None:
+        """The adapter, if every replica holds it."""
+        return self._held.get(version)
+
+    def lacks(self, versions: Iterable[str]) -> bool:
+        """Whether some of these are neither held nor refused."""
+        return any(v not in self._held and v not in self.refused for v in versions)
+
+    def want(self, versions: Iterable[str]) -> None:
+        """Begin to load what is missing of these, in their order."""
+        now = time.monotonic()
+        for version in versions:
+            if version not in self._held and self._pause.get(version, 0) <= now:
+                self._begin(version, self._bring)
+
+    def keep_only(self, versions: Collection[str]) -> None:
+        """Begin to unload all others. A slot that is wanted again waits for the end of that."""
+        for version in [version for version in self._held if version not in versions]:
+            del self._held[version]
+            self._begin(version, self._drop)
+        for noted in (self._pause, self.refused):
+            for version in [version for version in noted if version not in versions]:
+                del noted[version]
+
+    async def settle(self) -> None:
+        """Wait for all that has begun; what has failed may be tried again at once."""
+        await asyncio.gather(*self._busy.values())
+        self._pause.clear()
+
+    def close(self) -> None:
+        """Stop what has begun."""
+        for task in self._busy.values():
+            task.cancel()
+
+    async def fetch(self, version: Version) -> Adapter:
+        """Load a version now, and wait for it; InputError where it is refused."""
+        await asyncio.to_thread(self._registry.verify, version)
+        adapter = Adapter(version.id, str(version.folder))
+        await self._load(adapter)
+        return adapter
+
+    def _begin(self, version: str, work: Callable[[str], Coroutine[Any, Any, None]]) -> None:
+        if version not in self._busy:
+            self._busy[version] = asyncio.create_task(self._until_done(version, work))
+
+    async def _until_done(
+        self, version: str, work: Callable[[str], Coroutine[Any, Any, None]]
+    ) -> None:
+        try:
+            await work(version)
+        finally:
+            del self._busy[version]
+            self.moved.set()
+
+    async def _bring(self, id: str) -> None:
+        pause, said = REFUSED_SECONDS, f"version {id} gets no traffic"
+        try:
+            version = await asyncio.to_thread(self._registry.version, id)
+            self._held[id] = await self.fetch(version)
+            self.refused.pop(id, None)
+            return
+        except InputError as error:
+            said, self.refused[id] = f"{said}: {error}", str(error)
+        except Exception as error:  # no replica is there at the moment: soon again
+            pause, said = FAILED_SECONDS, f"{said} yet: {error}"
+        self._pause[id] = time.monotonic() + pause
+        log.warning("%s", said)
+
+    async def _drop(self, version: str) -> None:
+        try:
+            if self._unload:
+                await self._unload(version)
+        except Exception as error:  # the engine makes room for itself when it has to
+            log.warning("version %s is not unloaded: %s", version, error)

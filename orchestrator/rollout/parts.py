@@ -1,0 +1,55 @@
+"""All of roll-out that a gateway carries, put together."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+
+from orchestrator.answered import Answered
+from orchestrator.catalogue import Catalogue
+from orchestrator.registry import Registry
+from orchestrator.rollout.guard import Guard
+from orchestrator.rollout.judge import Drift
+from orchestrator.rollout.plans import Plans
+from orchestrator.rollout.routes import routes
+from orchestrator.rollout.shadow import Comparisons
+from orchestrator.rollout.spec import GuardSpec
+from orchestrator.rollout.state import Rollout
+from orchestrator.rollout.steward import Steward
+from orchestrator.rollout.window import Windows
+
+
+@dataclass(frozen=True)
+class RolloutParts:
+    """An observer of requests, routes, and a task for the life of the gateway."""
+
+    catalogue: Catalogue
+    windows: Windows
+    comparisons: Comparisons
+    steward: Steward
+    router: APIRouter
+
+    @classmethod
+    def of(
+        cls, registry: Registry, catalogue: Catalogue, spec: GuardSpec, drift: Drift | None = None
+    ) -> "RolloutParts":
+        """`drift` judges the routing of a version, if there is somebody who can."""
+        windows = Windows(spec)
+        comparisons = Comparisons(windows)
+        advisers = (Guard(spec, windows, drift), Plans(spec, windows), comparisons)
+        router = routes(registry, catalogue, comparisons)
+        return cls(catalogue, windows, comparisons, Steward(registry, advisers), router)
+
+    def observe(self, answered: Answered) -> None:
+        """See `orchestrator.answered.Observer`."""
+        self.windows(answered)
+        self.comparisons.observe(answered)
+
+    async def run(self) -> None:
+        """Look after the names until cancelled."""
+        await self.steward.run(self._states)
+
+    def _states(self) -> Iterable[Rollout]:
+        states = list(self.catalogue.states.values())
+        self.windows.forget((s.name, version) for s in states for version in s.concerned)
+        return states

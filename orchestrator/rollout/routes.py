@@ -1,0 +1,125 @@
+"""Roll-out over HTTP: what stands behind each name, promote, rollback and abort."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from orchestrator.catalogue import Catalogue
+from orchestrator.edge.keys import Caller, wants
+from orchestrator.gate import judged_by
+from orchestrator.promotion import GateRefused, abort, promote, rollback
+from orchestrator.records import Event
+from orchestrator.registry import Registry
+from orchestrator.rollout.plan import stage
+from orchestrator.rollout.shadow import Comparisons
+from workers.engine.request import RequestError
+
+Reader = Annotated[Caller, Depends(wants("infer"))]
+Promoter = Annotated[Caller, Depends(wants("promote"))]
+Text = Annotated[str, Field(max_length=1000)]
+
+
+class Why(BaseModel):
+    """Body of a rollback or an abort."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    reason: Text = ""
+
+
+class Promotion(Why):
+    """Body of a promotion."""
+
+    version: Annotated[str, Field(max_length=64)]
+    """A version's id, as `moetune history` and the studies' reports name it."""
+    canary: Annotated[str, Field(max_length=20)] | None = None
+    """Share of the users, such as `10%`."""
+    plan: Annotated[str, Field(max_length=200)] | None = None
+    """Such as `5%,25%,100% every 30m`."""
+    shadow: bool = False
+    force: bool = False
+    metric: Annotated[str, Field(max_length=200)] | None = None
+    """What versions are compared on; left out: what the champion was judged by."""
+    mode: Literal["min", "max"] = "min"
+
+
+def routes(registry: Registry, catalogue: Catalogue, comparisons: Comparisons) -> APIRouter:
+    """`GET /rollouts`, `GET /rollouts/NAME`, `POST /rollouts/NAME/{promote,rollback,abort}`."""
+    desk = Desk(registry, catalogue, comparisons)
+    router = APIRouter(prefix="/rollouts", tags=["roll-out"])
+    router.get("")(desk.all)
+    router.get("/{name}")(desk.one)
+    router.post("/{name}/promote")(desk.promote)
+    router.post("/{name}/rollback")(desk.rollback)
+    router.post("/{name}/abort")(desk.abort)
+    return router
+
+
+class Desk:
+    """The routes."""
+
+    def __init__(self, registry: Registry, catalogue: Catalogue, comparisons: Comparisons) -> None:
+        self._registry, self._catalogue = registry, catalogue
+        self._comparisons = comparisons
+
+    async def all(self, _: Reader) -> dict[str, Any]:
+        """Every name's state."""
+        return {"rollouts": [self._state(name) for name in sorted(self._catalogue.states)]}
+
+    async def one(self, name: str, _: Reader) -> dict[str, Any]:
+        """A name's state."""
+        return self._state(name)
+
+    async def promote(self, name: str, body: Promotion, caller: Promoter) -> dict[str, Any]:
+        """Make a version champion, canary or shadow, if the gate lets it."""
+        chosen = stage(body.canary, body.plan, body.shadow)
+        events = await run_in_threadpool(self._registry.history, name)
+        judged = (body.metric, body.mode) if body.metric else judged_by(events)
+        if judged is None:
+            raise RequestError(f"nothing was judged for {name} yet: name a metric", "metric")
+        metric, mode = judged
+        return await self._done(
+            lambda: promote(
+                self._registry,
+                body.version,
+                name,
+                actor=caller.id,
+                metric=metric,
+                mode=mode,
+                reason=body.reason,
+                force=body.force,
+                stage=chosen,
+            )
+        )
+
+    async def rollback(self, name: str, body: Why, caller: Promoter) -> dict[str, Any]:
+        """End the canary, or return to the champion before."""
+        return await self._done(
+            lambda: rollback(self._registry, name, actor=caller.id, reason=body.reason)
+        )
+
+    async def abort(self, name: str, body: Why, caller: Promoter) -> dict[str, Any]:
+        """End the canary, or the shadow."""
+        return await self._done(
+            lambda: abort(self._registry, name, actor=caller.id, reason=body.reason)
+        )
+
+    async def _done(self, decide: Callable[[], Event]) -> dict[str, Any]:
+        """The event; by then this gateway's traffic has moved, if the version is loaded."""
+        try:
+            event = await run_in_threadpool(decide)
+        except GateRefused as error:
+            raise RequestError(str(error), "version", 409, "gate_refused") from None
+        await self._catalogue.poll()
+        return event.as_dict()
+
+    def _state(self, name: str) -> dict[str, Any]:
+        state = self._catalogue.states.get(name)
+        if state is None:
+            raise RequestError(f"nothing was promoted to {name}", "name", 404, "not_found")
+        seen = self._comparisons.figures(state, datetime.now(UTC))
+        refused = {v: why for v, why in self._catalogue.refused.items() if v in state.concerned}
+        return {**state.as_dict(), "shadow_seen": seen, "refused": refused}

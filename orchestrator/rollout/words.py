@@ -1,0 +1,72 @@
+"""An event's evidence in one line, for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.records import Event
+from orchestrator.rollout.plan import plan_of
+
+
+def evidence_line(event: Event) -> str:
+    """What the decision rests on, and what it leads to."""
+    evidence = event.evidence
+    said = (
+        f"plan {plan_of(evidence)}" if event.action == "canary" else None,
+        f"{percent(evidence['share'])} of the users" if event.action == "advance" else None,
+        _judged(evidence) if "metric" in evidence else None,
+        _gate(evidence) if evidence.get("reasons") else None,
+        _compared(evidence) if event.action == "compare" else None,
+        _seen(evidence.get("seen", evidence)) if {"seen", "check"} & evidence.keys() else None,
+    )
+    return "; ".join(part for part in said if part)
+
+
+def percent(share: float) -> str:
+    """As people write it: `2.5%`."""
+    return f"{100 * share:.4g}%"
+
+
+def _judged(evidence: Mapping[str, Any]) -> str:
+    values = [evidence[role]["value"] for role in ("candidate", "champion") if role in evidence]
+    mine, *champions = ("none" if value is None else f"{value:.4g}" for value in values)
+    return f"{evidence['metric']} {mine}" + "".join(f", champion's {value}" for value in champions)
+
+
+def _gate(evidence: Mapping[str, Any]) -> str:
+    return f"{'against the gate' if evidence['forced'] else 'the gate says'}: " + ", ".join(
+        evidence["reasons"]
+    )
+
+
+def _compared(evidence: Mapping[str, Any]) -> str:
+    tokens, seconds = evidence["tokens"], evidence["p95_seconds"]
+    return (
+        f"{evidence['requests']} answers, {percent(evidence['equal'])} equal to the champion's, "
+        f"{percent(evidence['agreement'])} of the tokens; {evidence['failed']} failed; "
+        f"{tokens['shadow']:.3g} tokens long against {tokens['champion']:.3g}; "
+        f"p95 {seconds['shadow']:.3g} s against {seconds['champion']:.3g} s"
+    )
+
+
+def _seen(figures: Mapping[str, Any]) -> str:
+    """A guard's figures; a drift's are its own."""
+    if "error_rate" not in figures:
+        return str(figures.get("why", ""))
+    errors = ", ".join(f"{count} {code}" for code, count in figures["errors"].items())
+    requests, p95 = figures["requests"], figures["p95_seconds"]
+    return f"{requests} requests, {errors or 'no errors'}, p95 {p95:.3g} s"
+
+
+def outcome(event: Event) -> str:
+    """What a command has done."""
+    version, before = f"{event.name}@{event.version}", event.previous or "nothing"
+    match event.action:
+        case "promote":
+            return f"{event.name} is now {version} (before: {before})"
+        case "rollback":
+            return f"{event.name} is back at {version} (was {before})"
+        case "canary":
+            return f"{version} is the canary of {event.name}: {plan_of(event.evidence)}"
+        case "shadow":
+            return f"{version} is the shadow of {event.name}"
+    return f"{version} has ended; {event.name} stays {event.name}@{before}"
