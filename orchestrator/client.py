@@ -2,47 +2,63 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from orchestrator.edge.tls import trusting
 from workers.spec import InputError
 
 CONNECT_SECONDS, READ_SECONDS = 5, 300
 
 
-def ask(
-    url: str,
-    model: str,
-    text: str,
-    key: str | None = None,
-    stream: bool = False,
-    **fields: Any,
-) -> Iterator[str]:
-    """Ask one question; yields the answer whole, or in pieces with `stream`.
+class Client:
+    """Asks an endpoint. Every failure is an InputError of one line."""
 
-    `url` is the endpoint's (`http://127.0.0.1:8000`, with or without `/v1`), `fields` are further
-    ones of OpenAI's chat completions. Raises InputError, before or between the pieces.
-    """
-    messages = [{"role": "user", "content": text}]
-    body = {"model": model, "messages": messages, "stream": stream, **fields}
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-    address = f"{url.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
-    try:
-        with httpx.stream("POST", address, json=body, headers=headers, timeout=timeout) as response:
-            if response.status_code != httpx.codes.OK:
-                raise InputError(f"{url}: {_reason(response.read(), response.status_code)}")
-            if stream:
-                yield from _pieces(url, response)
-            else:
-                yield json.loads(response.read())["choices"][0]["message"]["content"]
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise InputError(f"{url}: no answer: {error or type(error).__name__}") from None
-    except (ValueError, KeyError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{url}: is no OpenAI endpoint: {error!r}") from None
+    def __init__(self, url: str, key: str | None = None, ca: str | Path | None = None) -> None:
+        """`url` is the endpoint's (`http://127.0.0.1:8000`, with or without `/v1`). `ca` is a file
+        of certificates to trust, where the endpoint's own is from nobody that this machine knows.
+        """
+        self._url = url
+        self._address = f"{url.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._verify = trusting(ca) if ca else True
+
+    def ask(self, model: str, text: str, stream: bool = False, **fields: Any) -> Iterator[str]:
+        """Ask one question; yields the answer whole, or in pieces with `stream`.
+
+        `fields` are further ones of OpenAI's chat completions. InputError comes before the pieces,
+        or between them.
+        """
+        messages = [{"role": "user", "content": text}]
+        body = {"model": model, "messages": messages, "stream": stream, **fields}
+        try:
+            with self._post(body) as response:
+                if response.status_code != httpx.codes.OK:
+                    reason = _reason(response.read(), response.status_code)
+                    raise InputError(f"{self._url}: {reason}")
+                if stream:
+                    yield from _pieces(self._url, response)
+                else:
+                    yield json.loads(response.read())["choices"][0]["message"]["content"]
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            said = error or type(error).__name__
+            raise InputError(f"{self._url}: no answer: {said}") from None
+        except (ValueError, KeyError, IndexError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{self._url}: is no OpenAI endpoint: {error!r}") from None
+
+    @contextmanager
+    def _post(self, body: dict[str, Any]) -> Iterator[httpx.Response]:
+        timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+        with (
+            httpx.Client(headers=self._headers, timeout=timeout, verify=self._verify) as client,
+            client.stream("POST", self._address, json=body) as response,
+        ):
+            yield response
 
 
 def _pieces(url: str, response: httpx.Response) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import ipaddress
 import logging
 import socket
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.spec import ServeSpec
 from workers.spec import InputError
@@ -17,31 +17,53 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+class Address(NamedTuple):
+    """Where Serve listens."""
+
+    host: str
+    port: int
+    tls: bool
+
+    @property
+    def url(self) -> str:
+        """What clients on this machine take."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        shown = f"[{host}]" if ":" in host else host
+        return f"{'https' if self.tls else 'http'}://{shown}:{self.port}"
+
+
 def start(spec: ServeSpec) -> str:
     """Start Serve's proxy, or find it running at that address; returns its URL."""
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its progress is not for people
+    tls = spec.tls.checked()
     running = running_address()
     if running is not None:
-        if running[0] != spec.host or spec.port not in (0, running[1]):
+        port = spec.port or running.port
+        if running != Address(spec.host, port, tls.cert is not None):
             raise InputError(
-                f"serve.port: this cluster's Serve listens on {running[0]}:{running[1]} already; "
-                "take that address, or stop it first"
+                f"serve.port: this cluster's Serve listens on {running.url} already; take that "
+                "address, or stop it first"
             )
-        return _url(*running)
+        return running.url
     port = free_port(spec.host, spec.port)
     location = ProxyLocation.HeadOnly if is_loopback(spec.host) else ProxyLocation.EveryNode
-    serve.start(proxy_location=location, http_options=HTTPOptions(host=spec.host, port=port))
-    return _url(spec.host, port)
+    options = HTTPOptions(host=spec.host, port=port, ssl_keyfile=tls.key, ssl_certfile=tls.cert)
+    serve.start(proxy_location=location, http_options=options)
+    return Address(spec.host, port, tls.cert is not None).url
 
 
-def running_address() -> tuple[str, int] | None:
+def running_address() -> Address | None:
+    """Where the cluster's Serve listens; None where it does not run."""
     from ray.serve.context import _get_global_client
 
     client: Any = _get_global_client(raise_if_no_controller_running=False)
-    return None if client is None else (client.http_config.host, client.http_config.port)
+    if client is None:
+        return None
+    options = client.http_config
+    return Address(options.host, options.port, options.ssl_certfile is not None)
 
 
 def free_port(host: str, port: int) -> int:
@@ -56,8 +78,3 @@ def free_port(host: str, port: int) -> int:
                 f"serve.port: {host}:{port} cannot be listened on: {error.strerror}"
             ) from None
         return int(listener.getsockname()[1])
-
-
-def _url(host: str, port: int) -> str:
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"

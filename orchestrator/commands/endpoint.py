@@ -41,7 +41,7 @@ def serve(
     where, spec = cluster_spec(storage, store), _serve_spec(set_ or ())
     if detach and address is None:
         raise InputError("serve --detach: needs --address: a local cluster ends with the command")
-    with session(address) as cluster:
+    with session(address):
         endpoint = deploy(spec, None, where.store_url(), where.storage, name)
         key = " with your key" if endpoint.needs_key else ""
         print(f"serving {name} and {endpoint.base} at {endpoint.openai_url}{key}", flush=True)
@@ -51,8 +51,7 @@ def serve(
         try:
             threading.Event().wait()
         finally:
-            if not cluster.owned:  # else it ends with the session, and Serve with it
-                undeploy()
+            undeploy()
 
 
 @app.command()
@@ -63,16 +62,19 @@ def ask(
         str, typer.Option(envvar="MOETUNE_URL", help="The endpoint.")
     ] = "http://127.0.0.1:8000",
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    ca: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Certificates to trust, for https.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a running endpoint one question. Its key is read from MOETUNE_API_KEY."""
-    from orchestrator.client import ask as ask_endpoint
+    from orchestrator.client import Client
     from orchestrator.serving import read_key
 
     fields: dict[str, Any] = {"temperature": 0}
     if max_tokens is not None:
         fields["max_tokens"] = max_tokens
-    pieces = ask_endpoint(url, name, text, read_key(), stream=not as_json, **fields)
+    pieces = Client(url, read_key(), ca).ask(name, text, stream=not as_json, **fields)
     if as_json:
         return print_json({"model": name, "question": text, "answer": "".join(pieces)})
     for piece in pieces:

@@ -120,11 +120,12 @@ class Demo:
 
     def ask(self, url: str, base: str) -> None:
         """The same questions to the base model and to the champion."""
-        from orchestrator.client import ask
+        from orchestrator.client import Client
 
+        client = Client(url)
         for question in QUESTIONS:
             answers = {
-                model: "".join(ask(url, model, question, temperature=0, max_tokens=48)).strip()
+                model: "".join(client.ask(model, question, temperature=0, max_tokens=48)).strip()
                 for model in (base, NAME)
             }
             self.journal.summary.setdefault("answers", []).append({"question": question, **answers})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.proxy import _url
+from orchestrator.proxy import Address
 
 
 @pytest.mark.parametrize(
@@ -15,4 +15,5 @@ from orchestrator.proxy import _url
     ],
 )
 def test_the_url_is_one_that_clients_take(host: str, url: str) -> None:
-    assert _url(host, 80) == url
+    assert Address(host, 80, False).url == url
+    assert Address(host, 80, True).url == url.replace("http", "https")

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from cluster.session import Session
-from orchestrator.client import ask
+from orchestrator.client import Client
 from orchestrator.promotion import promote
 from orchestrator.proxy import free_port
 from orchestrator.registry import Registry, Version
@@ -221,16 +221,17 @@ def test_an_answer_outlives_its_replica(shop: Shop) -> None:
 
 def test_the_small_client_asks_and_explains(shop: Shop) -> None:
     url = shop.endpoint.url
-    fields = {"temperature": 0, "max_tokens": 12}
-    [whole] = ask(url, "home", "hello", KEY, **fields)
-    assert "".join(ask(f"{url}/v1/", "home", "hello", KEY, stream=True, **fields)) == whole
+    client, fields = Client(url, KEY), {"temperature": 0, "max_tokens": 12}
+    [whole] = client.ask("home", "hello", **fields)
+    again = Client(f"{url}/v1/", KEY).ask("home", "hello", stream=True, **fields)
+    assert "".join(again) == whole
     for asked, message in (
-        (ask(url, "home", "hello", "wrong key"), "key is required"),
-        (ask(url, "nobody", "hello", KEY), "nobody"),
-        (ask(url, "home", "hello", KEY, stream=True, max_tokens=-1), "max_tokens"),
-        (ask("http://127.0.0.1:1", "home", "hello"), "no answer"),
-        (ask("nonsense", "home", "hello"), "no answer"),
-        (ask(f"{url}/health", "home", "hello", KEY), "Not Found"),
+        (Client(url, "wrong key").ask("home", "hello"), "key is required"),
+        (client.ask("nobody", "hello"), "nobody"),
+        (client.ask("home", "hello", stream=True, max_tokens=-1), "max_tokens"),
+        (Client("http://127.0.0.1:1").ask("home", "hello"), "no answer"),
+        (Client("nonsense").ask("home", "hello"), "no answer"),
+        (Client(f"{url}/health", KEY).ask("home", "hello"), "Not Found"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             list(asked)
