@@ -36,7 +36,12 @@ class Ingress:
         catalogue = Catalogue(
             self._registry, spec.base_id, ready, self._backend.unload, spec.serve.max_adapters
         )
-        return create_app(self._backend, catalogue, self._edge(catalogue))
+        self._gateway_app = create_app(self._backend, catalogue, self._edge(catalogue))
+        return self._gateway_app
+
+    async def drain(self) -> None:
+        """Let no more requests in; returns when the last has ended."""
+        await self._gateway_app.state.gateway.drain()
 
     def _edge(self, catalogue: Catalogue) -> Edge:
         serve, keeper = self._spec.serve, Keeper(self._spec.store_url)

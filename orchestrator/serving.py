@@ -2,11 +2,13 @@
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.edge.keys import key_hash
+from orchestrator.edge.tls import TlsSpec, own
 from orchestrator.endpoint import EndpointSpec
 from orchestrator.ingress import Ingress
 from orchestrator.proxy import is_loopback, running_address, start
@@ -23,6 +25,8 @@ KEY_VARIABLE = "MOETUNE_API_KEY"
 KEY_FILE_VARIABLE = "MOETUNE_API_KEY_FILE"
 SHORTEST_KEY = 16
 READY_SECONDS = 120
+DRAIN_SECONDS = 600
+"""Longer than requests take; they have a limit of their own."""
 UNBOUNDED = 100_000
 """Requests that Serve passes on at the same time: the engine's own queue is the limit."""
 
@@ -72,15 +76,30 @@ def deploy(
     url = start(serve)
     try:
         _run(spec)
-        _wait_until_ready(url, name)
+        _wait_until_ready(url, name, serve.tls)
     except BaseException:  # Ctrl-C too: the cluster may not be ours, and stay
-        undeploy()
+        _remove()
         raise
     return Endpoint(url, spec.base_id, spec.accepted_key is not None)
 
 
 def undeploy() -> None:
-    """Take the endpoint off the cluster; Serve itself stops where it has nothing else to serve."""
+    """Let the running requests end and take the endpoint off the cluster; Serve itself stops where
+    it has nothing else to serve."""
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    if running_address() is None:
+        return
+    app = serve.status().applications.get(APP)
+    if app is not None and app.status == "RUNNING":
+        with suppress(RayServeException, RayError, TimeoutError):  # a gateway that is gone
+            serve.get_app_handle(APP).drain.remote().result(timeout_s=DRAIN_SECONDS)
+    _remove()
+
+
+def _remove() -> None:
     from ray import serve
 
     if running_address() is None:
@@ -98,16 +117,33 @@ def build(spec: EndpointSpec) -> "Application":
     engine = serve.deployment(
         name="Engine",
         num_replicas=spec.serve.replicas,
+        max_surge_percent=_surge(spec.serve),
         max_ongoing_requests=UNBOUNDED,
+        graceful_shutdown_timeout_s=spec.serve.limits.request_seconds,
         ray_actor_options={
             "num_cpus": spec.serve.cpus_per_replica,
             "num_gpus": spec.serve.gpus_per_replica,
         },
     )(Replica)
     gateway = serve.deployment(
-        name="Gateway", max_ongoing_requests=UNBOUNDED, ray_actor_options={"num_cpus": 0}
+        name="Gateway",
+        max_surge_percent=100,
+        max_ongoing_requests=UNBOUNDED,
+        graceful_shutdown_timeout_s=spec.serve.limits.request_seconds,
+        ray_actor_options={"num_cpus": 0},
     )(serve.ingress()(Ingress))
     return gateway.bind(spec, engine.bind(spec))
+
+
+def _surge(serve: ServeSpec) -> int:
+    """Per cent of the replicas that a new deployment may have beside the old ones: all, where there
+    is room for one at least, so that nothing stops before its successor answers. Without that the
+    old ones stop first: new ones could wait for ever."""
+    import ray
+
+    left = ray.available_resources()
+    room = serve.cpus_per_replica <= left.get("CPU", 0)
+    return 100 if room and serve.gpus_per_replica <= left.get("GPU", 0) else 0
 
 
 def read_key() -> str | None:
@@ -192,14 +228,17 @@ def _run(spec: EndpointSpec) -> None:
         raise InputError(f"serve: the endpoint does not start: {said[-1]}") from error
 
 
-def _wait_until_ready(url: str, name: str | None) -> None:
+def _wait_until_ready(url: str, name: str | None, tls: TlsSpec) -> None:
     """Wait for the first answer, and make sure that `name` is served."""
     import httpx
 
     key = read_key()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     deadline = time.monotonic() + READY_SECONDS
-    with httpx.Client(base_url=url, headers=headers, timeout=READY_SECONDS) as client:
+    verify = own(tls.cert) if tls.cert else True
+    with httpx.Client(
+        base_url=url, headers=headers, timeout=READY_SECONDS, verify=verify
+    ) as client:
         while True:
             try:
                 if client.get("/ready").is_success:

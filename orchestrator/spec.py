@@ -11,6 +11,7 @@ from pydantic import Field
 
 from orchestrator.audit.spec import AuditSpec
 from orchestrator.edge.limits import LimitsSpec
+from orchestrator.edge.tls import TlsSpec
 from orchestrator.health.spec import HealthSpec
 from orchestrator.rollout.spec import GuardSpec, RolloutSpec
 from search_spaces.space import SearchSpace
@@ -115,6 +116,8 @@ class ServeSpec(Spec):
     """The audit log."""
     limits: LimitsSpec = LimitsSpec()
     """Limits of requests, and of those who send them."""
+    tls: TlsSpec = TlsSpec()
+    """HTTPS instead of HTTP, where its files are named."""
     cors_origins: tuple[Origin, ...] = ()
     """Other sites whose pages may call the endpoint, as in https://app.example; none by default."""
 
