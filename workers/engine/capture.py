@@ -59,14 +59,14 @@ class RoutingCapture:
         ran, self._running = self._running, None
         if ran is None or not passed:
             return
-        for tally, tokens, _ in ran.spans:
-            if tally is not None:
-                tally.tokens += tokens
-        if ran.notes:
-            with self._lock:
+        with self._lock:
+            for tally, tokens, _ in ran.spans:
+                if tally is not None:
+                    tally.tokens += tokens
+            if ran.notes:
                 self._passes.append(ran)
-                if sum(one.tokens for one in self._passes) > GATHERED:
-                    self._sum_up()
+            if sum(one.tokens for one in self._passes) > GATHERED:
+                self._sum_up()
 
     def routing(self, tally: Tally | None) -> RequestRouting | None:
         """All that a request's tokens chose; None where its adapter has no router."""

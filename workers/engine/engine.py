@@ -15,7 +15,8 @@ from workers.engine.capture import RoutingCapture
 from workers.engine.generation import Generation
 from workers.engine.loop import GenerationLoop
 from workers.engine.request import Adapter, Finish, Limits, Piece, RequestError, Sampling
-from workers.engine.sampler import GREEDY, Sampler
+from workers.engine.sampler import GREEDY, Draw, Drawing, Sampler
+from workers.engine.schema import Schemas
 from workers.engine.slots import SlotStore
 from workers.inject import row_map
 from workers.model import Base
@@ -33,6 +34,7 @@ class ContinuousEngine:
         self._model = base.model
         self._vocabulary = base.model.get_input_embeddings().num_embeddings
         self._stops = stop_ids(base)
+        self._schemas = Schemas(base.tokenizer, self._vocabulary, self._stops)
         self._sampler = Sampler()
         self._model_lock = threading.RLock()  # a forward pass, or a change of the model's modules
         self._capture = RoutingCapture()
@@ -77,11 +79,22 @@ class ContinuousEngine:
         if finish := self._ended(sampling, generated):
             yield Piece((), finish)
             return
+        schema = None
+        if sampling.json_schema is not None:
+            schema = await asyncio.to_thread(self._schemas.schema, sampling.json_schema)
         # Pinned here and not in the other thread: a cancelled await would leave it pinned.
         while adapter is not None and not self._slots.pin_held(adapter.slot):
             await asyncio.to_thread(self._slots.load, adapter)
         slot = adapter.slot if adapter else None
-        generation = Generation(next(self._numbers), tuple(prompt), slot, sampling, list(generated))
+        generation = Generation(
+            number=next(self._numbers),
+            prompt=tuple(prompt),
+            slot=slot,
+            sampling=sampling,
+            tokens=list(generated),
+            schema=schema,
+            seconds=self.limits.request_seconds,
+        )
         try:
             self._loop.submit(generation)
             async with aclosing(generation.pieces()) as pieces:
@@ -139,7 +152,7 @@ class ContinuousEngine:
         rows = list(self._loop.batch())
         slots = [row.generation.slot if row.generation else None for row in rows]
         self._sampler.draws = [
-            row.generation.draw(row.length) if row.generation else GREEDY
+            Draw(row.generation.drawing if row.generation else Drawing(GREEDY), row.length)
             for row in rows
             if row.draws
         ]

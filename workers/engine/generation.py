@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from workers.engine.request import Finish, Piece, RequestError, Sampling
-from workers.engine.sampler import Draw
+from workers.engine.sampler import Drawing
+from workers.engine.schema import Schema
 from workers.engine.tally import Tally
 
 
@@ -21,6 +23,9 @@ class Generation:
     sampling: Sampling
     tokens: list[int]
     """Generated so far."""
+    schema: Schema | None = None
+    seconds: float = math.inf
+    """Until it must have ended."""
     name: str = ""
     """What the generation thread knows it by; another each time that it is handed over."""
     known: int = 0
@@ -29,8 +34,13 @@ class Generation:
     """Times that the generation thread died under it."""
     tally: Tally | None = None
     """What its tokens chose since it was last handed over; None on the bare base."""
+    drawing: Drawing = field(init=False)
+    """How tokens are drawn since then."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _pieces: "asyncio.Queue[Piece | Exception]" = field(default_factory=asyncio.Queue)
+
+    def __post_init__(self) -> None:
+        self._deadline = self._loop.time() + self.seconds
 
     @property
     def size(self) -> int:
@@ -46,10 +56,16 @@ class Generation:
         """Begin anew, under another name: prompt and tokens will pass through the model again."""
         self.name, self.known = name, len(self.tokens)
         self.tally = Tally(self.slot, self.sampling.by_token) if self.slot else None
+        self.drawing = Drawing(self.sampling, self.schema)
+        if self.schema is not None:
+            self.schema.restart(self.tokens)
 
-    def draw(self, length: int) -> Draw:
-        """How to draw the token behind a sequence of `length` tokens."""
-        return Draw(self.sampling, length)
+    def take(self, new: tuple[int, ...], finish: Finish | None) -> None:
+        """Tokens were drawn: the reader gets them, with what it wants to know of them."""
+        self.tokens += new
+        logprobs = self.drawing.logprobs
+        told = tuple(logprobs.popleft() for _ in new) if logprobs else ()
+        self.put(Piece(new, finish, told))
 
     def put(self, piece: Piece | Exception) -> None:
         """Hand a piece to the reader, from any thread."""
@@ -60,11 +76,20 @@ class Generation:
         """The pieces as they come; ends after the last, raises what the engine put."""
         finish: Finish | None = None
         while finish is None:
-            piece = await self._pieces.get()
+            piece = await self._next()
             if isinstance(piece, Exception):
                 raise piece
             finish = piece.finish
             yield piece
+
+    async def _next(self) -> Piece | Exception:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._pieces.get()
+        except TimeoutError:
+            return RequestError(
+                f"the answer took more than {self.seconds:g} seconds", None, 504, "timeout"
+            )
 
 
 def failed(reason: object) -> RequestError:

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 
 from workers.engine.generation import Generation, failed
-from workers.engine.manager import PAGE, longest_sequence, start_manager
-from workers.engine.request import Finish, Limits, Piece, RequestError
+from workers.engine.manager import PAGE, longest_sequence, start_manager, stop_manager
+from workers.engine.request import Finish, Limits, RequestError
 from workers.engine.sampler import Sampler
 from workers.spec import InputError
 
@@ -96,7 +96,7 @@ class GenerationLoop:
     def close(self) -> None:
         """Stop both threads; what still runs fails."""
         self._closing.set()
-        self._manager.stop(block=True, timeout=60, hard_stop=True)
+        stop_manager(self._manager, timeout=60)
         self._courier.join(timeout=60)
         self._fail_all("it was stopped")
 
@@ -145,13 +145,16 @@ class GenerationLoop:
             if self._manager.background_thread_status.can_accept_new_requests() is None:
                 generation.put(failed(output.error))  # this request alone; else see _revive
             return
+        if generation.drawing.error is not None:
+            generation.put(generation.drawing.error)
+            self.drop(generation)
+            return
         unproven = not generation.proven
         new = tuple(output.generated_tokens[len(generation.tokens) - generation.known :])
-        generation.tokens += new
         finish: Finish | None = None
         if output.is_finished():
             finish = "stop" if new[-1:] and new[-1] in self._stops else "length"
-        generation.put(Piece(new, finish))
+        generation.take(new, finish)
         if finish:
             del self._running[output.request_id]
         if finish or unproven:
@@ -161,7 +164,7 @@ class GenerationLoop:
         """Start another generation thread and hand everything over again."""
         why = self._manager.background_thread_status.fatal_error
         log.error("the generation thread died and is replaced: %r", why)
-        self._manager.stop(block=True, hard_stop=True)  # joins it and frees its cache
+        stop_manager(self._manager)
         with self._lock:
             ran = sorted(self._running.values(), key=lambda g: g.number)
             self._running.clear()

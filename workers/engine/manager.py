@@ -16,6 +16,7 @@ from transformers.generation.continuous_batching.model_runner import (
     infer_max_single_request_tokens,
 )
 
+from workers.engine.attention import attend_as_before, attend_by_sequence
 from workers.engine.request import Limits
 from workers.engine.sampler import Sampler
 from workers.spec import InputError
@@ -47,6 +48,7 @@ def start_manager(
         auto_switch_to_flash=False,
         safety_margin=0.0,  # the engine admits what fits
     )
+    attend_as_before(model)  # the library refuses a way that it does not know
     try:
         manager = model.init_continuous_batching(
             GenerationConfig(do_sample=False, eos_token_id=-1), config
@@ -54,6 +56,7 @@ def start_manager(
     except (ValueError, AttributeError, NotImplementedError) as error:
         raise InputError(f"the base model cannot be batched: {error}") from error
     manager.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([sampler]))
+    attend_by_sequence(model)
     manager.start()
     while manager.batch_processor is None:
         if not manager.is_running():
@@ -61,6 +64,12 @@ def start_manager(
             raise InputError(f"the engine does not start: {why}") from why
         time.sleep(0.005)
     return manager
+
+
+def stop_manager(manager: ContinuousBatchingManager, timeout: float | None = None) -> None:
+    """Stop the generation thread at once, free its cache, and leave the model as it was."""
+    manager.stop(block=True, timeout=timeout, hard_stop=True)
+    attend_as_before(manager.model)
 
 
 def longest_sequence(manager: ContinuousBatchingManager) -> int:

@@ -168,7 +168,7 @@ class Chunk:
     """Tokens generated so far, this piece included."""
     finish: Finish | None = None
     logprobs: tuple[TokenText, ...] = ()
-    """One for each token that is part of the answer's text, where the request asks for them."""
+    """One for each of `tokens` but one that ends the answer, where the request asks for them."""
     routing: RequestRouting | None = None
     """On the last chunk of an answer by an adapter with routers."""
     index: int = 0

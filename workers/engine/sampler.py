@@ -1,10 +1,11 @@
 """Draws each request's next token by that request's own settings.
 
-Tensor names: N rows that get a token, V vocabulary.
+Tensor names: N rows that get a token, n rows of them that want something, V vocabulary.
 """
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import ClassVar
 
@@ -12,15 +13,33 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from workers.engine.request import Sampling
+from workers.engine.request import RequestError, Sampling, TokenLogprobs
+from workers.engine.schema import Schema
+
+
+@dataclass(eq=False)
+class Drawing:
+    """How a request's tokens are drawn, and what its reader is to be told of them."""
+
+    sampling: Sampling
+    schema: Schema | None = None
+    logprobs: deque[TokenLogprobs] = field(default_factory=deque)
+    """Of drawn tokens that have not reached the reader."""
+    error: RequestError | None = None
+    """Why no token could be drawn."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One token to draw: the request's settings, and the token's position in its sequence."""
+    """One token to draw: for whom, and its position in the sequence."""
 
-    sampling: Sampling
+    drawing: Drawing
     position: int
+
+    @property
+    def sampling(self) -> Sampling:
+        """The request's settings."""
+        return self.drawing.sampling
 
     def uniform(self) -> float:
         """A number in [0, 1) that depends on seed and position alone.
@@ -31,14 +50,16 @@ class Draw:
         return int.from_bytes(blake2b(key, digest_size=6).digest()) / 2**48
 
 
-GREEDY = Draw(Sampling(max_tokens=1, temperature=0.0), 0)
+GREEDY = Sampling(max_tokens=1, temperature=0.0)
+"""For rows whose request has gone."""
 
 
 class Sampler(LogitsProcessor):  # type: ignore[misc]
     """The last logits processor of a greedy generation loop: leaves the drawn token alone.
 
     The loop has one configuration for all requests; with its own choice reduced to the one token
-    that is left, every request has its own temperature, top_p and seed.
+    that is left, every request has its own settings. A request that no token can be drawn for gets
+    an error, and any token; the others go on.
     """
 
     supports_continuous_batching: ClassVar[bool] = True
@@ -48,32 +69,87 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
         """Row by row, what the coming step draws; the engine sets it before each forward pass."""
 
     def __call__(self, _input_ids: Tensor, scores_NV: Tensor) -> Tensor:
-        draws = [*self.draws, *[GREEDY] * (len(scores_NV) - len(self.draws))]
-        if all(draw.sampling.temperature == 0 for draw in draws):
-            return scores_NV
-        drawn_N = torch.where(
-            _row(draws, "temperature", scores_NV) > 0,
-            _sample(draws, scores_NV),
-            scores_NV.argmax(-1),
-        )
+        spare = len(scores_NV) - len(self.draws)
+        draws = [*self.draws, *[Draw(Drawing(GREEDY), 0)] * spare]
+        scores_NV = _finite(draws, scores_NV)
+        allowed_NV = _obey(draws, scores_NV)
+        drawn_N = allowed_NV.argmax(-1)
+        if any(draw.sampling.temperature > 0 for draw in draws):
+            hot_N = _row([draw.sampling.temperature for draw in draws], scores_NV) > 0
+            drawn_N = torch.where(hot_N, _sample(draws, allowed_NV), drawn_N)
+        _tell(draws, scores_NV, drawn_N)
         return torch.full_like(scores_NV, -torch.inf).scatter_(1, drawn_N[:, None], 0.0)
 
 
-def _row(draws: Sequence[Draw], name: str, like_NV: Tensor) -> Tensor:
-    values = [getattr(draw.sampling, name) for draw in draws]
+def _row(values: Sequence[float], like_NV: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like_NV.device)
 
 
+def _finite(draws: Sequence[Draw], scores_NV: Tensor) -> Tensor:
+    """The scores, zero in rows that are not all finite: these requests fail."""
+    finite_N = scores_NV.sum(-1).isfinite()  # reads once, and writes nothing as wide
+    if bool(finite_N.all()):
+        return scores_NV
+    finite_N = scores_NV.isfinite().all(-1)  # a sum of large numbers may overflow
+    for draw, finite in zip(draws, finite_N.tolist(), strict=True):
+        if not finite:
+            draw.drawing.error = RequestError(
+                "the model's logits are not all finite numbers", None, 500, "non_finite"
+            )
+    return scores_NV.where(finite_N[:, None], 0.0)
+
+
+def _obey(draws: Sequence[Draw], scores_NV: Tensor) -> Tensor:
+    """The scores, minus infinity where a request's schema forbids the token."""
+    if all(draw.drawing.schema is None for draw in draws):
+        return scores_NV
+    masked_NV = scores_NV.clone()
+    for draw, scores_V in zip(draws, masked_NV, strict=True):
+        if draw.drawing.schema is None:
+            continue
+        allowed_V = draw.drawing.schema.allowed()
+        if allowed_V.any():
+            scores_V.masked_fill_(~allowed_V.to(scores_V.device), -torch.inf)
+        else:
+            why = draw.drawing.schema.error or "no token of this model fits it"
+            draw.drawing.error = RequestError(f"the schema: {why}", None, 500, "engine_error")
+    return masked_NV
+
+
 def _sample(draws: Sequence[Draw], scores_NV: Tensor) -> Tensor:
-    """Inverse of the cumulative distribution, over the tokens that top_p keeps."""
+    """Inverse of the cumulative distribution, over the tokens that top_k, then top_p, keep."""
+    settings = [draw.sampling for draw in draws]
     # A temperature near zero would overflow float32; this one already takes the likeliest token.
-    temperature_N = _row(draws, "temperature", scores_NV).clamp_min(1e-4)
+    temperature_N = _row([one.temperature for one in settings], scores_NV).clamp_min(1e-4)
     scaled_NV = (scores_NV - scores_NV.amax(-1, keepdim=True)) / temperature_N[:, None]
     share_NV, order_NV = scaled_NV.softmax(-1).sort(-1, descending=True)
+    columns = scores_NV.shape[1]
+    top_N = torch.tensor([min(one.top_k or columns, columns) for one in settings])
+    place_V = torch.arange(columns, device=scores_NV.device)
+    share_NV = share_NV * (place_V < top_N.to(scores_NV.device)[:, None])
     total_NV = share_NV.cumsum(-1)
-    kept_NV = total_NV - share_NV < _row(draws, "top_p", scores_NV)[:, None]
+    part_N = _row([one.top_p for one in settings], scores_NV) * total_NV[:, -1]
+    kept_NV = (total_NV - share_NV < part_N[:, None]) & (share_NV > 0)
     mass_N = (share_NV * kept_NV).sum(-1)
     uniform_N = torch.tensor([draw.uniform() for draw in draws], device=scores_NV.device)
     at_N = torch.searchsorted(total_NV, (uniform_N * mass_N)[:, None], right=True)
-    last_N = kept_NV.sum(-1, keepdim=True) - 1  # rounding must not step past what top_p keeps
+    last_N = kept_NV.sum(-1, keepdim=True) - 1  # rounding must not step past what is kept
     return order_NV.gather(1, at_N.minimum(last_N).clamp_min(0)).squeeze(1)
+
+
+def _tell(draws: Sequence[Draw], scores_NV: Tensor, drawn_N: Tensor) -> None:
+    """Log-probabilities to those who want them, and the drawn tokens to the schemas."""
+    wanted = [row for row, draw in enumerate(draws) if draw.sampling.logprobs is not None]
+    if wanted:
+        logprob_nV = scores_NV[wanted].log_softmax(-1)
+        most = min(max(draws[row].sampling.logprobs or 0 for row in wanted), logprob_nV.shape[1])
+        top, ids = (one.tolist() for one in logprob_nV.topk(most))
+        drawn_n = drawn_N[wanted]
+        own = logprob_nV.gather(1, drawn_n[:, None]).squeeze(1).tolist()
+        for at, (row, token) in enumerate(zip(wanted, drawn_n.tolist(), strict=True)):
+            count = draws[row].sampling.logprobs or 0
+            pairs = tuple(zip(ids[at][:count], top[at][:count], strict=True))
+            draws[row].drawing.logprobs.append(TokenLogprobs(token, own[at], pairs))
+    for draw, token in zip(draws, drawn_N.tolist(), strict=True):
+        if draw.drawing.schema is not None and draw.drawing.error is None:
+            draw.drawing.schema.push(token)

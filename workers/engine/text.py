@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from workers.data.encode import chat_ids
 from workers.engine.protocol import Engine
 from workers.engine.request import Adapter, Chat, Chunk, RequestError, Sampling, TextRequest
+from workers.engine.token_text import TokenTexts
 
 
 class TextEngine:
@@ -19,6 +20,7 @@ class TextEngine:
     def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase) -> None:
         self.engine = engine
         self._tokenizer = tokenizer
+        self._texts = TokenTexts(tokenizer)
 
     async def load(self, adapter: Adapter) -> None:
         """Hold an adapter ready. Raises InputError where it cannot be read or does not fit."""
@@ -49,7 +51,17 @@ class TextEngine:
                     shown += text.end()
                 last = await stream.asend(True) if text.stopped and not piece.finish else piece
                 end = "stop" if text.stopped else last.finish
-                yield Chunk(shown, piece.tokens, len(prompt), done, end, routing=last.routing)
+                yield Chunk(
+                    text=shown,
+                    tokens=piece.tokens,
+                    prompt_tokens=len(prompt),
+                    completion_tokens=done,
+                    finish=end,
+                    logprobs=self._texts.of(
+                        piece.logprobs[:-1] if end == "stop" else piece.logprobs
+                    ),
+                    routing=last.routing,
+                )
                 if end:
                     return
 

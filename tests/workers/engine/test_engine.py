@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -240,15 +241,20 @@ def test_a_full_queue_is_429(engine: ContinuousEngine) -> None:
 class Bomb:
     """Raises inside the model on chosen forward passes."""
 
-    def __init__(self, base: Base, explodes: Callable[[torch.Tensor], bool]) -> None:
+    def __init__(
+        self,
+        base: Base,
+        explodes: Callable[[torch.Tensor], bool],
+        error: Exception = RuntimeError("boom"),  # noqa: B008 (raised, never changed)
+    ) -> None:
         self.count = 0
-        self._explodes = explodes
+        self._explodes, self._error = explodes, error
         base.model.get_input_embeddings().register_forward_pre_hook(self)
 
     def __call__(self, _: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
         if self._explodes(args[0]):
             self.count += 1
-            raise RuntimeError("boom")
+            raise self._error
 
 
 def test_a_dead_generation_thread_is_replaced_and_no_answer_changes(
@@ -267,11 +273,14 @@ def test_a_dead_generation_thread_is_replaced_and_no_answer_changes(
     assert answers == [alone(tiny_model_dir, adapter, prompt) for prompt, adapter in asked]
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("boom"), torch.OutOfMemoryError("out of memory"), MemoryError("none")]
+)
 def test_only_the_request_that_kills_the_thread_fails(
-    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path
+    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, error: Exception
 ) -> None:
     poison = 199
-    Bomb(base, lambda ids: bool((ids == poison).any()))
+    Bomb(base, lambda ids: bool((ids == poison).any()), error)
     asked = [*PROMPTS[:5], (5, poison, 6)]
 
     async def together() -> list[Any]:
@@ -280,8 +289,88 @@ def test_only_the_request_that_kills_the_thread_fails(
     *good, bad = run(together())
     assert good == [alone(tiny_model_dir, None, prompt) for prompt in PROMPTS[:5]]
     assert isinstance(bad, RequestError)
-    assert bad.status == 500
+    assert (bad.status, bad.code) == (500, "engine_error")
     assert fragile.healthy
+
+
+def test_an_exception_inside_one_adapters_layer_fails_its_requests_alone(
+    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[Adapter]
+) -> None:
+    for adapter in adapters[:2]:
+        fragile.load(adapter)
+
+    def boom(*_: Any) -> None:
+        raise RuntimeError("a layer is broken")
+
+    [layer] = [
+        module
+        for name, module in base.model.named_modules()
+        if name.endswith(f"layers.1.mlp.adapters.slot_{adapters[0].slot.encode().hex()}")
+    ]
+    layer.router.register_forward_pre_hook(boom)
+    layer.banks = boom
+    choices = [None, adapters[1], adapters[0], None, adapters[1]]
+    asked = list(zip(PROMPTS, choices, strict=False))
+
+    async def together() -> list[Any]:
+        asking = (answer(fragile, prompt, adapter) for prompt, adapter in asked)
+        return await asyncio.gather(*asking, return_exceptions=True)
+
+    for (prompt, adapter), told in zip(asked, run(together()), strict=True):
+        if adapter is adapters[0]:
+            assert isinstance(told, RequestError)
+            assert told.code == "engine_error"
+        else:
+            assert told == alone(tiny_model_dir, adapter, prompt)
+
+
+def test_logits_that_are_not_finite_fail_their_request_alone(
+    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[Adapter]
+) -> None:
+    """Activations of one prompt overflow: what it leaves in batch and cache harms nobody."""
+    poison = 199
+
+    def overflow(_: Any, args: tuple[torch.Tensor], embedded: torch.Tensor) -> torch.Tensor:
+        return embedded.masked_fill((args[0] == poison).unsqueeze(-1), torch.nan)
+
+    base.model.get_input_embeddings().register_forward_hook(overflow)
+    bad = (*range(40, 70), poison, *range(70, 80))
+    asked = [(bad if i % 2 else PROMPTS[i], [None, *adapters[:2]][i % 3]) for i in range(6)]
+
+    async def together() -> list[Any]:
+        asking = (answer(fragile, prompt, adapter) for prompt, adapter in asked)
+        return await asyncio.gather(*asking, return_exceptions=True)
+
+    for _ in range(3):  # the second round meets the cache that the first one left
+        for (prompt, adapter), told in zip(asked, run(together()), strict=True):
+            if prompt is bad:
+                assert isinstance(told, RequestError)
+                assert (told.status, told.code) == (500, "non_finite")
+            else:
+                assert told == alone(tiny_model_dir, adapter, prompt)
+
+
+def test_a_request_that_takes_too_long_is_504_and_frees_its_place(base: Base) -> None:
+    limits = LIMITS.model_copy(update={"request_seconds": 0.3})
+    engine = ContinuousEngine(base, limits)
+
+    def slow(*_: Any) -> None:
+        time.sleep(0.02)
+
+    hook = base.model.get_input_embeddings().register_forward_pre_hook(slow)
+
+    async def main() -> None:
+        long = Sampling(max_tokens=64, temperature=0.0)
+        with pytest.raises(RequestError) as caught:
+            await answer(engine, tuple([9] * 448), None, long)
+        assert (caught.value.status, caught.value.code) == (504, "timeout")
+        hook.remove()
+        assert len(await answer(engine, tuple([9] * 448), None, GREEDY)) == 24
+
+    try:
+        run(main())
+    finally:
+        engine.close()
 
 
 async def _tokens(stream: AsyncIterator[Any], seen: list[int]) -> None:

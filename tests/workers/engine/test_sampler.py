@@ -1,19 +1,21 @@
 """Every request draws by its own temperature, top_p and seed."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from workers.engine.request import Sampling
-from workers.engine.sampler import Draw, Sampler
+from workers.engine.sampler import Draw, Drawing, Sampler
 
 LOGITS_V = torch.tensor([0.1, 2.0, 1.0, -3.0, 1.5])
 
 
-def draw(count: int = 4000, **settings: float) -> torch.Tensor:
+def draw(count: int = 4000, **settings: Any) -> torch.Tensor:
     """How often each token is drawn over `count` positions, as shares."""
     sampling = Sampling(max_tokens=1, **settings)
     sampler = Sampler()
-    sampler.draws = [Draw(sampling, position) for position in range(count)]
+    sampler.draws = [Draw(Drawing(sampling), position) for position in range(count)]
     picked = sampler(torch.zeros(count), LOGITS_V.repeat(count, 1)).argmax(-1)
     return torch.bincount(picked, minlength=5) / count
 
@@ -44,15 +46,68 @@ def test_one_batch_mixes_settings_and_rows_without_a_token() -> None:
     hot = Sampling(max_tokens=1, temperature=2.0, seed=1)
     cold = Sampling(max_tokens=1, temperature=0.0)
     for position in range(50):
-        sampler.draws = [Draw(hot, position), Draw(cold, position)]
+        sampler.draws = [Draw(Drawing(hot), position), Draw(Drawing(cold), position)]
         scores_NV = sampler(torch.zeros(3), LOGITS_V.repeat(3, 1))
         alone = Sampler()
-        alone.draws = [Draw(hot, position)]
+        alone.draws = [Draw(Drawing(hot), position)]
         assert scores_NV[0].argmax() == alone(torch.zeros(1), LOGITS_V[None])[0].argmax()
         assert scores_NV[1].argmax() == scores_NV[2].argmax() == 1
 
 
 def test_the_seed_and_the_position_decide() -> None:
-    first, again, other = (Draw(Sampling(max_tokens=1, seed=seed), 7) for seed in (3, 3, 4))
+    first, again, other = (
+        Draw(Drawing(Sampling(max_tokens=1, seed=seed)), 7) for seed in (3, 3, 4)
+    )
     assert first.uniform() == again.uniform() != other.uniform()
-    assert Draw(first.sampling, 8).uniform() != first.uniform()
+    assert Draw(first.drawing, 8).uniform() != first.uniform()
+
+
+def test_top_k_keeps_so_many_and_top_p_counts_among_them() -> None:
+    probabilities = LOGITS_V.softmax(-1)
+    shares = draw(top_k=2)
+    assert shares[[0, 2, 3]].sum() == 0
+    wanted = float(probabilities[1] / (probabilities[1] + probabilities[4]))
+    assert shares[1] == pytest.approx(wanted, abs=0.03)
+    assert draw(top_k=1)[1] == 1
+    assert draw(top_k=2, top_p=wanted - 0.01)[1] == 1
+    assert (draw(top_k=10**6) - draw()).abs().max() == 0
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    sampler = Sampler()
+    wants = Drawing(Sampling(max_tokens=1, temperature=2.0, top_k=1, logprobs=3))
+    plain = Drawing(Sampling(max_tokens=1))
+    bare = Drawing(Sampling(max_tokens=1, logprobs=0))
+    sampler.draws = [Draw(wants, 1), Draw(plain, 1), Draw(bare, 1)]
+    drawn = sampler(torch.zeros(3), LOGITS_V.repeat(3, 1)).argmax(-1).tolist()
+    logprobs = LOGITS_V.log_softmax(-1).tolist()
+    [told], [alone] = wants.logprobs, bare.logprobs
+    assert told.token == drawn[0] == 1
+    assert told.logprob == pytest.approx(logprobs[1])
+    assert [token for token, _ in told.top] == [1, 4, 2]
+    assert [value for _, value in told.top] == pytest.approx([logprobs[i] for i in (1, 4, 2)])
+    assert (alone.token, alone.top) == (drawn[2], ())
+    assert not plain.logprobs
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_that_is_not_finite_fails_alone(bad: float) -> None:
+    sampler = Sampler()
+    drawings = [Drawing(Sampling(max_tokens=1, temperature=t, seed=5)) for t in (0, 1, 1)]
+    scores_NV = LOGITS_V.repeat(3, 1)
+    scores_NV[1, 3] = bad
+    sampler.draws = [Draw(one, 1) for one in drawings]
+    picked = sampler(torch.zeros(3), scores_NV).argmax(-1)
+    assert [one.error.code if one.error else None for one in drawings] == [None, "non_finite", None]
+    alone = Sampler()
+    alone.draws = [Draw(drawings[2], 1)]
+    assert picked[0] == 1
+    assert picked[2] == alone(torch.zeros(1), LOGITS_V[None]).argmax()
+
+
+def test_large_numbers_are_finite() -> None:
+    sampler = Sampler()
+    drawing = Drawing(Sampling(max_tokens=1, temperature=0.0))
+    sampler.draws = [Draw(drawing, 1)]
+    picked = sampler(torch.zeros(1), torch.tensor([[3e38, 3e38, 3.1e38, 1.0]])).argmax()
+    assert (int(picked), drawing.error) == (2, None)

@@ -1,0 +1,33 @@
+"""Single tokens as text, for their log-probabilities."""
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from llguidance import LLTokenizer
+from llguidance.hf import from_tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from workers.engine.request import TokenLogprobs, TokenText
+
+
+class TokenTexts:
+    """Knows every token's bytes. llguidance reads them off any fast tokenizer, also those of half a
+    character, which the tokenizer itself shows as a replacement character."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._source = tokenizer
+
+    def of(self, told: Iterable[TokenLogprobs]) -> tuple[TokenText, ...]:
+        """Token by token, each with the likeliest in its place."""
+        return tuple(
+            self._text(one.token, one.logprob, tuple(self._text(*pair) for pair in one.top))
+            for one in told
+        )
+
+    def _text(self, token: int, logprob: float, top: tuple[TokenText, ...] = ()) -> TokenText:
+        raw = self._tokens.decode_bytes([token])
+        return TokenText(raw.decode(errors="replace"), raw, logprob, top)
+
+    @cached_property
+    def _tokens(self) -> LLTokenizer:
+        return from_tokenizer(self._source, slices=[])
