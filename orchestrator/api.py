@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -14,6 +15,7 @@ from orchestrator.catalogue import Catalogue
 from orchestrator.edge.answering import Answering
 from orchestrator.edge.errors import add_handlers
 from orchestrator.edge.keys import Caller, wants
+from orchestrator.edge.openapi import describe, takes
 from orchestrator.edge.pace import Pace
 from orchestrator.edge.parts import Edge
 from orchestrator.edge.requests import before, read_body, while_there
@@ -59,13 +61,14 @@ def create_app(backend: Backend, catalogue: Catalogue, edge: Edge | None = None)
     openai = APIRouter(prefix="/v1")
     openai.get("/models")(gateway.list_models)
     openai.get("/models/{model:path}")(gateway.show_model)
-    openai.post("/chat/completions")(gateway.chat)
-    openai.post("/completions")(gateway.complete)
+    openai.post("/chat/completions", **takes(ChatBody, "ChatCompletion"))(gateway.chat)
+    openai.post("/completions", **takes(CompletionBody, "Completion"))(gateway.complete)
     app.include_router(openai)
     app.get("/health")(gateway.health)
     app.get("/ready")(gateway.ready)
     for router in edge.routers:
         app.include_router(router, prefix="/moetune/v1", dependencies=[Depends(wants(None))])
+    app.get("/openapi.json", include_in_schema=False)(partial(describe, app))
     add_handlers(app)
     if edge.cors_origins:
         app.add_middleware(

@@ -12,9 +12,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ValidationError,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from workers.engine.request import (
     Adapter,
@@ -27,6 +30,8 @@ from workers.engine.request import (
 )
 from workers.spec import PositiveInt
 
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
+Prompt = str | list[int]
 BodyT = TypeVar("BodyT", bound="CompletionBase")
 
 
@@ -60,11 +65,29 @@ def _joined(value: Any) -> Any:
     return "".join(part["text"] for part in value)
 
 
+def _or_null(schema: JsonSchemaValue) -> JsonSchemaValue:
+    if {"type": "null"} in schema.get("anyOf", ()):
+        return schema
+    outer = {name: schema.pop(name) for name in ("title", "default") if name in schema}
+    return {"anyOf": [schema, {"type": "null"}], **outer}
+
+
 class Body(BaseModel):
     """Base of all that comes in: no unknown fields, no conversions between types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
     _without_nulls = model_validator(mode="before")(_drop_nulls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The description says of the nulls too."""
+        described = handler.resolve_ref_schema(handler(core))
+        optional = described["properties"].keys() - set(described.get("required", ()))
+        for name in optional:
+            described["properties"][name] = _or_null(described["properties"][name])
+        return described
 
 
 class StreamOptions(Body):
@@ -73,11 +96,18 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+class TextPart(Body):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
 class Message(Body):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_joined)]
+    content: Annotated[str, BeforeValidator(_joined, json_schema_input_type=str | list[TextPart])]
 
     def plain(self) -> dict[str, str]:
         """As chat templates know it; `developer` is OpenAI's new name for `system`."""
@@ -94,8 +124,8 @@ class CompletionBase(Body):
     top_p: TopP = 1.0
     seed: Seed | None = None
     stop: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=200)]],
-        BeforeValidator(_listed),
+        list[Stop],
+        BeforeValidator(_listed, json_schema_input_type=Stop | list[Stop]),
         Field(max_length=4),
     ] = []
     stream: bool = False
@@ -155,7 +185,9 @@ class ChatBody(CompletionBase):
 class CompletionBody(CompletionBase):
     """Body of /v1/completions."""
 
-    prompt: Annotated[str | list[int], BeforeValidator(_single)]
+    prompt: Annotated[
+        Prompt, BeforeValidator(_single, json_schema_input_type=Prompt | list[Prompt])
+    ]
 
     def _prompt(self) -> str | tuple[int, ...]:
         return self.prompt if isinstance(self.prompt, str) else tuple(self.prompt)
