@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import exp, lgamma, log, log1p
 from typing import Any, Literal, Protocol
 
 from orchestrator.rollout.spec import GuardSpec
-from orchestrator.rollout.window import Window
+from orchestrator.rollout.window import P95, Window
 
+SURE = 0.001
+"""Chance of being wrong that is allowed: the guard asks every second, so it is not easily sure."""
 NON_FINITE = "non_finite"
 """Code of the error of an answer whose numbers were not finite."""
 
@@ -46,6 +49,13 @@ class Breach:
         return {"check": self.check, **self.evidence}
 
 
+def surely(count: int, n: int, rate: float) -> bool:
+    """Whether `count` of `n` are more than `rate` explains: the exact binomial test, one-sided."""
+    if count <= rate * n:
+        return False
+    return sum(exp(_log_chance(k, n, rate)) for k in range(count, n + 1)) < SURE
+
+
 def not_finite(own: Window) -> Breach | None:
     """Even one answer with numbers that are not finite is a broken version."""
     found = own.errors[NON_FINITE]
@@ -59,7 +69,8 @@ def failing(own: Window, others: Window, spec: GuardSpec) -> Breach | None:
     fault, and no other version would mend it."""
     elsewhere = others.error_rate if others.requests >= spec.min_requests else 0.0
     limit = max(spec.max_error_rate, elsewhere)
-    if own.requests < spec.min_requests or own.surely_failing <= limit:
+    few = own.requests < spec.min_requests
+    if few or not surely(own.errors.total(), own.requests, limit):
         return None
     return Breach(
         "error_rate",
@@ -72,7 +83,7 @@ def slower(own: Window, standard: Window, spec: GuardSpec) -> Breach | None:
     """Slower than the standard by more than the allowed ratio."""
     few = min(len(own.seconds), len(standard.seconds)) < spec.min_requests
     limit = spec.latency_ratio * standard.p95
-    if few or own.surely_p95 <= limit:
+    if few or not surely(own.slower_than(limit), len(own.seconds), 1 - P95):
         return None
     return Breach(
         "latency",
@@ -86,3 +97,9 @@ def drifting(verdict: Verdict | None) -> Breach | None:
     if verdict is None or not verdict.drifted:
         return None
     return Breach("drift", "its routing has drifted from the training's", dict(verdict.as_dict()))
+
+
+def _log_chance(k: int, n: int, rate: float) -> float:
+    """Of k among n; in logarithms, since the numbers of ways have no end."""
+    ways = lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
+    return ways + k * log(rate) + (n - k) * log1p(-rate)

@@ -11,15 +11,13 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 
 
 class RolloutSpec(Spec):
-    """How a version comes to its traffic, and how an endpoint changes over."""
+    """How a version comes to its traffic."""
 
     golden_prompt: Annotated[str, Field(min_length=1)] = "The quick brown fox"
     """Every replica answers it with a new version before that gets traffic: with finite numbers,
     and all of them with the same tokens."""
     golden_tokens: PositiveInt = 8
     """Tokens of that answer."""
-    drain_seconds: NonNegative = 60
-    """A replica that is replaced has so long for the answers that it has begun."""
 
 
 class GuardSpec(Spec):
@@ -39,11 +37,12 @@ class GuardSpec(Spec):
     """With fewer, neither error rate nor latency is judged. One answer with numbers that are not
     finite is enough in any case."""
     max_error_rate: Rate = 0.05
-    """Failing share of requests that is too much: when it is surely higher (at 99 %), and higher
-    than with the gateway's other requests."""
+    """Failing share of requests that is too much: when it is surely higher (exact binomial test,
+    p < 0.001), and higher than with the gateway's other requests."""
     latency_ratio: AtLeastOne = 2.0
     """The 95th percentile of the seconds to an answer's end may be so many times the champion's;
-    of a new champion, so many times that of its predecessor."""
+    of a new champion, so many times that of its predecessor. It must surely be more (the same
+    test)."""
     probation_seconds: NonNegative = 3600
     """A new champion's latency is compared for so long: later, what changes is the load."""
     drift: Literal["off", "canary", "all"] = "canary"

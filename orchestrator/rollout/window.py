@@ -14,8 +14,6 @@ from orchestrator.rollout.spec import GuardSpec
 
 BLAMELESS = frozenset({"unavailable", "engine_stopped", "queue_full"})
 """Failures on our side that no version is to blame for."""
-Z = 2.326
-"""One-sided 99 %: the guard asks every second, so it must not be easily convinced."""
 P95 = 0.95
 
 
@@ -41,16 +39,6 @@ class Window:
         return self.errors.total() / max(1, self.requests)
 
     @property
-    def surely_failing(self) -> float:
-        """Lower end of the error rate's confidence interval (Wilson 1927)."""
-        n, rate = self.requests, self.error_rate
-        if n == 0:
-            return 0.0
-        middle = rate + Z * Z / (2 * n)
-        spread = Z * math.sqrt(rate * (1 - rate) / n + Z * Z / (4 * n * n))
-        return (middle - spread) / (1 + Z * Z / n)
-
-    @property
     def seconds(self) -> Sequence[float]:
         """To the end of each whole answer, ascending."""
         return sorted(answered.seconds for answered in self.seen if not failed(answered))
@@ -58,14 +46,12 @@ class Window:
     @property
     def p95(self) -> float:
         """95th percentile of the seconds; 0 where there is no answer."""
-        return _at_rank(self.seconds, P95 * len(self.seconds))
+        seconds = self.seconds
+        return seconds[math.ceil(P95 * len(seconds)) - 1] if seconds else 0.0
 
-    @property
-    def surely_p95(self) -> float:
-        """Lower end of its confidence interval, from the order statistics: no few slow answers
-        move it."""
-        n = len(self.seconds)
-        return _at_rank(self.seconds, P95 * n - Z * math.sqrt(n * P95 * (1 - P95)))
+    def slower_than(self, seconds: float) -> int:
+        """Whole answers that took longer."""
+        return sum(one > seconds for one in self.seconds)
 
     @property
     def tokens(self) -> float:
@@ -140,8 +126,3 @@ def failed(answered: Answered) -> bool:
 
 def _key(answered: Answered) -> tuple[str | None, str, bool]:
     return answered.name, answered.version, answered.role == "shadow"
-
-
-def _at_rank(values: Sequence[float], rank: float) -> float:
-    """The value at a rank from 1; 0 where there is none."""
-    return values[min(len(values), max(1, math.ceil(rank))) - 1] if values else 0.0

@@ -1,0 +1,187 @@
+"""When the guard acts, and when it must not."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from orchestrator.rollout.guard import Guard
+from orchestrator.rollout.log import Decision
+from orchestrator.rollout.spec import GuardSpec
+from orchestrator.rollout.state import Rollout
+from orchestrator.rollout.window import Windows
+from tests.orchestrator.rollout.traffic import NOW, ago, answered, canary, failed, observed, rollout
+
+CANARY = rollout(canary=canary())
+GOOD = (200, answered("a"))
+
+
+@dataclass(frozen=True)
+class Says:
+    drifted: bool
+
+    def as_dict(self) -> Mapping[str, Any]:
+        return {"why": "as the test wants it"}
+
+
+def judged(state: Rollout, *lots: Any, says: Any = None, **spec: Any) -> Decision | None:
+    limits = GuardSpec(**spec)
+    windows = Windows(limits)
+    observed(windows, *lots)
+    verdicts = {version: Says(drifted) for version, drifted in (says or {}).items()}
+    return Guard(limits, windows, verdicts.get if says else None)(state, NOW)
+
+
+def acts(state: Rollout, *lots: Any, **more: Any) -> tuple[str, str, str]:
+    decision = judged(state, *lots, **more)
+    assert decision is not None
+    return decision.action, decision.version, decision.evidence["check"]
+
+
+def test_a_good_canary_goes_on() -> None:
+    assert judged(CANARY, GOOD, (50, answered("b"))) is None
+
+
+@pytest.mark.parametrize("bad", [6, 20])
+def test_a_failing_canary_ends_with_its_figures(bad: int) -> None:
+    decision = judged(CANARY, GOOD, (20 - bad, answered("b")), (bad, failed("b")))
+    assert decision is not None
+    assert (decision.action, decision.version) == ("abort", "b")
+    assert decision.reason == f"{bad / 20:.1%} of 20 requests failed (limit 5.0%)"
+    assert decision.evidence["check"] == "error_rate"
+    assert decision.evidence["errors"] == {"engine_error": bad}
+    assert decision.evidence["others"]["requests"] == 200
+
+
+def test_too_few_requests_say_nothing() -> None:
+    assert judged(CANARY, GOOD, (19, failed("b"))) is None
+    assert judged(CANARY, GOOD, (5, failed("b")), (5, answered("b")), min_requests=10)
+    assert judged(CANARY, GOOD, (19, answered("b", seconds=60))) is None
+
+
+def test_one_error_among_a_few_is_chance() -> None:
+    assert judged(CANARY, GOOD, (2, failed("b")), (18, answered("b"))) is None
+
+
+def test_no_error_of_a_client_ends_a_canary() -> None:
+    lots = ((200, answered("b", status=status, error="x")) for status in (400, 404, 429, 499))
+    assert judged(CANARY, GOOD, *lots) is None
+
+
+def test_one_answer_that_is_not_finite_is_enough() -> None:
+    assert acts(CANARY, (1, failed("b", "non_finite"))) == ("abort", "b", "non_finite")
+    assert acts(rollout("b", ["a"]), (1, failed("b", "non_finite"))) == (
+        "fallback",
+        "a",
+        "non_finite",
+    )
+    shadowed = rollout(shadow="b")
+    assert acts(shadowed, (1, failed("b", "non_finite", role="shadow"))) == (
+        "abort",
+        "b",
+        "non_finite",
+    )
+
+
+def test_a_slow_canary_ends() -> None:
+    slow = (100, answered("b", seconds=0.21))
+    assert acts(CANARY, GOOD, slow) == ("abort", "b", "latency")
+    assert judged(CANARY, GOOD, slow, latency_ratio=2.5) is None
+    assert judged(CANARY, (10, answered("a")), slow) is None, "no standard to go by"
+    assert judged(CANARY, GOOD, (95, answered("b")), (5, answered("b", seconds=9))) is None
+
+
+def test_what_fails_everywhere_is_nobodys_fault() -> None:
+    sick = rollout("b", ["a"])
+    failing = (50, failed("b"))
+    assert judged(sick, failing, (50, failed("base", name=None))) is None
+    assert acts(sick, failing, (50, answered("base", name=None))) == ("fallback", "a", "error_rate")
+    assert acts(sick, failing, (5, failed("base", name=None))) == ("fallback", "a", "error_rate")
+
+
+def test_requests_from_before_its_time_are_not_held_against_it() -> None:
+    """The same version may have been a canary before, on a broken machine."""
+    assert judged(CANARY, GOOD, (50, failed("b", at=ago(301)))) is None
+    assert judged(rollout("b", ["a"]), (50, failed("b", at=ago(601)))) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "fallbacks", "policy", "to"),
+    [
+        ("a b", 0, ("previous", "base"), "a"),
+        ("a", 1, ("previous", "base"), "base"),
+        ("a b", 1, ("previous", "base"), "base"),
+        ("a", 0, ("previous", "base"), "base"),
+        ("a b", 0, ("base",), "base"),
+        ("a b", 0, ("previous",), "a"),
+        ("a", 0, ("previous",), None),
+        ("a b", 1, ("previous",), None),
+        ("a b", 2, ("previous", "base"), None),
+        ("a b", 0, (), None),
+    ],
+)
+def test_a_failing_champion_falls_back_as_the_policy_says(
+    line: str, fallbacks: int, policy: Any, to: str | None
+) -> None:
+    *before, champion = line.split()
+    state = rollout(champion, before, fallbacks=fallbacks)
+    decision = judged(state, (50, failed(champion)), fallback=policy)
+    assert (decision and decision.version) == to
+    if decision:
+        assert decision.action == "fallback"
+        assert decision.evidence["failed"] == champion
+
+
+def test_the_base_has_nothing_to_fall_back_to() -> None:
+    state = rollout("base", ["a"])
+    assert judged(state, (50, failed("base"))) is None
+
+
+def test_a_new_champion_is_compared_with_the_one_it_has_replaced() -> None:
+    new = rollout("b", ["a"], predecessor="a")
+    before = (100, answered("a", at=ago(650)))
+    slow = (100, answered("b", seconds=0.3))
+    assert acts(new, before, slow) == ("fallback", "a", "latency")
+    assert judged(new, before, slow, probation_seconds=500) is None, "by now it may be the load"
+    assert judged(new, slow) is None
+    assert judged(rollout("b", ["a"]), before, slow) is None, "nobody was replaced"
+
+
+def test_drift_ends_a_canary_unless_the_champion_drifts_too() -> None:
+    assert acts(CANARY, says={"a": False, "b": True}) == ("abort", "b", "drift")
+    assert judged(CANARY, says={"a": True, "b": True}) is None
+    assert judged(CANARY, says={"b": True}) is None, "who knows what the requests are like"
+    assert judged(CANARY, says={"a": False, "b": False}) is None
+    assert judged(CANARY, says={"a": False}) is None
+    assert judged(CANARY, says={"a": False, "b": True}, drift="off") is None
+
+
+def test_a_champions_drift_counts_where_that_is_wanted() -> None:
+    state, says = rollout("b", ["a"]), {"b": True}
+    assert judged(state, says=says) is None
+    assert acts(state, says=says, drift="all") == ("fallback", "a", "drift")
+
+
+def test_a_guard_that_is_off_does_nothing() -> None:
+    assert judged(CANARY, (1, failed("b", "non_finite")), (50, failed("a")), on=False) is None
+
+
+def test_good_canaries_are_hardly_ever_ended_by_chance() -> None:
+    """Both fail in 2 % of requests, and take about as long; the guard asks all the time."""
+    draw = random.Random(1)
+    ended = 0
+    for _ in range(20):
+        spec = GuardSpec()
+        windows = Windows(spec)
+        guard = Guard(spec, windows)
+        for _ in range(30):
+            for version in "aaab" * 10:
+                one = failed(version) if draw.random() < 0.02 else answered(version)
+                seconds = draw.lognormvariate(-2, 0.5)
+                windows(answered(version, seconds=seconds) if one.status == 200 else one)
+            if guard(CANARY, NOW):
+                ended += 1
+                break
+    assert ended <= 1
