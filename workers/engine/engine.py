@@ -18,6 +18,7 @@ from workers.engine.request import Adapter, Finish, Limits, Piece, RequestError,
 from workers.engine.sampler import GREEDY, Draw, Drawing, Sampler
 from workers.engine.schema import Schemas
 from workers.engine.slots import SlotStore
+from workers.engine.statistics import Statistics
 from workers.inject import row_map
 from workers.model import Base
 
@@ -42,6 +43,8 @@ class ContinuousEngine:
             base.model, limits.max_adapters, self._model_lock, self._capture.watch
         )
         self._numbers = count()
+        self._computed = (0, 0, 0)
+        """Forward passes, and the requests and tokens that were in them."""
         self._hooks = (
             base.model.register_forward_pre_hook(self._before_forward),
             base.model.register_forward_hook(self._after_forward, always_call=True),
@@ -66,6 +69,12 @@ class ContinuousEngine:
     def loaded(self) -> tuple[str, ...]:
         """See `protocol.Engine`."""
         return self._slots.held
+
+    def statistics(self) -> Statistics:
+        """See `protocol.Engine`."""
+        passes, rows, tokens = self._computed
+        held, known = len(self._slots.held), self._loop.statistics()
+        return replace(known, adapters=held, passes=passes, rows=rows, tokens=tokens)
 
     async def generate(
         self,
@@ -150,6 +159,9 @@ class ContinuousEngine:
     def _before_forward(self, model: nn.Module, *_: Any) -> None:
         self._model_lock.acquire()
         rows = list(self._loop.batch())
+        passes, seen, tokens = self._computed
+        new = sum(row.tokens for row in rows)
+        self._computed = (passes + 1, seen + len(rows), tokens + new)
         slots = [row.generation.slot if row.generation else None for row in rows]
         self._sampler.draws = [
             Draw(row.generation.drawing if row.generation else Drawing(GREEDY), row.length)

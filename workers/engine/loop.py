@@ -14,6 +14,7 @@ from workers.engine.generation import Generation, failed
 from workers.engine.manager import PAGE, longest_sequence, start_manager, stop_manager
 from workers.engine.request import Finish, Limits, RequestError
 from workers.engine.sampler import Sampler
+from workers.engine.statistics import Statistics
 from workers.spec import InputError
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,15 @@ class GenerationLoop:
             length = len(state.initial_tokens) + len(state.generated_tokens)
             generation = self._running.get(state.request_id)
             yield Row(generation, future.query_length, length, future.has_new_token)
+
+    def statistics(self) -> Statistics:
+        """What runs, what waits, and how much of the cache is promised."""
+        with self._lock:
+            promised = sum(map(_share, self._running.values()))
+            cache = self._limits.cache_tokens
+            return Statistics(
+                len(self._running), len(self._waiting), reserved=min(1.0, promised / cache)
+            )
 
     def close(self) -> None:
         """Stop both threads; what still runs fails."""

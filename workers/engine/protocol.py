@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from workers.engine.request import Adapter, Limits, Piece, Sampling
+from workers.engine.statistics import Statistics
 
 
 class Engine(Protocol):
@@ -29,6 +30,10 @@ class Engine(Protocol):
 
     def loaded(self) -> tuple[str, ...]:
         """Slots that are held, least recently used first; those on their way out are not."""
+        ...
+
+    def statistics(self) -> Statistics:
+        """How much it has to do, and has done."""
         ...
 
     def generate(
