@@ -84,7 +84,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     """What a folder holds, as plain values; reads and checks it whole, needs no model."""
     files = read(folder)
     manifest = files.manifest.model_dump(mode="json") if files.manifest else {}
-    for ours in ("format", "files"):
+    for ours in ("format", "files", "routing_sample"):
         manifest.pop(ours, None)
     base = manifest.pop("base", {"path": files.config.base_model_name_or_path, "digest": None})
     return {

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from workers.adapter import folder as folders
+from workers.adapter.routing_sample import RoutingSample
 from workers.spec import Spec, validated
 
 
@@ -44,6 +45,8 @@ class Manifest(Spec):
     """Last reported metrics, nested as the training run reports them."""
     expert_load: dict[str, tuple[Annotated[float, Field(ge=0)], ...]] = Field(default_factory=dict)
     """Share of the routed tokens that each expert got in validation, by layer."""
+    routing_sample: RoutingSample | None = None
+    """The same for single rows, which drift is measured against; None where none was kept."""
     code_version: str = Field(default_factory=code_version)
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     files: dict[str, str] = Field(default_factory=dict)

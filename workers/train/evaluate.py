@@ -7,12 +7,15 @@ M target tokens, V vocabulary.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import ceil
+from random import Random
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from workers.adapter.routing_sample import CACHE_PAGE
 from workers.data.batches import Batch, collate, collate_prompts
 from workers.data.encode import Example
 from workers.inject import Adapter
@@ -25,7 +28,7 @@ from workers.spec import EvaluationSpec
 from workers.train.forward import recorded, scored_logits
 from workers.train.inputs import Inputs
 from workers.train.record import Metrics
-from workers.train.results import ExpertCounts, RowResult, summarise
+from workers.train.results import ExpertCounts, Measured, RowResult, summarise
 
 
 @dataclass(frozen=True)
@@ -39,19 +42,27 @@ class Evaluation:
     world: World
     moving: Callable[[], None] = lambda: None
     """Called before each forward pass: an evaluation may take long, and workers differ."""
+    kept_rows: int = 256
+    """Rows, drawn from all of them, whose own routing is kept."""
+
+    def __call__(self) -> Metrics:
+        """The metrics of `measure`."""
+        return self.measure().metrics
 
     @torch.no_grad()
-    def __call__(self) -> Metrics:
+    def measure(self) -> Measured:
         """`{"loss", "score", "tasks": {task: {"metric", "value", "loss", "rows"}}, "routing":
         {layer: {"load": [share of each expert], "entropy": 0 … 1}}}`; `score` (the mean of the
         tasks' values) and `value` only with `evaluation.generate`."""
         mine = self.world.share(range(len(self.inputs.validation)))
-        counts = ExpertCounts()
+        counts = ExpertCounts(kept=self._kept(mine), prefix=self._cached_prefix())
         losses = self._losses([self.inputs.validation_examples[i] for i in mine], counts)
         scores = self._scores(mine) if self.spec.generate else [None] * len(mine)
         results = [
-            RowResult(index, loss, tokens, value)
-            for index, (loss, tokens), value in zip(mine, losses, scores, strict=True)
+            RowResult(index, loss, tokens, value, counts.rows.get(at, {}))
+            for at, (index, (loss, tokens), value) in enumerate(
+                zip(mine, losses, scores, strict=True)
+            )
         ]
         everything, whole = [], ExpertCounts()
         for part, layers in self.world.gather((results, counts.layers)):
@@ -59,7 +70,20 @@ class Evaluation:
             for layer, count_E in layers.items():
                 whole.add(layer, count_E)
         routing = {"routing": whole.summary()} if whole.layers else {}
-        return summarise(self.inputs.validation, everything) | routing
+        return Measured(summarise(self.inputs.validation, everything) | routing, everything)
+
+    def _kept(self, mine: Sequence[int]) -> frozenset[int]:
+        """Which of this worker's rows, by their place among them, are kept."""
+        rows = len(self.inputs.validation)
+        drawn = set(Random(0).sample(range(rows), min(rows, self.kept_rows)))  # noqa: S311
+        return frozenset(at for at, index in enumerate(mine) if index in drawn)
+
+    def _cached_prefix(self) -> int:
+        """Tokens, in whole pages, that all prompts begin with."""
+        prompts = [example.prompt for example in self.inputs.validation_examples]
+        pairs = zip(min(prompts), max(prompts), strict=False)  # what these two share, all share
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return shared // CACHE_PAGE * CACHE_PAGE if len(prompts) > 1 else 0
 
     def _losses(
         self, examples: Sequence[Example], counts: ExpertCounts | None = None
@@ -73,7 +97,7 @@ class Evaluation:
             with recorded(adapter, self.inputs.base, batch, rank_space=False) as records:
                 sums = _row_losses(self.inputs.base, batch)
             if counts and indices:
-                counts.count(records)
+                counts.count(records, batch.attention_mask_BS, indices)
             for index, value in zip(indices, sums, strict=bool(indices)):
                 results[index] = value
         return results

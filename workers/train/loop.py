@@ -11,6 +11,7 @@ import torch
 
 from workers.adapter import files
 from workers.adapter.manifest import Manifest
+from workers.adapter.routing_sample import RoutingSample
 from workers.data.batches import Batches, collate
 from workers.inject import inject
 from workers.parallel.mesh import Mesh
@@ -51,6 +52,7 @@ class TrainingRun:
         self.step = 0
         self.metrics: Metrics = {}
         """The last report."""
+        self._sample: RoutingSample | None = None
         self._results: list[StepResult] = []
         self._seconds = 0.0
         if spec.parallel.threads:
@@ -112,7 +114,8 @@ class TrainingRun:
         self._results, self._seconds = [], 0.0
         self.heart.beat("evaluate")
         with self._shards.gathered():
-            validation = self._evaluate()
+            validation, rows = self._evaluate.measure()
+        self._sample = RoutingSample.of([row.sent for row in rows if row.sent])
         self.metrics = {
             "step": self.step,
             "epoch": self.step / self._batches.steps_per_epoch,
@@ -160,8 +163,9 @@ class TrainingRun:
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote. The data position is the step."""
         state = checkpoint.read_state(folder)
-        adapter = files.read(folder / "adapter").tensors
-        self._update.load_whole_state({**state["update"], "adapter": adapter})
+        adapter = files.read(folder / "adapter")
+        self._update.load_whole_state({**state["update"], "adapter": adapter.tensors})
+        self._sample = adapter.manifest.routing_sample if adapter.manifest else None
         self._train_step.load_schedule_state(state["schedule"])
         self.step, self.metrics = state["step"], state["metrics"]
         self._results = [StepResult(**result) for result in state["results"]]
@@ -213,6 +217,7 @@ class TrainingRun:
             trial=self.plan.trial,
             metrics=self.metrics,
             expert_load={layer: tuple(entry["load"]) for layer, entry in routing.items()},
+            routing_sample=self._sample,
         )
 
     def _start_from(self, folder: Path) -> None:

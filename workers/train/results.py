@@ -1,14 +1,17 @@
 """From what each validation row gave to the figures of a report.
 
-Tensor suffixes: T tokens, E experts, K slots.
+Tensor suffixes: B rows, S positions, T = B * S tokens, E experts, K slots.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from workers.data.rows import Row
 from workers.inject import LayerRecord
@@ -27,22 +30,45 @@ class RowResult:
     """Tokens of the target."""
     score: float | None
     """By the row's own metric, 0 to 1; None if rows are not scored."""
+    sent: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Slots that went to each expert, by place: of the tokens that a server would route if this
+    row were asked of it, and only of rows that are kept for a sample."""
+
+
+class Measured(NamedTuple):
+    """What an evaluation gave."""
+
+    metrics: Metrics
+    rows: list[RowResult]
+    """Of all workers, in no order."""
 
 
 @dataclass
 class ExpertCounts:
-    """How many real tokens went to each expert, by layer."""
+    """How many real tokens went to each expert, by layer; and those of single rows."""
 
     layers: dict[str, Tensor] = field(default_factory=dict)
+    kept: Collection[int] = ()
+    """Rows to keep by themselves."""
+    prefix: int = 0
+    """Tokens that a row's own counts leave out at its beginning, and one at its end."""
+    rows: dict[int, dict[str, list[int]]] = field(default_factory=lambda: defaultdict(dict))
+    """Counts of the rows to keep, by layer."""
 
-    def count(self, records: Iterable[LayerRecord]) -> None:
-        """Add what a forward pass did."""
+    def count(
+        self, records: Iterable[LayerRecord], mask_BS: Tensor, rows: Sequence[int] = ()
+    ) -> None:
+        """Add what a forward pass did with the tokens in `mask_BS`, of these rows."""
+        # A server keeps what all prompts begin with in its cache, and never reads the last token.
+        asked_BS = functional.pad(mask_BS[:, 1:], (0, 1)).bool()
+        asked_BS[:, : self.prefix] = False
         for record in records:
-            expert_TK, num_experts = record.routing.expert_TK, record.routing.logits_TE.shape[-1]
-            real_TK = expert_TK if record.mask_T is None else expert_TK[record.mask_T]
-            # Slots that are void have the number behind the last expert's.
-            sent = torch.bincount(real_TK.flatten(), minlength=num_experts + 1)
-            self.add(record.layer, sent[:num_experts].cpu())
+            self.add(record.layer, counted(record, mask_BS.bool()).sum(0))
+            if self.kept:
+                count_BE = counted(record, asked_BS).tolist()
+                for row, count_E in zip(rows, count_BE, strict=True):
+                    if row in self.kept:
+                        self.rows[row][record.layer] = count_E
 
     def add(self, layer: str, count_E: Tensor) -> None:
         """Add to a layer's counts."""
@@ -52,6 +78,16 @@ class ExpertCounts:
         """By layer, each expert's share (`load`), and its entropy over log E (`entropy`): 1 is
         even, 0 is one expert for all."""
         return {layer: _load(count_E.double()) for layer, count_E in self.layers.items()}
+
+
+def counted(record: LayerRecord, mask_BS: Tensor) -> Tensor:
+    """Slots that went to each expert, [B, E] on the CPU, of the tokens in `mask_BS`."""
+    num_experts, rows = record.routing.logits_TE.shape[-1], len(mask_BS)
+    # Slots that are void have the number behind the last expert's.
+    row_B = torch.arange(rows) * (num_experts + 1)
+    place_TK = record.routing.expert_TK.cpu() + row_B.repeat_interleave(mask_BS.shape[1])[:, None]
+    sent = torch.bincount(place_TK[mask_BS.flatten()].flatten(), minlength=rows * (num_experts + 1))
+    return sent.view(rows, num_experts + 1)[:, :num_experts]
 
 
 def summarise(rows: Sequence[Row], results: Iterable[RowResult]) -> Metrics:

@@ -1,11 +1,14 @@
 """Evaluation against the plain way: one row at a time, the whole sequence's logits."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from workers.adapter.manifest import read_manifest
+from workers.adapter.routing_sample import CACHE_PAGE
 from workers.data.encode import Example
 from workers.metrics import score, score_choices
 from workers.parallel.world import World
@@ -85,6 +88,45 @@ def test_routing_counts_real_validation_tokens_only(run: TrainingRun) -> None:
         entropy = float(-(load * load.clamp(min=1e-9).log()).sum() / torch.tensor(4.0).log())
         assert entry["entropy"] == pytest.approx(entropy, abs=2e-3)
         assert 0 < entry["entropy"] <= 1
+
+
+@torch.no_grad()
+def test_single_rows_are_counted_as_a_server_would_route_them(run: TrainingRun) -> None:
+    """Without what all prompts begin with, in whole pages, and without the last token."""
+    evaluation = Evaluation(run.inputs, run.adapter, run.spec.evaluation, World(), kept_rows=9)
+    rows = {row.index: row.sent for row in evaluation.measure().rows if row.sent}
+    assert len(rows) == 9, "so many are kept"
+    examples = run.inputs.validation_examples
+    shared = {example.prompt[:CACHE_PAGE] for example in examples}
+    assert len(shared) > 1, "and no page is shared"
+    for index, sent in rows.items():
+        ids = torch.tensor([examples[index].prompt + examples[index].target])
+        with run.adapter.record() as records:
+            run.inputs.base.model(ids[:, :-1])
+        for record in records:
+            counted = torch.bincount(record.routing.expert_TK.flatten(), minlength=4)
+            assert sum(sent[record.layer]) == int(counted.sum())
+            assert sent[record.layer] == pytest.approx(counted.tolist(), abs=2)  # of a tie
+
+
+def test_a_page_that_all_prompts_begin_with_is_left_out(
+    make_spec: SpecMaker, rows_file: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    for row in rows:
+        row["prompt"] = "You switch the lights of a house. " + row["prompt"]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = make_spec(data__train=str(source), data__validation=str(source), optimizer__steps=2)
+    run = TrainingRun(spec, RunPlan(tmp_path, "study"))
+    run.advance()
+    run.save_adapter(tmp_path / "adapter")
+    manifest = read_manifest(tmp_path / "adapter")
+    assert manifest is not None
+    assert manifest.routing_sample is not None
+    sample = torch.tensor(manifest.routing_sample.table()).view(manifest.routing_sample.rows, 2, 4)
+    shortest = min(map(len, run.inputs.validation_examples))
+    assert sample.sum(-1).min() == 2 * (shortest - CACHE_PAGE - 1), "two slots for each token"
 
 
 def test_rows_per_task_and_loss_alone(make_spec: SpecMaker, tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def test_void_slots_are_no_experts_load() -> None:
     expert_TK = torch.tensor([[0, 3], [3, 2], [3, 3], [1, 0]])
     routing = Routing(torch.zeros(4, 3), expert_TK, torch.ones(4, 2))
     counts = ExpertCounts()
-    counts.count([LayerRecord("layers.0.mlp", routing, None, ())])
+    record = LayerRecord("layers.0.mlp", routing, None, ())
+    counts.count([record], torch.ones(1, 4))
     assert counts.summary()["layers.0.mlp"]["load"] == [0.5, 0.25, 0.25]
-    counts.count([LayerRecord("layers.0.mlp", routing, torch.tensor([0, 1, 1, 0]).bool(), ())])
+    counts.count([record], torch.tensor([[0, 1], [1, 0]]))
     assert counts.summary()["layers.0.mlp"]["load"] == [0.4, 0.2, 0.4]
