@@ -10,6 +10,7 @@ from orchestrator.catalogue import Catalogue
 from orchestrator.edge.keeper import Keeper
 from orchestrator.edge.keys import KeyRing
 from orchestrator.edge.meter import Meter
+from orchestrator.edge.metrics import RequestMetrics
 from orchestrator.edge.parts import Edge
 from orchestrator.endpoint import EndpointSpec
 from orchestrator.health.monitor import RouterHealth
@@ -53,7 +54,7 @@ class Ingress:
             keys=keys,
             meter=meter,
             limits=serve.limits,
-            observers=(rollout.observe, health),
+            observers=(rollout.observe, health, RequestMetrics()),
             routers=(rollout.router,),
             tasks=(partial(keeper.run, keys, meter), rollout.run),
             cors_origins=serve.cors_origins,

@@ -18,6 +18,9 @@ class Replica:
     """One engine with its own copy of the base model."""
 
     def __init__(self, spec: EndpointSpec) -> None:
+        from ray.serve import get_replica_context
+
+        from orchestrator.edge.metrics import EngineMetrics
         from workers.engine.engine import ContinuousEngine
         from workers.engine.text import TextEngine
         from workers.model import load_base
@@ -25,6 +28,7 @@ class Replica:
         base = load_base(spec.model)
         self._engine = ContinuousEngine(base, spec.limits())
         self._text = TextEngine(self._engine, base.tokenizer)
+        EngineMetrics(self._engine, str(get_replica_context().rank.rank))
         self._catch_up(spec)
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:

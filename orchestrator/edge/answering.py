@@ -42,7 +42,7 @@ class Answering:
         self.tokens: list[int] = []
         """What was generated so far."""
         self.ended = asyncio.Event()
-        self._prompt_tokens = self._completion_tokens = 0
+        self._prompt_tokens = 0
         self._first: float | None = None
         self._routing: RequestRouting | None = None
         self._failure: RequestError | None = None
@@ -67,12 +67,10 @@ class Answering:
 
     async def follow(self, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
         """The same chunks, counted; several answers to one request add up."""
-        done = 0
         async with aclosing(chunks):
             try:
                 while chunk := await self._next(chunks):
-                    self._count(chunk, chunk.completion_tokens - done)
-                    done = chunk.completion_tokens
+                    self._count(chunk)
                     yield chunk
             except Exception as error:  # a stream turns it into an event, and ends well
                 self._failed(error)
@@ -113,13 +111,12 @@ class Answering:
         async with before(self.deadline):
             return await anext(chunks, None)
 
-    def _count(self, chunk: Chunk, new: int) -> None:
+    def _count(self, chunk: Chunk) -> None:
         if self._first is None and chunk.tokens:
             self._first = time.monotonic() - self._begun
         self.tokens += chunk.tokens
         self._text += chunk.text if self._texts else ""
         self._prompt_tokens = chunk.prompt_tokens
-        self._completion_tokens += new
         self._routing = getattr(chunk, "routing", None) or self._routing
 
     def _failed(self, error: BaseException) -> None:
@@ -137,7 +134,7 @@ class Answering:
             status=failure.status if failure else 200,
             error=(failure.code or "invalid_request") if failure else None,
             prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._completion_tokens,
+            completion_tokens=len(self.tokens),
             seconds=time.monotonic() - self._begun,
             first_token_seconds=self._first,
             role=self._role,

@@ -7,7 +7,15 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from cluster.manifests import Kubernetes, Pod, Workers, ray_cluster, ray_job, ray_service, to_yaml
+from cluster.manifests.kuberay import (
+    Kubernetes,
+    Pod,
+    Workers,
+    ray_cluster,
+    ray_job,
+    ray_service,
+    to_yaml,
+)
 
 VALUES = Kubernetes(
     name="tuning",

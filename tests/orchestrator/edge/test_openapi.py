@@ -1,0 +1,274 @@
+"""The gateway against its own description, and against what nobody should send.
+
+Whatever comes: a refusal in the 4xx, never a 5xx, and the next good request is answered.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis import checks
+from schemathesis.specs.openapi import checks as openapi_checks
+
+from orchestrator.api import create_app
+from orchestrator.catalogue import Catalogue
+from orchestrator.edge.openapi import describe
+from orchestrator.registry import Registry
+from workers.engine.engine import ContinuousEngine
+from workers.engine.request import Limits
+from workers.engine.text import TextEngine
+from workers.model import load_base
+from workers.spec import ModelSpec
+
+BASE = "tiny-llama"
+PATHS = ("/v1/completions", "/v1/chat/completions")
+GOOD: dict[str, Any] = {"model": BASE, "prompt": "hello", "temperature": 0, "max_tokens": 4}
+CHAT: dict[str, Any] = {"model": BASE, "messages": [{"role": "user", "content": "hello"}]}
+CHECKS = [
+    checks.not_a_server_error,
+    openapi_checks.status_code_conformance,
+    openapi_checks.content_type_conformance,
+    openapi_checks.response_headers_conformance,
+    openapi_checks.response_schema_conformance,
+    openapi_checks.negative_data_rejection,
+]
+
+
+class Site:
+    """A running gateway and a client of it, in an event loop of their own."""
+
+    def __init__(self, app: Any, runner: asyncio.Runner) -> None:
+        self.app, self._runner = app, runner
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self._web = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60)
+
+    def send(self, method: str, path: str, **fields: Any) -> httpx.Response:
+        return self._runner.run(self._web.request(method, path, **fields))
+
+    def well(self) -> bool:
+        """Whether a good request is answered."""
+        answer = self.send("POST", PATHS[0], json=GOOD)
+        return answer.is_success and bool(answer.json()["choices"])
+
+
+@pytest.fixture(scope="module")
+def site(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    base = load_base(ModelSpec(path=str(tiny_model_dir), device="cpu"))
+    limits = Limits(max_batch_tokens=64, cache_tokens=1024, max_new_tokens=6, max_queued=8)
+    engine = ContinuousEngine(base, limits)
+    backend, folder = TextEngine(engine, base.tokenizer), tmp_path_factory.mktemp("registry")
+    registry = Registry(f"sqlite:///{folder}/moetune.db", folder)
+    app = create_app(backend, Catalogue(registry, BASE, backend.load))
+    with asyncio.Runner() as runner:
+        lifespan = app.router.lifespan_context(app)
+        runner.run(lifespan.__aenter__())
+        yield Site(app, runner)
+        runner.run(lifespan.__aexit__(None, None, None))
+    engine.close()
+
+
+@pytest.fixture
+def described(site: Site) -> Any:
+    return schemathesis.openapi.from_dict(describe(site.app))
+
+
+schema = schemathesis.pytest.from_fixture("described")
+
+
+@schema.parametrize()
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+def test_every_route_is_as_it_says(case: Any, site: Site) -> None:
+    """Valid and invalid requests of every kind, as schemathesis makes them."""
+    if isinstance(case.body, dict) and case.meta.generation.mode.is_positive:
+        case.body["model"] = BASE  # a drawn name would never come further than 404
+    prepared = requests.Request(**case.as_transport_kwargs(base_url="http://test")).prepare()
+    headers = [
+        (k.encode(), v.encode("utf-8") if isinstance(v, str) else v)
+        for k, v in prepared.headers.items()
+    ]
+    answer = site.send(prepared.method, prepared.url, headers=headers, content=prepared.body)
+    case.validate_response(answer, checks=CHECKS)
+
+
+def test_the_description_names_every_route_and_needs_no_key(site: Site) -> None:
+    document = site.send("GET", "/openapi.json").json()
+    assert document["openapi"].startswith("3.1")
+    assert set(document["paths"]) == {
+        "/v1/models",
+        "/v1/models/{model}",
+        *PATHS,
+        "/health",
+        "/ready",
+    }
+    assert document["paths"]["/v1/models"]["get"]["security"] == [{"key": []}]
+    assert "security" not in document["paths"]["/health"]["get"]
+    assert "422" not in json.dumps(document["paths"])
+
+
+DEEP = 30_000
+BODIES: list[bytes] = [
+    b"",
+    b"\x00",
+    b"null",
+    b"[]",
+    b"0",
+    b'"model"',
+    b"{",
+    b"{]",
+    b"\xff\xfe{}",
+    b"\xef\xbb\xbf" + json.dumps(GOOD).encode(),
+    json.dumps(GOOD).encode("utf-16"),
+    b"[" * DEEP,
+    b'{"a":' * DEEP,
+    b'{"model":' + b"[" * DEEP + b"]" * DEEP + b"}",
+    json.dumps({**CHAT, "messages": [[[[[[[]]]]]]]}).encode(),
+    b'{"model": "tiny-llama", "prompt": "a", "prompt": ["b", "c"]}',
+    b'{"model": "tiny-llama", "prompt": "\\ud800"}',
+    b'{"model": "tiny-llama", "prompt": "\\udc00\\ud800"}',
+    b'{"model": "\\ud83d", "prompt": "x"}',
+    b'{"model": "tiny-llama", "prompt": "x", "user": "\\ud800"}',
+    b'{"model": "tiny-llama", "prompt": "x", "\\ud800": 1}',
+    b'{"model": "tiny-llama", "prompt": "x", "seed": 1e400}',
+    b'{"model": "tiny-llama", "prompt": "x", "seed": -1e400}',
+    b'{"model": "tiny-llama", "prompt": "x", "temperature": Infinity}',
+    b'{"model": "tiny-llama", "prompt": "x", "temperature": 0x10}',
+    b'{"model": "tiny-llama", "prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}",
+    b'{"model": "tiny-llama", "prompt": [' + b"9" * 5000 + b"]}",
+]
+ODD_TEXTS = [
+    "\x00",
+    "a\x00b",
+    "🙂" * 40,
+    "👩‍👩‍👧‍👦",
+    "\u202e\u2066\ufeff",
+    "e\u0301" * 30,
+    "\U0010ffff",
+    "<|im_end|>" * 3,
+    "<|endoftext|>",
+    "{{ 7 * 7 }}{% for %}",
+    "'; DROP TABLE moetune_events; --",
+    "../../etc/passwd",
+    "%00%2e%2e%2f",
+    "\r\nX-Header: 1",
+]
+ODD_VALUES: list[Any] = [
+    -1,
+    0,
+    -0.0,
+    1e308,
+    5e-324,
+    2**31,
+    2**63,
+    -(2**63) - 1,
+    2**200,
+    True,
+    None,
+    "",
+    "1",
+    [],
+    [None],
+    {},
+    {"$ref": "#"},
+    [[]] * 50,
+]
+
+
+def refused_or_answered(site: Site, body: Any, **fields: Any) -> list[str]:
+    """What is wrong with the answers of both routes to a body: nothing, it is hoped."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = fields.pop("headers", {"content-type": "application/json"})
+    wrong = []
+    for path in PATHS:
+        answer = site.send("POST", path, content=content, headers=headers)
+        if answer.status_code >= 500 or (answer.is_error and not answer.json()["error"]["message"]):
+            wrong.append(f"{path} {content[:80]!r} {headers}: {answer.status_code} {answer.text}")
+    return wrong
+
+
+def test_malformed_bodies_are_refused(site: Site) -> None:
+    assert [w for body in BODIES for w in refused_or_answered(site, body)] == []
+    assert site.well()
+
+
+def test_odd_texts_and_numbers_are_refused_or_answered(site: Site) -> None:
+    bodies: list[Any] = []
+    for text in ODD_TEXTS:
+        bodies += [{**GOOD, "prompt": text}, {**GOOD, "model": text}, {**GOOD, "stop": text}]
+        bodies += [{**GOOD, "user": text}, {**GOOD, text: text}]
+        bodies += [{**CHAT, "max_tokens": 2, "messages": [{"role": "user", "content": text}]}]
+        bodies += [{**CHAT, "messages": [{"role": text, "content": text}]}]
+    fields = sorted(
+        {
+            *GOOD,
+            *CHAT,
+            "n",
+            "seed",
+            "top_p",
+            "stop",
+            "stream",
+            "stream_options",
+            "max_completion_tokens",
+            "logprobs",
+            "response_format",
+            "moetune",
+            "top_k",
+        }
+    )
+    bodies += [{**GOOD, field: value} for field in fields for value in ODD_VALUES]
+    bodies += [{**CHAT, "max_tokens": 2, field: value} for field in fields for value in ODD_VALUES]
+    assert [wrong for body in bodies for wrong in refused_or_answered(site, body)] == []
+    assert site.well()
+
+
+def test_cut_and_flipped_bytes_are_refused_or_answered(site: Site) -> None:
+    """Mutations of good bodies, the same in each run."""
+    draw, wrong = random.Random(5), []
+    for _ in range(150):
+        raw = bytearray(json.dumps(draw.choice((GOOD, {**CHAT, "max_tokens": 2}))).encode())
+        for _ in range(draw.randint(1, 4)):
+            at = draw.randrange(len(raw))
+            match draw.randrange(3):
+                case 0:
+                    raw[at] = draw.randrange(256)
+                case 1:
+                    del raw[at:]
+                    raw = raw or bytearray(b"{")
+                case _:
+                    raw[at:at] = draw.choice((b"{", b"]", b'"', b"\\u", b"\x00", b"\xed\xa0\x80"))
+        wrong += refused_or_answered(site, bytes(raw))
+    assert wrong == []
+    assert site.well()
+
+
+def test_odd_headers_and_paths_are_refused_or_answered(site: Site) -> None:
+    kind = (b"content-type", b"application/json")
+    headers: list[list[tuple[bytes, bytes]]] = [
+        [(b"content-type", b"\xff\xfe")],
+        [(b"content-type", b"application/json; charset=\x00")],
+        [(b"content-type", b"multipart/form-data; boundary=")],
+        [(b"content-type", b"application/x-www-form-urlencoded")],
+        [kind, (b"authorization", b"\xff" * 50)],
+        [kind, (b"authorization", b"Bearer " + b"x" * 60_000)],
+        [kind, (b"authorization", b"Bearer"), (b"authorization", b"Basic eDp5")],
+        [kind, (b"accept", b"\x00, */*;q=junk"), (b"cookie", b"=;=;\xff")],
+        [kind, (b"content-length", b"5")],
+        [kind, (b"content-encoding", b"gzip")],
+        [kind, (b"origin", b"null"), (b"host", b"\xff")],
+        [kind, (b"x-forwarded-for", b"'\"><script>")],
+    ]
+    wrong = [w for odd in headers for w in refused_or_answered(site, GOOD, headers=odd)]
+    assert wrong == []
+    paths = ["/v1/models/" + text for text in ("%00", "%ff", "..%2f..", "%ed%a0%80", "a" * 9000)]
+    for path in (*paths, "/v1", "//", "/v1/%0a", "/moetune/v1/x", "/?" + "a=b&" * 999):
+        for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"):
+            answer = site.send(method, path)
+            assert answer.status_code < 500, (method, path, answer.text)
+    assert site.well()
