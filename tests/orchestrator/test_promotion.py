@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.promotion import GateRefused, promote, rollback, this_user
+from orchestrator.promotion import GateRefused, abort, promote, rollback, this_user
 from orchestrator.registry import Registry
+from orchestrator.rollout.log import Decision, append
+from orchestrator.rollout.plan import stage
 from orchestrator.study import value_at
 from workers.adapter.convert import import_folder
 from workers.adapter.files import save
@@ -232,3 +234,73 @@ def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
     assert this_user() == f"uid {2**31 - 5}"
+
+
+def test_a_canary_passes_the_whole_gate(registry: Registry, put: Put) -> None:
+    first, better, worse = put(2.0), put(1.0), put(3.0)
+    ten = stage(canary="10%")
+    with pytest.raises(InputError, match="no champion yet; promote without --canary"):
+        promote(registry, first, "home", actor="ann", metric=LOSS, stage=ten)
+    promote(registry, first, "home", actor="ann", metric=LOSS)
+    assert "is not better" in refused(registry, worse, stage=ten)[0]
+    event = promote(registry, better, "home", actor="ann", metric=LOSS, stage=ten)
+    assert (event.action, event.version, event.previous) == ("canary", better.id, first.id)
+    assert event.evidence["share"] == 0.1
+    assert registry.champion("home") == first
+    assert registry.resolve(f"home@{better.id}") == better
+    # Promoting it after all is judged as ever, and ends the canary.
+    assert promote(registry, better, "home", actor="ann", metric=LOSS).previous == first.id
+    state = registry.rollout("home")
+    assert state is not None
+    assert (state.champion, state.canary) == (better.id, None)
+
+
+def test_a_shadow_passes_but_cannot_be_asked_for(registry: Registry, put: Put) -> None:
+    promote(registry, put(2.0), "home", actor="ann", metric=LOSS)
+    worse = put(3.0, load=(1.0, 0.0, 0.0, 0.0))
+    event = promote(registry, worse, "home", actor="ann", metric=LOSS, stage=stage(shadow=True))
+    assert (event.action, len(event.evidence["reasons"])) == ("shadow", 3)
+    assert event.evidence["forced"] is False
+    with pytest.raises(InputError, match="was never promoted to home"):
+        registry.resolve(f"home@{worse.id}")
+    assert len(refused(registry, worse)) == 3
+
+
+def test_a_rollback_takes_back_the_last_step(registry: Registry, put: Put) -> None:
+    a, b, c = (put(loss) for loss in (3.0, 2.0, 1.0))
+    for version in (a, b):
+        promote(registry, version, "home", actor="ann", metric=LOSS)
+    promote(registry, c, "home", actor="ann", metric=LOSS, stage=stage(canary="10%"))
+    ended = rollback(registry, "home", actor="ben")
+    assert (ended.action, ended.version, ended.previous) == ("abort", c.id, b.id)
+    assert registry.champion("home") == b
+    assert rollback(registry, "home", actor="ben").version == a.id
+
+
+def test_abort_ends_the_canary_and_then_the_shadow(registry: Registry, put: Put) -> None:
+    a, b, c = (put(loss) for loss in (3.0, 2.0, 1.0))
+    promote(registry, a, "home", actor="ann", metric=LOSS)
+    for version, how in ((b, stage(canary="10%")), (c, stage(shadow=True))):
+        promote(registry, version, "home", actor="ann", metric=LOSS, stage=how)
+    ended = [abort(registry, "home", actor="ann").version for _ in range(2)]
+    assert ended == [b.id, c.id]
+    with pytest.raises(InputError, match="no canary and no shadow"):
+        abort(registry, "home", actor="ann")
+    with pytest.raises(InputError, match="nothing was promoted"):
+        abort(registry, "other", actor="ann")
+
+
+def test_after_a_fallback_the_gate_compares_with_what_stands(registry: Registry, put: Put) -> None:
+    a, b, c = (put(loss) for loss in (3.0, 1.0, 2.0))
+    for version in (a, b):
+        promote(registry, version, "home", actor="ann", metric=LOSS)
+    fall = Decision(action="fallback", version="base", reason="broken")
+    append(registry, "home", "moetune", lambda _: fall)
+    assert registry.champion("home") is None
+    assert registry.champions() == {}
+    with pytest.raises(InputError, match="has fallen back to the bare base: broken"):
+        registry.resolve("home")
+    event = promote(registry, c, "home", actor="ann", metric=LOSS)
+    assert (event.previous, "champion" in event.evidence) == ("base", False)
+    assert rollback(registry, "home", actor="ann").version == "base"
+    assert rollback(registry, "home", actor="ann").version == a.id
