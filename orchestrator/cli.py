@@ -6,7 +6,17 @@ import sys
 
 import typer
 
-from orchestrator.commands import adapter, endpoint, jobs, keys, rollout, status, study, versions
+from orchestrator.commands import (
+    adapter,
+    endpoint,
+    health,
+    jobs,
+    keys,
+    rollout,
+    status,
+    study,
+    versions,
+)
 
 app = typer.Typer(
     name="moetune",
@@ -16,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (study.app, rollout.app, versions.app, endpoint.app, jobs.app, status.app):
+for part in (study.app, rollout.app, versions.app, endpoint.app, health.app, jobs.app, status.app):
     app.registered_commands += part.registered_commands
 app.add_typer(adapter.app, name="adapter", help="Adapters on disk: inspect, import, export.")
 app.add_typer(keys.app, name="keys", help="Keys of the endpoint: create, list, revoke.")

@@ -1,4 +1,4 @@
-"""A small client of the endpoint: what `moetune ask` uses."""
+"""A small client of the endpoint: what `moetune ask`, `health` and `explain` use."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class Client:
         of certificates to trust, where the endpoint's own is from nobody that this machine knows.
         """
         self._url = url
-        self._address = f"{url.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
+        self._address = url.rstrip("/").removesuffix("/v1")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._verify = trusting(ca) if ca else True
 
@@ -32,17 +32,35 @@ class Client:
         `fields` are further ones of OpenAI's chat completions. InputError comes before the pieces,
         or between them.
         """
-        messages = [{"role": "user", "content": text}]
-        body = {"model": model, "messages": messages, "stream": stream, **fields}
+        body = {**chat(model, text), "stream": stream, **fields}
+        with self._answer("POST", "/v1/chat/completions", json=body) as response:
+            if stream:
+                yield from _pieces(self._url, response)
+            else:
+                yield json.loads(response.read())["choices"][0]["message"]["content"]
+
+    def get(self, path: str) -> Any:
+        """What lies at a path, from JSON."""
+        with self._answer("GET", path) as response:
+            return json.loads(response.read())
+
+    def post(self, path: str, body: Any) -> Any:
+        """What the endpoint says to a body, both in JSON."""
+        with self._answer("POST", path, json=body) as response:
+            return json.loads(response.read())
+
+    @contextmanager
+    def _answer(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
+        timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
         try:
-            with self._post(body) as response:
+            with (
+                httpx.Client(headers=self._headers, timeout=timeout, verify=self._verify) as client,
+                client.stream(method, f"{self._address}{path}", **options) as response,
+            ):
                 if response.status_code != httpx.codes.OK:
                     reason = _reason(response.read(), response.status_code)
                     raise InputError(f"{self._url}: {reason}")
-                if stream:
-                    yield from _pieces(self._url, response)
-                else:
-                    yield json.loads(response.read())["choices"][0]["message"]["content"]
+                yield response
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             said = error or type(error).__name__
             raise InputError(f"{self._url}: no answer: {said}") from None
@@ -51,14 +69,10 @@ class Client:
                 raise
             raise InputError(f"{self._url}: is no OpenAI endpoint: {error!r}") from None
 
-    @contextmanager
-    def _post(self, body: dict[str, Any]) -> Iterator[httpx.Response]:
-        timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-        with (
-            httpx.Client(headers=self._headers, timeout=timeout, verify=self._verify) as client,
-            client.stream("POST", self._address, json=body) as response,
-        ):
-            yield response
+
+def chat(model: str, text: str) -> dict[str, Any]:
+    """Body of a chat of one question."""
+    return {"model": model, "messages": [{"role": "user", "content": text}]}
 
 
 def _pieces(url: str, response: httpx.Response) -> Iterator[str]:

@@ -30,16 +30,12 @@ def submit(
 ) -> None:
     """Send a job and the code to a cluster as a Ray Job, and return at once."""
     from cluster.jobs import JobClient
-    from orchestrator.spec import dump_job, load_job, override_job, portable
+    from orchestrator.spec import load_job
+    from orchestrator.submission import submit as submit_job
 
-    spec = portable(load_job(job, set_ or ()))
+    spec = load_job(job, set_ or ())
     client = JobClient(address or spec.cluster.address or "auto")
-    spec = override_job(spec, {"cluster.address": None}, job)  # it runs where it is sent
-    job_id = client.submit(
-        ["python", "-m", "orchestrator.cli", "tune", "job.json", *["--resume"] * resume],
-        files={"job.json": dump_job(spec)},
-        metadata={"study": spec.name},
-    )
+    job_id = submit_job(client, spec, resume)
     if as_json:
         return print_json({"id": job_id, "study": spec.name, "dashboard": client.dashboard_url})
     return print(f"submitted {job_id} (study {spec.name}); dashboard {client.dashboard_url}")

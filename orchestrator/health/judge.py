@@ -1,12 +1,13 @@
 """Holds a version's windows against its reference."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 
-from orchestrator.health.drift import Distance, Limit, Reference
+from orchestrator.health.drift import Distance, Limit, Reference, Source
 from orchestrator.health.history import History
 from orchestrator.health.places import Places
 from orchestrator.health.report import Verdict
@@ -35,9 +36,8 @@ class Judge:
         """On all whole windows that are kept."""
         history, spec = self.history, self.history.spec
         limit = self._calibrated()
-        about = {"version": history.version, "window": spec.window}
         if limit is None:
-            return Verdict(**about, state="unknown", why=self._lacking())
+            return self._unknown(self._lacking())
         first = spec.reference_requests if limit.source == "served" else 0
         windows = [window for window in list(history.closed) if window.start >= first]
         found = {
@@ -46,15 +46,14 @@ class Judge:
         }
         self._found = found
         if not found:
-            why = f"no whole window of {spec.window} requests yet"
-            return Verdict(**about, state="unknown", reference=limit.source, why=why)
-        return _verdict(about, list(found.values()), limit)
+            return self._unknown(f"no whole window of {spec.window} requests yet", limit.source)
+        return _verdict(history, list(found.values()), limit.source)
 
     def _calibrated(self) -> Limit | None:
         if self._limit is None:
-            reference = self._reference()
-            spec = self.history.spec
-            self._limit = reference and reference.limit(spec.window, spec.confidence)
+            reference, spec = self._reference(), self.history.spec
+            if reference is not None:
+                self._limit = reference.limit(spec.window, spec.confidence)
         return self._limit
 
     def _reference(self) -> Reference | None:
@@ -74,6 +73,16 @@ class Judge:
             return None
         return Reference(places, first_NC, "served")
 
+    def _unknown(self, why: str, source: Source | None = None) -> Verdict:
+        history = self.history
+        return Verdict(
+            version=history.version,
+            window=history.spec.window,
+            state="unknown",
+            reference=source,
+            why=why,
+        )
+
     def _lacking(self) -> str:
         spec = self.history.spec
         if spec.reference == "training":
@@ -92,20 +101,21 @@ def from_sample(sample: RoutingSample, places: Places) -> Reference | None:
     return Reference(places, places.shares(counts_NC), "training") if len(counts_NC) else None
 
 
-def _verdict(about: dict[str, object], found: list[Distance], limit: Limit) -> Verdict:
+def _verdict(history: History, found: Sequence[Distance], source: Source) -> Verdict:
     last = found[-1]
-    drifted = [distance.score > 1 for distance in found]
-    sustained = next((n for n, one in enumerate(reversed(drifted)) if not one), len(drifted))
+    sustained = sum(1 for _ in takewhile(lambda one: one.score > 1, reversed(found)))
+    enough = sustained >= history.spec.sustained
+    says = "is routed unlike" if sustained else "is routed like"
     where = {"training": "the validation rows", "served": "the first requests served here"}
-    says = "differs from" if drifted[-1] else "is routed like"
     return Verdict(
-        **about,
-        state="drifted" if drifted[-1] else "steady",
+        version=history.version,
+        window=history.spec.window,
+        state="drifted" if enough else "suspect" if sustained else "steady",
         sustained=sustained,
         judged=len(found),
         score=last.score,
         layer=last.place,
         divergence=last.divergence,
-        reference=limit.source,
-        why=f"the last window {says} {where[limit.source]}: {last.score:.2f} of the limit",
+        reference=source,
+        why=f"the last window {says} {where[source]}: {last.score:.2f} of the limit",
     )

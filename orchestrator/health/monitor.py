@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from orchestrator.answered import Answered
 from orchestrator.health.history import History
@@ -11,6 +12,9 @@ from orchestrator.health.report import Health, Verdict, VersionHealth, layers
 from orchestrator.health.spec import HealthSpec
 from orchestrator.health.tally import Tally
 from workers.engine.request import RequestError
+
+if TYPE_CHECKING:
+    from orchestrator.registry import Registry
 
 
 class RouterHealth:
@@ -26,6 +30,11 @@ class RouterHealth:
         self._judges: OrderedDict[str, Judge] = OrderedDict()
         self._counting = threading.Lock()
         self._judging = threading.Lock()
+
+    @classmethod
+    def of(cls, spec: HealthSpec, registry: "Registry") -> "RouterHealth":
+        """With the references that the registry's versions bring along."""
+        return cls(spec, lambda id: registry.manifest(registry.version(id)).routing_sample)
 
     def __call__(self, answered: Answered) -> None:
         """See `orchestrator.answered.Observer`."""
@@ -65,15 +74,16 @@ class RouterHealth:
             names = {name for judge in self._judges.values() for name in judge.history.names}
         return [(name, one) for name in sorted(names) for one in self.health(name).versions]
 
-    def drift(self, version: str) -> Verdict:
-        """Whether the requests of a version are still routed as its reference's; `unknown` for a
-        version that has answered none."""
-        judge = self._judges.get(version)
+    def drift(self, version: str) -> Verdict | None:
+        """Whether the requests of a version are still routed as its reference's; None where that
+        cannot be told, or not yet."""
+        with self._counting:
+            judge = self._judges.get(version)
         if judge is None:
-            why = "it has answered no request yet"
-            return Verdict(version=version, state="unknown", window=self.spec.window, why=why)
+            return None
         with self._judging:
-            return judge.verdict()
+            verdict = judge.verdict()
+        return None if verdict.state == "unknown" else verdict
 
     def _told(self, judge: Judge, total: Tally) -> VersionHealth:
         with self._judging:

@@ -4,7 +4,7 @@ Shapes: E experts of a layer.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,16 +39,16 @@ class Verdict(Spec):
     """Whether the traffic of a version is still what it was made for."""
 
     version: str
-    state: Literal["unknown", "steady", "drifted"]
-    """That of the last whole window."""
+    state: Literal["unknown", "steady", "suspect", "drifted"]
+    """drifted: windows lie beyond their limit, as many in a row as it takes; suspect: fewer."""
     sustained: int = 0
-    """So many of the last whole windows have drifted, one after the other."""
+    """So many whole windows, the last among them, lie beyond the limit one after the other."""
     judged: int = 0
     """Whole windows judged, of those that are kept."""
     window: int
     """Requests of a window."""
     score: float | None = None
-    """Divergence of the last window over its limit, of the worst layer; above 1 is drift."""
+    """Divergence of the last window over its limit, of the worst layer."""
     layer: str | None = None
     """The worst layer."""
     divergence: float | None = None
@@ -57,6 +57,15 @@ class Verdict(Spec):
     """training: validation rows of the training; served: the first requests served here."""
     why: str
     """In words."""
+
+    @property
+    def drifted(self) -> bool:
+        """Whether it is time to act."""
+        return self.state == "drifted"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for logs."""
+        return self.model_dump(mode="json")
 
 
 class VersionHealth(Spec):

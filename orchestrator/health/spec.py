@@ -25,6 +25,8 @@ class HealthSpec(Spec):
     confidence: Annotated[Fraction, Field(gt=0.5)] = 0.995
     """A window has drifted where fewer than one in 1 / (1 - confidence) windows of the reference
     itself would lie as far from it."""
+    sustained: PositiveInt = 2
+    """Whole windows in a row beyond the limit that make a drift; fewer are a suspicion."""
     tolerance: NonNegative = 0.0005
     """Jensen-Shannon divergence of a layer's load (0 … ln 2) that is no drift however certain it
     is: answers are never quite the texts that validation had. 0.0005 is about 1.6 % of the tokens

@@ -10,7 +10,8 @@ from orchestrator.begin import begin
 from orchestrator.spec import JobSpec
 from orchestrator.storage import storage
 from orchestrator.study import trial_name
-from workers.spec import AdapterSpec, override
+from tests.orchestrator.traffic import Trained, train_on_home
+from workers.spec import AdapterSpec, TrainSpec, override
 from workers.train.record import RunRecord
 
 Play = Callable[..., Any]
@@ -103,3 +104,11 @@ def _play(job: JobSpec, ends: list[str], resume: bool = False) -> list[dict[str,
                 search.note_failure(trial_id, "OutOfMemoryError: <b>CUDA</b> out of memory")
                 search.on_trial_complete(trial_id, error=True)
         return suggested
+
+
+@pytest.fixture(scope="session")
+def trained(
+    make_spec: Callable[..., TrainSpec], tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    """A router that was trained on one domain, and requests of this and of another one."""
+    return train_on_home(make_spec, tmp_path_factory.mktemp("trained"))

@@ -1,0 +1,112 @@
+"""Which experts answered one question: what an endpoint tells of it, as a page.
+
+The page holds everything it needs, runs no script and loads nothing; texts of models and people are
+escaped.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from workers.engine.routing import RequestRouting
+from workers.spec import InputError
+
+_ROUTING = TypeAdapter(RequestRouting)
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One token: its text, and the gate of each expert in each layer (0 where it did not go)."""
+
+    text: str
+    answer: bool
+    """Whether the model wrote it; else it is of the prompt."""
+    gates: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """An answer, and the way of its tokens."""
+
+    model: str
+    question: str
+    answer: str
+    prompt_tokens: int
+    routing: RequestRouting
+
+    @classmethod
+    def of(cls, question: str, body: Mapping[str, Any]) -> "Explained":
+        """From the endpoint's answer to a chat that asked for the routing of its tokens."""
+        try:
+            return cls(
+                model=str(body["model"]),
+                question=question,
+                answer=str(body["choices"][0]["message"]["content"]),
+                prompt_tokens=int(body["usage"]["prompt_tokens"]),
+                routing=_ROUTING.validate_python(body["moetune"]["routing"]),
+            )
+        except (KeyError, IndexError, TypeError, ValidationError):
+            raise InputError(
+                f"{body.get('model', 'the answer')}: tells no routing: only adapters with several "
+                "experts have one"
+            ) from None
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """Number of experts of each layer."""
+        return {layer.layer: len(layer.load) for layer in self.routing.layers}
+
+    def shares(self) -> dict[str, list[float]]:
+        """Share of the gates that each expert got, by layer."""
+        sums = {layer.layer: sum(layer.weight) or 1.0 for layer in self.routing.layers}
+        return {
+            layer.layer: [weight / sums[layer.layer] for weight in layer.weight]
+            for layer in self.routing.layers
+        }
+
+    def tokens(self) -> Iterator[TokenRow]:
+        """Every token that was read, in order; the last one of an answer is not."""
+        layers, texts = self.layers, self.routing.texts
+        for at, choices in enumerate(self.routing.by_token):
+            gates = {}
+            for (layer, experts), choice in zip(layers.items(), choices, strict=True):
+                taken = dict(zip(choice.experts, choice.gates, strict=True))
+                gates[layer] = tuple(taken.get(expert, 0.0) for expert in range(experts))
+            text = texts[at] if at < len(texts) else f"token {at + 1}"
+            yield TokenRow(text, at >= self.prompt_tokens, gates)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "model": self.model,
+            "question": self.question,
+            "answer": self.answer,
+            "prompt_tokens": self.prompt_tokens,
+            "routing": _ROUTING.dump_python(self.routing, mode="json"),
+        }
+
+
+def render(explained: Explained) -> str:
+    """The page."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["shown"] = _shown
+    template = environment.get_template("explained.html.j2")
+    return template.render(it=explained, shares=explained.shares(), tokens=list(explained.tokens()))
+
+
+def _shown(text: str) -> str:
+    """A token so that its white space can be seen."""
+    return text.replace(" ", "\N{OPEN BOX}").replace(
+        "\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
+    )

@@ -1,0 +1,73 @@
+"""Where trainings run: here, or on a cluster as Ray Jobs."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from orchestrator.spec import JobSpec
+from workers.spec import InputError
+
+if TYPE_CHECKING:
+    from cluster.jobs import JobClient
+
+
+@dataclass(frozen=True)
+class End:
+    """A training has ended."""
+
+    failed: str | None = None
+    """Why it failed."""
+
+
+class Runs(Protocol):
+    """Runs jobs' studies. Raises InputError and ClusterError."""
+
+    def start(self, job: JobSpec) -> None:
+        """Begin; may return only when all is done."""
+        ...
+
+    def end(self, study: str) -> End | None:
+        """How it ended; None while it runs."""
+        ...
+
+
+class HereRuns:
+    """In this process, on the connected cluster, until all is done."""
+
+    def start(self, job: JobSpec) -> None:
+        """See `Runs`."""
+        from orchestrator.tuner import preflight, run
+
+        preflight(job)
+        run(job)
+
+    def end(self, study: str) -> End | None:  # noqa: ARG002
+        """See `Runs`. What was cut off with its process runs no more."""
+        return End()
+
+
+@dataclass(frozen=True)
+class ClusterRuns:
+    """As jobs of a cluster, which outlive this process."""
+
+    client: "JobClient"
+
+    def start(self, job: JobSpec) -> None:
+        """See `Runs`."""
+        from orchestrator.submission import submit
+
+        submit(self.client, job, id=job.name)
+
+    def end(self, study: str) -> End | None:
+        """See `Runs`."""
+        from cluster.errors import ClusterError
+        from cluster.jobs import FINISHED
+
+        try:
+            job = self.client.status(study)
+        except ClusterError as error:
+            if "no such job" not in str(error):
+                raise InputError(str(error)) from None
+            return End(str(error))
+        if job.state not in FINISHED:
+            return None
+        return End(None if job.state == "SUCCEEDED" else job.message or job.state)

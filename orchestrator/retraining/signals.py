@@ -1,0 +1,48 @@
+"""What a name's watch looks at: the endpoint's word on drift, and answers to labelled rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator.client import Client
+from orchestrator.health.report import Health, Verdict
+from orchestrator.registry import Registry
+from orchestrator.retraining.policy import QualityRule
+from workers.spec import InputError, validated
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Both are of the name's present champion."""
+
+    drift: Callable[[str], Verdict | None]
+    """Of a version; None where nothing is known of it."""
+    quality: Callable[[QualityRule], float]
+    """The rule's metric on its rows."""
+
+
+def endpoint_drift(client: Client, name: str) -> Callable[[str], Verdict | None]:
+    """The word of an endpoint. Raises InputError where it does not answer."""
+
+    def drift(version: str) -> Verdict | None:
+        body = client.get(f"/moetune/v1/health/{name}")
+        told = validated(Health, body, f"the health of {name}")
+        return next((one.drift for one in told.versions if one.version == version), None)
+
+    return drift
+
+
+def measured_quality(registry: Registry, name: str) -> Callable[[QualityRule], float]:
+    """Labelled rows answered by the champion on the connected cluster."""
+
+    def quality(rule: QualityRule) -> float:
+        from orchestrator.comparison import compare_version
+
+        metrics = compare_version(registry, name, rule.data, rule.rows).results[name]
+        if rule.metric in ("score", "loss"):
+            return float(metrics[rule.metric])
+        if rule.metric not in metrics["tasks"]:
+            known = ", ".join(("score", "loss", *metrics["tasks"]))
+            raise InputError(f"when.quality.metric: no {rule.metric} in {rule.data}; has {known}")
+        return float(metrics["tasks"][rule.metric]["value"])
+
+    return quality

@@ -1,0 +1,270 @@
+"""From drift to a canary: what a watch does, when, and what it remembers."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.health.monitor import RouterHealth
+from orchestrator.health.spec import HealthSpec
+from orchestrator.promotion import promote
+from orchestrator.registry import Registry
+from orchestrator.retraining.diary import Diary
+from orchestrator.retraining.fresh import with_fresh
+from orchestrator.retraining.outcome import Contest
+from orchestrator.retraining.policy import Policy, load_policy
+from orchestrator.retraining.runs import End, HereRuns
+from orchestrator.retraining.signals import Signals, measured_quality
+from orchestrator.retraining.watch import Watch
+from orchestrator.spec import ClusterSpec, JobSpec, dump_job
+from tests.orchestrator.traffic import (
+    Trained,
+    answered,
+    clinic,
+    home,
+    rows_of,
+    write_rows,
+)
+from workers.spec import InputError
+
+
+@pytest.fixture
+def place(trained: Trained, tmp_path: Path) -> ClusterSpec:
+    """A storage folder whose registry has `home`, the version that was trained on one domain."""
+    cluster = ClusterSpec(storage=str(tmp_path / "runs"))
+    registry = Registry(cluster.store_url(), cluster.storage)
+    version = registry.register("study", 0, trained.folder, trained.run.metrics)
+    promote(registry, version, "home", actor="test", metric="validation/loss")
+    return cluster
+
+
+@pytest.fixture
+def policy(trained: Trained, tmp_path: Path) -> Policy:
+    """Trains on the home domain and 60 fresh rows of the other one."""
+    train = trained.run.spec.model_dump(mode="json")
+    train["optimizer"] |= {"steps": 16, "batch_size": 16}
+    train["evaluation"] |= {"every": 16}
+    job = JobSpec.model_validate(
+        {
+            "name": "tiny",
+            "train": train,
+            "search": {"space": {"optimizer.lr": {"choice": [5e-3]}}, "trials": 1},
+        }
+    )
+    (tmp_path / "job.yaml").write_text(dump_job(job))
+    fresh = write_rows(tmp_path / "fresh.jsonl", rows_of(clinic, 60, 9))
+    values = {
+        "job": str(tmp_path / "job.yaml"),
+        "when": {"drift": {"windows": 2}},
+        "data": fresh,
+        "action": "canary",
+    }
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(values))
+    return load_policy(tmp_path / "policy.yaml")
+
+
+def watching(policy: Policy, place: ClusterSpec, monitor: RouterHealth, runs: Any = None) -> Watch:
+    registry = Registry(place.store_url(), place.storage)
+    signals = Signals(monitor.drift, measured_quality(registry, "home"))
+    return Watch("home", policy, registry, place, signals, runs or HereRuns())
+
+
+def monitor_of(place: ClusterSpec, trained: Trained, windows: int) -> RouterHealth:
+    """That has seen so many windows of the other domain answered by the champion."""
+    registry = Registry(place.store_url(), place.storage)
+    monitor = RouterHealth.of(HealthSpec(window=50), registry)
+    champion = registry.champion("home")
+    assert champion is not None
+    for routing in trained.clinic[: 50 * windows]:
+        monitor(answered(routing, version=champion.id))
+    return monitor
+
+
+def changed(policy: Policy, **changes: Any) -> Policy:
+    return Policy.model_validate({**policy.model_dump(), **changes})
+
+
+class Elsewhere:
+    """Runs that a cluster does: here they never end."""
+
+    def __init__(self) -> None:
+        self.jobs: list[JobSpec] = []
+
+    def start(self, job: JobSpec) -> None:
+        self.jobs.append(job)
+
+    def end(self, study: str) -> End | None:
+        return None
+
+
+@pytest.mark.slow
+def test_drift_leads_to_a_training_and_its_better_version_to_a_canary(
+    policy: Policy, place: ClusterSpec, trained: Trained, ray_cluster: object
+) -> None:
+    watch = watching(policy, place, monitor_of(place, trained, windows=3))
+    said = watch.look()
+    assert "canary" in said, said
+    begun, ended = watch.diary.entries()
+    assert (begun.kind, ended.kind) == ("submitted", "canary")
+    assert "3 windows in a row" in begun.why
+    assert begun.study == ended.study
+    assert ended.evidence["candidate"] < ended.evidence["champion"]
+
+    rollout = watch.registry.rollout("home")
+    assert rollout is not None
+    assert rollout.canary is not None
+    assert (rollout.canary.version, rollout.canary.share) == (ended.version, 0.1)
+    event = watch.registry.history("home")[-1]
+    assert event.actor.startswith("watch of ")
+    assert "on the same rows" in event.reason
+    assert "drifted" in event.reason
+
+    assert "cooldown" in watch.look(), "and not again at once"
+
+    champion = watch.registry.version(ended.version or "")
+    promote(
+        watch.registry,
+        champion,
+        "home",
+        actor="t",
+        metric="validation/loss",
+        reason="t",
+        force=True,
+    )
+    contest = Contest.of("home", watch.registry, place, begun.study or "")
+    kept = contest.conclude(policy, "again")
+    assert kept.kind == "kept"
+    assert "not better" in kept.why
+    weaker = Contest(
+        contest.name,
+        contest.registry,
+        contest.study,
+        contest.candidate,
+        watch.registry.version(rollout.champion),
+    )
+    proposed = weaker.conclude(changed(policy, action="propose"), "again")
+    assert proposed.kind == "proposed"
+    assert f"moetune promote {begun.study} --to home" in proposed.why
+
+
+@pytest.mark.slow
+def test_answers_that_are_worse_than_wanted_are_a_reason_too(
+    policy: Policy, place: ClusterSpec, trained: Trained, tmp_path: Path, ray_cluster: object
+) -> None:
+    labelled = write_rows(tmp_path / "labelled.jsonl", rows_of(home, 10, 11))
+    runs = Elsewhere()
+    for limit, begun in ((1e9, 0), (1e-9, 1)):
+        rule = {"data": labelled, "metric": "loss", "limit": limit, "rows": 5, "every_hours": 1e-9}
+        quality = changed(policy, when={"quality": rule})
+        said = watching(quality, place, RouterHealth(), runs).look()
+        assert len(runs.jobs) == begun, said
+    assert "loss is" in said
+
+
+def test_what_is_steady_is_left_alone(policy: Policy, place: ClusterSpec, trained: Trained) -> None:
+    for windows in (0, 1):
+        watch = watching(policy, place, monitor_of(place, trained, windows), Elsewhere())
+        assert watch.look().endswith("nothing to do")
+        assert watch.diary.entries() == []
+
+
+def test_a_training_that_runs_is_waited_for(
+    policy: Policy, place: ClusterSpec, trained: Trained
+) -> None:
+    watch = watching(policy, place, monitor_of(place, trained, 3), Elsewhere())
+    watch.diary.note("submitted", "drift", study="tiny-1")
+    assert "tiny-1 runs since" in watch.look()
+    assert len(watch.diary.entries()) == 1
+
+
+def test_a_training_without_a_version_has_failed(
+    policy: Policy, place: ClusterSpec, trained: Trained
+) -> None:
+    """Its process was killed, say, before the study had begun."""
+    watch = watching(policy, place, monitor_of(place, trained, 0))
+    watch.diary.note("submitted", "drift", study="tiny-1")
+    assert "tiny-1: failed: study tiny-1: no such study" in watch.look()
+    assert watch.look().endswith("nothing to do")
+
+
+def test_trainings_of_a_day_are_counted(
+    policy: Policy, place: ClusterSpec, trained: Trained
+) -> None:
+    watch = watching(
+        changed(policy, cooldown_hours=0), place, monitor_of(place, trained, 3), Elsewhere()
+    )
+    watch.diary.note("submitted", "drift", study="tiny-1")
+    watch.diary.note("kept", "no better", study="tiny-1")
+    assert "1 times in 24 hours" in watch.look()
+
+
+def test_a_name_without_a_champion_cannot_be_watched(policy: Policy, tmp_path: Path) -> None:
+    place = ClusterSpec(storage=str(tmp_path / "empty"))
+    with pytest.raises(InputError, match="no champion"):
+        watching(policy, place, RouterHealth()).look()
+
+
+def test_fresh_rows_come_first_and_a_fifth_is_held_out(
+    policy: Policy, trained: Trained, tmp_path: Path
+) -> None:
+    from orchestrator.spec import load_job
+
+    job = with_fresh(load_job(policy.job), policy.data, policy.min_rows, tmp_path / "joined")
+    rows = {
+        name: [
+            json.loads(line)
+            for line in Path(getattr(job.train.data, name)).read_text().splitlines()
+        ]
+        for name in ("train", "validation")
+    }
+    tasks = {name: [row["task"] for row in found] for name, found in rows.items()}
+    assert tasks["train"] == ["clinic"] * 48 + ["home"] * 200
+    assert tasks["validation"] == ["clinic"] * 12 + ["home"] * 300
+    with pytest.raises(InputError, match="holds 60 rows, but min_rows is 61"):
+        with_fresh(load_job(policy.job), policy.data, 61, tmp_path / "joined")
+
+
+def test_a_diary_outlives_its_writer_and_a_cut_line(tmp_path: Path) -> None:
+    diary = Diary(tmp_path / "watch" / "diary.jsonl")
+    diary.note("submitted", "drift", study="s-1")
+    with (tmp_path / "watch" / "diary.jsonl").open("a") as file:
+        file.write('{"at": "2026-11')
+    running = Diary(tmp_path / "watch" / "diary.jsonl").running()
+    assert running is not None
+    assert running.study == "s-1"
+    diary.note("failed", "killed", study="s-1")
+    assert diary.running() is None
+    assert diary.begun_since(timedelta(days=1)) == 1
+    last = diary.last("failed")
+    assert last is not None
+    assert datetime.now(UTC) - last.at < timedelta(minutes=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"when": {}}, "at least one of drift and quality"),
+        ({"canary": "a lot"}, "share 'a lot'"),
+        ({"jobs": "x"}, "did you mean job"),
+        ({"action": "promote"}, "action"),
+    ],
+)
+def test_a_policy_that_is_wrong_is_refused_in_one_line(
+    policy: Policy, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump({**policy.model_dump(mode="json"), **changes}))
+    with pytest.raises(InputError, match=said) as caught:
+        load_policy(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_policy_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        load_policy(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(InputError, match="is a mapping"):
+        load_policy(tmp_path / "list.yaml")
