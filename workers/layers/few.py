@@ -9,6 +9,7 @@ block's inner width, O the size of an inner linear's output.
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -58,6 +59,8 @@ class Prepared(NamedTuple):
     outer_B_SD: Tensor | None
     place_I11R: Tensor
     """Where the first expert's ranks lie in the inner linears' S, [I, 1, 1, R]."""
+    start_B: Tensor
+    """Where sums of R rows each begin, for as many as a step may have."""
 
 
 class FewTokens:
@@ -101,14 +104,18 @@ def _prepare(block: FeedForward, members: Members, dtype: torch.dtype) -> Prepar
     banks = {name: join([part[name] for part in parts]) for name in parts[0]}
     inner, outer = [banks[name] for name in block.inner], banks.get(block.outer[0])
     experts, _, rank = inner[0].lora_B_NOR.shape
-    first_I = torch.arange(len(inner), device=inner[0].lora_B_NOR.device) * experts * rank
+    place = partial(torch.arange, device=inner[0].lora_B_NOR.device)
+    first_I = place(len(inner)) * experts * rank
+    ranks = sum(layer.ranks for layer in members if layer is not None)
+    pairs = 2 * PLAIN_PRODUCTS // ranks  # Twice: residual gates add a slot to every token's.
     return Prepared(
         join_routers([None if layer is None else layer.router for layer in members]),
         torch.cat([bank.stacked_A_SI for bank in inner]),
         torch.cat([bank.stacked_B_SO for bank in inner]),
         None if outer is None else outer.stacked_A_SI,
         None if outer is None else outer.stacked_B_SO,
-        first_I.view(-1, 1, 1, 1) + torch.arange(rank, device=first_I.device),
+        first_I.view(-1, 1, 1, 1) + place(rank),
+        place(len(inner) * pairs) * rank,
     )
 
 
@@ -121,7 +128,9 @@ def few_tokens(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pai
     rank_space_ITX = all_ITS.gather(2, row_ITKR.flatten(2))
     if pairs.real_TK1 is not None:
         rank_space_ITX.view_as(row_ITKR).mul_(pairs.real_TK1)
-    update_BO = _rows_sum(row_ITKR, rank_space_ITX, made.inner_B_SO, rank)
+    update_BO = _rows_sum(
+        row_ITKR, rank_space_ITX, made.inner_B_SO, made.start_B[: inner * tokens * slots]
+    )
     update_ITKO = update_BO.view(inner, tokens, slots, -1)
     frozen = (linear(hidden_TD).unsqueeze(1) for linear in block.inner.values())
     hidden_TKF = combine(block, [update_ITKO[i].add_(one) for i, one in enumerate(frozen)])
@@ -132,11 +141,13 @@ def few_tokens(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pai
     row_TKR = row_ITKR[0]
     outer_TKR = functional.linear(hidden_TKF, made.outer_A_SF).gather(2, row_TKR)
     outer_TKR = pairs.masked(outer_TKR).mul_(gate_TK.unsqueeze(2))
-    return output_TD.add_(_rows_sum(row_TKR, outer_TKR, made.outer_B_SD, slots * rank))
+    return output_TD.add_(
+        _rows_sum(row_TKR, outer_TKR, made.outer_B_SD, made.start_B[: tokens * slots : slots])
+    )
 
 
-def _rows_sum(row: Tensor, weight: Tensor, matrix_SO: Tensor, rows: int) -> Tensor:
-    """Sums of so many weighed rows of `matrix` each: reads these rows only, without a copy."""
-    first_B = torch.arange(0, row.numel(), rows, device=row.device)
+def _rows_sum(row: Tensor, weight: Tensor, matrix_SO: Tensor, start_B: Tensor) -> Tensor:
+    """Sums of weighed rows of `matrix`, each from a start to the next: reads these rows only,
+    without a copy."""
     flat, weight = row.flatten(), weight.flatten()
-    return functional.embedding_bag(flat, matrix_SO, first_B, mode="sum", per_sample_weights=weight)
+    return functional.embedding_bag(flat, matrix_SO, start_B, mode="sum", per_sample_weights=weight)
