@@ -19,6 +19,7 @@ from workers.engine.sampler import GREEDY, Draw, Drawing, Sampler
 from workers.engine.schema import Schemas
 from workers.engine.slots import SlotStore
 from workers.engine.statistics import Statistics
+from workers.inject import Adapter as Injected
 from workers.inject import row_map
 from workers.model import Base
 
@@ -39,9 +40,7 @@ class ContinuousEngine:
         self._sampler = Sampler()
         self._model_lock = threading.RLock()  # a forward pass, or a change of the model's modules
         self._capture = RoutingCapture()
-        self._slots = SlotStore(
-            base.model, limits.max_adapters, self._model_lock, self._capture.watch
-        )
+        self._slots = SlotStore(base.model, limits.max_adapters, self._model_lock, self._loaded)
         self._numbers = count()
         self._computed = (0, 0, 0)
         """Forward passes, and the requests and tokens that were in them."""
@@ -122,6 +121,10 @@ class ContinuousEngine:
         self._slots.close()
         for hook in self._hooks:
             hook.remove()
+
+    def _loaded(self, slot: str, adapter: Injected) -> None:
+        self._capture.watch(slot, adapter)
+        self._loop.renew(slot)
 
     async def _told(self, piece: Piece, generation: Generation) -> Piece:
         """The last piece tells the routing."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
+from workers.engine.prefix import Salt
 from workers.engine.request import Finish, Piece, RequestError, Sampling
 from workers.engine.sampler import Drawing
 from workers.engine.schema import Schema
@@ -28,6 +29,8 @@ class Generation:
     """Until it must have ended."""
     name: str = ""
     """What the generation thread knows it by; another each time that it is handed over."""
+    salt: Salt = ()
+    """Whose cache pages it shares."""
     known: int = 0
     """Tokens that it had when it was last handed to the generation thread."""
     deaths: int = 0
@@ -52,9 +55,9 @@ class Generation:
         """Whether it has survived a forward pass since it was last handed over."""
         return len(self.tokens) > self.known
 
-    def hand_over(self, name: str) -> None:
+    def hand_over(self, name: str, salt: Salt) -> None:
         """Begin anew, under another name: prompt and tokens will pass through the model again."""
-        self.name, self.known = name, len(self.tokens)
+        self.name, self.salt, self.known = name, salt, len(self.tokens)
         self.tally = Tally(self.slot, self.sampling.by_token) if self.slot else None
         self.drawing = Drawing(self.sampling, self.schema)
         if self.schema is not None:

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 
 from workers.engine.generation import Generation, failed
-from workers.engine.manager import PAGE, longest_sequence, start_manager, stop_manager
+from workers.engine.manager import Manager, longest_sequence, start_manager, stop_manager
+from workers.engine.prefix import PAGE, Salt, Salts, fresh_salt
 from workers.engine.request import Finish, Limits, RequestError
 from workers.engine.sampler import Sampler
 from workers.engine.statistics import Statistics
@@ -49,13 +50,14 @@ class GenerationLoop:
         self, model: PreTrainedModel, limits: Limits, sampler: Sampler, stops: list[int]
     ) -> None:
         self._model, self._limits, self._sampler, self._stops = model, limits, sampler, stops
+        self._salts = Salts()
         self._lock = threading.RLock()
         self._waiting: deque[Generation] = deque()
         self._running: dict[str, Generation] = {}
         self._names = count()
         self._broken: Exception | None = None
         self._closing = threading.Event()
-        self._manager = start_manager(model, limits, sampler)
+        self._manager = self._start()
         self.capacity = longest_sequence(self._manager)
         """Tokens that the cache holds for one request alone."""
         self._courier = threading.Thread(target=self._deliver_all, name="courier", daemon=True)
@@ -103,12 +105,23 @@ class GenerationLoop:
                 len(self._running), len(self._waiting), reserved=min(1.0, promised / cache)
             )
 
+    def renew(self, slot: str) -> None:
+        """The slot has other weights now: what was computed with the former ones is forgotten."""
+        self._salts.renew(slot)
+
     def close(self) -> None:
         """Stop both threads; what still runs fails."""
         self._closing.set()
         stop_manager(self._manager, timeout=60)
         self._courier.join(timeout=60)
         self._fail_all("it was stopped")
+
+    def _start(self) -> Manager:
+        return start_manager(self._model, self._limits, self._sampler, self._salt)
+
+    def _salt(self, name: str) -> Salt:
+        generation = self._running.get(name)
+        return generation.salt if generation else fresh_salt()
 
     def _admit(self) -> None:
         """Hand over waiting requests in order while the cache has room for all of their tokens."""
@@ -120,7 +133,9 @@ class GenerationLoop:
                 return
             if self._running and used + _share(first) > self.capacity:
                 return
-            first.hand_over(f"request-{next(self._names)}")
+            # A request that asks for every token's routing has to see every token pass.
+            salt = fresh_salt() if first.sampling.by_token else self._salts.of(first.slot)
+            first.hand_over(f"request-{next(self._names)}", salt)
             self._running[first.name] = first
             if not self._hand_over(first):
                 del self._running[first.name]
@@ -156,6 +171,7 @@ class GenerationLoop:
                 generation.put(failed(output.error))  # this request alone; else see _revive
             return
         if generation.drawing.error is not None:
+            self._salts.renew(generation.slot)  # nobody must read on from what went wrong
             generation.put(generation.drawing.error)
             self.drop(generation)
             return
@@ -187,7 +203,7 @@ class GenerationLoop:
                 else:
                     self._waiting.appendleft(generation)
             try:
-                self._manager = start_manager(self._model, self._limits, self._sampler)
+                self._manager = self._start()
             except InputError as error:
                 self._broken = error
                 self._fail_all(error)

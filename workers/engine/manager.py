@@ -1,6 +1,7 @@
 """transformers' continuous batching, set up for an engine."""
 
 import time
+from collections.abc import Callable
 
 from transformers import (
     ContinuousBatchingConfig,
@@ -8,41 +9,93 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
 )
+from transformers.generation.continuous_batching.cache_allocators import SLIDING_ATTENTION
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
-from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
+from transformers.generation.continuous_batching.continuous_api import (
+    ContinuousBatchingManager,
+    ContinuousBatchProcessor,
+)
+from transformers.generation.continuous_batching.initialization import (
+    update_cb_config_after_cache_creation,
+)
 from transformers.generation.continuous_batching.model_runner import (
     infer_max_single_request_tokens,
 )
+from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
 from workers.engine.attention import attend_as_before, attend_by_sequence
+from workers.engine.prefix import PAGE, Salt, SlotCache
 from workers.engine.request import Limits
 from workers.engine.sampler import Sampler
 from workers.spec import InputError
 
-PAGE = 32
-"""Tokens of a cache page: what a request's share of the cache is rounded up to."""
 ROWS = 256
 """Requests of one forward pass at most: each needs a row of logits as wide as the vocabulary."""
 
 
+class Manager(ContinuousBatchingManager):  # type: ignore[misc]
+    """The library's manager of a generation thread, with our cache, and a sampler of our own."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: ContinuousBatchingConfig,
+        sampler: Sampler,
+        salt_of: Callable[[str], Salt],
+    ) -> None:
+        super().__init__(model, GenerationConfig(do_sample=False, eos_token_id=-1), config)
+        self.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([sampler]))
+        self._salt_of = salt_of
+
+    def _create_batch_processor(self) -> ContinuousBatchProcessor:
+        """As the library's own, which has no other place for a cache of another class."""
+        model, settings = self.model, self.continuous_batching_config
+        config = model.config.get_text_config()
+        cache = SlotCache(
+            self._salt_of,
+            config=config,
+            continuous_batching_config=settings,
+            device=model.device,
+            distributed_helper=self.distributed_helper,
+            dtype=model.dtype,
+            model_supports_logits_to_keep=model._supports_logits_to_keep(),
+        )
+        update_cb_config_after_cache_creation(settings, cache.num_blocks, cache.max_batch_tokens)
+        if SLIDING_ATTENTION in cache.cache_allocators:
+            settings.max_blocks_per_request = 0
+        return ContinuousBatchProcessor(
+            cache=cache,
+            config=config,
+            generation_config=self.generation_config,
+            continuous_batching_config=settings,
+            logit_processor=self.logit_processor,
+            input_queue=self.input_queue,
+            cancel_queue=self.cancel_queue,
+            output_router=self.output_router,
+            background_thread_status=self.background_thread_status,
+            model_device=model.device,
+            model_dtype=model.dtype,
+            scheduler=FIFOScheduler(cache, settings.safety_margin, settings.max_requests_per_batch),
+            distributed_helper=self.distributed_helper,
+        )
+
+
 def start_manager(
-    model: PreTrainedModel, limits: Limits, sampler: Sampler
-) -> ContinuousBatchingManager:
+    model: PreTrainedModel, limits: Limits, sampler: Sampler, salt_of: Callable[[str], Salt]
+) -> Manager:
     """Start a generation thread. Raises InputError where the model or the memory does not allow it.
 
-    The loop is greedy, and the sampler leaves it one token to choose. Blocks are not shared
-    between requests: a prefix's keys and values depend on the adapter, and the library's prefix
-    cache looks at token ids alone. No graphs and no asynchronous batches: hooks must run, and see
-    the batch that is computed.
+    The loop is greedy, and the sampler leaves it one token to choose. No graphs and no asynchronous
+    batches: hooks must run, and see the batch that is computed.
     """
     config = ContinuousBatchingConfig(
         page_size=PAGE,
         num_blocks=-(-limits.cache_tokens // PAGE),
         max_batch_tokens=limits.max_batch_tokens,
         max_requests_per_batch=min(ROWS, limits.max_batch_tokens),
-        allow_block_sharing=False,
+        allow_block_sharing=True,
         use_async_batching=False,
         use_cuda_graph=False,
         auto_switch_to_flash=False,
@@ -50,12 +103,9 @@ def start_manager(
     )
     attend_as_before(model)  # the library refuses a way that it does not know
     try:
-        manager = model.init_continuous_batching(
-            GenerationConfig(do_sample=False, eos_token_id=-1), config
-        )
+        manager = Manager(model, config, sampler, salt_of)
     except (ValueError, AttributeError, NotImplementedError) as error:
         raise InputError(f"the base model cannot be batched: {error}") from error
-    manager.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([sampler]))
     attend_by_sequence(model)
     manager.start()
     while manager.batch_processor is None:

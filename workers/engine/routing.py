@@ -42,3 +42,5 @@ class RequestRouting:
     by_token: tuple[tuple[TokenRouting, ...], ...] = ()
     """For each token of prompt and answer in order, its choice in each of `layers`; only where a
     request asked for it."""
+    texts: tuple[str, ...] = ()
+    """The text of each of these tokens."""

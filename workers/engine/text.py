@@ -41,11 +41,11 @@ class TextEngine:
         text = AnswerText(self._tokenizer, request.stop)
         for token in request.generated:
             text.push(token)
-        done = len(request.generated)
+        read = [*prompt, *request.generated]
         stream = self.engine.generate(prompt, request.adapter, sampling, request.generated)
         async with aclosing(stream):
             async for piece in stream:
-                done += len(piece.tokens)
+                read += piece.tokens
                 shown = "".join(text.push(token) for token in piece.tokens)
                 if piece.finish and not text.stopped:
                     shown += text.end()
@@ -55,12 +55,12 @@ class TextEngine:
                     text=shown,
                     tokens=piece.tokens,
                     prompt_tokens=len(prompt),
-                    completion_tokens=done,
+                    completion_tokens=len(read) - len(prompt),
                     finish=end,
                     logprobs=self._texts.of(
                         piece.logprobs[:-1] if end == "stop" else piece.logprobs
                     ),
-                    routing=last.routing,
+                    routing=self._texts.named(last.routing, read),
                 )
                 if end:
                     return

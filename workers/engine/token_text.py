@@ -1,6 +1,7 @@
 """Single tokens as text, for their log-probabilities."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from llguidance import LLTokenizer
@@ -8,6 +9,7 @@ from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from workers.engine.request import TokenLogprobs, TokenText
+from workers.engine.routing import RequestRouting
 
 
 class TokenTexts:
@@ -23,6 +25,13 @@ class TokenTexts:
             self._text(one.token, one.logprob, tuple(self._text(*pair) for pair in one.top))
             for one in told
         )
+
+    def named(self, routing: RequestRouting | None, tokens: Sequence[int]) -> RequestRouting | None:
+        """The routing with the texts of its tokens, where it has each token's choice."""
+        if routing is None or not routing.by_token:
+            return routing
+        read = tokens[: len(routing.by_token)]
+        return replace(routing, texts=tuple(self._text(token, 0.0).text for token in read))
 
     def _text(self, token: int, logprob: float, top: tuple[TokenText, ...] = ()) -> TokenText:
         raw = self._tokens.decode_bytes([token])
