@@ -102,18 +102,17 @@ class Loaded:
             self.moved.set()
 
     async def _bring(self, id: str) -> None:
-        pause, said = REFUSED_SECONDS, f"version {id} gets no traffic"
         try:
             version = await asyncio.to_thread(self._registry.version, id)
             self._held[id] = await self.fetch(version)
             self.refused.pop(id, None)
-            return
         except InputError as error:
-            said, self.refused[id] = f"{said}: {error}", str(error)
+            self.refused[id] = str(error)
+            self._pause[id] = time.monotonic() + REFUSED_SECONDS
+            log.warning("version %s gets no traffic: %s", id, error)
         except Exception as error:  # no replica is there at the moment: soon again
-            pause, said = FAILED_SECONDS, f"{said} yet: {error}"
-        self._pause[id] = time.monotonic() + pause
-        log.warning("%s", said)
+            self._pause[id] = time.monotonic() + FAILED_SECONDS
+            log.info("version %s gets no traffic yet: %s", id, error)
 
     async def _drop(self, version: str) -> None:
         try:

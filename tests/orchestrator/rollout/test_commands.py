@@ -1,0 +1,77 @@
+"""The commands, on a registry."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.records import Event, Version
+from workers.spec import InputError
+
+Begin = Callable[..., Event]
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """run("history", "home"): what the command prints; its InputError is raised."""
+
+    def ran(*words: str) -> str:
+        result = CliRunner().invoke(app, [*words, "--storage", str(tmp_path)])
+        if isinstance(result.exception, InputError):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    return ran
+
+
+def test_history_tells_every_event_with_its_evidence(run: Run, begin: Begin) -> None:
+    begin(0)
+    begin(1, plan="5%,100% every 30m")
+    run("rollback", "home", "--reason", "too slow")
+    lines = run("history", "home").splitlines()
+    assert len(lines) == 4
+    assert "validation/loss 3" in lines[1]
+    assert "plan 5%, 100% every 30m; validation/loss 2, champion's 3" in lines[2]
+    assert "abort" in lines[3]
+    assert "too slow" in lines[3]
+    events = json.loads(run("history", "home", "--json"))
+    assert [event["action"] for event in events] == ["promote", "canary", "abort"]
+    assert events[1]["evidence"]["share"] == 0.05
+
+
+def test_rollback_and_abort_say_what_they_have_done(
+    run: Run, begin: Begin, versions: list[Version]
+) -> None:
+    a, b, c = (version.id for version in versions)
+    begin(0)
+    begin(1)
+    begin(2, shadow=True)
+    assert run("abort", "home") == f"home@{c} has ended; home stays home@{b}\n"
+    assert json.loads(run("rollback", "home", "--json"))["version"] == a
+    for words, why in (
+        (("rollback", "home"), "no earlier champion"),
+        (("abort", "home"), "no canary and no shadow"),
+        (("history", "other"), "nothing was promoted to this name; names are: home"),
+    ):
+        with pytest.raises(InputError, match=why):
+            run(*words)
+
+
+def test_models_show_what_stands_behind_each_name(
+    run: Run, begin: Begin, versions: list[Version]
+) -> None:
+    a, b, c = (version.id for version in versions)
+    begin(0)
+    begin(1, canary="2.5%")
+    begin(2, shadow=True)
+    [_, line] = run("models").splitlines()
+    assert line.split() == ["home", a, "s", "0", b, "2.5%", c]
+    known: Any = json.loads(run("models", "--json"))["home"]
+    assert (known["id"], known["study"]) == (a, "s")
+    assert known["rollout"]["canary"]["version"] == b
