@@ -23,6 +23,7 @@ from orchestrator.edge.running import Running
 from orchestrator.edge.shadow import Shadows
 from orchestrator.edge.stream import EventStream
 from orchestrator.openai_answer import events, whole
+from orchestrator.openai_choices import choices
 from orchestrator.openai_reply import ChatReply, Reply
 from orchestrator.openai_schema import ChatBody, CompletionBase, CompletionBody, parse
 from workers.engine.request import Adapter, Chunk, TextRequest
@@ -173,7 +174,7 @@ class Gateway:
     ) -> tuple[Reply, AsyncGenerator[Chunk]]:
         sticky = body.user or answering.sticky
         route = await self._catalogue.route(body.model, sticky)
-        reply = kind(route.served.id, route.served.fingerprint)
+        reply = kind(route.served.id, route.served.fingerprint, body.tells_routing)
         answering.by(route.served, route.role, reply.id)
         request = body.request(route.served.adapter)
         answering.asked(request)
@@ -183,7 +184,7 @@ class Gateway:
             beside.asked(request)
             asked = replace(request, adapter=route.shadow.adapter)
             self._shadows.begin(beside, self._backend.generate(asked), answering)
-        return reply, answering.follow(self._backend.generate(request))
+        return reply, answering.follow(choices(self._backend.generate, request, body.n))
 
 
 def _model(id: str) -> dict[str, Any]:

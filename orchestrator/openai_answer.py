@@ -4,9 +4,17 @@ import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
-from orchestrator.openai_reply import Reply, as_request_error, error_body, internal_error, usage
+from orchestrator.openai_reply import (
+    Choice,
+    Reply,
+    as_request_error,
+    error_body,
+    internal_error,
+    usage,
+)
 from workers.engine.request import Chunk
 from workers.spec import InputError
 
@@ -14,28 +22,28 @@ log = logging.getLogger(__name__)
 
 
 async def whole(reply: Reply, chunks: AsyncGenerator[Chunk]) -> dict[str, Any]:
-    """The answer in one body."""
-    text = ""
+    """The answer in one body, with all its choices."""
+    choices: dict[int, Choice] = {}
     async with aclosing(chunks):
         async for chunk in chunks:
-            text += chunk.text
-    assert chunk.finish is not None, "a backend's last chunk has a finish"
-    return reply.whole(text, chunk.finish, usage(chunk.prompt_tokens, chunk.completion_tokens))
+            choices.setdefault(chunk.index, Choice(chunk.index)).add(chunk)
+    assert choices, "a backend gives a last chunk at least"
+    in_order = [choices[index] for index in sorted(choices)]
+    return reply.whole(in_order, usage(chunk.prompt_tokens, chunk.completion_tokens))
 
 
 async def events(
     reply: Reply, first: Chunk, rest: AsyncGenerator[Chunk], include_usage: bool
 ) -> AsyncIterator[str]:
     """The answer as server-sent events. What fails halfway is an event too: the status is out."""
+    stream = _Stream(reply)
     async with aclosing(rest):
         try:
-            for body in reply.opening():
+            for body in stream.bodies(chunk := first):
                 yield _event(body)
-            chunk = first
-            yield _event(reply.piece(chunk.text, chunk.finish))
             async for chunk in rest:
-                if chunk.text or chunk.finish:
-                    yield _event(reply.piece(chunk.text, chunk.finish))
+                for body in stream.bodies(chunk):
+                    yield _event(body)
             if include_usage:
                 yield _event(reply.usage(usage(chunk.prompt_tokens, chunk.completion_tokens)))
             yield "data: [DONE]\n\n"
@@ -44,6 +52,25 @@ async def events(
         except Exception:
             log.exception("a stream failed")
             yield _event(error_body(internal_error()))
+
+
+class _Stream:
+    """What a stream has shown of each choice."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+        self._shown: dict[int, Choice] = {}
+
+    def bodies(self, chunk: Chunk) -> list[dict[str, Any]]:
+        """The events of a chunk; of one that shows nothing none, but for a choice's first."""
+        opening = [] if chunk.index in self._shown else self._reply.opening(chunk.index)
+        known = self._shown.setdefault(chunk.index, Choice(chunk.index))
+        piece = replace(known, text="", logprobs=())
+        piece.add(chunk)
+        offset = known.offset + sum(len(token.text) for token in chunk.logprobs)
+        self._shown[chunk.index] = replace(known, offset=offset)
+        told = chunk.text or chunk.finish or chunk.logprobs
+        return [*opening, self._reply.piece(piece)] if told or opening else []
 
 
 def _event(body: Mapping[str, Any]) -> str:

@@ -2,9 +2,13 @@
 
 import secrets
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from workers.engine.request import Finish, RequestError
+from orchestrator.openai_logprobs import chat_logprobs, text_logprobs
+from workers.engine.request import Chunk, Finish, RequestError, TokenText
+from workers.engine.routing import RequestRouting
 from workers.spec import InputError
 
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -33,13 +37,34 @@ def internal_error() -> RequestError:
     return RequestError("internal error; the server's log has more", None, 500, "internal_error")
 
 
+@dataclass
+class Choice:
+    """One answer, as far as it has come."""
+
+    index: int
+    text: str = ""
+    finish: Finish | None = None
+    logprobs: tuple[TokenText, ...] = ()
+    routing: RequestRouting | None = None
+    offset: int = 0
+    """Where in the answer's tokens `logprobs` begins, in characters."""
+
+    def add(self, chunk: Chunk) -> None:
+        """Append a piece of it."""
+        self.text += chunk.text
+        self.logprobs += chunk.logprobs
+        self.finish, self.routing = chunk.finish, chunk.routing
+
+
 class Reply:
-    """The bodies of one answer. `model` is the exact version that gives it."""
+    """The bodies of one answer. `model` is the exact version that gives it; `tells_routing` is
+    whether the request asks for that."""
 
     prefix, whole_object, piece_object = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, model: str, fingerprint: str) -> None:
+    def __init__(self, model: str, fingerprint: str, tells_routing: bool = False) -> None:
         self.id = f"{self.prefix}-{secrets.token_hex(12)}"
+        self._tells_routing = tells_routing
         self._head = {
             "id": self.id,
             "created": int(time.time()),
@@ -47,26 +72,37 @@ class Reply:
             "system_fingerprint": fingerprint,
         }
 
-    def whole(self, text: str, finish: Finish, usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[Choice], usage: dict[str, int]) -> dict[str, Any]:
         """The answer in one body."""
-        return self._body(self.whole_object, [self._choice(text, finish)], usage=usage)
+        shown = [self._choice(choice) for choice in choices]
+        return self._body(self.whole_object, shown, usage=usage, **self._extras(choices[0]))
 
-    def opening(self) -> list[dict[str, Any]]:
-        """What a stream begins with."""
+    def opening(self, _: int, /) -> list[dict[str, Any]]:
+        """What a choice's stream begins with."""
         return []
 
-    def piece(self, text: str, finish: Finish | None = None) -> dict[str, Any]:
+    def piece(self, choice: Choice) -> dict[str, Any]:
         """One event of a stream."""
-        return self._body(self.piece_object, [self._delta(text, finish)])
+        return self._body(self.piece_object, [self._delta(choice)], **self._extras(choice))
 
     def usage(self, usage: dict[str, int]) -> dict[str, Any]:
         """The last event of a stream that includes usage."""
         return self._body(self.piece_object, [], usage=usage)
 
-    def _choice(self, text: str, finish: Finish | None) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+    def _choice(self, choice: Choice) -> dict[str, Any]:
+        return {
+            "index": choice.index,
+            "text": choice.text,
+            "logprobs": text_logprobs(choice.logprobs, choice.offset),
+            "finish_reason": choice.finish,
+        }
 
     _delta = _choice
+
+    def _extras(self, choice: Choice) -> dict[str, Any]:
+        if not self._tells_routing or choice.routing is None:
+            return {}
+        return {"moetune": {"routing": asdict(choice.routing)}}
 
     def _body(self, kind: str, choices: list[dict[str, Any]], **rest: Any) -> dict[str, Any]:
         return {**self._head, "object": kind, "choices": choices, **rest}
@@ -77,20 +113,22 @@ class ChatReply(Reply):
 
     prefix, whole_object, piece_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def opening(self) -> list[dict[str, Any]]:
-        """A stream begins with the role."""
-        return [self._body(self.piece_object, [_chat_delta({"role": "assistant", "content": ""})])]
+    def opening(self, index: int, /) -> list[dict[str, Any]]:
+        """A choice begins with the role."""
+        role = {"role": "assistant", "content": ""}
+        return [self._body(self.piece_object, [_chat(Choice(index), {"delta": role})])]
 
-    def _choice(self, text: str, finish: Finish | None) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+    def _choice(self, choice: Choice) -> dict[str, Any]:
+        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        return _chat(choice, {"message": message})
 
-    def _delta(self, text: str, finish: Finish | None) -> dict[str, Any]:
-        return _chat_delta({"content": text} if text else {}, finish)
+    def _delta(self, choice: Choice) -> dict[str, Any]:
+        return _chat(choice, {"delta": {"content": choice.text} if choice.text else {}})
 
 
-def _chat_delta(delta: dict[str, str], finish: Finish | None = None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+def _chat(choice: Choice, shown: dict[str, Any]) -> dict[str, Any]:
+    logprobs = chat_logprobs(choice.logprobs)
+    return {"index": choice.index, **shown, "logprobs": logprobs, "finish_reason": choice.finish}
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

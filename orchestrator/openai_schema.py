@@ -4,6 +4,7 @@ A field that we do not know, or not with that value, is refused by name and neve
 for null, which OpenAI's clients send for "not set".
 """
 
+import json
 import secrets
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -23,9 +24,11 @@ from workers.engine.request import (
     Adapter,
     Chat,
     RequestError,
+    RoutingDetail,
     Seed,
     Temperature,
     TextRequest,
+    TopLogprobs,
     TopP,
 )
 from workers.spec import PositiveInt
@@ -68,8 +71,8 @@ def _joined(value: Any) -> Any:
 def _or_null(schema: JsonSchemaValue) -> JsonSchemaValue:
     if {"type": "null"} in schema.get("anyOf", ()):
         return schema
-    outer = {name: schema.pop(name) for name in ("title", "default") if name in schema}
-    return {"anyOf": [schema, {"type": "null"}], **outer}
+    outer = {name: schema.pop(name) for name in list(schema) if name in ("title", "default")}
+    return {**outer, "anyOf": [schema, {"type": "null"}]}
 
 
 class Body(BaseModel):
@@ -115,6 +118,42 @@ class Message(Body):
         return {"role": role, "content": self.content}
 
 
+class JsonSchema(Body):
+    """`response_format.json_schema` of a request."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool = True
+    """An answer always obeys its schema."""
+
+
+class ResponseFormat(Body):
+    """`response_format` of a request."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to type: json_schema, which needs it")
+        return self
+
+    @property
+    def text(self) -> str | None:
+        """The schema as JSON; None without one."""
+        if self.json_schema is not None:
+            return json.dumps(self.json_schema.schema_)
+        return '{"type": "object"}' if self.type == "json_object" else None
+
+
+class Extras(Body):
+    """`moetune` of a request: what OpenAI's protocol has no word for."""
+
+    routing: RoutingDetail
+
+
 class CompletionBase(Body):
     """Fields of both kinds of completion."""
 
@@ -122,6 +161,7 @@ class CompletionBase(Body):
     max_tokens: PositiveInt | None = None
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
+    top_k: PositiveInt | None = None
     seed: Seed | None = None
     stop: Annotated[
         list[Stop],
@@ -130,19 +170,28 @@ class CompletionBase(Body):
     ] = []
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: Literal[1] = 1
+    n: Annotated[int, Field(ge=1, le=8)] = 1
     user: str | None = None
+    response_format: ResponseFormat | None = None
+    moetune: Extras | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is for stream: true only")
+        if self.moetune is not None and self.n > 1:
+            raise ValueError("moetune.routing is for n: 1 only")
         return self
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with the counts of its tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def tells_routing(self) -> bool:
+        """Whether the answer tells which experts gave it."""
+        return self.moetune is not None
 
     def request(self, adapter: Adapter | None) -> TextRequest:
         """What the engine is asked. Without a seed every request draws its own."""
@@ -153,7 +202,11 @@ class CompletionBase(Body):
             max_tokens=self._limit(),
             temperature=self.temperature,
             top_p=self.top_p,
+            top_k=self.top_k,
             stop=tuple(self.stop),
+            schema=self.response_format.text if self.response_format else None,
+            logprobs=self._logprobs(),
+            routing=self.moetune.routing if self.moetune else None,
         )
 
     def _prompt(self) -> str | tuple[int, ...] | Chat:
@@ -162,17 +215,24 @@ class CompletionBase(Body):
     def _limit(self) -> int | None:
         return self.max_tokens
 
+    def _logprobs(self) -> int | None:
+        raise NotImplementedError
+
 
 class ChatBody(CompletionBase):
     """Body of /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: PositiveInt | None = None
+    logprobs: bool = False
+    top_logprobs: TopLogprobs | None = None
 
     @model_validator(mode="after")
     def _check_limits(self) -> Self:
         if self.max_tokens and self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens are the same; give one of them")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs is for logprobs: true only")
         return self
 
     def _prompt(self) -> Chat:
@@ -181,6 +241,9 @@ class ChatBody(CompletionBase):
     def _limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    def _logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
 
 class CompletionBody(CompletionBase):
     """Body of /v1/completions."""
@@ -188,9 +251,13 @@ class CompletionBody(CompletionBase):
     prompt: Annotated[
         Prompt, BeforeValidator(_single, json_schema_input_type=Prompt | list[Prompt])
     ]
+    logprobs: TopLogprobs | None = None
 
     def _prompt(self) -> str | tuple[int, ...]:
         return self.prompt if isinstance(self.prompt, str) else tuple(self.prompt)
+
+    def _logprobs(self) -> int | None:
+        return self.logprobs
 
 
 def parse(body: type[BodyT], raw: bytes) -> BodyT:

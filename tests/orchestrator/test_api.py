@@ -172,6 +172,11 @@ def test_the_model_picks_the_adapter(backend: TextEngine, shop: Any) -> None:
     assert one["id"] == exact
 
 
+def obeying(schema: Any) -> dict[str, Any]:
+    """A response_format."""
+    return {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
+
+
 BAD = [
     ("{", None, 400),
     ("[]", None, 400),
@@ -210,7 +215,13 @@ BAD = [
     ({**CHAT, "max_tokens": 97}, "max_tokens", 400),
     ({**CHAT, "max_tokens": 10**30}, "max_tokens", 400),
     ({**CHAT, "max_completion_tokens": 5}, None, 400),
-    ({**CHAT, "n": 2}, "n", 400),
+    ({**CHAT, "n": 0}, "n", 400),
+    ({**CHAT, "n": 9}, "n", 400),
+    ({**CHAT, "n": 2, "moetune": {"routing": "summary"}}, None, 400),
+    ({**CHAT, "moetune": {"routing": "all"}}, "moetune.routing", 400),
+    ({**CHAT, "moetune": {}}, "moetune.routing", 400),
+    ({**CHAT, "top_k": 0}, "top_k", 400),
+    ({**CHAT, "top_k": 1.5}, "top_k", 400),
     ({**CHAT, "seed": 2**64}, "seed", 400),
     ({**CHAT, "stop": ["a"] * 5}, "stop", 400),
     ({**CHAT, "stop": ""}, "stop.0", 400),
@@ -218,8 +229,16 @@ BAD = [
     ({**CHAT, "stream_options": {"include_usage": True}}, None, 400),
     ({**CHAT, "stream": True, "stream_options": {"extra": 1}}, "stream_options.extra", 400),
     ({**CHAT, "tools": []}, "tools", 400),
-    ({**CHAT, "logprobs": True}, "logprobs", 400),
-    ({**CHAT, "response_format": {"type": "json_object"}}, "response_format", 400),
+    ({**CHAT, "logprobs": 3}, "logprobs", 400),
+    ({**CHAT, "top_logprobs": 3}, None, 400),
+    ({**CHAT, "logprobs": True, "top_logprobs": 21}, "top_logprobs", 400),
+    ({**CHAT, "response_format": "json"}, "response_format", 400),
+    ({**CHAT, "response_format": {"type": "xml"}}, "response_format.type", 400),
+    ({**CHAT, "response_format": {"type": "json_schema"}}, "response_format", 400),
+    ({**CHAT, "response_format": obeying({"type": "nonsense"})}, "response_format", 400),
+    ({**CHAT, "response_format": obeying({"pattern": "(("})}, "response_format", 400),
+    ({**CHAT, "response_format": obeying({"$ref": "http://a/b"})}, "response_format", 400),
+    ({**CHAT, "response_format": obeying({"not": {"const": 1}})}, "response_format", 400),
     ({**CHAT, "frequency_penalty": 0.5}, "frequency_penalty", 400),
     ({**CHAT, "temprature": 1}, "temprature", 400),
     (
@@ -239,6 +258,8 @@ BAD_TEXT = [
     ({**TEXT, "prompt": "x" * 505}, "max_tokens", 400),
     ({**TEXT, "prompt": None}, "prompt", 400),
     ({**TEXT, "echo": True}, "echo", 400),
+    ({**TEXT, "logprobs": 21}, "logprobs", 400),
+    ({**TEXT, "logprobs": True}, "logprobs", 400),
     ({**TEXT, "best_of": 2}, "best_of", 400),
     ({**TEXT, "messages": HELLO}, "messages", 400),
 ]
