@@ -106,6 +106,61 @@ def test_a_mixed_batch_gives_what_each_adapter_gives_alone(
     assert len({tuple(tokens) for tokens in answers}) > 6
 
 
+def test_adapters_of_all_shapes_and_the_base_share_a_batch(
+    base: Base, tiny_model_dir: Path, make_adapter: Callable[..., Path]
+) -> None:
+    """Other numbers of experts and slots, other ranks, other places: each as generate() alone."""
+    shapes: list[dict[str, Any]] = [
+        {"num_experts": 8, "top_k": 1, "rank": 2},
+        {"num_experts": (2, 6), "top_k": 2, "rank": 8},
+        {"num_experts": 3, "top_k": 3, "rank": 4, "target_modules": ("down_proj", "q_proj")},
+    ]
+    choices = [
+        None,
+        *(Adapter(f"s@{n}", str(make_adapter(90 + n, **s))) for n, s in enumerate(shapes)),
+    ]
+    asked = [(prompt, choices[i % 4]) for i, prompt in enumerate(PROMPTS)]
+    engine = ContinuousEngine(base, LIMITS.model_copy(update={"max_adapters": 3, "max_queued": 16}))
+
+    async def together() -> list[list[int]]:
+        return await asyncio.gather(*(answer(engine, p, a) for p, a in asked))
+
+    try:
+        answers = run(together())
+    finally:
+        engine.close()
+    for (prompt, adapter), tokens in zip(asked, answers, strict=True):
+        assert tokens == alone(tiny_model_dir, adapter, prompt), adapter
+
+
+def test_versions_that_change_under_load_never_mix(
+    base: Base, tiny_model_dir: Path, make_adapter: Callable[..., Path]
+) -> None:
+    """24 requests while three versions follow one another, the former ones dropped at once."""
+    versions = [Adapter(f"v@{n}", str(make_adapter(60 + n))) for n in range(3)]
+    wanted = {v.slot: alone(tiny_model_dir, v, PROMPTS[4]) for v in versions}
+    engine = ContinuousEngine(base, LIMITS.model_copy(update={"max_adapters": 3, "max_queued": 32}))
+
+    async def main() -> list[tuple[str, list[int]]]:
+        asked: list[tuple[str, asyncio.Task[list[int]]]] = []
+        for number in range(24):
+            version = versions[number // 2 % 3]
+            task = asyncio.create_task(answer(engine, PROMPTS[4], version))
+            asked.append((version.slot, task))
+            await asyncio.sleep(0.02)
+            if number % 2:
+                await asyncio.to_thread(engine.unload, version.slot)
+        return [(slot, await task) for slot, task in asked]
+
+    try:
+        told = run(main())
+    finally:
+        engine.close()
+    assert len(told) == 24
+    assert all(tokens == wanted[slot] for slot, tokens in told)
+    assert len({tuple(tokens) for tokens in wanted.values()}) == 3
+
+
 def test_the_same_prompt_at_the_same_time_keeps_to_its_own_adapter(
     engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[Adapter]
 ) -> None:
@@ -227,6 +282,27 @@ def test_closing_a_stream_frees_its_share_for_the_next(engine: ContinuousEngine)
     run(main())
 
 
+def test_a_cancelled_request_gives_back_its_cache_and_its_adapter(
+    fragile: ContinuousEngine, base: Base, adapters: list[Adapter]
+) -> None:
+    async def main() -> None:
+        long = Sampling(max_tokens=64, temperature=0.0)
+        seen: list[int] = []
+        stream = fragile.generate(tuple([9] * 448), adapters[0], long)
+        reading = asyncio.create_task(_tokens(stream, seen))
+        while not seen:
+            await asyncio.sleep(0.01)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await stream.aclose()
+        assert len(seen) < 64
+        await asyncio.to_thread(fragile.unload, adapters[0].slot)
+        assert adapters[0].slot not in row_map(base.model).slots
+        assert len(await answer(fragile, tuple([8] * 448), None, long)) == 64
+
+    run(main())
+
+
 def test_a_full_queue_is_429(engine: ContinuousEngine) -> None:
     async def main() -> list[Any]:
         asked = [answer(engine, tuple([9] * 448)) for _ in range(12)]
@@ -290,6 +366,36 @@ def test_only_the_request_that_kills_the_thread_fails(
     assert good == [alone(tiny_model_dir, None, prompt) for prompt in PROMPTS[:5]]
     assert isinstance(bad, RequestError)
     assert (bad.status, bad.code) == (500, "engine_error")
+    assert fragile.healthy
+
+
+def test_poison_of_all_kinds_at_once_changes_nobodys_answer(
+    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[Adapter]
+) -> None:
+    poison = 199
+    Bomb(base, lambda ids: bool((ids == poison).any()), torch.OutOfMemoryError("out of memory"))
+    asked = list(zip(PROMPTS[:5], [None, *adapters[:2], None, adapters[0]], strict=True))
+    wide = Sampling(max_tokens=9, temperature=1.0, top_k=10**9, seed=4)
+
+    async def together() -> list[Any]:
+        bad = [
+            answer(fragile, (5, poison)),
+            answer(fragile, (5, 10**9)),
+            answer(fragile, (-1,)),
+            answer(fragile, ()),
+            answer(fragile, (5,) * 5000),
+            answer(fragile, (5,), Adapter("no@1", "/nowhere")),
+            answer(fragile, (5,), None, Sampling(max_tokens=9, json_schema="{")),
+        ]
+        good = [answer(fragile, prompt, adapter) for prompt, adapter in asked]
+        fine = answer(fragile, PROMPTS[5], None, wide)
+        return await asyncio.gather(*good, fine, *bad, return_exceptions=True)
+
+    told = run(together())
+    for (prompt, adapter), tokens in zip(asked, told, strict=False):
+        assert tokens == alone(tiny_model_dir, adapter, prompt)
+    assert len(told[5]) == 9
+    assert all(isinstance(error, InputError) for error in told[6:])
     assert fragile.healthy
 
 
