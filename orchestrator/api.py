@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 
+from orchestrator import page
 from orchestrator.catalogue import Catalogue
 from orchestrator.edge.answering import Answering
 from orchestrator.edge.errors import add_handlers
@@ -69,6 +70,7 @@ def create_app(backend: Backend, catalogue: Catalogue, edge: Edge | None = None)
     app.get("/ready")(gateway.ready)
     for router in edge.routers:
         app.include_router(router, prefix="/moetune/v1", dependencies=[Depends(wants(None))])
+    app.include_router(page.routes())
     app.get("/openapi.json", include_in_schema=False)(partial(describe, app))
     add_handlers(app)
     if edge.cors_origins:
@@ -178,7 +180,7 @@ class Gateway:
         answering.by(route.served, route.role, reply.id)
         request = body.request(route.served.adapter)
         answering.asked(request)
-        if route.shadow is not None:
+        if route.shadow is not None and body.n == 1:
             beside = Answering(answering.caller, self._edge)
             beside.by(route.shadow, "shadow", reply.id)
             beside.asked(request)

@@ -115,9 +115,10 @@ class Answering:
         if self._first is None and chunk.tokens:
             self._first = time.monotonic() - self._begun
         self.tokens += chunk.tokens
-        self._text += chunk.text if self._texts else ""
+        if self._texts and chunk.index == 0:
+            self._text += chunk.text
         self._prompt_tokens = chunk.prompt_tokens
-        self._routing = getattr(chunk, "routing", None) or self._routing
+        self._routing = chunk.routing or self._routing
 
     def _failed(self, error: BaseException) -> None:
         """The first failure is the cause of the others."""

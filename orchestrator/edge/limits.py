@@ -13,6 +13,8 @@ class LimitsSpec(Spec):
 
     max_body_bytes: PositiveInt = 2**20
     """Largest body of a request."""
+    max_prompt_tokens: PositiveInt | None = None
+    """Longest prompt in tokens; None is what context and cache leave."""
     request_seconds: Annotated[float, Field(gt=0)] = 300
     """From a request's arrival to its end; what takes longer is cut off with 504."""
     rate: AllowanceText | None = None

@@ -23,6 +23,10 @@ Promoter = Annotated[Caller, Depends(wants("promote"))]
 Text = Annotated[str, Field(max_length=1000)]
 
 
+EVENTS = 200
+"""Of a name's log, told at once."""
+
+
 class Why(BaseModel):
     """Body of a rollback or an abort."""
 
@@ -47,11 +51,13 @@ class Promotion(Why):
 
 
 def routes(registry: Registry, catalogue: Catalogue, comparisons: Comparisons) -> APIRouter:
-    """`GET /rollouts`, `GET /rollouts/NAME`, `POST /rollouts/NAME/{promote,rollback,abort}`."""
+    """`GET /rollouts`, `GET /rollouts/NAME`, `GET /rollouts/NAME/history`,
+    `POST /rollouts/NAME/{promote,rollback,abort}`."""
     desk = Desk(registry, catalogue, comparisons)
     router = APIRouter(prefix="/rollouts", tags=["roll-out"])
     router.get("")(desk.all)
     router.get("/{name}")(desk.one)
+    router.get("/{name}/history")(desk.history)
     router.post("/{name}/promote")(desk.promote)
     router.post("/{name}/rollback")(desk.rollback)
     router.post("/{name}/abort")(desk.abort)
@@ -72,6 +78,11 @@ class Desk:
     async def one(self, name: str, _: Reader) -> dict[str, Any]:
         """A name's state."""
         return self._state(name)
+
+    async def history(self, name: str, _: Reader) -> dict[str, Any]:
+        """A name's log: its latest events, oldest first."""
+        events = await run_in_threadpool(self._registry.history, name)
+        return {"name": name, "events": [event.as_dict() for event in events[-EVENTS:]]}
 
     async def promote(self, name: str, body: Promotion, caller: Promoter) -> dict[str, Any]:
         """Make a version champion, canary or shadow, if the gate lets it."""

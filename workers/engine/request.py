@@ -44,6 +44,8 @@ class Limits(Spec):
     """Tokens that the key-value cache holds."""
     max_new_tokens: PositiveInt = 256
     """Longest answer; also the default of a request that names none."""
+    max_prompt_tokens: PositiveInt | None = None
+    """Longest prompt; None is what context and cache leave."""
     max_queued: PositiveInt = 64
     """Requests that may wait for room in the cache."""
     max_adapters: PositiveInt = 8

@@ -84,16 +84,18 @@ class TextEngine:
             raise RequestError(f"the chat template refuses it: {reason}", "messages") from None
 
     def _sampling(self, request: TextRequest, prompt_tokens: int) -> Sampling:
-        room = self.engine.max_length - prompt_tokens
-        if room < 1:
+        limits, longest = self.engine.limits, self.engine.max_length - 1
+        allowed = min(longest, limits.max_prompt_tokens or longest)
+        if prompt_tokens > allowed:
             raise RequestError(
-                f"the prompt has {prompt_tokens} tokens, but prompt and answer together may have "
-                f"{self.engine.max_length}",
+                f"the prompt has {prompt_tokens} tokens, but at most {allowed} may come here, and "
+                f"{self.engine.max_length} together with the answer",
                 request.param,
                 code="context_length_exceeded",
             )
+        room = self.engine.max_length - prompt_tokens
         return Sampling(
-            max_tokens=request.max_tokens or min(self.engine.limits.max_new_tokens, room),
+            max_tokens=request.max_tokens or min(limits.max_new_tokens, room),
             temperature=request.temperature,
             top_p=request.top_p,
             top_k=request.top_k,

@@ -1,0 +1,199 @@
+"""The gateway's page in a real browser, over a real engine with two adapters."""
+
+import asyncio
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from orchestrator import page
+from orchestrator.api import create_app
+from orchestrator.catalogue import Catalogue
+from orchestrator.edge.keys import KeyRing, key_hash
+from orchestrator.edge.parts import Edge
+from orchestrator.health.monitor import RouterHealth
+from orchestrator.health.routes import routes as health_routes
+from orchestrator.health.spec import HealthSpec
+from orchestrator.promotion import promote
+from orchestrator.proxy import free_port
+from orchestrator.registry import Registry
+from orchestrator.rollout.parts import RolloutParts
+from orchestrator.rollout.plan import stage
+from orchestrator.rollout.spec import GuardSpec
+from tests.orchestrator.browser import Page, browser
+from workers.engine.engine import ContinuousEngine
+from workers.engine.request import Limits
+from workers.engine.text import TextEngine
+from workers.model import load_base
+from workers.spec import ModelSpec
+
+KEY = "a key of the page's test"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+NEEDS_BROWSER = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium here: apt-get install chromium"
+)
+DARK = {"name": "prefers-color-scheme", "value": "dark"}
+EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+"""What a model, or a person with a reason, might say."""
+
+
+@pytest.fixture(scope="module")
+def url(
+    tiny_model_dir: Path,
+    make_adapter: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """A gateway over HTTP: `home` with a champion and a canary, a key, all routes."""
+    folder = tmp_path_factory.mktemp("registry")
+    registry = Registry(f"sqlite:///{folder}/moetune.db", folder)
+    versions = [registry.register("study", n, make_adapter(n), {}) for n in (51, 52)]
+    force = partial(
+        promote, registry, to="home", actor="<b>test</b>", metric="validation/loss", force=True
+    )
+    force(versions[0], reason=EVIL)
+    force(versions[1], reason="a tenth of the users first", stage=stage("10%", None, False))
+    base = load_base(ModelSpec(path=str(tiny_model_dir), device="cpu"))
+    engine = ContinuousEngine(base, Limits(max_batch_tokens=128, cache_tokens=2048))
+    backend = TextEngine(engine, base.tokenizer)
+    catalogue = Catalogue(registry, "tiny-llama", backend.load, backend.unload)
+    health = RouterHealth.of(HealthSpec(), registry)
+    rollout = RolloutParts.of(registry, catalogue, GuardSpec(), health.drift)
+    edge = Edge(
+        KeyRing(key_hash(KEY)),
+        observers=(rollout.observe, health),
+        routers=(rollout.router, health_routes(health)),
+    )
+    port = free_port("127.0.0.1", 0)
+    app = create_app(backend, catalogue, edge)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    thread.start()
+    address = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + 60
+    while not _ready(address) and time.monotonic() < end:
+        time.sleep(0.05)
+    yield address
+    server.should_exit = True
+    thread.join(60)
+    engine.close()
+
+
+def _ready(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/ready").is_success
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture
+def tab(url: str, tmp_path: Path) -> Iterator[Page]:
+    assert CHROMIUM
+    with browser(CHROMIUM, tmp_path / "browser") as opened:
+        opened.open(url)
+        yield opened
+
+
+def test_only_the_files_of_the_list_are_served(url: str) -> None:
+    folder = Path(page.__file__).parent / "web"
+    assert {path.name for path in folder.iterdir()} == set(page.FILES)
+    answer = httpx.get(url)
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    for name in page.FILES[1:]:
+        assert httpx.get(f"{url}/page/{name}").content == (folder / name).read_bytes()
+    for odd in ("", "main", "../page.py", "%2e%2e/page.py", "..%2fpage.py", "/etc/passwd"):
+        assert httpx.get(f"{url}/page/{odd}").status_code == 404
+
+
+def test_the_files_load_nothing_from_elsewhere_and_write_no_markup() -> None:
+    folder = Path(page.__file__).parent / "web"
+    for name in page.FILES:
+        text = (folder / name).read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "http:" not in text
+        assert "https:" not in text
+        for banned in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+            assert banned not in text, f"{name}: {banned}"
+    html = (folder / "index.html").read_text()
+    assert " on" not in html.replace(" on-", "")
+    assert "style=" not in html
+    assert html.count("<script") == html.count('src="/page/main.js"') == 1
+
+
+@NEEDS_BROWSER
+def test_a_person_enters_the_key_chats_and_sees_all(tab: Page, url: str, tmp_path: Path) -> None:
+    tab.until("document.querySelector('#trouble').innerText.includes('wants a key')")
+    tab.fill("#key", KEY)
+    tab.until("document.querySelectorAll('#model option').length >= 4")
+    assert tab.js("sessionStorage.length") == 1
+    assert tab.js("localStorage.length") == 0
+    assert tab.js("document.cookie") == ""
+    tab.until("document.querySelector('#ready').innerText === 'ready'")
+
+    tab.fill("#tokens", "24")
+    tab.fill("#question", EVIL)
+    tab.click("#send")
+    tab.until("document.querySelectorAll('.facts').length === 2")
+    tab.until("!document.querySelector('.turn.waiting')")
+    assert tab.js("document.querySelector('.turn.user').textContent") == EVIL
+    assert not tab.js("document.querySelectorAll('.talk :is(img, script)').length")
+    left, right = (tab.text(f"#{side} .facts") for side in ("left", "right"))
+    assert left.startswith("home@")
+    assert right.startswith("tiny-llama")
+    assert "24 tokens" in left
+    assert not tab.js("document.querySelectorAll('.turn.failed').length")
+    assert "Experts: " in tab.text("#left .experts summary")
+    assert not tab.js("document.querySelectorAll('#right .experts').length")
+    tab.click("#left .experts summary")
+    tab.until("document.querySelectorAll('#left .layer').length >= 2")
+    tab.until("document.querySelectorAll('#left .token').length > 24")
+    tab.screenshot(tmp_path / "chat.png")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = tab.js(ground)
+    tab.do("Emulation.setEmulatedMedia", features=[DARK])
+    assert tab.js(ground) != light
+    tab.screenshot(tmp_path / "dark.png")
+
+    tab.click("#tab-versions")
+    tab.until("document.querySelectorAll('#versions tbody tr').length >= 2")
+    assert "canary 10 %" in tab.text("#versions .traffic")
+    assert EVIL in str(tab.js("document.querySelector('#versions table').textContent"))
+    assert "<b>test</b>" in tab.text("#versions table")
+    tab.screenshot(tmp_path / "versions.png")
+
+    tab.click("#tab-routers")
+    tab.until("document.querySelectorAll('#routers .layer').length >= 2")
+    assert "home@" in tab.text("#routers h2")
+    tab.screenshot(tmp_path / "routers.png")
+
+    assert tab.js("document.title") == "moetune"
+    assert all(asked.startswith(url) or asked == "about:blank" for asked in tab.asked)
+    assert [w for w in tab.wrong if "401" not in w] == []
+
+
+@NEEDS_BROWSER
+def test_a_wrong_key_and_a_stopped_answer_are_told(tab: Page) -> None:
+    tab.fill("#key", "wrong")
+    tab.until("document.querySelector('#trouble').innerText.includes('wants a key')")
+    tab.fill("#key", KEY)
+    tab.until("document.querySelectorAll('#model option').length >= 4")
+    assert tab.js("document.querySelector('#trouble').hidden")
+    tab.fill("#tokens", "100000")
+    tab.fill("#question", "hello")
+    tab.click("#send")
+    tab.until("document.querySelectorAll('.turn.failed').length === 2")
+    assert "max_tokens" in tab.text("#left .turn.failed")
+    tab.fill("#tokens", "256")
+    tab.fill("#question", "hello again")
+    tab.click("#send")
+    tab.until("document.querySelector('#send').innerText === 'Stop'")
+    tab.click("#send")
+    tab.until("document.querySelector('#send').innerText === 'Send'")
+    last = "[...document.querySelectorAll('#left .turn')].at(-1).textContent"
+    assert str(tab.js(last)).endswith("(stopped)")
