@@ -1,0 +1,58 @@
+"""moe-peft's own generate(), a batch at a time: a contestant of serving.py, in its environment."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from moe_peft import GenerateConfig, LLMModel, Tokenizer, generate
+from serving_process import answer_all, timed
+from serving_work import Request, Sizes, batches, work
+
+PLAIN = {
+    "description": "the prompt as it is",
+    "prompt_input": "{instruction}",
+    "prompt_no_input": "{instruction}",
+    "response_split": "\n\n\n",
+}
+
+
+def start(options: dict[str, Any]) -> Callable[..., Any]:
+    """Answer turns. Greedy, with its cache, as many rows at once as there are clients."""
+    torch.set_num_threads(1)
+    sizes = Sizes(**options["sizes"])
+    model = LLMModel.from_pretrained(options["base"], device="cpu", load_dtype=torch.float32)
+    model.load_adapter(options["adapter"], "mixlora")
+    tokenizer = Tokenizer(options["base"])
+
+    def batch(requests: list[Request]) -> None:
+        config = GenerateConfig(
+            adapter_name="mixlora",
+            prompts=[tokenizer.decode(request.prompt) for request in requests],
+            prompt_template=PLAIN,
+            batch_size=len(requests),
+            temperature=0,
+            top_p=0,
+            top_k=0,
+            do_sample=False,
+            repetition_penalty=0,
+        )
+        longest = max(request.tokens for request in requests)
+        generate(model, tokenizer, [config], max_gen_len=longest, concurrent_jobs=len(requests))
+
+    def turn(clients: int = 0, seed: int = 0) -> dict[str, float]:
+        if not clients:
+            return {}
+        asked = work(sizes, options["vocabulary"], clients, seed)
+
+        def answer() -> int:
+            for requests in batches(asked, clients):
+                batch(requests)
+            return sum(request.tokens for request in asked)
+
+        return timed(answer)
+
+    return turn
+
+
+if __name__ == "__main__":
+    answer_all(start)

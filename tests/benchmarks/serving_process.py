@@ -1,0 +1,78 @@
+"""A process that is asked in lines of JSON, and how much CPU time it took.
+
+No import but the standard library at the worker's side.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MOE_PEFT_EXECUTOR_TYPE": "CPU",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+class Process:
+    """The asking side."""
+
+    def __init__(self, python: Path, script: str, options: Mapping[str, Any], log: Path) -> None:
+        self._name, self._log = script, log
+        with log.open("w") as stderr:
+            self._process = subprocess.Popen(
+                [str(python), str(Path(__file__).with_name(script)), json.dumps(options)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=os.environ | ENVIRONMENT,
+            )
+        self.facts = self._answer()
+        """What it said first."""
+
+    def ask(self, **question: Any) -> Any:
+        """Its answer."""
+        assert self._process.stdin is not None
+        print(json.dumps(question), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        """End it, whatever it does: it keeps nothing."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self._name} failed:\n{self._log.read_text()[-2000:]}")
+        return json.loads(line)
+
+
+def answer_all(start: Callable[[dict[str, Any]], Callable[..., Any]]) -> None:
+    """The answering side: `start` takes the options and gives what answers; its first answer, to
+    no question, are its facts."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what packages print is no answer
+    ask = start(json.loads(sys.argv[1]))
+    print(json.dumps(ask()), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(ask(**json.loads(line))), file=answers, flush=True)
+
+
+def timed(turn: Callable[[], int]) -> dict[str, float]:
+    """Tokens of a turn, and what it took."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    tokens = turn()
+    return {
+        "tokens": tokens,
+        "seconds": time.perf_counter() - wall,
+        "cpu": time.process_time() - cpu,
+    }
