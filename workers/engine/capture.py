@@ -68,10 +68,10 @@ class RoutingCapture:
             if sum(one.tokens for one in self._passes) > GATHERED:
                 self._sum_up()
 
-    def routing(self, tally: Tally | None) -> RequestRouting | None:
+    def routing(self, tally: Tally) -> RequestRouting | None:
         """All that a request's tokens chose; None where its adapter has no router."""
-        places = self._places.get(tally.slot) if tally else None
-        if tally is None or not places:
+        places = self._places.get(tally.slot)
+        if not places:
             return None
         with self._lock:
             self._sum_up()

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,7 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from workers.engine.request import RequestError
 
-SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+SPACING: "JsonCompileOptions" = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
 """As `json.dumps` writes. Where white space is free, a model may write nothing else to the end."""
 
 

@@ -70,7 +70,7 @@ def share_out(layout: Layout, places: Places, parts: Sequence[Part]) -> None:
     owners = [(tally, member) for tally, member in members.items() if tally and member]
     if not owners:
         return
-    number = {tally: index for index, (tally, _) in enumerate(owners)}
+    number: dict[Tally | None, int] = {tally: at for at, (tally, _) in enumerate(owners)}
     decided = _Decided(
         *(_together(parts, field) for field in ("logits_TN", "expert_TK", "gate_TK")),
         owner_T=_each([number.get(span.tally, len(owners)) for span in spans], spans),

@@ -38,7 +38,7 @@ class Choices(NamedTuple):
 class Tally:
     """The routing of one request, as far as its tokens have passed."""
 
-    def __init__(self, slot: str | None, by_token: bool) -> None:
+    def __init__(self, slot: str, by_token: bool) -> None:
         self.slot, self.by_token = slot, by_token
         self.tokens = 0
         """That passed."""
