@@ -34,9 +34,11 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
-def write_adapter(model_folder: Path, folder: Path, seed: int, **fields: object) -> Path:
+def write_adapter(
+    model_folder: Path, folder: Path, seed: int, spread: float = 0.2, **fields: object
+) -> Path:
     """An adapter of that model, its weights random and large enough to change most tokens. Fields
-    are AdapterSpec's."""
+    are AdapterSpec's. With a `spread` of 1e30 its answers are not finite."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -52,7 +54,7 @@ def write_adapter(model_folder: Path, folder: Path, seed: int, **fields: object)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in adapter.named_parameters():
         if name.endswith("lora_B"):
-            parameter.data.normal_(0.0, 0.2, generator=generator)
+            parameter.data.normal_(0.0, spread, generator=generator)
     base = BaseRecord(path=str(model_folder), digest=base_digest(model))
     save(adapter, folder, Manifest(base=base))
     return folder
