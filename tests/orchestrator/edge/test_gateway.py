@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,9 @@ from orchestrator.edge.keys import Caller, Key, KeyRing, key_hash, wants
 from orchestrator.edge.limits import LimitsSpec
 from orchestrator.edge.meter import Meter
 from orchestrator.edge.parts import Edge
+from orchestrator.promotion import promote
+from orchestrator.registry import Registry
+from orchestrator.rollout.plan import stage
 from tests.orchestrator.edge.conftest import OpenGateway
 from workers.engine.text import TextEngine
 
@@ -288,3 +292,33 @@ def test_other_sites_may_call_only_where_they_are_named(open_gateway: OpenGatewa
 def test_limits_that_cannot_be_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
         LimitsSpec(**fields)
+
+
+def test_a_shadow_answers_beside_is_compared_and_never_returned(
+    open_gateway: OpenGateway, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    registry = Registry(f"sqlite:///{tmp_path}/moetune.db", tmp_path)
+    champion, shadow = (registry.register("s", n, make_adapter(70 + n), {}) for n in (1, 2))
+    becomes = partial(promote, registry, to="home", actor="t", metric="m", reason="t", force=True)
+    becomes(champion)
+    becomes(shadow, stage=stage(None, None, True))
+    heard: list[Answered] = []
+    body = {**TEXT, "model": "home", "max_tokens": 24}
+
+    async def ask() -> None:
+        edge = Edge(observers=(heard.append,), texts=True)
+        async with asyncio.timeout(60), open_gateway(edge, registry=registry) as web:
+            replies = [(await post(web, body)).json() for _ in range(2)]
+            await post(web, {**body, "n": 2})  # several answers are not compared
+            while len(heard) < 5:
+                await asyncio.sleep(0.02)
+            assert {reply["system_fingerprint"] for reply in replies} == {champion.id}
+
+    asyncio.run(ask())
+    shadows = [one for one in heard if one.role == "shadow"]
+    served = [one for one in heard if one.role == "served"]
+    assert [one.version for one in served] == [champion.id] * 3
+    assert [one.version for one in shadows] == [shadow.id] * 2
+    assert {one.request for one in shadows} == {one.request for one in served[:2]}
+    assert served[0].answer != shadows[0].answer
+    assert all(one.agreement is not None and one.agreement < 1 for one in shadows)
