@@ -49,12 +49,20 @@ def create(
 
 @app.command("list")
 def list_(storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False) -> None:
-    """List all keys that were ever made. The keys themselves are nowhere."""
-    now = datetime.now(UTC)
-    shown = [_shown(key, now) for key in _key_store(storage, store).all()]
+    """List all keys that were ever made, and what they used of their quotas by now. The keys
+    themselves are nowhere."""
+    from orchestrator.edge.meter import window_of
+
+    now, keys = datetime.now(UTC), _key_store(storage, store)
+    usage = keys.usage()
+    shown = []
+    for key in keys.all():
+        id_, quota = key.caller.id, key.caller.quota
+        used = usage[id_, window_of(quota, now.timestamp())] if quota else None
+        shown.append({**_shown(key, now), "used": used})
     if as_json:
         return print_json(shown)
-    columns = ("id", "state", "scopes", "rate", "quota", "expires", "note")
+    columns = ("id", "state", "scopes", "rate", "quota", "used", "expires", "note")
     return print_table(columns, [[key[column] for column in columns] for key in shown])
 
 

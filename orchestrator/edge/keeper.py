@@ -30,13 +30,19 @@ class Keeper:
 
     async def run(self, ring: KeyRing, meter: Meter) -> None:
         """Go on until cancelled. While the database is away, nothing is lost."""
-        while True:
-            await asyncio.to_thread(ring.refresh)
-            try:
-                await meter.exchange(self._use)
-            except Exception as error:
-                log.debug("usage is not saved now: %s", error)  # the ring has said it already
-            await asyncio.sleep(POLL_SECONDS)
+        try:
+            while True:
+                await asyncio.to_thread(ring.refresh)
+                await self._save(meter)
+                await asyncio.sleep(POLL_SECONDS)
+        finally:
+            await self._save(meter)
+
+    async def _save(self, meter: Meter) -> None:
+        try:
+            await meter.exchange(self._use)
+        except Exception as error:
+            log.debug("usage is not saved now: %s", error)  # the ring has said it already
 
     def _use(self, used: Usage) -> Usage:
         return self._store.use(used)

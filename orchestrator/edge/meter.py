@@ -62,7 +62,7 @@ class Meter:
         """Charge what was used to the caller's quota."""
         quota = self._quotas.get(answered.caller)
         if quota is not None and answered.role != "shadow":
-            window = _window(quota, answered.at.timestamp())
+            window = window_of(quota, answered.at.timestamp())
             self._unsaved[answered.caller, window] += (
                 answered.prompt_tokens + answered.completion_tokens
             )
@@ -80,7 +80,7 @@ class Meter:
     def _within_quota(self, id: str, quota: Allowance) -> None:
         self._quotas[id] = quota
         now = self._clock()
-        window = _window(quota, now)
+        window = window_of(quota, now)
         used = self._known[id, window] + self._unsaved[id, window]
         if used >= quota.amount:
             raise TooMany(
@@ -98,5 +98,6 @@ class Meter:
         self._next[id] = full + each
 
 
-def _window(quota: Allowance, now: float) -> int:
+def window_of(quota: Allowance, now: float) -> int:
+    """When the quota's present window began, in seconds since 1970."""
     return int(now // quota.seconds) * quota.seconds

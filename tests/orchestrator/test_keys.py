@@ -201,8 +201,8 @@ def test_the_commands_make_list_and_revoke_keys(
     [shown] = json.loads(moetune("list", "--json").out)
     assert shown["id"] in made.err
     assert key not in made.err
-    given = [shown[name] for name in ("state", "scopes", "rate", "quota", "note")]
-    assert given == ["valid", "infer,promote", "60/min", "9/day", "CI"]
+    given = [shown[name] for name in ("state", "scopes", "rate", "quota", "used", "note")]
+    assert given == ["valid", "infer,promote", "60/min", "9/day", 0, "CI"]
     ring = KeyRing(None, KeyStore(f"sqlite:///{tmp_path}/moetune.db").all)
     ring.refresh()
     assert ring.admit(f"Bearer {key}", "promote").id == shown["id"]
