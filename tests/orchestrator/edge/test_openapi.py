@@ -20,15 +20,22 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from orchestrator.api import create_app
 from orchestrator.catalogue import Catalogue
+from orchestrator.edge.keys import KeyRing, key_hash
 from orchestrator.edge.openapi import describe
+from orchestrator.edge.parts import Edge
+from orchestrator.health.monitor import RouterHealth
+from orchestrator.health.routes import routes as health_routes
+from orchestrator.health.spec import HealthSpec
 from orchestrator.registry import Registry
+from orchestrator.rollout.parts import RolloutParts
+from orchestrator.rollout.spec import GuardSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
 from workers.engine.text import TextEngine
 from workers.model import load_base
 from workers.spec import ModelSpec
 
-BASE = "tiny-llama"
+BASE, KEY = "tiny-llama", "a key of the fuzz"
 PATHS = ("/v1/completions", "/v1/chat/completions")
 GOOD: dict[str, Any] = {"model": BASE, "prompt": "hello", "temperature": 0, "max_tokens": 4}
 CHAT: dict[str, Any] = {"model": BASE, "messages": [{"role": "user", "content": "hello"}]}
@@ -56,7 +63,12 @@ class Site:
     def __init__(self, app: Any, runner: asyncio.Runner) -> None:
         self.app, self._runner = app, runner
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        self._web = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60)
+        self._web = httpx.AsyncClient(
+            transport=transport,
+            base_url="http://test",
+            headers={"Authorization": f"Bearer {KEY}"},
+            timeout=60,
+        )
 
     def send(self, method: str, path: str, **fields: Any) -> httpx.Response:
         return self._runner.run(self._web.request(method, path, **fields))
@@ -80,7 +92,11 @@ def site(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     engine = ContinuousEngine(base, limits)
     backend, folder = TextEngine(engine, base.tokenizer), tmp_path_factory.mktemp("registry")
     registry = Registry(f"sqlite:///{folder}/moetune.db", folder)
-    app = create_app(backend, Catalogue(registry, BASE, backend.load))
+    catalogue = Catalogue(registry, BASE, backend.load)
+    health = RouterHealth.of(HealthSpec(), registry)
+    rollout = RolloutParts.of(registry, catalogue, GuardSpec(), health.drift)
+    routers = (rollout.router, health_routes(health))
+    app = create_app(backend, catalogue, Edge(KeyRing(key_hash(KEY)), routers=routers))
     with asyncio.Runner() as runner:
         lifespan = app.router.lifespan_context(app)
         runner.run(lifespan.__aenter__())
@@ -121,13 +137,9 @@ def answer(site: Site, case: schemathesis.Case) -> httpx.Response:
 def test_the_description_names_every_route_and_needs_no_key(site: Site) -> None:
     document = site.send("GET", "/openapi.json").json()
     assert document["openapi"].startswith("3.1")
-    assert set(document["paths"]) == {
-        "/v1/models",
-        "/v1/models/{model}",
-        *PATHS,
-        "/health",
-        "/ready",
-    }
+    ours = {path for path in document["paths"] if not path.startswith("/moetune/v1/")}
+    assert ours == {"/v1/models", "/v1/models/{model}", *PATHS, "/health", "/ready"}
+    assert {"/moetune/v1/rollouts", "/moetune/v1/health/{name}"} < document["paths"].keys()
     assert document["paths"]["/v1/models"]["get"]["security"] == [{"key": []}]
     assert "security" not in document["paths"]["/health"]["get"]
     assert "422" not in json.dumps(document["paths"])
