@@ -3,7 +3,7 @@
 Shapes: B rows, S positions, T tokens of the batch (its leading dimensions flattened), D width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,6 +39,8 @@ class Split:
 class _Assignment:
     slots: tuple[Slot, ...]
     """One for each row; a single name holds for all rows, however many there are."""
+    company: frozenset[Slot] = frozenset()
+    """Names that count as well, whether they have a row or not."""
     splits: dict[tuple[object, ...], Split] = field(default_factory=dict)
     """Made so far, by batch shape and device: all sites of a forward pass share them."""
     parts: dict[tuple[object, ...], "tuple[Tensor, _Assignment]"] = field(default_factory=dict)
@@ -46,8 +48,10 @@ class _Assignment:
 
     @cached_property
     def names(self) -> tuple[Slot, ...]:
-        """Each slot once, in order of appearance."""
-        return tuple(dict.fromkeys(self.slots))
+        """Each slot once. The order does not tell who came first: what is prepared for a set of
+        adapters serves it again."""
+        found = self.company.union(self.slots)
+        return tuple(sorted(found, key=lambda slot: (slot is not None, slot or "")))
 
 
 class RowMap:
@@ -61,9 +65,10 @@ class RowMap:
         self.slots: list[str] = []
         self._current: _Assignment | None = None
 
-    def set(self, slots: Sequence[Slot]) -> None:
-        """One slot for each token of the batch, or for each row of a [B, S] batch."""
-        self._current = self._checked(_Assignment(tuple(slots)))
+    def set(self, slots: Sequence[Slot], company: Collection[Slot] = ()) -> None:
+        """One slot for each token of the batch, or for each row of a [B, S] batch. `company` are
+        slots that come and go: with them the set of adapters stays the same from step to step."""
+        self._current = self._checked(_Assignment(tuple(slots), frozenset(company)))
 
     def clear(self) -> None:
         """Forget the assignment."""

@@ -92,8 +92,9 @@ class Site(nn.Module):
             members = zip(split.names, layers, strict=True)
             names = frozenset(name for name, layer in members if (layer is not None) is wanted)
             with self.rows.narrowed(hidden, names) as row_n:
-                outputs.append(self(rows[row_n]))
-            places.append(row_n)
+                if len(row_n):  # else these adapters are there for company only
+                    outputs.append(self(rows[row_n]))
+                    places.append(row_n)
         output: Tensor = torch.cat(outputs)[torch.cat(places).argsort()]
         return output.view(*hidden.shape[:-1], output.shape[-1])
 

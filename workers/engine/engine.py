@@ -12,6 +12,7 @@ from torch import nn
 
 from workers.data.encode import end_ids
 from workers.engine.capture import RoutingCapture
+from workers.engine.company import Company
 from workers.engine.generation import Generation
 from workers.engine.loop import GenerationLoop
 from workers.engine.request import Adapter, Finish, Limits, Piece, RequestError, Sampling
@@ -40,6 +41,7 @@ class ContinuousEngine:
         self._sampler = Sampler()
         self._model_lock = threading.RLock()  # a forward pass, or a change of the model's modules
         self._capture = RoutingCapture()
+        self._company = Company()
         self._slots = SlotStore(base.model, limits.max_adapters, self._model_lock, self._loaded)
         self._numbers = count()
         self._computed = (0, 0, 0)
@@ -171,9 +173,8 @@ class ContinuousEngine:
             for row in rows
             if row.draws
         ]
-        row_map(model).set(
-            [slot for slot, row in zip(slots, rows, strict=True) for _ in range(row.tokens)]
-        )
+        by_token = [slot for slot, row in zip(slots, rows, strict=True) for _ in range(row.tokens)]
+        row_map(model).set(by_token, self._company.of(by_token, row_map(model).slots))
         self._capture.begin(
             [(row.generation.tally if row.generation else None, row.tokens) for row in rows]
         )

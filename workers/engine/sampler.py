@@ -28,6 +28,12 @@ class Drawing:
     error: RequestError | None = None
     """Why no token could be drawn."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it takes the likeliest token, and tells nothing of it."""
+        asked = self.sampling
+        return asked.temperature == 0 and asked.logprobs is None and self.schema is None
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -72,6 +78,8 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
         spare = len(scores_NV) - len(self.draws)
         draws = [*self.draws, *[Draw(Drawing(GREEDY), 0)] * spare]
         scores_NV = _finite(draws, scores_NV)
+        if all(draw.drawing.is_plain for draw in draws):
+            return scores_NV  # whose own choice is the right one
         allowed_NV = _obey(draws, scores_NV)
         drawn_N = allowed_NV.argmax(-1)
         if any(draw.sampling.temperature > 0 for draw in draws):
