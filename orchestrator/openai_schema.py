@@ -35,6 +35,9 @@ from workers.spec import PositiveInt
 
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Prompt = str | list[int]
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Shown = Annotated[str, Field(min_length=1)] | Ids
+"""A prompt as the description has it; the engine refuses the others, and knows its vocabulary."""
 BodyT = TypeVar("BodyT", bound="CompletionBase")
 
 
@@ -248,9 +251,7 @@ class ChatBody(CompletionBase):
 class CompletionBody(CompletionBase):
     """Body of /v1/completions."""
 
-    prompt: Annotated[
-        Prompt, BeforeValidator(_single, json_schema_input_type=Prompt | list[Prompt])
-    ]
+    prompt: Annotated[Prompt, BeforeValidator(_single, json_schema_input_type=Shown | list[Shown])]
     logprobs: TopLogprobs | None = None
 
     def _prompt(self) -> str | tuple[int, ...]:

@@ -30,10 +30,11 @@ REFUSALS = {
 def takes(body: type[CompletionBase], answers: str) -> dict[str, Any]:
     """What a route of completions says of itself: its body, and its answer whole or streamed."""
     schema = {"$ref": _REFS.format(model=body.__name__)}
-    stream = {"type": "string", "description": "Events of server-sent JSON, then [DONE]."}
+    event = _object({"data": {"type": "string"}})
+    event["description"] = "Of each event: a piece of the answer in JSON, and [DONE] at the end."
     content = {
         "application/json": {"schema": {"$ref": _REFS.format(model=answers)}},
-        "text/event-stream": {"schema": stream},
+        "text/event-stream": {"schema": event},
     }
     return {
         "openapi_extra": {
