@@ -13,7 +13,7 @@ from orchestrator.edge.meter import Meter
 from orchestrator.edge.metrics import RequestMetrics
 from orchestrator.edge.parts import Edge
 from orchestrator.endpoint import EndpointSpec
-from orchestrator.health.monitor import RouterHealth
+from orchestrator.health.parts import HealthParts
 from orchestrator.registry import Registry
 from orchestrator.replicas import Replicas
 from orchestrator.rollout.acknowledge import TwoPhases
@@ -48,14 +48,15 @@ class Ingress:
         serve, keeper = self._spec.serve, Keeper(self._spec.store_url)
         keys = KeyRing(self._spec.accepted_key, keeper.read)
         meter = Meter(serve.limits)
-        health = RouterHealth.of(serve.health, self._registry)
-        rollout = RolloutParts.of(self._registry, catalogue, serve.guard, health.drift)
+        health = HealthParts.of(self._registry, serve, self._spec.storage)
+        rollout = RolloutParts.of(self._registry, catalogue, serve.guard, health.monitor.drift)
         return Edge(
             keys=keys,
             meter=meter,
             limits=serve.limits,
-            observers=(rollout.observe, health, RequestMetrics()),
-            routers=(rollout.router,),
-            tasks=(partial(keeper.run, keys, meter), rollout.run),
+            observers=(rollout.observe, health.observe, RequestMetrics()),
+            texts=serve.audit.text,
+            routers=(rollout.router, health.router),
+            tasks=(partial(keeper.run, keys, meter), rollout.run, health.run),
             cors_origins=serve.cors_origins,
         )

@@ -108,12 +108,14 @@ def watch(
     """Train a name anew when its requests drift or answers get worse, and propose the result."""
     from cluster.errors import ClusterError
     from cluster.jobs import JobClient
+    from orchestrator.registry import check_name
     from orchestrator.retraining.policy import load_policy
     from orchestrator.retraining.runs import ClusterRuns, HereRuns
     from orchestrator.retraining.signals import Signals, endpoint_drift, measured_quality
     from orchestrator.retraining.watch import Watch
     from workers.spec import InputError
 
+    check_name(name, "name")
     rules, book = load_policy(policy), registry(storage, store)
     drift = endpoint_drift(_client(url, ca), name)
     runs = ClusterRuns(JobClient(address)) if address else HereRuns()

@@ -34,6 +34,9 @@ class Reference:
     """Each request's share of every expert."""
     source: Source
     """Rows of validation, or the first requests that were served."""
+    prefix: int = 0
+    """Tokens at the beginning of the requests that these shares leave out. Where more of them came
+    from the cache, a request tells too little of itself to be compared."""
 
     def limit(self, window: int, confidence: float) -> "Limit":
         """Calibrate for windows of so many requests."""
@@ -48,26 +51,26 @@ class Reference:
         scale_L = np.maximum(distance_BL.mean(0), SMOOTHING**2)
         largest_B = (distance_BL / scale_L).max(1)
         limit = float(np.quantile(largest_B, confidence))
-        return Limit(self.places, self.share_NC.mean(0), scale_L * limit, self.source)
+        return Limit(self, self.share_NC.mean(0), scale_L * limit)
 
 
 @dataclass(frozen=True)
 class Limit:
     """How far each place of a window may lie from the reference."""
 
-    places: Places
+    reference: Reference
     share_C: Array
     """The reference's mean."""
     distance_L: Array
     """Largest Jensen-Shannon divergence that is chance."""
-    source: Source
 
     def judge(self, share_C: Array, tolerance: float) -> "Distance":
         """How far a window's mean lies off, in its limits: above 1 is drift."""
-        found_L = divergence(self.places, self.share_C, share_C)
+        places = self.reference.places
+        found_L = divergence(places, self.share_C, share_C)
         score_L = found_L / np.maximum(self.distance_L, tolerance)
         worst = int(score_L.argmax())
-        return Distance(float(score_L[worst]), self.places.names[worst], float(found_L[worst]))
+        return Distance(float(score_L[worst]), places.names[worst], float(found_L[worst]))
 
 
 @dataclass(frozen=True)

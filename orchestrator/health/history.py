@@ -1,14 +1,19 @@
 """What is kept of one version while it answers: the last windows, and the first requests."""
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from orchestrator.health.drift import Reference
 from orchestrator.health.places import Array, Places
 from orchestrator.health.spec import HealthSpec
 from orchestrator.health.tally import Tally
+from workers.adapter.routing_sample import CACHE_PAGE
 from workers.engine.routing import RequestRouting
+
+MOST_PAGES = 64
+"""Cached pages that are told apart: bounds what is kept of a window."""
 
 
 @dataclass
@@ -22,8 +27,8 @@ class History:
     """Names that it answered to."""
     requests: int = 0
     """In all."""
-    first: list[Array] = field(default_factory=list)
-    """Shares [C] of the first requests: a reference where training left none."""
+    first: list[tuple[int, Array]] = field(default_factory=list)
+    """Cached tokens and shares [C] of the first requests: a reference where training left none."""
     closed: deque[Tally] = field(init=False)
     """The last whole windows, oldest first."""
     open: Tally = field(init=False)
@@ -33,13 +38,16 @@ class History:
         self.closed = deque(maxlen=self.spec.windows)
         self.open = Tally(self.places)
 
-    def add(self, routing: RequestRouting) -> None:
-        """Count a request; one through other places is no request of this version."""
+    def add(self, routing: RequestRouting, read: int) -> None:
+        """Count a request that the engine has read `read` tokens of, some of them perhaps from its
+        cache; one through other places is no request of this version."""
         if Places.of(routing) != self.places:
             return
-        share_C = self.open.add(routing)
+        pages = max(round((read - routing.tokens) / CACHE_PAGE), 0)
+        cached = min(pages, MOST_PAGES) * CACHE_PAGE
+        share_C = self.open.add(routing, cached)
         if len(self.first) < self.spec.reference_requests:
-            self.first.append(share_C)
+            self.first.append((cached, share_C))
         self.requests += 1
         if self.open.requests >= self.spec.window:
             self.closed.append(self.open)
@@ -52,7 +60,10 @@ class History:
             whole.include(window)
         return whole
 
-    def beginning(self) -> Array | None:
-        """Shares [N, C] of the first requests, once there are enough."""
-        enough = len(self.first) >= self.spec.reference_requests
-        return np.stack(self.first) if enough else None
+    def beginning(self) -> Reference | None:
+        """The first requests, once there are enough: those that are like most of them."""
+        if len(self.first) < self.spec.reference_requests:
+            return None
+        prefix = Counter(cached for cached, _ in self.first).most_common(1)[0][0]
+        shares = [share_C for cached, share_C in self.first if cached <= prefix]
+        return Reference(self.places, np.stack(shares), "served", prefix)

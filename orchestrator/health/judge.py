@@ -1,20 +1,23 @@
 """Holds a version's windows against its reference."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
 
 from orchestrator.health.drift import Distance, Limit, Reference, Source
 from orchestrator.health.history import History
-from orchestrator.health.places import Places
+from orchestrator.health.places import Array, Places
 from orchestrator.health.report import Verdict
+from orchestrator.health.tally import Votes
 from workers.adapter.routing_sample import RoutingSample
 from workers.spec import InputError
 
 log = logging.getLogger(__name__)
+FEWEST = 30
+"""Rows of a reference."""
 Samples = Callable[[str], RoutingSample | None]
 """The routing of single validation rows by version id, as the registry's manifests hold it; raises
 InputError where that cannot be read now."""
@@ -29,25 +32,32 @@ class Judge:
     _limit: Limit | None = None
     _looked: bool = False
     """Whether the manifest was read."""
-    _found: dict[int, Distance] = field(default_factory=dict)
-    """By the number of requests before the window."""
 
     def verdict(self) -> Verdict:
         """On all whole windows that are kept."""
-        history, spec = self.history, self.history.spec
-        limit = self._calibrated()
+        spec, limit = self.history.spec, self._calibrated()
         if limit is None:
             return self._unknown(self._lacking())
-        first = spec.reference_requests if limit.source == "served" else 0
-        windows = [window for window in list(history.closed) if window.start >= first]
-        found = {
-            w.start: self._found.get(w.start) or limit.judge(w.vote_C / w.requests, spec.tolerance)
-            for w in windows
-        }
-        self._found = found
-        if not found:
-            return self._unknown(f"no whole window of {spec.window} requests yet", limit.source)
-        return _verdict(history, list(found.values()), limit.source)
+        source = limit.reference.source
+        latest = [limit.judge(share_C, spec.tolerance) for share_C in self._windows(limit)]
+        if not latest:
+            why = f"no whole window of {spec.window} requests to compare yet"
+            return self._unknown(why, source)
+        return _verdict(self.history, latest[::-1], source)
+
+    def _windows(self, limit: Limit) -> Iterator[Array]:
+        """Mean shares [C] of windows of enough requests that can be compared, the latest first."""
+        spec, reference = self.history.spec, limit.reference
+        first = spec.reference_requests if reference.source == "served" else 0
+        taken: list[Votes] = []
+        for tally in list(self.history.closed)[::-1]:
+            if tally.start < first:
+                return
+            taken += [v for cached, v in tally.votes.items() if cached <= reference.prefix]
+            requests = sum(votes.requests for votes in taken)
+            if requests >= spec.window:
+                yield sum((votes.share_C for votes in taken), np.zeros(1)) / requests
+                taken = []
 
     def _calibrated(self) -> Limit | None:
         if self._limit is None:
@@ -68,10 +78,7 @@ class Judge:
             if reference:
                 return reference
             self._looked = True
-        first_NC = self.history.beginning()
-        if wanted == "training" or first_NC is None:
-            return None
-        return Reference(places, first_NC, "served")
+        return None if wanted == "training" else self.history.beginning()
 
     def _unknown(self, why: str, source: Source | None = None) -> Verdict:
         history = self.history
@@ -86,19 +93,20 @@ class Judge:
     def _lacking(self) -> str:
         spec = self.history.spec
         if spec.reference == "training":
-            return "the version's manifest does not hold how single validation rows were routed"
+            return f"the version's manifest does not tell how {FEWEST} validation rows were routed"
         return f"no reference: the first {spec.reference_requests} requests make one"
 
 
 def from_sample(sample: RoutingSample, places: Places) -> Reference | None:
-    """The reference that training left; None where it is of other places. Raises InputError."""
-    if sample.experts != dict(places.experts):
+    """The reference that training left; None where it is of other places, or of too few rows to
+    say how requests vary. Raises InputError."""
+    if sample.experts != dict(places.experts) or sample.rows < FEWEST:
         return None
     sorted_places = Places(tuple(sorted(places.experts)))
     table_NC = np.array(sample.table(), dtype=np.float64).reshape(sample.rows, -1)
-    columns = sorted_places.split(table_NC[table_NC.sum(1) > 0])
+    columns = sorted_places.split(table_NC)
     counts_NC = np.concatenate([columns[name] for name in places.names], axis=1)
-    return Reference(places, places.shares(counts_NC), "training") if len(counts_NC) else None
+    return Reference(places, places.shares(counts_NC), "training", sample.prefix)
 
 
 def _verdict(history: History, found: Sequence[Distance], source: Source) -> Verdict:

@@ -50,7 +50,8 @@ class RouterHealth:
             self._judges.move_to_end(answered.version)
             history = self._judges[answered.version].history
             history.names.add(answered.name or "")
-            history.add(routing)
+            read = answered.prompt_tokens + answered.completion_tokens - 1  # the last is only drawn
+            history.add(routing, read)
 
     def health(self, name: str) -> Health:
         """Of the versions that answered to a name, or of one, as `NAME@VERSION`; RequestError 404

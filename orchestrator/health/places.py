@@ -6,6 +6,7 @@ Shapes: C columns (experts of all places), L places.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +67,8 @@ class Places:
 
 def column(routing: RequestRouting, field: str) -> Array:
     """`load` or `weight` of all places, [C]."""
-    rows = [getattr(layer, field) for layer in routing.layers]
-    return np.fromiter((value for row in rows for value in row), dtype=np.float64)
+    rows = (getattr(layer, field) for layer in routing.layers)
+    return np.array(list(chain.from_iterable(rows)), dtype=np.float64)
 
 
 def one_each(routing: RequestRouting, field: str) -> Array:

@@ -10,7 +10,17 @@ import numpy as np
 from orchestrator.health.places import Array, Places, column, one_each
 from workers.engine.routing import RequestRouting
 
-SUMS = ("load_C", "weight_C", "vote_C", "entropy_L", "margin_L")
+SUMS = ("load_C", "weight_C", "entropy_L", "margin_L")
+
+
+@dataclass
+class Votes:
+    """Requests of which as many tokens came from the cache."""
+
+    share_C: Array
+    """Sum of the requests' shares: here a long request counts as much as a short one, since its
+    tokens are not independent of each other."""
+    requests: int = 0
 
 
 @dataclass
@@ -26,26 +36,28 @@ class Tally:
     """Slots that went to each expert."""
     weight_C: Array = field(init=False)
     """Sum of the gates."""
-    vote_C: Array = field(init=False)
-    """Sum of the requests' shares: here a long request counts as much as a short one, since its
-    tokens are not independent of each other."""
+    votes: dict[int, Votes] = field(default_factory=dict)
+    """By the tokens that passed no router, since their keys and values were in the cache. Only
+    requests that tell of the same part of their text can be compared."""
     entropy_L: Array = field(init=False)
     margin_L: Array = field(init=False)
 
     def __post_init__(self) -> None:
         columns, places = int(self.places.sizes.sum()), len(self.places.experts)
-        self.load_C, self.weight_C, self.vote_C = (np.zeros(columns) for _ in range(3))
+        self.load_C, self.weight_C = np.zeros(columns), np.zeros(columns)
         self.entropy_L, self.margin_L = np.zeros(places), np.zeros(places)
 
-    def add(self, routing: RequestRouting) -> Array:
-        """Count a request; returns its shares [C]."""
+    def add(self, routing: RequestRouting, cached: int = 0) -> Array:
+        """Count a request of which `cached` tokens passed no router; returns its shares [C]."""
         load_C = column(routing, "load")
         share_C = self.places.shares(load_C)
         self.requests += 1
         self.tokens += routing.tokens
         self.load_C += load_C
         self.weight_C += column(routing, "weight")
-        self.vote_C += share_C
+        votes = self.votes.setdefault(cached, Votes(np.zeros_like(share_C)))
+        votes.share_C += share_C
+        votes.requests += 1
         self.entropy_L += one_each(routing, "entropy")
         self.margin_L += one_each(routing, "margin")
         return share_C

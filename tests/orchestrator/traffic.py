@@ -129,7 +129,7 @@ def answered(routing: RequestRouting | None = None, **fields: Any) -> Answered:
         "caller": "anonymous",
         "status": 200,
         "error": None,
-        "prompt_tokens": 20,
+        "prompt_tokens": routing.tokens - 9 if routing else 20,
         "completion_tokens": 10,
         "seconds": 0.5,
         "first_token_seconds": 0.1,

@@ -32,13 +32,16 @@ class RoutingSample(Spec):
     """Experts of each routed place. The columns are those of the places in alphabetical order."""
     rows: Annotated[int, Field(gt=0, le=2**16)]
     """Rows of the table."""
+    prefix: Annotated[int, Field(ge=0)] = 0
+    """Tokens that all prompts begin with, in whole pages of an engine's cache, and that are not
+    counted."""
     counts: str
     """The table [rows, columns] of little-endian 16-bit numbers, through zlib and base64."""
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Sequence[int]]]) -> Self | None:
-        """A sample of rows, each with its counts by place; the first ones where that is too many.
-        None without rows or places."""
+    def of(cls, rows: Sequence[Mapping[str, Sequence[int]]], prefix: int = 0) -> Self | None:
+        """A sample of rows, each with its counts by place but for its first `prefix` tokens; the
+        first ones where that is too many. None without rows or places."""
         experts = {place: len(counts) for place, counts in sorted(rows[0].items())} if rows else {}
         if not experts:
             return None
@@ -48,7 +51,8 @@ class RoutingSample(Spec):
             for place in experts:
                 numbers.extend(min(count, LARGEST) for count in row[place])
         packed = zlib.compress(_little_endian(numbers).tobytes(), 9)
-        return cls(experts=experts, rows=len(kept), counts=base64.b64encode(packed).decode())
+        counts = base64.b64encode(packed).decode()
+        return cls(experts=experts, rows=len(kept), prefix=prefix, counts=counts)
 
     def table(self) -> "array[int]":
         """The counts, row after row; InputError where they are damaged."""

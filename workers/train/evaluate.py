@@ -55,7 +55,8 @@ class Evaluation:
         {layer: {"load": [share of each expert], "entropy": 0 … 1}}}`; `score` (the mean of the
         tasks' values) and `value` only with `evaluation.generate`."""
         mine = self.world.share(range(len(self.inputs.validation)))
-        counts = ExpertCounts(kept=self._kept(mine), prefix=self._cached_prefix())
+        prefix = self._cached_prefix()
+        counts = ExpertCounts(kept=self._kept(mine), prefix=prefix)
         losses = self._losses([self.inputs.validation_examples[i] for i in mine], counts)
         scores = self._scores(mine) if self.spec.generate else [None] * len(mine)
         results = [
@@ -70,7 +71,8 @@ class Evaluation:
             for layer, count_E in layers.items():
                 whole.add(layer, count_E)
         routing = {"routing": whole.summary()} if whole.layers else {}
-        return Measured(summarise(self.inputs.validation, everything) | routing, everything)
+        metrics = summarise(self.inputs.validation, everything) | routing
+        return Measured(metrics, everything, prefix)
 
     def _kept(self, mine: Sequence[int]) -> frozenset[int]:
         """Which of this worker's rows, by their place among them, are kept."""

@@ -114,8 +114,8 @@ class TrainingRun:
         self._results, self._seconds = [], 0.0
         self.heart.beat("evaluate")
         with self._shards.gathered():
-            validation, rows = self._evaluate.measure()
-        self._sample = RoutingSample.of([row.sent for row in rows if row.sent])
+            validation, rows, prefix = self._evaluate.measure()
+        self._sample = RoutingSample.of([row.sent for row in rows if row.sent], prefix)
         self.metrics = {
             "step": self.step,
             "epoch": self.step / self._batches.steps_per_epoch,

@@ -41,6 +41,8 @@ class Measured(NamedTuple):
     metrics: Metrics
     rows: list[RowResult]
     """Of all workers, in no order."""
+    prefix: int
+    """Tokens at the beginning of every row that `RowResult.sent` leaves out."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.health.monitor import RouterHealth
 from orchestrator.health.spec import HealthSpec
 from tests.orchestrator.traffic import Trained, answered
-from workers.adapter.routing_sample import RoutingSample
+from workers.adapter.routing_sample import CACHE_PAGE, RoutingSample
 from workers.engine.request import RequestError
 from workers.engine.routing import LayerRouting, RequestRouting
 from workers.spec import InputError
@@ -122,6 +122,18 @@ def test_a_registry_that_cannot_be_read_is_asked_again(trained: Trained) -> None
     assert monitor.drift(VERSION) is None
     broken.clear()
     assert monitor.drift(VERSION) is not None
+
+
+def test_requests_that_were_mostly_in_the_cache_are_not_compared(trained: Trained) -> None:
+    """Of one that repeats another's prompt, its answer alone is left: that is no drift."""
+    monitor, pages = monitored(trained), 3 * CACHE_PAGE
+    for known, repeated in zip(trained.home[:60], trained.clinic[:60], strict=True):
+        monitor(answered(known))
+        monitor(answered(repeated, prompt_tokens=repeated.tokens - 9 + pages))
+    verdict = monitor.drift(VERSION)
+    assert verdict is not None
+    assert (verdict.state, verdict.judged) == ("steady", 1), "two windows hold one to compare"
+    assert monitor.health("home").versions[0].requests == 120, "but health is of all"
 
 
 def test_memory_is_bounded(trained: Trained) -> None:

@@ -45,13 +45,13 @@ def place(trained: Trained, tmp_path: Path) -> ClusterSpec:
 def policy(trained: Trained, tmp_path: Path) -> Policy:
     """Trains on the home domain and 60 fresh rows of the other one."""
     train = trained.run.spec.model_dump(mode="json")
-    train["optimizer"] |= {"steps": 16, "batch_size": 16}
-    train["evaluation"] |= {"every": 16}
+    train["optimizer"] |= {"steps": 40, "batch_size": 16}
+    train["evaluation"] |= {"every": 40}
     job = JobSpec.model_validate(
         {
             "name": "tiny",
             "train": train,
-            "search": {"space": {"optimizer.lr": {"choice": [5e-3]}}, "trials": 1},
+            "search": {"space": {"optimizer.lr": {"choice": [2e-2]}}, "trials": 1},
         }
     )
     (tmp_path / "job.yaml").write_text(dump_job(job))

@@ -3,7 +3,7 @@
 import pytest
 
 from workers.adapter.routing_sample import CACHE_PAGE, LARGEST, MAX_NUMBERS, RoutingSample
-from workers.engine.manager import PAGE
+from workers.engine.prefix import PAGE
 from workers.spec import InputError
 
 ROWS = [

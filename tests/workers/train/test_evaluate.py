@@ -125,6 +125,7 @@ def test_a_page_that_all_prompts_begin_with_is_left_out(
     assert manifest is not None
     assert manifest.routing_sample is not None
     sample = torch.tensor(manifest.routing_sample.table()).view(manifest.routing_sample.rows, 2, 4)
+    assert manifest.routing_sample.prefix == CACHE_PAGE
     shortest = min(map(len, run.inputs.validation_examples))
     assert sample.sum(-1).min() == 2 * (shortest - CACHE_PAGE - 1), "two slots for each token"
 

@@ -1,0 +1,60 @@
+"""All of router health and audit that a gateway carries, put together."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter
+
+from orchestrator.answered import Answered
+from orchestrator.audit.log import AuditLog
+from orchestrator.edge.metrics import REFRESH_SECONDS
+from orchestrator.health.metrics import RouterMetrics
+from orchestrator.health.monitor import RouterHealth
+from orchestrator.health.routes import routes
+
+if TYPE_CHECKING:
+    from orchestrator.registry import Registry
+    from orchestrator.spec import ServeSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HealthParts:
+    """An observer of requests, routes, and a task for the life of the gateway."""
+
+    monitor: RouterHealth
+    audit: AuditLog | None
+    router: APIRouter
+
+    @classmethod
+    def of(cls, registry: "Registry", serve: "ServeSpec", storage: str | Path) -> "HealthParts":
+        """`storage` is the endpoint's folder."""
+        monitor = RouterHealth.of(serve.health, registry)
+        folder = serve.audit.folder or Path(storage) / "audit"
+        audit = AuditLog(serve.audit, folder) if serve.audit.on else None
+        return cls(monitor, audit, routes(monitor))
+
+    def observe(self, answered: Answered) -> None:
+        """See `orchestrator.answered.Observer`."""
+        self.monitor(answered)
+        if self.audit is not None:
+            self.audit(answered)
+
+    async def run(self) -> None:
+        """Show metrics until cancelled, and then bring the audit's last records to the disk. To be
+        run inside Ray."""
+        metrics = RouterMetrics(self.monitor)
+        try:
+            while True:
+                await asyncio.sleep(REFRESH_SECONDS)
+                try:
+                    await asyncio.to_thread(metrics.show)
+                except Exception:
+                    log.exception("router metrics were not set")
+        finally:
+            if self.audit is not None:
+                await asyncio.to_thread(self.audit.close)
