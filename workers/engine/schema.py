@@ -29,13 +29,14 @@ class Schema:
     """How far one answer has come. An end token is allowed where the answer is complete."""
 
     def __init__(self, matcher: LLMatcher, columns: int) -> None:
-        self._matcher = matcher
+        self._fresh = matcher
+        self.restart(())
         self._bits = np.zeros(-(-columns // 32), dtype=np.int32)
         self._columns = columns
 
     def restart(self, tokens: Sequence[int]) -> None:
         """The answer consists of these tokens."""
-        self._matcher.reset()
+        self._matcher = self._fresh.deep_copy()
         self._matcher.consume_tokens(list(tokens))
 
     def allowed(self) -> Tensor:
@@ -53,7 +54,7 @@ class Schema:
     @property
     def error(self) -> str:
         """Why it cannot go on; empty while it can."""
-        return str(self._matcher.get_error())
+        return " ".join(str(self._matcher.get_error()).split())[:200]
 
 
 class Schemas:
@@ -77,7 +78,11 @@ class Schemas:
         matcher = LLMatcher(tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise _refused(matcher.get_error())
-        return Schema(matcher, self._columns)
+        schema = Schema(matcher, self._columns)
+        first = schema.allowed().nonzero().flatten().tolist()
+        if set(first) <= set(self._stops):
+            raise _refused("no text fits the schema")
+        return schema
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
