@@ -32,13 +32,13 @@ class Replica:
         self._catch_up(spec)
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
-        """See `orchestrator.api.Backend`."""
+        """See `orchestrator.gateway.Backend`."""
         async with aclosing(self._text.generate(request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def load(self, adapter: Adapter) -> None:
-        """See `orchestrator.api.Backend`; for this replica."""
+        """See `orchestrator.gateway.Backend`; for this replica."""
         await self._text.load(adapter)
 
     async def unload(self, slot: str) -> None:

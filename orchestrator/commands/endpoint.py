@@ -47,7 +47,7 @@ def serve(
         print(f"serving {name} and {endpoint.base} at {endpoint.openai_url}{key}", flush=True)
         if detach:
             return
-        print("Ctrl-C stops it", file=sys.stderr, flush=True)
+        print(f"page at {endpoint.url}/; Ctrl-C stops it", file=sys.stderr, flush=True)
         try:
             threading.Event().wait()
         finally:

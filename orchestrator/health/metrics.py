@@ -4,7 +4,7 @@ Labels are layers and versions, and none are experts or callers: `serve.health.v
 what is shown at a time, and Ray forgets a gauge that is not set any more.
 """
 
-from orchestrator.edge.metrics import Series
+from orchestrator.edge.series import Series
 from orchestrator.health.monitor import RouterHealth
 from orchestrator.health.report import LayerHealth, VersionHealth
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import cluster.manifests
-from orchestrator.edge.metrics import OF_ENGINES, OF_REQUESTS
+from orchestrator.edge.series import OF_ENGINES, OF_REQUESTS
 from orchestrator.health.metrics import LAYERS, VERSIONS
 
 FOLDER = Path(cluster.manifests.__path__[0])
@@ -19,13 +19,11 @@ VARIABLES = {"$__rate_interval": "5m", "$name": ".*", "$version": ".*"}
 
 def made() -> dict[str, set[str]]:
     """Every series of serving as Prometheus has it, and its labels."""
-    series = {
+    return {
         name: {*one.labels, *(["le"] if name.endswith("_bucket") else [])}
-        for one in (*OF_REQUESTS, *OF_ENGINES)
+        for one in (*OF_REQUESTS, *OF_ENGINES, *LAYERS, *VERSIONS)
         for name in one.exported
     }
-    routers = {f"ray_{one.name}": {"name", "version", "layer"} for one in LAYERS}
-    return {**series, **routers, **{f"ray_{one.name}": {"name", "version"} for one in VERSIONS}}
 
 
 def rules() -> list[dict[str, Any]]:

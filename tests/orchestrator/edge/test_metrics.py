@@ -7,16 +7,8 @@ from typing import Any
 import pytest
 
 from orchestrator.answered import Answered
-from orchestrator.edge.metrics import (
-    DURATION,
-    FIRST_TOKEN,
-    OF_ENGINES,
-    OF_REQUESTS,
-    PER_TOKEN,
-    figures,
-    outcome,
-    times,
-)
+from orchestrator.edge.metrics import figures, outcome, times
+from orchestrator.edge.series import DURATION, FIRST_TOKEN, OF_ENGINES, OF_REQUESTS, PER_TOKEN
 from workers.engine.request import TextRequest
 from workers.engine.statistics import Statistics
 from workers.engine.text import TextEngine

@@ -1,0 +1,152 @@
+"""The gateway's routes: models, chat, completions, and whether it is well."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Annotated, Any, Protocol
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from orchestrator.catalogue import Catalogue
+from orchestrator.edge.answering import Answering
+from orchestrator.edge.keys import Caller, wants
+from orchestrator.edge.pace import Pace
+from orchestrator.edge.parts import Edge
+from orchestrator.edge.requests import before, read_body, while_there
+from orchestrator.edge.running import Running
+from orchestrator.edge.shadow import Shadows
+from orchestrator.edge.stream import EventStream
+from orchestrator.openai_answer import events, whole
+from orchestrator.openai_choices import choices
+from orchestrator.openai_reply import ChatReply, Reply
+from orchestrator.openai_schema import ChatBody, CompletionBase, CompletionBody, parse
+from workers.engine.request import Adapter, Chunk, TextRequest
+
+Asker = Annotated[Caller, Depends(wants("infer"))]
+
+
+class Backend(Protocol):
+    """What generates: `workers.engine.text.TextEngine`, or a Serve handle to replicas of it."""
+
+    def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
+        """The answer, piece by piece; closing it takes the request back."""
+        ...
+
+    async def load(self, adapter: Adapter) -> None:
+        """Hold an adapter ready everywhere."""
+        ...
+
+    async def ready(self) -> bool:
+        """Whether a request would be answered now."""
+        ...
+
+
+class Gateway:
+    """The routes."""
+
+    def __init__(self, backend: Backend, catalogue: Catalogue, edge: Edge) -> None:
+        self._backend, self._catalogue = backend, catalogue
+        self._running, self._shadows, self.pace = Running(), Shadows(), Pace()
+        self._edge = replace(edge, observers=(*edge.observers, edge.meter, self.pace))
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Follow the registry for as long as the application runs; at its end drain."""
+        tasks = [asyncio.create_task(run()) for run in (self._catalogue.watch, *self._edge.tasks)]
+        yield
+        await self.drain()
+        await self._shadows.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def running(self) -> int:
+        """Requests between arrival and end."""
+        return self._running.count
+
+    async def drain(self) -> None:
+        """Be unready, let no more requests in, and return when the last has ended."""
+        await self._running.drain(self._edge.limits.request_seconds)
+
+    async def health(self) -> dict[str, str]:
+        """The gateway runs."""
+        return {"status": "ok"}
+
+    async def ready(self) -> JSONResponse:
+        """An engine answers; also whether the registry does."""
+        settled = self._catalogue.settled and self._edge.keys.settled
+        ready = settled and not self._running.draining and await self._backend.ready()
+        status = {"ready": ready, "registry": self._catalogue.readable}
+        return JSONResponse(status, 200 if ready else 503)
+
+    async def list_models(self, _: Asker) -> dict[str, Any]:
+        """The base and every name that is served."""
+        return {"object": "list", "data": [_model(id) for id in self._catalogue.ids]}
+
+    async def show_model(self, model: str, _: Asker) -> dict[str, Any]:
+        """One model; NAME@VERSION too."""
+        await self._catalogue.find(model)
+        return _model(model)
+
+    async def chat(self, request: Request, caller: Asker) -> Response:
+        """Answer a chat."""
+        return await self._answer(request, caller, ChatBody, ChatReply)
+
+    async def complete(self, request: Request, caller: Asker) -> Response:
+        """Continue a text."""
+        return await self._answer(request, caller, CompletionBody, Reply)
+
+    async def _answer(
+        self, request: Request, caller: Caller, body: type[CompletionBase], kind: type[Reply]
+    ) -> Response:
+        answering = Answering(caller, self._edge)
+        with answering.until_failure():
+            self._running.add(answering)
+            self._edge.meter.admit(caller)
+            async with before(answering.deadline):
+                asked = parse(body, await read_body(request, self._edge.limits.max_body_bytes))
+                work = self._stream if asked.stream else self._whole
+                return await while_there(request, work(asked, kind, answering))
+
+    async def _whole(
+        self, body: CompletionBase, kind: type[Reply], answering: Answering
+    ) -> Response:
+        reply, chunks = await self._begin(body, kind, answering)
+        response = JSONResponse(await whole(reply, chunks))
+        answering.end()
+        return response
+
+    async def _stream(
+        self, body: CompletionBase, kind: type[Reply], answering: Answering
+    ) -> Response:
+        reply, chunks = await self._begin(body, kind, answering)
+        try:
+            first = await anext(chunks)  # what is wrong with the request shows here, as a status
+        except BaseException:
+            await chunks.aclose()
+            raise
+        return EventStream(events(reply, first, chunks, body.include_usage), chunks, answering)
+
+    async def _begin(
+        self, body: CompletionBase, kind: type[Reply], answering: Answering
+    ) -> tuple[Reply, AsyncGenerator[Chunk]]:
+        sticky = body.user or answering.sticky
+        route = await self._catalogue.route(body.model, sticky)
+        reply = kind(route.served.id, route.served.fingerprint, body.tells_routing)
+        answering.by(route.served, route.role, reply.id)
+        request = body.request(route.served.adapter)
+        answering.asked(request)
+        if route.shadow is not None and body.n == 1:
+            beside = Answering(answering.caller, self._edge)
+            beside.by(route.shadow, "shadow", reply.id)
+            beside.asked(request)
+            asked = replace(request, adapter=route.shadow.adapter)
+            self._shadows.begin(beside, self._backend.generate(asked), answering)
+        return reply, answering.follow(choices(self._backend.generate, request, body.n))
+
+
+def _model(id: str) -> dict[str, Any]:
+    return {"id": id, "object": "model", "created": 0, "owned_by": "moetune"}
