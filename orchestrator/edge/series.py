@@ -62,7 +62,7 @@ OF_ENGINES = (
     Series("moetune_engine_running", "Requests that are generated for", labels=REPLICA),
     Series("moetune_engine_waiting", "Requests that wait for room in the cache", labels=REPLICA),
     Series("moetune_engine_adapters", "Adapter versions held", labels=REPLICA),
-    Series("moetune_engine_cache_reserved", "Share of the cache promised, 0 … 1", labels=REPLICA),
+    Series("moetune_engine_cache_reserved", "Share of the cache promised, 0 to 1", labels=REPLICA),
     Series("moetune_engine_batch_requests", "Requests in a forward pass, mean", labels=REPLICA),
     Series("moetune_engine_batch_tokens", "Tokens in a forward pass, mean", labels=REPLICA),
 )

@@ -37,6 +37,7 @@ def test_every_series_has_a_name_of_ours_a_meaning_and_few_labels() -> None:
     for one in series:
         assert one.name.startswith("moetune_")
         assert one.help
+        assert one.help.isascii(), "Ray takes no other"
         assert set(one.labels) <= {"name", "version", "role", "outcome", "replica"}
 
 
