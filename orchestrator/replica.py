@@ -8,6 +8,7 @@ from orchestrator.endpoint import EndpointSpec
 from orchestrator.registry import Registry
 from orchestrator.rollout.acknowledge import Acknowledged, Golden, acknowledge
 from orchestrator.rollout.loaded import wanted
+from workers.engine.protocol import Engine
 from workers.engine.request import Adapter, Chunk, TextRequest
 from workers.spec import InputError
 
@@ -29,7 +30,7 @@ class Replica:
         self._engine = ContinuousEngine(base, spec.limits())
         self._text = TextEngine(self._engine, base.tokenizer)
         EngineMetrics(self._engine, str(get_replica_context().rank.rank))
-        self._catch_up(spec)
+        catch_up(self._engine, spec)
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
         """See `orchestrator.gateway.Backend`."""
@@ -58,23 +59,24 @@ class Replica:
         if not self._engine.healthy:
             raise RuntimeError("the engine has stopped")
 
-    def _catch_up(self, spec: EndpointSpec) -> None:
-        """Load what the other replicas hold already, before any request comes here. What cannot be
-        loaded now is loaded when it is asked for, or refused then."""
-        try:
-            registry = Registry(spec.store_url, spec.storage)
-            states = list(registry.rollouts().values())
-            versions = [registry.version(id) for id in wanted(states, spec.serve.max_adapters)]
-            registry.close()
-        except InputError as error:
-            log.warning("this replica starts without adapters: %s", error)
-            return
-        for version in versions:
-            try:
-                self._engine.load(Adapter(version.id, str(version.folder)))
-            except InputError as error:  # of another base, perhaps
-                log.info("version %s is not loaded: %s", version.id, error)
-
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
             self._engine.close()
+
+
+def catch_up(engine: Engine, spec: EndpointSpec) -> None:
+    """Load what the other replicas hold already, before any request comes here. What cannot be
+    loaded now is loaded when it is asked for, or refused then."""
+    try:
+        registry = Registry(spec.store_url, spec.storage)
+        states = list(registry.rollouts().values())
+        versions = [registry.version(id) for id in wanted(states, spec.serve.max_adapters)]
+        registry.close()
+    except InputError as error:
+        log.warning("this replica starts without adapters: %s", error)
+        return
+    for version in versions:
+        try:
+            engine.load(Adapter(version.id, str(version.folder)))
+        except InputError as error:  # of another base, perhaps
+            log.info("version %s is not loaded: %s", version.id, error)
