@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from orchestrator.catalogue import Catalogue
+from orchestrator.catalogue import Catalogue, Served
 from orchestrator.edge.answering import Answering
 from orchestrator.edge.keys import Caller, wants
 from orchestrator.edge.pace import Pace
@@ -133,19 +133,22 @@ class Gateway:
     async def _begin(
         self, body: CompletionBase, kind: type[Reply], answering: Answering
     ) -> tuple[Reply, AsyncGenerator[Chunk]]:
-        sticky = body.user or answering.sticky
-        route = await self._catalogue.route(body.model, sticky)
-        reply = kind(route.served.id, route.served.fingerprint, body.tells_routing)
-        answering.by(route.served, route.role, reply.id)
-        request = body.request(route.served.adapter)
+        route = await self._catalogue.route(body.model, body.user or answering.sticky)
+        served, request = route.served, body.request(route.served.adapter)
+        reply = kind(served.id, served.fingerprint, body.tells_routing)
+        answering.by(served, route.role, reply.id)
         answering.asked(request)
         if route.shadow is not None and body.n == 1:
-            beside = Answering(answering.caller, self._edge)
-            beside.by(route.shadow, "shadow", reply.id)
-            beside.asked(request)
-            asked = replace(request, adapter=route.shadow.adapter)
-            self._shadows.begin(beside, self._backend.generate(asked), answering)
+            self._cast(route.shadow, request, answering)
         return reply, answering.follow(choices(self._backend.generate, request, body.n))
+
+    def _cast(self, shadow: Served, request: TextRequest, answering: Answering) -> None:
+        """Let a shadow answer the request too."""
+        beside = Answering(answering.caller, self._edge)
+        beside.by(shadow, "shadow", answering.request)
+        beside.asked(request)
+        chunks = self._backend.generate(replace(request, adapter=shadow.adapter))
+        self._shadows.begin(beside, chunks, answering)
 
 
 def _model(id: str) -> dict[str, Any]:

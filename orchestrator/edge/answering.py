@@ -35,7 +35,9 @@ class Answering:
         self.deadline = asyncio.get_running_loop().time() + edge.limits.request_seconds
         """By the loop's clock; what is later is cut off."""
         self._by: Served | None = None
-        self._request, self._role = "", "served"
+        self._role = "served"
+        self.request = ""
+        """The answer's id."""
         self._asked: TextRequest | None = None
         self._text = ""
         self._agreement: float | None = None
@@ -49,7 +51,7 @@ class Answering:
 
     def by(self, served: Served, role: Role | Literal["shadow"], request: str) -> None:
         """Say who answers, why this one, and under which id."""
-        self._by, self._role, self._request = served, role, request
+        self._by, self._role, self.request = served, role, request
 
     def asked(self, request: TextRequest) -> None:
         """Say what was asked; it is told where texts are."""
@@ -128,7 +130,7 @@ class Answering:
         failure = self._failure
         return Answered(
             at=self._at,
-            request=self._request,
+            request=self.request,
             name=self._by.name if self._by else None,
             version=self._by.fingerprint if self._by else "-",
             caller=self.caller.id,
