@@ -55,7 +55,7 @@ def _silence_libraries() -> None:
 def _for_people(error: Exception) -> bool:
     """Whether the message says all that the user needs; anything else is a fault of ours."""
     from cluster.errors import ClusterError
-    from workers.spec import InputError
+    from workers.configuration import InputError
 
     return isinstance(error, InputError | ClusterError | OSError)
 

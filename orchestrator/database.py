@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.schema import CreateTable
 
-from workers.spec import InputError
+from workers.configuration import InputError
 
 Row = sa.RowMapping
 

@@ -1,16 +1,17 @@
-"""Promotion and rollback: who becomes the champion of a name, and on what evidence."""
+"""Promotion: who becomes the champion of a name, its canary or shadow, and on what evidence."""
 
-import getpass
-import os
 from collections.abc import Sequence
 
 from orchestrator.gate import Gate, Mode, compare, metric_reasons
 from orchestrator.records import BASE, Event, Version
 from orchestrator.registry import Registry
-from orchestrator.rollout.log import Decide, Decision, append
+from orchestrator.rollout.back import abort, rollback
+from orchestrator.rollout.log import Decision, appended, this_user
 from orchestrator.rollout.plan import Stage
 from orchestrator.rollout.state import Rollout, state_of
 from workers.spec import InputError
+
+__all__ = ["GateRefused", "abort", "promote", "rollback", "this_user"]
 
 
 class GateRefused(InputError):  # noqa: N818
@@ -64,48 +65,7 @@ def promote(  # noqa: PLR0913
         why = reason.strip() or passed
         return Decision(action=stage.action, version=chosen.id, reason=why, evidence=evidence)
 
-    return _appended(registry, to, actor, decide)
-
-
-def rollback(registry: Registry, name: str, *, actor: str, reason: str = "") -> Event:
-    """Take back what was done last: end the canary, or go back to the champion before this one.
-
-    Rolling back again goes further back: a version that was rolled back from is not returned to
-    except by promoting it anew. After promotions A, B, C, two rollbacks lead to B and to A; a
-    promotion of D then, rolled back, leads to A.
-    """
-
-    def decide(events: list[Event]) -> Decision:
-        state = _used(name, state_of(events))
-        why = reason.strip() or "rolled back"
-        if state.canary:
-            return Decision(action="abort", version=state.canary.version, reason=why)
-        if state.previous is None:
-            raise InputError(f"{name}: there is no earlier champion to go back to")
-        return Decision(action="rollback", version=state.previous, reason=why)
-
-    return _appended(registry, name, actor, decide)
-
-
-def abort(registry: Registry, name: str, *, actor: str, reason: str = "") -> Event:
-    """End what stands beside the champion: the canary, and where there is none, the shadow."""
-
-    def decide(events: list[Event]) -> Decision:
-        state = _used(name, state_of(events))
-        ended = state.canary.version if state.canary else state.shadow
-        if ended is None:
-            raise InputError(f"{name}: it has no canary and no shadow")
-        return Decision(action="abort", version=ended, reason=reason.strip() or "aborted")
-
-    return _appended(registry, name, actor, decide)
-
-
-def this_user() -> str:
-    """Who decides; in a container the user may have a number only."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
+    return appended(registry, to, actor, decide)
 
 
 def _standing(
@@ -119,15 +79,3 @@ def _standing(
     if state.champion == chosen.id:
         raise InputError(f"{name}: version {chosen.id} is its champion already")
     return None if state.champion == BASE else registry.version(state.champion)
-
-
-def _used(name: str, state: Rollout | None) -> Rollout:
-    if state is None:
-        raise InputError(f"{name}: nothing was promoted to this name")
-    return state
-
-
-def _appended(registry: Registry, name: str, actor: str, decide: Decide) -> Event:
-    event = append(registry, name, actor, decide)
-    assert event is not None, "a person's decision is an event or an error"
-    return event

@@ -4,7 +4,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from workers.spec import Spec
+from workers.configuration import Spec
 
 Action = Literal[
     "promote", "rollback", "canary", "shadow", "advance", "abort", "fallback", "compare"

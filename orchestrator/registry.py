@@ -17,7 +17,7 @@ from orchestrator.records import BASE, Event, Version
 from orchestrator.rollout.state import Rollout, state_of
 from orchestrator.version_files import VersionFiles
 from workers.adapter.manifest import Manifest
-from workers.spec import InputError
+from workers.configuration import InputError
 
 if TYPE_CHECKING:
     from orchestrator.store import Row, Store

@@ -1,7 +1,6 @@
 """A job: what to train, what to search, on which cluster, and how to serve the winner."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +9,7 @@ import yaml
 from pydantic import Field
 
 from orchestrator.audit.spec import AuditSpec
+from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.edge.limits import LimitsSpec
 from orchestrator.edge.tls import TlsSpec
 from orchestrator.health.spec import HealthSpec
@@ -25,9 +25,19 @@ from workers.spec import (
     validated,
 )
 
+__all__ = [
+    "ClusterSpec",
+    "JobSpec",
+    "SearchSpec",
+    "ServeSpec",
+    "assigned",
+    "dump_job",
+    "load_job",
+    "override_job",
+    "portable",
+]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
-_SQLITE_BESIDE_US = re.compile(r"(?P<scheme>sqlite(\+\w+)?:///)(?!/|:memory:|file:)(?P<path>[^?]+)")
 
 
 class SearchSpec(Spec):
@@ -57,30 +67,6 @@ class SearchSpec(Spec):
     """Random trials before TPE begins to model."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the search."""
-
-
-class ClusterSpec(Spec):
-    """Where it runs and where its files lie."""
-
-    address: str | None = None
-    """Ray address; None starts a local cluster, on loopback with token authentication."""
-    storage: str = "runs"
-    """Folder (on several nodes: a shared one) for studies and adapter versions."""
-    store: str | None = None
-    """SQLAlchemy URL of studies and registry; None is SQLite in the storage folder."""
-
-    def store_url(self) -> str:
-        """URL of the database that holds Optuna's studies and the registry; a SQLite file by its
-        whole path, since other processes may run in other folders."""
-        if self.store is None:
-            return f"sqlite:///{Path(self.storage).resolve() / 'moetune.db'}"
-        return _SQLITE_BESIDE_US.sub(
-            lambda found: f"{found['scheme']}{Path(found['path']).resolve()}", self.store, count=1
-        )
-
-    def study_folder(self, study: str) -> Path:
-        """Folder with everything that the study writes."""
-        return Path(self.storage).resolve() / "studies" / study
 
 
 class ServeSpec(Spec):

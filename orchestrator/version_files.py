@@ -10,7 +10,7 @@ from typing import Any
 from workers.adapter import folder as folders
 from workers.adapter.digest import folder_digest
 from workers.adapter.manifest import Manifest, read_manifest, write_manifest
-from workers.spec import InputError, validated
+from workers.configuration import InputError, validated
 
 KEPT = (folders.WEIGHTS, folders.CONFIG, folders.MANIFEST)
 

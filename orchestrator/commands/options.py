@@ -62,8 +62,8 @@ def _text(value: Any) -> str:
 
 def cluster_spec(storage: str, store: str | None) -> Any:
     """The part of a job that says where studies and versions lie; a missing folder is an error."""
-    from orchestrator.spec import ClusterSpec
-    from workers.spec import InputError
+    from orchestrator.cluster_spec import ClusterSpec
+    from workers.configuration import InputError
 
     if store is None and not Path(storage).is_dir():
         raise InputError(f"--storage {storage}: no such folder; run `moetune tune` first")

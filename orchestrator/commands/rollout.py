@@ -71,8 +71,8 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Take back what was done last: end a name's canary, or return to the champion before."""
-    from orchestrator.promotion import rollback as roll_back
-    from orchestrator.promotion import this_user
+    from orchestrator.rollout.back import rollback as roll_back
+    from orchestrator.rollout.log import this_user
 
     book = registry(storage, store)
     return _print(roll_back(book, name, actor=this_user(), reason=reason or ""), as_json)
@@ -87,8 +87,8 @@ def abort(
     as_json: AsJson = False,
 ) -> None:
     """End a name's canary; where it has none, its shadow. The champion stays."""
-    from orchestrator.promotion import abort as end
-    from orchestrator.promotion import this_user
+    from orchestrator.rollout.back import abort as end
+    from orchestrator.rollout.log import this_user
 
     book = registry(storage, store)
     return _print(end(book, name, actor=this_user(), reason=reason or ""), as_json)
@@ -100,7 +100,7 @@ def history(
 ) -> None:
     """Show all that happened to a name: who, when, why, and on what evidence."""
     from orchestrator.rollout.words import evidence_line
-    from workers.spec import InputError
+    from workers.configuration import InputError
 
     book = registry(storage, store)
     events = book.history(name)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from workers.adapter.digest import folder_digest
+from workers.configuration import InputError
 from workers.engine.request import Adapter, Chunk, RequestError, TextRequest
-from workers.spec import InputError
 
 BUSY = frozenset({"queue_full", "timeout", "engine_stopped"})
 PATIENCE = 60

@@ -9,8 +9,8 @@ from typing import Any
 from orchestrator.records import BASE, Version
 from orchestrator.registry import Registry
 from orchestrator.rollout.state import Rollout
+from workers.configuration import InputError
 from workers.engine.request import Adapter
-from workers.spec import InputError
 
 log = logging.getLogger(__name__)
 REFUSED_SECONDS = 30.0

@@ -1,5 +1,7 @@
 """Appending to a name's log: decide on it as it stands, or decide again."""
 
+import getpass
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +11,7 @@ from pydantic import Field
 from orchestrator.records import Action, Event
 from orchestrator.registry import Registry, check_name
 from orchestrator.rollout.state import state_of
-from workers.spec import InputError, Spec
+from workers.configuration import InputError, Spec
 
 MAX_ACTOR = 200
 
@@ -52,3 +54,18 @@ def append(registry: Registry, name: str, actor: str, decide: Decide) -> Event |
         )
         if registry.append(event):
             return event
+
+
+def appended(registry: Registry, name: str, actor: str, decide: Decide) -> Event:
+    """The same where `decide` never returns None: a person's decision is an event or an error."""
+    event = append(registry, name, actor, decide)
+    assert event is not None
+    return event
+
+
+def this_user() -> str:
+    """Who decides; in a container the user may have a number only."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

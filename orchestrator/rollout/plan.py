@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workers.spec import InputError, Spec, validated
+from workers.configuration import InputError, Spec, validated
 
 _SHARE = re.compile(r"(?P<percent>\d{1,3}(\.\d{1,3})?) ?%")
 _PLAN = re.compile(r"(?P<steps>.+?)(\s+every\s+(?P<count>\d{1,6})\s*(?P<unit>[smhd]))?")

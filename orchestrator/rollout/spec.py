@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workers.spec import NonNegative, PositiveInt, Spec
+from workers.configuration import NonNegative, PositiveInt, Spec
 
 AtLeastOne = Annotated[float, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]

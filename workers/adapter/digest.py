@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.adapter import folder as folders
-from workers.spec import InputError
+from workers.configuration import InputError
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NoReturn
 
-from workers.spec import InputError
+from workers.configuration import InputError
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"

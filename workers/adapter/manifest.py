@@ -9,7 +9,7 @@ from pydantic import Field
 
 from workers.adapter import folder as folders
 from workers.adapter.routing_sample import RoutingSample
-from workers.spec import Spec, validated
+from workers.configuration import Spec, validated
 
 
 def code_version() -> str:
