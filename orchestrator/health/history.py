@@ -12,9 +12,6 @@ from orchestrator.health.tally import Tally
 from workers.adapter.routing_sample import CACHE_PAGE
 from workers.engine.routing import RequestRouting
 
-MOST_PAGES = 64
-"""Cached pages that are told apart: bounds what is kept of a window."""
-
 
 @dataclass
 class History:
@@ -43,8 +40,7 @@ class History:
         cache; one through other places is no request of this version."""
         if Places.of(routing) != self.places:
             return
-        pages = max(round((read - routing.tokens) / CACHE_PAGE), 0)
-        cached = min(pages, MOST_PAGES) * CACHE_PAGE
+        cached = max(round((read - routing.tokens) / CACHE_PAGE), 0) * CACHE_PAGE
         share_C = self.open.add(routing, cached)
         if len(self.first) < self.spec.reference_requests:
             self.first.append((cached, share_C))

@@ -10,6 +10,8 @@ import numpy as np
 from orchestrator.health.places import Array, Places, column, one_each
 from workers.engine.routing import RequestRouting
 
+GROUPS = 8
+"""Numbers of cached tokens that a window tells apart; requests of further ones are not compared."""
 SUMS = ("load_C", "weight_C", "entropy_L", "margin_L")
 
 
@@ -55,9 +57,10 @@ class Tally:
         self.tokens += routing.tokens
         self.load_C += load_C
         self.weight_C += column(routing, "weight")
-        votes = self.votes.setdefault(cached, Votes(np.zeros_like(share_C)))
-        votes.share_C += share_C
-        votes.requests += 1
+        if cached in self.votes or len(self.votes) < GROUPS:
+            votes = self.votes.setdefault(cached, Votes(np.zeros_like(share_C)))
+            votes.share_C += share_C
+            votes.requests += 1
         self.entropy_L += one_each(routing, "entropy")
         self.margin_L += one_each(routing, "margin")
         return share_C

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from orchestrator.health.monitor import RouterHealth
+from orchestrator.health.places import Places
 from orchestrator.health.spec import HealthSpec
+from orchestrator.health.tally import GROUPS, Tally
 from tests.orchestrator.traffic import Trained, answered
 from workers.adapter.routing_sample import CACHE_PAGE, RoutingSample
 from workers.engine.request import RequestError
@@ -143,6 +145,10 @@ def test_memory_is_bounded(trained: Trained) -> None:
     told = monitor.health("home").versions
     assert [one.version for one in told] == ["b" * 12, "c" * 12], "the oldest made room"
     assert {one.requests for one in told} == {35}, "three whole windows and the open one"
+    tally = Tally(Places.of(trained.home[0]))
+    for cached, routing in enumerate(trained.home[:30]):
+        tally.add(routing, cached * CACHE_PAGE)
+    assert len(tally.votes) == GROUPS
 
 
 def test_names_find_their_versions(trained: Trained) -> None:

@@ -47,6 +47,7 @@ class Served:
     monitor: RouterHealth
     audit: AuditLog
     audited: Path
+    storage: Path
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def served(
         url = wait_for(server)
         for prompt in PROMPTS:
             list(Client(url).ask("home", prompt, temperature=0, max_tokens=4))
-        yield Served(url, version.id, monitor, audit, folder / "audit")
+        yield Served(url, version.id, monitor, audit, folder / "audit", folder)
     finally:
         server.should_exit = True
         thread.join(timeout=30)
@@ -124,6 +125,16 @@ def test_a_watch_reads_the_champions_drift(served: Served) -> None:
     assert verdict is not None
     assert verdict.state == "unknown"
     assert drift("0" * 12) is None
+
+
+def test_a_look_at_a_steady_name_does_nothing(served: Served, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("{job: smoke, data: fresh.jsonl, when: {drift: {windows: 2}}}")
+    where = ("--url", served.url, "--storage", str(served.storage))
+    shown = run("watch", "home", "--policy", str(policy), "--once", *where)
+    assert shown == f"home@{served.version}: nothing to do\n"
+    done = CliRunner().invoke(app, ["watch", "../home", "--policy", str(policy), "--once", *where])
+    assert isinstance(done.exception, InputError)
 
 
 def test_explain_writes_a_page_of_all_tokens(served: Served, tmp_path: Path) -> None:
