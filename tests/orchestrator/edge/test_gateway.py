@@ -132,6 +132,22 @@ def test_a_key_made_or_revoked_counts_within_a_second_or_so(
     within(open_gateway, edge, ask)
 
 
+def test_what_a_key_used_is_saved_when_the_gateway_goes(
+    open_gateway: OpenGateway, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/moetune.db"
+    store, keeper = KeyStore(url), Keeper(url)
+    store.add(key(quota=Allowance(10**6, "day")))
+    ring, meter = KeyRing(None, keeper.read), Meter()
+    edge = Edge(ring, meter, tasks=(lambda: keeper.run(ring, meter),))
+
+    async def ask(web: httpx.AsyncClient) -> int:
+        return sum([(await post(web)).json()["usage"]["total_tokens"] for _ in range(3)])
+
+    used = within(open_gateway, edge, ask, SECRET)
+    assert sum(store.usage().values()) == used == 3 * (len("hello") + 8)
+
+
 def test_routes_of_others_say_which_keys_they_take(open_gateway: OpenGateway) -> None:
     router = APIRouter()
 
