@@ -21,6 +21,7 @@ from workers.layers.feed_forward import FeedForward
 from workers.layers.few import FewTokens, Prepared
 from workers.layers.mixture import Mode
 from workers.layers.pairs import Pairs
+from workers.layers.plain_loras import PlainLoras
 from workers.layers.router import Routing
 from workers.rows import Split
 
@@ -32,12 +33,17 @@ def packed(
     layers: Sequence[Layer | None],
     split: Split,
     hidden: Tensor,
-    few: FewTokens,
+    kept: FewTokens | PlainLoras,
 ) -> Tensor:
     """All rows of `hidden` [..., D] through one bank: [T, O]. `layers` are those of the split's
-    names, None for the bare base; `few` keeps what decoding steps need again."""
+    names, None for the bare base; `kept` is what serving needs again, of a block or of a linear."""
     hidden_TD = hidden.reshape(-1, hidden.shape[-1])
-    made = _prepared(base, layers, hidden_TD, few)
+    if isinstance(kept, PlainLoras) and not isinstance(base, FeedForward):
+        plain = [layer if isinstance(layer, LinearExperts) else None for layer in layers]
+        adapted_TO = kept.adapted(base, plain, hidden_TD, split.name_T)
+        if adapted_TO is not None:
+            return adapted_TO
+    made = _prepared(base, layers, hidden_TD, kept)
     if made is not None and made.router is not None and isinstance(base, FeedForward):
         pairs = made.router.route(hidden_TD, split.name_T)
         return base.leave(adapt_few(base, made, hidden_TD, pairs))
@@ -62,12 +68,13 @@ def _prepared(
     base: FeedForward | nn.Module,
     layers: Sequence[Layer | None],
     hidden_TD: Tensor,
-    few: FewTokens,
+    kept: FewTokens | PlainLoras,
 ) -> Prepared | None:
     blocks = [layer if isinstance(layer, BlockExperts) else None for layer in layers]
-    if not isinstance(base, FeedForward) or any(one.is_watched for one in blocks if one):
+    if isinstance(kept, PlainLoras) or any(one.is_watched for one in blocks if one):
         return None
-    return few.prepared(base, blocks, hidden_TD)
+    assert isinstance(base, FeedForward), "what is kept is of the block"
+    return kept.prepared(base, blocks, hidden_TD)
 
 
 class _Member(NamedTuple):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
 from workers.layers.few import FewTokens
+from workers.layers.plain_loras import PlainLoras
 from workers.pack import Layer, packed
 from workers.rows import RowMap, Slot, Split
 
@@ -29,8 +30,8 @@ class Site(nn.Module):
         self.rows = rows
         self.feed_forward = feed_forward
         """How the base was read, if it is a feed-forward block."""
-        self.few = FewTokens(capacity=4)
-        """Adapters that decoded together last."""
+        self.kept = FewTokens(capacity=4) if feed_forward else PlainLoras(capacity=4)
+        """Adapters that met last."""
         self.training = base.training  # A model in eval mode must not get dropout.
 
     @property
@@ -49,12 +50,12 @@ class Site(nn.Module):
     def take_off(self, slot: str) -> None:
         """Detach the layer of `slot`."""
         del self.adapters[self._keys.pop(slot)]
-        self.few.forget()
+        self.kept.forget()
 
     def train(self, mode: bool = True) -> Self:
         """Forget what was prepared: weights may change without a trace."""
         if mode:
-            self.few.forget()
+            self.kept.forget()
         return super().train(mode)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class Site(nn.Module):
             return output
         if not all(layers) and self._has_sites():
             return self._in_two(layers, split, hidden)
-        output_TO = packed(self.feed_forward or self.base, layers, split, hidden, self.few)
+        output_TO = packed(self.feed_forward or self.base, layers, split, hidden, self.kept)
         return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
 
     def _one(self, layer: Layer | None, hidden: Tensor) -> Tensor:

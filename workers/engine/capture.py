@@ -43,10 +43,12 @@ class RoutingCapture:
 
     def watch(self, slot: str, adapter: Adapter) -> None:
         """Listen to an adapter's routers, for as long as it lives."""
-        self._places[slot] = tuple(adapter.routers)
         for place, router in adapter.routers.items():
             self._slots[router] = slot
             router.witness = partial(self._note, place)
+        alive = set(self._slots.values())  # routers of adapters that were taken off are gone
+        kept = {name: places for name, places in self._places.items() if name in alive}
+        self._places = {**kept, slot: tuple(adapter.routers)}
 
     def begin(self, rows: Sequence[tuple[Tally | None, int]]) -> None:
         """A pass begins, with so many tokens of each tally, in this order. None: nobody's, or the

@@ -14,6 +14,8 @@ from transformers.generation.continuous_batching.requests import RequestState, R
 
 PAGE = 32
 """Tokens of a cache page: what is shared, and what a request's share is rounded up to."""
+REMEMBERED = 256
+"""Slots at most; of others, versions that have gone, what was computed is forgotten."""
 Salt = tuple[int, ...]
 """A number of 31 bits for each token of a page."""
 
@@ -31,7 +33,11 @@ class Salts:
 
     def of(self, slot: str | None) -> Salt:
         """The slot's; None is the bare base."""
-        return self._by_slot.setdefault(slot, fresh_salt())
+        salt = self._by_slot.pop(slot, None) or fresh_salt()
+        self._by_slot[slot] = salt  # the last one now
+        while len(self._by_slot) > REMEMBERED:
+            del self._by_slot[next(iter(self._by_slot))]
+        return salt
 
     def renew(self, slot: str | None) -> None:
         """Forget what was computed so far: it may have been wrong, or by other weights."""

@@ -36,10 +36,13 @@ def plain_lora(linear: nn.Module, bank: Bank, hidden_TI: Tensor, mode: Mode) -> 
     """y = W x + s B A dropout(x); with DoRA its features are scaled."""
     frozen = Frozen.of(linear, hidden_TI)
     frozen_TO = frozen.output_TO
-    rank_space_TR = nn.functional.linear(_dropped(hidden_TI, mode), bank.lora_A_NRI[0])
-    rank_space_TR = rank_space_TR * cast(float, bank.scale)
+    rank_space_TR = nn.functional.linear(_dropped(hidden_TI, mode), bank.stacked_A_SI)
+    if bank.scale != 1:
+        rank_space_TR = rank_space_TR * cast(float, bank.scale)
     if bank.factor_NO is None:
-        return frozen_TO.addmm(rank_space_TR, bank.lora_B_NOR[0].T)
+        kept_B_SO = bank.kept_B_SO
+        lora_B_RO = bank.lora_B_NOR[0].T if kept_B_SO is None else kept_B_SO
+        return frozen_TO.addmm(rank_space_TR, lora_B_RO)
     update_TO = rank_space_TR @ bank.lora_B_NOR[0].T
     change_1O = (bank.factor_NO - 1).to(frozen_TO.dtype)
     return frozen_TO + update_TO + change_1O * (frozen.without_bias_TO + update_TO)

@@ -24,6 +24,9 @@ from workers.layers.pairs import Pairs
 from workers.layers.pullback import combine
 from workers.layers.router import Router
 
+GATHERED_SHARE = 3
+"""Rows of a matrix for each that is needed, from which on copying these is cheaper than a product
+with all (measured as tests/benchmarks/decode.py does, with eight adapters)."""
 Banks = Mapping[str, Bank]
 """The experts of a block's linears, by name."""
 
@@ -124,8 +127,7 @@ def few_tokens(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pai
     tokens, slots = pairs.expert_TK.shape
     inner, *_, rank = made.place_I11R.shape
     row_ITKR = (pairs.expert_TK * rank).unsqueeze(2) + made.place_I11R
-    all_ITS = functional.linear(hidden_TD, made.inner_A_SD).expand(inner, -1, -1)
-    rank_space_ITX = all_ITS.gather(2, row_ITKR.flatten(2))
+    rank_space_ITX = _products(made.inner_A_SD, row_ITKR.flatten(2), hidden_TD)
     if pairs.real_TK1 is not None:
         rank_space_ITX.view_as(row_ITKR).mul_(pairs.real_TK1)
     update_BO = _rows_sum(
@@ -139,11 +141,21 @@ def few_tokens(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pai
     if made.outer_A_SF is None or made.outer_B_SD is None:
         return output_TD
     row_TKR = row_ITKR[0]
-    outer_TKR = functional.linear(hidden_TKF, made.outer_A_SF).gather(2, row_TKR)
+    outer_TKR = _products(made.outer_A_SF, row_TKR, hidden_TKF)
     outer_TKR = pairs.masked(outer_TKR).mul_(gate_TK.unsqueeze(2))
     return output_TD.add_(
         _rows_sum(row_TKR, outer_TKR, made.outer_B_SD, made.start_B[: tokens * slots : slots])
     )
+
+
+def _products(matrix_SI: Tensor, row: Tensor, input_I: Tensor) -> Tensor:
+    """Each input [..., I] times its own rows [..., X] of a matrix: [..., X]. Where these are few of
+    many, as with several adapters, they are copied, and the others not even read."""
+    if row.numel() * GATHERED_SHARE < len(matrix_SI):
+        own_XI = matrix_SI.index_select(0, row.flatten()).view(*row.shape, -1)
+        return (own_XI @ input_I.unsqueeze(-1)).squeeze(-1)
+    all_S = functional.linear(input_I, matrix_SI)
+    return all_S.expand(*row.shape[:-1], -1).gather(-1, row)
 
 
 def _rows_sum(row: Tensor, weight: Tensor, matrix_SO: Tensor, start_B: Tensor) -> Tensor:
