@@ -1,21 +1,17 @@
 """What Prometheus reads from a real cluster's metrics port."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.session import Session
 from orchestrator.events import TrialEvent
 from orchestrator.monitoring import SERIES, StudyMetrics, TrainingMetrics
+from tests.orchestrator.prometheus import value
 from workers.train.progress import Progress
 from workers.train.record import Metrics
-
-Value = Callable[..., float | None]
-Until = Callable[[float | None], bool]
 
 REPORT: Metrics = {
     "step": 20,
@@ -46,31 +42,6 @@ STEP = Progress(
 
 
 @pytest.fixture
-def value(ray_cluster: Session) -> Value:
-    """`value(series, **labels)`: read it from the metrics port, and wait `until` it is right (by
-    default: until it is there)."""
-    import ray
-
-    port = ray.nodes()[0]["MetricsExportPort"]
-
-    def read(series: str, **labels: str) -> float | None:
-        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name == series and labels.items() <= sample.labels.items():
-                    return float(sample.value)
-        return None
-
-    def wait(series: str, until: Until = bool, **labels: str) -> float | None:
-        end = time.monotonic() + 40
-        while not until(found := read(series, **labels)) and time.monotonic() < end:
-            time.sleep(0.5)
-        return found
-
-    return wait
-
-
-@pytest.fixture
 def actor(ray_cluster: Session) -> Iterator[Any]:
     """One process that observes a run after the other, as a reused Tune actor does."""
     import ray
@@ -89,7 +60,7 @@ def actor(ray_cluster: Session) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_runs_appear_with_their_labels(actor: Any, value: Value) -> None:
+def test_runs_appear_with_their_labels(actor: Any) -> None:
     actor.begin.remote(3)
     actor.report.remote(REPORT)
     run = {"study": "first light", "trial": "3"}
@@ -122,7 +93,7 @@ def test_runs_appear_with_their_labels(actor: Any, value: Value) -> None:
 
 
 @pytest.mark.slow
-def test_trials_are_counted_by_state(ray_cluster: Session, value: Value) -> None:
+def test_trials_are_counted_by_state(ray_cluster: Session) -> None:
     metrics = StudyMetrics("counted")
     for number, kind in [(0, "started"), (1, "started"), (2, "started"), (0, "reported")]:
         metrics(TrialEvent(number, kind, {}))

@@ -132,7 +132,11 @@ def test_ray_serve_listens_with_the_certificate(
     try:
         url = start(spec)
         assert url.startswith("https://127.0.0.1:")
-        assert httpx.get(f"{url}/-/healthz", verify=own(files["cert"]), timeout=30).is_success
+        answer = httpx.get(f"{url}/-/routes", verify=own(files["cert"]), timeout=30)
+        assert answer.http_version == "HTTP/1.1"  # whatever it says: nothing is deployed
+        for wrong in (url, url.replace("https", "http")):
+            with pytest.raises(httpx.HTTPError):
+                httpx.get(f"{wrong}/-/routes", timeout=30)
         assert start(spec) == url
         with pytest.raises(InputError, match="listens on https"):
             start(ServeSpec(port=int(url.rpartition(":")[2])))
