@@ -1,6 +1,9 @@
 """The endpoint on a cluster, through OpenAI's own client: one deployment for all of it."""
 
+import itertools
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +18,14 @@ import pytest
 
 from cluster.session import Session
 from orchestrator.client import Client
+from orchestrator.edge.series import OF_ENGINES, OF_REQUESTS
 from orchestrator.promotion import promote
 from orchestrator.proxy import free_port
 from orchestrator.registry import Registry, Version
+from orchestrator.rollout.plan import stage
 from orchestrator.serving import Endpoint, deploy, undeploy
 from orchestrator.spec import ServeSpec
+from tests.orchestrator.prometheus import value
 from workers.spec import InputError, ModelSpec
 
 pytestmark = pytest.mark.slow
@@ -39,7 +45,7 @@ class Shop:
     versions: list[Version]
     client: openai.OpenAI
 
-    def promote(self, version: Version) -> None:
+    def promote(self, version: Version, **how: Any) -> None:
         promote(
             self.registry,
             version,
@@ -48,7 +54,16 @@ class Shop:
             metric="validation/loss",
             reason="test",
             force=True,
+            stage=stage(**how),
         )
+
+    def rollouts(self, path: str = "", **body: Any) -> Any:
+        """GET the state of home, or POST to it."""
+        url = f"{self.endpoint.url}/moetune/v1/rollouts/home{path}"
+        headers = {"Authorization": f"Bearer {KEY}"}
+        method = "POST" if path else "GET"
+        response = httpx.request(method, url, headers=headers, json=body or None, timeout=30)
+        return response.raise_for_status().json()
 
     def text(self, model: str = "home", **fields: Any) -> Any:
         return self.client.completions.create(
@@ -63,7 +78,7 @@ def store(
     folder = tmp_path_factory.mktemp("storage")
     url = f"sqlite:///{folder}/moetune.db"
     registry = Registry(url, folder)
-    versions = [registry.register("study", seed, make_adapter(seed), {}) for seed in (31, 32)]
+    versions = [registry.register("study", seed, make_adapter(seed), {}) for seed in (31, 32, 33)]
     return url, folder, versions
 
 
@@ -112,11 +127,24 @@ def test_base_and_versions_answer_differently(shop: Shop) -> None:
     assert (again.model, again.choices[0].text) == (champion.model, champion.choices[0].text)
 
 
+def test_prometheus_reads_requests_tokens_and_engines(shop: Shop) -> None:
+    """Every series that says something when one answer has been given."""
+    shop.text()
+    champion = {"name": "home", "version": shop.versions[0].id, "role": "served"}
+    assert value("ray_moetune_requests_total", **champion, outcome="ok")
+    for one in OF_REQUESTS:
+        assert value(one.exported[-1], **champion), one.name
+    for one in OF_ENGINES:
+        there = value(one.exported[0], lambda found: found is not None, replica="0")
+        assert there is not None, one.name
+    assert value("ray_moetune_engine_adapters", replica="0")
+
+
 def test_refusals_are_openais(shop: Shop) -> None:
     with pytest.raises(openai.NotFoundError, match="nobody"):
         shop.text("nobody")
-    with pytest.raises(openai.BadRequestError, match="logprobs is not supported"):
-        shop.text(logprobs=1)
+    with pytest.raises(openai.BadRequestError, match="best_of is not supported"):
+        shop.text(best_of=2)
     with pytest.raises(openai.BadRequestError, match="together they may have"):
         shop.text(prompt="x" * 400, max_tokens=200)
     with pytest.raises(openai.AuthenticationError, match="key"):
@@ -202,6 +230,74 @@ def test_promotions_under_load_fail_nothing_and_show_within_a_second(shop: Shop)
     assert sorted(waits)[len(waits) // 2] < 2
 
 
+def test_a_canary_meets_its_users_and_rollbacks_are_done_when_they_return(shop: Shop) -> None:
+    champion, canary = shop.text().system_fingerprint, shop.versions[2].id
+    users = [f"user {number}" for number in range(20)]
+
+    def met() -> list[str]:
+        return [shop.text(max_tokens=1, user=user).system_fingerprint for user in users]
+
+    shop.promote(shop.versions[2], canary="50%")
+    begun = time.monotonic()
+    while canary not in met():
+        assert time.monotonic() - begun < 30
+    seen = met()
+    assert set(seen) == {champion, canary}
+    assert met() == seen, "everybody stays where they were"
+    state = shop.rollouts()
+    assert (state["champion"], state["canary"]["version"]) == (champion, canary)
+    assert shop.rollouts("/rollback", reason="test")["action"] == "abort"
+    assert set(met()) == {champion}
+    assert shop.text(f"home@{canary}", max_tokens=1).system_fingerprint == canary
+    back = shop.rollouts("/rollback", reason="test")
+    assert set(met()) == {back["version"]} != {champion}
+
+
+def test_a_rollback_from_the_command_line_is_soon_seen(
+    shop: Shop, store: tuple[str, Path, list[Version]]
+) -> None:
+    champion = shop.text(max_tokens=1).system_fingerprint
+    shop.promote(next(version for version in shop.versions if version.id != champion))
+    begun = time.monotonic()
+    while shop.text(max_tokens=1).system_fingerprint == champion:
+        assert time.monotonic() - begun < 30
+    command = [Path(sys.executable).parent / "moetune", "rollback", "home"]
+    begun = time.monotonic()
+    ran = subprocess.Popen([*command, "--storage", store[1]], stdout=subprocess.PIPE, text=True)
+    while shop.text(max_tokens=1).system_fingerprint != champion:
+        assert time.monotonic() - begun < 30
+    moved = time.monotonic() - begun
+    said, _ = ran.communicate(timeout=30)
+    print(f"traffic has moved {moved:.2f} s after the command began, whole")
+    assert said.startswith(f"home is back at home@{champion}")
+
+
+def test_a_new_deployment_loses_no_request(
+    shop: Shop, store: tuple[str, Path, list[Version]]
+) -> None:
+    whole = shop.text().choices[0].text
+    done = threading.Event()
+
+    def loop(number: int) -> int:
+        for count in itertools.count():
+            if done.is_set():
+                return count
+            if number:
+                assert shop.text().choices[0].text == whole
+            else:
+                pieces = shop.text(stream=True)
+                assert "".join(piece.choices[0].text for piece in pieces) == whole
+        raise AssertionError
+
+    with ThreadPoolExecutor(2) as pool:
+        loops = [pool.submit(loop, number) for number in range(2)]
+        try:
+            deploy(SPEC, None, store[0], store[1], "home")
+        finally:
+            done.set()
+        assert all(one.result() > 0 for one in loops)
+
+
 def test_an_answer_outlives_its_replica(shop: Shop) -> None:
     import ray
 
@@ -282,10 +378,23 @@ def test_a_port_in_use_is_refused_without_starting_serve() -> None:
         free_port("192.0.2.1", 0)
 
 
+def test_an_endpoint_that_goes_ends_what_runs_first(shop: Shop) -> None:
+    """Nearly last, since it takes the endpoint down."""
+    stream = iter(shop.text("tiny-llama", max_tokens=440, stream=True))
+    text = next(stream).choices[0].text
+    with ThreadPoolExecutor(1) as pool:
+        rest = pool.submit(list, stream)
+        undeploy()
+        pieces = rest.result(60)
+    assert pieces[-1].choices[0].finish_reason is not None
+    assert len(text) + sum(len(piece.choices[0].text) for piece in pieces) > 100
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{shop.endpoint.url}/health")
+
+
 def test_a_name_of_another_base_is_refused_and_leaves_nothing_running(
     shop: Shop, store: tuple[str, Path, list[Version]], tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    """Last, since it takes the endpoint down."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     url, folder, _ = store
