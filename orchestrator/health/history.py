@@ -26,6 +26,8 @@ class History:
     """In all."""
     first: list[tuple[int, Array]] = field(default_factory=list)
     """Cached tokens and shares [C] of the first requests: a reference where training left none."""
+    collects: bool = True
+    """Whether the first requests are wanted."""
     closed: deque[Tally] = field(init=False)
     """The last whole windows, oldest first."""
     open: Tally = field(init=False)
@@ -42,7 +44,7 @@ class History:
             return
         cached = max(round((read - routing.tokens) / CACHE_PAGE), 0) * CACHE_PAGE
         share_C = self.open.add(routing, cached)
-        if len(self.first) < self.spec.reference_requests:
+        if self.collects and len(self.first) < self.spec.reference_requests:
             self.first.append((cached, share_C))
         self.requests += 1
         if self.open.requests >= self.spec.window:
@@ -55,6 +57,10 @@ class History:
         for window in (*self.closed, self.open):
             whole.include(window)
         return whole
+
+    def forget_first(self) -> None:
+        """There is a better reference than the first requests."""
+        self.collects, self.first = False, []
 
     def beginning(self) -> Reference | None:
         """The first requests, once there are enough: those that are like most of them."""

@@ -76,6 +76,7 @@ class Judge:
                 log.warning("version %s: no reference for drift: %s", self.history.version, error)
                 return None
             if reference:
+                self.history.forget_first()
                 return reference
             self._looked = True
         return None if wanted == "training" else self.history.beginning()

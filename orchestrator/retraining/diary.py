@@ -3,15 +3,18 @@
 So it may run for ever or once an hour from cron, and be killed in between.
 """
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from workers.configuration import Spec
+from workers.configuration import InputError, Spec
 
 Kind = Literal["measured", "submitted", "failed", "kept", "proposed", "canary"]
 ENDS: tuple[Kind, ...] = ("failed", "kept", "proposed", "canary")
@@ -50,6 +53,17 @@ class Diary:
             file.flush()
             os.fsync(file.fileno())
         return entry
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other watches of the name out; InputError where one is at it."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_suffix(".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{self._path.parent}: another watch is at it") from None
+            yield
 
     def entries(self) -> list[Entry]:
         """All lines, oldest first; one that a crash has cut short is left out."""

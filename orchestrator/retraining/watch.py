@@ -45,6 +45,10 @@ class Watch:
     def look(self) -> str:
         """Look once, act, and say in one line what was seen or done. Raises InputError where that
         cannot be told: an endpoint that does not answer, say."""
+        with self.diary.alone():
+            return self._look()
+
+    def _look(self) -> str:
         if running := self.diary.running():
             return self._follow(running)
         champion = self.registry.champion(self.name)

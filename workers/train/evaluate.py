@@ -7,15 +7,12 @@ M target tokens, V vocabulary.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from math import ceil
-from random import Random
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from workers.adapter.routing_sample import CACHE_PAGE
 from workers.data.batches import Batch, collate, collate_prompts
 from workers.data.encode import Example
 from workers.inject import Adapter
@@ -29,6 +26,7 @@ from workers.train.forward import recorded, scored_logits
 from workers.train.inputs import Inputs
 from workers.train.record import Metrics
 from workers.train.results import ExpertCounts, Measured, RowResult, summarise
+from workers.train.sampled import SAMPLED, cached_prefix, drawn
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Evaluation:
     world: World
     moving: Callable[[], None] = lambda: None
     """Called before each forward pass: an evaluation may take long, and workers differ."""
-    kept_rows: int = 256
+    kept_rows: int = SAMPLED
     """Rows, drawn from all of them, whose own routing is kept."""
 
     def __call__(self) -> Metrics:
@@ -55,8 +53,9 @@ class Evaluation:
         {layer: {"load": [share of each expert], "entropy": 0 … 1}}}`; `score` (the mean of the
         tasks' values) and `value` only with `evaluation.generate`."""
         mine = self.world.share(range(len(self.inputs.validation)))
-        prefix = self._cached_prefix()
-        counts = ExpertCounts(kept=self._kept(mine), prefix=prefix)
+        sampled = drawn(len(self.inputs.validation), self.kept_rows)
+        kept = frozenset(at for at, index in enumerate(mine) if index in sampled)
+        counts = ExpertCounts(kept=kept, prefix=cached_prefix(self.inputs.validation_examples))
         losses = self._losses([self.inputs.validation_examples[i] for i in mine], counts)
         scores = self._scores(mine) if self.spec.generate else [None] * len(mine)
         results = [
@@ -72,20 +71,8 @@ class Evaluation:
                 whole.add(layer, count_E)
         routing = {"routing": whole.summary()} if whole.layers else {}
         metrics = summarise(self.inputs.validation, everything) | routing
-        return Measured(metrics, everything, prefix)
-
-    def _kept(self, mine: Sequence[int]) -> frozenset[int]:
-        """Which of this worker's rows, by their place among them, are kept."""
-        rows = len(self.inputs.validation)
-        drawn = set(Random(0).sample(range(rows), min(rows, self.kept_rows)))  # noqa: S311
-        return frozenset(at for at, index in enumerate(mine) if index in drawn)
-
-    def _cached_prefix(self) -> int:
-        """Tokens, in whole pages, that all prompts begin with."""
-        prompts = [example.prompt for example in self.inputs.validation_examples]
-        pairs = zip(min(prompts), max(prompts), strict=False)  # what these two share, all share
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return shared // CACHE_PAGE * CACHE_PAGE if len(prompts) > 1 else 0
+        everything.sort(key=lambda result: result.index)
+        return Measured(metrics, everything, counts.prefix)
 
     def _losses(
         self, examples: Sequence[Example], counts: ExpertCounts | None = None

@@ -40,7 +40,7 @@ class Measured(NamedTuple):
 
     metrics: Metrics
     rows: list[RowResult]
-    """Of all workers, in no order."""
+    """Of all workers, in the order of the validation rows."""
     prefix: int
     """Tokens at the beginning of every row that `RowResult.sent` leaves out."""
 

@@ -190,6 +190,15 @@ def test_a_training_without_a_version_has_failed(
     assert watch.look().endswith("nothing to do")
 
 
+def test_two_watches_of_a_name_do_not_act_twice(
+    policy: Policy, place: ClusterSpec, trained: Trained
+) -> None:
+    watch = watching(policy, place, monitor_of(place, trained, 0), Elsewhere())
+    with watch.diary.alone(), pytest.raises(InputError, match="another watch"):
+        watch.look()
+    assert watch.look().endswith("nothing to do")
+
+
 def test_trainings_of_a_day_are_counted(
     policy: Policy, place: ClusterSpec, trained: Trained
 ) -> None:
