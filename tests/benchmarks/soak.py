@@ -10,14 +10,16 @@ the version that the answer names: a mixture of versions, or a cut, cannot pass.
 
 import asyncio
 import itertools
+import random
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import harness
-from results import machine, write_section
+from results import machine, table, write_section
 from soak_clients import Answers, Client
 from soak_processes import Memory, engines, kill
 from soak_shop import NAME, Shop, opened
@@ -42,49 +44,56 @@ class Sizes:
 
 
 class Trouble:
-    """Makes things happen, in turn; the version is another one each time."""
+    """Makes things happen, in turn."""
 
     def __init__(self, shop: Shop, sizes: Sizes) -> None:
         self._shop, self._sizes = shop, sizes
-        self.counts: dict[str, int] = dict.fromkeys(
-            ("promotions", "rollbacks", "canaries", "shadows", "kills", "refused"), 0
-        )
+        self._draw = random.Random(0)
+        kinds = "promotions rollbacks canaries aborts shadows kills not_possible"
+        self.counts: dict[str, int] = dict.fromkeys(kinds.split(), 0)
 
     async def run(self, done: asyncio.Event) -> None:
         """Until done."""
-        turn = (self._promote, self._kill, self._canary, self._rollback, self._shadow, self._kill)
-        for number, act in enumerate(itertools.cycle(turn), 1):
-            try:
+        promote, kill, back = self._promote, self._kill, self._rollback
+        turn = (promote, kill, back, self._canary, kill, back, self._shadow, promote, kill)
+        for act in itertools.cycle(turn):
+            with suppress(TimeoutError):
                 await asyncio.wait_for(done.wait(), self._sizes.every)
-            except TimeoutError:
-                try:
-                    self.counts[await asyncio.to_thread(act, number % self._sizes.versions)] += 1
-                except InputError:  # it is the champion already, or there is nothing to go back to
-                    self.counts["refused"] += 1
-            else:
+            if done.is_set():
                 return
+            try:
+                self.counts[await asyncio.to_thread(act)] += 1
+            except InputError:  # there is nothing to go back to
+                self.counts["not_possible"] += 1
 
-    def _promote(self, number: int) -> str:
-        self._shop.promote(number)
+    def _other(self) -> int:
+        """Any version but the champion."""
+        state = self._shop.registry.rollout(NAME)
+        assert state is not None
+        versions = enumerate(self._shop.versions)
+        return self._draw.choice([n for n, version in versions if version.id != state.champion])
+
+    def _promote(self) -> str:
+        self._shop.promote(self._other())
         return "promotions"
 
-    def _canary(self, number: int) -> str:
-        self._shop.promote(number, canary="40%")
+    def _canary(self) -> str:
+        self._shop.promote(self._other(), canary="40%")
         return "canaries"
 
-    def _shadow(self, number: int) -> str:
-        self._shop.promote(number, shadow=True)
+    def _shadow(self) -> str:
+        self._shop.promote(self._other(), shadow=True)
         return "shadows"
 
-    def _rollback(self, _: int) -> str:
-        rollback(self._shop.registry, NAME, actor="soak")
-        return "rollbacks"
+    def _rollback(self) -> str:
+        event = rollback(self._shop.registry, NAME, actor="soak")
+        return "rollbacks" if event.action == "rollback" else "aborts"
 
-    def _kill(self, _: int) -> str:
+    def _kill(self) -> str:
         """The younger replica, so that one lives long enough to show whether its memory grows."""
         living = engines()
         if len(living) < self._sizes.replicas:
-            return "refused"
+            return "not_possible"
         kill(living[-1])
         return "kills"
 
@@ -103,10 +112,22 @@ async def soak(shop: Shop, sizes: Sizes) -> tuple[Answers, Trouble, Memory]:
     return score, trouble, memory
 
 
+def told(sizes: Sizes, result: dict[str, object]) -> str:
+    """The section of RESULTS.md."""
+    about = (
+        f"{sizes.seconds} s, {sizes.replicas} replicas, {sizes.clients} clients, {sizes.versions} "
+        f"versions of a tiny model, something every {sizes.every:g} s. Memory: the last fifth of a "
+        "process's time over its second fifth, the worst kind of process."
+    )
+    figures = {name: str(value) for name, value in result.items() if name != "sizes"}
+    return f"{machine()}\n\n{about}\n\n{table(list(figures), [list(figures.values())])}"
+
+
 def main() -> int:
-    arguments = harness.parser(__doc__, Sizes())
-    arguments.add_argument("--results", type=Path, help="RESULTS.md to write a section to")
-    given = vars(arguments.parse_args())
+    """Run, print what went wrong, and end with one line of JSON; 1 where anything did."""
+    parser = harness.parser(__doc__, Sizes())
+    parser.add_argument("--results", type=Path, metavar="PATH", help="write a section there")
+    given = vars(parser.parse_args())
     path, results = given.pop("json"), given.pop("results")
     sizes = Sizes(**given)
     with (
@@ -114,10 +135,9 @@ def main() -> int:
         opened(Path(folder), sizes.versions, sizes.replicas, sizes.tokens) as shop,
     ):
         score, trouble, memory = asyncio.run(soak(shop, sizes))
-    out = harness.output(path)
+    out, growth = harness.output(path), memory.growth()
     for problem in (score.failures + score.mixed)[:20]:
         print(problem, file=out)
-    growth = memory.growth()
     print(f"answers by version: {dict(score.versions)}; memory: {growth}", file=out)
     result = {
         "requests": score.requests,
@@ -128,7 +148,7 @@ def main() -> int:
         "sizes": asdict(sizes),
     }
     if results is not None:
-        write_section("soak.py", f"{machine()}\n\n`{result}`", results)
+        write_section("soak.py", told(sizes, result), results)
     harness.finish(result, path)
     return 1 if score.failures or score.mixed else 0
 
