@@ -10,7 +10,7 @@ from orchestrator.records import BASE, Version
 from orchestrator.registry import Registry
 from orchestrator.rollout.state import Rollout
 from workers.configuration import InputError
-from workers.engine.request import Adapter
+from workers.engine.request import Adapter, RequestError
 
 log = logging.getLogger(__name__)
 REFUSED_SECONDS = 30.0
@@ -106,11 +106,12 @@ class Loaded:
             version = await asyncio.to_thread(self._registry.version, id)
             self._held[id] = await self.fetch(version)
             self.refused.pop(id, None)
-        except InputError as error:
-            self.refused[id] = str(error)
-            self._pause[id] = time.monotonic() + REFUSED_SECONDS
-            log.warning("version %s gets no traffic: %s", id, error)
-        except Exception as error:  # no replica is there at the moment: soon again
+        except Exception as error:
+            if isinstance(error, InputError) and not _for_now(error):
+                self.refused[id] = str(error)
+                self._pause[id] = time.monotonic() + REFUSED_SECONDS
+                log.warning("version %s gets no traffic: %s", id, error)
+                return
             self._pause[id] = time.monotonic() + FAILED_SECONDS
             log.info("version %s gets no traffic yet: %s", id, error)
 
@@ -120,3 +121,8 @@ class Loaded:
                 await self._unload(version)
         except Exception as error:  # the engine makes room for itself when it has to
             log.warning("version %s is not unloaded: %s", version, error)
+
+
+def _for_now(error: InputError) -> bool:
+    """Whether it says nothing of the version: no slot is free at the moment, for instance."""
+    return isinstance(error, RequestError) and error.status in (429, 503, 504)

@@ -308,3 +308,26 @@ def test_a_busy_replica_is_asked_again(fleet: Fleet, versions: list[Version]) ->
             await ask(Failing("engine_error"))
 
     asyncio.run(main())
+
+
+def test_full_slots_and_lost_replicas_are_no_refusal(
+    registry: Registry, versions: list[Version], put: Any, fleet: Fleet
+) -> None:
+    trouble = [RequestError("all slots are in use", "model", 429), ConnectionError("no replica")]
+
+    async def load(adapter: Adapter) -> None:
+        if trouble:
+            raise trouble.pop()
+        await fleet.load(adapter)
+
+    async def main() -> None:
+        put(0)
+        catalogue = follow(registry, fleet, load)
+        for left in (1, 0):
+            await catalogue.refresh()
+            assert (len(trouble), catalogue.settled, dict(catalogue.refused)) == (left, False, {})
+        await catalogue.refresh()
+        assert catalogue.settled
+        assert catalogue.ids == ["tiny-llama", "home"]
+
+    asyncio.run(main())
