@@ -57,6 +57,20 @@ class Shop:
             stage=stage(**how),
         )
 
+    def now(self) -> str:
+        """The version that answers."""
+        return str(self.text(max_tokens=1).system_fingerprint)
+
+    def change(self) -> tuple[str, str]:
+        """Another champion, of the first two; returns the old one and the new one, who answers."""
+        old = self.now()
+        new = next(version for version in self.versions[:2] if version.id != old)
+        self.promote(new)
+        begun = time.monotonic()
+        while self.now() != new.id:
+            assert time.monotonic() - begun < 30
+        return old, new.id
+
     def rollouts(self, path: str = "", **body: Any) -> Any:
         """GET the state of home, or POST to it."""
         url = f"{self.endpoint.url}/moetune/v1/rollouts/home{path}"
@@ -231,7 +245,7 @@ def test_promotions_under_load_fail_nothing_and_show_within_a_second(shop: Shop)
 
 
 def test_a_canary_meets_its_users_and_rollbacks_are_done_when_they_return(shop: Shop) -> None:
-    champion, canary = shop.text().system_fingerprint, shop.versions[2].id
+    (before, champion), canary = shop.change(), shop.versions[2].id
     users = [f"user {number}" for number in range(20)]
 
     def met() -> list[str]:
@@ -249,27 +263,23 @@ def test_a_canary_meets_its_users_and_rollbacks_are_done_when_they_return(shop: 
     assert shop.rollouts("/rollback", reason="test")["action"] == "abort"
     assert set(met()) == {champion}
     assert shop.text(f"home@{canary}", max_tokens=1).system_fingerprint == canary
-    back = shop.rollouts("/rollback", reason="test")
-    assert set(met()) == {back["version"]} != {champion}
+    assert shop.rollouts("/rollback", reason="test")["version"] == before
+    assert set(met()) == {before}
 
 
 def test_a_rollback_from_the_command_line_is_soon_seen(
     shop: Shop, store: tuple[str, Path, list[Version]]
 ) -> None:
-    champion = shop.text(max_tokens=1).system_fingerprint
-    shop.promote(next(version for version in shop.versions if version.id != champion))
-    begun = time.monotonic()
-    while shop.text(max_tokens=1).system_fingerprint == champion:
-        assert time.monotonic() - begun < 30
+    before, _ = shop.change()
     command = [Path(sys.executable).parent / "moetune", "rollback", "home"]
     begun = time.monotonic()
     ran = subprocess.Popen([*command, "--storage", store[1]], stdout=subprocess.PIPE, text=True)
-    while shop.text(max_tokens=1).system_fingerprint != champion:
+    while shop.now() != before:
         assert time.monotonic() - begun < 30
     moved = time.monotonic() - begun
     said, _ = ran.communicate(timeout=30)
     print(f"traffic has moved {moved:.2f} s after the command began, whole")
-    assert said.startswith(f"home is back at home@{champion}")
+    assert said.startswith(f"home is back at home@{before}")
 
 
 def test_a_new_deployment_loses_no_request(
