@@ -67,8 +67,10 @@ class Catalogue:
                     await self.poll()
                 except Exception:
                     log.exception("the registry is not followed")
+                # Not wait_for: Python 3.11's forgets a cancellation that meets the event.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._loaded.moved.wait(), POLL_SECONDS)
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await self._loaded.moved.wait()
                 self._loaded.moved.clear()
         finally:
             self._loaded.close()

@@ -59,7 +59,8 @@ class Replicas:
     async def ready(self) -> bool:
         """Whether some replica answers."""
         try:
-            return bool(await asyncio.wait_for(self._handle.ready.remote(), READY_SECONDS))
+            async with asyncio.timeout(READY_SECONDS):
+                return bool(await self._handle.ready.remote())
         except Exception:
             return False
 

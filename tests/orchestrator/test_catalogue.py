@@ -331,3 +331,21 @@ def test_full_slots_and_lost_replicas_are_no_refusal(
         assert catalogue.ids == ["tiny-llama", "home"]
 
     asyncio.run(main())
+
+
+def test_watching_ends_whenever_it_is_cancelled(fleet: Fleet, registry: Registry) -> None:
+    """In the very moment too in which something has been loaded."""
+
+    async def cancelled() -> bool:
+        catalogue = Catalogue(registry, "tiny-llama", fleet.load)
+        watching = asyncio.create_task(catalogue.watch())
+        while not catalogue.settled:
+            await asyncio.sleep(0)
+        catalogue._loaded.moved.set()
+        await asyncio.sleep(0)
+        watching.cancel()
+        ended, _ = await asyncio.wait({watching}, timeout=5)
+        watching.cancel()
+        return bool(ended)
+
+    assert asyncio.run(cancelled())
