@@ -28,7 +28,8 @@ lint: setup
 
 test: setup .venv/quantized lint
 	PYTHONPATH=.venv/quantized $(BIN)/python -m pytest --quiet tests/workers/test_quantised.py
-	$(BIN)/python -m pytest
+	@# Two files at a time: many wait for clusters and processes to start and end.
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # What takes minutes of lost nodes, killed drivers and hung workers each; apart from the tests.
 endurance: setup
