@@ -18,7 +18,7 @@ from workers.layers.adapt import Adapted, Frozen, adapt_block, adapt_few, adapt_
 from workers.layers.bank import Bank, join
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
-from workers.layers.few import FewTokens, Prepared
+from workers.layers.few import FewTokens
 from workers.layers.mixture import Mode
 from workers.layers.pairs import Pairs
 from workers.layers.plain_loras import PlainLoras
@@ -28,53 +28,50 @@ from workers.rows import Split
 Layer = BlockExperts | LinearExperts
 
 
-def packed(
-    base: FeedForward | nn.Module,
-    layers: Sequence[Layer | None],
+def packed_block(
+    block: FeedForward,
+    layers: Sequence[BlockExperts | None],
     split: Split,
     hidden: Tensor,
-    kept: FewTokens | PlainLoras,
+    few: FewTokens,
 ) -> Tensor:
-    """All rows of `hidden` [..., D] through one bank: [T, O]. `layers` are those of the split's
-    names, None for the bare base; `kept` is what serving needs again, of a block or of a linear."""
+    """All rows of `hidden` [..., D] through one block and one bank: [T, D]. `layers` are those of
+    the split's names, None for the bare base; `few` keeps what decoding steps need again."""
     hidden_TD = hidden.reshape(-1, hidden.shape[-1])
-    if isinstance(kept, PlainLoras) and not isinstance(base, FeedForward):
-        plain = [layer if isinstance(layer, LinearExperts) else None for layer in layers]
-        adapted_TO = kept.adapted(base, plain, hidden_TD, split.name_T)
-        if adapted_TO is not None:
-            return adapted_TO
-    made = _prepared(base, layers, hidden_TD, kept)
-    if made is not None and made.router is not None and isinstance(base, FeedForward):
+    watched = any(layer.is_watched for layer in layers if layer is not None)
+    made = None if watched else few.prepared(block, layers, hidden_TD)
+    if made is not None and made.router is not None:
         pairs = made.router.route(hidden_TD, split.name_T)
-        return base.leave(adapt_few(base, made, hidden_TD, pairs))
-    length = hidden.shape[-2] if hidden.dim() == 3 else None
-    members = _members(layers, split, hidden_TD, length)
+        return block.leave(adapt_few(block, made, hidden_TD, pairs))
+    members = _members(layers, split, hidden)
     pairs = _pairs(members, split)
-    if made is not None and isinstance(base, FeedForward):
-        return base.leave(adapt_few(base, made, hidden_TD, pairs))
-    mode = Mode(_rate(members, split))
-    if isinstance(base, FeedForward):
-        adapted = adapt_block(base, _block_banks(layers, base, hidden), pairs, hidden_TD, mode)
-    else:
-        linears = [layer for layer in layers if isinstance(layer, LinearExperts)]
-        bank = join([layer.bank(base, hidden.dtype) for layer in linears])
-        adapted = adapt_linear(Frozen.of(base, hidden_TD), bank, pairs, hidden_TD, mode)
+    if made is not None:
+        return block.leave(adapt_few(block, made, hidden_TD, pairs))
+    banks, mode = _block_banks(layers, block, hidden), Mode(_rate(members, split))
+    adapted = adapt_block(block, banks, pairs, hidden_TD, mode)
     _record(members, adapted)
-    output_TO = adapted.output_TO
-    return base.leave(output_TO) if isinstance(base, FeedForward) else output_TO
+    return block.leave(adapted.output_TO)
 
 
-def _prepared(
-    base: FeedForward | nn.Module,
-    layers: Sequence[Layer | None],
-    hidden_TD: Tensor,
-    kept: FewTokens | PlainLoras,
-) -> Prepared | None:
-    blocks = [layer if isinstance(layer, BlockExperts) else None for layer in layers]
-    if isinstance(kept, PlainLoras) or any(one.is_watched for one in blocks if one):
-        return None
-    assert isinstance(base, FeedForward), "what is kept is of the block"
-    return kept.prepared(base, blocks, hidden_TD)
+def packed_linear(
+    linear: nn.Module,
+    layers: Sequence[LinearExperts | None],
+    split: Split,
+    hidden: Tensor,
+    loras: PlainLoras,
+) -> Tensor:
+    """All rows of `hidden` [..., D] through one linear and one bank: [T, O]. `layers` as those of
+    `packed_block`; `loras` keeps what serving needs again."""
+    hidden_TD = hidden.reshape(-1, hidden.shape[-1])
+    adapted_TO = loras.adapted(linear, layers, hidden_TD, split.name_T)
+    if adapted_TO is not None:
+        return adapted_TO
+    members = _members(layers, split, hidden)
+    pairs, mode = _pairs(members, split), Mode(_rate(members, split))
+    bank = join([layer.bank(linear, hidden.dtype) for layer in layers if layer is not None])
+    adapted = adapt_linear(Frozen.of(linear, hidden_TD), bank, pairs, hidden_TD, mode)
+    _record(members, adapted)
+    return adapted.output_TO
 
 
 class _Member(NamedTuple):
@@ -101,10 +98,10 @@ class _Member(NamedTuple):
         return expert_t1.unsqueeze(1), torch.ones_like(expert_t1).unsqueeze(1).float()
 
 
-def _members(
-    layers: Sequence[Layer | None], split: Split, hidden_TD: Tensor, length: int | None
-) -> list[_Member]:
-    """Each layer with its tokens and their routing; `length` of the batch's sequences."""
+def _members(layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> list[_Member]:
+    """Each layer with its tokens and their routing."""
+    hidden_TD = hidden.reshape(-1, hidden.shape[-1])
+    length = hidden.shape[-2] if hidden.dim() == 3 else None
     members, first = [], 0
     for layer, token_t in zip(layers, split.tokens, strict=True):
         routing = None
@@ -144,10 +141,10 @@ def _rate(members: Sequence[_Member], split: Split) -> float | Tensor:
 
 
 def _block_banks(
-    layers: Sequence[Layer | None], block: FeedForward, hidden: Tensor
+    layers: Sequence[BlockExperts | None], block: FeedForward, hidden: Tensor
 ) -> dict[str, Bank]:
     """The joint bank of every linear that any of the layers adapts."""
-    blocks = [layer for layer in layers if isinstance(layer, BlockExperts)]
+    blocks = [layer for layer in layers if layer is not None]
     each = [layer.banks(block, hidden.dtype) for layer in blocks]
     banks = {}
     for name in block.linears:

@@ -13,7 +13,7 @@ from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
 from workers.layers.few import FewTokens
 from workers.layers.plain_loras import PlainLoras
-from workers.pack import Layer, packed
+from workers.pack import Layer, packed_block, packed_linear
 from workers.rows import RowMap, Slot, Split
 
 
@@ -30,8 +30,8 @@ class Site(nn.Module):
         self.rows = rows
         self.feed_forward = feed_forward
         """How the base was read, if it is a feed-forward block."""
-        self.kept = FewTokens(capacity=4) if feed_forward else PlainLoras(capacity=4)
-        """Adapters that met last."""
+        # What adapters that met last need again, of the block or of the linear.
+        self._few, self._loras = FewTokens(capacity=4), PlainLoras(capacity=4)
         self.training = base.training  # A model in eval mode must not get dropout.
 
     @property
@@ -50,12 +50,12 @@ class Site(nn.Module):
     def take_off(self, slot: str) -> None:
         """Detach the layer of `slot`."""
         del self.adapters[self._keys.pop(slot)]
-        self.kept.forget()
+        self._forget()
 
     def train(self, mode: bool = True) -> Self:
         """Forget what was prepared: weights may change without a trace."""
         if mode:
-            self.kept.forget()
+            self._forget()
         return super().train(mode)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Site(nn.Module):
             return output
         if not all(layers) and self._has_sites():
             return self._in_two(layers, split, hidden)
-        output_TO = packed(self.feed_forward or self.base, layers, split, hidden, self.kept)
+        output_TO = self._packed(layers, split, hidden)
         return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
 
     def _one(self, layer: Layer | None, hidden: Tensor) -> Tensor:
@@ -84,6 +84,14 @@ class Site(nn.Module):
         flat_TD = hidden.reshape(-1, hidden.shape[-1])
         output_TO: Tensor = layer(self.feed_forward or self.base, flat_TD, length)
         return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
+
+    def _packed(self, layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> Tensor:
+        """All rows, each to its own layer or to the base."""
+        if self.feed_forward is None:
+            linears = [one if isinstance(one, LinearExperts) else None for one in layers]
+            return packed_linear(self.base, linears, split, hidden, self._loras)
+        blocks = [one if isinstance(one, BlockExperts) else None for one in layers]
+        return packed_block(self.feed_forward, blocks, split, hidden, self._few)
 
     def _in_two(self, layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> Tensor:
         """Rows with block experts, and rows whose adapters sit on the linears inside the block."""
@@ -105,6 +113,10 @@ class Site(nn.Module):
         layer = self.adapters[self._keys[slot]]
         assert isinstance(layer, BlockExperts | LinearExperts)
         return layer
+
+    def _forget(self) -> None:
+        self._few.forget()
+        self._loras.forget()
 
     def _has_sites(self) -> bool:
         return any(isinstance(module, Site) for module in self.base.modules())
