@@ -1,17 +1,16 @@
 """Put an endpoint on a cluster with Ray Serve, and take it off again."""
 
-import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.edge.keys import key_hash
+from orchestrator.edge.operator_key import accepted_key, read_key
 from orchestrator.edge.tls import TlsSpec, own
 from orchestrator.endpoint import EndpointSpec
 from orchestrator.ingress import Ingress
-from orchestrator.proxy import is_loopback, running_address, start
+from orchestrator.proxy import running_address, start
 from orchestrator.registry import Registry
 from orchestrator.replica import Replica
 from orchestrator.spec import ServeSpec
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 APP = "moetune"
-KEY_VARIABLE = "MOETUNE_API_KEY"
-KEY_FILE_VARIABLE = "MOETUNE_API_KEY_FILE"
-SHORTEST_KEY = 16
 READY_SECONDS = 120
 DRAIN_SECONDS = 600
 """Longer than requests take; they have a limit of their own."""
@@ -69,7 +65,7 @@ def deploy(
         model=_absolute(model or base),
         store_url=store_url,
         storage=str(Path(storage).resolve()),
-        accepted_key=_accepted_key(serve.host),
+        accepted_key=accepted_key(serve.host),
     )
     _check_model(spec.model)
     _check_room(serve)
@@ -144,36 +140,6 @@ def _surge(serve: ServeSpec) -> int:
     left = ray.available_resources()
     room = serve.cpus_per_replica <= left.get("CPU", 0)
     return 100 if room and serve.gpus_per_replica <= left.get("GPU", 0) else 0
-
-
-def read_key() -> str | None:
-    """The key from MOETUNE_API_KEY or MOETUNE_API_KEY_FILE; None where neither is set."""
-    key, path = os.environ.get(KEY_VARIABLE), os.environ.get(KEY_FILE_VARIABLE)
-    if not key and not path:
-        return None
-    where = KEY_VARIABLE if key else f"{KEY_FILE_VARIABLE}: {path}"
-    try:
-        key = (key or Path(path or "").read_text(errors="replace")).strip()
-    except OSError as error:
-        raise InputError(f"{where}: {error.strerror}") from None
-    # It travels in a header; HTTP libraries quote one that they cannot send, key and all.
-    if not key.isascii() or not key.isprintable() or len(key.split()) != 1:
-        raise InputError(f"{where}: a key is of printable ASCII characters, without spaces")
-    return key
-
-
-def _accepted_key(host: str) -> str | None:
-    key = read_key()
-    if key is None:
-        if not is_loopback(host):
-            raise InputError(
-                f"serve.host is {host}, beyond loopback: set a key in {KEY_VARIABLE} or name its "
-                f"file in {KEY_FILE_VARIABLE}"
-            )
-        return None
-    if len(key) < SHORTEST_KEY:
-        raise InputError(f"{KEY_VARIABLE}: the key must have at least {SHORTEST_KEY} characters")
-    return key_hash(key)
 
 
 def _champion_base(store_url: str, storage: str | Path, name: str) -> ModelSpec:

@@ -69,7 +69,7 @@ def ask(
 ) -> None:
     """Ask a running endpoint one question. Its key is read from MOETUNE_API_KEY."""
     from orchestrator.client import Client
-    from orchestrator.serving import read_key
+    from orchestrator.edge.operator_key import read_key
 
     fields: dict[str, Any] = {"temperature": 0}
     if max_tokens is not None:

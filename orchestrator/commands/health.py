@@ -135,7 +135,7 @@ def watch(
 
 def _client(url: str, ca: str | None) -> Any:
     from orchestrator.client import Client
-    from orchestrator.serving import read_key
+    from orchestrator.edge.operator_key import read_key
 
     return Client(url, read_key(), ca)
 

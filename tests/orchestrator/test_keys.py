@@ -15,8 +15,8 @@ from orchestrator import cli
 from orchestrator.edge.allowance import Allowance
 from orchestrator.edge.key_store import KeyStore
 from orchestrator.edge.keys import SCOPES, Caller, Key, KeyRing, Scope, key_hash
+from orchestrator.edge.operator_key import read_key
 from orchestrator.replica import EndpointSpec
-from orchestrator.serving import read_key
 from orchestrator.spec import ServeSpec
 from workers.engine.request import RequestError
 from workers.spec import InputError, ModelSpec
