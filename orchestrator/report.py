@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from orchestrator import templates
 from orchestrator.spec import ClusterSpec
 from orchestrator.study import Study, TrialRow, trial_name
 from orchestrator.words import duration, number
@@ -28,18 +29,11 @@ def write(cluster: ClusterSpec, name: str) -> Path:
 
 def render(study: Study) -> str:
     """The page. A study that still runs, or where trials failed, gives a page too."""
-    import jinja2
     from plotly.offline import get_plotlyjs
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"number": _number, "duration": _duration, "trial": trial_name}
-    return environment.get_template("report.html.j2").render(
+    return templates.render(
+        Path(__file__).with_name("report.html.j2"),
+        {"number": _number, "duration": _duration, "trial": trial_name},
         plotly_js=get_plotlyjs(),
         figures={name: _html(figure, name) for name, figure in _figures(study).items()},
         **_facts(study),

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from orchestrator import templates
 from workers.engine.routing import RequestRouting
 from workers.spec import InputError
 
@@ -91,18 +92,13 @@ class Explained:
 
 def render(explained: Explained) -> str:
     """The page."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+    return templates.render(
+        Path(__file__).with_name("explained.html.j2"),
+        {"shown": _shown},
+        it=explained,
+        shares=explained.shares(),
+        tokens=list(explained.tokens()),
     )
-    environment.filters["shown"] = _shown
-    template = environment.get_template("explained.html.j2")
-    return template.render(it=explained, shares=explained.shares(), tokens=list(explained.tokens()))
 
 
 def _shown(text: str) -> str:
