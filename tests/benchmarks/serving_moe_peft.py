@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from moe_peft import GenerateConfig, LLMModel, generate
-from serving_process import answer_all, timed
-from serving_work import Request, Sizes, batches, work
+from serving_batches import in_batches
+from serving_process import answer_all
+from serving_work import Request
 
 PLAIN = {
     "description": "the prompt as it is",
@@ -35,7 +36,6 @@ class Numbers:
 def start(options: dict[str, Any]) -> Callable[..., Any]:
     """Answer turns. Greedy, with its cache, as many rows at once as there are clients."""
     torch.set_num_threads(1)
-    sizes = Sizes(**options["sizes"])
     model = LLMModel.from_pretrained(options["base"], device="cpu", load_dtype=torch.float32)
     model.load_adapter(options["adapter"], "mixlora")
     tokenizer = Numbers()
@@ -55,19 +55,7 @@ def start(options: dict[str, Any]) -> Callable[..., Any]:
         longest = max(request.tokens for request in requests)
         generate(model, tokenizer, [config], max_gen_len=longest, concurrent_jobs=len(requests))
 
-    def turn(clients: int = 0, seed: int = 0) -> dict[str, float]:
-        if not clients:
-            return {}
-        asked = work(sizes, options["vocabulary"], clients, seed)
-
-        def answer() -> int:
-            for requests in batches(asked, clients):
-                batch(requests)
-            return sum(request.tokens for request in asked)
-
-        return timed(answer)
-
-    return turn
+    return in_batches(batch, options)
 
 
 if __name__ == "__main__":

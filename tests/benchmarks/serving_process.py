@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,14 +64,3 @@ def answer_all(start: Callable[[dict[str, Any]], Callable[..., Any]]) -> None:
     print(json.dumps(ask()), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(ask(**json.loads(line))), file=answers, flush=True)
-
-
-def timed(turn: Callable[[], int]) -> dict[str, float]:
-    """Tokens of a turn, and what it took."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    tokens = turn()
-    return {
-        "tokens": tokens,
-        "seconds": time.perf_counter() - wall,
-        "cpu": time.process_time() - cpu,
-    }

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from serving_process import answer_all, timed
-from serving_work import Request, Sizes, batches, work
+from serving_batches import in_batches
+from serving_process import answer_all
+from serving_work import Request
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -20,7 +21,6 @@ PAD = 0
 def start(options: dict[str, Any]) -> Callable[..., Any]:
     """Answer turns."""
     torch.set_num_threads(1)
-    sizes = Sizes(**options["sizes"])
     model = AutoModelForCausalLM.from_pretrained(options["base"], dtype=torch.float32).eval()
     attach(model, options["adapter"])
     model.generation_config.eos_token_id = None
@@ -39,19 +39,7 @@ def start(options: dict[str, Any]) -> Callable[..., Any]:
             pad_token_id=PAD,
         )
 
-    def turn(clients: int = 0, seed: int = 0) -> dict[str, float]:
-        if not clients:
-            return {}
-        asked = work(sizes, options["vocabulary"], clients, seed)
-
-        def answer() -> int:
-            for requests in batches(asked, clients):
-                batch(requests)
-            return sum(request.tokens for request in asked)
-
-        return timed(answer)
-
-    return turn
+    return in_batches(batch, options)
 
 
 if __name__ == "__main__":

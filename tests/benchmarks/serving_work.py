@@ -47,8 +47,3 @@ def work(sizes: Sizes, vocabulary: int, clients: int, seed: int, whose: str = ""
         )
         for _ in range(max(clients, 8) * sizes.requests)
     ]
-
-
-def batches(requests: list[Request], clients: int) -> list[list[Request]]:
-    """For those who take so many at once, and the next when all of these have ended."""
-    return [requests[at : at + clients] for at in range(0, len(requests), clients)]
