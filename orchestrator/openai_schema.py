@@ -4,27 +4,16 @@ A field that we do not know, or not with that value, is refused by name and neve
 for null, which OpenAI's clients send for "not set".
 """
 
-import json
 import secrets
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    ValidationError,
-    model_validator,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from orchestrator.openai_parts import Body, Extras, Message, ResponseFormat, StreamOptions
 from workers.engine.request import (
     Adapter,
     Chat,
     RequestError,
-    RoutingDetail,
     Seed,
     Temperature,
     TextRequest,
@@ -41,12 +30,6 @@ Shown = Annotated[str, Field(min_length=1)] | Ids
 BodyT = TypeVar("BodyT", bound="CompletionBase")
 
 
-def _drop_nulls(values: Any) -> Any:
-    if not isinstance(values, dict):
-        return values
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -58,103 +41,6 @@ def _single(value: Any) -> Any:
             raise ValueError("only one prompt at a time is supported")
         return value[0]
     return value
-
-
-def _joined(value: Any) -> Any:
-    """The text of a message that comes in parts, as long as all of them are text."""
-    if not isinstance(value, list):
-        return value
-    if not value or not all(isinstance(p, dict) and p.keys() == {"type", "text"} for p in value):
-        raise ValueError("only text parts are supported")
-    if not all(p["type"] == "text" and isinstance(p["text"], str) for p in value):
-        raise ValueError("only text parts are supported")
-    return "".join(part["text"] for part in value)
-
-
-def _or_null(schema: JsonSchemaValue) -> JsonSchemaValue:
-    if {"type": "null"} in schema.get("anyOf", ()):
-        return schema
-    outer = {name: schema.pop(name) for name in list(schema) if name in ("title", "default")}
-    return {**outer, "anyOf": [schema, {"type": "null"}]}
-
-
-class Body(BaseModel):
-    """Base of all that comes in: no unknown fields, no conversions between types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-    _without_nulls = model_validator(mode="before")(_drop_nulls)
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """The description says of the nulls too."""
-        described = handler.resolve_ref_schema(handler(core))
-        optional = described["properties"].keys() - set(described.get("required", ()))
-        for name in optional:
-            described["properties"][name] = _or_null(described["properties"][name])
-        return described
-
-
-class StreamOptions(Body):
-    """`stream_options` of a request."""
-
-    include_usage: bool = False
-
-
-class TextPart(Body):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(Body):
-    """One turn of a chat."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_joined, json_schema_input_type=str | list[TextPart])]
-
-    def plain(self) -> dict[str, str]:
-        """As chat templates know it; `developer` is OpenAI's new name for `system`."""
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": self.content}
-
-
-class JsonSchema(Body):
-    """`response_format.json_schema` of a request."""
-
-    name: Annotated[str, Field(min_length=1, max_length=64)]
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    description: str | None = None
-    strict: bool = True
-    """An answer always obeys its schema."""
-
-
-class ResponseFormat(Body):
-    """`response_format` of a request."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema belongs to type: json_schema, which needs it")
-        return self
-
-    @property
-    def text(self) -> str | None:
-        """The schema as JSON; None without one."""
-        if self.json_schema is not None:
-            return json.dumps(self.json_schema.schema_)
-        return '{"type": "object"}' if self.type == "json_object" else None
-
-
-class Extras(Body):
-    """`moetune` of a request: what OpenAI's protocol has no word for."""
-
-    routing: RoutingDetail
 
 
 class CompletionBase(Body):
