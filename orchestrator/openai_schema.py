@@ -56,7 +56,7 @@ class CompletionBase(Body):
         list[Stop],
         BeforeValidator(_listed, json_schema_input_type=Stop | list[Stop]),
         Field(max_length=4),
-    ] = []
+    ] = Field([])
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=8)] = 1
