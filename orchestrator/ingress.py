@@ -57,6 +57,6 @@ class Ingress:
             observers=(rollout.observe, health.observe, RequestMetrics()),
             texts=serve.audit.text,
             routers=(rollout.router, health.router),
-            tasks=(partial(keeper.run, keys, meter), rollout.run, health.run),
+            tasks=(partial(keeper.run, keys, meter), rollout.run, rollout.show, health.run),
             cors_origins=serve.cors_origins,
         )

@@ -1,7 +1,10 @@
 """Metrics of serving: what sets the series, from requests that ended and from engines."""
 
+import asyncio
+import logging
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Protocol
 
 from orchestrator.answered import Answered
@@ -19,11 +22,22 @@ from orchestrator.edge.series import (
 )
 from workers.engine.statistics import Statistics
 
+log = logging.getLogger(__name__)
 VERSIONS = 64
 """Pairs of name and version with labels of their own; later ones are `other`: what a process has
 once shown, it shows for ever."""
 REFRESH_SECONDS = 2.0
 """Ray drops a gauge that was not set for two of its reporting intervals (10 s by default)."""
+
+
+async def keep_showing(show: Callable[[], None]) -> None:
+    """Have gauges set in another thread, again and again until cancelled."""
+    while True:
+        await asyncio.sleep(REFRESH_SECONDS)
+        try:
+            await asyncio.to_thread(show)
+        except Exception:
+            log.exception("metrics were not set")
 
 
 class RequestMetrics:

@@ -1,7 +1,6 @@
 """All of router health and audit that a gateway carries, put together."""
 
 import asyncio
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from fastapi import APIRouter
 
 from orchestrator.answered import Answered
 from orchestrator.audit.log import AuditLog
-from orchestrator.edge.metrics import REFRESH_SECONDS
+from orchestrator.edge.metrics import keep_showing
 from orchestrator.health.metrics import RouterMetrics
 from orchestrator.health.monitor import RouterHealth
 from orchestrator.health.routes import routes
@@ -18,8 +17,6 @@ from orchestrator.health.routes import routes
 if TYPE_CHECKING:
     from orchestrator.registry import Registry
     from orchestrator.spec import ServeSpec
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,12 +46,7 @@ class HealthParts:
         run inside Ray."""
         metrics = RouterMetrics(self.monitor)
         try:
-            while True:
-                await asyncio.sleep(REFRESH_SECONDS)
-                try:
-                    await asyncio.to_thread(metrics.show)
-                except Exception:
-                    log.exception("router metrics were not set")
+            await keep_showing(metrics.show)
         finally:
             if self.audit is not None:
                 await asyncio.to_thread(self.audit.close)

@@ -7,9 +7,11 @@ from fastapi import APIRouter
 
 from orchestrator.answered import Answered
 from orchestrator.catalogue import Catalogue
+from orchestrator.edge.metrics import keep_showing
 from orchestrator.registry import Registry
 from orchestrator.rollout.guard import Guard
 from orchestrator.rollout.judge import Drift
+from orchestrator.rollout.metrics import ShadowMetrics
 from orchestrator.rollout.plans import Plans
 from orchestrator.rollout.routes import routes
 from orchestrator.rollout.shadow import Comparisons
@@ -21,7 +23,7 @@ from orchestrator.rollout.window import Windows
 
 @dataclass(frozen=True)
 class RolloutParts:
-    """An observer of requests, routes, and a task for the life of the gateway."""
+    """An observer of requests, routes, and tasks for the life of the gateway."""
 
     catalogue: Catalogue
     windows: Windows
@@ -49,7 +51,13 @@ class RolloutParts:
         """Look after the names until cancelled."""
         await self.steward.run(self._states)
 
+    async def show(self) -> None:
+        """Show metrics until cancelled. To be run inside Ray."""
+        metrics = ShadowMetrics(self.comparisons)
+        await keep_showing(lambda: metrics.show(list(self.catalogue.states.values())))
+
     def _states(self) -> Iterable[Rollout]:
         states = list(self.catalogue.states.values())
         self.windows.forget((s.name, version) for s in states for version in s.concerned)
+        self.comparisons.forget(states)
         return states

@@ -1,5 +1,6 @@
 """What shadows' answers are like beside those that were returned."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -45,6 +46,13 @@ class Comparisons:
         if answered.role == "shadow" and answered.error != "client_closed_request":
             key = (answered.name, answered.version)
             self._tallies.setdefault(key, Tally()).add(answered)
+
+    def forget(self, states: Iterable[Rollout]) -> None:
+        """Drop the shadows that stand behind none of these names; one that comes again begins
+        anew."""
+        kept = {(state.name, state.shadow) for state in states}
+        for key in [key for key in self._tallies if key not in kept]:
+            del self._tallies[key]
 
     def __call__(self, state: Rollout, now: datetime) -> Decision | None:
         """A report, at 100 answers, at 1000, …; it changes nothing."""
