@@ -1,6 +1,7 @@
 """The dashboard and the rules name only series that the code makes, with labels that they have."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ import yaml
 import cluster.manifests
 from orchestrator.edge.series import OF_ENGINES, OF_REQUESTS
 from orchestrator.health.metrics import LAYERS, VERSIONS
+from orchestrator.rollout.metrics import OF_SHADOWS
 
 FOLDER = Path(cluster.manifests.__path__[0])
-VARIABLES = {"$__rate_interval": "5m", "$name": ".*", "$version": ".*"}
+SERIES = (*OF_REQUESTS, *OF_ENGINES, *LAYERS, *VERSIONS, *OF_SHADOWS)
+VARIABLES = {"$__rate_interval": "5m", "$name": ".*", "$version": ".*", "$layer": ".*"}
+VALUES = re.compile(r"label_values\((?P<series>.+), (?P<label>\w+)\)")
 
 
 def made() -> dict[str, set[str]]:
     """Every series of serving as Prometheus has it, and its labels."""
     return {
         name: {*one.labels, *(["le"] if name.endswith("_bucket") else [])}
-        for one in (*OF_REQUESTS, *OF_ENGINES, *LAYERS, *VERSIONS)
+        for one in SERIES
         for name in one.exported
     }
 
@@ -38,6 +42,14 @@ def dashboard() -> dict[str, Any]:
 def expressions() -> Iterator[str]:
     for rule in rules():
         yield rule["expr"]
+    yield from shown()
+    for variable in dashboard()["templating"]["list"][1:]:
+        found = VALUES.fullmatch(variable["definition"])
+        assert found
+        yield f"max by ({found['label']}) ({found['series']})"
+
+
+def shown() -> Iterator[str]:
     for panel in dashboard()["panels"]:
         for target in panel.get("targets", ()):
             yield target["expr"]
@@ -72,10 +84,21 @@ def test_an_expression_names_what_there_is(expression: str) -> None:
             assert set(node.modifier.labels) <= labels
 
 
-def test_a_series_of_every_kind_is_shown() -> None:
-    shown = " ".join(expressions())
-    for one in (*OF_REQUESTS, *OF_ENGINES):
-        assert any(name in shown for name in one.exported), one.name
+def test_every_series_is_on_the_dashboard() -> None:
+    selectors = (n for e in shown() for n in visited(e) if hasattr(n, "matchers"))
+    named = {selector.name for selector in selectors}
+    for one in SERIES:
+        assert named & set(one.exported), one.name
+
+
+def test_an_alert_names_only_labels_that_its_expression_leaves() -> None:
+    for rule in (rule for rule in rules() if "alert" in rule):
+        wanted = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+        left = parsed(rule["expr"])
+        while isinstance(left, promql_parser.BinaryExpr):
+            left = left.lhs
+        if isinstance(left, promql_parser.AggregateExpr):
+            assert wanted <= set(left.modifier.labels if left.modifier else ()), rule["alert"]
 
 
 def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
@@ -96,4 +119,4 @@ def test_the_dashboard_is_whole() -> None:
         assert place["x"] + place["w"] <= 24
         assert panel["type"] == "row" or panel["description"]
     variables = {one["name"] for one in board["templating"]["list"]}
-    assert variables == {"datasource", "name", "version"}
+    assert variables == {"datasource", "name", "version", "layer"}
