@@ -21,7 +21,7 @@ from cluster.session import Session
 from orchestrator.client import Client
 from orchestrator.edge.series import OF_ENGINES, OF_REQUESTS
 from orchestrator.promotion import promote
-from orchestrator.proxy import IN_FRONT, free_port, running_address
+from orchestrator.proxy import free_port
 from orchestrator.registry import Registry, Version
 from orchestrator.rollout.plan import stage
 from orchestrator.serving import Endpoint, deploy, undeploy
@@ -166,50 +166,6 @@ def test_refusals_are_openais(shop: Shop) -> None:
         shop.client.copy(api_key="wrong").models.list()
     for path in ("models", "completions"):
         assert httpx.get(f"{shop.endpoint.openai_url}/{path}").status_code in (401, 405)
-
-
-HEADERS_OF_THE_PROXY = (
-    "x-request-id",
-    "X-Session-ID",
-    "x_session_id",
-    "serve-multiplexed-model-id",
-    "serve_multiplexed_model_id",
-    "x-request-timeout-seconds",
-    "x-request-disconnect-disabled",
-)
-"""What Ray Serve's proxy reads itself, before the gateway does."""
-
-
-@pytest.mark.parametrize("path", ["/health", "/v1/models", "/nowhere", "/-/healthz"])
-def test_a_header_that_is_no_text_is_refused(shop: Shop, path: str) -> None:
-    for name in (*HEADERS_OF_THE_PROXY, "x-other", "authorization"):
-        for odd in (b"\xff", b"\x85", b"a\xc3", b"\xed\xa0\x80"):
-            refused = httpx.get(f"{shop.endpoint.url}{path}", headers=[(name.encode(), odd)])
-            assert refused.status_code == 400, (name, odd, refused.text)
-            error = refused.json()["error"]
-            assert error["message"] == f"the header {name.lower()} is not UTF-8"
-            assert error["type"] == "invalid_request_error"
-    assert httpx.get(f"{shop.endpoint.url}/ready").is_success
-
-
-def test_a_header_that_is_text_is_answered(shop: Shop) -> None:
-    for name in (*HEADERS_OF_THE_PROXY, "x-other"):
-        for text in (b"", b"-1", b"nan", b"1e400", b"9" * 5000, "é🙂".encode()):
-            answer = httpx.get(f"{shop.endpoint.url}/health", headers=[(name.encode(), text)])
-            assert answer.status_code == 200, (name, text, answer.text)
-
-
-def test_a_websocket_is_refused(shop: Shop) -> None:
-    """There is none; with such a header neither."""
-    upgrade = {
-        b"connection": b"Upgrade",
-        b"upgrade": b"websocket",
-        b"sec-websocket-version": b"13",
-        b"sec-websocket-key": b"dGhlIHNhbXBsZSBub25jZQ==",
-    }
-    for odd in ({}, {b"x-request-id": b"\xff"}):
-        answer = httpx.get(f"{shop.endpoint.url}/health", headers=[*(upgrade | odd).items()])
-        assert answer.status_code == 403
 
 
 def test_a_full_queue_is_a_rate_limit(shop: Shop) -> None:
@@ -509,17 +465,3 @@ def test_a_cluster_that_serves_something_else_is_left_alone(
         assert list(serve.status().applications) == ["other"]
     finally:
         serve.shutdown()
-
-
-def test_serve_that_does_not_start_says_why_and_is_gone(
-    ray_cluster: Session,
-    store: tuple[str, Path, list[Version]],
-    tiny_model_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As on a node without moetune. The last one, for the same reason."""
-    monkeypatch.delenv("MOETUNE_API_KEY", raising=False)
-    monkeypatch.setitem(IN_FRONT, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "missing:in_front")
-    url, folder, _ = store
-    refused("No module named 'missing'", ModelSpec(path=str(tiny_model_dir)), url, folder, None)
-    assert running_address() is None
