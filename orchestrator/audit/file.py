@@ -44,6 +44,12 @@ SCHEMA = pa.schema(
 )
 """Columns of the files. `experts` says for each routed place how many slots each expert got, and
 the means over tokens of the router's entropy and of its margin."""
+GROUP_ROWS = 200
+"""Rows go to the file so many at a time, as a row group: of each group the writer holds 16 kB until
+the file is closed, and readers open every one. Nothing is safe on the disk before that in any
+case: a Parquet file without its end cannot be read."""
+GROUP_CHARACTERS = 2**22
+"""… or fewer, where their texts are so long together."""
 
 
 @dataclass
@@ -57,6 +63,10 @@ class AuditFile:
     writer: pq.ParquetWriter
     began: float = field(default_factory=time.monotonic)
     rows: int = 0
+    """All that were handed over."""
+    _group: list[dict[str, Any]] = field(default_factory=list)
+    """Those that wait for others."""
+    _characters: int = 0
 
     @classmethod
     def begin(cls, folder: Path, text: bool) -> "AuditFile":
@@ -69,13 +79,18 @@ class AuditFile:
         return cls(path, text, pq.ParquetWriter(hidden, SCHEMA, compression="zstd"))
 
     def write(self, records: Sequence[Answered]) -> None:
-        """Append records."""
-        rows = [row(record, self.text) for record in records]
-        self.writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-        self.rows += len(rows)
+        """Append records. Where that fails, the file is to be abandoned."""
+        self.rows += len(records)
+        for record in records:
+            self._group.append(row(record, self.text))
+            self._characters += len(record.prompt or "") + len(record.answer or "")
+            if len(self._group) >= GROUP_ROWS or self._characters >= GROUP_CHARACTERS:
+                self._write_group()
 
     def close(self) -> None:
         """Complete the file and let readers see it."""
+        if self._group:
+            self._write_group()
         self.writer.close()
         os.replace(_hidden(self.path), self.path)
 
@@ -84,6 +99,10 @@ class AuditFile:
         with suppress(Exception):
             self.writer.close()
         _hidden(self.path).unlink(missing_ok=True)
+
+    def _write_group(self) -> None:
+        self.writer.write_table(pa.Table.from_pylist(self._group, SCHEMA))
+        self._group, self._characters = [], 0
 
 
 def row(answered: Answered, text: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from orchestrator.audit.spec import AuditSpec
 log = logging.getLogger(__name__)
 CLOSE_SECONDS = 30
 TOGETHER = 500
-"""Records written at once at most."""
+"""Records taken from the queue at once at most."""
 
 
 class AuditLog:
@@ -57,12 +57,11 @@ class AuditLog:
                 elif self._is_due():
                     self._finish()
             except Exception as error:  # a full disk, say: later records may find room
-                self._drop(len(records), str(error) or type(error).__name__)
-                self._abandon()
+                self._lose(records, error)
         try:
             self._finish()
-        except Exception:
-            log.exception("audit: the last file could not be closed")
+        except Exception as error:
+            self._lose([], error)
 
     def _batches(self) -> Iterator[list[Answered]]:
         """What waits, again and again until the log is closed; empty where nothing came."""
@@ -100,14 +99,16 @@ class AuditLog:
         return file.began + 60 * self._spec.rotate_minutes
 
     def _finish(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
-    def _abandon(self) -> None:
+    def _lose(self, records: list[Answered], error: Exception) -> None:
+        """Drop the file that was begun, with all that was handed to it; `records` where there is
+        none."""
         file, self._file = self._file, None
+        self._drop(file.rows if file else len(records), str(error) or type(error).__name__)
         if file is not None:
-            self._drop(file.rows, "with the file that was begun")
             file.abandon()
 
     def _drop(self, records: int, why: str) -> None:

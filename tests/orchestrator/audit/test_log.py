@@ -1,5 +1,6 @@
 """The audit log: whole files for this user alone, nothing blocks, nothing is lost unseen."""
 
+import shutil
 import stat
 import threading
 import time
@@ -165,3 +166,13 @@ def test_a_disk_that_refuses_is_survived(make: Make, tmp_path: Path) -> None:
     log(answered())
     log.close()
     assert len(records(tmp_path)) == 1
+
+
+def test_all_of_a_file_that_cannot_be_closed_is_counted_as_lost(make: Make, tmp_path: Path) -> None:
+    log = make()
+    log(answered())
+    wait_until(lambda: any(file.stat().st_size for file in (tmp_path / "audit").glob(".*")))
+    shutil.rmtree(tmp_path / "audit")
+    log(answered())
+    log.close()
+    assert log.dropped == 2
