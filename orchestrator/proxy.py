@@ -3,10 +3,15 @@
 import ipaddress
 import logging
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from orchestrator.spec import ServeSpec
 from workers.spec import InputError
+
+IN_FRONT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "orchestrator.edge.text_headers:in_front"}
+"""What Serve's proxies read when they start; they inherit it from Serve's controller."""
 
 
 def is_loopback(host: str) -> bool:
@@ -51,8 +56,24 @@ def start(spec: ServeSpec) -> str:
     port = free_port(spec.host, spec.port)
     location = ProxyLocation.HeadOnly if is_loopback(spec.host) else ProxyLocation.EveryNode
     options = HTTPOptions(host=spec.host, port=port, ssl_keyfile=tls.key, ssl_certfile=tls.cert)
-    serve.start(proxy_location=location, http_options=options)
+    controller = {"runtime_env": {"env_vars": IN_FRONT}}
+    with _told():
+        serve.start(proxy_location=location, http_options=options, controller_options=controller)
     return Address(spec.host, port, tls.cert is not None).url
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """One line where Serve does not start, as on a node without moetune; nothing stays running."""
+    from ray import serve
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except (RayError, TimeoutError) as error:
+        serve.shutdown()  # it would try for ever
+        said = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"serve: Ray Serve does not start: {said}") from error
 
 
 def running_address() -> Address | None:

@@ -13,6 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$")]
 Count = Annotated[int, Field(ge=0)]
 _JOB_FOLDER = "/etc/moetune"
+_MIDDLEWARE = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "orchestrator.edge.text_headers:in_front"
+}
+"""In front of Serve's proxies, as where `moetune serve` starts them."""
 _PORTS = {"gcs-server": 6379, "dashboard": 8265, "metrics": 8080, "serve": 8000}
 
 
@@ -102,8 +106,12 @@ def ray_service(
         "import_path": import_path,
         "args": dict(arguments),
     }
+    config = {
+        "controller_options": {"runtime_env": {"env_vars": _MIDDLEWARE}},
+        "applications": [application],
+    }
     spec = {
-        "serveConfigV2": yaml.safe_dump({"applications": [application]}, sort_keys=False),
+        "serveConfigV2": yaml.safe_dump(config, sort_keys=False),
         "rayClusterConfig": _cluster(values),
     }
     return _resource("RayService", values, spec)

@@ -16,12 +16,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from safetensors.torch import load_file, save_file
 
 from cluster.session import Session
 from orchestrator.client import Client
 from orchestrator.edge.series import OF_ENGINES, OF_REQUESTS
 from orchestrator.promotion import promote
-from orchestrator.proxy import free_port
+from orchestrator.proxy import IN_FRONT, free_port, running_address
 from orchestrator.registry import Registry, Version
 from orchestrator.rollout.plan import stage
 from orchestrator.serving import Endpoint, deploy, undeploy
@@ -166,6 +167,52 @@ def test_refusals_are_openais(shop: Shop) -> None:
         shop.client.copy(api_key="wrong").models.list()
     for path in ("models", "completions"):
         assert httpx.get(f"{shop.endpoint.openai_url}/{path}").status_code in (401, 405)
+
+
+HEADERS_OF_THE_PROXY = (
+    "x-request-id",
+    "X-Session-ID",
+    "x_session_id",
+    "serve-multiplexed-model-id",
+    "serve_multiplexed_model_id",
+    "x-request-timeout-seconds",
+    "x-request-disconnect-disabled",
+)
+"""What Ray Serve's proxy reads itself, before the gateway does."""
+
+
+def test_a_header_that_is_no_text_is_refused_and_service_goes_on(shop: Shop) -> None:
+    with httpx.Client(base_url=shop.endpoint.url, timeout=30) as web:
+        for name, path, odd in itertools.product(
+            (*HEADERS_OF_THE_PROXY, "x-other", "authorization"),
+            ("/health", "/v1/models", "/nowhere", "/-/healthz"),
+            (b"\xff", b"a\xc3", b"\xed\xa0\x80"),
+        ):
+            refused = web.get(path, headers=[(name.encode(), odd)])
+            assert refused.status_code == 400, (name, path, odd, refused.text)
+            error = refused.json()["error"]
+            assert error["message"] == f"the header {name.lower()} is not UTF-8"
+            assert error["type"] == "invalid_request_error"
+        for name, text in itertools.product(
+            (*HEADERS_OF_THE_PROXY, "x-other"),
+            (b"", b"-1", b"nan", b"1e400", b"9" * 5000, "é🙂".encode()),
+        ):
+            answer = web.get("/health", headers=[(name.encode(), text)])
+            assert answer.status_code == 200, (name, text, answer.text)
+    assert shop.text().choices[0].text
+
+
+def test_a_websocket_is_refused(shop: Shop) -> None:
+    """There is none; with such a header neither."""
+    upgrade = {
+        b"connection": b"Upgrade",
+        b"upgrade": b"websocket",
+        b"sec-websocket-version": b"13",
+        b"sec-websocket-key": b"dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    for odd in ({}, {b"x-request-id": b"\xff"}):
+        answer = httpx.get(f"{shop.endpoint.url}/health", headers=[*(upgrade | odd).items()])
+        assert answer.status_code == 403
 
 
 def test_a_full_queue_is_a_rate_limit(shop: Shop) -> None:
@@ -330,21 +377,52 @@ def test_a_new_deployment_loses_no_request(
         assert all(one.result() > 0 for one in loops)
 
 
-def test_an_answer_outlives_its_replica(shop: Shop) -> None:
+def kill_engine() -> None:
+    """The only replica."""
     import ray
 
-    fields: dict[str, Any] = {"max_tokens": 300, "temperature": 1, "seed": 3, "prompt": "tell me"}
-    whole = shop.text(**fields)
-    stream = iter(shop.text(**fields, stream=True))
-    text = "".join(next(stream).choices[0].text for _ in range(5))
     [name] = [
         actor["name"]
         for actor in ray.util.list_named_actors(all_namespaces=True)
         if "moetune#Engine" in actor["name"]
     ]
     ray.kill(ray.get_actor(name, namespace="serve"))
+
+
+def test_an_answer_outlives_its_replica(shop: Shop) -> None:
+    fields: dict[str, Any] = {"max_tokens": 300, "temperature": 1, "seed": 3, "prompt": "tell me"}
+    whole = shop.text(**fields)
+    stream = iter(shop.text(**fields, stream=True))
+    text = "".join(next(stream).choices[0].text for _ in range(5))
+    kill_engine()
     text += "".join(piece.choices[0].text for piece in stream)
     assert text == whole.choices[0].text
+
+
+def test_a_replica_that_answers_otherwise_than_before_gets_no_request(
+    shop: Shop, tiny_model_dir: Path
+) -> None:
+    """Its base model is damaged where no digest looks, and its version is what it was."""
+    from ray import serve
+
+    whole, weights = shop.text().choices[0].text, tiny_model_dir / "model.safetensors"
+    good = tiny_model_dir / "good"
+    weights.rename(good)  # what others have mapped stays as it is
+    try:
+        damaged = load_file(good)
+        damaged["model.layers.1.mlp.down_proj.weight"].view(-1)[1::8] += 0.5
+        save_file(damaged, weights, {"format": "pt"})
+        kill_engine()
+        begun = time.monotonic()
+        while "but first with" not in (
+            serve.status().applications["moetune"].deployments["Engine"].message
+        ):
+            assert time.monotonic() - begun < 90
+            time.sleep(0.2)
+        assert not httpx.get(f"{shop.endpoint.url}/ready", timeout=30).is_success
+    finally:
+        good.replace(weights)
+    assert shop.text().choices[0].text == whole, "it has started once more"
 
 
 def test_the_small_client_asks_and_explains(shop: Shop) -> None:
@@ -465,3 +543,17 @@ def test_a_cluster_that_serves_something_else_is_left_alone(
         assert list(serve.status().applications) == ["other"]
     finally:
         serve.shutdown()
+
+
+def test_serve_that_does_not_start_says_why_and_is_gone(
+    ray_cluster: Session,
+    store: tuple[str, Path, list[Version]],
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a node without moetune. The last one, for the same reason."""
+    monkeypatch.delenv("MOETUNE_API_KEY", raising=False)
+    monkeypatch.setitem(IN_FRONT, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "missing:in_front")
+    url, folder, _ = store
+    refused("No module named 'missing'", ModelSpec(path=str(tiny_model_dir)), url, folder, None)
+    assert running_address() is None

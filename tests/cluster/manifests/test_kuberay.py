@@ -16,6 +16,7 @@ from cluster.manifests.kuberay import (
     ray_service,
     to_yaml,
 )
+from orchestrator.proxy import IN_FRONT
 
 VALUES = Kubernetes(
     name="tuning",
@@ -156,6 +157,8 @@ def test_service_holds_a_serve_configuration_that_ray_takes() -> None:
     config = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
     assert config.applications[0].import_path == "orchestrator.serving:application"
     assert config.applications[0].args == {"name": "home"}
+    assert config.controller_options is not None
+    assert config.controller_options.runtime_env == {"env_vars": IN_FRONT}
 
 
 @pytest.mark.parametrize(
