@@ -17,6 +17,8 @@ __all__ = ["Catalogue", "Route", "Served"]
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 """How often the registry is asked whether anything has happened: one count of rows."""
+EXACT = 256
+"""`NAME@VERSION` that are known without asking the registry, the latest found."""
 
 
 class Catalogue:
@@ -114,8 +116,13 @@ class Catalogue:
         if found is None:
             found = await self._version(model)
             if "@" in model:  # what a bare name means may change
-                self._exact[model] = found
+                self._note(model, found)
         return found
+
+    def _note(self, model: str, found: Served) -> None:
+        self._exact[model] = found
+        if len(self._exact) > EXACT:  # a dictionary's first is its oldest
+            del self._exact[next(iter(self._exact))]
 
     def _apply(self) -> None:
         states = list(self.states.values())

@@ -4,6 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from workers.adapter.manifest import Manifest, read_manifest, write_manifest
 from workers.configuration import InputError, validated
 
 KEPT = (folders.WEIGHTS, folders.CONFIG, folders.MANIFEST)
+VERIFIED = 256
+"""Folders that need not be hashed again, those that were asked for last."""
+Stamp = tuple[tuple[str, int, int], ...]
+"""Name, size and time of each file of a folder."""
 
 
 class VersionFiles:
@@ -21,7 +26,7 @@ class VersionFiles:
     def __init__(self, folder: Path) -> None:
         """`folder` may not exist yet."""
         self._folder = folder
-        self._verified: dict[str, tuple[tuple[str, int, int], ...]] = {}
+        self._check = lru_cache(VERIFIED)(self._hash)  # remembers no failure
 
     def path(self, digest: str) -> Path:
         """Where the version of this digest lies."""
@@ -58,12 +63,12 @@ class VersionFiles:
         if not folder.is_dir():
             raise InputError(f"version {digest[:12]}: its folder {folder} is gone")
         files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-        stamp = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)
-        if self._verified.get(digest) == stamp:
-            return
-        if {name for name, _ in files} != set(KEPT) or folder_digest(folder) != digest:
+        self._check(digest, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
+
+    def _hash(self, digest: str, stamp: Stamp) -> None:
+        folder = self.path(digest)
+        if {name for name, *_ in stamp} != set(KEPT) or folder_digest(folder) != digest:
             raise InputError(f"version {digest[:12]}: its folder {folder} was altered")
-        self._verified[digest] = stamp
 
     def _settle(self, temporary: Path, digest: str) -> None:
         """Rename into place; a folder that is there already has the same content, or is noticed

@@ -19,7 +19,8 @@ class Guard:
 
     def __init__(self, spec: GuardSpec, windows: Windows, drift: Drift | None = None) -> None:
         self._spec, self._windows, self._drift = spec, windows, drift
-        self._helpless: set[tuple[str, str]] = set()
+        self._helpless: dict[str, str] = {}
+        """By name, the champion that was last found failing with nothing to fall back to."""
 
     def __call__(self, state: Rollout, now: datetime) -> Decision | None:
         """What is to be done now; None where all is well, or nothing can be said yet."""
@@ -50,8 +51,8 @@ class Guard:
             return Decision(
                 action="fallback", version=refuge, reason=breach.reason, evidence=evidence
             )
-        if breach and (state.name, state.champion) not in self._helpless:
-            self._helpless.add((state.name, state.champion))
+        if breach and self._helpless.get(state.name) != state.champion:
+            self._helpless[state.name] = state.champion
             log.error("%s@%s: %s; nothing to fall back to", state.name, state.champion, breach)
         return None
 
