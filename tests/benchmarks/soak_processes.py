@@ -51,14 +51,28 @@ class Memory:
 
     def growth(self) -> dict[str, float]:
         """Of the process that was seen longest of each kind: the last fifth of its time over the
-        second fifth, medians."""
-        longest: dict[str, list[int]] = {}
+        second fifth, medians. The first fifth is a process's start: threads, caches and what is
+        imported late."""
+        return {kind: _part(s, 4, 5) / _part(s, 1, 5) for kind, s in self._longest().items()}
+
+    def curves(self) -> dict[str, list[int]]:
+        """Of the same processes: MiB in each tenth of their time, medians. What grows without an
+        end is told from what fills up once by their shape."""
+        return {
+            kind: [round(_part(sizes, tenth, 10) / 2**20) for tenth in range(10)]
+            for kind, sizes in self._longest().items()
+        }
+
+    def _longest(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
         for pid, sizes in self._sizes.items():
             kind = self._kinds[pid]
-            if len(sizes) > len(longest.get(kind, [])):
-                longest[kind] = sizes
-        return {
-            kind: statistics.median(s[-max(1, len(s) // 5) :])
-            / statistics.median(s[len(s) // 5 : max(len(s) // 5 + 1, 2 * len(s) // 5)])
-            for kind, s in longest.items()
-        }
+            if len(sizes) > len(found.get(kind, [])):
+                found[kind] = sizes
+        return found
+
+
+def _part(sizes: list[int], number: int, parts: int) -> float:
+    """The median of one of so many parts."""
+    first, end = (len(sizes) * n // parts for n in (number, number + 1))
+    return statistics.median(sizes[first : max(end, first + 1)])
