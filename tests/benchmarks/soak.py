@@ -139,8 +139,8 @@ def main() -> int:
     for problem in (score.failures + score.mixed)[:20]:
         print(problem, file=out)
     print(f"answers by version: {dict(score.versions)}; memory: {growth}", file=out)
-    for kind, sizes in memory.curves().items():
-        print(f"{kind}: MiB by tenths of the time {sizes}", file=out)
+    for kind, curve in memory.curves().items():
+        print(f"{kind}: MiB by tenths of the time {curve}", file=out)
     result = {
         "requests": score.requests,
         "failed": len(score.failures),
