@@ -14,7 +14,47 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
+from workers.spec import InputError
+
 BY_SEQUENCE = "moetune_by_sequence"
+LOOKING = "moetune_looking"
+REFUSED = {"softcap": "a soft cap", "position_bias": "a position bias"}
+"""What a model may ask of its attention that no batch on a CPU computes: transformers' sdpa refuses
+a soft cap at the first request, as ours does, and its eager way leaves both out without a word."""
+
+
+def check_attention(model: PreTrainedModel) -> None:
+    """Run a token up to the model's first attention, and see what that is asked for. Raises
+    InputError where batches would not compute it."""
+    before = model.config._attn_implementation
+    AttentionInterface.register(LOOKING, _look)
+    model.set_attn_implementation(LOOKING)
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    except _AskedError as asked:
+        wrong = [REFUSED[name] for name in asked.names]
+    else:
+        wrong = ["code of its own, which does not reach the cache"]
+    finally:
+        model.set_attn_implementation(before)
+    if wrong:
+        raise InputError(
+            f"the base model cannot be batched: the attention of {type(model).__name__} has "
+            f"{' and '.join(wrong)}"
+        )
+
+
+class _AskedError(Exception):
+    """Ends the look; says what was asked for."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(names)
+        self.names = names
+
+
+def _look(*_: Any, **options: Any) -> None:
+    raise _AskedError([name for name in REFUSED if options.get(name) is not None])
 
 
 def attend_by_sequence(model: PreTrainedModel) -> None:
@@ -43,12 +83,12 @@ def by_sequence(
 ) -> tuple[Tensor, None]:
     """As transformers' `sdpa` on a batch [1, heads, tokens, D] of several sequences.
 
-    Grouped heads and sliding windows are as there; a soft cap or a bias on the scores is refused,
-    as a soft cap is there.
+    Grouped heads and sliding windows are as there. `check_attention` has seen to it that nobody
+    asks for more.
     """
-    for name in ("softcap", "position_bias"):
+    for name in REFUSED:
         if options.get(name) is not None:
-            raise ValueError(f"attention by sequence has no {name}; load the model with eager")
+            raise ValueError(f"attention by sequence has no {name}")
     cache = options.pop("cache")
     key, value = cache.update(key, value, module.layer_idx, options)
     window = getattr(cache.layer_to_allocator[module.layer_idx], "sliding_window", None)

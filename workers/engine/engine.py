@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from workers.data.encode import end_ids
+from workers.engine.attention import check_attention
 from workers.engine.capture import RoutingCapture
 from workers.engine.company import Company
 from workers.engine.generation import Generation
@@ -33,6 +34,8 @@ class ContinuousEngine:
     """
 
     def __init__(self, base: Base, limits: Limits) -> None:
+        """Raises InputError where this model cannot be batched, or its cache not be had."""
+        check_attention(base.model)
         self.limits = limits
         self._model = base.model
         self._vocabulary = base.model.get_input_embeddings().num_embeddings

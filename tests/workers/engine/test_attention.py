@@ -1,6 +1,8 @@
 """Attention sequence by sequence gives what generate() gives, whatever the heads and windows."""
 
 import asyncio
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,10 @@ import pytest
 import torch
 from transformers import (
     AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
@@ -15,10 +21,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from workers.engine.attention import BY_SEQUENCE
+from workers.engine.attention import BY_SEQUENCE, check_attention
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits, Sampling
 from workers.model import Base
+from workers.spec import InputError
 
 SIZES: dict[str, Any] = {
     "vocab_size": 260,
@@ -88,3 +95,39 @@ def test_every_request_of_a_batch_gets_what_generate_gives(base: Base) -> None:
     assert answers == wanted
     assert len({tuple(answer) for answer in answers}) > 2
     assert base.model.config._attn_implementation == "sdpa"
+
+
+def gemma2(soft_cap: float | None) -> PreTrainedModel:
+    """Without a cap it is as any other."""
+    fields = {"num_key_value_heads": 2, "head_dim": 8, "attn_logit_softcapping": soft_cap}
+    config = Gemma2Config(**SIZES, **fields, sliding_window=24)
+    config._attn_implementation = "eager"  # its class has no other
+    return Gemma2ForCausalLM(config).eval()
+
+
+def test_a_soft_cap_is_refused_when_the_engine_starts(tiny_model_dir: Path) -> None:
+    """The batches of transformers leave it out: what they give is not what the model gives."""
+    model = gemma2(soft_cap=2.0)
+    base = Base(model, AutoTokenizer.from_pretrained(tiny_model_dir), torch.device("cpu"))
+    before = set(threading.enumerate())
+    with pytest.raises(InputError, match="attention of Gemma2ForCausalLM has a soft cap") as caught:
+        ContinuousEngine(base, LIMITS)
+    assert "\n" not in str(caught.value)
+    assert set(threading.enumerate()) == before
+    assert model.config._attn_implementation == "eager"
+    assert model(torch.tensor([PROMPTS[0]])).logits.isfinite().all(), "and is as it was"
+
+
+def test_attention_that_is_no_part_of_the_interface_is_refused() -> None:
+    """It would not see the cache, and answer without any error from the last token alone."""
+    fields = {"vocab_size": 260, "hidden_size": 64, "n_layer": 2, "n_head": 8}
+    with pytest.raises(InputError, match="BloomForCausalLM has code of its own"):
+        check_attention(BloomForCausalLM(BloomConfig(**fields)).eval())
+
+
+@pytest.mark.parametrize("build", [*MODELS.values(), lambda: gemma2(None)])
+def test_other_attention_is_left_as_it_is(build: Callable[[], PreTrainedModel]) -> None:
+    model = build().eval()
+    before = model.config._attn_implementation
+    check_attention(model)
+    assert model.config._attn_implementation == before
