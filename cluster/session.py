@@ -71,6 +71,14 @@ def session(
         )
 
 
+def check_joinable(address: str) -> None:
+    """Raise the ClusterError of a `session(address)` that would not come about: nothing is there,
+    a dashboard, or a cluster of another version or with another token. Joins nothing."""
+    endpoint = resolve(address)
+    with environment.applied(environment.settings(endpoint.token_file)):
+        _check(endpoint)
+
+
 def _check(endpoint: Endpoint) -> None:
     """Something that can be joined answers there."""
     if endpoint.address is None:

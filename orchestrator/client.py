@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from orchestrator.edge.tls import trusting
+from workers.engine.request import RequestError
 from workers.spec import InputError
 
 CONNECT_SECONDS, READ_SECONDS = 5, 300
@@ -58,8 +59,7 @@ class Client:
                 client.stream(method, f"{self._address}{path}", **options) as response,
             ):
                 if response.status_code != httpx.codes.OK:
-                    reason = _reason(response.read(), response.status_code)
-                    raise InputError(f"{self._url}: {reason}")
+                    raise _refusal(self._url, response.read(), response.status_code)
                 yield response
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             said = error or type(error).__name__
@@ -89,9 +89,12 @@ def _pieces(url: str, response: httpx.Response) -> Iterator[str]:
                 yield text
 
 
-def _reason(raw: bytes, status: int) -> str:
-    """The message of an OpenAI error body, or what there is instead."""
+def _refusal(url: str, raw: bytes, status: int) -> RequestError:
+    """What an OpenAI error body says, or what there is instead."""
     try:
-        return str(json.loads(raw)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"HTTP {status}: {' '.join(raw.decode(errors='replace').split())[:200]}"
+        error = json.loads(raw)["error"]
+        message, code = str(error["message"]), error.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        said = " ".join(raw.decode(errors="replace").split())[:200]
+        message, code = f"HTTP {status}: {said}", None
+    return RequestError(f"{url}: {message}", None, status, code)

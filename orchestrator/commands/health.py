@@ -105,18 +105,24 @@ def watch(
     storage: Storage = DEFAULT_STORAGE,
     store: Store = None,
 ) -> None:
-    """Train a name anew when its requests drift or answers get worse, and propose the result."""
-    from cluster.errors import ClusterError
+    """Train a name anew when its requests drift or answers get worse, and propose the result.
+
+    With --address (HOST:PORT of the cluster, which must see the same files) trainings are jobs of
+    that cluster; answers are measured on it too, so run this on one of its machines.
+    """
     from cluster.jobs import JobClient
+    from cluster.session import check_joinable
     from orchestrator.registry import check_name
     from orchestrator.retraining.policy import load_policy
     from orchestrator.retraining.runs import ClusterRuns, HereRuns
     from orchestrator.retraining.signals import Signals, endpoint_drift, measured_quality
     from orchestrator.retraining.watch import Watch
-    from workers.spec import InputError
+    from workers.spec import one_line
 
     check_name(name, "name")
     rules, book = load_policy(policy), registry(storage, store)
+    if address:
+        check_joinable(address)
     drift = endpoint_drift(_client(url, ca), name)
     runs = ClusterRuns(JobClient(address)) if address else HereRuns()
     signals = Signals(drift, measured_quality(book, name))
@@ -124,10 +130,10 @@ def watch(
     while True:
         try:
             print(watching.look(), flush=True)
-        except (InputError, ClusterError) as error:
+        except Exception as error:  # the next look may do better
             if once:
                 raise
-            print(f"moetune: {error}", file=sys.stderr, flush=True)
+            print(f"moetune: {one_line(error)}", file=sys.stderr, flush=True)
         if once:
             return
         time.sleep(60 * rules.every_minutes)

@@ -16,6 +16,9 @@ from workers.engine.request import RequestError
 if TYPE_CHECKING:
     from orchestrator.registry import Registry
 
+QUIET = "no_requests"
+"""Code of the error where nothing was seen yet."""
+
 
 class RouterHealth:
     """Health and drift by version. Safe to call from several threads.
@@ -65,7 +68,10 @@ class RouterHealth:
             ]
         if not found:
             raise RequestError(
-                f"{name}: no version with routers has answered under this name yet", None, 404
+                f"{name}: no version with routers has answered under this name yet",
+                None,
+                404,
+                QUIET,
             )
         return Health(name=name, versions=tuple(self._told(*one) for one in found))
 

@@ -16,8 +16,7 @@ from pydantic import Field, ValidationError
 
 from workers.configuration import InputError, Spec
 
-Kind = Literal["measured", "submitted", "failed", "kept", "proposed", "canary"]
-ENDS: tuple[Kind, ...] = ("failed", "kept", "proposed", "canary")
+Kind = Literal["measured", "submitted", "unsent", "failed", "kept", "proposed", "canary"]
 
 
 class Entry(Spec):
@@ -25,8 +24,9 @@ class Entry(Spec):
 
     at: datetime
     kind: Kind
-    """measured: labelled rows were answered; submitted: a training began. It ends as failed, kept
-    (the champion is better), proposed or canary."""
+    """measured: labelled rows were answered; submitted: a training began; unsent: it did not, since
+    no cluster took it. Else it ends as failed, kept (the champion is better), proposed or canary.
+    """
     why: str
     """In words."""
     study: str | None = None
@@ -85,7 +85,13 @@ class Diary:
         """The latest line of a kind."""
         return next((entry for entry in reversed(self.entries()) if entry.kind == kind), None)
 
+    def begun(self) -> list[Entry]:
+        """The trainings that some cluster took, oldest first."""
+        entries = self.entries()
+        unsent = {entry.study for entry in entries if entry.kind == "unsent"}
+        return [e for e in entries if e.kind == "submitted" and e.study not in unsent]
+
     def begun_since(self, time: timedelta) -> int:
-        """Trainings that began within this time."""
+        """How many of them began within this time."""
         since = datetime.now(UTC) - time
-        return sum(entry.kind == "submitted" and entry.at >= since for entry in self.entries())
+        return sum(entry.at >= since for entry in self.begun())

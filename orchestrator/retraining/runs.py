@@ -19,7 +19,7 @@ class End:
 
 
 class Runs(Protocol):
-    """Runs jobs' studies. Raises InputError and ClusterError."""
+    """Runs jobs' studies. Raises InputError, and ClusterError where there is no cluster for it."""
 
     def start(self, job: JobSpec) -> None:
         """Begin; may return only when all is done."""
@@ -31,14 +31,17 @@ class Runs(Protocol):
 
 
 class HereRuns:
-    """In this process, on the connected cluster, until all is done."""
+    """In this process, on the cluster that it is connected to, or else a local one, until all is
+    done."""
 
     def start(self, job: JobSpec) -> None:
         """See `Runs`."""
+        from cluster.session import session
         from orchestrator.tuner import preflight, run
 
-        preflight(job)
-        run(job)
+        with session():
+            preflight(job)
+            run(job)
 
     def end(self, study: str) -> End | None:  # noqa: ARG002
         """See `Runs`. What was cut off with its process runs no more."""

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.client import Client
+from orchestrator.health.monitor import QUIET
 from orchestrator.health.report import Health, Verdict
 from orchestrator.registry import Registry
 from orchestrator.retraining.policy import QualityRule
+from workers.engine.request import RequestError
 from workers.spec import InputError, validated
 
 
@@ -21,10 +23,16 @@ class Signals:
 
 
 def endpoint_drift(client: Client, name: str) -> Callable[[str], Verdict | None]:
-    """The word of an endpoint. Raises InputError where it does not answer."""
+    """The word of an endpoint. Raises InputError where it does not answer; an endpoint that nobody
+    has asked for anything yet does."""
 
     def drift(version: str) -> Verdict | None:
-        body = client.get(f"/moetune/v1/health/{name}")
+        try:
+            body = client.get(f"/moetune/v1/health/{name}")
+        except RequestError as error:
+            if error.code == QUIET:
+                return None
+            raise
         told = validated(Health, body, f"the health of {name}")
         return next((one.drift for one in told.versions if one.version == version), None)
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from cluster.errors import ClusterError
 from cluster.session import session
 from orchestrator.registry import Registry, Version
-from orchestrator.retraining.diary import Diary, Entry
+from orchestrator.retraining.diary import Diary, Entry, Kind
 from orchestrator.retraining.fresh import with_fresh
 from orchestrator.retraining.outcome import Contest, Outcome
 from orchestrator.retraining.policy import Policy
@@ -30,7 +31,7 @@ class Watch:
     signals: Signals
     runs: Runs
     address: str | None = None
-    """Cluster for what the watch itself measures and trains; None starts a local one for it."""
+    """Cluster for what the watch itself measures; None starts a local one for it."""
 
     @property
     def folder(self) -> Path:
@@ -81,8 +82,8 @@ class Watch:
 
     def _held(self) -> str | None:
         """Why nothing is trained now."""
-        last, cooldown = self.diary.last("submitted"), timedelta(hours=self.policy.cooldown_hours)
-        if last and _since(last) < cooldown:
+        begun, cooldown = self.diary.begun(), timedelta(hours=self.policy.cooldown_hours)
+        if begun and _since(last := begun[-1]) < cooldown:
             return f"trained {last.study} at {last.at:%Y-%m-%d %H:%M}, waits for the cooldown"
         if self.diary.begun_since(DAY) >= self.policy.max_per_day:
             return f"has trained {self.policy.max_per_day} times in 24 hours, which is the most"
@@ -92,10 +93,10 @@ class Watch:
         job = self._job()
         self.diary.note("submitted", why, study=job.name)
         try:
-            with session(self.address):
-                self.runs.start(job)
+            self.runs.start(job)
         except Exception as error:
-            self.diary.note("failed", one_line(error), study=job.name)
+            kind: Kind = "unsent" if isinstance(error, ClusterError) else "failed"
+            self.diary.note(kind, one_line(error), study=job.name)
             raise
         running = self.diary.running()
         assert running is not None, "it was noted a moment ago"

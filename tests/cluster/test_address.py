@@ -7,7 +7,7 @@ import pytest
 from cluster.address import Endpoint, resolve
 from cluster.errors import ClusterError
 from cluster.handshake import check_cluster, check_dashboard, reach
-from cluster.session import Session
+from cluster.session import Session, check_joinable
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,18 @@ def test_refuses_a_silent_port_in_seconds(silent_address: str) -> None:
     assert time.monotonic() - begun < 12
 
 
+def test_what_cannot_be_joined_is_told_before_anything_is_done(silent_address: str) -> None:
+    with pytest.raises(ClusterError, match=r"is a dashboard, .* give HOST:PORT"):
+        check_joinable(f"http://{silent_address}")
+
+
 def test_finds_our_own_cluster_by_each_of_its_addresses(ray_cluster: Session) -> None:
     ours = Endpoint(ray_cluster.address, ray_cluster.dashboard_url, ray_cluster.token_file)
     assert resolve(ray_cluster.address) == ours
     assert resolve(f"{ray_cluster.dashboard_url}/") == ours
     assert ray_cluster.address in reach(ray_cluster.address)
+    check_joinable(ray_cluster.address)
+    check_joinable(f"{ray_cluster.dashboard_url}")
 
 
 def test_tells_a_dashboard_from_another_server(ray_cluster: Session) -> None:

@@ -1,16 +1,32 @@
 """From drift to a canary: what a watch does, when, and what it remembers."""
 
+import asyncio
 import json
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 import yaml
+from typer.testing import CliRunner
 
+from cluster.errors import ClusterError
+from cluster.jobs import JobClient
+from cluster.session import Session
+from orchestrator.api import create_app
+from orchestrator.catalogue import Catalogue
+from orchestrator.cli import app
+from orchestrator.edge.parts import Edge
 from orchestrator.health.monitor import RouterHealth
+from orchestrator.health.routes import routes as health_routes
 from orchestrator.health.spec import HealthSpec
 from orchestrator.promotion import promote
+from orchestrator.proxy import free_port
 from orchestrator.registry import Registry
 from orchestrator.retraining.diary import Diary
 from orchestrator.retraining.fresh import with_fresh
@@ -28,6 +44,7 @@ from tests.orchestrator.traffic import (
     rows_of,
     write_rows,
 )
+from workers.engine.request import Adapter, Chunk, TextRequest
 from workers.spec import InputError
 
 
@@ -66,15 +83,19 @@ def policy(trained: Trained, tmp_path: Path) -> Policy:
     return load_policy(tmp_path / "policy.yaml")
 
 
+def registry_of(place: ClusterSpec) -> Registry:
+    return Registry(place.store_url(), place.storage)
+
+
 def watching(policy: Policy, place: ClusterSpec, monitor: RouterHealth, runs: Any = None) -> Watch:
-    registry = Registry(place.store_url(), place.storage)
+    registry = registry_of(place)
     signals = Signals(monitor.drift, measured_quality(registry, "home"))
     return Watch("home", policy, registry, place, signals, runs or HereRuns())
 
 
 def monitor_of(place: ClusterSpec, trained: Trained, windows: int) -> RouterHealth:
     """That has seen so many windows of the other domain answered by the champion."""
-    registry = Registry(place.store_url(), place.storage)
+    registry = registry_of(place)
     monitor = RouterHealth.of(HealthSpec(window=50), registry)
     champion = registry.champion("home")
     assert champion is not None
@@ -148,6 +169,93 @@ def test_drift_leads_to_a_training_and_its_better_version_to_a_canary(
     proposed = weaker.conclude(changed(policy, action="propose"), "again")
     assert proposed.kind == "proposed"
     assert f"moetune promote {begun.study} --to home" in proposed.why
+
+
+class Nobody:
+    """A backend that is never asked."""
+
+    def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
+        raise NotImplementedError
+
+    async def load(self, adapter: Adapter) -> None:
+        pass
+
+    async def ready(self) -> bool:
+        return True
+
+
+@contextmanager
+def endpoint(place: ClusterSpec, monitor: RouterHealth) -> Iterator[str]:
+    """The URL of a gateway that tells what the monitor has seen."""
+    catalogue = Catalogue(registry_of(place), "base", Nobody().load)
+    gateway = create_app(Nobody(), catalogue, Edge(routers=(health_routes(monitor),)))
+    port = free_port("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(gateway, port=port, log_level="error"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    thread.start()
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
+    try:
+        while not server.started:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(60)
+
+
+@pytest.mark.slow
+def test_a_training_on_another_cluster_leads_to_a_canary_too(
+    policy: Policy, place: ClusterSpec, trained: Trained, tmp_path: Path, ray_cluster: Session
+) -> None:
+    """The command as cron runs it: it submits, waits, and concludes, a look at a time."""
+
+    def look(url: str) -> str:
+        words = ["watch", "home", "--once", "--policy", str(tmp_path / "policy.yaml")]
+        where = ["--url", url, "--address", ray_cluster.address, "--storage", place.storage]
+        result = CliRunner().invoke(app, [*words, *where])
+        assert result.exit_code == 0, (result.output, result.exception)
+        return result.stdout
+
+    with endpoint(place, RouterHealth.of(HealthSpec(window=50), registry_of(place))) as quiet:
+        assert look(quiet).endswith("nothing to do\n"), "nobody has asked it for anything yet"
+    diary = watching(policy, place, RouterHealth()).diary
+    with endpoint(place, monitor_of(place, trained, windows=3)) as url:
+        said, deadline = look(url), time.monotonic() + 240
+        begun = diary.running()
+        assert begun is not None, said
+        assert f"{begun.study} runs since" in said
+        while diary.running():
+            assert time.monotonic() < deadline, said
+            time.sleep(1)
+            said = look(url)
+        assert f"{begun.study}: canary: " in said
+        assert "cooldown" in look(url)
+    [job] = [job for job in JobClient(ray_cluster.address).list() if job.id == begun.study]
+    assert (job.state, job.metadata["study"]) == ("SUCCEEDED", begun.study)
+    rollout = registry_of(place).rollout("home")
+    assert rollout is not None
+    assert rollout.canary is not None
+    assert rollout.canary.version == diary.entries()[-1].version
+
+
+class Unreachable(Elsewhere):
+    """A cluster that is away for a moment."""
+
+    def start(self, job: JobSpec) -> None:
+        raise ClusterError("http://head:8265: no dashboard answers")
+
+
+def test_what_no_cluster_took_was_no_training(
+    policy: Policy, place: ClusterSpec, trained: Trained
+) -> None:
+    monitor, there = monitor_of(place, trained, 3), Elsewhere()
+    with pytest.raises(ClusterError, match="no dashboard"):
+        watching(policy, place, monitor, Unreachable()).look()
+    watch = watching(policy, place, monitor, there)
+    assert watch.diary.entries()[-1].kind == "unsent"
+    assert "runs since" in watch.look(), "it is sent as soon as there is a cluster"
+    assert len(there.jobs) == 1
 
 
 @pytest.mark.slow
