@@ -39,7 +39,7 @@ class RolloutParts:
         windows = Windows(spec)
         comparisons = Comparisons(windows)
         advisers = (Guard(spec, windows, drift), Plans(spec, windows), comparisons)
-        router = routes(registry, catalogue, comparisons)
+        router = routes(registry, catalogue, comparisons, windows)
         return cls(catalogue, windows, comparisons, Steward(registry, advisers), router)
 
     def observe(self, answered: Answered) -> None:

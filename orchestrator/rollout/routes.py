@@ -15,7 +15,9 @@ from orchestrator.promotion import GateRefused, abort, promote, rollback
 from orchestrator.records import Event
 from orchestrator.registry import Registry
 from orchestrator.rollout.plan import stage
+from orchestrator.rollout.reach import reach
 from orchestrator.rollout.shadow import Comparisons
+from orchestrator.rollout.window import Windows
 from workers.engine.request import RequestError
 
 Reader = Annotated[Caller, Depends(wants("infer"))]
@@ -50,10 +52,12 @@ class Promotion(Why):
     mode: Literal["min", "max"] = "min"
 
 
-def routes(registry: Registry, catalogue: Catalogue, comparisons: Comparisons) -> APIRouter:
+def routes(
+    registry: Registry, catalogue: Catalogue, comparisons: Comparisons, windows: Windows
+) -> APIRouter:
     """`GET /rollouts`, `GET /rollouts/NAME`, `GET /rollouts/NAME/history`,
     `POST /rollouts/NAME/{promote,rollback,abort}`."""
-    desk = Desk(registry, catalogue, comparisons)
+    desk = Desk(registry, catalogue, comparisons, windows)
     router = APIRouter(prefix="/rollouts", tags=["roll-out"])
     router.get("")(desk.all)
     router.get("/{name}")(desk.one)
@@ -67,9 +71,11 @@ def routes(registry: Registry, catalogue: Catalogue, comparisons: Comparisons) -
 class Desk:
     """The routes."""
 
-    def __init__(self, registry: Registry, catalogue: Catalogue, comparisons: Comparisons) -> None:
+    def __init__(
+        self, registry: Registry, catalogue: Catalogue, comparisons: Comparisons, windows: Windows
+    ) -> None:
         self._registry, self._catalogue = registry, catalogue
-        self._comparisons = comparisons
+        self._comparisons, self._windows = comparisons, windows
 
     async def all(self, _: Reader) -> dict[str, Any]:
         """Every name's state."""
@@ -131,6 +137,11 @@ class Desk:
         state = self._catalogue.states.get(name)
         if state is None:
             raise RequestError(f"nothing was promoted to {name}", "name", 404, "not_found")
-        seen = self._comparisons.figures(state, datetime.now(UTC))
+        now = datetime.now(UTC)
         refused = {v: why for v, why in self._catalogue.refused.items() if v in state.concerned}
-        return {**state.as_dict(), "shadow_seen": seen, "refused": refused}
+        return {
+            **state.as_dict(),
+            "shadow_seen": self._comparisons.figures(state, now),
+            "requests": reach(state, self._windows, now),
+            "refused": refused,
+        }

@@ -6,6 +6,8 @@ from typing import Any
 from orchestrator.records import Event
 from orchestrator.rollout.plan import plan_of
 
+STICKY = "(a request's `user`, else its key: each stays on one side)"
+
 
 def evidence_line(event: Event) -> str:
     """What the decision rests on, and what it leads to."""
@@ -66,7 +68,8 @@ def outcome(event: Event) -> str:
         case "rollback":
             return f"{event.name} is back at {version} (was {before})"
         case "canary":
-            return f"{version} is the canary of {event.name}: {plan_of(event.evidence)}"
+            plan = plan_of(event.evidence)
+            return f"{version} is the canary of {event.name}: {plan} of the users {STICKY}"
         case "shadow":
             return f"{version} is the shadow of {event.name}"
     return f"{version} has ended; {event.name} stays {event.name}@{before}"

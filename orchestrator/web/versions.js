@@ -29,6 +29,8 @@ function card(state, events) {
       fact("champion", mono(`${state.champion} since ${time(state.since)}`)),
       fact("before", state.previous && mono(state.previous)),
       fact("canary", state.canary && plan(state.canary)),
+      fact("requests", state.requests && `${state.requests.canary} to the canary, ${state.requests.champion} to the champion`),
+      fact("warning", state.requests?.warning),
       fact("shadow", state.shadow && mono(state.shadow)),
       fact("shadow's answers", state.shadow_seen && seen(state.shadow_seen)),
       Object.entries(state.refused || {}).flatMap(([version, why]) => fact("refused", `${version}: ${why}`))),

@@ -163,6 +163,7 @@ def test_a_person_enters_the_key_chats_and_sees_all(tab: Page, url: str, tmp_pat
     tab.click("#tab-versions")
     tab.until("document.querySelectorAll('#versions tbody tr').length >= 2")
     assert "canary 10 %" in tab.text("#versions .traffic")
+    assert "to the canary, " in tab.text("#versions dl")
     assert EVIL in str(tab.js("document.querySelector('#versions table').textContent"))
     assert "<b>test</b>" in tab.text("#versions table")
     tab.screenshot(tmp_path / "versions.png")

@@ -17,7 +17,7 @@ from orchestrator.records import Event, Version
 from orchestrator.registry import Registry
 from orchestrator.rollout.parts import RolloutParts
 from orchestrator.rollout.spec import GuardSpec
-from tests.orchestrator.rollout.traffic import answered
+from tests.orchestrator.rollout.traffic import answered, observed
 from workers.engine.request import Adapter
 
 KEY = "0123456789abcdef-test"
@@ -82,9 +82,25 @@ def test_the_state_of_names(
     assert (state["champion"], state["shadow"]) == (versions[0].id, versions[2].id)
     assert (state["canary"]["version"], state["canary"]["share"]) == (versions[1].id, 0.05)
     assert (state["shadow_seen"]["requests"], state["shadow_seen"]["equal"]) == (1, 1.0)
+    assert state["requests"] == {"canary": 0, "champion": 0, "warning": None}
     assert state["refused"] == {}
     assert every.json() == {"rollouts": [state]}
     assert other.status_code == 404
+
+
+def test_a_canary_that_nobody_meets_is_told(
+    ask: Ask, begin: Begin, versions: list[Version], parts: RolloutParts
+) -> None:
+    begin(0)
+    begin(1, canary="10%")
+    [quiet] = ask(("GET", HOME, None))
+    assert quiet.json()["requests"] == {"canary": 0, "champion": 0, "warning": None}
+    observed(parts.observe, (50, answered(versions[0].id, at=datetime.now(UTC))))
+    [warned] = ask(("GET", HOME, None))
+    told = warned.json()["requests"]
+    assert (told["canary"], told["champion"]) == (0, 50)
+    assert told["warning"].startswith("none of the last 50 requests met the canary of 10%; ")
+    assert "field `user`" in told["warning"]
 
 
 def test_promote_canary_abort_and_rollback(ask: Ask, begin: Begin, versions: Any) -> None:

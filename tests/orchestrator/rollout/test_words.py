@@ -32,7 +32,10 @@ def test_promotions_tell_their_measures(begin: Begin) -> None:
     assert evidence_line(begin(0)) == "validation/loss 3"
     canary = begin(1, plan="5%,100% every 30m")
     assert evidence_line(canary) == "plan 5%, 100% every 30m; validation/loss 2, champion's 3"
-    assert outcome(canary) == f"home@{canary.version} is the canary of home: 5%, 100% every 30m"
+    assert outcome(canary) == (
+        f"home@{canary.version} is the canary of home: 5%, 100% every 30m of the users "
+        "(a request's `user`, else its key: each stays on one side)"
+    )
 
 
 def test_what_was_overridden_and_what_a_shadow_lacks(
