@@ -1,6 +1,6 @@
 """What the endpoint's processes need to know."""
 
-from orchestrator.rollout.acknowledge import Golden
+from orchestrator.rollout.golden import EXACT, ROUNDED, Golden
 from orchestrator.spec import ServeSpec
 from workers.engine.request import Limits
 from workers.spec import ModelSpec, Spec
@@ -37,4 +37,6 @@ class EndpointSpec(Spec):
 
     def golden(self) -> Golden:
         """What every replica is asked before a version gets traffic."""
-        return Golden(self.serve.rollout.golden_prompt, self.serve.rollout.golden_tokens)
+        asked, exact = self.serve.rollout, self.model.dtype == "float32"
+        tolerance = EXACT if exact and self.model.quantization is None else ROUNDED
+        return Golden(asked.golden_prompt, asked.golden_tokens, tolerance)

@@ -17,6 +17,7 @@ from orchestrator.health.parts import HealthParts
 from orchestrator.registry import Registry
 from orchestrator.replicas import Replicas
 from orchestrator.rollout.acknowledge import TwoPhases
+from orchestrator.rollout.first_answers import FirstAnswers
 from orchestrator.rollout.parts import RolloutParts
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook for an application that is made on the replica."""
         spec = self._spec
-        ready = TwoPhases(self._backend, spec.golden())
+        golden = spec.golden()
+        first = FirstAnswers(self._registry, golden, spec.model)
+        ready = TwoPhases(self._backend, golden, first)
         catalogue = Catalogue(
             self._registry, spec.base_id, ready, self._backend.unload, spec.serve.max_adapters
         )

@@ -142,6 +142,17 @@ class Registry:
         """The lineage of a version, from its verified folder."""
         return self._files.manifest(version.digest)
 
+    def first_answer(self, digest: str, setting: str) -> Any:
+        """What a version's replicas answered to a golden prompt when they first acknowledged it in
+        a setting, as plain values; None where they have not yet."""
+        return next((row["answer"] for row in self._store.answers(digest, setting)), None)
+
+    def keep_answer(self, digest: str, setting: str, answer: Any) -> None:
+        """Keep a first answer; where there is one already, that one stays."""
+        at = datetime.now(UTC).isoformat()
+        row = {"digest": digest, "setting": setting, "answer": answer, "at": at}
+        self._store.add_answer(row)
+
     def append(self, event: Event) -> bool:
         """Append to a name's log; False where `event.revision` is taken: somebody else was first.
 

@@ -1,12 +1,16 @@
 """The engine as a Ray Serve deployment: what each of its replicas runs."""
 
 import logging
-from collections.abc import AsyncGenerator
+import platform
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 
 from orchestrator.endpoint import EndpointSpec
 from orchestrator.registry import Registry
-from orchestrator.rollout.acknowledge import Acknowledged, Golden, acknowledge
+from orchestrator.rollout.acknowledge import Acknowledged, Generates, acknowledge, hold
+from orchestrator.rollout.first_answers import FirstAnswers
+from orchestrator.rollout.golden import Answer, Golden
 from orchestrator.rollout.loaded import wanted
 from workers.engine.protocol import Engine
 from workers.engine.request import Adapter, Chunk, TextRequest
@@ -27,10 +31,12 @@ class Replica:
         from workers.model import load_base
 
         base = load_base(spec.model)
+        self._golden, self._hardware = spec.golden(), hardware_kind(base.model.device.type)
         self._engine = ContinuousEngine(base, spec.limits())
         self._text = TextEngine(self._engine, base.tokenizer)
         EngineMetrics(self._engine, str(get_replica_context().rank.rank))
         catch_up(self._engine, spec)
+        self._promised = promised(self._engine.loaded(), spec, self._hardware)
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
         """See `orchestrator.gateway.Backend`."""
@@ -48,16 +54,20 @@ class Replica:
 
     async def check(self, adapter: Adapter, golden: Golden) -> Acknowledged:
         """This replica's word on a version; see `orchestrator.rollout.acknowledge`."""
-        return await acknowledge(self._text, adapter, golden)
+        said = await acknowledge(self._text, adapter, golden)
+        return replace(said, hardware=self._hardware)
 
     async def ready(self) -> bool:
         """Whether the engine generates."""
         return await self._text.ready()
 
     async def check_health(self) -> None:
-        """Serve replaces a replica whose engine cannot go on."""
+        """Serve replaces a replica whose engine cannot go on. It asks before the first request
+        too: one that does not answer as others did before it gets none."""
         if not self._engine.healthy:
             raise RuntimeError("the engine has stopped")
+        await prove(self._text, self._golden, self._promised)
+        self._promised = ()
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
@@ -77,6 +87,43 @@ def catch_up(engine: Engine, spec: EndpointSpec) -> None:
         return
     for version in versions:
         try:
+            registry.verify(version)
             engine.load(Adapter(version.id, str(version.folder)))
         except InputError as error:  # of another base, perhaps
             log.info("version %s is not loaded: %s", version.id, error)
+
+
+def hardware_kind(device: str) -> str:
+    """What kind of hardware this process computes on: `cpu x86_64`, or the GPU's name."""
+    if device != "cuda":
+        return f"{device} {platform.machine()}"
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+Promised = tuple[tuple[Adapter, Answer], ...]
+"""Versions, and what was answered to the golden prompt when they were first acknowledged."""
+
+
+def promised(loaded: Iterable[str], spec: EndpointSpec, hardware: str) -> Promised:
+    """What is to be expected of versions that a replica has loaded by itself. Nothing of those that
+    were never acknowledged, nor where the registry cannot be read."""
+    registry = Registry(spec.store_url, spec.storage)
+    first = FirstAnswers(registry, spec.golden(), spec.model)
+    try:
+        versions = [registry.version(id) for id in loaded]
+        found = [(version, first.get(version.digest, hardware)) for version in versions]
+    except InputError as error:
+        log.warning("this replica's answers are not checked: %s", error)
+        return ()
+    finally:
+        registry.close()
+    return tuple((Adapter(v.id, str(v.folder)), answer) for v, answer in found if answer)
+
+
+async def prove(engine: Generates, golden: Golden, promised: Promised) -> None:
+    """InputError where an answer is another one than promised."""
+    for adapter, kept in promised:
+        said = await acknowledge(engine, adapter, golden)
+        hold(adapter, said.answer, kept, golden.tolerance)

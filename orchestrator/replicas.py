@@ -7,7 +7,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.rollout.acknowledge import Acknowledged, Golden, NotNow
+from orchestrator.rollout.acknowledge import Acknowledged, NotNow
+from orchestrator.rollout.golden import Golden
 from workers.engine.request import Adapter, Chunk, RequestError, TextRequest
 from workers.spec import InputError
 

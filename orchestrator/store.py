@@ -1,4 +1,4 @@
-"""The registry's two tables, in the same database as Optuna's. Loaded only when it is used."""
+"""The registry's tables, in the same database as Optuna's. Loaded only when it is used."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,6 +37,16 @@ EVENTS = sa.Table(
     sa.Column("at", sa.String(32), nullable=False),
 )
 
+# The first answer of a version's replicas to a golden prompt; the key lets no second one in.
+ANSWERS = sa.Table(
+    "moetune_answers",
+    METADATA,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("setting", sa.String(64), primary_key=True),
+    sa.Column("answer", sa.JSON, nullable=False),
+    sa.Column("at", sa.String(32), nullable=False),
+)
+
 
 class Store:
     """Reads and appends rows; every statement is its own transaction."""
@@ -52,6 +62,15 @@ class Store:
     def add_event(self, row: Mapping[str, Any]) -> bool:
         """Append an event; False where its (name, revision) was taken in the meantime."""
         return self._database.insert(EVENTS, row)
+
+    def add_answer(self, row: Mapping[str, Any]) -> None:
+        """Insert an answer; one that is there stays as it is."""
+        self._database.insert(ANSWERS, row)
+
+    def answers(self, digest: str, setting: str) -> Sequence[Row]:
+        """The first answer of a version in a setting, if there is one."""
+        query = sa.select(ANSWERS).where(ANSWERS.c.digest == digest, ANSWERS.c.setting == setting)
+        return self._database.rows(query)
 
     def versions(self, study: str | None = None, prefix: str = "") -> Sequence[Row]:
         """Versions of a study, or those whose digest begins with `prefix`, oldest first."""

@@ -14,8 +14,9 @@ class RolloutSpec(Spec):
     """How a version comes to its traffic."""
 
     golden_prompt: Annotated[str, Field(min_length=1)] = "The quick brown fox"
-    """Every replica answers it with a new version before that gets traffic: with finite numbers,
-    and all of them with the same tokens."""
+    """Every replica answers it with a version before that gets traffic: with finite numbers, all
+    of them alike, and as when the version was first acknowledged on such hardware. Another prompt
+    begins anew; it should be one that a version answers with more than its end."""
     golden_tokens: PositiveInt = 8
     """Tokens of that answer."""
 

@@ -11,7 +11,8 @@ import pytest
 from orchestrator.catalogue import Catalogue
 from orchestrator.promotion import abort, promote, rollback
 from orchestrator.registry import Registry, Version
-from orchestrator.rollout.acknowledge import Acknowledged, Golden, TwoPhases, acknowledge
+from orchestrator.rollout.acknowledge import Acknowledged, TwoPhases, acknowledge
+from orchestrator.rollout.golden import Golden
 from orchestrator.rollout.log import Decision, append
 from orchestrator.rollout.plan import stage
 from workers.engine.engine import ContinuousEngine
@@ -257,8 +258,8 @@ def test_a_version_that_is_not_acknowledged_gets_no_traffic(
             if spoil == "numbers":  # what `acknowledge` makes of an engine's non_finite
                 await acknowledge(Failing("non_finite"), adapter, golden)
             if spoil == "files":
-                return [first, Acknowledged("0" * 64, second.tokens)]
-            return [first, Acknowledged(second.digest, second.tokens[:-1])]
+                return [first, Acknowledged("0" * 64, second.answer)]
+            return [first, Acknowledged(second.digest, second.answer[:-1])]
 
     async def main() -> None:
         catalogue = follow(registry, Spoilt(fleet.engines))
@@ -303,7 +304,7 @@ def test_a_busy_replica_is_asked_again(fleet: Fleet, versions: list[Version]) ->
         said = await ask(busy)
         assert said == await ask(fleet.engines[1])
         assert said.digest == versions[0].digest
-        assert len(said.tokens) == 6
+        assert len(said.answer) == 6
         with pytest.raises(InputError, match="golden prompt"):
             await ask(Failing("engine_error"))
 

@@ -9,7 +9,9 @@ import pytest
 from orchestrator.endpoint import EndpointSpec
 from orchestrator.promotion import promote
 from orchestrator.registry import Registry, Version
-from orchestrator.replica import catch_up
+from orchestrator.replica import catch_up, hardware_kind, promised
+from orchestrator.rollout.first_answers import FirstAnswers
+from orchestrator.rollout.golden import EXACT, ROUNDED, Place
 from orchestrator.rollout.plan import stage
 from orchestrator.spec import ServeSpec
 from workers.engine.engine import ContinuousEngine
@@ -39,6 +41,15 @@ def versions(registry: Registry, folders: list[Path]) -> list[Version]:
     return made
 
 
+def spec(model: Path, storage: Path, **serve: int) -> EndpointSpec:
+    return EndpointSpec(
+        serve=ServeSpec.model_validate(serve),
+        model=ModelSpec(path=str(model), device="cpu"),
+        store_url=f"sqlite:///{storage}/moetune.db",
+        storage=str(storage),
+    )
+
+
 @pytest.fixture
 def holds(tiny_model_dir: Path, tmp_path: Path) -> Iterator[Callable[..., set[str]]]:
     """holds(max_adapters=2): what a replica that starts now holds."""
@@ -48,13 +59,7 @@ def holds(tiny_model_dir: Path, tmp_path: Path) -> Iterator[Callable[..., set[st
     def started(**serve: int) -> set[str]:
         for slot in engine.loaded():
             engine.unload(slot)
-        spec = EndpointSpec(
-            serve=ServeSpec.model_validate(serve),
-            model=ModelSpec(path=str(tiny_model_dir), device="cpu"),
-            store_url=f"sqlite:///{tmp_path}/moetune.db",
-            storage=str(tmp_path),
-        )
-        catch_up(engine, spec)
+        catch_up(engine, spec(tiny_model_dir, tmp_path, **serve))
         return set(engine.loaded())
 
     yield started
@@ -75,7 +80,10 @@ def test_a_replica_starts_without_what_it_cannot_load(
     weights = versions[1].folder / "adapter_model.safetensors"
     weights.chmod(0o600)
     weights.write_bytes(b"damaged")
-    assert holds() == {versions[0].id, versions[2].id}
+    manifest = versions[2].folder / "manifest.json"
+    manifest.chmod(0o600)
+    manifest.write_text(manifest.read_text() + " ")
+    assert holds() == {versions[0].id}
 
 
 def test_a_replica_starts_without_a_registry(
@@ -83,3 +91,28 @@ def test_a_replica_starts_without_a_registry(
 ) -> None:
     (tmp_path / "moetune.db").mkdir()  # SQLite cannot open a folder
     assert holds() == set()
+
+
+def test_a_replica_is_to_answer_as_was_acknowledged_first(
+    registry: Registry, versions: list[Version], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    served, answer = spec(tiny_model_dir, tmp_path), (Place(7, -0.5, 3.0),)
+    first = FirstAnswers(registry, served.golden(), served.model)
+    first.keep(versions[1].digest, {hardware_kind("cpu"): answer})
+    loaded = [version.id for version in versions[:3]]
+    [(adapter, kept)] = promised(loaded, served, hardware_kind("cpu"))
+    assert (adapter.slot, adapter.folder, kept) == (loaded[1], str(versions[1].folder), answer)
+    assert promised(loaded, served, "another machine") == ()
+    assert promised(loaded, spec(tiny_model_dir, tmp_path / "gone"), hardware_kind("cpu")) == ()
+
+
+@pytest.mark.parametrize(
+    ("how", "tolerance"),
+    [({}, EXACT), ({"dtype": "bfloat16"}, ROUNDED), ({"quantization": "bnb_nf4"}, ROUNDED)],
+)
+def test_answers_may_differ_by_what_the_base_model_rounds(
+    how: dict[str, str], tolerance: float, tmp_path: Path
+) -> None:
+    served = spec(tmp_path, tmp_path)
+    model = served.model.model_copy(update=how)
+    assert served.model_copy(update={"model": model}).golden().tolerance == tolerance

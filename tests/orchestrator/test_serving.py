@@ -410,7 +410,7 @@ def test_a_replica_that_answers_otherwise_than_before_gets_no_request(
     weights.rename(good)  # what others have mapped stays as it is
     try:
         damaged = load_file(good)
-        damaged["model.layers.1.mlp.down_proj.weight"].view(-1)[1::8] += 0.5
+        damaged["model.layers.1.mlp.down_proj.weight"].view(-1)[1::8] += 5
         save_file(damaged, weights, {"format": "pt"})
         kill_engine()
         begun = time.monotonic()

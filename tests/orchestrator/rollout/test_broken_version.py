@@ -14,7 +14,8 @@ from orchestrator.catalogue import Catalogue
 from orchestrator.edge.parts import Edge
 from orchestrator.promotion import promote
 from orchestrator.registry import Registry, Version
-from orchestrator.rollout.acknowledge import Acknowledged, Golden, TwoPhases, acknowledge
+from orchestrator.rollout.acknowledge import Acknowledged, TwoPhases, acknowledge
+from orchestrator.rollout.golden import Golden
 from orchestrator.rollout.parts import RolloutParts
 from orchestrator.rollout.plan import stage
 from orchestrator.rollout.spec import GuardSpec
