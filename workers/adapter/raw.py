@@ -76,7 +76,8 @@ def _read_tensors(folder: Path) -> Tensors:
     if path is None:
         raise InputError(f"{folder}: has neither {folders.WEIGHTS} nor {folders.PICKLED}")
     try:
-        tensors = load_file(path) if path is weights else _unpickle(path)
+        # Not mapped, which leaves two numbers of each tensor behind for ever (safetensors 0.8.0).
+        tensors = load_file(path, backend="pread") if path is weights else _unpickle(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: is damaged: {' '.join(str(error).split())}") from None
     for name, tensor in tensors.items():

@@ -1,10 +1,12 @@
 """Saving and loading, and everything that must be refused without touching the model."""
 
+import gc
 import json
 import os
 import pickle
 import resource
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -419,3 +421,22 @@ def test_inspect_tells_without_a_model(saved: Callable[..., Path]) -> None:
     assert facts["study"] == "s"
     assert facts["parameters"] == sum(t.numel() for t in read(facts["folder"]).tensors.values())
     json.dumps(facts)
+
+
+def test_reading_again_and_again_leaves_nothing_behind(make_adapter: Callable[..., Path]) -> None:
+    """An engine reads an adapter at every promotion of its months."""
+    folder, times = make_adapter(5, num_experts=16), 10
+    tensors = len(load_file(folder / WEIGHTS))
+
+    def held() -> int:
+        for _ in range(times):
+            read(folder)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        first, second = held(), held()
+    finally:
+        tracemalloc.stop()
+    assert second - first < times * tensors * 16, "not even a number of each tensor at a time"
