@@ -190,8 +190,23 @@ def _run(spec: EndpointSpec) -> None:
     try:
         serve.run(build(spec), name=APP, route_prefix="/")
     except (RuntimeError, RayServeException) as error:
-        said = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise InputError(f"serve: the endpoint does not start: {said[-1]}") from error
+        why = _last_words(_said_by_replicas()) or _last_words(str(error))
+        raise InputError(f"serve: the endpoint does not start: {why}") from error
+
+
+def _said_by_replicas() -> str:
+    """What the deployments that failed tell of their replicas: a traceback, as a rule."""
+    from ray import serve
+
+    app = serve.status().applications.get(APP)
+    deployments = app.deployments.values() if app else ()
+    return "\n".join(one.message for one in deployments if one.status == "DEPLOY_FAILED")
+
+
+def _last_words(said: str) -> str:
+    """The last line of it; of an InputError only what it says."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or [""]
+    return lines[-1].rpartition("InputError: ")[2]
 
 
 def _wait_until_ready(url: str, name: str | None, tls: TlsSpec) -> None:

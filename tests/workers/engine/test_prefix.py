@@ -23,9 +23,9 @@ class Engine:
 
     def __init__(self, folder: Path) -> None:
         base = load_base(ModelSpec(path=str(folder), device="cpu"))
-        base.model.get_input_embeddings().register_forward_pre_hook(self._count)
         self.engine = ContinuousEngine(base, LIMITS)
         self.tokens = 0
+        base.model.get_input_embeddings().register_forward_pre_hook(self._count)
 
     def _count(self, _: Any, args: tuple[torch.Tensor]) -> None:
         self.tokens += args[0].numel()
