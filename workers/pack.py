@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from workers.layers.adapt import Adapted, Frozen, adapt_block, adapt_few, adapt_linear
+from workers.layers.adapt import Adapted, Frozen, adapt_block, adapt_linear, adapt_prepared
 from workers.layers.bank import Bank, join
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
-from workers.layers.few import FewTokens
 from workers.layers.mixture import Mode
 from workers.layers.pairs import Pairs
 from workers.layers.plain_loras import PlainLoras
+from workers.layers.prepared import PreparedExperts
 from workers.layers.router import Routing
 from workers.rows import Split
 
@@ -33,7 +33,7 @@ def packed_block(
     layers: Sequence[BlockExperts | None],
     split: Split,
     hidden: Tensor,
-    few: FewTokens,
+    few: PreparedExperts,
 ) -> Tensor:
     """All rows of `hidden` [..., D] through one block and one bank: [T, D]. `layers` are those of
     the split's names, None for the bare base; `few` keeps what decoding steps need again."""
@@ -42,11 +42,11 @@ def packed_block(
     made = None if watched else few.prepared(block, layers, hidden_TD)
     if made is not None and made.router is not None:
         pairs = made.router.route(hidden_TD, split.name_T)
-        return block.leave(adapt_few(block, made, hidden_TD, pairs))
+        return block.leave(adapt_prepared(block, made, hidden_TD, pairs))
     members = _members(layers, split, hidden)
     pairs = _pairs(members, split)
     if made is not None:
-        return block.leave(adapt_few(block, made, hidden_TD, pairs))
+        return block.leave(adapt_prepared(block, made, hidden_TD, pairs))
     banks, mode = _block_banks(layers, block, hidden), Mode(_rate(members, split))
     adapted = adapt_block(block, banks, pairs, hidden_TD, mode)
     _record(members, adapted)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
-from workers.layers.few import FewTokens
 from workers.layers.plain_loras import PlainLoras
+from workers.layers.prepared import PreparedExperts
 from workers.pack import Layer, packed_block, packed_linear
 from workers.rows import RowMap, Slot, Split
 
@@ -31,7 +31,7 @@ class Site(nn.Module):
         self.feed_forward = feed_forward
         """How the base was read, if it is a feed-forward block."""
         # What adapters that met last need again, of the block or of the linear.
-        self._few, self._loras = FewTokens(capacity=4), PlainLoras(capacity=4)
+        self._few, self._loras = PreparedExperts(capacity=4), PlainLoras(capacity=4)
         self.training = base.training  # A model in eval mode must not get dropout.
 
     @property

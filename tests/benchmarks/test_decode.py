@@ -21,6 +21,11 @@ FOLDER = Path(__file__).parent
             ["--tokens=16", "--width=16", "--feed-forward=24", "--rounds=1", "--experts", "2", "4"],
             {"dense_up_to_ranks", "plain_up_to_pairs", "dense_over_grouped", "sizes"},
         ),
+        (
+            "product_order.py",
+            ["--width-in=16", "--width-out=24", "--linears=2", "--rounds=1"],
+            {"ours_over_torch", "sizes"},
+        ),
     ],
 )
 def test_it_ends_with_its_ratios(script: str, options: list[str], keys: set[str]) -> None:

@@ -1,7 +1,7 @@
-"""Which adapters a decoding step prepares for: those that met lately, not those of this step only.
+"""Which adapters a pass prepares for: those that met lately, not those of this pass only.
 
-What several adapters need together is put together once and serves until another set of them
-decodes (workers/layers/few.py). Under load requests end and begin every few steps, each with its
+What several adapters need together is put together once and serves until another set of them meets
+(workers/layers/prepared.py). Under load requests end and begin every few steps, each with its
 own adapter: were the set that of the step, it would hardly ever be the same one twice.
 """
 
@@ -12,8 +12,6 @@ MEMBERS = 9
 """At most; every one costs its share of a step, present or not."""
 STEPS = 256
 """After which one that has no row any more is forgotten."""
-TOKENS = 16
-"""Of a step at most: beyond, nothing is prepared."""
 
 
 class Company:
@@ -27,7 +25,7 @@ class Company:
         """Who is to be prepared for beside a step's own slots; `held` are on the model."""
         self._step += 1
         present = set(slots)
-        if len(slots) > TOKENS or len(present) == 1:  # one alone has its own
+        if len(present) == 1:  # one alone has its own
             return frozenset()
         self._seen |= dict.fromkeys(present, self._step)
         lately = {

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from workers.layers import dropout
 from workers.layers.bank import Bank, project_all
 from workers.layers.feed_forward import FeedForward
-from workers.layers.few import Prepared, few_tokens
+from workers.layers.few import few_tokens
+from workers.layers.frozen import frozen_product
+from workers.layers.many import many_tokens
 from workers.layers.mixture import Inner, Mode, mixture
 from workers.layers.pairs import Pairs
+from workers.layers.prepared import Prepared
 
 ITSELF = ""
 """Name of the one projection that linear experts have."""
@@ -57,7 +60,7 @@ class Frozen(NamedTuple):
     @classmethod
     def of(cls, linear: nn.Module, hidden_TI: Tensor) -> "Frozen":
         """Run the linear."""
-        return cls(linear(hidden_TI), _bias(linear))
+        return cls(frozen_product(linear, hidden_TI), _bias(linear))
 
     @property
     def without_bias_TO(self) -> Tensor:  # noqa: N802
@@ -108,9 +111,10 @@ def adapt_block(
     return Adapted(output_TD, rank_space)
 
 
-def adapt_few(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pairs) -> Tensor:
-    """`adapt_block` for a decoding step."""
-    output_TD = few_tokens(block, made, hidden_TD, pairs)
+def adapt_prepared(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pairs) -> Tensor:
+    """`adapt_block` in inference."""
+    way = few_tokens if len(hidden_TD) <= made.few else many_tokens
+    output_TD = way(block, made, hidden_TD, pairs)
     return with_weighed_bias(block.outer[1], output_TD, pairs.gate_TK)
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple, Self, cast
 
 import torch
@@ -19,19 +20,21 @@ from workers.layers.adapt import (
     Adapted,
     Frozen,
     adapt_block,
-    adapt_few,
     adapt_linear,
+    adapt_prepared,
     plain_lora,
 )
 from workers.layers.bank import Bank
 from workers.layers.dispatch import Dispatched, LocalTokenDispatcher, TokenDispatcher
 from workers.layers.dora import factor, row_norms
 from workers.layers.feed_forward import FeedForward, linear_sizes
-from workers.layers.few import FewTokens, Prepared
 from workers.layers.mixture import Mode
 from workers.layers.pairs import Pairs
+from workers.layers.prepared import Prepared, PreparedExperts
 from workers.layers.router import Router, Routing
 from workers.spec import AdapterSpec
+
+_VERSION = attrgetter("_version")
 
 
 class Recorder(NamedTuple):
@@ -172,7 +175,7 @@ class BlockExperts(nn.Module):
         self.fused = True
         """Take the GPU kernel where there is one; benchmarks switch it off."""
         self.ranks = spec.experts_in(0, 1) * spec.rank
-        self._few = FewTokens(capacity=1)
+        self._few = PreparedExperts(capacity=1)
         self.dispatcher: TokenDispatcher = LocalTokenDispatcher()
         self.recorder: Recorder | None = None
         self.compared = tuple(name for name in block.inner if name in targets) or block.outer[:1]
@@ -201,7 +204,9 @@ class BlockExperts(nn.Module):
 
     def state(self, dtype: torch.dtype) -> tuple[object, ...]:
         """Changes whenever what `banks` would give changes."""
-        return (id(self), dtype, *((one.data_ptr(), one._version) for one in self._weights))
+        # Asked at every step of every layer: loops in C.
+        places, versions = map(Tensor.data_ptr, self._weights), map(_VERSION, self._weights)
+        return id(self), dtype, *places, *versions
 
     def banks(self, block: FeedForward, dtype: torch.dtype) -> dict[str, Bank]:
         """The experts of every adapted linear."""
@@ -212,12 +217,12 @@ class BlockExperts(nn.Module):
         made = self._prepared(block, hidden_TD)
         if made is not None and made.router is not None:
             pairs = made.router.route(hidden_TD)
-            return block.leave(adapt_few(block, made, hidden_TD, pairs))
+            return block.leave(adapt_prepared(block, made, hidden_TD, pairs))
         routing = self.router(hidden_TD, length)
         sent = self.dispatcher.dispatch(hidden_TD, routing)
         pairs = _pairs(sent, self.router)
         if made is not None:
-            return block.leave(adapt_few(block, made, hidden_TD, pairs))
+            return block.leave(adapt_prepared(block, made, hidden_TD, pairs))
         mode = Mode(self.rate if self.training else 0.0, self.fused)
         dtype = hidden_TD.dtype
         with self.dispatcher.experts(partial(self._stacked, dtype), sent) as whole:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from workers.layers.bank import DENSE_RANKS, Bank
 from workers.layers.experts import LinearExperts
+from workers.layers.frozen import frozen_product
 from workers.layers.mixture import PLAIN_PRODUCTS
 
 
@@ -51,7 +52,7 @@ class PlainLoras:
         if ranks > DENSE_RANKS and len(hidden_TI) * ranks > PLAIN_PRODUCTS:
             return None
         own_TS = functional.linear(hidden_TI, made.lora_A_SI).mul_(made.own_MS[member_T])
-        frozen_TO: Tensor = linear(hidden_TI)
+        frozen_TO = frozen_product(linear, hidden_TI)
         return frozen_TO.addmm(own_TS, made.lora_B_SO)
 
     def forget(self) -> None:

@@ -1,6 +1,6 @@
-"""The set of adapters that decoding steps prepare for stays the same while requests come and go."""
+"""The set of adapters that passes prepare for stays the same while requests come and go."""
 
-from workers.engine.company import MEMBERS, STEPS, TOKENS, Company
+from workers.engine.company import MEMBERS, STEPS, Company
 
 HELD = {f"a{n}" for n in range(30)}
 
@@ -14,11 +14,16 @@ def test_who_met_lately_stays_in_the_company() -> None:
     assert met == {"a3", "a4"}
 
 
-def test_one_adapter_alone_and_many_tokens_need_none() -> None:
+def test_one_adapter_alone_needs_none() -> None:
     company = Company()
     company.of(["a1", "a2"], HELD)
     assert company.of(["a1", "a1"], HELD) == frozenset()
-    assert company.of(["a1", "a2"] * TOKENS, HELD) == frozenset()
+
+
+def test_a_prompt_joins_those_who_decode() -> None:
+    company = Company()
+    company.of(["a1", "a2"], HELD)
+    assert company.of(["a1", *["a3"] * 500], HELD) == {"a1", "a2", "a3"}
 
 
 def test_it_is_bounded_and_leaves_out_who_was_unloaded() -> None:

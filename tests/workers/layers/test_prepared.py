@@ -1,4 +1,4 @@
-"""A decoding step gives what the general way gives, and follows every change of the weights."""
+"""Decoding steps and prompts give what the general way gives, and follow changes of the weights."""
 
 import pytest
 import torch
@@ -47,12 +47,13 @@ def build(fused: bool, name: str) -> tuple[FeedForward, BlockExperts]:
     return view, layer
 
 
+@pytest.mark.parametrize("tokens", [5, 2000])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", SPECS)
-def test_it_is_what_the_general_way_gives(name: str, fused: bool) -> None:
+def test_it_is_what_the_general_way_gives(name: str, fused: bool, tokens: int) -> None:
     torch.manual_seed(0)
     view, layer = build(fused, name)
-    hidden_TD = torch.randn(5, 6, dtype=torch.float64)
+    hidden_TD = torch.randn(tokens, 6, dtype=torch.float64)
     expected = layer(view, hidden_TD)  # With gradients: the general way.
     for inference in (torch.no_grad(), torch.inference_mode()):
         with inference:
