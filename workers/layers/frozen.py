@@ -28,7 +28,7 @@ def _turns(linear: nn.Linear, rows_TI: Tensor) -> bool:
     return (
         plain
         and rows_TI.device.type == "cpu"
-        and torch.backends.mkl.is_available()
+        and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
         and type(linear).forward is nn.Linear.forward
         and "forward" not in vars(linear)
         and not linear._forward_hooks
