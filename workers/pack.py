@@ -33,13 +33,13 @@ def packed_block(
     layers: Sequence[BlockExperts | None],
     split: Split,
     hidden: Tensor,
-    few: PreparedExperts,
+    prepared: PreparedExperts,
 ) -> Tensor:
     """All rows of `hidden` [..., D] through one block and one bank: [T, D]. `layers` are those of
-    the split's names, None for the bare base; `few` keeps what decoding steps need again."""
+    the split's names, None for the bare base; `prepared` keeps what serving needs again."""
     hidden_TD = hidden.reshape(-1, hidden.shape[-1])
     watched = any(layer.is_watched for layer in layers if layer is not None)
-    made = None if watched else few.prepared(block, layers, hidden_TD)
+    made = None if watched else prepared.of(block, layers, hidden_TD)
     if made is not None and made.router is not None:
         pairs = made.router.route(hidden_TD, split.name_T)
         return block.leave(adapt_prepared(block, made, hidden_TD, pairs))

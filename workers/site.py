@@ -30,8 +30,8 @@ class Site(nn.Module):
         self.rows = rows
         self.feed_forward = feed_forward
         """How the base was read, if it is a feed-forward block."""
-        # What adapters that met last need again, of the block or of the linear.
-        self._few, self._loras = PreparedExperts(capacity=4), PlainLoras(capacity=4)
+        # What adapters that met last need again, of the block (much memory) or of the linear.
+        self._prepared, self._loras = PreparedExperts(capacity=2), PlainLoras(capacity=4)
         self.training = base.training  # A model in eval mode must not get dropout.
 
     @property
@@ -91,7 +91,7 @@ class Site(nn.Module):
             linears = [one if isinstance(one, LinearExperts) else None for one in layers]
             return packed_linear(self.base, linears, split, hidden, self._loras)
         blocks = [one if isinstance(one, BlockExperts) else None for one in layers]
-        return packed_block(self.feed_forward, blocks, split, hidden, self._few)
+        return packed_block(self.feed_forward, blocks, split, hidden, self._prepared)
 
     def _in_two(self, layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> Tensor:
         """Rows with block experts, and rows whose adapters sit on the linears inside the block."""
@@ -115,7 +115,7 @@ class Site(nn.Module):
         return layer
 
     def _forget(self) -> None:
-        self._few.forget()
+        self._prepared.forget()
         self._loras.forget()
 
     def _has_sites(self) -> bool:

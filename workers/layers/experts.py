@@ -175,7 +175,7 @@ class BlockExperts(nn.Module):
         self.fused = True
         """Take the GPU kernel where there is one; benchmarks switch it off."""
         self.ranks = spec.experts_in(0, 1) * spec.rank
-        self._few = PreparedExperts(capacity=1)
+        self._ready = PreparedExperts(capacity=1)
         self.dispatcher: TokenDispatcher = LocalTokenDispatcher()
         self.recorder: Recorder | None = None
         self.compared = tuple(name for name in block.inner if name in targets) or block.outer[:1]
@@ -199,7 +199,7 @@ class BlockExperts(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Forget what was prepared, as LoraExperts do."""
         if mode:
-            self._few.forget()
+            self._ready.forget()
         return super().train(mode)
 
     def state(self, dtype: torch.dtype) -> tuple[object, ...]:
@@ -261,7 +261,7 @@ class BlockExperts(nn.Module):
     def _prepared(self, block: FeedForward, hidden_TD: Tensor) -> Prepared | None:
         if self.is_watched or not isinstance(self.dispatcher, LocalTokenDispatcher):
             return None
-        return self._few.prepared(block, [self], hidden_TD)
+        return self._ready.of(block, [self], hidden_TD)
 
 
 def _pairs(sent: Dispatched, router: Router) -> Pairs:

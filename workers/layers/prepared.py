@@ -71,7 +71,7 @@ class PreparedExperts:
         self._capacity = capacity
         self._made: OrderedDict[object, tuple[Members, Prepared | None]] = OrderedDict()
 
-    def prepared(self, block: FeedForward, members: Members, hidden_TD: Tensor) -> Prepared | None:
+    def of(self, block: FeedForward, members: Members, hidden_TD: Tensor) -> Prepared | None:
         """The experts of all `members` in one bank, to serve these tokens; None where the general
         way is needed or faster."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -107,9 +107,8 @@ def _prepare(block: FeedForward, members: Members, dtype: torch.dtype) -> Prepar
     experts, _, rank = inner[0].lora_B_NOR.shape
     place = partial(torch.arange, device=inner[0].lora_B_NOR.device)
     layers = [layer for layer in members if layer is not None]
-    pairs = (
-        2 * PLAIN_PRODUCTS // _ranks(layers)
-    )  # Twice: residual gates add a slot to every token's.
+    # Twice: residual gates add a slot to every token's.
+    pairs = 2 * PLAIN_PRODUCTS // _ranks(layers)
     return Prepared(
         _few(layers),
         len(inner),
