@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.inject import Adapter, inject, row_map
+from workers.layers import prepared
 from workers.rows import RowMap
 from workers.site import Site
 from workers.spec import AdapterSpec, InputError
@@ -136,6 +137,30 @@ def test_a_decoding_step_of_several_adapters(llama: Callable[[], nn.Module]) -> 
                     got = model(ids(5)[:, :1]).logits
                 torch.testing.assert_close(got, model(ids(5)[:, :1]).logits, atol=1e-10, rtol=0)
             randomise(adapters[0], 9)
+
+
+@pytest.mark.parametrize("slots", [["two", "three"], ["two", "dynamic"], ["switch", "three"]])
+def test_prompts_of_several_adapters(
+    llama: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch, slots: list[str]
+) -> None:
+    """Pairs sorted by expert, in one chunk and in many; what is put together serves all passes."""
+    model = llama()
+    attach(model, slots)
+    model.double()
+    monkeypatch.setattr("workers.layers.prepared.PLAIN_PRODUCTS", 1)  # no pass is a decoding step
+    made = []
+    join = prepared.join
+    monkeypatch.setattr(prepared, "join", lambda banks: made.append(banks) or join(banks))
+    joined = set()
+    for length in (1, 7, 40):
+        monkeypatch.setattr("workers.layers.many.CHUNK_BYTES", 1 if length == 7 else 2**23)
+        monkeypatch.setattr("workers.layers.many.CHUNK_TOKENS", 6)
+        with row_map(model).assign([*slots, None, slots[0]]):
+            with torch.inference_mode():
+                got = model(ids(4, length)).logits
+            torch.testing.assert_close(got, model(ids(4, length)).logits, atol=1e-10, rtol=0)
+        joined.add(len(made))
+    assert len(joined) == 1
 
 
 def test_contiguous_rows_and_what_each_records(llama: Callable[[], nn.Module]) -> None:
