@@ -24,9 +24,11 @@ def _turns(linear: nn.Linear, rows_TI: Tensor) -> bool:
     """Whether the other order is quicker, and nobody has changed what the linear does."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(rows_TI) not in ROWS:
         return False
-    plain = rows_TI.dtype == linear.weight.dtype == torch.float32 and rows_TI.dim() == 2
+    # Quantised and sharded weights are tensors of their own types.
+    plain = type(linear.weight) in {nn.Parameter, Tensor} and rows_TI.dim() == 2
     return (
         plain
+        and rows_TI.dtype == linear.weight.dtype == torch.float32
         and rows_TI.device.type == "cpu"
         and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
         and type(linear).forward is nn.Linear.forward
