@@ -24,14 +24,21 @@ def _turns(linear: nn.Linear, rows_TI: Tensor) -> bool:
     """Whether the other order is quicker, and nobody has changed what the linear does."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(rows_TI) not in ROWS:
         return False
-    # Quantised and sharded weights are tensors of their own types.
-    plain = type(linear.weight) in {nn.Parameter, Tensor} and rows_TI.dim() == 2
+    # Hooks first: with ZeRO-3 they bring the weight, and to read it before them is to ask for it
+    # anew, which every worker must do or none.
+    if not _is_plain(linear) or rows_TI.dim() != 2 or rows_TI.device.type != "cpu":
+        return False
+    weight_OI = linear.weight  # Quantised and sharded ones are tensors of their own types.
     return (
-        plain
-        and rows_TI.dtype == linear.weight.dtype == torch.float32
-        and rows_TI.device.type == "cpu"
+        type(weight_OI) in {nn.Parameter, Tensor}
+        and rows_TI.dtype == weight_OI.dtype == torch.float32
         and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-        and type(linear).forward is nn.Linear.forward
+    )
+
+
+def _is_plain(linear: nn.Linear) -> bool:
+    return (
+        type(linear).forward is nn.Linear.forward
         and "forward" not in vars(linear)
         and not linear._forward_hooks
         and not linear._forward_pre_hooks

@@ -41,6 +41,20 @@ def test_what_somebody_made_of_the_linear_counts(how: str) -> None:
     torch.testing.assert_close(frozen_product(linear, rows_TI), expected)
 
 
+@torch.no_grad()
+def test_a_weight_that_a_hook_brings_is_not_asked_for_before_it() -> None:
+    """As of ZeRO-3: who reads one outside its linear has all workers gather it."""
+    linear = nn.Linear(24, 40)
+    weight = linear.weight
+    del linear.weight
+    linear.register_forward_pre_hook(lambda *called: setattr(called[0], "weight", weight))
+    rows_TI = torch.randn(8, 24)
+    output_TO = frozen_product(linear, rows_TI)
+    torch.testing.assert_close(
+        output_TO, nn.functional.linear(rows_TI, weight, linear.bias), atol=0, rtol=0
+    )
+
+
 def test_gradients_reach_the_rows() -> None:
     linear, rows_TI = nn.Linear(24, 40), torch.randn(8, 24, requires_grad=True)
     frozen_product(linear, rows_TI).sum().backward()
