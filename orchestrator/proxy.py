@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from cluster.middleware import SERVE_MIDDLEWARE
 from orchestrator.spec import ServeSpec
 from workers.spec import InputError
-
-IN_FRONT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "orchestrator.edge.text_headers:in_front"}
-"""What Serve's proxies read when they start; they inherit it from Serve's controller."""
 
 
 def is_loopback(host: str) -> bool:
@@ -56,7 +54,7 @@ def start(spec: ServeSpec) -> str:
     port = free_port(spec.host, spec.port)
     location = ProxyLocation.HeadOnly if is_loopback(spec.host) else ProxyLocation.EveryNode
     options = HTTPOptions(host=spec.host, port=port, ssl_keyfile=tls.key, ssl_certfile=tls.cert)
-    controller = {"runtime_env": {"env_vars": IN_FRONT}}
+    controller = {"runtime_env": {"env_vars": SERVE_MIDDLEWARE}}
     with _told():
         serve.start(proxy_location=location, http_options=options, controller_options=controller)
     return Address(spec.host, port, tls.cert is not None).url

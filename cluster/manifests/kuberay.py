@@ -10,13 +10,11 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cluster.middleware import SERVE_MIDDLEWARE
+
 Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$")]
 Count = Annotated[int, Field(ge=0)]
 _JOB_FOLDER = "/etc/moetune"
-_MIDDLEWARE = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "orchestrator.edge.text_headers:in_front"
-}
-"""In front of Serve's proxies, as where `moetune serve` starts them."""
 _PORTS = {"gcs-server": 6379, "dashboard": 8265, "metrics": 8080, "serve": 8000}
 
 
@@ -107,7 +105,7 @@ def ray_service(
         "args": dict(arguments),
     }
     config = {
-        "controller_options": {"runtime_env": {"env_vars": _MIDDLEWARE}},
+        "controller_options": {"runtime_env": {"env_vars": SERVE_MIDDLEWARE}},
         "applications": [application],
     }
     spec = {

@@ -18,11 +18,12 @@ import openai
 import pytest
 from safetensors.torch import load_file, save_file
 
+from cluster.middleware import SERVE_MIDDLEWARE
 from cluster.session import Session
 from orchestrator.client import Client
 from orchestrator.edge.series import OF_ENGINES, OF_REQUESTS
 from orchestrator.promotion import promote
-from orchestrator.proxy import IN_FRONT, free_port, running_address
+from orchestrator.proxy import free_port, running_address
 from orchestrator.registry import Registry, Version
 from orchestrator.rollout.plan import stage
 from orchestrator.serving import Endpoint, _last_words, deploy, undeploy
@@ -562,7 +563,9 @@ def test_serve_that_does_not_start_says_why_and_is_gone(
 ) -> None:
     """As on a node without moetune. The last one, for the same reason."""
     monkeypatch.delenv("MOETUNE_API_KEY", raising=False)
-    monkeypatch.setitem(IN_FRONT, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "missing:in_front")
+    monkeypatch.setitem(
+        SERVE_MIDDLEWARE, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "missing:in_front"
+    )
     url, folder, _ = store
     refused("No module named 'missing'", ModelSpec(path=str(tiny_model_dir)), url, folder, None)
     assert running_address() is None

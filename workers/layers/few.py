@@ -15,6 +15,7 @@ from workers.layers.frozen import frozen_product
 from workers.layers.pairs import Pairs
 from workers.layers.prepared import Prepared
 from workers.layers.pullback import combine
+from workers.layers.row_sums import row_sums
 
 GATHERED_SHARE = 3
 """Rows of a matrix for each that is needed, from which on copying these is cheaper than a product
@@ -30,7 +31,7 @@ def few_tokens(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pai
     rank_space_ITX = _products(made.inner_A_SD, row_ITKR.flatten(2), hidden_TD)
     if pairs.real_TK1 is not None:
         rank_space_ITX.view_as(row_ITKR).mul_(pairs.real_TK1)
-    update_BO = _rows_sum(
+    update_BO = row_sums(
         row_ITKR, rank_space_ITX, made.inner_B_SO, made.start_B[: inner * tokens * slots]
     )
     update_ITKO = update_BO.view(inner, tokens, slots, -1)
@@ -45,7 +46,7 @@ def few_tokens(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pai
     outer_TKR = _products(made.outer_A_SF, row_TKR, hidden_TKF)
     outer_TKR = pairs.masked(outer_TKR).mul_(gate_TK.unsqueeze(2))
     return output_TD.add_(
-        _rows_sum(row_TKR, outer_TKR, made.outer_B_SD, made.start_B[: tokens * slots : slots])
+        row_sums(row_TKR, outer_TKR, made.outer_B_SD, made.start_B[: tokens * slots : slots])
     )
 
 
@@ -57,10 +58,3 @@ def _products(matrix_SI: Tensor, row: Tensor, input_I: Tensor) -> Tensor:
         return (own_XI @ input_I.unsqueeze(-1)).squeeze(-1)
     all_S = functional.linear(input_I, matrix_SI)
     return all_S.expand(*row.shape[:-1], -1).gather(-1, row)
-
-
-def _rows_sum(row: Tensor, weight: Tensor, matrix_SO: Tensor, start_B: Tensor) -> Tensor:
-    """Sums of weighed rows of `matrix`, each from a start to the next: reads these rows only,
-    without a copy."""
-    flat, weight = row.flatten(), weight.flatten()
-    return functional.embedding_bag(flat, matrix_SO, start_B, mode="sum", per_sample_weights=weight)

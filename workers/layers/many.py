@@ -18,6 +18,7 @@ from workers.layers.frozen import frozen_product
 from workers.layers.pairs import Pairs
 from workers.layers.prepared import Prepared
 from workers.layers.pullback import combine
+from workers.layers.row_sums import row_sums
 
 CHUNK_BYTES = 2**23
 """Of the hidden states of a chunk's pairs: some stay in a processor's last cache."""
@@ -56,9 +57,9 @@ class _Chunk:
             if start < end
         ]
         self._place_P, self._start_t = _by_token(order_P, self._token_P, len(pairs.gate_TK))
-        self._gate_P, self._expert_P = (
-            one.flatten()[order_P] for one in (pairs.gate_TK, pairs.expert_TK)
-        )
+        self._expert_P = pairs.expert_TK.flatten()[order_P]
+        self._gate_P = pairs.gate_TK.flatten()[order_P[self._place_P]]
+        """Token by token."""
         self._real_P = None if pairs.real_TK1 is None else pairs.real_TK1.flatten()[order_P]
 
     def hidden(self, block: FeedForward, hidden_tD: Tensor, frozen: Sequence[Tensor]) -> Tensor:
@@ -74,8 +75,8 @@ class _Chunk:
 
     def mix(self, hidden_PF: Tensor) -> Tensor:
         """sum_k g_k h_k of every token, [t, F]."""
-        weight_P = self._gate_P.to(hidden_PF.dtype)[self._place_P]
-        return _sums(self._place_P, weight_P, hidden_PF, self._start_t)
+        weight_P = self._gate_P.to(hidden_PF.dtype)
+        return row_sums(self._place_P, weight_P, hidden_PF, self._start_t)
 
     def update(self, hidden_PF: Tensor, lora_B_SD: Tensor) -> Tensor:
         """What the outer linear's experts add, [t, D]."""
@@ -85,10 +86,10 @@ class _Chunk:
         rank_space_RP = hidden_PF.new_empty(made.rank, len(hidden_PF))
         for expert, rows in self._groups:  # the tall factor on the right: up to a third faster
             torch.mm(lora_A_NRF[expert], hidden_PF[rows].T, out=rank_space_RP[:, rows])
-        weighed_RP = self._masked(rank_space_RP.mul_(self._gate_P).T)[self._place_P]
-        first_P1 = (self._expert_P[self._place_P] * made.rank).unsqueeze(1)
-        row_PR = first_P1 + torch.arange(made.rank)
-        return _sums(row_PR, weighed_RP, lora_B_SD, self._start_t * made.rank)
+        rank_space_PR = self._masked(rank_space_RP.T)[self._place_P]
+        weighed_PR = rank_space_PR.mul_(self._gate_P.unsqueeze(1))
+        row_PR = made.place_INR[0].index_select(0, self._expert_P[self._place_P])
+        return row_sums(row_PR, weighed_PR, lora_B_SD, self._start_t * made.rank)
 
     def _inner_rank_space(self, hidden_tD: Tensor) -> Tensor:
         """A x of every inner linear and pair, [P, I, R]."""
@@ -118,9 +119,3 @@ def _by_token(order_P: Tensor, token_P: Tensor, tokens: int) -> tuple[Tensor, Te
     place_P = order_P.numpy().argsort()
     start_t = token_P.numpy()[place_P].searchsorted(range(tokens))
     return torch.from_numpy(place_P), torch.from_numpy(start_t)
-
-
-def _sums(row: Tensor, weight: Tensor, matrix_SO: Tensor, start_t: Tensor) -> Tensor:
-    return functional.embedding_bag(
-        row.flatten(), matrix_SO, start_t, mode="sum", per_sample_weights=weight.flatten()
-    )

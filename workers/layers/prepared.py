@@ -97,7 +97,8 @@ class PreparedExperts:
 
 
 def _prepare(block: FeedForward, members: Members, dtype: torch.dtype) -> Prepared | None:
-    parts = [layer.banks(block, dtype) for layer in members if layer is not None]
+    layers = [layer for layer in members if layer is not None]
+    parts = [layer.banks(block, dtype) for layer in layers]
     same = all(set(part) == set(parts[0]) for part in parts)
     plain = all(bank.factor_NO is None for part in parts for bank in part.values())
     if not same or not plain or not all(name in parts[0] for name in block.inner):
@@ -106,7 +107,6 @@ def _prepare(block: FeedForward, members: Members, dtype: torch.dtype) -> Prepar
     inner, outer = [banks[name] for name in block.inner], banks.get(block.outer[0])
     experts, _, rank = inner[0].lora_B_NOR.shape
     place = partial(torch.arange, device=inner[0].lora_B_NOR.device)
-    layers = [layer for layer in members if layer is not None]
     # Twice: residual gates add a slot to every token's.
     pairs = 2 * PLAIN_PRODUCTS // _ranks(layers)
     return Prepared(

@@ -16,7 +16,7 @@ from cluster.manifests.kuberay import (
     ray_service,
     to_yaml,
 )
-from orchestrator.proxy import IN_FRONT
+from cluster.middleware import SERVE_MIDDLEWARE
 
 VALUES = Kubernetes(
     name="tuning",
@@ -158,7 +158,7 @@ def test_service_holds_a_serve_configuration_that_ray_takes() -> None:
     assert config.applications[0].import_path == "orchestrator.serving:application"
     assert config.applications[0].args == {"name": "home"}
     assert config.controller_options is not None
-    assert config.controller_options.runtime_env == {"env_vars": IN_FRONT}
+    assert config.controller_options.runtime_env == {"env_vars": SERVE_MIDDLEWARE}
 
 
 @pytest.mark.parametrize(
