@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from tests.distributed.expert_parallel_cases import (
     CASES,
@@ -16,6 +15,7 @@ from tests.distributed.expert_parallel_cases import (
     build,
     reference,
 )
+from tests.processes import run_together
 from workers.parallel.cost import Choice
 from workers.parallel.mesh import Mesh
 from workers.parallel.shards import ExpertShards
@@ -68,14 +68,15 @@ def work(rank: int, world: int, folder: Path) -> None:
     """One worker through all cases."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    few = CASES[:4]  # Both kinds of experts, even and skewed.
-    for case in CASES if world == 2 else few:
+    # Four: both kinds of experts, even and skewed; more processes, not more to compute.
+    for case in CASES if world == 2 else (CASES[0], CASES[3]):
         check(case, world, torch.float64, 1e-12)
-    for case in few[:2]:
-        check(case, world, torch.float32, 1e-5)
-    expected = reference(CASES[0], world, torch.float64)
-    with pytest.raises(AssertionError, match=r"losses|norms|gradients"):
-        train(CASES[0], "tokens", 2, torch.float64, divisor=2).compare(expected, 1e-5)
+    if world == 2:
+        for case in CASES[:2]:
+            check(case, world, torch.float32, 1e-5)
+        expected = reference(CASES[0], world, torch.float64)
+        with pytest.raises(AssertionError, match=r"losses|norms|gradients"):
+            train(CASES[0], "tokens", 2, torch.float64, divisor=2).compare(expected, 1e-5)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -95,4 +96,4 @@ def check(case: Case, world: int, dtype: torch.dtype, tolerance: float) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_it_equals_one_process(world: int, tmp_path: Path) -> None:
-    mp.spawn(work, (world, tmp_path), nprocs=world)
+    run_together(work, world, tmp_path, processes=world)

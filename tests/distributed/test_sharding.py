@@ -10,7 +10,6 @@ from typing import Any, Self
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import (
@@ -32,6 +31,7 @@ from tests.distributed.sharding_cases import (
     Run,
     micro_batches,
 )
+from tests.processes import run_together
 from workers import losses
 from workers.adapter.digest import base_digest
 from workers.model import load_base
@@ -98,12 +98,12 @@ def test_two_workers_equal_one_process(
         for strategy in ("fsdp2", "deepspeed")
     ]
     models = tiny_model_dir, gpt2_model_dir, large_model_dir
-    mp.spawn(two_workers, (models, specs, tmp_path), nprocs=2)
+    run_together(two_workers, models, specs, tmp_path, processes=2)
 
 
 @pytest.mark.slow
 def test_four_workers_go_on_where_one_stopped(tiny_model_dir: Path, tmp_path: Path) -> None:
-    mp.spawn(four_workers, (tiny_model_dir, tmp_path), nprocs=4)
+    run_together(four_workers, tiny_model_dir, tmp_path, processes=4)
 
 
 def two_workers(

@@ -121,21 +121,6 @@ def test_trials_of_one_worker_share_an_actor_and_go_on_after_a_kill(
     assert processes[0] != processes[1] == processes[2], "the actor is used again"
 
 
-def test_a_trial_of_two_workers_reports_to_tune(
-    ray_cluster: Session, make_spec: SpecMaker, tmp_path: Path
-) -> None:
-    job = job_of(make_spec(parallel__workers=2), tmp_path)
-    (result,) = tune_trials(trial_trainable(job), [{"adapter.rank": 2}], tmp_path, retries=0)
-    assert result.error is None
-    assert result.metrics["step"] == 4
-    folder = job.study_folder() / "trials" / "T000"
-    assert result.metrics["folder"] == str(folder)
-    reports = read_progress(folder)
-    assert [report["step"] for report in reports] == [2, 4]
-    assert result.metrics["validation"]["loss"] == reports[-1]["validation"]["loss"]
-    assert files.read(folder / "adapter").spec.rank == 2
-
-
 def figures(report: Metrics) -> Metrics:
     """A report without the clock."""
     train = {k: v for k, v in report["train"].items() if k != "tokens_per_second"}

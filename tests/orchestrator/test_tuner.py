@@ -243,3 +243,5 @@ def test_several_workers_make_one_trial(
     assert row.version
     assert list(ran.study.optuna.trials[0].intermediate_values) == [2, 4, 6]
     assert ran.kinds(0) == ["started", "reported", "reported", "reported", "finished"]
+    losses = [report["validation"]["loss"] for report in read_progress(ran.folder(0))]
+    assert list(ran.study.optuna.trials[0].intermediate_values.values()) == losses

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from tests.processes import run_together
 from workers.adapter import files
 from workers.parallel.world import World
 from workers.spec import TrainSpec, override
@@ -78,7 +78,7 @@ def test_two_workers_equal_one(make_spec: SpecMaker, tmp_path: Path) -> None:
         override(specs[0], {"parallel.ep_size": 2, "parallel.exchange": way}, "test")
         for way in ("tokens", "weights")
     ]
-    mp.start_processes(work, (tmp_path, specs), nprocs=2, start_method="spawn")
+    run_together(work, tmp_path, specs, processes=2)
     for spec in specs:
         alone = TrainingRun(spec, RunPlan(tmp_path / "alone", "study"), world=World())
         expected = [figures(alone.advance()), figures(alone.advance())]
