@@ -4,9 +4,9 @@ The gateway over one engine, with no Ray, answers clients of another process ove
 beside it transformers' generate() with the adapter attached, and moe-peft's own generate(), take as
 many requests at once as there are clients, and the next when all of them have ended. All have one
 thread, the same weights and the same requests of mixed lengths, and take turns. Ratios are of
-tokens by CPU second of the process that generates (the gateway's with HTTP and all), medians over
-the rounds, since neighbours on the machine count little so; tokens by second of the clock and
-times to the first token stand beside.
+tokens by CPU second of the process that generates (the gateway's with HTTP and all), in the same
+round, and their median over the rounds, since neighbours on the machine count little so; tokens by
+second of the clock and times to the first token stand beside.
 
     python tests/benchmarks/serving.py [--json PATH|-] [--model FOLDER]
 """
@@ -47,6 +47,11 @@ class Figures:
         self.by_cpu.append(told["tokens"] / told["cpu"])
         self.by_clock.append(told["tokens"] / told["seconds"])
         self.ttft += told.get("ttft", [])
+
+    def over(self, other: "Figures", kind: str = "by_cpu") -> float:
+        """How many times the other's: the median of the rounds' ratios."""
+        rounds = zip(getattr(self, kind), getattr(other, kind), strict=True)
+        return statistics.median(mine / theirs for mine, theirs in rounds)
 
     def first(self, share: float) -> float:
         """Time to the first token that this share of the requests does not exceed, in seconds."""
@@ -124,8 +129,7 @@ def ratios(taken: Taken, at: int) -> dict[str, object]:
         found = taken[clients]
         if not {name, other} <= found.keys():
             return None
-        mine, theirs = (statistics.median(getattr(found[one], kind)) for one in (name, other))
-        return round(mine / theirs, 3)
+        return round(found[name].over(found[other], kind), 3)
 
     by_clients = {
         str(clients): {
@@ -160,12 +164,12 @@ def report(taken: Taken, sizes: Sizes, model: str) -> str:
     """The section's text."""
     rows = []
     for clients, found in taken.items():
-        base = statistics.median(found["base"].by_cpu)
         for name, one in found.items():
-            by_cpu = statistics.median(one.by_cpu)
+            by_cpu = f"{statistics.median(one.by_cpu):.0f}"
             first = f"{1000 * one.first(0.95):.0f}" if one.ttft else "-"
             clock = f"{statistics.median(one.by_clock):.0f}"
-            rows.append([f"{clients}", name, f"{by_cpu:.0f}", clock, first, f"{by_cpu / base:.2f}"])
+            over = f"{one.over(found['base']):.2f}"
+            rows.append([f"{clients}", name, by_cpu, clock, first, over])
     columns = ["clients", "who", "tokens / CPU s", "tokens / s", "TTFT p95 ms", "over base"]
     named = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in asdict(sizes).items())
     goals = "Goals at 8 clients: one adapter 0.85, eight 0.7, and 5 times moe-peft."
