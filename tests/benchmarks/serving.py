@@ -160,7 +160,7 @@ def ratios(taken: Taken, at: int) -> dict[str, object]:
     }
 
 
-def report(taken: Taken, sizes: Sizes, model: str) -> str:
+def report(taken: Taken, sizes: dict[str, Any], model: str) -> str:
     """The section's text."""
     rows = []
     for clients, found in taken.items():
@@ -171,7 +171,7 @@ def report(taken: Taken, sizes: Sizes, model: str) -> str:
             over = f"{one.over(found['base']):.2f}"
             rows.append([f"{clients}", name, by_cpu, clock, first, over])
     columns = ["clients", "who", "tokens / CPU s", "tokens / s", "TTFT p95 ms", "over base"]
-    named = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in asdict(sizes).items())
+    named = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sizes.items())
     goals = "Goals at 8 clients: one adapter 0.85, eight 0.7, and 5 times moe-peft."
     return f"{machine()}\n\nBase {model}; {named}.\n\n{goals}\n\n{table(columns, rows)}"
 
@@ -194,11 +194,14 @@ def main() -> None:
     out = harness.output(options.json)
     taken = measure(options, sizes, out)
     model = options.model.name if options.model else f"random {sizes.shape}"
-    text = report(taken, sizes, model)
+    told = asdict(sizes)
+    if options.model:  # it has its own
+        del told["shape"], told["vocabulary"]
+    text = report(taken, told, model)
     print(text, file=out)
     if options.results is not None:
         write_section(f"serving.py, {model}", text, options.results)
-    result = ratios(taken, options.at) | {"sizes": asdict(sizes) | {"model": model}}
+    result = ratios(taken, options.at) | {"sizes": told | {"model": model}}
     harness.finish(result, options.json)
 
 
