@@ -18,6 +18,7 @@ from orchestrator.registry import Registry
 from orchestrator.spec import JobSpec, dump_job, override_job
 from orchestrator.study import Study, TrialRow
 from orchestrator.tuner import preflight, run
+from workers.adapter import files
 from workers.spec import InputError, TrainSpec, override
 from workers.train.record import read_progress
 
@@ -241,7 +242,12 @@ def test_several_workers_make_one_trial(
     (row,) = ran.rows
     assert (row.state, row.steps) == ("finished", 6)
     assert row.version
-    assert list(ran.study.optuna.trials[0].intermediate_values) == [2, 4, 6]
+    (trial,) = ran.study.optuna.trials
+    assert list(trial.intermediate_values) == [2, 4, 6]
     assert ran.kinds(0) == ["started", "reported", "reported", "reported", "finished"]
-    losses = [report["validation"]["loss"] for report in read_progress(ran.folder(0))]
-    assert list(ran.study.optuna.trials[0].intermediate_values.values()) == losses
+    reports = read_progress(ran.folder(0))
+    losses = {report["step"]: report["validation"]["loss"] for report in reports}
+    assert trial.intermediate_values == losses
+    assert row.metrics == reports[-1]
+    spec = override(ran.job.train, trial.user_attrs["values"], "test")
+    assert files.read(ran.folder(0) / "adapter").spec.rank == spec.adapter.rank
