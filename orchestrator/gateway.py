@@ -134,7 +134,8 @@ class Gateway:
         self, body: CompletionBase, kind: type[Reply], answering: Answering
     ) -> tuple[Reply, AsyncGenerator[Chunk]]:
         route = await self._catalogue.route(body.model, body.user or answering.sticky)
-        served, request = route.served, body.request(route.served.adapter)
+        served = route.served
+        request = body.request(served.adapter, answering.caller.id)
         reply = kind(served.id, served.fingerprint, body.tells_routing)
         answering.by(served, route.role, reply.id)
         answering.asked(request)

@@ -82,8 +82,8 @@ class CompletionBase(Body):
         """Whether the answer tells which experts gave it."""
         return self.moetune is not None
 
-    def request(self, adapter: Adapter | None) -> TextRequest:
-        """What the engine is asked. Without a seed every request draws its own."""
+    def request(self, adapter: Adapter | None, tenant: str = "") -> TextRequest:
+        """What the engine is asked, for `tenant`. Without a seed every request draws its own."""
         return TextRequest(
             prompt=self._prompt(),
             adapter=adapter,
@@ -96,6 +96,7 @@ class CompletionBase(Body):
             schema=self.response_format.text if self.response_format else None,
             logprobs=self._logprobs(),
             routing=self.moetune.routing if self.moetune else None,
+            tenant=tenant,
         )
 
     def _prompt(self) -> str | tuple[int, ...] | Chat:

@@ -86,6 +86,7 @@ class ContinuousEngine:
         adapter: Adapter | None,
         sampling: Sampling,
         generated: Sequence[int] = (),
+        tenant: str = "",
     ) -> AsyncGenerator[Piece, bool | None]:
         """See `protocol.Engine`."""
         self._check(prompt, sampling, generated)
@@ -103,6 +104,7 @@ class ContinuousEngine:
             number=next(self._numbers),
             prompt=tuple(prompt),
             slot=slot,
+            tenant=tenant,
             sampling=sampling,
             tokens=list(generated),
             schema=schema,

@@ -21,6 +21,8 @@ class Generation:
     """Order of arrival."""
     prompt: tuple[int, ...]
     slot: str | None
+    tenant: str
+    """Whose request it is."""
     sampling: Sampling
     tokens: list[int]
     """Generated so far."""

@@ -42,8 +42,10 @@ class Engine(Protocol):
         adapter: Adapter | None,
         sampling: Sampling,
         generated: Sequence[int] = (),
+        tenant: str = "",
     ) -> AsyncGenerator[Piece, bool | None]:
         """New tokens behind `prompt` and `generated`; raises RequestError. Closing it cancels.
+        `tenant` is whose request it is, for what is shared out between them.
 
         Sending True into it ends the answer where it is: what comes back is the last piece, without
         tokens.

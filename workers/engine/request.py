@@ -138,6 +138,9 @@ class TextRequest:
     """`tokens` adds every token's experts to the summary that the last chunk always has."""
     generated: tuple[int, ...] = ()
     """Tokens of this answer that another replica generated already."""
+    tenant: str = ""
+    """Whose request it is, such as the id of a key: what one of them costs, the others must not
+    feel."""
 
     @property
     def param(self) -> str:

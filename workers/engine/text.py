@@ -42,7 +42,9 @@ class TextEngine:
         for token in request.generated:
             text.push(token)
         read = [*prompt, *request.generated]
-        stream = self.engine.generate(prompt, request.adapter, sampling, request.generated)
+        stream = self.engine.generate(
+            prompt, request.adapter, sampling, request.generated, request.tenant
+        )
         async with aclosing(stream):
             async for piece in stream:
                 read += piece.tokens
