@@ -92,7 +92,7 @@ class NamedUpdate(ABC):
         state = {"adapter": self.whole_adapter()}
         for name, parameter in self._named.items():
             for key, value in self.optimizer.state[parameter].items():
-                whole = value.clone() if key == "step" else self._whole(name, value)
+                whole = value.to("cpu", copy=True) if key == "step" else self._whole(name, value)
                 state.setdefault(key, {})[name] = whole
         return state
 
@@ -103,10 +103,10 @@ class NamedUpdate(ABC):
                 parameter.copy_(self._part(name, state["adapter"][name]))
             kept = {key: part[name] for key, part in state.items() if name in part}
             del kept["adapter"]
-            self.optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else self._part(name, value)
-                for key, value in kept.items()
-            }
+            # The fused optimizer wants its count of steps beside the parameter, too.
+            step = {"step": kept.pop("step").to(parameter.device, copy=True)} if kept else {}
+            moments = {key: self._part(name, value) for key, value in kept.items()}
+            self.optimizer.state[parameter] = step | moments
 
     @abstractmethod
     def _whole(self, name: str, tensor: Tensor) -> Tensor:
