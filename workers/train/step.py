@@ -3,11 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from workers import losses
 from workers.data.batches import Batch
@@ -15,12 +16,9 @@ from workers.inject import Adapter, LayerRecord
 from workers.layers.router import Routing
 from workers.model import Base
 from workers.parallel.update import Update
-from workers.spec import LossSpec, TrainSpec
+from workers.spec import LossSpec, OptimizerSpec, TrainSpec
 from workers.train.forward import recorded, scored_logits
 from workers.train.heartbeat import Heart
-
-SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-"""Our names of the schedules, and transformers'."""
 
 
 class DivergedError(RuntimeError):
@@ -86,12 +84,7 @@ class TrainStep:
         self._weights = _weights(spec.loss)
         self._max_grad_norm = spec.optimizer.max_grad_norm or math.inf
         self._max_skipped, self._skipped = spec.optimizer.max_skipped_steps, 0
-        self._schedule = get_scheduler(
-            SCHEDULES[spec.optimizer.schedule],
-            update.optimizer,
-            num_warmup_steps=spec.optimizer.warmup_steps,
-            num_training_steps=spec.optimizer.steps,
-        )
+        self._schedule = LambdaLR(update.optimizer, partial(share_of_peak, spec.optimizer))
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
         """Take one step on this worker's micro-batches; every worker has the same number."""
@@ -109,7 +102,7 @@ class TrainStep:
         result = StepResult(
             losses=dict(zip(parts, self._world.add(sums).tolist(), strict=True)),
             grad_norm=float(norm),
-            lr=self._schedule.get_last_lr()[0],
+            lr=float(self._schedule.get_last_lr()[0]),
             tokens=int(counts.tokens),
         )
         self._beat("update")
@@ -191,6 +184,16 @@ class TrainStep:
                 f"{self._skipped} steps in a row; lower optimizer.lr, add optimizer.warmup_steps, "
                 "or set optimizer.max_grad_norm"
             )
+
+
+def share_of_peak(spec: OptimizerSpec, step: int) -> float:
+    """The learning rate of a step, from 0, over the peak. No step of the warm-up is wasted on a
+    rate of 0, as transformers' schedules do with the first; after it they are the same."""
+    if step < spec.warmup_steps:
+        return (step + 1) / spec.warmup_steps
+    done = (step - spec.warmup_steps) / (spec.steps - spec.warmup_steps)
+    shapes = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}
+    return shapes[spec.schedule]
 
 
 def _weights(spec: LossSpec) -> dict[str, float]:

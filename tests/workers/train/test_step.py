@@ -4,16 +4,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from transformers import get_scheduler
 
 from workers.data.batches import collate
 from workers.inject import LayerRecord, inject
 from workers.layers.router import Routing
 from workers.losses import load_balance
 from workers.parallel.update import Replicated
-from workers.spec import TrainSpec
+from workers.spec import OptimizerSpec, TrainSpec
 from workers.train.inputs import Inputs
 from workers.train.results import ExpertCounts
-from workers.train.step import TrainStep
+from workers.train.step import TrainStep, share_of_peak
 
 SpecMaker = Callable[..., TrainSpec]
 
@@ -47,3 +48,15 @@ def test_void_slots_are_no_experts_load() -> None:
     assert counts.summary()["layers.0.mlp"]["load"] == [0.5, 0.25, 0.25]
     counts.count([record], torch.tensor([[0, 1], [1, 0]]))
     assert counts.summary()["layers.0.mlp"]["load"] == [0.4, 0.2, 0.4]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_warm_up_begins_above_zero_and_the_rest_is_transformers_own(schedule: str) -> None:
+    spec = OptimizerSpec(steps=20, warmup_steps=4, schedule=schedule)  # type: ignore[arg-type]
+    shares = [share_of_peak(spec, step) for step in range(21)]
+    assert shares[:4] == [0.25, 0.5, 0.75, 1]
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    named = "constant_with_warmup" if schedule == "constant" else schedule
+    theirs = get_scheduler(named, optimizer, num_warmup_steps=4, num_training_steps=20)
+    assert shares[4:] == pytest.approx([theirs.lr_lambdas[0](step) for step in range(4, 21)])
+    assert share_of_peak(OptimizerSpec(steps=20, schedule="cosine"), 0) == 1
