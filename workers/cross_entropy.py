@@ -26,18 +26,18 @@ def cross_entropy(logits_TV: Tensor, target_T: Tensor, ignored: int) -> Tensor:
     return total
 
 
+def token_losses(logits_TV: Tensor, target_T: Tensor, ignored: int) -> Tensor:
+    """-log softmax(logits)[target] of each token, 0 where the target is `ignored`: what
+    `cross_entropy` sums, in its precision and its pieces, without gradients."""
+    return _losses(logits_TV, target_T, ignored)[0]
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_TV: Tensor, target_T: Tensor, ignored: int) -> Tensor:
-        real_T = target_T != ignored
-        place_T1 = target_T.where(real_T, 0).unsqueeze(1)
-        precision = torch.promote_types(logits_TV.dtype, torch.float32)
-        normaliser_T = torch.empty(len(logits_TV), dtype=precision, device=logits_TV.device)
-        for rows in _pieces(logits_TV):
-            torch.logsumexp(logits_TV[rows].to(precision), 1, out=normaliser_T[rows])
+        loss_T, normaliser_T, place_T1, real_T = _losses(logits_TV, target_T, ignored)
         ctx.save_for_backward(logits_TV, normaliser_T, place_T1, real_T)
-        loss_T = normaliser_T - logits_TV.gather(1, place_T1).squeeze(1)
-        return loss_T.where(real_T, 0).sum()
+        return loss_T.sum()
 
     @staticmethod
     @once_differentiable
@@ -49,6 +49,21 @@ class _CrossEntropy(torch.autograd.Function):
             probs_tV *= grad_T1[rows]
             grad_TV[rows] = probs_tV.scatter_add_(1, place_T1[rows], -grad_T1[rows])
         return grad_TV, None, None
+
+
+def _losses(
+    logits_TV: Tensor, target_T: Tensor, ignored: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each token's loss and the logarithm of its normaliser, [T]; its target's place, [T, 1], and
+    whether it has one, [T]."""
+    real_T = target_T != ignored
+    place_T1 = target_T.where(real_T, 0).unsqueeze(1)
+    precision = torch.promote_types(logits_TV.dtype, torch.float32)
+    normaliser_T = torch.empty(len(logits_TV), dtype=precision, device=logits_TV.device)
+    for rows in _pieces(logits_TV):
+        torch.logsumexp(logits_TV[rows].to(precision), 1, out=normaliser_T[rows])
+    loss_T = normaliser_T - logits_TV.gather(1, place_T1).squeeze(1)
+    return loss_T.where(real_T, 0), normaliser_T, place_T1, real_T
 
 
 def _pieces(logits_TV: Tensor) -> Iterator[slice]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from workers.cross_entropy import cross_entropy
+from workers.cross_entropy import cross_entropy, token_losses
 from workers.info_nce import info_nce
 from workers.layers.router import Routing
 from workers.spec import LossSpec
@@ -29,9 +29,17 @@ def cross_entropy_sum(logits_BSV: Tensor, labels_BS: Tensor) -> tuple[Tensor, Te
     Hugging Face models. The logits are read where they lie: to pick the targets' rows would copy
     the step's largest tensor twice, and make a GPU wait for their number.
     """
-    next_BS = functional.pad(labels_BS[:, 1:], (0, 1), value=IGNORED)
+    next_BS = _next(labels_BS)
     total = cross_entropy(logits_BSV.flatten(0, 1), next_BS.flatten(), IGNORED)
     return total, (next_BS != IGNORED).sum()
+
+
+def row_losses(logits_BSV: Tensor, labels_BS: Tensor) -> list[tuple[float, int]]:
+    """What `cross_entropy_sum` gives for each row alone, summed in float64; without gradients."""
+    next_BS = _next(labels_BS)
+    loss_T = token_losses(logits_BSV.flatten(0, 1), next_BS.flatten(), IGNORED)
+    sum_B = loss_T.view_as(next_BS).cpu().double().sum(-1)
+    return list(zip(sum_B.tolist(), (next_BS != IGNORED).sum(-1).tolist(), strict=True))
 
 
 def load_balance(
@@ -96,6 +104,11 @@ def contrastive(
         for term_TKR in rank_space
     ]
     return torch.stack(terms).mean()
+
+
+def _next(labels_BS: Tensor) -> Tensor:
+    """The target that each position predicts: its successor's label."""
+    return functional.pad(labels_BS[:, 1:], (0, 1), value=IGNORED)
 
 
 def _real(like: Tensor, mask_T: Tensor | None) -> Tensor:

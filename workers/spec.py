@@ -119,7 +119,7 @@ class OptimizerSpec(Spec):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up; cosine and linear end at zero."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps of linear warm-up."""
+    """Optimizer steps of linear warm-up: the first has a share of 1 / warmup_steps."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Clip the gradients' global norm; None leaves them."""
     max_skipped_steps: Annotated[int, Field(ge=0)] = 3
@@ -153,8 +153,8 @@ class EvaluationSpec(Spec):
     """Also score each row by its metric (generates text), not by the loss alone."""
     max_new_tokens: PositiveInt = 48
     """Longest generated answer."""
-    batch_size: PositiveInt = 16
-    """Rows of one forward pass."""
+    batch_size: PositiveInt | None = None
+    """Rows of one forward pass; None takes as many as training does, which fit into memory."""
 
 
 class CheckpointSpec(Spec):
@@ -298,6 +298,14 @@ class TrainSpec(Spec):
         if self.optimizer.micro_batch_size or not self.parallel.is_elastic:
             return self.optimizer.micro_batch_size
         return self.optimizer.batch_size // self.parallel.max_workers
+
+    def evaluated_at_once(self, workers: int) -> int:
+        """Rows of an evaluation's forward pass with so many workers."""
+        return self.evaluation.batch_size or self.trained_at_once(workers)
+
+    def trained_at_once(self, workers: int) -> int:
+        """Rows of a training step's forward pass with so many workers."""
+        return self.micro_batch_size or self.optimizer.batch_size // workers
 
     def _check_batch(self) -> None:
         """Every number of workers must share a step's rows evenly."""

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from workers import cross_entropy as module
-from workers.cross_entropy import cross_entropy
+from workers.cross_entropy import cross_entropy, token_losses
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 200, 10**6])
@@ -21,6 +21,19 @@ def test_it_is_that_of_torch(piece_bytes: int, monkeypatch: pytest.MonkeyPatch) 
     grads = [torch.autograd.grad(3 * one, logits)[0] for one in (total, expected)]
     torch.testing.assert_close(*grads, atol=1e-12, rtol=1e-12)
     assert torch.autograd.gradcheck(lambda one: cross_entropy(one, target, -100), (logits,))
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 10**6])
+def test_each_tokens_loss_is_that_of_torch(
+    piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE_BYTES", piece_bytes)
+    torch.manual_seed(0)
+    logits = 5 * torch.randn(13, 11, dtype=torch.float64)
+    target = torch.randint(0, 11, (13,))
+    target[[0, 5, 12]] = -100
+    expected = functional.cross_entropy(logits, target, ignore_index=-100, reduction="none")
+    torch.testing.assert_close(token_losses(logits, target, -100), expected, atol=1e-12, rtol=1e-12)
 
 
 def test_half_precision_sums_in_single() -> None:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tests.benchmarks.harness import peak_bytes
 from workers.info_nce import info_nce
 from workers.layers.router import Router, Routing
-from workers.losses import contrastive, cross_entropy_sum, load_balance, z_loss
+from workers.losses import contrastive, cross_entropy_sum, load_balance, row_losses, z_loss
 from workers.spec import AdapterSpec, LossSpec
 
 
@@ -50,6 +51,19 @@ def test_cross_entropy_counts_targets_only(dtype: torch.dtype) -> None:
     (gradient,) = torch.autograd.grad(total, logits)
     assert not gradient[1].any(), "a row without a target has no gradient"
     assert not gradient[:, -1].any(), "the last position predicts nothing"
+
+
+def test_each_rows_loss_is_its_part_and_costs_no_copy_of_the_logits() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 128, 4096), torch.randint(0, 4096, (4, 128))
+    labels[0, :100] = labels[2] = -100
+    found = row_losses(logits, labels)
+    parts = [cross_entropy_sum(logits[row : row + 1], labels[row : row + 1]) for row in range(4)]
+    assert [loss for loss, _ in found] == pytest.approx([loss.item() for loss, _ in parts])
+    assert (
+        [count for _, count in found] == [count.item() for _, count in parts] == [28, 127, 0, 127]
+    )
+    assert peak_bytes(lambda: row_losses(logits, labels)) < logits.nbytes / 2
 
 
 def test_cross_entropy_of_no_target_is_zero() -> None:

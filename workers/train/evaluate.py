@@ -1,8 +1,7 @@
 """Validation by task: loss, the metric that each row names, and where the router sent the tokens.
 
 Each worker measures its own rows; what the rows gave is then gathered, so that any number of
-workers gives the same figures. Tensor suffixes: B rows, S positions, N the last positions,
-M target tokens, V vocabulary.
+workers gives the same figures. Tensor suffixes: B rows, S positions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,18 +9,17 @@ from dataclasses import dataclass
 from math import ceil
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig
 
-from workers.data.batches import Batch, collate, collate_prompts
+from workers.data.batches import collate, collate_prompts
 from workers.data.encode import Example
 from workers.inject import Adapter
-from workers.losses import IGNORED
+from workers.losses import row_losses
 from workers.metrics import CHOICE_METRICS, score, score_choices
-from workers.model import Base
 from workers.parallel.whole import is_sharded
 from workers.parallel.world import World
-from workers.spec import EvaluationSpec
+from workers.spec import TrainSpec
 from workers.train.forward import recorded, scored_logits
 from workers.train.inputs import Inputs
 from workers.train.record import Metrics
@@ -36,7 +34,7 @@ class Evaluation:
     inputs: Inputs
     adapter: Adapter | None
     """None where the bare base is measured: it has no routing."""
-    spec: EvaluationSpec
+    spec: TrainSpec
     world: World
     moving: Callable[[], None] = lambda: None
     """Called before each forward pass: an evaluation may take long, and workers differ."""
@@ -57,7 +55,7 @@ class Evaluation:
         kept = frozenset(at for at, index in enumerate(mine) if index in sampled)
         counts = ExpertCounts(kept=kept, prefix=cached_prefix(self.inputs.validation_examples))
         losses = self._losses([self.inputs.validation_examples[i] for i in mine], counts)
-        scores = self._scores(mine) if self.spec.generate else [None] * len(mine)
+        scores = self._scores(mine) if self.spec.evaluation.generate else [None] * len(mine)
         results = [
             RowResult(index, loss, tokens, value, counts.rows.get(at, {}))
             for at, (index, (loss, tokens), value) in enumerate(
@@ -84,7 +82,7 @@ class Evaluation:
             batch = collate(rows, self.inputs.pad_token_id)
             adapter = self.adapter if counts else None
             with recorded(adapter, self.inputs.base, batch, rank_space=False) as records:
-                sums = _row_losses(self.inputs.base, batch)
+                sums = row_losses(*scored_logits(self.inputs.base, batch))
             if counts and indices:
                 counts.count(records, batch.attention_mask_BS, indices)
             for index, value in zip(indices, sums, strict=bool(indices)):
@@ -126,7 +124,7 @@ class Evaluation:
         ends = {self.inputs.encoder.end[0], tokenizer.eos_token_id} - {None}
         config = GenerationConfig(
             do_sample=False,
-            max_new_tokens=self.spec.max_new_tokens,
+            max_new_tokens=self.spec.evaluation.max_new_tokens,
             eos_token_id=sorted(ends),
             pad_token_id=self.inputs.pad_token_id,
         )
@@ -146,7 +144,7 @@ class Evaluation:
         """Batches of like lengths, the longest first: too large a batch fails at once. Workers who
         must run the model together all have as many, the last ones perhaps empty."""
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-        size = self.spec.batch_size
+        size = self.spec.evaluated_at_once(self.world.size)
         count = ceil(len(order) / size)
         if self._together:
             count = max(self.world.gather(count))
@@ -157,18 +155,3 @@ class Evaluation:
     @property
     def _together(self) -> bool:
         return self.world.size > 1 and is_sharded(self.inputs.base.model)
-
-
-def _row_losses(base: Base, batch: Batch) -> list[tuple[float, int]]:
-    """Sum of the negative log-likelihood, and number, of each row's target tokens."""
-    logits_BNV, labels_BN = scored_logits(base, batch)
-    next_BN = labels_BN[:, 1:]
-    target_BN = next_BN != IGNORED
-    loss_M = nn.functional.cross_entropy(
-        logits_BNV[:, :-1][target_BN].float(), next_BN[target_BN], reduction="none"
-    )
-    row_M = target_BN.nonzero()[:, 0]
-    sum_B = torch.zeros(len(next_BN), dtype=torch.float64).index_add(
-        0, row_M.cpu(), loss_M.double().cpu()
-    )
-    return list(zip(sum_B.tolist(), target_BN.sum(-1).tolist(), strict=True))

@@ -16,4 +16,4 @@ def evaluate_folder(spec: TrainSpec, folder: Path | None) -> Metrics:
     inputs = Inputs.load(spec)
     adapter = files.load_into(inputs.base.model, folder) if folder else None
     inputs.base.model.eval()
-    return Evaluation(inputs, adapter, spec.evaluation, World())()
+    return Evaluation(inputs, adapter, spec, World())()

@@ -68,9 +68,7 @@ class TrainingRun:
         base = self.inputs.base
         self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
         self._meter = Meter(spec.optimizer.steps, spec.evaluation.every, self.world.size)
-        self._evaluate = Evaluation(
-            self.inputs, self.adapter, spec.evaluation, self.world, self.heart.moving
-        )
+        self._evaluate = Evaluation(self.inputs, self.adapter, spec, self.world, self.heart.moving)
         try:
             _ = self.inputs.validation_examples  # read now: it must not fail after hours
             if plan.start_from:
@@ -204,7 +202,7 @@ class TrainingRun:
 
     def _tokens_at_once(self) -> float:
         """Of a micro-batch of one worker, about: rows of like length go together."""
-        rows = self.spec.micro_batch_size or self.spec.optimizer.batch_size // self.world.size
+        rows = self.spec.trained_at_once(self.world.size)
         return rows * math.fsum(map(len, self.inputs.train)) / len(self.inputs.train)
 
     def _manifest(self) -> Manifest:

@@ -19,7 +19,7 @@ def count_by_task(spec: TrainSpec, folder: Path) -> TaskCounts:
     adapter = files.load_into(inputs.base.model, folder)
     inputs.base.model.eval()
     rows = len(inputs.validation)
-    measured = Evaluation(inputs, adapter, spec.evaluation, World(), kept_rows=rows).measure()
+    measured = Evaluation(inputs, adapter, spec, World(), kept_rows=rows).measure()
     counts: TaskCounts = {}
     for row in measured.rows:
         layers = counts.setdefault(inputs.validation[row.index].task, {})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.benchmarks.harness import peak_bytes
 from workers.adapter.manifest import read_manifest
 from workers.adapter.routing_sample import CACHE_PAGE
 from workers.data.encode import Example
@@ -49,7 +50,7 @@ def answer(run: TrainingRun, prompt: tuple[int, ...]) -> str:
 
 @torch.no_grad()
 def test_batches_give_what_one_row_at_a_time_gives(run: TrainingRun) -> None:
-    evaluation = Evaluation(run.inputs, run.adapter, run.spec.evaluation, World())
+    evaluation = Evaluation(run.inputs, run.adapter, run.spec, World())
     measured = evaluation()
     encoder, rows = run.inputs.encoder, run.inputs.validation
     results = []
@@ -72,7 +73,7 @@ def test_batches_give_what_one_row_at_a_time_gives(run: TrainingRun) -> None:
 
 @torch.no_grad()
 def test_routing_counts_real_validation_tokens_only(run: TrainingRun) -> None:
-    measured = Evaluation(run.inputs, run.adapter, run.spec.evaluation, World())()["routing"]
+    measured = Evaluation(run.inputs, run.adapter, run.spec, World())()["routing"]
     counts = {layer: torch.zeros(4) for layer in measured}
     for row in run.inputs.validation:
         example = run.inputs.encoder.example(row)
@@ -93,7 +94,7 @@ def test_routing_counts_real_validation_tokens_only(run: TrainingRun) -> None:
 @torch.no_grad()
 def test_single_rows_are_counted_as_a_server_would_route_them(run: TrainingRun) -> None:
     """Without what all prompts begin with, in whole pages, and without the last token."""
-    evaluation = Evaluation(run.inputs, run.adapter, run.spec.evaluation, World(), kept_rows=9)
+    evaluation = Evaluation(run.inputs, run.adapter, run.spec, World(), kept_rows=9)
     rows = {row.index: row.sent for row in evaluation.measure().rows if row.sent}
     assert len(rows) == 9, "so many are kept"
     examples = run.inputs.validation_examples
@@ -153,6 +154,22 @@ def test_a_worker_without_rows_takes_part(run: TrainingRun) -> None:
 
     rows = run.inputs.validation
     run.inputs.__dict__["validation"] = rows[:2]
-    measured = Evaluation(run.inputs, run.adapter, run.spec.evaluation, Third(2, 3))()
+    measured = Evaluation(run.inputs, run.adapter, run.spec, Third(2, 3))()
     assert sent == [([], {})]
     assert measured["loss"] == 2.0
+
+
+def test_evaluation_takes_no_more_memory_than_a_training_step(
+    make_spec: SpecMaker, tmp_path: Path
+) -> None:
+    """Unless told otherwise it has as many rows at once: what fits while training fits here."""
+    changes = {"optimizer__batch_size": 4, "optimizer__micro_batch_size": 1}
+    spec = make_spec(evaluation__batch_size=None, evaluation__generate=True, **changes)
+    run = TrainingRun(spec, RunPlan(tmp_path, "study"))
+    step = peak_bytes(lambda: run._train_until(1, None))
+    evaluation = Evaluation(run.inputs, run.adapter, spec, World())
+    assert peak_bytes(evaluation) <= step
+    assert spec.evaluated_at_once(1) == 1
+    assert make_spec(evaluation__batch_size=3, **changes).evaluated_at_once(1) == 3
+    many = make_spec(evaluation__batch_size=None, optimizer__batch_size=8, parallel__workers=2)
+    assert many.evaluated_at_once(2) == 4
