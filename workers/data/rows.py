@@ -32,6 +32,8 @@ class Row:
     """Texts to choose from; empty for a metric of generated text."""
     answer_index: int
     """Which choice is right; -1 without choices."""
+    where: str = ""
+    """File and row, for messages."""
 
     @property
     def prompt(self) -> str:
@@ -103,6 +105,7 @@ def _row(spec: DataSpec, where: str, record: Mapping[str, Any]) -> Row:
         references=_texts(record, "references", where) or (answer,),
         choices=choices,
         answer_index=index,
+        where=where,
     )
 
 
