@@ -21,6 +21,7 @@ from workers.engine.sampler import GREEDY, Draw, Drawing, Sampler
 from workers.engine.schema import Schemas
 from workers.engine.slots import SlotStore
 from workers.engine.statistics import Statistics
+from workers.engine.timing import PassClock
 from workers.inject import Adapter as Injected
 from workers.inject import row_map
 from workers.model import Base
@@ -41,7 +42,8 @@ class ContinuousEngine:
         self._vocabulary = base.model.get_input_embeddings().num_embeddings
         self._stops = stop_ids(base)
         self._schemas = Schemas(base.tokenizer, self._vocabulary, self._stops)
-        self._sampler = Sampler()
+        self._clock = PassClock()
+        self._sampler = Sampler(self._clock.stop)
         self._model_lock = threading.RLock()  # a forward pass, or a change of the model's modules
         self._capture = RoutingCapture()
         self._company = Company()
@@ -183,6 +185,8 @@ class ContinuousEngine:
         self._capture.begin(
             [(row.generation.tally if row.generation else None, row.tokens) for row in rows]
         )
+        known = ((row.generation.timer, row) for row in rows if row.generation)
+        self._clock.start([(timer, row.tokens, row.draws) for timer, row in known], new)
 
     def _after_forward(self, model: nn.Module, _: Any, output: Any) -> None:
         self._capture.end(passed=output is not None)

@@ -11,6 +11,7 @@ from workers.engine.request import Finish, Piece, RequestError, Sampling
 from workers.engine.sampler import Drawing
 from workers.engine.schema import Schema
 from workers.engine.tally import Tally
+from workers.engine.timing import Timer
 
 
 @dataclass(eq=False)
@@ -41,6 +42,8 @@ class Generation:
     """What its tokens chose since it was last handed over; None on the bare base."""
     drawing: Drawing = field(init=False)
     """How tokens are drawn since then."""
+    timer: Timer = field(default_factory=Timer)
+    """How long its passes took since then."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _pieces: "asyncio.Queue[Piece | Exception]" = field(default_factory=asyncio.Queue)
 
@@ -61,7 +64,7 @@ class Generation:
         """Begin anew, under another name: prompt and tokens will pass through the model again."""
         self.name, self.salt, self.known = name, salt, len(self.tokens)
         self.tally = Tally(self.slot, self.sampling.by_token) if self.slot else None
-        self.drawing = Drawing(self.sampling, self.schema)
+        self.drawing, self.timer = Drawing(self.sampling, self.schema), Timer()
         if self.schema is not None:
             self.schema.restart(self.tokens)
 
@@ -70,7 +73,7 @@ class Generation:
         self.tokens += new
         logprobs = self.drawing.logprobs
         told = tuple(logprobs.popleft() for _ in new) if logprobs else ()
-        self.put(Piece(new, finish, told))
+        self.put(Piece(new, finish, told, timing=self.timer.timing))
 
     def put(self, piece: Piece | Exception) -> None:
         """Hand a piece to the reader, from any thread."""
@@ -98,5 +101,11 @@ class Generation:
 
 
 def failed(reason: object) -> RequestError:
-    """What a reader gets when the engine could not go on."""
+    """What a reader gets when the engine could not go on with this very request."""
     return RequestError(f"the engine failed: {reason}", status=500, code="engine_error")
+
+
+def stopped(reason: object) -> RequestError:
+    """What a reader gets when the engine could not go on with anybody's, or broke down under
+    others again and again."""
+    return RequestError(f"the engine has stopped: {reason}", status=503, code="engine_stopped")

@@ -10,7 +10,7 @@ from itertools import chain, count
 from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 
-from workers.engine.generation import Generation, failed
+from workers.engine.generation import Generation, failed, stopped
 from workers.engine.manager import Manager, longest_sequence, start_manager, stop_manager
 from workers.engine.prefix import PAGE, Salt, Salts, fresh_salt
 from workers.engine.request import Finish, Limits, RequestError
@@ -171,7 +171,8 @@ class GenerationLoop:
                 generation.put(failed(output.error))  # this request alone; else see _revive
             return
         if generation.drawing.error is not None:
-            self._salts.renew(generation.slot)  # nobody must read on from what went wrong
+            if generation.drawing.error.status >= 500:
+                self._salts.renew(generation.slot)  # nobody must read on from what went wrong
             generation.put(generation.drawing.error)
             self.drop(generation)
             return
@@ -198,8 +199,9 @@ class GenerationLoop:
             suspects = unproven if len(unproven) == 1 else ran if len(ran) == 1 else []
             for generation in reversed(ran):
                 generation.deaths += 1
-                if generation.deaths >= (BLAMED if generation in suspects else UNLUCKY):
-                    generation.put(failed(why))
+                blamed = generation in suspects
+                if generation.deaths >= (BLAMED if blamed else UNLUCKY):
+                    generation.put(failed(why) if blamed else stopped(why))
                 else:
                     self._waiting.appendleft(generation)
             try:
@@ -212,7 +214,7 @@ class GenerationLoop:
     def _fail_all(self, reason: object) -> None:
         with self._lock:
             for generation in [*self._running.values(), *self._waiting]:
-                generation.put(failed(reason))
+                generation.put(stopped(reason))
             self._running.clear()
             self._waiting.clear()
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from workers.engine.routing import RequestRouting
+from workers.engine.timing import Timing
 from workers.spec import InputError, PositiveInt, Spec
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
@@ -22,7 +23,8 @@ class RequestError(InputError):
     """A request that is not served: what was wrong, with which field, and the HTTP status.
 
     Codes of an engine: `engine_error` (500), `non_finite` (500: the model's logits were not all
-    finite numbers), `queue_full` (429), `engine_stopped` (503), `timeout` (504).
+    finite numbers), `invalid_schema` (400), `queue_full` (429), `engine_stopped` (503, whoever
+    asked for what), `timeout` (504). Only the first two are held against a version.
     """
 
     def __init__(
@@ -96,6 +98,8 @@ class Piece:
     """One for each token, where the request asks for them."""
     routing: RequestRouting | None = None
     """On the last piece of an answer by an adapter with routers."""
+    timing: Timing | None = None
+    """Of the answer so far; None where nothing was computed for this piece."""
 
 
 @dataclass(frozen=True)
@@ -176,5 +180,7 @@ class Chunk:
     """One for each of `tokens` but one that ends the answer, where the request asks for them."""
     routing: RequestRouting | None = None
     """On the last chunk of an answer by an adapter with routers."""
+    timing: Timing | None = None
+    """How long the engine has computed on the answer so far."""
     index: int = 0
     """Which of the answers to one prompt."""

@@ -4,7 +4,7 @@ Tensor names: N rows that get a token, n rows of them that want something, V voc
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import ClassVar
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from workers.engine.request import RequestError, Sampling, TokenLogprobs
-from workers.engine.schema import Schema
+from workers.engine.schema import Schema, refused_schema
 
 
 @dataclass(eq=False)
@@ -70,14 +70,17 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
 
     supports_continuous_batching: ClassVar[bool] = True
 
-    def __init__(self) -> None:
+    def __init__(self, computed: Callable[[], object] = lambda: None) -> None:
+        """`computed` is called when a pass's logits are there, before anything is drawn."""
+        self._computed = computed
         self.draws: Sequence[Draw] = ()
         """Row by row, what the coming step draws; the engine sets it before each forward pass."""
 
     def __call__(self, _input_ids: Tensor, scores_NV: Tensor) -> Tensor:
         spare = len(scores_NV) - len(self.draws)
         draws = [*self.draws, *[Draw(Drawing(GREEDY), 0)] * spare]
-        scores_NV = _finite(draws, scores_NV)
+        scores_NV = _finite(draws, scores_NV)  # reads them: a GPU has computed them by then
+        self._computed()
         if all(draw.drawing.is_plain for draw in draws):
             return scores_NV  # whose own choice is the right one
         allowed_NV = _obey(draws, scores_NV)
@@ -120,7 +123,7 @@ def _obey(draws: Sequence[Draw], scores_NV: Tensor) -> Tensor:
             scores_V.masked_fill_(~allowed_V.to(scores_V.device), -torch.inf)
         else:
             why = draw.drawing.schema.error or "no token of this model fits it"
-            draw.drawing.error = RequestError(f"the schema: {why}", None, 500, "engine_error")
+            draw.drawing.error = draw.drawing.error or refused_schema(why)
     return masked_NV
 
 

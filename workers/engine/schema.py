@@ -74,14 +74,14 @@ class Schemas:
         try:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides=SPACING)
         except ValueError as error:
-            raise _refused(error) from None
+            raise refused_schema(error) from None
         matcher = LLMatcher(tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise _refused(matcher.get_error())
+            raise refused_schema(matcher.get_error())
         schema = Schema(matcher, self._columns)
         first = schema.allowed().nonzero().flatten().tolist()
         if set(first) <= set(self._stops):
-            raise _refused("no text fits the schema")
+            raise refused_schema("no text fits the schema")
         return schema
 
     @cached_property
@@ -95,6 +95,7 @@ class Schemas:
             ) from None
 
 
-def _refused(reason: object) -> RequestError:
+def refused_schema(reason: object) -> RequestError:
+    """The schema is to blame, also where that shows only in the middle of an answer."""
     said = " ".join(str(reason).split())[:300]
     return RequestError(f"response_format: {said}", "response_format", code="invalid_schema")

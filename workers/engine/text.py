@@ -63,6 +63,7 @@ class TextEngine:
                         piece.logprobs[:-1] if end == "stop" else piece.logprobs
                     ),
                     routing=self._texts.named(last.routing, read),
+                    timing=piece.timing,
                 )
                 if end:
                     return

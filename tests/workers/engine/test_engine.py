@@ -369,6 +369,38 @@ def test_only_the_request_that_kills_the_thread_fails(
     assert fragile.healthy
 
 
+def test_who_is_there_when_others_kill_the_thread_is_not_to_blame(
+    fragile: ContinuousEngine, base: Base
+) -> None:
+    """Each survives its first pass alone, and the thread dies when both go on together."""
+    Bomb(base, lambda ids: ids.shape[-1] == 2)
+
+    async def together() -> list[Any]:
+        asking = (answer(fragile, prompt) for prompt in PROMPTS[3:5])
+        return await asyncio.gather(*asking, return_exceptions=True)
+
+    told = [one for one in run(together()) if isinstance(one, RequestError)]
+    assert told
+    assert {(one.status, one.code) for one in told} == {(503, "engine_stopped")}
+    assert fragile.healthy
+
+
+def test_a_schema_that_never_ends_is_the_requests_own_fault(fragile: ContinuousEngine) -> None:
+    """The grammar errs in the middle of the answer; others read on from the same cache."""
+    endless = Sampling(
+        max_tokens=24, json_schema='{"type": "array", "items": {"$ref": "#"}, "minItems": 1}'
+    )
+
+    async def together() -> list[Any]:
+        asked = (answer(fragile, PROMPTS[5], None, one) for one in (endless, GREEDY))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    refused, good = run(together())
+    assert isinstance(refused, RequestError)
+    assert (refused.status, refused.code) == (400, "invalid_schema")
+    assert len(good) == 24
+
+
 def test_poison_of_all_kinds_at_once_changes_nobodys_answer(
     fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[Adapter]
 ) -> None:
@@ -494,8 +526,9 @@ def test_closing_the_engine_ends_every_request(base: Base) -> None:
         while not seen:
             await asyncio.sleep(0.01)
         await asyncio.to_thread(engine.close)
-        with pytest.raises(RequestError, match="stopped"):
+        with pytest.raises(RequestError, match="stopped") as caught:
             await task
+        assert (caught.value.status, caught.value.code) == (503, "engine_stopped")
         with pytest.raises(RequestError, match="stopped"):
             await answer(engine, PROMPTS[0])
 

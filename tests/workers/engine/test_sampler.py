@@ -105,6 +105,25 @@ def test_a_row_that_is_not_finite_fails_alone(bad: float) -> None:
     assert picked[2] == alone(torch.zeros(1), LOGITS_V[None]).argmax()
 
 
+def test_numbers_that_are_not_finite_come_before_a_schema_that_errs() -> None:
+    """What a version is to blame for is not put on the request."""
+
+    class Ended:
+        error = "it has come to its end"
+
+        def allowed(self) -> torch.Tensor:
+            return torch.zeros(5, dtype=torch.bool)
+
+    sampler = Sampler()
+    drawings = [Drawing(Sampling(max_tokens=1), Ended()) for _ in range(2)]  # type: ignore[arg-type]
+    scores_NV = LOGITS_V.repeat(2, 1)
+    scores_NV[0, 3] = float("nan")
+    sampler.draws = [Draw(one, 1) for one in drawings]
+    sampler(torch.zeros(2), scores_NV)
+    told = [(one.error.status, one.error.code) for one in drawings if one.error]
+    assert told == [(500, "non_finite"), (400, "invalid_schema")]
+
+
 def test_large_numbers_are_finite() -> None:
     sampler = Sampler()
     drawing = Drawing(Sampling(max_tokens=1, temperature=0.0))
