@@ -43,5 +43,11 @@ def _all(_: str, names: Collection[str]) -> Sequence[str]:
 
 
 def _write(path: Path, *parts: Iterable[Mapping[str, Any]]) -> None:
-    lines = [json.dumps(dict(record), default=str) for part in parts for record in part]
+    lines = [json.dumps(dict(record), default=_no_text) for part in parts for record in part]
     write_text(path, "".join(line + "\n" for line in lines))
+
+
+def _no_text(value: object) -> list[str]:
+    """What JSON has no like of, dates or bytes, as a list: refused wherever text is wanted, as it
+    is in the file that it comes from."""
+    return [str(value)]

@@ -6,7 +6,9 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from workers.data.chat import TOOLS, Turn, chat, check_tools
 from workers.data.source import records
+from workers.data.values import text, texts
 from workers.metrics import CHOICE_METRICS, check_metric
 from workers.spec import DataSpec, InputError
 
@@ -18,7 +20,7 @@ EXTRA_COLUMNS = ("id", "choices", "answer", "answer_index", "references")
 class Row:
     """One prompt, its target, and how an answer to it is scored."""
 
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Turn, ...]
     """The chat up to the answer: `role` and `content` of each turn."""
     target: str
     """Text to learn."""
@@ -76,67 +78,52 @@ def _columns(spec: DataSpec, where: str, names: Collection[str]) -> Sequence[str
         raise InputError(
             f"{where}: no column {', '.join(map(repr, missing))}; there are {', '.join(names)}"
         )
-    optional = (spec.task_column, spec.metric_column, *EXTRA_COLUMNS)
+    optional = (spec.task_column, spec.metric_column, *EXTRA_COLUMNS, *TOOLS)
     return list(dict.fromkeys((*needed, *(name for name in optional if name in names))))
 
 
 def _row(spec: DataSpec, where: str, record: Mapping[str, Any]) -> Row:
-    if spec.messages_column in record:
-        messages, target = _chat(record[spec.messages_column], where)
-    else:
-        prompt = "\n".join(_text(record, name, where) for name in spec.prompt_columns)
-        messages, target = (
-            ({"role": "user", "content": prompt},),
-            _text(record, spec.target_column, where),
-        )
+    messages, target = _messages(spec, where, record)
     if not target.strip():
         raise InputError(f"{where}: its target is empty")
-    metric = str(record.get(spec.metric_column) or "exact_match")
+    metric = _optional(record, spec.metric_column, where) or "exact_match"
     check_metric(metric, where)
-    answer = record.get("answer")
-    answer = str(answer) if isinstance(answer, str | int | float) else target
+    answer = _optional(record, "answer", where)
+    answer = target if answer is None else answer
     choices, index = _choices(record, metric, answer, target, where)
     return Row(
         messages=messages,
         target=target,
-        task=str(record.get(spec.task_column) or "default"),
+        task=_optional(record, spec.task_column, where) or "default",
         metric=metric,
         answer=answer,
-        references=_texts(record, "references", where) or (answer,),
+        references=_list(record, "references", where) or (answer,),
         choices=choices,
         answer_index=index,
         where=where,
     )
 
 
-def _text(record: Mapping[str, Any], column: str, where: str) -> str:
+def _messages(
+    spec: DataSpec, where: str, record: Mapping[str, Any]
+) -> tuple[tuple[Turn, ...], str]:
+    """The turns up to the answer, and the answer."""
+    if spec.messages_column in record:
+        check_tools(record, where)
+        return chat(record[spec.messages_column], where)
+    columns = (*spec.prompt_columns, spec.target_column)
+    check_tools({name: record[name] for name in record.keys() - set(columns)}, where)
+    *prompt, target = (text(record.get(name), f"column {name!r}", where) for name in columns)
+    return ({"role": "user", "content": "\n".join(prompt)},), target
+
+
+def _optional(record: Mapping[str, Any], column: str, where: str) -> str | None:
     value = record.get(column)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise InputError(f"{where}: column {column!r} must hold text, not {value!r:.60}")
-    return str(value)
+    return None if value is None else text(value, f"column {column!r}", where)
 
 
-def _texts(record: Mapping[str, Any], column: str, where: str) -> tuple[str, ...]:
-    values = record.get(column) or []
-    if not isinstance(values, list):
-        raise InputError(f"{where}: column {column!r} must hold a list, not {values!r:.60}")
-    return tuple(map(str, values))
-
-
-def _chat(value: Any, where: str) -> tuple[tuple[Mapping[str, str], ...], str]:
-    """The turns before the last assistant turn, and its text."""
-    if not isinstance(value, list) or not all(
-        isinstance(turn, Mapping)
-        and isinstance(turn.get("role"), str)
-        and isinstance(turn.get("content"), str)
-        for turn in value
-    ):
-        raise InputError(f"{where}: messages must be a list of turns with role and content")
-    last = max((i for i, turn in enumerate(value) if turn["role"] == "assistant"), default=0)
-    if last == 0:
-        raise InputError(f"{where}: messages need an assistant turn, and one before it")
-    before = tuple({"role": turn["role"], "content": turn["content"]} for turn in value[:last])
-    return before, value[last]["content"]
+def _list(record: Mapping[str, Any], column: str, where: str) -> tuple[str, ...]:
+    return texts(record.get(column), f"column {column!r}", where)
 
 
 def _choices(
@@ -144,17 +131,17 @@ def _choices(
 ) -> tuple[tuple[str, ...], int]:
     if metric not in CHOICE_METRICS:
         return (), -1
-    choices = _texts(record, "choices", where)
-    if not all(text.strip() for text in choices):  # no token, so a likelihood that always wins
+    choices = _list(record, "choices", where)
+    if not all(choice.strip() for choice in choices):  # no token, so a likelihood that always wins
         raise InputError(f"{where}: one of its choices is empty")
     index = record.get("answer_index")
-    if index is not None and not isinstance(index, int):
+    if index is not None and type(index) is not int:  # a bool is an int to isinstance
         raise InputError(f"{where}: column 'answer_index' must hold a whole number, not {index!r}")
     if index is None or index < 0:
-        index = next((i for i, text in enumerate(choices) if text in (answer, target)), -1)
+        index = next((i for i, one in enumerate(choices) if one in (answer, target)), -1)
     if not 0 <= index < len(choices):
         raise InputError(
             f"{where}: metric {metric} wants `choices` with the answer among them, or its "
             f"place in `answer_index`"
         )
-    return choices, int(index)
+    return choices, index

@@ -2,9 +2,8 @@
 Hugging Face hub."""
 
 import hashlib
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from io import TextIOWrapper
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,15 @@ import pyarrow.parquet as pq
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
+from workers.data.json_line import json_record
 from workers.spec import InputError, one_line
 
 HUB = "hub:"
 PARQUET = (".parquet", ".pq")
 JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".ndjson.gz", ".ndjson.zst")
+
+_NO_VALUE = (ValueError, OverflowError, pa.ArrowException)
+"""What Arrow raises for a value that Python has no like of, such as bytes that are no UTF-8."""
 
 Record = tuple[str, Mapping[str, Any]]
 """Where a record lies (file and row, for messages), and its columns."""
@@ -90,14 +93,32 @@ def _matches(filesystem: fs.FileSystem, path: str) -> list[str]:
 def _parquet_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> Iterator[Record]:
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
-            columns = list(wanted(path, file.schema_arrow.names))
+            names = file.schema_arrow.names
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise InputError(f"{path}: has two columns {twice[0]!r}")
+            columns = list(wanted(path, names))
             number = 0
             for batch in file.iter_batches(columns=columns):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"{path}: row {number}", record
+                yield from _rows(batch, number, path)
+                number += batch.num_rows
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read as Parquet: {one_line(error)}") from None
+
+
+def _rows(batch: pa.RecordBatch, before: int, path: str) -> Iterator[Record]:
+    """The rows of a batch that has `before` rows before it."""
+    try:
+        records = batch.to_pylist()
+    except _NO_VALUE as error:
+        if batch.num_rows == 1:
+            raise InputError(
+                f"{path}: row {before + 1}: cannot be read: {one_line(error)}"
+            ) from None
+        for row in range(batch.num_rows):  # which of them it was
+            yield from _rows(batch.slice(row, 1), before + row, path)
+        return
+    for number, record in enumerate(records, before + 1):
+        yield f"{path}: row {number}", record
 
 
 def _json_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> Iterator[Record]:
@@ -105,25 +126,25 @@ def _json_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> Itera
     # lines, and cannot say in which line. Lines need not have the same columns.
     try:
         with filesystem.open_input_stream(path) as stream:
-            for number, line in enumerate(TextIOWrapper(stream, encoding="utf-8"), 1):
+            for number, line in enumerate(BufferedReader(stream), 1):
                 if not line.strip():
                     continue
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise InputError(f"{path}: line {number}: must be a JSON object")
                 where = f"{path}: line {number}"
+                record = json_record(line, where)
                 yield where, {name: record[name] for name in wanted(where, record.keys())}
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read as JSON lines: {one_line(error)}") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: line {number}: is no JSON: {error.msg}") from None
 
 
 def _hub_records(source: str, wanted: Wanted) -> Iterator[Record]:
     data = _hub_dataset(source)
     columns = list(wanted(source, data.column_names))
-    for number, record in enumerate(data.select_columns(columns), 1):
-        yield f"{source}: row {number}", record
+    number = 0
+    try:
+        for number, record in enumerate(data.select_columns(columns), 1):
+            yield f"{source}: row {number}", record
+    except _NO_VALUE as error:
+        raise InputError(f"{source}: row {number + 1}: cannot be read: {one_line(error)}") from None
 
 
 def _hub_dataset(source: str) -> Any:

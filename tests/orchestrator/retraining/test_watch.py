@@ -4,12 +4,14 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import uvicorn
 import yaml
@@ -44,8 +46,9 @@ from tests.orchestrator.traffic import (
     rows_of,
     write_rows,
 )
+from workers.data.rows import training_rows
 from workers.engine.request import Adapter, Chunk, TextRequest
-from workers.spec import InputError
+from workers.spec import InputError, TrainSpec
 
 
 @pytest.fixture
@@ -342,6 +345,18 @@ def test_fresh_rows_come_first_and_a_fifth_is_held_out(
     assert tasks["validation"] == ["clinic"] * 12 + ["home"] * 300
     with pytest.raises(InputError, match="holds 60 rows, but min_rows is 61"):
         with_fresh(load_job(policy.job), policy.data, 61, tmp_path / "joined")
+
+
+def test_what_is_no_text_stays_none_in_joined_files(
+    job: JobSpec, make_spec: Callable[..., TrainSpec], tmp_path: Path
+) -> None:
+    """Bytes are refused where they lie; joined, they were trained on as `b'4'`."""
+    fresh = tmp_path / "fresh.parquet"
+    pq.write_table(pa.table({"prompt": ["p"], "target": [b"4"]}), fresh)
+    job = job.model_copy(update={"train": make_spec()})
+    job = with_fresh(job, str(fresh), 1, tmp_path / "joined")
+    with pytest.raises(InputError, match="line 1: column 'target' must hold text, not "):
+        training_rows(job.train.data)
 
 
 def test_a_diary_outlives_its_writer_and_a_cut_line(tmp_path: Path) -> None:

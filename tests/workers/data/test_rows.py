@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from workers.data.batches import check_data
@@ -41,7 +43,7 @@ def test_a_chat_ends_with_its_last_assistant_turn(tmp_path: Path) -> None:
         {"role": "user", "content": "u1"},
         {"role": "assistant", "content": "a1"},
         {"role": "user", "content": "u2"},
-        {"role": "assistant", "content": "a2", "name": "x"},
+        {"role": "assistant", "content": "a2", "name": None},
         {"role": "user", "content": "thanks"},
     ]
     (row,) = training_rows(spec(tmp_path, [{"messages": turns}]))
@@ -130,6 +132,75 @@ def test_a_wrong_row_is_named(tmp_path: Path, records: list[dict[str, Any]], mes
     assert message in str(caught.value)
     assert "rows.jsonl" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+NO_TEXT = {
+    "NaN": float("nan"),
+    "infinity": float("inf"),
+    "a whole number among floats": 3.0,
+    "a great float": 1e22,
+    "a float of 32 bits": 0.10000000149011612,
+    "a boolean": True,
+    "a list": ["4"],
+    "an object": {"a": "4"},
+    "half a character": "a\ud83d",
+}
+FIELDS = ("prompt", "target", "answer", "task", "metric", "choices", "references")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("name", NO_TEXT)
+def test_a_value_that_is_no_text_is_named_with_its_row(
+    tmp_path: Path, name: str, field: str
+) -> None:
+    good = {"prompt": "p", "target": "4", "metric": "acc", "choices": ["4", "5"]}
+    value = NO_TEXT[name]
+    bad = good | {field: ["4", value] if field in ("choices", "references") else value}
+    with pytest.raises(InputError) as caught:
+        training_rows(spec(tmp_path, [good, bad]))
+    message = str(caught.value)
+    assert f"rows.jsonl: line 2: column {field!r}" in message
+    assert "must hold text, not" in message or "half a character" in message
+    assert "\n" not in message
+    message.encode()
+
+
+@pytest.mark.parametrize("hub", [False, True])
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array(["4", None]), "row 2: column 'target' must hold text, not None"),
+        (pa.array([2.5, 3.0]), "row 2: column 'target' must hold text, not 3.0; write it as text"),
+        (pa.array([2.5, float("nan")]), "row 2: column 'target' must hold text, not nan"),
+        (pa.array([0.5, 0.1], pa.float32()), "row 2: column 'target' must hold text, not 0.1000"),
+        (pa.array([True, False]), "row 1: column 'target' must hold text, not True"),
+        (pa.array([["4"], ["5"]]), "row 1: column 'target' must hold text, not ['4']"),
+        (pa.array([b"4", b"5"]), "row 1: column 'target' must hold text, not b'4'"),
+    ],
+)
+def test_a_parquet_value_that_is_no_text_is_named_with_its_row(
+    tmp_path: Path, column: pa.Array, message: str, hub: bool
+) -> None:
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"prompt": ["p", "q"], "target": column}), path)
+    source = f"hub:{tmp_path}" if hub else str(path)
+    with pytest.raises(InputError) as caught:
+        training_rows(DataSpec(train=source, validation=source))
+    assert str(caught.value).startswith(f"{source}: {message}")
+
+
+def test_numbers_that_are_written_in_one_way_are_text(tmp_path: Path) -> None:
+    records = [{"prompt": 7, "target": -12, "task": 0, "answer": 2.5, "references": [1, 0.1]}]
+    (row,) = training_rows(spec(tmp_path, records))
+    assert (row.prompt, row.target, row.task, row.answer) == ("7", "-12", "0", "2.5")
+    assert row.references == ("1", "0.1")
+
+
+@pytest.mark.parametrize("value", [True, 1.0, float("nan")])
+def test_an_answers_place_is_a_whole_number(tmp_path: Path, value: object) -> None:
+    record = {"prompt": "p", "target": "b", "metric": "acc", "choices": ["a", "b"]}
+    with pytest.raises(InputError, match="'answer_index' must hold a whole number"):
+        training_rows(spec(tmp_path, [record | {"answer_index": value}]))
 
 
 def test_the_preflight_reads_both_sources(tmp_path: Path) -> None:

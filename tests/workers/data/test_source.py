@@ -90,7 +90,15 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         ("empty.parquet", b"", "cannot be read as Parquet"),
         ("bad.jsonl", b'{"a": 1}\n{"a": \n', "line 2: is no JSON"),
         ("list.jsonl", b"[1, 2]\n", "line 1: must be a JSON object"),
-        ("binary.jsonl", b"\xff\xfe\x00", "cannot be read as JSON lines"),
+        ("binary.jsonl", b"\xff\xfe\x00", "line 1: is no UTF-8"),
+        ("latin.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', "line 2: is no UTF-8"),
+        ("utf16.jsonl", '{"a": 1}\n'.encode("utf-16"), "line 1: is no UTF-8"),
+        ("null.jsonl", b"null\n", "line 1: must be a JSON object"),
+        ("twice.jsonl", b'{"a": 1}\n{"a": 1, "b": 2, "a": 3}', "line 2: .*'a' is there twice"),
+        ("inner.jsonl", b'{"a": [{"b": 1, "b": 2}]}', "line 1: .*'b' is there twice"),
+        ("digits.jsonl", b'{"a": ' + b"9" * 5000 + b"}", r"line 1: is no JSON: .*4300 digits"),
+        ("deep.jsonl", b'{"a": ' + b"[" * 100_000, "line 1: .*nests too deep"),
+        ("pairs.jsonl", b'{"a": ' * 100_000, "line 1: .*nests too deep"),
         ("broken.jsonl.gz", b"no gzip", "cannot be read as JSON lines"),
     ],
 )
@@ -103,6 +111,51 @@ def test_what_is_wrong_is_one_line(
         read(str(tmp_path / name))
     assert "\n" not in str(caught.value)
     assert name in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_row(tmp_path: Path) -> None:
+    """Also in the middle: of files that were put one behind the other."""
+    (tmp_path / "a.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"a": 1}\r\n\xef\xbb\xbf{"a": "\xef\xbb\xbf"}\r\n'
+    )
+    assert read(str(tmp_path / "a.jsonl")) == [{"a": 1}, {"a": "\ufeff"}]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([["p"], ["t"], ["u"]], names=["prompt", "target", "target"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: has two columns 'target'$"):
+        read(str(tmp_path / "a.parquet"))
+
+
+def not_utf8() -> pa.Array:
+    """Texts of which the third is none."""
+    offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 1, 2, 3)))
+    return pa.StringArray.from_buffers(3, offsets, pa.py_buffer(b"ab\xff"))
+
+
+def test_a_value_that_python_cannot_hold_names_its_row(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    for path in (tmp_path / "a.parquet", tmp_path / "hub" / "train.parquet"):
+        pq.write_table(pa.table({"a": not_utf8()}), path)
+    for source in (str(tmp_path / "a.parquet"), f"hub:{tmp_path / 'hub'}"):
+        with pytest.raises(InputError, match=r"row 3: cannot be read: .*utf-8") as caught:
+            read(source)
+        assert str(caught.value).startswith(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_cut_anywhere_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS * 1000), path, compression="zstd")
+    whole = path.read_bytes()
+    cut = whole[: len(whole) // 2]
+    hollow = whole[:8] + bytes(len(whole) // 2) + whole[8 + len(whole) // 2 :]
+    for content in (cut, whole[:-8], hollow):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"a\.parquet: cannot be read as Parquet") as caught:
+            read(str(path))
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("source", ["nosuch://bucket/x.parquet", "s3:/x.parquet"])
