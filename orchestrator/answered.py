@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from workers.engine.routing import RequestRouting
+from workers.engine.timing import Timing
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,15 @@ class Answered:
     first_token_seconds: float | None
     """From the request's arrival to the first token; None where there was none."""
     role: str = "served"
-    """`served`, `canary`, or `shadow`: an answer that was compared and never returned."""
+    """`served`, `canary`, `pinned` where the request named the version itself, or `shadow`: an
+    answer that was compared and never returned."""
     agreement: float | None = None
     """Of a shadow: the share of tokens that are the returned answer's at the same place."""
     routing: RequestRouting | None = None
+    timing: Timing | None = None
+    """How long was computed on it, of several answers the first; None where nothing was."""
+    user: str = ""
+    """Hash of whom it was routed for: a user, a key, or the request itself."""
     prompt: str | None = None
     answer: str | None = None
 

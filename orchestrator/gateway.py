@@ -133,7 +133,7 @@ class Gateway:
     async def _begin(
         self, body: CompletionBase, kind: type[Reply], answering: Answering
     ) -> tuple[Reply, AsyncGenerator[Chunk]]:
-        route = await self._catalogue.route(body.model, body.user or answering.sticky)
+        route = await self._catalogue.route(body.model, answering.asked_for(body.user))
         served = route.served
         request = body.request(served.adapter, answering.caller.id)
         reply = kind(served.id, served.fingerprint, body.tells_routing)

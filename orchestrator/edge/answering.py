@@ -1,6 +1,7 @@
 """One request from its arrival to its end, and what the observers are told of it."""
 
 import asyncio
+import hashlib
 import json
 import logging
 import secrets
@@ -20,6 +21,7 @@ from orchestrator.openai_reply import as_request_error, internal_error
 from orchestrator.rollout.route import Role, Served
 from workers.engine.request import Chat, Chunk, RequestError, TextRequest
 from workers.engine.routing import RequestRouting
+from workers.engine.timing import Timing
 from workers.spec import InputError
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ class Answering:
         self._role = "served"
         self.request = ""
         """The answer's id."""
+        self._user = ""
         self._asked: TextRequest | None = None
         self._text = ""
         self._agreement: float | None = None
@@ -47,6 +50,7 @@ class Answering:
         self._prompt_tokens = 0
         self._first: float | None = None
         self._routing: RequestRouting | None = None
+        self._timing: Timing | None = None
         self._failure: RequestError | None = None
 
     def by(self, served: Served, role: Role | Literal["shadow"], request: str) -> None:
@@ -63,9 +67,16 @@ class Answering:
         self._agreement = same / max(len(self.tokens), len(with_), 1)
 
     @property
-    def sticky(self) -> str:
-        """What keeps a caller with one version: the key; without one each request is on its own."""
-        return secrets.token_hex(8) if self.caller is ANONYMOUS else self.caller.id
+    def whole(self) -> bool:
+        """Whether nothing has failed so far."""
+        return self._failure is None
+
+    def asked_for(self, user: str | None) -> str:
+        """What keeps with one version: the user that the request names, else the key; with neither
+        each request is on its own."""
+        lone = self.caller is ANONYMOUS
+        self._user = user or (secrets.token_hex(8) if lone else self.caller.id)
+        return self._user
 
     async def follow(self, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
         """The same chunks, counted; several answers to one request add up."""
@@ -121,6 +132,8 @@ class Answering:
             self._text += chunk.text
         self._prompt_tokens = chunk.prompt_tokens
         self._routing = chunk.routing or self._routing
+        if chunk.index == 0:
+            self._timing = chunk.timing or self._timing
 
     def _failed(self, error: BaseException) -> None:
         """The first failure is the cause of the others."""
@@ -143,6 +156,8 @@ class Answering:
             role=self._role,
             agreement=self._agreement,
             routing=self._routing,
+            timing=self._timing,
+            user=hashlib.sha256(self._user.encode(errors="surrogatepass")).hexdigest()[:16],
             prompt=_text_of(self._asked) if self._asked and self._texts else None,
             answer=self._text if self._texts else None,
         )

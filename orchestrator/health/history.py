@@ -37,13 +37,14 @@ class History:
         self.closed = deque(maxlen=self.spec.windows)
         self.open = Tally(self.places)
 
-    def add(self, routing: RequestRouting, read: int) -> None:
-        """Count a request that the engine has read `read` tokens of, some of them perhaps from its
-        cache; one through other places is no request of this version."""
+    def add(self, routing: RequestRouting, read: int, user: str = "") -> None:
+        """Count a request of a user that the engine has read `read` tokens of, some of them perhaps
+        from its cache; one through other places is no request of this version."""
         if Places.of(routing) != self.places:
             return
         cached = max(round((read - routing.tokens) / CACHE_PAGE), 0) * CACHE_PAGE
         share_C = self.open.add(routing, cached)
+        self.open.users[user] += 1
         if self.collects and len(self.first) < self.spec.reference_requests:
             self.first.append((cached, share_C))
         self.requests += 1
@@ -57,6 +58,13 @@ class History:
         for window in (*self.closed, self.open):
             whole.include(window)
         return whole
+
+    def busiest(self, windows: int) -> float:
+        """The largest share that one user has of the requests in the last so many whole windows."""
+        users: Counter[str] = Counter()
+        for tally in list(self.closed)[-windows:]:
+            users.update(tally.users)
+        return max(users.values(), default=0) / max(users.total(), 1)
 
     def forget_first(self) -> None:
         """There is a better reference than the first requests."""

@@ -125,6 +125,7 @@ def _verdict(history: History, found: Sequence[Distance], source: Source) -> Ver
         score=last.score,
         layer=last.place,
         divergence=last.divergence,
+        busiest=history.busiest(max(sustained, 1)),
         reference=source,
         why=f"the last window {says} {where[source]}: {last.score:.2f} of the limit",
     )

@@ -44,6 +44,8 @@ class RouterHealth:
         routing = answered.routing
         if routing is None or not routing.tokens or not routing.layers:
             return
+        if answered.role == "pinned":  # says what one asker wanted, not what users ask for
+            return
         with self._counting:
             if answered.version not in self._judges:
                 while len(self._judges) >= self.spec.versions:
@@ -54,7 +56,7 @@ class RouterHealth:
             history = self._judges[answered.version].history
             history.names.add(answered.name or "")
             read = answered.prompt_tokens + answered.completion_tokens - 1  # the last is only drawn
-            history.add(routing, read)
+            history.add(routing, read, answered.user)
 
     def health(self, name: str) -> Health:
         """Of the versions that answered to a name, or of one, as `NAME@VERSION`; RequestError 404

@@ -53,6 +53,9 @@ class Verdict(Spec):
     """The worst layer."""
     divergence: float | None = None
     """Its Jensen-Shannon divergence from the reference, 0 … ln 2."""
+    busiest: float = 0.0
+    """Largest share that one user has of the requests in the windows that lie beyond, or the last
+    one."""
     reference: Source | None = None
     """training: validation rows of the training; served: the first requests served here."""
     why: str

@@ -3,6 +3,7 @@
 Shapes: C columns (experts of all places), L places.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +42,8 @@ class Tally:
     votes: dict[int, Votes] = field(default_factory=dict)
     """By the tokens that passed no router, since their keys and values were in the cache. Only
     requests that tell of the same part of their text can be compared."""
+    users: Counter[str] = field(default_factory=Counter)
+    """Requests of each."""
     entropy_L: Array = field(init=False)
     margin_L: Array = field(init=False)
 

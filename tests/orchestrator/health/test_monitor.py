@@ -84,6 +84,27 @@ def test_another_domain_is_first_suspect_and_then_drift(trained: Trained) -> Non
     assert (calm.state, calm.sustained) == ("steady", 0)
 
 
+def test_who_pins_a_version_is_not_listened_to(trained: Trained) -> None:
+    monitor = monitored(trained)
+    feed(monitor, trained.home[:100])
+    feed(monitor, trained.clinic[:100], role="pinned")
+    verdict = monitor.drift(VERSION)
+    assert verdict is not None
+    assert (verdict.state, verdict.judged) == ("steady", 2)
+    assert monitor.health("home").versions[0].requests == 100
+
+
+def test_the_busiest_user_of_what_has_drifted_is_told(trained: Trained) -> None:
+    monitor = monitored(trained)
+    for number, routing in enumerate(trained.clinic[:150]):
+        lonely = number >= 50 and number % 2
+        monitor(answered(routing, user="one" if lonely else f"user {number}"))
+    verdict = monitor.drift(VERSION)
+    assert verdict is not None
+    assert (verdict.drifted, verdict.sustained) == (True, 3)
+    assert verdict.busiest == pytest.approx(50 / 150)
+
+
 @pytest.mark.parametrize("sample", [None, RoutingSample.of([{"layers.7.mlp": [1, 2]}])])
 def test_without_a_sample_the_first_requests_are_the_reference(
     trained: Trained, sample: RoutingSample | None
