@@ -105,7 +105,10 @@ class Catalogue:
         RequestError 404 where there is no such model.
         """
         line = self._lines.get(model)
-        return line.route(sticky) if line else Route(await self.find(model))
+        if line:
+            return line.route(sticky)
+        pinned = "@" in model and model != self.base.id
+        return Route(await self.find(model), "pinned" if pinned else "served")
 
     async def find(self, model: str) -> Served:
         """The exact model to use now; RequestError 404 where there is none of that name."""

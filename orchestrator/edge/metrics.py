@@ -69,13 +69,15 @@ class RequestMetrics:
 
 
 def times(answered: Answered) -> dict[Series, float]:
-    """What a request's times tell: of whole answers only its duration, of all the first token."""
+    """What a request's times tell: of whole answers only its duration, of all the first token, and
+    what was computed for each that followed."""
     first = answered.first_token_seconds
     told = {DURATION: answered.seconds} if answered.error is None else {}
     if first is not None:
         told[FIRST_TOKEN] = first
-        if answered.completion_tokens > 1:
-            told[PER_TOKEN] = (answered.seconds - first) / (answered.completion_tokens - 1)
+    if answered.timing and answered.timing.answer.tokens:
+        span = answered.timing.answer
+        told[PER_TOKEN] = span.seconds / span.tokens  # however slowly the client reads
     return told
 
 

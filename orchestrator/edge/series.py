@@ -53,7 +53,7 @@ FIRST_TOKEN = Series(
     "moetune_first_token_seconds", "Arrival to first token", "histogram", BY_VERSION
 )
 PER_TOKEN = Series(
-    "moetune_token_seconds", "From one token of an answer to the next", "histogram", BY_VERSION
+    "moetune_token_seconds", "Computed for each further token of an answer", "histogram", BY_VERSION
 )
 OF_REQUESTS = (REQUESTS, PROMPT_TOKENS, ANSWER_TOKENS, DURATION, FIRST_TOKEN, PER_TOKEN)
 

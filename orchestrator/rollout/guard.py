@@ -12,6 +12,8 @@ from orchestrator.rollout.window import Windows
 
 log = logging.getLogger(__name__)
 EVER = datetime.min.replace(tzinfo=UTC)
+ONE_USER = 0.2
+"""Share of a canary's requests above which one user's habits may be all that its drift shows."""
 
 
 class Guard:
@@ -67,13 +69,14 @@ class Guard:
 
     def _canary_drift(self, state: Rollout, canary: Canary) -> Breach | None:
         """Where the champion's routing drifts too, or cannot be told, the requests may have
-        changed: that is no canary's fault."""
+        changed: that is no canary's fault. Nor are the habits of a user who meets it."""
         if self._drift is None or self._spec.drift == "off":
             return None
         champion = self._drift(state.champion)
         if champion is None or champion.drifted:
             return None
-        return drifting(self._drift(canary.version))
+        verdict = self._drift(canary.version)
+        return None if verdict and verdict.busiest > ONE_USER else drifting(verdict)
 
     def _champion_breach(self, state: Rollout, now: datetime) -> Breach | None:
         own = self._windows.of(state.name, state.champion, state.since, now)
@@ -81,10 +84,21 @@ class Guard:
         breach = not_finite(own) or failing(own, others, self._spec)
         probation = timedelta(seconds=self._spec.probation_seconds)
         if state.predecessor and now - state.since <= probation:
-            before = self._windows.of(state.name, state.predecessor, EVER, state.since)
-            breach = breach or slower(own, before, self._spec)
+            breach = breach or self._slower_than_before(state, state.predecessor, now)
         if self._drift and self._spec.drift == "all":
             breach = breach or drifting(self._drift(state.champion))
+        return breach
+
+    def _slower_than_before(self, state: Rollout, predecessor: str, now: datetime) -> Breach | None:
+        """Where the others have become as slow meanwhile, it is the machine."""
+        name, windows, spec = state.name, self._windows, self._spec
+        before, since = (EVER, state.since), (state.since, now)
+        own = windows.of(name, state.champion, *since)
+        breach = slower(own, windows.of(name, predecessor, *before), spec)
+        if breach and slower(
+            windows.elsewhere(name, *since), windows.elsewhere(name, *before), spec
+        ):
+            return None
         return breach
 
     def _refuge(self, state: Rollout) -> str | None:

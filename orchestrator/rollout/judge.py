@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from math import exp, lgamma, log, log1p
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from orchestrator.rollout.spec import GuardSpec
-from orchestrator.rollout.window import P95, Window
+from orchestrator.rollout.speed import KINDS
+from orchestrator.rollout.window import Window
 
 SURE = 0.001
 """Chance of being wrong that is allowed: the guard asks every second, so it is not easily sure."""
+HALF = 0.5
 NON_FINITE = "non_finite"
 """Code of the error of an answer whose numbers were not finite."""
 
@@ -20,6 +24,11 @@ class Verdict(Protocol):
     @property
     def drifted(self) -> bool:
         """Whether the routing is not the training's any more."""
+        ...
+
+    @property
+    def busiest(self) -> float:
+        """The largest share that one user has of those requests."""
         ...
 
     def as_dict(self) -> Mapping[str, Any]:
@@ -80,16 +89,9 @@ def failing(own: Window, others: Window, spec: GuardSpec) -> Breach | None:
 
 
 def slower(own: Window, standard: Window, spec: GuardSpec) -> Breach | None:
-    """Slower than the standard by more than the allowed ratio."""
-    few = min(len(own.seconds), len(standard.seconds)) < spec.min_requests
-    limit = spec.latency_ratio * standard.p95
-    if few or not surely(own.slower_than(limit), len(own.seconds), 1 - P95):
-        return None
-    return Breach(
-        "latency",
-        f"p95 latency {own.p95:.3g} s (limit {spec.latency_ratio:g} x {standard.p95:.3g} s)",
-        {**own.figures(), "limit": round(limit, 4), "compared": standard.figures()},
-    )
+    """Slower than the standard at like work, at reading prompts or at writing answers."""
+    breaches = (_slower(kind, own, standard, spec) for kind in KINDS)
+    return next((breach for breach in breaches if breach), None)
 
 
 def drifting(verdict: Verdict | None) -> Breach | None:
@@ -97,6 +99,28 @@ def drifting(verdict: Verdict | None) -> Breach | None:
     if verdict is None or not verdict.drifted:
         return None
     return Breach("drift", "its routing has drifted from the training's", dict(verdict.as_dict()))
+
+
+def _slower(kind: str, own: Window, standard: Window, spec: GuardSpec) -> Breach | None:
+    """By more than the allowed ratio in surely more than half of the requests (the sign test)."""
+    work, limit = KINDS[kind], spec.latency_ratio
+    ratio_N = work(own.seen).over(work(standard.seen))
+    compared, slow = len(ratio_N), int((ratio_N > limit).sum())
+    if compared < spec.min_requests or not surely(slow, compared, HALF):
+        return None
+    ratio = float(np.median(ratio_N))
+    return Breach(
+        "latency",
+        f"{kind}: {ratio:.3g} times the seconds of like work (limit {limit:g})",
+        {
+            **own.figures(),
+            "kind": kind,
+            "ratio": round(ratio, 4),
+            "limit": limit,
+            "compared": compared,
+            "standard": standard.figures(),
+        },
+    )
 
 
 def _log_chance(k: int, n: int, rate: float) -> float:

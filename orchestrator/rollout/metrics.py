@@ -25,7 +25,11 @@ LIKENESS = (
 )
 SIDES = (
     Series("moetune_shadow_tokens", "Mean length, of shadow and champion", labels=OF_SIDE),
-    Series("moetune_shadow_p95_seconds", "Whole answers, of shadow and champion", labels=OF_SIDE),
+    Series(
+        "moetune_shadow_p95_seconds",
+        "Computed on an answer, of shadow and champion",
+        labels=OF_SIDE,
+    ),
 )
 OF_SHADOWS = (*COUNTS, *LIKENESS, *SIDES)
 

@@ -21,7 +21,7 @@ class Plans:
         if canary is None or canary.due is None or now < canary.due:
             return None
         seen = self._windows.of(state.name, canary.version, canary.at, now)
-        if seen.requests < self._wanted:
+        if sum(answered.role == "canary" for answered in seen.answers) < self._wanted:
             return None
         step, share = canary.step + 1, canary.next_share
         return Decision(

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.rollout.state import Rollout
-from orchestrator.rollout.window import Windows
+from orchestrator.rollout.window import Windows, counts
 from orchestrator.rollout.words import percent
 
 FEWEST = 20
@@ -25,7 +25,7 @@ def reach(state: Rollout, windows: Windows, now: datetime) -> dict[str, Any] | N
     if canary is None:
         return None
     lately = windows.of(state.name, canary.version, canary.at, now)
-    met = sum(answered.role == "canary" for answered in lately.seen)
+    met = sum(answered.role == "canary" and counts(answered) for answered in lately.seen)
     others = windows.of(state.name, state.champion, canary.at, now).requests
     return {"canary": met, "champion": others, "warning": _odd(met, others, canary.share)}
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from workers.engine.request import Adapter
 
-Role = Literal["served", "canary"]
+Role = Literal["served", "canary", "pinned"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Route:
     served: Served
     """Answers the request."""
     role: Role = "served"
-    """`canary` where the request is in a canary's share."""
+    """`canary` where the request is in a canary's share; `pinned` where it names the version."""
     shadow: Served | None = None
     """Answers it too, to be compared; that answer is never returned."""
 

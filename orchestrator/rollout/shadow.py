@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.answered import Answered
 from orchestrator.rollout.log import Decision
 from orchestrator.rollout.state import Rollout
-from orchestrator.rollout.window import Windows
+from orchestrator.rollout.window import Windows, failed
 
 FIRST_REPORT = 100
 """Answers of a shadow that the log is told of first; then ten times as many, and so on."""
@@ -34,6 +34,11 @@ class Tally:
             self.agreement += answered.agreement
 
 
+def compared(answered: Answered) -> bool:
+    """Whether a shadow was compared with what was returned, or is to blame that it was not."""
+    return answered.role == "shadow" and (answered.agreement is not None or failed(answered))
+
+
 class Comparisons:
     """An observer of shadows; also an opinion on names' states: that the log should be told."""
 
@@ -43,7 +48,7 @@ class Comparisons:
 
     def observe(self, answered: Answered) -> None:
         """See `orchestrator.answered.Observer`."""
-        if answered.role == "shadow" and answered.error != "client_closed_request":
+        if compared(answered):
             key = (answered.name, answered.version)
             self._tallies.setdefault(key, Tally()).add(answered)
 

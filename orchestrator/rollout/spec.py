@@ -24,8 +24,11 @@ class RolloutSpec(Spec):
 class GuardSpec(Spec):
     """When a version is taken out of service without anybody being asked.
 
-    The guard judges what this gateway has seen: requests that were answered, and those that failed
-    on our side (5xx). Errors of clients never count, nor do full queues and lost replicas.
+    The guard judges what this gateway has routed to a version by its name: requests that were
+    answered, and those that failed by the version's own fault (the engine, or numbers that are not
+    finite). Requests that pin a version never count, nor does what is the request's affair (its
+    schema, its limits, a client that reads slowly or leaves, an answer too long for its time), nor
+    full queues and lost replicas.
     """
 
     on: bool = True
@@ -35,17 +38,19 @@ class GuardSpec(Spec):
     window_seconds: Annotated[float, Field(gt=0)] = 600
     """… of the last so many seconds."""
     min_requests: PositiveInt = 20
-    """With fewer, neither error rate nor latency is judged. One answer with numbers that are not
-    finite is enough in any case."""
+    """With fewer, neither error rate nor latency is judged; of latency, with fewer that can be
+    compared. One answer with numbers that are not finite is enough in any case."""
     max_error_rate: Rate = 0.05
     """Failing share of requests that is too much: when it is surely higher (exact binomial test,
     p < 0.001), and higher than with the gateway's other requests."""
     latency_ratio: AtLeastOne = 2.0
-    """The 95th percentile of the seconds to an answer's end may be so many times the champion's;
-    of a new champion, so many times that of its predecessor. It must surely be more (the same
-    test)."""
+    """What the engine computes for a token, of prompts and of answers, may take so many times as
+    long as the champion's at like work: as many tokens, as much company in the batch, about the
+    same time; of a new champion, as its predecessor's. Surely more than half of the requests must
+    take longer (sign test, p < 0.001). Time in queues, and readers', is not in it."""
     probation_seconds: NonNegative = 3600
-    """A new champion's latency is compared for so long: later, what changes is the load."""
+    """A new champion's latency is compared for so long, and not held against it where the gateway's
+    other names have become as slow."""
     drift: Literal["off", "canary", "all"] = "canary"
     """Whose routing may not drift from the training's; a canary's may where the champion's does,
     since the requests are what has changed then."""
@@ -53,4 +58,5 @@ class GuardSpec(Spec):
     """Where a champion's name falls back to: first here, and if the guard acts again before
     anybody else did, then there. Empty: nowhere; a canary still ends."""
     plan_requests: Annotated[int, Field(ge=0)] = 20
-    """A plan's next step waits until the canary has had so many requests in this one."""
+    """A plan's next step waits until the canary has answered so many requests of its own share in
+    this one."""

@@ -12,26 +12,29 @@ from typing import Any
 from orchestrator.answered import Answered
 from orchestrator.rollout.spec import GuardSpec
 
-BLAMELESS = frozenset({"unavailable", "engine_stopped", "queue_full"})
-"""Failures on our side that no version is to blame for."""
+FAULTS = frozenset({"engine_error", "non_finite"})
+"""Codes of failures that are the version's own. All others are the request's (a schema, a limit, a
+client that left, an answer that was too long for its time) or ours (queues, lost replicas), and are
+held neither against a version nor for it. What is merely slow shows in what was computed."""
 P95 = 0.95
 
 
 @dataclass(frozen=True)
 class Window:
-    """Requests to one version."""
+    """Requests that were routed to one version, or its answers as a shadow."""
 
     seen: tuple[Answered, ...]
+    """Those that count, and others that at least say how long was computed on them."""
 
     @property
     def requests(self) -> int:
         """All that count."""
-        return len(self.seen)
+        return sum(map(counts, self.seen))
 
     @property
     def errors(self) -> Counter[str]:
         """Failures by their code."""
-        return Counter(answered.error or "unknown" for answered in self.seen if failed(answered))
+        return Counter(one.error for one in self.seen if one.error and failed(one))
 
     @property
     def error_rate(self) -> float:
@@ -39,24 +42,25 @@ class Window:
         return self.errors.total() / max(1, self.requests)
 
     @property
+    def answers(self) -> Sequence[Answered]:
+        """That are whole."""
+        return [answered for answered in self.seen if answered.error is None]
+
+    @property
     def seconds(self) -> Sequence[float]:
-        """To the end of each whole answer, ascending."""
-        return sorted(answered.seconds for answered in self.seen if not failed(answered))
+        """Computed on each whole answer, ascending."""
+        return sorted(one.timing.seconds for one in self.answers if one.timing)
 
     @property
     def p95(self) -> float:
-        """95th percentile of the seconds; 0 where there is no answer."""
+        """95th percentile of these; 0 where there is no answer."""
         seconds = self.seconds
         return seconds[math.ceil(P95 * len(seconds)) - 1] if seconds else 0.0
-
-    def slower_than(self, seconds: float) -> int:
-        """Whole answers that took longer."""
-        return sum(one > seconds for one in self.seconds)
 
     @property
     def tokens(self) -> float:
         """Mean length of the answers."""
-        lengths = [answered.completion_tokens for answered in self.seen if not failed(answered)]
+        lengths = [answered.completion_tokens for answered in self.answers]
         return fmean(lengths) if lengths else 0.0
 
     def figures(self) -> dict[str, Any]:
@@ -70,8 +74,9 @@ class Window:
 
 
 class Windows:
-    """An observer that keeps the last requests of each version under each name. It is called in
-    the event loop and read in other threads: what is read is copied first."""
+    """An observer that keeps the last requests of each version under each name, but for those that
+    have pinned it: who chooses a version says nothing of the users. It is called in the event loop
+    and read in other threads: what is read is copied first."""
 
     def __init__(self, spec: GuardSpec) -> None:
         self._spec = spec
@@ -81,12 +86,12 @@ class Windows:
 
     def __call__(self, answered: Answered) -> None:
         """See `orchestrator.answered.Observer`."""
-        if counts(answered):
+        if answered.role != "pinned" and (counts(answered) or answered.timing):
             slim = replace(answered, routing=None, prompt=None, answer=None)
             self._seen[_key(answered)].append(slim)
 
     def of(self, name: str, version: str, since: datetime, until: datetime) -> Window:
-        """Requests that came between the two, and not too long before `until`."""
+        """Requests routed to it that came between the two, and not too long before `until`."""
         return self._window([(name, version, False)], since, until)
 
     def shadow(self, name: str, version: str) -> Window:
@@ -94,8 +99,13 @@ class Windows:
         return Window(tuple(self._seen.get((name, version, True), ())))
 
     def others(self, name: str, version: str, since: datetime, until: datetime) -> Window:
-        """Requests to anything else but shadows, the base included."""
+        """Requests routed to anything else, or to the base by its own id."""
         keys = [key for key in list(self._seen) if key[:2] != (name, version) and not key[2]]
+        return self._window(keys, since, until)
+
+    def elsewhere(self, name: str, since: datetime, until: datetime) -> Window:
+        """Requests routed by other names, or to the base by its own id."""
+        keys = [key for key in list(self._seen) if key[0] != name and not key[2]]
         return self._window(keys, since, until)
 
     def forget(self, kept: Iterable[tuple[str, str]]) -> None:
@@ -113,15 +123,13 @@ class Windows:
 
 
 def counts(answered: Answered) -> bool:
-    """Whether it says something about the version: a client's error does not."""
-    if answered.error in BLAMELESS:
-        return False
-    return answered.status < 400 or answered.status >= 500
+    """Whether the version has answered as it should, or has failed to."""
+    return answered.error is None or failed(answered)
 
 
 def failed(answered: Answered) -> bool:
-    """Whether the version owes an answer."""
-    return answered.status >= 500
+    """Whether the version is to blame that there is no answer."""
+    return answered.error in FAULTS
 
 
 def _key(answered: Answered) -> tuple[str | None, str, bool]:

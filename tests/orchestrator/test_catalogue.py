@@ -129,7 +129,7 @@ def test_champion_canary_and_shadow(
         put(2, shadow=True)
         assert set(await after(*users)) == {(a, "served", c), (b, "canary", c)}
         exact = await catalogue.route(f"home@{b}", "ann")
-        assert (exact.served.id, exact.role, exact.shadow) == (f"home@{b}", "served", None)
+        assert (exact.served.id, exact.role, exact.shadow) == (f"home@{b}", "pinned", None)
         assert exact.served.name == "home"
         with pytest.raises(RequestError, match="never promoted"):
             await catalogue.route(f"home@{c}", "ann")

@@ -12,7 +12,16 @@ from orchestrator.rollout.log import Decision
 from orchestrator.rollout.spec import GuardSpec
 from orchestrator.rollout.state import Rollout
 from orchestrator.rollout.window import Windows
-from tests.orchestrator.rollout.traffic import NOW, ago, answered, canary, failed, observed, rollout
+from tests.orchestrator.rollout.traffic import (
+    NOW,
+    ago,
+    answered,
+    canary,
+    computed,
+    failed,
+    observed,
+    rollout,
+)
 
 CANARY = rollout(canary=canary())
 GOOD = (200, answered("a"))
@@ -21,6 +30,7 @@ GOOD = (200, answered("a"))
 @dataclass(frozen=True)
 class Says:
     drifted: bool
+    busiest: float = 0.1
 
     def as_dict(self) -> Mapping[str, Any]:
         return {"why": "as the test wants it"}
@@ -58,7 +68,7 @@ def test_a_failing_canary_ends_with_its_figures(bad: int) -> None:
 def test_too_few_requests_say_nothing() -> None:
     assert judged(CANARY, GOOD, (19, failed("b"))) is None
     assert judged(CANARY, GOOD, (5, failed("b")), (5, answered("b")), min_requests=10)
-    assert judged(CANARY, GOOD, (19, answered("b", seconds=60))) is None
+    assert judged(CANARY, GOOD, (19, answered("b", timing=computed(600)))) is None
 
 
 def test_one_error_among_a_few_is_chance() -> None:
@@ -68,6 +78,24 @@ def test_one_error_among_a_few_is_chance() -> None:
 def test_no_error_of_a_client_ends_a_canary() -> None:
     lots = ((200, answered("b", status=status, error="x")) for status in (400, 404, 429, 499))
     assert judged(CANARY, GOOD, *lots) is None
+
+
+@pytest.mark.parametrize("error", ["invalid_schema", "timeout", "client_closed_request"])
+def test_no_trouble_of_a_request_ends_anything(error: str) -> None:
+    own = failed("b", error, timing=None)
+    assert judged(CANARY, GOOD, (200, own)) is None
+    assert judged(rollout("b", ["a"]), (200, own)) is None
+
+
+def test_no_pin_ends_anything_nor_hides_what_fails() -> None:
+    pins = (200, failed("b", role="pinned"))
+    slow = (200, answered("b", role="pinned", timing=computed(9)))
+    assert judged(CANARY, GOOD, pins, slow) is None
+    assert judged(rollout("b", ["a"]), GOOD, pins, slow) is None
+    own = (20, failed("b", role="canary"))
+    elsewhere = (200, failed("c", name="garden", role="pinned"))
+    assert acts(CANARY, own, elsewhere)[0] == "abort"
+    assert acts(CANARY, own, (400, answered("b", role="pinned")))[0] == "abort"
 
 
 def test_one_answer_that_is_not_finite_is_enough() -> None:
@@ -86,11 +114,42 @@ def test_one_answer_that_is_not_finite_is_enough() -> None:
 
 
 def test_a_slow_canary_ends() -> None:
-    slow = (100, answered("b", seconds=0.21))
+    slow = (20, answered("b", timing=computed(2.1)))
     assert acts(CANARY, GOOD, slow) == ("abort", "b", "latency")
     assert judged(CANARY, GOOD, slow, latency_ratio=2.5) is None
-    assert judged(CANARY, (10, answered("a")), slow) is None, "no standard to go by"
-    assert judged(CANARY, GOOD, (95, answered("b")), (5, answered("b", seconds=9))) is None
+    assert judged(CANARY, (8, answered("a")), slow) is None, "no standard to go by"
+    assert (
+        judged(CANARY, GOOD, (60, answered("b")), (40, answered("b", timing=computed(9)))) is None
+    )
+
+
+def test_a_canary_that_is_slow_at_answers_alone_ends() -> None:
+    slow = computed()._replace(answer=computed(3).answer)
+    decision = judged(CANARY, GOOD, (20, answered("b", timing=slow)))
+    assert decision is not None
+    assert decision.reason == "further tokens: 3 times the seconds of like work (limit 2)"
+    told = {key: decision.evidence[key] for key in ("kind", "ratio", "limit", "compared")}
+    assert told == {"kind": "further tokens", "ratio": 3.0, "limit": 2.0, "compared": 20}
+
+
+def test_a_canary_so_slow_that_no_answer_ends_is_told_by_what_was_computed() -> None:
+    cut = failed("b", "timeout", status=504, timing=computed(50))
+    assert acts(CANARY, GOOD, (20, cut)) == ("abort", "b", "latency")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"timing": computed(2.1, read=48), "prompt_tokens": 48},
+        {"timing": computed(2.1, load=32)},
+        {"timing": computed(2.1), "prompt_tokens": 900},
+        {"seconds": 60.0, "first_token_seconds": 30.0},
+        {"timing": None, "seconds": 60.0},
+    ],
+    ids=["longer prompts", "more company", "behind a long prefix", "slow readers", "untold"],
+)
+def test_other_work_is_no_slowness(other: dict[str, Any]) -> None:
+    assert judged(CANARY, GOOD, (200, answered("b", **other))) is None
 
 
 def test_what_fails_everywhere_is_nobodys_fault() -> None:
@@ -142,11 +201,15 @@ def test_the_base_has_nothing_to_fall_back_to() -> None:
 def test_a_new_champion_is_compared_with_the_one_it_has_replaced() -> None:
     new = rollout("b", ["a"], predecessor="a")
     before = (100, answered("a", at=ago(650)))
-    slow = (100, answered("b", seconds=0.3))
+    slow = (100, answered("b", timing=computed(3)))
     assert acts(new, before, slow) == ("fallback", "a", "latency")
     assert judged(new, before, slow, probation_seconds=500) is None, "by now it may be the load"
     assert judged(new, slow) is None
     assert judged(rollout("b", ["a"]), before, slow) is None, "nobody was replaced"
+    elsewhere = [(50, answered("base", name=None, at=ago(650)))]
+    assert judged(new, before, slow, *elsewhere, (50, answered("base", name=None)))
+    as_slow = (50, answered("base", name=None, timing=computed(3)))
+    assert judged(new, before, slow, *elsewhere, as_slow) is None, "the machine is slower"
 
 
 def test_drift_ends_a_canary_unless_the_champion_drifts_too() -> None:
@@ -156,6 +219,12 @@ def test_drift_ends_a_canary_unless_the_champion_drifts_too() -> None:
     assert judged(CANARY, says={"a": False, "b": False}) is None
     assert judged(CANARY, says={"a": False}) is None
     assert judged(CANARY, says={"a": False, "b": True}, drift="off") is None
+
+
+def test_one_users_habits_are_no_drift_of_the_canary() -> None:
+    limits = GuardSpec()
+    verdicts = {"a": Says(drifted=False), "b": Says(drifted=True, busiest=0.3)}
+    assert Guard(limits, Windows(limits), verdicts.get)(CANARY, NOW) is None
 
 
 def test_a_champions_drift_counts_where_that_is_wanted() -> None:
@@ -179,8 +248,8 @@ def test_good_canaries_are_hardly_ever_ended_by_chance() -> None:
         for _ in range(30):
             for version in "aaab" * 10:
                 one = failed(version) if draw.random() < 0.02 else answered(version)
-                seconds = draw.lognormvariate(-2, 0.5)
-                windows(answered(version, seconds=seconds) if one.status == 200 else one)
+                pace = computed(draw.lognormvariate(0, 0.5))
+                windows(answered(version, timing=pace) if one.status == 200 else one)
             if guard(CANARY, NOW):
                 ended += 1
                 break

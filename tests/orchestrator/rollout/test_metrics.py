@@ -7,9 +7,9 @@ from orchestrator.rollout.metrics import OF_SHADOWS, of_shadow, of_sides
 from orchestrator.rollout.shadow import Comparisons
 from orchestrator.rollout.spec import GuardSpec
 from orchestrator.rollout.window import Windows
-from tests.orchestrator.rollout.traffic import NOW, answered, failed, observed, rollout
+from tests.orchestrator.rollout.traffic import NOW, answered, computed, failed, observed, rollout
 
-SHADOW: dict[str, Any] = {"role": "shadow", "completion_tokens": 20, "seconds": 0.2}
+SHADOW: dict[str, Any] = {"role": "shadow", "completion_tokens": 20, "timing": computed(2)}
 STATE = rollout(shadow="b")
 
 

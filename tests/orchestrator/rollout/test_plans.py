@@ -51,5 +51,27 @@ def test_a_step_waits_until_enough_was_seen_of_this_one() -> None:
     assert stepped(state, seen=0, plan_requests=0) is not None
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"role": "pinned"},
+        {"role": "served"},
+        {"status": 400, "error": "invalid_schema"},
+        {"status": 499, "error": "client_closed_request"},
+        {"status": 500, "error": "engine_error"},
+    ],
+    ids=lambda other: "-".join(map(str, other.values())),
+)
+def test_a_step_wants_answers_of_the_canarys_own_share(other: dict[str, Any]) -> None:
+    limits = GuardSpec()
+    windows = Windows(limits)
+    state = rollout(canary=canary("5%,100% every 5m"))
+    own = {"role": "canary", **other}
+    observed(windows, (19, answered("b", role="canary")), (500, answered("b", **own)))
+    assert Plans(limits, windows)(state, NOW) is None
+    observed(windows, (20, answered("b", role="canary")))
+    assert Plans(limits, windows)(state, NOW)
+
+
 def test_without_a_guard_time_alone_counts() -> None:
     assert stepped(rollout(canary=canary(PLAN)), seen=0, on=False) is not None

@@ -5,7 +5,7 @@ import pytest
 from orchestrator.rollout.shadow import Comparisons
 from orchestrator.rollout.spec import GuardSpec
 from orchestrator.rollout.window import Windows
-from tests.orchestrator.rollout.traffic import NOW, answered, failed, observed, rollout
+from tests.orchestrator.rollout.traffic import NOW, answered, computed, failed, observed, rollout
 
 STATE = rollout(shadow="b")
 
@@ -14,7 +14,7 @@ def seen(count: int) -> Comparisons:
     """A quarter equal, half equal in every second token, a quarter failed."""
     windows = Windows(GuardSpec())
     comparisons = Comparisons(windows)
-    shadow = {"role": "shadow", "completion_tokens": 20, "seconds": 0.2}
+    shadow = {"role": "shadow", "completion_tokens": 20, "timing": computed(2)}
     lots = (
         (count, answered("a")),
         (count // 4, answered("b", **shadow, agreement=1.0)),
@@ -34,6 +34,16 @@ def test_figures_beside_the_champions() -> None:
     assert figures["agreement"] == pytest.approx(2 / 3, abs=1e-4)
     assert figures["tokens"] == {"shadow": 20, "champion": 10}
     assert figures["p95_seconds"] == {"shadow": 0.2, "champion": 0.1}
+
+
+@pytest.mark.parametrize("error", ["invalid_schema", "timeout", "client_closed_request"])
+def test_a_requests_own_trouble_is_none_of_the_shadow(error: str) -> None:
+    comparisons = seen(40)
+    before = comparisons.figures(STATE, NOW)
+    refused = failed("b", error, role="shadow", timing=None)
+    left = answered("b", role="shadow")  # the returned answer was not whole: not compared
+    observed(comparisons.observe, (100, refused), (100, left))
+    assert comparisons.figures(STATE, NOW) == before
 
 
 def test_nothing_is_told_of_what_is_no_shadow() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from orchestrator.answered import Answered
 from orchestrator.rollout.plan import Plan, parse_plan
 from orchestrator.rollout.state import Canary, Rollout
+from workers.engine.timing import Span, Timing
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -15,8 +16,14 @@ def ago(seconds: float) -> datetime:
     return NOW - timedelta(seconds=seconds)
 
 
+def computed(times: float = 1.0, read: int = 3, drawn: int = 9, load: int = 1) -> Timing:
+    """0.1 s for 3 tokens of a prompt and 9 further ones of an answer, or so many times as long."""
+    prompt = Span(read, read * times / 120, 1, read * load)
+    return Timing(prompt, Span(drawn, drawn * times / 120, drawn, drawn * load))
+
+
 def answered(version: str, **fields: Any) -> Answered:
-    """A whole answer of 0.1 s, a second ago, under the name home."""
+    """A whole answer that took 0.1 s, a second ago, under the name home."""
     values: dict[str, Any] = {
         "at": ago(1),
         "request": "cmpl-1",
@@ -28,6 +35,7 @@ def answered(version: str, **fields: Any) -> Answered:
         "completion_tokens": 10,
         "seconds": 0.1,
         "first_token_seconds": 0.01,
+        "timing": computed(),
     }
     return Answered(version=version, **{**values, **fields})
 

@@ -1,0 +1,205 @@
+"""Whoever only asks decides nothing: a real engine behind a gateway, and what the log says then."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from orchestrator.answered import Answered
+from orchestrator.api import create_app
+from orchestrator.catalogue import Catalogue
+from orchestrator.edge.limits import LimitsSpec
+from orchestrator.edge.parts import Edge
+from orchestrator.promotion import promote
+from orchestrator.records import Event
+from orchestrator.registry import Registry, Version
+from orchestrator.rollout.parts import RolloutParts
+from orchestrator.rollout.plan import stage
+from orchestrator.rollout.route import Line, Served
+from orchestrator.rollout.spec import GuardSpec
+from tests.orchestrator.edge.test_gateway import streaming
+from tests.tiny import write_adapter
+from workers.engine.engine import ContinuousEngine
+from workers.engine.request import Adapter, Limits
+from workers.engine.text import TextEngine
+from workers.model import load_base
+from workers.spec import ModelSpec
+
+QUICK = GuardSpec(min_requests=4, plan_requests=2)
+TEXT: dict[str, Any] = {"model": "home", "prompt": "hello", "temperature": 0, "max_tokens": 4}
+ENDLESS = {"type": "array", "items": {"$ref": "#"}, "minItems": 1}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": ENDLESS}}
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model_dir: Path) -> Iterator[TextEngine]:
+    base = load_base(ModelSpec(path=str(tiny_model_dir), device="cpu"))
+    made = ContinuousEngine(base, Limits(cache_tokens=1024, max_new_tokens=400))
+    yield TextEngine(made, base.tokenizer)
+    made.close()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(f"sqlite:///{tmp_path}/moetune.db", tmp_path)
+
+
+@pytest.fixture
+def versions(registry: Registry, tiny_model_dir: Path, tmp_path: Path) -> list[Version]:
+    folders = [write_adapter(tiny_model_dir, tmp_path / str(n), 70 + n) for n in range(3)]
+    return [registry.register("s", trial, folder, {}) for trial, folder in enumerate(folders)]
+
+
+def put(registry: Registry, version: Version, **how: Any) -> None:
+    forced: dict[str, Any] = {"actor": "test", "reason": "test", "force": True}
+    promote(registry, version, "home", metric="loss", stage=stage(**how), **forced)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A gateway whose log is looked after only when a test says so."""
+
+    web: httpx.AsyncClient
+    catalogue: Catalogue
+    parts: RolloutParts
+    heard: list[Answered]
+
+    async def ask(self, **fields: Any) -> httpx.Response:
+        return await self.web.post("/v1/completions", json={**TEXT, **fields})
+
+    def decided(self) -> list[Event]:
+        return self.parts.steward.ask(list(self.catalogue.states.values()))
+
+
+@asynccontextmanager
+async def shop(engine: TextEngine, registry: Registry, **limits: Any) -> AsyncIterator[Shop]:
+    heard: list[Answered] = []
+    catalogue = Catalogue(registry, "tiny-llama", engine.load)
+    parts = RolloutParts.of(registry, catalogue, QUICK)
+    edge = Edge(observers=(parts.observe, heard.append), limits=LimitsSpec(**limits))
+    app = create_app(engine, catalogue, edge)
+    transport = httpx.ASGITransport(app)
+    async with (
+        asyncio.timeout(120),
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as web,
+    ):
+        while not (await web.get("/ready")).is_success:
+            await asyncio.sleep(0.02)
+        yield Shop(web, catalogue, parts, heard)
+
+
+def test_a_schema_that_never_ends_ends_no_champion(
+    engine: TextEngine, registry: Registry, versions: list[Version]
+) -> None:
+    put(registry, versions[0])
+    put(registry, versions[1])
+
+    async def main() -> None:
+        async with shop(engine, registry) as home:
+            for stream in (False, True) * 3:
+                await home.ask(response_format=SCHEMA, max_tokens=40, stream=stream)
+            codes = {(one.status, one.error) for one in home.heard}
+            assert codes == {(400, "invalid_schema")}
+            assert {one.version for one in home.heard} == {versions[1].id}
+            assert home.decided() == []
+
+    asyncio.run(main())
+    assert registry.champion("home") == versions[1]
+
+
+def test_answers_too_long_for_their_time_end_no_champion(
+    engine: TextEngine, registry: Registry, versions: list[Version]
+) -> None:
+    put(registry, versions[0])
+    put(registry, versions[1])
+
+    async def main() -> None:
+        async with shop(engine, registry, request_seconds=0.3) as home:
+            asking = (home.ask(max_tokens=400, n=4, temperature=1) for _ in range(6))
+            await asyncio.gather(*asking)
+            assert {(one.status, one.error) for one in home.heard} == {(504, "timeout")}
+            assert home.decided() == []
+
+    asyncio.run(main())
+
+
+def test_pins_lead_no_canary_on_and_end_none(
+    engine: TextEngine, registry: Registry, versions: list[Version]
+) -> None:
+    champion, canary, _ = versions
+    put(registry, champion)
+    put(registry, canary, plan="5%,100% every 1s")
+    pinned = f"home@{canary.id}"
+    own, others = users(canary)
+
+    async def main() -> None:
+        async with shop(engine, registry) as home:
+            await asyncio.sleep(1)  # the step is due
+            for user in others[:4]:
+                assert (await home.ask(model=pinned, user=user)).is_success
+                await home.ask(model=pinned, response_format=SCHEMA, user=user)
+                await home.ask(user=user)
+            assert {one.role for one in home.heard} == {"pinned", "served"}
+            assert home.decided() == []
+            for user in own[:2]:
+                assert (await home.ask(user=user)).json()["system_fingerprint"] == canary.id
+            assert [event.action for event in home.decided()] == ["promote"]
+
+    asyncio.run(main())
+
+
+def users(canary: Version) -> tuple[list[str], list[str]]:
+    """Those that meet the canary of 5 %, and those that do not."""
+    served = Served(f"home@{canary.id}", Adapter(canary.id, ""), "home")
+    line = Line(Served("tiny-llama", None, "home"), served, 0.05)
+    names = [f"user {number}" for number in range(400)]
+    met = {name for name in names if line.route(name).role == "canary"}
+    return [n for n in names if n in met], [n for n in names if n not in met]
+
+
+def test_a_client_that_leaves_says_nothing_of_a_shadow(
+    engine: TextEngine, registry: Registry, versions: list[Version]
+) -> None:
+    put(registry, versions[0])
+    put(registry, versions[1], shadow=True)
+
+    async def main() -> None:
+        async with shop(engine, registry) as home:
+            while (state := home.catalogue.states["home"]).shadow is None:
+                await asyncio.sleep(0.02)
+            async with streaming(home.web, {**TEXT, "max_tokens": 300}):
+                pass  # and away
+            while len(home.heard) < 2:
+                await asyncio.sleep(0.02)
+            told = {one.role: (one.error, one.agreement) for one in home.heard}
+            assert told == {"served": ("client_closed_request", None), "shadow": (None, None)}
+            assert home.parts.comparisons.figures(state, datetime.now(UTC)) is None
+
+    asyncio.run(main())
+
+
+def test_of_several_answers_the_first_tells_the_time(
+    engine: TextEngine, registry: Registry, versions: list[Version]
+) -> None:
+    put(registry, versions[0])
+
+    async def main() -> list[Answered]:
+        async with shop(engine, registry) as home:
+            await home.ask(n=5, max_tokens=6, temperature=1, seed=1, user="ann")
+            await home.ask(max_tokens=6, temperature=1, seed=1, user="ann")
+            return home.heard
+
+    many, one = asyncio.run(main())
+    assert many.timing is not None
+    assert one.timing is not None
+    assert many.timing.answer.tokens == one.timing.answer.tokens <= 5
+    assert many.completion_tokens > one.completion_tokens
+    assert many.user == one.user != ""
+    assert "ann" not in many.user
