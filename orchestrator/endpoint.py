@@ -30,6 +30,7 @@ class EndpointSpec(Spec):
             cache_tokens=self.serve.cache_tokens,
             max_new_tokens=self.serve.max_new_tokens,
             max_prompt_tokens=self.serve.limits.max_prompt_tokens,
+            schemas=self.serve.limits.schemas,
             request_seconds=self.serve.limits.request_seconds,
             max_queued=self.serve.max_queued_requests,
             max_adapters=self.serve.max_adapters,

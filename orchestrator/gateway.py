@@ -21,7 +21,7 @@ from orchestrator.edge.stream import EventStream
 from orchestrator.openai_answer import events, whole
 from orchestrator.openai_choices import choices
 from orchestrator.openai_reply import ChatReply, Reply
-from orchestrator.openai_schema import ChatBody, CompletionBase, CompletionBody, parse
+from orchestrator.openai_schema import ChatBody, CompletionBase, CompletionBody, parsed
 from workers.engine.request import Adapter, Chunk, TextRequest
 
 Asker = Annotated[Caller, Depends(wants("infer"))]
@@ -107,7 +107,8 @@ class Gateway:
             self._running.add(answering)
             self._edge.meter.admit(caller)
             async with before(answering.deadline):
-                asked = parse(body, await read_body(request, self._edge.limits.max_body_bytes))
+                raw = await read_body(request, self._edge.limits.max_body_bytes)
+                asked = await parsed(body, raw)
                 work = self._stream if asked.stream else self._whole
                 return await while_there(request, work(asked, kind, answering))
 

@@ -16,17 +16,16 @@ from pydantic_core import CoreSchema
 
 from workers.engine.request import RoutingDetail
 
-
-def _drop_nulls(values: Any) -> Any:
-    if not isinstance(values, dict):
-        return values
-    return {name: value for name, value in values.items() if value is not None}
+PARTS = 4096
+"""Messages of a chat, and parts of a message, at most: each is checked by itself."""
 
 
 def _joined(value: Any) -> Any:
     """The text of a message that comes in parts, as long as all of them are text."""
     if not isinstance(value, list):
         return value
+    if len(value) > PARTS:
+        raise ValueError(f"at most {PARTS} parts are supported")
     if not value or not all(isinstance(p, dict) and p.keys() == {"type", "text"} for p in value):
         raise ValueError("only text parts are supported")
     if not all(p["type"] == "text" and isinstance(p["text"], str) for p in value):
@@ -45,7 +44,17 @@ class Body(BaseModel):
     """Base of all that comes in: no unknown fields, no conversions between types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-    _without_nulls = model_validator(mode="before")(_drop_nulls)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        """Also without unknown fields but the first: one is enough to refuse, and each costs."""
+        if not isinstance(values, dict):
+            return values
+        given = {name: value for name, value in values.items() if value is not None}
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = next((name for name in given if name not in known), None)
+        return {name: value for name, value in given.items() if name in known or name == unknown}
 
     @classmethod
     def __get_pydantic_json_schema__(

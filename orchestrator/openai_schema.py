@@ -4,12 +4,13 @@ A field that we do not know, or not with that value, is refused by name and neve
 for null, which OpenAI's clients send for "not set".
 """
 
+import asyncio
 import secrets
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from orchestrator.openai_parts import Body, Extras, Message, ResponseFormat, StreamOptions
+from orchestrator.openai_parts import PARTS, Body, Extras, Message, ResponseFormat, StreamOptions
 from workers.engine.request import (
     Adapter,
     Chat,
@@ -23,10 +24,12 @@ from workers.engine.request import (
 from workers.spec import PositiveInt
 
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
-Prompt = str | list[int]
+Prompt = str | Annotated[list[int], Field(fail_fast=True)]
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Shown = Annotated[str, Field(min_length=1)] | Ids
 """A prompt as the description has it; the engine refuses the others, and knows its vocabulary."""
+LARGE = 2**16
+"""Bytes of a body that one other request may wait for."""
 BodyT = TypeVar("BodyT", bound="CompletionBase")
 
 
@@ -112,7 +115,7 @@ class CompletionBase(Body):
 class ChatBody(CompletionBase):
     """Body of /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=PARTS, fail_fast=True)]
     max_completion_tokens: PositiveInt | None = None
     logprobs: bool = False
     top_logprobs: TopLogprobs | None = None
@@ -148,12 +151,17 @@ class CompletionBody(CompletionBase):
         return self.logprobs
 
 
+async def parsed(body: type[BodyT], raw: bytes) -> BodyT:
+    """`parse`, beside the event loop where that may take long."""
+    return await asyncio.to_thread(parse, body, raw) if len(raw) > LARGE else parse(body, raw)
+
+
 def parse(body: type[BodyT], raw: bytes) -> BodyT:
     """Read a request's body; RequestError names the first field that is wrong."""
     try:
         return body.model_validate_json(raw)
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False)
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
     # Of a union pydantic reports every member, named behind the field: the deepest came furthest.
     same = [e for e in errors if e["loc"][:1] == errors[0]["loc"][:1]]
     first = max(same, key=lambda e: len(e["loc"]))

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from orchestrator.edge.allowance import AllowanceText
+from workers.engine.request import SchemaLimits
 from workers.spec import PositiveInt, Spec
 
 
@@ -15,6 +16,8 @@ class LimitsSpec(Spec):
     """Largest body of a request."""
     max_prompt_tokens: PositiveInt | None = None
     """Longest prompt in tokens; None is what context and cache leave."""
+    schemas: SchemaLimits = SchemaLimits()
+    """JSON schemas that answers are to obey."""
     request_seconds: Annotated[float, Field(gt=0)] = 300
     """From a request's arrival to its end; what takes longer is cut off with 504."""
     rate: AllowanceText | None = None

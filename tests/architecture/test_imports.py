@@ -123,7 +123,14 @@ def test_init_files_are_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["workers.spec", "orchestrator.spec", "search_spaces.space", "orchestrator.cli"]
+    "module",
+    [
+        "workers.spec",
+        "workers.engine.probe_process",
+        "orchestrator.spec",
+        "search_spaces.space",
+        "orchestrator.cli",
+    ],
 )
 def test_specs_and_the_command_line_load_without_the_heavy_packages(module: str) -> None:
     code = f"import sys, {module}; print(sorted({set(SLOW_TO_LOAD)!r} & sys.modules.keys()))"

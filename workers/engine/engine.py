@@ -18,7 +18,7 @@ from workers.engine.generation import Generation
 from workers.engine.loop import GenerationLoop
 from workers.engine.request import Adapter, Finish, Limits, Piece, RequestError, Sampling
 from workers.engine.sampler import GREEDY, Draw, Drawing, Sampler
-from workers.engine.schema import Schemas
+from workers.engine.schemas import Schemas
 from workers.engine.slots import SlotStore
 from workers.engine.statistics import Statistics
 from workers.engine.timing import PassClock
@@ -41,7 +41,7 @@ class ContinuousEngine:
         self._model = base.model
         self._vocabulary = base.model.get_input_embeddings().num_embeddings
         self._stops = stop_ids(base)
-        self._schemas = Schemas(base.tokenizer, self._vocabulary, self._stops)
+        self._schemas = Schemas(base.tokenizer, self._vocabulary, self._stops, limits)
         self._clock = PassClock()
         self._sampler = Sampler(self._clock.stop)
         self._model_lock = threading.RLock()  # a forward pass, or a change of the model's modules
@@ -97,7 +97,7 @@ class ContinuousEngine:
             return
         schema = None
         if sampling.json_schema is not None:
-            schema = await asyncio.to_thread(self._schemas.schema, sampling.json_schema)
+            schema = await self._schemas.schema(sampling.json_schema, tenant)
         # Pinned here and not in the other thread: a cancelled await would leave it pinned.
         while adapter is not None and not self._slots.pin_held(adapter.slot):
             await asyncio.to_thread(self._slots.load, adapter)
@@ -128,6 +128,7 @@ class ContinuousEngine:
         """See `protocol.Engine`. The model keeps the adapters that were loaded."""
         self._loop.close()
         self._slots.close()
+        self._schemas.close()
         for hook in self._hooks:
             hook.remove()
 
@@ -146,9 +147,6 @@ class ContinuousEngine:
         """Refuse here what would end the generation thread, and with it everyone's requests."""
         if not prompt:
             raise RequestError("the prompt is empty", "prompt")
-        bad = next((i for i in (*prompt, *generated) if not 0 <= i < self._vocabulary), None)
-        if bad is not None:
-            raise RequestError(f"token id {bad} is not in 0 … {self._vocabulary - 1}", "prompt")
         if sampling.max_tokens > self.limits.max_new_tokens:
             raise RequestError(
                 f"max_tokens is {sampling.max_tokens}, but at most {self.limits.max_new_tokens}",
@@ -161,6 +159,9 @@ class ContinuousEngine:
                 "max_tokens",
                 code="context_length_exceeded",
             )
+        bad = next((i for i in (*prompt, *generated) if not 0 <= i < self._vocabulary), None)
+        if bad is not None:
+            raise RequestError(f"token id {bad} is not in 0 … {self._vocabulary - 1}", "prompt")
 
     def _ended(self, sampling: Sampling, generated: Sequence[int]) -> Finish | None:
         """Whether an answer that comes from another replica was complete already."""

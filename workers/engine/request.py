@@ -37,6 +37,21 @@ class RequestError(InputError):
         return self.message
 
 
+class SchemaLimits(Spec):
+    """How large a JSON schema may be that an answer is to obey, and what it may take to compile."""
+
+    max_bytes: PositiveInt = 2**16
+    """Of the schema as JSON text."""
+    max_depth: PositiveInt = 64
+    """Objects and lists inside one another."""
+    max_values: PositiveInt = 10_000
+    """Objects, lists and everything in them."""
+    seconds: PositiveSeconds = 0.5
+    """CPU time to compile it."""
+    max_memory: PositiveInt = 2**26
+    """Bytes to compile it."""
+
+
 class Limits(Spec):
     """What an engine may hold."""
 
@@ -54,6 +69,8 @@ class Limits(Spec):
     """Adapter versions held at once; the least recently used idle one makes room."""
     request_seconds: PositiveSeconds = 600
     """Longest time from a request's arrival to its last token; then it fails with `timeout`."""
+    schemas: SchemaLimits = SchemaLimits()
+    """JSON schemas of requests."""
 
 
 class Sampling(Spec):

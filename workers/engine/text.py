@@ -9,6 +9,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from workers.data.encode import chat_ids
+from workers.engine.prompts import Prompts
 from workers.engine.protocol import Engine
 from workers.engine.request import Adapter, Chat, Chunk, RequestError, Sampling, TextRequest
 from workers.engine.token_text import TokenTexts
@@ -21,6 +22,7 @@ class TextEngine:
         self.engine = engine
         self._tokenizer = tokenizer
         self._texts = TokenTexts(tokenizer)
+        self._prompts = Prompts(tokenizer, self._prompt_ids)
 
     async def load(self, adapter: Adapter) -> None:
         """Hold an adapter ready. Raises InputError where it cannot be read or does not fit."""
@@ -36,7 +38,7 @@ class TextEngine:
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
         """The answer, piece by piece; closing the iterator takes the request off the engine."""
-        prompt = self._prompt_ids(request)
+        prompt = await self._prompts.ids(request, self._allowed)
         sampling = self._sampling(request, len(prompt))
         text = AnswerText(self._tokenizer, request.stop)
         for token in request.generated:
@@ -86,9 +88,14 @@ class TextEngine:
             reason = " ".join(str(error).split())
             raise RequestError(f"the chat template refuses it: {reason}", "messages") from None
 
+    @property
+    def _allowed(self) -> int:
+        """Tokens of a prompt."""
+        longest = self.engine.max_length - 1
+        return min(longest, self.engine.limits.max_prompt_tokens or longest)
+
     def _sampling(self, request: TextRequest, prompt_tokens: int) -> Sampling:
-        limits, longest = self.engine.limits, self.engine.max_length - 1
-        allowed = min(longest, limits.max_prompt_tokens or longest)
+        limits, allowed = self.engine.limits, self._allowed
         if prompt_tokens > allowed:
             raise RequestError(
                 f"the prompt has {prompt_tokens} tokens, but at most {allowed} may come here, and "

@@ -1,6 +1,7 @@
 """Single tokens as text, for their log-probabilities."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 
@@ -18,6 +19,8 @@ class TokenTexts:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._source = tokenizer
+        with suppress(ValueError):  # of another kind: said when somebody wants it
+            _ = self._tokens  # now: it takes a second in which no other thread runs
 
     def of(self, told: Iterable[TokenLogprobs]) -> tuple[TokenText, ...]:
         """Token by token, each with the likeliest in its place."""

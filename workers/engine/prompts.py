@@ -1,0 +1,95 @@
+"""Prompts to token ids beside the event loop: what is too long is refused before that is known."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from workers.engine.request import Chat, RequestError, TextRequest
+from workers.engine.turns import Turns
+
+WAITING = 1024
+"""Prompts of one tenant that may wait."""
+LONG = 32
+"""Characters that some token has at least: a tokenizer may take a word that it does not know for
+one."""
+PART = 2**15
+"""Characters that are encoded at a time to find out that a prompt is too long."""
+
+
+class Prompts:
+    """Encodes prompts: one thread, one prompt at a time of each tenant.
+
+    The tokenizer's library lets other threads run meanwhile, and a chat template does not: what
+    could never be a prompt of so many tokens reaches neither, and of a long text only as much is
+    encoded as shows that it is too long.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        encode: Callable[[TextRequest], tuple[int, ...]],
+    ) -> None:
+        """`encode` raises RequestError where it cannot."""
+        self._tokenizer, self._encode = tokenizer, encode
+        self._longest = max(LONG, *map(len, tokenizer.get_vocab()))
+        self._turns = Turns(WAITING)
+        self._thread = ThreadPoolExecutor(1, "prompts")
+
+    async def ids(self, request: TextRequest, allowed: int) -> tuple[int, ...]:
+        """The prompt's token ids; RequestError where there are more than `allowed`, as far as that
+        is seen before all of it is encoded."""
+        if isinstance(request.prompt, tuple):
+            return request.prompt
+        texts = _texts(request.prompt)
+        if len(texts) > allowed or sum(map(len, texts)) > allowed * self._longest:
+            raise _too_long(request, allowed)
+        loop = asyncio.get_running_loop()
+        async with self._turns.of(request.tenant):
+            return await loop.run_in_executor(self._thread, self._encoded, request, allowed)
+
+    def _encoded(self, request: TextRequest, allowed: int) -> tuple[int, ...]:
+        assert not isinstance(request.prompt, tuple)
+        if sum(map(len, _texts(request.prompt))) > PART:
+            text = self._rendered(request.prompt)
+            if self._tokens_at_least(text, allowed) > allowed:
+                raise _too_long(request, allowed)
+        return self._encode(request)
+
+    def _tokens_at_least(self, text: str, enough: int) -> int:
+        """Tokens that the text surely has; not all of them are counted once there are enough. A cut
+        between two parts parts one token, into no more of them than it has characters."""
+        counted = 0
+        for begin in range(0, len(text), PART):
+            part = text[begin : begin + PART]
+            [encoded] = self._tokenizer.backend_tokenizer.encode_batch_fast([part])
+            counted += max(0, len(encoded) - self._longest)
+            if counted > enough:
+                break
+        return counted
+
+    def _rendered(self, prompt: str | Chat) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        try:
+            turns = [dict(message) for message in prompt.messages]
+            return str(self._tokenizer.apply_chat_template(turns, tokenize=False))
+        except (TemplateError, TypeError, ValueError):
+            return ""  # `encode` says it
+
+
+def _texts(prompt: str | Chat) -> list[str]:
+    """What is written in it: as many texts as it has messages."""
+    if isinstance(prompt, str):
+        return [prompt]
+    return ["".join(message.values()) for message in prompt.messages]
+
+
+def _too_long(request: TextRequest, allowed: int) -> RequestError:
+    return RequestError(
+        f"the prompt is longer than the {allowed} tokens that may come here",
+        request.param,
+        code="context_length_exceeded",
+    )
