@@ -27,7 +27,7 @@ def folder_digest(folder: str | Path) -> str:
     """SHA-256 of an adapter folder: names and contents of its files, manifest included."""
     folder = folders.existing(folder)
     whole = hashlib.sha256()
-    for name in folders.FILES:
+    for name in (*folders.FILES, *folders.INDEXES, *sorted(folders.shards(folder))):
         path = folders.member(folder, name)
         if path is not None:
             whole.update(f"{name}={file_digest(path)}\n".encode())

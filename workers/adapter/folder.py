@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,9 +15,12 @@ from typing import Any, NoReturn
 from workers.configuration import InputError
 
 WEIGHTS = "adapter_model.safetensors"
+INDEXES = ("adapter_model.safetensors.index.json", "model.safetensors.index.json")
+"""Of weights in several files, as other tools write them; transformers calls it after a model's."""
 PICKLED = "adapter_model.bin"
 CONFIG = "adapter_config.json"
 MANIFEST = "manifest.json"
+_SHARD = re.compile(r"adapter_model-\d{5}-of-\d{5}\.safetensors")
 FILES = (WEIGHTS, PICKLED, CONFIG, MANIFEST)
 
 
@@ -46,6 +50,23 @@ def member(folder: Path, name: str) -> Path | None:
     if not S_ISREG(mode):
         raise InputError(f"{path}: is no regular file; links and devices are refused")
     return path
+
+
+def shards(folder: Path) -> dict[str, list[str]]:
+    """Files that the weights lie in one part each, and the tensors that their index says are in
+    each; none where there is no index. A name that is none of a part, a path say, is refused."""
+    index = next(filter(None, (member(folder, name) for name in INDEXES)), None)
+    if index is None:
+        return {}
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise InputError(f"{index}: must have a weight_map of tensors to files")
+    found: dict[str, list[str]] = {}
+    for tensor, name in places.items():
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            raise InputError(f"{index}: {name!r:.80} is no part of {WEIGHTS}")
+        found.setdefault(name, []).append(tensor)
+    return found
 
 
 def required(folder: Path, name: str) -> Path:

@@ -1,6 +1,7 @@
 """An adapter folder's files as they stand: configuration, named tensors, manifest."""
 
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,19 +71,39 @@ def write_raw(
 
 
 def _read_tensors(folder: Path) -> Tensors:
-    weights = folders.member(folder, folders.WEIGHTS)
-    pickled = folders.member(folder, folders.PICKLED)
-    path = weights or pickled
-    if path is None:
-        raise InputError(f"{folder}: has neither {folders.WEIGHTS} nor {folders.PICKLED}")
+    if weights := folders.member(folder, folders.WEIGHTS):
+        return _load(weights)
+    if shards := folders.shards(folder):
+        return _join(folder, shards)
+    if pickled := folders.member(folder, folders.PICKLED):
+        return _checked(_unpickle(pickled), pickled)
+    raise InputError(f"{folder}: has neither {folders.WEIGHTS} nor {folders.PICKLED}")
+
+
+def _load(path: Path) -> Tensors:
     try:
         # Not mapped, which leaves two numbers of each tensor behind for ever (safetensors 0.8.0).
-        tensors = load_file(path, backend="pread") if path is weights else _unpickle(path)
+        return _checked(load_file(path, backend="pread"), path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: is damaged: {' '.join(str(error).split())}") from None
+
+
+def _checked(tensors: Tensors, path: Path) -> Tensors:
     for name, tensor in tensors.items():
         _check_tensor(name, tensor, str(path))
     return tensors
+
+
+def _join(folder: Path, shards: Mapping[str, Sequence[str]]) -> Tensors:
+    """The tensors of several files; each must have just those that the index says."""
+    joined: Tensors = {}
+    for name, wanted in sorted(shards.items()):
+        tensors = _load(folders.required(folder, name))
+        for tensor in sorted(tensors.keys() ^ set(wanted)):
+            state = "has" if tensor in tensors else "lacks"
+            raise InputError(f"{folder / name}: {state} tensor {tensor}, unlike its index")
+        joined |= tensors
+    return joined
 
 
 def _unpickle(path: Path) -> Tensors:
