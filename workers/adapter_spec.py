@@ -1,5 +1,6 @@
 """The shape of an adapter, as a specification."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -52,7 +53,8 @@ class AdapterSpec(Spec):
     dropout: Fraction = 0.05
     """Dropout on the input of every A matrix, in training only."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the linears to adapt; all-linear takes every one inside the decoder's layers."""
+    """Names of the linears to adapt, or ends of their paths, such as mlp.up_proj or (in one layer
+    only) layers.0.mlp.up_proj; all-linear takes every one inside the decoder's layers."""
 
     @property
     def scale(self) -> float:
@@ -100,3 +102,8 @@ class AdapterSpec(Spec):
         if not self.target_modules:
             raise ValueError("target_modules is empty; name at least one linear, or all-linear")
         return self
+
+
+def is_named(path: str, names: Iterable[str]) -> bool:
+    """Whether any of these target modules' names is the end of a linear's path, or all of it."""
+    return any(f".{path}".endswith(f".{name}") for name in names)

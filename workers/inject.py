@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from workers.adapter_spec import is_named
 from workers.layers.dispatch import TokenDispatcher
 from workers.layers.experts import BlockExperts, LinearExperts, Recorder
 from workers.layers.feed_forward import FeedForward
@@ -245,7 +246,7 @@ def _check(plan: Plan, seen: list[str], spec: AdapterSpec) -> None:
     names = () if spec.target_modules == "all-linear" else spec.target_modules
     known = sorted({path.split(".", 2)[2] for path in seen})
     for name in names:
-        if not any(path.endswith(f".{name}") for path in seen):
+        if not any(is_named(path, (name,)) for path in seen):
             raise InputError(f"target_modules: no linear is called {name}; there are {known}")
     fits_any_linear = spec.experts == "linear" or not spec.is_routed
     blocks = [layer for _, layer in plan.values() if isinstance(layer, BlockExperts)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from workers.adapter_spec import is_named
 from workers.layers.feed_forward import FeedForward, find_feed_forward, is_linear, linear_sizes
 from workers.site import Site
 from workers.spec import AdapterSpec, InputError
@@ -102,7 +103,7 @@ def _why(layer: nn.Module) -> str:
 def wanted(path: str, spec: AdapterSpec) -> bool:
     """Whether the linear at `path` is among the target modules."""
     names = spec.target_modules
-    return names == "all-linear" or any(path.endswith(f".{name}") for name in names)
+    return names == "all-linear" or is_named(path, names)
 
 
 def tree(module: nn.Module) -> str:

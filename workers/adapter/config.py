@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from workers.adapter import folder as folders
 from workers.adapter import legacy
 from workers.adapter.strategy import RoutingKeys, most_experts
+from workers.adapter.targets import TargetKeys
 from workers.spec import AdapterSpec, Fraction, InputError, PositiveInt, Spec, validated
 
 PeftType = Literal["MIXLORA", "MOELORA", "LORA"]
@@ -22,13 +23,18 @@ Alpha = Annotated[float, Field(gt=0)]
 # set (layer_replication, lora_bias, …) would be silently wrong, so it is refused.
 HARMLESS = frozenset(
     (
-        *("auto_mapping", "peft_version", "revision", "inference_mode", "exclude_modules"),
-        *("fan_in_fan_out", "layers_pattern", "megatron_core", "qalora_group_size", "eva_config"),
+        *("auto_mapping", "peft_version", "revision", "inference_mode"),
+        *("fan_in_fan_out", "megatron_core", "qalora_group_size", "eva_config"),
         *("ensure_weight_tying", "lora_init", "ephemeral_gpu_offload"),
         *("router_aux_loss_coef", "router_z_loss_coef", "router_loss"),
         *("initializer_factor", "ffn_dropout", "sparse_step"),
     )
 )
+
+_WHY = {
+    "target_parameters": "; it adapts weights that no linear holds, such as stacked experts, and "
+    "here adapters stand on linears, which target_modules names",
+}
 
 # Fields of AdapterSpec that may stand under `moetune`.
 OURS = frozenset(
@@ -50,7 +56,7 @@ class ExpertLora(Spec):
     use_rslora: bool | None = None
 
 
-class AdapterConfig(RoutingKeys):
+class AdapterConfig(RoutingKeys, TargetKeys):
     """The keys that we understand; `extra` are checked by `read_config`."""
 
     model_config = ConfigDict(extra="allow")
@@ -66,7 +72,6 @@ class AdapterConfig(RoutingKeys):
     rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
     alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
     bias: Literal["none"] = "none"
-    target_modules: Annotated[list[str], Field(min_length=1)] | dict[str, bool] | str
     init_lora_weights: bool | Literal["gaussian", "eva", "orthogonal"] = True
     """Others (PiSSA, OLoRA, …) change the base weights too, which no adapter file holds."""
     act_fn: str | None = None
@@ -74,15 +79,6 @@ class AdapterConfig(RoutingKeys):
     base_model_name_or_path: str | None = None
     task_type: Literal["CAUSAL_LM", "QUESTION_ANS"] | None = None
     moetune: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def targets(self) -> tuple[str, ...] | None:
-        """Names of the adapted linears; None for a pattern, where only the tensors tell."""
-        if isinstance(self.target_modules, str):
-            return None
-        if isinstance(self.target_modules, dict):
-            return tuple(name for name, wanted in self.target_modules.items() if wanted)
-        return tuple(self.target_modules)
 
     def rank(self, path: str, routed: bool) -> int:
         """Rank of one linear as stored; `path` is its name in the model."""
@@ -127,12 +123,12 @@ def read_config(folder: Path) -> tuple[AdapterConfig, dict[str, Any]]:
     date)."""
     path = folders.required(folder, folders.CONFIG)
     values = legacy.modern_values(folders.read_json(path))
+    known = HARMLESS | AdapterConfig.model_fields.keys()
+    if unknown := [key for key, value in values.items() if value and key not in known]:
+        raise _unsupported(path, unknown[0], values)
     config = validated(AdapterConfig, values, str(path))
-    unknown = [k for k, v in (config.model_extra or {}).items() if v and k not in HARMLESS]
-    if unknown:
-        raise InputError(
-            f"{path}: {unknown[0]} is set to {values[unknown[0]]!r}, which is not supported"
-        )
+    if config.peft_type != "LORA" and config.layers_to_transform is not None:
+        raise _unsupported(path, "layers_to_transform", values)
     if (config.peft_type == "LORA") != (config.num_experts == 1):
         raise InputError(
             f"{path}: num_experts is {config.num_experts}; LORA has one expert, "
@@ -144,6 +140,11 @@ def read_config(folder: Path) -> tuple[AdapterConfig, dict[str, Any]]:
                 f"{path}: rank_pattern, alpha_pattern: {name!r} is no name of a linear"
             )
     return config, values
+
+
+def _unsupported(path: Path, key: str, values: Mapping[str, Any]) -> InputError:
+    why = _WHY.get(key, "")
+    return InputError(f"{path}: {key} is set to {values[key]!r}, which is not supported{why}")
 
 
 def _match(pattern: Mapping[str, Any], path: str) -> Any:

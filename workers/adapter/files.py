@@ -9,6 +9,7 @@ from torch import nn
 from workers.adapter.config import AdapterConfig
 from workers.adapter.digest import base_digest, folder_digest
 from workers.adapter.manifest import Manifest
+from workers.adapter.modules import check_modules
 from workers.adapter.names import Tensors, target_names, to_disk
 from workers.adapter.raw import read_raw, write_raw
 from workers.adapter.stacking import to_canonical
@@ -28,9 +29,12 @@ class AdapterFiles:
     """An adapter as read from its folder."""
 
     spec: AdapterSpec
-    """Its shape; target_modules are names, also where it was trained with all-linear."""
+    """Its shape; target_modules are names, also where it was trained with all-linear, or canonical
+    paths, where some layers have what others lack."""
     tensors: Tensors
     """Stacked float32 tensors by canonical name, for `Adapter.load_state_dict`."""
+    layer_list: str
+    """Where PEFT's tensors lie in the model, such as `model.layers`."""
     config: AdapterConfig
     manifest: Manifest | None
     """None for an adapter that moetune did not write."""
@@ -42,7 +46,9 @@ def save(
     """Write an adapter as a folder, whole or not at all; replaces one that is there. `tensors` are
     its whole parameters by canonical name, where this process holds a part of them only."""
     tensors = tensors or adapter.state_dict()
-    values = config_values(adapter.spec, target_names(tensors), manifest.base.path)
+    values = config_values(
+        adapter.spec, target_names(tensors), manifest.base.path, adapter.layer_list
+    )
     raw = to_disk(tensors, adapter.spec, adapter.layer_list)
     write_raw(folder, values, raw, manifest)
 
@@ -50,8 +56,8 @@ def save(
 def read(folder: str | Path) -> AdapterFiles:
     """Read a folder of ours, MixLoRA's, MoELoRA's or PEFT's; refuses a damaged one."""
     raw = read_raw(folder)
-    tensors, spec = to_canonical(raw.tensors, raw.config, str(folder))
-    return AdapterFiles(spec, tensors, raw.config, raw.manifest)
+    tensors, spec, layer_list = to_canonical(raw.tensors, raw.config, str(folder))
+    return AdapterFiles(spec, tensors, layer_list, raw.config, raw.manifest)
 
 
 def attach(model: ModelT, folder: str | Path, slot: str = "default") -> ModelT:
@@ -68,6 +74,8 @@ def load_into(model: nn.Module, folder: str | Path, slot: str = "default") -> Ad
 def put(model: nn.Module, files: AdapterFiles, folder: str | Path, slot: str) -> Adapter:
     """`load_into` for a folder that is read already: the part that changes the model."""
     _check_base(model, files, folder)
+    if files.config.peft_type == "LORA":  # the other formats name layers by their number alone
+        check_modules(model, files.tensors, files.layer_list, files.config, str(folder))
     try:
         adapter = inject(model, files.spec, slot=slot)
     except InputError as error:

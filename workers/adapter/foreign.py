@@ -20,7 +20,7 @@ def as_mixlora(raw: RawAdapter, where: str) -> tuple[dict[str, Any], Tensors]:
     What can be folded into the tensors is: the temperature of the router's logits, an A that
     experts share, a fractional alpha. InputError names the first thing that cannot.
     """
-    tensors, spec = to_canonical(raw.tensors, raw.config, where)
+    tensors, spec, _ = to_canonical(raw.tensors, raw.config, where)
     tensors, spec = _fold(tensors, spec)
     base = raw.config.base_model_name_or_path or ""
     values = config_values(spec, target_names(tensors), base)

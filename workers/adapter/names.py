@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 
 from workers.adapter.config import PeftType
+from workers.adapter.targets import INDEX
 from workers.adapter.written import peft_type
 from workers.spec import AdapterSpec, InputError
 
 Tensors = dict[str, torch.Tensor]
 
-INDEX = r"(?:0|[1-9]\d*)"
 _LEAF = r"(?:(?P<leaf>lora_[AB])\.weight|(?P<magnitude>lora_magnitude)_vector(?:\.weight)?)"
 _ROUTED = (
     rf"\.layers\.(?P<layer>{INDEX})\.(?P<path>[\w.]+?)"

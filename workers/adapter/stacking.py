@@ -3,21 +3,33 @@
 E experts, R rank, D model width; see `names` for both layouts.
 """
 
-import re
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import pad
 
 from workers.adapter.config import AdapterConfig
-from workers.adapter.names import INDEX, Parts, Place, Tensors
+from workers.adapter.names import Parts, Place, Tensors
+from workers.adapter_spec import is_named
 from workers.spec import AdapterSpec, InputError
 
 MATRICES = ("lora_A", "lora_B")
 MAGNITUDE = "lora_magnitude"
 
 
-def to_canonical(raw: Tensors, config: AdapterConfig, where: str) -> tuple[Tensors, AdapterSpec]:
-    """Stacked float32 tensors and the shape of the adapter that a file holds.
+class Canonical(NamedTuple):
+    """What a file holds, in our words."""
+
+    tensors: Tensors
+    """Stacked float32 tensors by canonical name."""
+    spec: AdapterSpec
+    layer_list: str
+    """The path in the model of what canonical names call `layers`, as PEFT's names have it; other
+    formats call it `layers` too, whatever the model does."""
+
+
+def to_canonical(raw: Tensors, config: AdapterConfig, where: str) -> Canonical:
+    """The stacked tensors and the shape of the adapter that a file holds.
 
     Refuses what the file alone can show to be wrong; `files.load_into` compares with the model.
     """
@@ -42,7 +54,7 @@ def to_canonical(raw: Tensors, config: AdapterConfig, where: str) -> tuple[Tenso
             if leaf in MATRICES:
                 tensors[name] = _padded(tensors[name], leaf, spec.rank)
         tensors[f"{place}.lora_B"] *= config.scale(*shape) / config.scale("", routed=False)
-    return tensors, spec
+    return Canonical(tensors, spec, parts.layer_list)
 
 
 def _is_routed(parts: Parts, place: Place) -> bool:
@@ -75,22 +87,23 @@ def _targets(parts: Parts, config: AdapterConfig, where: str) -> tuple[str, ...]
     """The adapted linears' names; those of the configuration must be those of the tensors."""
     if not parts.places:
         raise InputError(f"{where}: holds no LoRA matrices")
-    if config.targets is None:
-        return tuple(dict.fromkeys(place.path.rpartition(".")[2] for place in parts.places))
-    # PEFT may also write a module's whole path, as in model.layers.0.mlp.up_proj.
-    paths = [parts.path(place) for place in parts.places]
-    for target in config.targets:
-        if not any(_names(target, path) for path in paths):
-            raise InputError(f"{where}: target_modules has {target}, but no tensor belongs to it")
-    for path in paths:
-        if not any(_names(target, path) for target in config.targets):
-            raise InputError(f"{where}: has tensors for {path}, which target_modules lacks")
-    inside = (re.sub(rf"^.*\.{INDEX}\.", "", target) for target in config.targets)
-    return tuple(dict.fromkeys(inside))
+    used = [target for target in config.targets or () if _has(parts, target)]
+    # PEFT's may name more than a model has; whether it has them, `modules` asks the model.
+    if config.peft_type != "LORA" and len(used) < len(config.targets or ()):
+        lost = next(target for target in config.targets or () if target not in used)
+        raise InputError(f"{where}: target_modules has {lost}, but no tensor belongs to it")
+    for place in parts.places:
+        if config.adapts(parts.path(place)) is False:
+            raise InputError(
+                f"{where}: has tensors for {parts.path(place)}, which its target_modules leave out"
+            )
+    if config.every_layer:
+        return tuple(used)
+    return tuple(map(str, sorted(parts.places, key=lambda place: (place.layer, place.path))))
 
 
-def _names(target: str, path: str) -> bool:
-    return f".{path}".endswith(f".{target}")
+def _has(parts: Parts, target: str) -> bool:
+    return any(is_named(parts.path(place), (target,)) for place in parts.places)
 
 
 def _stack(

@@ -1,5 +1,6 @@
 """adapter_config.json as we write it: the reference implementation's keys, then ours. No torch."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +16,18 @@ def peft_type(spec: AdapterSpec) -> PeftType:
     return "MIXLORA" if spec.experts == "block" else "MOELORA"
 
 
-def config_values(spec: AdapterSpec, linears: Sequence[str], base: str) -> dict[str, Any]:
+def config_values(
+    spec: AdapterSpec, linears: Sequence[str], base: str, layer_list: str = "layers"
+) -> dict[str, Any]:
     """The content of `adapter_config.json`, in the reference implementation's key order.
 
-    `linears` are the adapted linears' names, which all-linear is written out as.
+    `linears` are the adapted linears' names, which all-linear is written out as; `layer_list` is
+    the model's own path of its layers, by which PEFT knows them.
     """
     kind = peft_type(spec)
     targets = linears if spec.target_modules == "all-linear" else spec.target_modules
+    if kind == "LORA":
+        targets = [re.sub(r"^layers(?=\.\d+\.)", layer_list, name) for name in targets]
     values = {
         **({"use_dora": True} if spec.use_dora and kind == "LORA" else {}),
         "use_rslora": spec.use_rslora,

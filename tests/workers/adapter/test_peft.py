@@ -1,6 +1,8 @@
 """Plain LoRA travels to and from the real PEFT library."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +11,22 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CLIPVisionConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from workers.adapter.convert import export_folder, import_folder
-from workers.adapter.files import attach, read, save
+from workers.adapter.files import attach, inspect, load_into, read, save
 from workers.adapter.manifest import BaseRecord, Manifest
+from workers.adapter.targets import TargetKeys
 from workers.inject import inject
 from workers.spec import AdapterSpec, InputError
 
@@ -72,6 +85,28 @@ CONFIGS = {
     "dora": {"use_dora": True, "lora_dropout": 0.1},
     "ranks": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 7}},
     "alphas": {"alpha_pattern": {"v_proj": 3, "^model.layers.0.self_attn.o_proj": 20}},
+    "all but some": {"exclude_modules": ["up_proj", "self_attn.o_proj"]},
+    "all but a place": {"exclude_modules": ["model.layers.0.mlp.down_proj"], "use_dora": True},
+    "all but a pattern": {
+        **{"target_modules": ["q_proj", "up_proj"]},
+        **{"exclude_modules": r".*\.1\..*up_proj", "use_rslora": True},
+    },
+    "more than there is": {"target_modules": ["q_proj", "W_pack", "c_attn", "down_proj"]},
+    "the first layer": {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": 0},
+    "the last layer": {
+        **{"target_modules": ["v_proj", "mlp.gate_proj"], "use_dora": True},
+        **{"layers_to_transform": [1], "layers_pattern": "layers"},
+    },
+    "layers beyond": {
+        **{"target_modules": ["q_proj"], "layers_to_transform": [0, 5]},
+        "layers_pattern": ["h", "layers"],
+    },
+    "a layer by pattern": {"target_modules": r".*\.0\.self_attn\.q_proj"},
+    "a place beside a name": {"target_modules": ["v_proj", "model.layers.0.mlp.up_proj"]},
+    "a place beside a layer": {
+        **{"target_modules": ["v_proj", "model.layers.0.mlp.up_proj"]},
+        **{"layers_to_transform": [1], "rank_pattern": {"v_proj": 2}},
+    },
     "ranks and alphas": {
         **{"rank_pattern": {"mlp.down_proj": 6, "k_proj": 3}, "use_rslora": True},
         **{"alpha_pattern": {"mlp.down_proj": 5}, "use_dora": True},
@@ -88,8 +123,146 @@ def test_an_adapter_of_peft_computes_the_same_here(
     assert (theirs - logits(seeded(llama), ids)).abs().max() > 0.01, "the adapter must matter"
     ours = logits(attach(seeded(llama), folder), ids)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-    imported = import_folder(folder, tmp_path / "ours")
+    imported = import_folder(folder, tmp_path / "ours", seeded(llama))
     torch.testing.assert_close(logits(attach(seeded(llama), imported), ids), ours)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_may_be_trained_on_and_goes_back_to_peft(
+    name: str, tmp_path: Path, ids: torch.Tensor
+) -> None:
+    """Through the layers and out again: in the layers that it had, and in no other."""
+    folder = peft_folder(tmp_path / "peft", llama, **CONFIGS[name])
+    model = seeded(llama)
+    adapter = load_into(model, folder)
+    save(adapter, tmp_path / "ours", Manifest(base=BaseRecord(path="base")))
+    assert read(tmp_path / "ours").tensors.keys() == read(folder).tensors.keys()
+    ours = logits(model, ids)
+    torch.testing.assert_close(logits(attach(seeded(llama), tmp_path / "ours"), ids), ours)
+    theirs = logits(PeftModel.from_pretrained(seeded(llama), tmp_path / "ours"), ids)
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["c_attn"], "layers_to_transform": 1, "layers_pattern": "h"},
+        {"target_modules": ["c_attn", "c_fc"], "exclude_modules": ["h.0.mlp.c_fc"]},
+        {"target_modules": ["transformer.h.1.attn.c_attn"]},
+    ],
+    ids=str,
+)
+def test_some_layers_of_another_list_go_both_ways(
+    config: dict[str, object], tmp_path: Path, ids: torch.Tensor
+) -> None:
+    folder = peft_folder(tmp_path / "peft", gpt2, fan_in_fan_out=True, **config)
+    theirs = logits(PeftModel.from_pretrained(seeded(gpt2), folder), ids)
+    model = seeded(gpt2)
+    save(load_into(model, folder), tmp_path / "ours", Manifest(base=BaseRecord(path="base")))
+    torch.testing.assert_close(logits(model, ids), theirs, atol=1e-5, rtol=0)
+    back = logits(PeftModel.from_pretrained(seeded(gpt2), tmp_path / "ours"), ids)
+    torch.testing.assert_close(back, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_peft_and_we_take_the_same_linears(name: str) -> None:
+    """The rule itself, on every linear of the model; where a pattern stands, only tensors tell."""
+    config = LoraConfig(task_type="CAUSAL_LM", **{"target_modules": "all-linear", **CONFIGS[name]})
+    model = get_peft_model(seeded(llama), config)
+    keys = TargetKeys.model_validate(
+        {field: getattr(config, field) for field in TargetKeys.model_fields}
+    )
+    told = {path: keys.adapts(path) for path in paths_of(seeded(llama))}
+    theirs = {path.removeprefix("base_model.model.") for path in model.targeted_module_names}
+    pattern = isinstance(config.target_modules, str) or isinstance(config.exclude_modules, str)
+    assert all((is_told is None) == pattern for is_told in told.values())
+    assert pattern or {path for path, is_told in told.items() if is_told} == theirs
+
+
+def paths_of(model: nn.Module) -> list[str]:
+    return [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def test_a_pattern_that_never_ends_is_not_run(tmp_path: Path) -> None:
+    folder = peft_folder(tmp_path / "peft", llama, target_modules=["q_proj"])
+    values = json.loads((folder / "adapter_config.json").read_text())
+    evil = {"exclude_modules": r"(\w|\w\w|.)*!", "target_modules": r"(.*)*\1!"}
+    (folder / "adapter_config.json").write_text(json.dumps(values | evil))
+    attach(seeded(llama), folder)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj"]},
+        {"target_modules": ["q_proj"], "exclude_modules": ["v_proj"]},
+        {"target_modules": ["q_proj"], "layers_to_transform": [0, 1]},
+        {"target_modules": ["model.layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj"]},
+    ],
+    ids=str,
+)
+def test_a_layer_that_was_lost_is_refused(config: dict[str, object], tmp_path: Path) -> None:
+    folder = peft_folder(tmp_path / "peft", llama, **config)
+    path = folder / "adapter_model.safetensors"
+    save_file({name: t for name, t in load_file(path).items() if "layers.0" in name}, path)
+    bare = seeded(llama)
+    why = r"its configuration names model\.layers\.1\.self_attn\.q_proj, but it has no tensors"
+    with pytest.raises(InputError, match=why) as refused:
+        attach(bare, folder)
+    assert "\n" not in str(refused.value)
+    assert "slot" not in str(bare)
+
+
+def test_tensors_that_the_configuration_leaves_out_are_refused(tmp_path: Path) -> None:
+    """PEFT would drop them without a word."""
+    folder = peft_folder(tmp_path / "peft", llama, target_modules=["q_proj"])
+    values = json.loads((folder / "adapter_config.json").read_text())
+    for change in ({"layers_to_transform": 1}, {"exclude_modules": ["layers.0.self_attn.q_proj"]}):
+        (folder / "adapter_config.json").write_text(json.dumps(values | change))
+        with pytest.raises(InputError, match=r"model\.layers\.0\.self_attn\.q_proj, which its"):
+            read(folder)
+
+
+def llava() -> LlavaForConditionalGeneration:
+    """A vision tower whose linears have the names and sizes of the text layers'."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    vision = CLIPVisionConfig(num_hidden_layers=2, image_size=8, patch_size=4, **sizes)
+    text = LlamaConfig(vocab_size=64, num_hidden_layers=2, num_key_value_heads=4, **sizes)
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_id=63)
+    )
+
+
+@pytest.mark.parametrize("base", [llava, llama])
+def test_an_adapter_of_a_vision_tower_is_refused(
+    base: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    folder = peft_folder(tmp_path / "peft", llava, target_modules=r".*vision_tower.*(q|out)_proj")
+    bare = seeded(base)
+    own = "model.language_model.layers" if base is llava else "model.layers"
+    with pytest.raises(InputError) as refused:
+        attach(bare, folder)
+    assert re.search(
+        r"it adapts model\.vision_tower\.\S*layers\.0\.self_attn\.\w+_proj, but the decoder's "
+        rf"layers are {re.escape(own)}, with the linears mlp\.down_proj, ",
+        str(refused.value),
+    )
+    assert "\n" not in str(refused.value)
+    assert "slot" not in str(bare)
+    with pytest.raises(InputError, match=r"it adapts model\.vision_tower"):
+        import_folder(folder, tmp_path / "ours", bare)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_the_text_layers_of_a_model_that_sees_are_adapted(
+    tmp_path: Path, ids: torch.Tensor
+) -> None:
+    folder = peft_folder(tmp_path / "peft", llava, target_modules=r".*language_model.*(q|up)_proj")
+    theirs = logits(PeftModel.from_pretrained(seeded(llava), folder), ids)
+    ours = logits(attach(seeded(llava), folder), ids)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match=r"it adapts model\.language_model\.layers\.0"):
+        attach(seeded(llama), folder)
 
 
 @pytest.mark.parametrize("build", [llama, gpt2])
@@ -168,7 +341,6 @@ def test_import_and_export_keep_peft_tensors_and_precision(tmp_path: Path) -> No
         ({"lora_bias": True}, "lora_bias is set to True, which is not supported"),
         ({"bias": "all"}, "bias"),
         ({"rank_pattern": {"(q|v)_proj": 2}}, r"'\(q\|v\)_proj' is no name of a linear"),
-        ({"layers_to_transform": [0], "target_modules": ["q_proj"]}, "layers_to_transform is set"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is set"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
     ],
@@ -182,12 +354,116 @@ def test_what_our_layers_do_not_compute_is_refused(
     assert "\n" not in str(refused.value)
 
 
-def test_a_layer_left_out_of_a_pattern_is_refused_when_it_is_attached(tmp_path: Path) -> None:
-    folder = peft_folder(tmp_path / "peft", llama, target_modules=r".*\.0\.self_attn\.q_proj")
-    bare = seeded(llama)
-    with pytest.raises(InputError, match=r"layers\.1\.self_attn\.q_proj\.lora_A is missing"):
-        attach(bare, folder)
-    assert "slot" not in str(bare)
+def sharded_folder(folder: Path) -> Path:
+    """An adapter in several files, as transformers writes it."""
+    model = seeded(llama)
+    model.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "up_proj"]))
+    randomise(p for name, p in model.named_parameters() if "lora_" in name)
+    model.save_pretrained(folder, max_shard_size=1500)
+    assert len(list(folder.glob("adapter_model-0000?-of-0000?.safetensors"))) > 2
+    return folder
+
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("index", [INDEX, "adapter_model.safetensors.index.json"])
+def test_weights_in_several_files_are_read(index: str, tmp_path: Path, ids: torch.Tensor) -> None:
+    folder = sharded_folder(tmp_path / "peft")
+    (folder / INDEX).rename(folder / index)
+    whole = {}
+    for path in folder.glob("*.safetensors"):
+        whole |= load_file(path)
+    (tmp_path / "whole").mkdir()
+    save_file(whole, tmp_path / "whole" / "adapter_model.safetensors")
+    shutil.copy(folder / "adapter_config.json", tmp_path / "whole")
+    theirs = logits(PeftModel.from_pretrained(seeded(llama), tmp_path / "whole"), ids)
+    assert (theirs - logits(seeded(llama), ids)).abs().max() > 0.01, "the adapter must matter"
+    ours = logits(attach(seeded(llama), folder), ids)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    imported = import_folder(folder, tmp_path / "ours")
+    torch.testing.assert_close(logits(attach(seeded(llama), imported), ids), ours)
+    before = inspect(folder)["digest"]
+    part = sorted(folder.glob("adapter_model-*"))[1]
+    save_file({name: t + 1 for name, t in load_file(part).items()}, part)
+    assert inspect(folder)["digest"] != before
+
+
+def change_map(change: Callable[[dict[str, str]], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        values = json.loads((folder / INDEX).read_text())
+        change(values["weight_map"])
+        (folder / INDEX).write_text(json.dumps(values))
+
+    return damage
+
+
+def link_part(folder: Path) -> None:
+    part = min(folder.glob("adapter_model-*"))
+    part.rename(folder.parent / "elsewhere")
+    part.symlink_to(folder.parent / "elsewhere")
+
+
+FIRST = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
+BAD_PARTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a path": (
+        change_map(lambda m: m.update({FIRST: "../adapter_model-00001-of-00003.safetensors"})),
+        "is no part of adapter_model.safetensors",
+    ),
+    "a whole path": (change_map(lambda m: m.update({FIRST: "/etc/passwd"})), "is no part of"),
+    "a number": (change_map(lambda m: m.update({FIRST: 3})), "is no part of"),
+    "a link": (link_part, "is no regular file"),
+    "a lost part": (
+        lambda f: min(f.glob("adapter_model-*")).unlink(),
+        "has no adapter_model-00001",
+    ),
+    "a cut part": (
+        lambda f: min(f.glob("adapter_model-*")).write_bytes(b"x" * 20),
+        "is damaged",
+    ),
+    "a tensor too few": (
+        change_map(lambda m: m.update(more=m[FIRST])),
+        "lacks tensor more, unlike",
+    ),
+    "a tensor too many": (change_map(lambda m: m.pop(FIRST)), f"has tensor {FIRST}, unlike"),
+    "no map": (lambda f: (f / INDEX).write_text("{}"), "must have a weight_map"),
+    "no JSON": (lambda f: (f / INDEX).write_text("[" * 10**5), "is no JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PARTS)
+def test_a_damaged_part_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    damage, why = BAD_PARTS[name]
+    folder = sharded_folder(tmp_path / "peft")
+    damage(folder)
+    with pytest.raises(InputError) as refused:
+        read(folder)
+    assert why in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def mixtral() -> nn.Module:
+    return MixtralForCausalLM(
+        MixtralConfig(
+            **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8},
+            **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_local_experts": 4},
+        )
+    )
+
+
+@pytest.mark.parametrize("linears", [[], ["q_proj"]])
+def test_lora_of_what_is_no_linear_is_refused_with_the_reason(
+    linears: list[str], tmp_path: Path
+) -> None:
+    options = {"target_modules": linears, "target_parameters": ["experts.gate_up_proj"]}
+    folder = peft_folder(tmp_path / "peft", mixtral, **options)
+    with pytest.raises(InputError) as refused:
+        read(folder)
+    assert str(refused.value).endswith(
+        "target_parameters is set to ['experts.gate_up_proj'], which is not supported; it adapts "
+        "weights that no linear holds, such as stacked experts, and here adapters stand on "
+        "linears, which target_modules names"
+    )
 
 
 def test_lora_outside_of_the_layers_is_refused(tmp_path: Path) -> None:

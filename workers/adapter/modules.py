@@ -1,0 +1,45 @@
+"""Whether PEFT's tensors lie on the modules of this model that their configuration names."""
+
+from torch import nn
+
+from workers.adapter.config import AdapterConfig
+from workers.adapter.names import Tensors
+from workers.inject import row_map
+from workers.parallel.whole import whole
+from workers.sites import decoder_layers, linears
+from workers.spec import InputError
+
+
+def check_modules(
+    model: nn.Module, tensors: Tensors, layer_list: str, config: AdapterConfig, where: str
+) -> None:
+    """InputError for tensors (by canonical name) of a module that the model's decoder does not
+    have, or that has another path there, as a vision tower's have; and for a linear that the
+    configuration names and that lost its tensors. `layer_list` is the path that they name."""
+    own, linear_paths = _decoder(model)
+    canonical = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+    adapted = [f"{layer_list}{path.removeprefix('layers')}" for path in canonical]
+    for path in adapted:
+        if path not in linear_paths:
+            inside = sorted({known.removeprefix(own).split(".", 2)[2] for known in linear_paths})
+            raise InputError(
+                f"{where}: does not fit this model: it adapts {path}, but the decoder's layers are "
+                f"{own}, with the linears {', '.join(inside)}"
+            )
+    for path in sorted(linear_paths - set(adapted)):
+        if config.adapts(path):
+            raise InputError(
+                f"{where}: does not fit this model: its configuration names {path}, but it has no "
+                "tensors for it"
+            )
+
+
+def _decoder(model: nn.Module) -> tuple[str, set[str]]:
+    """The path of the list of decoder layers, and those of all linears in it."""
+    own, layers = decoder_layers(model)
+    found = set()
+    with row_map(model).everywhere(None):
+        for index, layer in enumerate(layers):
+            with whole(layer):
+                found |= {place.path for place in linears(layer, f"{own}.{index}")}
+    return own, found
