@@ -79,6 +79,12 @@ def deploy(
     return Endpoint(url, spec.base_id, spec.accepted_key is not None)
 
 
+def check_champion(store_url: str, storage: str | Path, name: str) -> None:
+    """What is known to be wrong before a cluster starts: InputError where `name` has no champion,
+    or its base model cannot be served."""
+    _check_model(_absolute(_champion_base(store_url, storage, name)))
+
+
 def undeploy() -> None:
     """Let the running requests end and take the endpoint off the cluster; Serve itself stops where
     it has nothing else to serve."""

@@ -3,7 +3,7 @@
 Weights come from safetensors alone, and code from a model's repository never runs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import find_adapter_config_file
 
 from workers.parallel.loading import reading
 from workers.quantised import check_quantised, make_trainable, quantising
 from workers.spec import InputError, ModelSpec, ParallelSpec
-
-PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
-"""Tokens that may fill up a batch where a tokenizer names none, in this order."""
+from workers.vocabulary import fit_vocabulary
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ def check_base(spec: ModelSpec) -> PreTrainedTokenizerBase:
     Returns its tokenizer, with a pad token apart from the end of text where there is one.
     """
     options = loading_options(spec)
+    _check_bare(spec, options)
     with readable(spec):
         config = AutoConfig.from_pretrained(spec.path, **options)
     _check_causal(spec, config)
@@ -86,7 +86,7 @@ def check_base(spec: ModelSpec) -> PreTrainedTokenizerBase:
     _check_weights(spec)
     with readable(spec):
         tokenizer = AutoTokenizer.from_pretrained(spec.path, **options)
-    _set_pad_token(tokenizer)
+    fit_vocabulary(tokenizer, config, f"model.path: {spec.path}")
     return tokenizer
 
 
@@ -145,6 +145,18 @@ def _check_causal(spec: ModelSpec, config: PretrainedConfig) -> None:
         raise InputError(f"model.path: {spec.path}: is no causal language model, but {kind}")
 
 
+def _check_bare(spec: ModelSpec, options: Mapping[str, Any]) -> None:
+    """Refuse a model that an adapter lies beside: transformers would put it on by itself."""
+    place = {name: options[name] for name in ("revision", "local_files_only")}
+    with readable(spec):
+        found = find_adapter_config_file(spec.path, **place)
+    if found is not None:
+        raise InputError(
+            f"model.path: {spec.path}: holds an adapter ({Path(found).name}), which would silently "
+            "be part of the base; name a base alone"
+        )
+
+
 def _check_weights(spec: ModelSpec) -> None:
     folder = Path(spec.path)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
@@ -163,19 +175,6 @@ def _forget_habits(model: PreTrainedModel) -> None:
     model.generation_config = GenerationConfig(
         bos_token_id=habits.bos_token_id, eos_token_id=habits.eos_token_id
     )
-
-
-def _set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Choose a pad token apart from the end of text, so that nothing can mistake one for the other.
-
-    Masks follow lengths, never token ids, so a tokenizer without any other token is safe too.
-    """
-    if tokenizer.pad_token is not None and tokenizer.pad_token != tokenizer.eos_token:
-        return
-    vocabulary = tokenizer.get_vocab()
-    wanted = [tokenizer.unk_token, *PAD_TOKENS]
-    spare = [token for token in wanted if token in vocabulary and token != tokenizer.eos_token]
-    tokenizer.pad_token = spare[0] if spare else tokenizer.eos_token
 
 
 def _device(spec: ModelSpec) -> torch.device:

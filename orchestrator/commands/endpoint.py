@@ -35,14 +35,13 @@ def serve(
 ) -> None:
     """Serve a name's champion beside its base model, until Ctrl-C."""
     from cluster.session import session
-    from orchestrator.registry import Registry
-    from orchestrator.serving import deploy, undeploy
+    from orchestrator.serving import check_champion, deploy, undeploy
     from workers.spec import InputError
 
     where, spec = cluster_spec(storage, store), _serve_spec(set_ or ())
     if detach and address is None:
         raise InputError("serve --detach: needs --address: a local cluster ends with the command")
-    Registry(where.store_url(), where.storage).resolve(name)  # Wrong at once, not after a start.
+    check_champion(where.store_url(), where.storage, name)  # Wrong at once, not after a start.
     with session(address):
         endpoint = deploy(spec, None, where.store_url(), where.storage, name)
         key = " with your key" if endpoint.needs_key else ""

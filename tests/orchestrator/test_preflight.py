@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator.preflight import preflight
 from orchestrator.spec import JobSpec, override_job
@@ -61,6 +63,31 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not Path(good.cluster.storage).exists()
+
+
+def test_a_base_with_an_adapter_beside_it_is_refused(
+    good: JobSpec, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_model_dir, tmp_path / "base"))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(base)
+    job = override_job(good, {"model.path": str(base)}, "test")
+    with pytest.raises(InputError, match=r"base: holds an adapter \(adapter_config\.json\)"):
+        preflight(job)
+
+
+def test_ids_beyond_the_embedding_are_refused(
+    good: JobSpec, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_model_dir, tmp_path / "base"))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["newword"])
+    tokenizer.save_pretrained(base)
+    job = override_job(good, {"model.path": str(base)}, "test")
+    with pytest.raises(
+        InputError, match=r"token 'newword' has id \d+, but its embedding has \d+ r"
+    ):
+        preflight(job)
 
 
 def test_a_good_job_passes_and_leaves_nothing(good: JobSpec) -> None:

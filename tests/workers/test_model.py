@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GenerationConfig, T5Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    GenerationConfig,
+    T5Config,
+)
 
 from workers.model import check_base, load_base
 from workers.spec import InputError, ModelSpec
@@ -93,6 +101,20 @@ def test_a_name_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         assert "\n" not in str(caught.value)
 
 
+def _adapter(folder: Path) -> None:
+    """PEFT's own adapter, in the folder of its base."""
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder), LoraConfig(target_modules=["q_proj"])
+    )
+    model.save_pretrained(folder)
+
+
+def _adapter_alone(folder: Path) -> None:
+    _adapter(folder)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+
+
 def _encoder(folder: Path) -> None:
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
     BertForMaskedLM(config).save_pretrained(folder)
@@ -129,6 +151,8 @@ def _own_code(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (_adapter, r"holds an adapter \(adapter_config\.json\)"),
+        (_adapter_alone, r"holds an adapter \(adapter_config\.json\)"),
         (_encoder, "is no causal language model, but BertForMaskedLM"),
         (_encoder_decoder, "is no causal language model, but T5ForConditionalGeneration"),
         (_lose_weights, r"lack 1 weights, first model\.layers\.1\.mlp\.up_proj\.weight"),

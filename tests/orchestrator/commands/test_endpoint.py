@@ -1,0 +1,36 @@
+"""`moetune serve`: what is wrong with a base is said before a cluster starts."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import ray
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.promotion import promote
+from orchestrator.registry import Registry
+from orchestrator.spec import ClusterSpec
+from tests.tiny import write_adapter
+from workers.spec import InputError
+
+
+def test_a_base_that_has_become_another_is_refused_without_a_cluster(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    base = Path(shutil.copytree(tiny_model_dir, tmp_path / "base"))
+    adapter = write_adapter(base, tmp_path / "adapter", seed=1, num_experts=1, top_k=1)
+    place = ClusterSpec(storage=str(tmp_path / "runs"))
+    registry = Registry(place.store_url(), place.storage)
+    version = registry.register("study", 0, adapter, {"validation": {"loss": 1.0}})
+    promote(registry, version, "home", actor="test", metric="validation/loss")
+    registry.close()
+    model = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(base)
+    result = CliRunner().invoke(app, ["serve", "home", "--storage", place.storage])
+    assert isinstance(result.exception, InputError)
+    assert str(result.exception).startswith(f"model.path: {base}: holds an adapter")
+    assert not ray.is_initialized()
