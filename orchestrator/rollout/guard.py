@@ -90,16 +90,13 @@ class Guard:
         return breach
 
     def _slower_than_before(self, state: Rollout, predecessor: str, now: datetime) -> Breach | None:
-        """Where the others have become as slow meanwhile, it is the machine."""
+        """Where the others have become as slow meanwhile, without it, it is the machine."""
         name, windows, spec = state.name, self._windows, self._spec
         before, since = (EVER, state.since), (state.since, now)
-        own = windows.of(name, state.champion, *since)
+        own, both = windows.of(name, state.champion, *since), {state.champion, predecessor}
         breach = slower(own, windows.of(name, predecessor, *before), spec)
-        if breach and slower(
-            windows.elsewhere(name, *since), windows.elsewhere(name, *before), spec
-        ):
-            return None
-        return breach
+        now_else, then_else = windows.elsewhere(name, *since), windows.elsewhere(name, *before)
+        return None if slower(now_else, then_else, spec, frozenset(both)) else breach
 
     def _refuge(self, state: Rollout) -> str | None:
         """Where the policy leads, the guard's earlier steps taken into account."""

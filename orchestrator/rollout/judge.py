@@ -8,8 +8,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from orchestrator.rollout.spec import GuardSpec
-from orchestrator.rollout.speed import KINDS
+from orchestrator.rollout.speed import KINDS, NOBODY, times_as_long
 from orchestrator.rollout.window import Window
+from workers.engine.timing import Company
 
 SURE = 0.001
 """Chance of being wrong that is allowed: the guard asks every second, so it is not easily sure."""
@@ -88,9 +89,10 @@ def failing(own: Window, others: Window, spec: GuardSpec) -> Breach | None:
     )
 
 
-def slower(own: Window, standard: Window, spec: GuardSpec) -> Breach | None:
-    """Slower than the standard at like work, at reading prompts or at writing answers."""
-    breaches = (_slower(kind, own, standard, spec) for kind in KINDS)
+def slower(own: Window, standard: Window, spec: GuardSpec, away: Company = NOBODY) -> Breach | None:
+    """Slower than the standard at like work, at reading prompts or at writing answers, where none
+    of the versions `away` took part."""
+    breaches = (_slower(kind, own, standard, spec, away) for kind in KINDS)
     return next((breach for breach in breaches if breach), None)
 
 
@@ -101,10 +103,12 @@ def drifting(verdict: Verdict | None) -> Breach | None:
     return Breach("drift", "its routing has drifted from the training's", dict(verdict.as_dict()))
 
 
-def _slower(kind: str, own: Window, standard: Window, spec: GuardSpec) -> Breach | None:
+def _slower(
+    kind: str, own: Window, standard: Window, spec: GuardSpec, away: Company
+) -> Breach | None:
     """By more than the allowed ratio in surely more than half of the requests (the sign test)."""
-    work, limit = KINDS[kind], spec.latency_ratio
-    ratio_N = work(own.seen).over(work(standard.seen))
+    limit = spec.latency_ratio
+    ratio_N = times_as_long(kind, own.seen, standard.seen, away)
     compared, slow = len(ratio_N), int((ratio_N > limit).sum())
     if compared < spec.min_requests or not surely(slow, compared, HALF):
         return None

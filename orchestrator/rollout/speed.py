@@ -3,88 +3,112 @@ the same time.
 
 A version is slow by what its forward passes take (`workers.engine.timing`). These also take longer
 where prompts are longer, where more is asked at once, and where the machine is busy; so each piece
-of work is held only against such as is alike in all of that. What has no like says nothing: a user
-with other habits, say, who is the only one on a side.
+of work is held only against such as is alike in all of that. Who shares a pass with a slow version
+is as slow as that: so the other's passes are those that it was not in. What has no like says
+nothing: a user with other habits, say, who is the only one on a side.
 
 Shapes: N pieces of work, M pieces to compare with, S sizes.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.answered import Answered
-from workers.engine.timing import Span
+from workers.engine.timing import Company, Part, Span
 
 Array = NDArray[np.float64]
 ALIKE = 0.5
 """Powers of two that two sizes may be apart."""
 NEIGHBOURS = 9
 """Pieces of like work, the nearest in time, whose median is the measure."""
+Work = tuple[Span, tuple[float, ...]]
+"""Passes of one kind, and what makes them take longer, in tokens."""
+NOBODY: Company = frozenset()
 
 
-@dataclass(frozen=True)
-class Work:
-    """What one version did of one kind."""
-
-    at_N: Array
-    """When, in seconds."""
-    size_NS: Array
-    """Logarithms to base 2 of what makes it take longer."""
-    pace_N: Array
-    """Seconds for a token."""
-
-    def over(self, other: "Work") -> Array:
-        """How many times the other's each pace is; only of work that the other has enough of the
-        like of."""
-        if not len(self.at_N) or not len(other.at_N):
-            return np.zeros(0)
-        apart_NMS = np.abs(self.size_NS[:, None] - other.size_NS[None])
-        alike_NM = (apart_NMS <= ALIKE).all(-1)
-        known_N = alike_NM.sum(1) >= NEIGHBOURS
-        if not known_N.any():
-            return np.zeros(0)
-        away_NM = np.where(alike_NM, np.abs(self.at_N[:, None] - other.at_N[None]), np.inf)
-        near_NK = np.argpartition(away_NM[known_N], NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
-        typical_N: Array = np.median(other.pace_N[near_NK], axis=1)
-        ratio_N: Array = self.pace_N[known_N] / typical_N
-        return ratio_N
+def _reading(answered: Answered, part: Part) -> Work:
+    """A prompt, up to the first token. What the cache held was not read, but is looked at."""
+    return part.prompt, (part.prompt.tokens, answered.prompt_tokens)
 
 
-def reading(seen: Iterable[Answered]) -> Work:
-    """Prompts, up to the first token. What the cache held was not read, but is looked at."""
-    return _work(
-        (one.at, one.timing.prompt, (one.timing.prompt.tokens, one.prompt_tokens))
-        for one in seen
-        if one.timing
-    )
+def _writing(answered: Answered, part: Part) -> Work:
+    """An answer, from the first token on."""
+    return part.answer, (answered.prompt_tokens + part.answer.tokens / 2,)
 
 
-def writing(seen: Iterable[Answered]) -> Work:
-    """Answers, from the first token on."""
-    return _work(
-        (one.at, one.timing.answer, (one.prompt_tokens + one.timing.answer.tokens / 2,))
-        for one in seen
-        if one.timing
-    )
-
-
-KINDS: Mapping[str, Callable[[Iterable[Answered]], Work]] = {
-    "first token": reading,
-    "further tokens": writing,
+KINDS: Mapping[str, Callable[[Answered, Part], Work]] = {
+    "first token": _reading,
+    "further tokens": _writing,
 }
 """What is asked for before an answer begins, and while it goes on."""
 
 
-def _work(pieces: Iterable[tuple[datetime, Span, tuple[float, ...]]]) -> Work:
-    """Those that tell something, with their company as one more size."""
-    told = [piece for piece in pieces if piece[1].tokens and piece[1].seconds > 0]
-    sizes = [(*sizes, span.load) for _, span, sizes in told]
-    return Work(
-        np.array([at.timestamp() for at, _, _ in told]),
-        np.log2(np.array(sizes, dtype=np.float64)),
-        np.array([span.seconds / span.tokens for _, span, _ in told]),
+class _Piece(NamedTuple):
+    """What was computed of one request in the same company."""
+
+    at: float
+    company: Company
+    sizes: tuple[float, ...]
+    passes: int
+    pace: float
+    """Seconds for a token."""
+
+
+def times_as_long(
+    kind: str, own: Sequence[Answered], other: Sequence[Answered], away: Company = NOBODY
+) -> Array:
+    """How many times the other's each own pace is: one number for each request that there is
+    enough like work for. Passes that versions of `away` were in are left out."""
+    ours, theirs = _versions(own) - _versions(other), _versions(other) - _versions(own)
+    found = (pieces for pieces in _pieces(kind, own, away) if pieces)
+    mine = [max(pieces, key=lambda piece: piece.passes) for pieces in found]
+    rest = [piece for pieces in _pieces(kind, other, ours | away) for piece in pieces]
+    if not mine or len(rest) < NEIGHBOURS:
+        return np.zeros(0)
+    return _ratios([one._replace(company=one.company - theirs) for one in mine], rest)
+
+
+def _versions(seen: Sequence[Answered]) -> Company:
+    return frozenset(answered.version for answered in seen)
+
+
+def _pieces(kind: str, seen: Sequence[Answered], away: Company) -> Iterator[list[_Piece]]:
+    """Of each request."""
+    for answered in seen:
+        works = [
+            (part.company, *KINDS[kind](answered, part))
+            for part in (answered.timing.parts if answered.timing else ())
+            if not part.company & away
+        ]
+        yield [
+            _Piece(
+                answered.at.timestamp(),
+                company,
+                (*sizes, span.load),
+                span.passes,
+                span.seconds / span.tokens,
+            )
+            for company, span, sizes in works
+            if span.tokens and span.seconds > 0
+        ]
+
+
+def _ratios(mine: Sequence[_Piece], rest: Sequence[_Piece]) -> Array:
+    """To the median pace of the nearest like pieces."""
+    known = {company: at for at, company in enumerate({piece.company for piece in rest})}
+    company_N, company_M = (
+        np.array([known.get(one.company, -1) for one in pieces]) for pieces in (mine, rest)
     )
+    size_NS, size_MS = (np.log2([one.sizes for one in pieces]) for pieces in (mine, rest))
+    at_N, at_M = (np.array([one.at for one in pieces]) for pieces in (mine, rest))
+    pace_N, pace_M = (np.array([one.pace for one in pieces]) for pieces in (mine, rest))
+    alike_NM = (np.abs(size_NS[:, None] - size_MS[None]) <= ALIKE).all(-1)
+    alike_NM &= company_N[:, None] == company_M[None]
+    away_NM = np.where(alike_NM, np.abs(at_N[:, None] - at_M[None]), np.inf)
+    near_NK = np.argpartition(away_NM, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
+    enough_N = alike_NM.sum(1) >= NEIGHBOURS
+    ratio_n: Array = pace_N[enough_N] / np.median(pace_M[near_NK[enough_N]], axis=1)
+    return ratio_n

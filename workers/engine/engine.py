@@ -21,7 +21,7 @@ from workers.engine.sampler import GREEDY, Draw, Drawing, Sampler
 from workers.engine.schemas import Schemas
 from workers.engine.slots import SlotStore
 from workers.engine.statistics import Statistics
-from workers.engine.timing import PassClock
+from workers.engine.timing import PassClock, Passing
 from workers.inject import Adapter as Injected
 from workers.inject import row_map
 from workers.model import Base
@@ -186,8 +186,11 @@ class ContinuousEngine:
         self._capture.begin(
             [(row.generation.tally if row.generation else None, row.tokens) for row in rows]
         )
-        known = ((row.generation.timer, row) for row in rows if row.generation)
-        self._clock.start([(timer, row.tokens, row.draws) for timer, row in known], new)
+        self._clock.start(
+            Passing(row.generation.timer, row.generation.slot, row.tokens, row.draws)
+            for row in rows
+            if row.generation
+        )
 
     def _after_forward(self, model: nn.Module, _: Any, output: Any) -> None:
         self._capture.end(passed=output is not None)

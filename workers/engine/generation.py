@@ -73,7 +73,9 @@ class Generation:
         self.tokens += new
         logprobs = self.drawing.logprobs
         told = tuple(logprobs.popleft() for _ in new) if logprobs else ()
-        self.put(Piece(new, finish, told, timing=self.timer.timing))
+        count = len(self.tokens) - self.known
+        due = finish or count & (count - 1) == 0  # half of an answer that is cut off is told of
+        self.put(Piece(new, finish, told, timing=self.timer.timing if due else None))
 
     def put(self, piece: Piece | Exception) -> None:
         """Hand a piece to the reader, from any thread."""

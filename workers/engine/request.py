@@ -116,7 +116,7 @@ class Piece:
     routing: RequestRouting | None = None
     """On the last piece of an answer by an adapter with routers."""
     timing: Timing | None = None
-    """Of the answer so far; None where nothing was computed for this piece."""
+    """Of the answer so far: with its first, second, fourth, eighth … token, and at its end."""
 
 
 @dataclass(frozen=True)

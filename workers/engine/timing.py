@@ -6,6 +6,7 @@ by a schema, a slow reader and the network are the request's own affair or every
 
 import time
 from collections.abc import Iterable
+from functools import reduce
 from typing import NamedTuple
 
 
@@ -24,20 +25,44 @@ class Span(NamedTuple):
         """Mean tokens of a pass."""
         return self.shared / max(self.passes, 1)
 
-    def plus(self, tokens: int, seconds: float, shared: int) -> "Span":
-        """With one more pass."""
+    def plus(self, other: "Span") -> "Span":
+        """Of both."""
         return Span(
-            self.tokens + tokens, self.seconds + seconds, self.passes + 1, self.shared + shared
+            self.tokens + other.tokens,
+            self.seconds + other.seconds,
+            self.passes + other.passes,
+            self.shared + other.shared,
         )
+
+
+Company = frozenset[str]
+"""Slots of the other adapters in a pass: a slow one makes all wait."""
+
+
+class Part(NamedTuple):
+    """A request's passes in the same company."""
+
+    company: Company
+    prompt: Span = Span()
+    """Up to the first token. What lay in the cache did not pass, and is not counted."""
+    answer: Span = Span()
+    """Each pass gave one more token."""
 
 
 class Timing(NamedTuple):
     """What was computed of an answer so far, since its engine last began with it."""
 
-    prompt: Span = Span()
-    """Up to the first token. What lay in the cache did not pass, and is not counted."""
-    answer: Span = Span()
-    """Each pass gave one more token."""
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def prompt(self) -> Span:
+        """In any company."""
+        return reduce(Span.plus, (part.prompt for part in self.parts), Span())
+
+    @property
+    def answer(self) -> Span:
+        """In any company."""
+        return reduce(Span.plus, (part.answer for part in self.parts), Span())
 
     @property
     def seconds(self) -> float:
@@ -49,21 +74,31 @@ class Timer:
     """Adds up a request's passes. The generation thread writes, others may read."""
 
     def __init__(self) -> None:
-        self.timing = Timing()
+        self._parts: dict[Company, Part] = {}
         self._drawn = False
 
-    def passed(self, tokens: int, draws: bool, seconds: float, shared: int) -> None:
-        """`tokens` of it were in a pass of `shared`, which gave it a token if it `draws`."""
-        prompt, answer = self.timing
+    @property
+    def timing(self) -> Timing:
+        """So far."""
+        return Timing(tuple(self._parts.values()))
+
+    def passed(self, company: Company, span: Span, draws: bool) -> None:
+        """It was in one more pass, which gave it a token if it `draws`."""
+        known = self._parts.get(company, Part(company))
         if self._drawn:
-            self.timing = Timing(prompt, answer.plus(tokens, seconds, shared))
+            self._parts[company] = known._replace(answer=known.answer.plus(span))
         else:
-            self.timing = Timing(prompt.plus(tokens, seconds, shared), answer)
+            self._parts[company] = known._replace(prompt=known.prompt.plus(span))
         self._drawn = self._drawn or draws
 
 
-Passing = tuple[Timer, int, bool]
-"""A request's timer, its tokens in a pass, and whether it draws one."""
+class Passing(NamedTuple):
+    """A request's part in a pass."""
+
+    timer: Timer
+    slot: str | None
+    tokens: int
+    draws: bool
 
 
 class PassClock:
@@ -71,16 +106,25 @@ class PassClock:
 
     def __init__(self) -> None:
         self._passing: tuple[Passing, ...] = ()
-        self._shared, self._begun = 0, 0.0
+        self._begun = 0.0
 
-    def start(self, passing: Iterable[Passing], shared: int) -> None:
-        """A pass of `shared` tokens begins."""
-        self._passing, self._shared = tuple(passing), shared
+    def start(self, passing: Iterable[Passing]) -> None:
+        """A pass begins."""
+        self._passing = tuple(passing)
         self._begun = time.perf_counter()
 
     def stop(self) -> None:
         """Its logits are there, and not only ordered from a GPU."""
-        seconds = time.perf_counter() - self._begun
-        for timer, tokens, draws in self._passing:
-            timer.passed(tokens, draws, seconds, self._shared)
+        account(self._passing, time.perf_counter() - self._begun)
         self._passing = ()
+
+
+def account(passing: Iterable[Passing], seconds: float) -> None:
+    """Add a pass that took so long to the timers of all that were in it."""
+    rows = tuple(passing)
+    shared = sum(row.tokens for row in rows)
+    present = {row.slot for row in rows}
+    company = {own: frozenset(one for one in present if one and one != own) for own in present}
+    for row in rows:
+        span = Span(row.tokens, seconds, 1, shared)
+        row.timer.passed(company[row.slot], span, row.draws)

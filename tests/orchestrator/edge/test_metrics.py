@@ -12,7 +12,7 @@ from orchestrator.edge.series import DURATION, FIRST_TOKEN, OF_ENGINES, OF_REQUE
 from workers.engine.request import TextRequest
 from workers.engine.statistics import Statistics
 from workers.engine.text import TextEngine
-from workers.engine.timing import Span, Timing
+from workers.engine.timing import Part, Span, Timing
 
 
 def answered(**fields: Any) -> Answered:
@@ -43,10 +43,10 @@ def test_every_series_has_a_name_of_ours_a_meaning_and_few_labels() -> None:
 
 
 def test_times_are_of_what_was_there() -> None:
-    computed = Timing(Span(5, 0.5, 1, 5), Span(10, 0.4, 10, 10))
+    computed = Timing((Part(frozenset(), Span(5, 0.5, 1, 5), Span(10, 0.4, 10, 10)),))
     whole = answered(timing=computed)
     assert times(whole) == {DURATION: 3.0, FIRST_TOKEN: 1.0, PER_TOKEN: 0.04}
-    short = answered(completion_tokens=1, timing=Timing(computed.prompt))
+    short = answered(completion_tokens=1, timing=Timing((Part(frozenset(), computed.prompt),)))
     assert times(short) == {DURATION: 3.0, FIRST_TOKEN: 1.0}
     broken = answered(status=500, error="engine_error", timing=computed)
     assert times(broken) == {FIRST_TOKEN: 1.0, PER_TOKEN: 0.04}

@@ -22,6 +22,7 @@ from tests.orchestrator.rollout.traffic import (
     observed,
     rollout,
 )
+from workers.engine.timing import Part, Timing
 
 CANARY = rollout(canary=canary())
 GOOD = (200, answered("a"))
@@ -124,8 +125,8 @@ def test_a_slow_canary_ends() -> None:
 
 
 def test_a_canary_that_is_slow_at_answers_alone_ends() -> None:
-    slow = computed()._replace(answer=computed(3).answer)
-    decision = judged(CANARY, GOOD, (20, answered("b", timing=slow)))
+    slow = Part(frozenset(), computed().prompt, computed(3).answer)
+    decision = judged(CANARY, GOOD, (20, answered("b", timing=Timing((slow,)))))
     assert decision is not None
     assert decision.reason == "further tokens: 3 times the seconds of like work (limit 2)"
     told = {key: decision.evidence[key] for key in ("kind", "ratio", "limit", "compared")}
@@ -137,16 +138,33 @@ def test_a_canary_so_slow_that_no_answer_ends_is_told_by_what_was_computed() -> 
     assert acts(CANARY, GOOD, (20, cut)) == ("abort", "b", "latency")
 
 
+def test_who_waits_for_a_slow_canary_is_no_measure_of_it() -> None:
+    """In passes that both are in, both are as slow."""
+    slow, alone = computed(3, company="a"), (9, answered("a"))
+    beside = (400, answered("a", timing=computed(3, company="b")))
+    canary = (20, answered("b", timing=slow))
+    assert acts(CANARY, beside, alone, canary) == ("abort", "b", "latency")
+    assert judged(CANARY, beside, canary) is None, "there is no pass without it"
+
+
 @pytest.mark.parametrize(
     "other",
     [
         {"timing": computed(2.1, read=48), "prompt_tokens": 48},
         {"timing": computed(2.1, load=32)},
         {"timing": computed(2.1), "prompt_tokens": 900},
+        {"timing": computed(2.1, company="x")},
         {"seconds": 60.0, "first_token_seconds": 30.0},
         {"timing": None, "seconds": 60.0},
     ],
-    ids=["longer prompts", "more company", "behind a long prefix", "slow readers", "untold"],
+    ids=[
+        "longer prompts",
+        "more company",
+        "behind a long prefix",
+        "beside others",
+        "slow readers",
+        "untold",
+    ],
 )
 def test_other_work_is_no_slowness(other: dict[str, Any]) -> None:
     assert judged(CANARY, GOOD, (200, answered("b", **other))) is None
@@ -210,6 +228,8 @@ def test_a_new_champion_is_compared_with_the_one_it_has_replaced() -> None:
     assert judged(new, before, slow, *elsewhere, (50, answered("base", name=None)))
     as_slow = (50, answered("base", name=None, timing=computed(3)))
     assert judged(new, before, slow, *elsewhere, as_slow) is None, "the machine is slower"
+    waits = (50, answered("base", name=None, timing=computed(3, company="b")))
+    assert judged(new, before, slow, *elsewhere, waits), "they are slow by waiting for it"
 
 
 def test_drift_ends_a_canary_unless_the_champion_drifts_too() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.answered import Answered
 from orchestrator.rollout.plan import Plan, parse_plan
 from orchestrator.rollout.state import Canary, Rollout
-from workers.engine.timing import Span, Timing
+from workers.engine.timing import Part, Span, Timing
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -16,10 +16,13 @@ def ago(seconds: float) -> datetime:
     return NOW - timedelta(seconds=seconds)
 
 
-def computed(times: float = 1.0, read: int = 3, drawn: int = 9, load: int = 1) -> Timing:
+def computed(
+    times: float = 1.0, read: int = 3, drawn: int = 9, load: int = 1, company: str = ""
+) -> Timing:
     """0.1 s for 3 tokens of a prompt and 9 further ones of an answer, or so many times as long."""
     prompt = Span(read, read * times / 120, 1, read * load)
-    return Timing(prompt, Span(drawn, drawn * times / 120, drawn, drawn * load))
+    answer = Span(drawn, drawn * times / 120, drawn, drawn * load)
+    return Timing((Part(frozenset(company), prompt, answer),))
 
 
 def answered(version: str, **fields: Any) -> Answered:

@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits, Piece, Sampling
-from workers.engine.timing import PassClock, Span, Timer, Timing
+from workers.engine.timing import PassClock, Passing, Span, Timer, Timing, account
 from workers.model import load_base
 from workers.spec import ModelSpec
 
@@ -49,9 +50,9 @@ def timing(pieces: list[Piece]) -> Timing:
     return last
 
 
-def test_every_piece_tells_what_was_computed_so_far(engine: ContinuousEngine) -> None:
+def test_what_was_computed_is_told_at_first_and_at_last(engine: ContinuousEngine) -> None:
     [pieces] = answered(engine, LONG)
-    prompt, answer = timing(pieces)
+    prompt, answer = timing(pieces).prompt, timing(pieces).answer
     drawn = sum(len(piece.tokens) for piece in pieces)
     assert (prompt.tokens, prompt.passes) == (100, 3), "48 tokens a pass"
     assert (answer.tokens, answer.passes, answer.load) == (drawn - 1, drawn - 1, 1)
@@ -60,7 +61,7 @@ def test_every_piece_tells_what_was_computed_so_far(engine: ContinuousEngine) ->
     assert pieces[0].timing is not None
     assert pieces[0].timing.prompt.seconds <= prompt.seconds
     told = [one.timing.answer.tokens for one in pieces if one.timing]
-    assert told == sorted(told)
+    assert told[-1] < 2 * told[-2] + 2, "of an answer that is cut off, half at least"
 
 
 def test_company_is_told_since_one_waits_for_it(engine: ContinuousEngine) -> None:
@@ -88,12 +89,28 @@ def test_a_slow_reader_and_a_wait_for_room_are_not_counted(engine: ContinuousEng
 
 
 def test_passes_of_a_prompt_and_of_its_answer_are_told_apart() -> None:
-    timer, clock = Timer(), PassClock()
+    timer, other, clock = Timer(), Timer(), PassClock()
     for tokens, draws in ((8, False), (4, True), (1, True), (1, True)):
-        clock.start([(timer, tokens, draws)], shared=tokens + 2)
+        clock.start([Passing(timer, "a", tokens, draws), Passing(other, None, 2, draws=False)])
         clock.stop()
     clock.stop()  # of no pass
-    prompt, answer = timer.timing
+    prompt, answer = timer.timing.prompt, timer.timing.answer
     assert (prompt.tokens, prompt.passes, prompt.load) == (12, 2, 8)
     assert (answer.tokens, answer.passes, answer.load) == (2, 2, 3)
+    assert timer.timing.seconds == pytest.approx(prompt.seconds + answer.seconds)
     assert Span().load == 0
+
+
+def test_passes_are_told_apart_by_the_other_adapters_in_them() -> None:
+    """The base is no adapter, and nobody is company of itself."""
+    one, same, other, base = (Timer() for _ in range(4))
+    row = partial(Passing, tokens=1, draws=True)
+    account([row(one, "a"), row(same, "a"), row(base, None)], 1.0)
+    account([row(one, "a"), row(other, "b")], 2.0)
+    account([row(one, "a"), row(other, "b")], 4.0)
+    parts = {part.company: part for part in one.timing.parts}
+    assert parts.keys() == {frozenset(), frozenset("b")}
+    assert parts[frozenset()].prompt == Span(1, 1.0, 1, 3)
+    assert parts[frozenset("b")].answer == Span(2, 6.0, 2, 4)
+    assert [part.company for part in other.timing.parts] == [frozenset("a")]
+    assert [part.company for part in base.timing.parts] == [frozenset("a")]
