@@ -34,6 +34,7 @@ class EndpointSpec(Spec):
             request_seconds=self.serve.limits.request_seconds,
             max_queued=self.serve.max_queued_requests,
             max_adapters=self.serve.max_adapters,
+            share_prefixes=self.serve.share_prefixes,
         )
 
     def golden(self) -> Golden:

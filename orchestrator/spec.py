@@ -89,9 +89,14 @@ class ServeSpec(Spec):
     max_new_tokens: PositiveInt = 256
     """Longest answer; also the default of a request that names none."""
     max_queued_requests: PositiveInt = 64
-    """Requests that may wait; beyond that the gateway answers 429."""
+    """Requests that may wait on a replica; beyond that 429 is the answer to the latest of the key
+    that has the most there."""
     max_adapters: PositiveInt = 8
-    """Adapter versions that a replica holds at once; the idle one used longest ago makes room."""
+    """Adapter versions that a replica holds at once; the idle one used longest ago makes room, but
+    none that a name leads to for a version that a request names exactly."""
+    share_prefixes: bool = False
+    """Whether what one key's prompt has computed serves another's: quicker where keys ask alike,
+    and the time of an answer then tells whether somebody has asked the same."""
     rollout: RolloutSpec = RolloutSpec()
     """How a version comes to its traffic."""
     guard: GuardSpec = GuardSpec()

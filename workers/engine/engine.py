@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import count
@@ -16,7 +16,16 @@ from workers.engine.capture import RoutingCapture
 from workers.engine.company import Company
 from workers.engine.generation import Generation
 from workers.engine.loop import GenerationLoop
-from workers.engine.request import Adapter, Finish, Limits, Piece, RequestError, Sampling
+from workers.engine.request import (
+    NOBODY,
+    Adapter,
+    Asker,
+    Finish,
+    Limits,
+    Piece,
+    RequestError,
+    Sampling,
+)
 from workers.engine.sampler import GREEDY, Draw, Drawing, Sampler
 from workers.engine.schemas import Schemas
 from workers.engine.slots import SlotStore
@@ -72,6 +81,10 @@ class ContinuousEngine:
         """See `protocol.Engine`."""
         self._slots.unload(slot)
 
+    def keep(self, slots: Collection[str]) -> None:
+        """See `protocol.Engine`."""
+        self._slots.keep(slots)
+
     def loaded(self) -> tuple[str, ...]:
         """See `protocol.Engine`."""
         return self._slots.held
@@ -88,7 +101,7 @@ class ContinuousEngine:
         adapter: Adapter | None,
         sampling: Sampling,
         generated: Sequence[int] = (),
-        tenant: str = "",
+        asker: Asker = NOBODY,
     ) -> AsyncGenerator[Piece, bool | None]:
         """See `protocol.Engine`."""
         self._check(prompt, sampling, generated)
@@ -97,7 +110,7 @@ class ContinuousEngine:
             return
         schema = None
         if sampling.json_schema is not None:
-            schema = await self._schemas.schema(sampling.json_schema, tenant)
+            schema = await self._schemas.schema(sampling.json_schema, asker.tenant)
         # Pinned here and not in the other thread: a cancelled await would leave it pinned.
         while adapter is not None and not self._slots.pin_held(adapter.slot):
             await asyncio.to_thread(self._slots.load, adapter)
@@ -106,7 +119,7 @@ class ContinuousEngine:
             number=next(self._numbers),
             prompt=tuple(prompt),
             slot=slot,
-            tenant=tenant,
+            asker=asker,
             sampling=sampling,
             tokens=list(generated),
             schema=schema,
@@ -175,6 +188,9 @@ class ContinuousEngine:
         passes, seen, tokens = self._computed
         new = sum(row.tokens for row in rows)
         self._computed = (passes + 1, seen + len(rows), tokens + new)
+        for row in rows:
+            if row.generation:
+                row.generation.computed += row.tokens
         slots = [row.generation.slot if row.generation else None for row in rows]
         self._sampler.draws = [
             Draw(row.generation.drawing if row.generation else Drawing(GREEDY), row.length)

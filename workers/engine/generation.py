@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncGenerator
+from copy import copy
 from dataclasses import dataclass, field
 
 from workers.engine.prefix import Salt
-from workers.engine.request import Finish, Piece, RequestError, Sampling
+from workers.engine.request import Asker, Finish, Piece, RequestError, Sampling
 from workers.engine.sampler import Drawing
 from workers.engine.schema import Schema
 from workers.engine.tally import Tally
@@ -22,8 +23,7 @@ class Generation:
     """Order of arrival."""
     prompt: tuple[int, ...]
     slot: str | None
-    tenant: str
-    """Whose request it is."""
+    asker: Asker
     sampling: Sampling
     tokens: list[int]
     """Generated so far."""
@@ -34,10 +34,14 @@ class Generation:
     """What the generation thread knows it by; another each time that it is handed over."""
     salt: Salt = ()
     """Whose cache pages it shares."""
+    turn: tuple[int, ...] = ()
+    """When its prompt is read among those of others, the smaller the sooner."""
     known: int = 0
     """Tokens that it had when it was last handed to the generation thread."""
     deaths: int = 0
     """Times that the generation thread died under it."""
+    computed: int = 0
+    """Tokens that passed through the model for it, all of them; the generation thread counts."""
     tally: Tally | None = None
     """What its tokens chose since it was last handed over; None on the bare base."""
     drawing: Drawing = field(init=False)
@@ -64,9 +68,10 @@ class Generation:
         """Begin anew, under another name: prompt and tokens will pass through the model again."""
         self.name, self.salt, self.known = name, salt, len(self.tokens)
         self.tally = Tally(self.slot, self.sampling.by_token) if self.slot else None
-        self.drawing, self.timer = Drawing(self.sampling, self.schema), Timer()
-        if self.schema is not None:
-            self.schema.restart(self.tokens)
+        schema = copy(self.schema)  # a pass that still runs under the former name has the other
+        if schema is not None:
+            schema.restart(self.tokens)
+        self.drawing, self.timer = Drawing(self.sampling, schema), Timer()
 
     def take(self, new: tuple[int, ...], finish: Finish | None) -> None:
         """Tokens were drawn: the reader gets them, with what it wants to know of them."""

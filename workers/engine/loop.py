@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, count
@@ -10,8 +10,16 @@ from itertools import chain, count
 from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 
+from workers.engine.fairness import Ledger, gives_way
 from workers.engine.generation import Generation, failed, stopped
-from workers.engine.manager import Manager, longest_sequence, start_manager, stop_manager
+from workers.engine.manager import (
+    Manager,
+    Turn,
+    longest_sequence,
+    most_rows,
+    start_manager,
+    stop_manager,
+)
 from workers.engine.prefix import PAGE, Salt, Salts, fresh_salt
 from workers.engine.request import Finish, Limits, RequestError
 from workers.engine.sampler import Sampler
@@ -40,19 +48,23 @@ class Row:
 class GenerationLoop:
     """A queue in front of the library's generation thread, and a courier behind it.
 
-    Requests are admitted while their prompts and longest answers fit the cache together, so the
-    library never has to throw one out halfway. After the thread died, everything that ran is
-    handed over again, prompt and generated tokens, one request after another until each has
-    survived a step: so the one that kills the thread is found and fails alone.
+    Requests are admitted by their turn while their prompts and longest answers fit the cache
+    together, so the library never has to throw one out halfway. Where a tenant that has less than
+    its share finds no room, one that has more gives back its latest requests; these go on later
+    from where they were. After the thread died, everything that ran is handed over again, prompt
+    and generated tokens, one request after another until each has survived a step: so the one that
+    kills the thread is found and fails alone.
     """
 
     def __init__(
         self, model: PreTrainedModel, limits: Limits, sampler: Sampler, stops: list[int]
     ) -> None:
         self._model, self._limits, self._sampler, self._stops = model, limits, sampler, stops
-        self._salts = Salts()
+        self._salts = Salts(limits.share_prefixes)
+        self._rows = most_rows(limits)
         self._lock = threading.RLock()
-        self._waiting: deque[Generation] = deque()
+        self._ledger = Ledger()
+        self._waiting: list[Generation] = []
         self._running: dict[str, Generation] = {}
         self._names = count()
         self._broken: Exception | None = None
@@ -69,12 +81,19 @@ class GenerationLoop:
         return self._broken is None and not self._closing.is_set() and self._courier.is_alive()
 
     def submit(self, generation: Generation) -> None:
-        """Queue a checked request. Raises RequestError 429 where too many wait already."""
+        """Queue a checked request. Raises RequestError 429 where too many wait already, unless
+        others have more of them there: then it meets the latest of those."""
         with self._lock:
             if not self.healthy:
                 raise RequestError("the engine has stopped", status=503, code="engine_stopped")
             if len(self._waiting) >= self._limits.max_queued:
-                raise RequestError("too many requests wait; try again", None, 429, "queue_full")
+                full = RequestError("too many requests wait; try again", None, 429, "queue_full")
+                other = gives_way(self._waiting, generation)
+                if other is None:
+                    raise full
+                self._waiting.remove(other)
+                other.put(full)
+            self._ledger.enter(generation)
             self._waiting.append(generation)
             self._admit()
 
@@ -86,6 +105,7 @@ class GenerationLoop:
             if self._running.get(generation.name) is generation:
                 del self._running[generation.name]
                 self._manager.cancel_request(generation.name)
+            self._ledger.leave(generation)
             self._admit()
 
     def batch(self) -> Iterator[Row]:
@@ -117,31 +137,72 @@ class GenerationLoop:
         self._fail_all("it was stopped")
 
     def _start(self) -> Manager:
-        return start_manager(self._model, self._limits, self._sampler, self._salt)
+        return start_manager(self._model, self._limits, self._sampler, self._salt, self._turn)
 
     def _salt(self, name: str) -> Salt:
         generation = self._running.get(name)
         return generation.salt if generation else fresh_salt()
 
+    def _salt_of(self, generation: Generation) -> Salt:
+        if generation.sampling.by_token:  # it has to see every token pass
+            return fresh_salt()
+        return self._salts.of(generation.slot, generation.asker.tenant)
+
+    def _turn(self, name: str) -> Turn:
+        generation = self._running.get(name)
+        return generation.turn if generation else ()
+
     def _admit(self) -> None:
-        """Hand over waiting requests in order while the cache has room for all of their tokens."""
+        """Hand over waiting requests by their turn while there is room for all of their tokens."""
         careful = any(g.deaths for g in chain(self._waiting, self._running.values()))
-        used = sum(map(_share, self._running.values()))
         while self._waiting:
-            first = self._waiting[0]
+            first = min(self._waiting, key=self._ledger.turn)
             if careful and not all(g.proven for g in self._running.values()):
                 return
-            if self._running and used + _share(first) > self.capacity:
+            if not self._has_room(first) and (careful or not self._make_room(first)):
                 return
-            # A request that asks for every token's routing has to see every token pass.
-            salt = fresh_salt() if first.sampling.by_token else self._salts.of(first.slot)
-            first.hand_over(f"request-{next(self._names)}", salt)
+            first.hand_over(f"request-{next(self._names)}", self._salt_of(first))
+            first.turn = self._ledger.turn(first)
             self._running[first.name] = first
             if not self._hand_over(first):
                 del self._running[first.name]
                 return  # the thread is dying; the courier revives it and admits
-            used += _share(first)
-            self._waiting.popleft()
+            self._ledger.promise(first, first.size)
+            self._waiting.remove(first)
+
+    def _has_room(self, generation: Generation) -> bool:
+        used = sum(map(_share, self._running.values()))
+        fits = used + _share(generation) <= self.capacity
+        return not self._running or (fits and len(self._running) < self._rows)
+
+    def _make_room(self, newcomer: Generation) -> bool:
+        """Take back the latest requests of those that have more than their share, for one whose
+        tenant has less; False where nobody has to give way."""
+        fair = self.capacity // self._ledger.tenants.open
+        holds: Counter[str] = Counter()
+        for generation in self._running.values():
+            holds[generation.asker.tenant] += self._weight(generation)
+        if holds[newcomer.asker.tenant] + self._weight(newcomer) > fair:
+            return False
+        while not self._has_room(newcomer):
+            [(tenant, held)] = holds.most_common(1)
+            if held <= fair:
+                return False
+            latest = next(g for g in reversed(self._running.values()) if g.asker.tenant == tenant)
+            holds[tenant] -= self._weight(latest)
+            self._take_back(latest)
+        return True
+
+    def _weight(self, generation: Generation) -> int:
+        """What it has of cache and rows, whichever is the larger part, in tokens of the cache."""
+        return max(_share(generation), -(-self.capacity // self._rows))
+
+    def _take_back(self, generation: Generation) -> None:
+        """It waits again, with what it has generated."""
+        del self._running[generation.name]
+        self._manager.cancel_request(generation.name)
+        self._ledger.promise(generation, 0)
+        self._waiting.append(generation)
 
     def _hand_over(self, generation: Generation) -> bool:
         name = self._manager.add_request(
@@ -184,6 +245,7 @@ class GenerationLoop:
         generation.take(new, finish)
         if finish:
             del self._running[output.request_id]
+            self._ledger.leave(generation)
         if finish or unproven:
             self._admit()
 
@@ -197,13 +259,14 @@ class GenerationLoop:
             self._running.clear()
             unproven = [g for g in ran if not g.proven]
             suspects = unproven if len(unproven) == 1 else ran if len(ran) == 1 else []
-            for generation in reversed(ran):
+            for generation in ran:
                 generation.deaths += 1
+                self._ledger.promise(generation, 0)
                 blamed = generation in suspects
                 if generation.deaths >= (BLAMED if blamed else UNLUCKY):
                     generation.put(failed(why) if blamed else stopped(why))
                 else:
-                    self._waiting.appendleft(generation)
+                    self._waiting.append(generation)
             try:
                 self._manager = self._start()
             except InputError as error:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from transformers import (
     ContinuousBatchingConfig,
@@ -23,6 +24,7 @@ from transformers.generation.continuous_batching.initialization import (
 from transformers.generation.continuous_batching.model_runner import (
     infer_max_single_request_tokens,
 )
+from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
 from workers.engine.attention import attend_as_before, attend_by_sequence
@@ -34,6 +36,22 @@ from workers.spec import InputError
 ROWS = 256
 """Requests of one forward pass at most: each needs a row of logits as wide as the vocabulary."""
 
+Turn = tuple[int, ...]
+
+
+class FairScheduler(FIFOScheduler):  # type: ignore[misc]
+    """The library's: who decodes comes first. Then prompts are read, here by whose turn it is."""
+
+    def __init__(self, turn_of: Callable[[str], Turn], *args: Any) -> None:
+        """`turn_of` says it by a request's name, the smaller the sooner."""
+        super().__init__(*args)
+        self._turn_of = turn_of
+
+    def _process_candidates(self, candidates: list[RequestState], *rest: Any) -> Any:
+        first = sum(state.status == RequestStatus.DECODING for state in candidates)
+        prompts = sorted(candidates[first:], key=lambda state: self._turn_of(state.request_id))
+        return super()._process_candidates([*candidates[:first], *prompts], *rest)
+
 
 class Manager(ContinuousBatchingManager):  # type: ignore[misc]
     """The library's manager of a generation thread, with our cache, and a sampler of our own."""
@@ -44,10 +62,11 @@ class Manager(ContinuousBatchingManager):  # type: ignore[misc]
         config: ContinuousBatchingConfig,
         sampler: Sampler,
         salt_of: Callable[[str], Salt],
+        turn_of: Callable[[str], Turn],
     ) -> None:
         super().__init__(model, GenerationConfig(do_sample=False, eos_token_id=-1), config)
         self.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([sampler]))
-        self._salt_of = salt_of
+        self._salt_of, self._turn_of = salt_of, turn_of
 
     def _create_batch_processor(self) -> ContinuousBatchProcessor:
         """As the library's own, which has no other place for a cache of another class."""
@@ -77,13 +96,19 @@ class Manager(ContinuousBatchingManager):  # type: ignore[misc]
             background_thread_status=self.background_thread_status,
             model_device=model.device,
             model_dtype=model.dtype,
-            scheduler=FIFOScheduler(cache, settings.safety_margin, settings.max_requests_per_batch),
+            scheduler=FairScheduler(
+                self._turn_of, cache, settings.safety_margin, settings.max_requests_per_batch
+            ),
             distributed_helper=self.distributed_helper,
         )
 
 
 def start_manager(
-    model: PreTrainedModel, limits: Limits, sampler: Sampler, salt_of: Callable[[str], Salt]
+    model: PreTrainedModel,
+    limits: Limits,
+    sampler: Sampler,
+    salt_of: Callable[[str], Salt],
+    turn_of: Callable[[str], Turn],
 ) -> Manager:
     """Start a generation thread. Raises InputError where the model or the memory does not allow it.
 
@@ -103,7 +128,7 @@ def start_manager(
     )
     attend_as_before(model)  # the library refuses a way that it does not know
     try:
-        manager = Manager(model, config, sampler, salt_of)
+        manager = Manager(model, config, sampler, salt_of, turn_of)
     except (ValueError, AttributeError, NotImplementedError) as error:
         raise InputError(f"the base model cannot be batched: {error}") from error
     attend_by_sequence(model)
@@ -114,6 +139,12 @@ def start_manager(
             raise InputError(f"the engine does not start: {why}") from why
         time.sleep(0.005)
     return manager
+
+
+def most_rows(limits: Limits) -> int:
+    """Requests that run at once at most: each has its row in every pass, and half of a pass is left
+    for the prompts of those that come."""
+    return max(1, min(ROWS, limits.max_batch_tokens // 2))
 
 
 def stop_manager(manager: ContinuousBatchingManager, timeout: float | None = None) -> None:

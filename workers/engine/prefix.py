@@ -1,8 +1,10 @@
-"""Shared prompts: keys and values that one request computed serve the next one of the same slot.
+"""Shared prompts: keys and values that one request computed serve the next one of the same slot
+and tenant.
 
 They depend on the adapter, while transformers knows a cache page by its tokens alone: there the
-bare base and every adapter would read each other's. So the first page of every sequence, which all
-later ones build on, is known under other numbers for each slot.
+bare base and every adapter would read each other's. And an answer that comes sooner tells a tenant
+that somebody asked the same. So the first page of every sequence, which all later ones build on, is
+known under other numbers for each slot and tenant.
 """
 
 import secrets
@@ -14,8 +16,8 @@ from transformers.generation.continuous_batching.requests import RequestState, R
 
 PAGE = 32
 """Tokens of a cache page: what is shared, and what a request's share is rounded up to."""
-REMEMBERED = 256
-"""Slots at most; of others, versions that have gone, what was computed is forgotten."""
+REMEMBERED = 1024
+"""Slots by tenants at most; of others, who have long been away, what was computed is forgotten."""
 Salt = tuple[int, ...]
 """A number of 31 bits for each token of a page."""
 
@@ -26,22 +28,25 @@ def fresh_salt() -> Salt:
 
 
 class Salts:
-    """Which requests share pages: those of one slot, as long as it stays what it was."""
+    """Which requests share pages: those of one tenant and slot, as long as it stays what it was."""
 
-    def __init__(self) -> None:
-        self._by_slot: dict[str | None, Salt] = {}
+    def __init__(self, shared: bool = False) -> None:
+        """`shared`: whether all tenants are one."""
+        self._shared = shared
+        self._known: dict[tuple[str | None, str], Salt] = {}
 
-    def of(self, slot: str | None) -> Salt:
-        """The slot's; None is the bare base."""
-        salt = self._by_slot.pop(slot, None) or fresh_salt()
-        self._by_slot[slot] = salt  # the last one now
-        while len(self._by_slot) > REMEMBERED:
-            del self._by_slot[next(iter(self._by_slot))]
+    def of(self, slot: str | None, tenant: str) -> Salt:
+        """The slot's, for a tenant; None is the bare base."""
+        key = slot, "" if self._shared else tenant
+        salt = self._known.pop(key, None) or fresh_salt()
+        self._known[key] = salt  # the last one now
+        while len(self._known) > REMEMBERED:
+            del self._known[next(iter(self._known))]
         return salt
 
     def renew(self, slot: str | None) -> None:
         """Forget what was computed so far: it may have been wrong, or by other weights."""
-        self._by_slot.pop(slot, None)
+        self._known = {key: salt for key, salt in self._known.items() if key[0] != slot}
 
 
 class SlotCache(PagedAttentionCache):  # type: ignore[misc]

@@ -1,9 +1,9 @@
 """What any engine can do."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Protocol
 
-from workers.engine.request import Adapter, Limits, Piece, Sampling
+from workers.engine.request import NOBODY, Adapter, Asker, Limits, Piece, Sampling
 from workers.engine.statistics import Statistics
 
 
@@ -28,6 +28,11 @@ class Engine(Protocol):
         a slot that is not held is no error."""
         ...
 
+    def keep(self, slots: Collection[str]) -> None:
+        """Say which slots, held or not yet, requests for others must not drive out: all of them,
+        in place of those of last time."""
+        ...
+
     def loaded(self) -> tuple[str, ...]:
         """Slots that are held, least recently used first; those on their way out are not."""
         ...
@@ -42,10 +47,9 @@ class Engine(Protocol):
         adapter: Adapter | None,
         sampling: Sampling,
         generated: Sequence[int] = (),
-        tenant: str = "",
+        asker: Asker = NOBODY,
     ) -> AsyncGenerator[Piece, bool | None]:
         """New tokens behind `prompt` and `generated`; raises RequestError. Closing it cancels.
-        `tenant` is whose request it is, for what is shared out between them.
 
         Sending True into it ends the answer where it is: what comes back is the last piece, without
         tokens.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -64,11 +64,14 @@ class Limits(Spec):
     max_prompt_tokens: PositiveInt | None = None
     """Longest prompt; None is what context and cache leave."""
     max_queued: PositiveInt = 64
-    """Requests that may wait for room in the cache."""
+    """Requests that may wait for room in the cache. In a full queue the latest of the tenant with
+    the most there makes room for one with fewer."""
     max_adapters: PositiveInt = 8
     """Adapter versions held at once; the least recently used idle one makes room."""
     request_seconds: PositiveSeconds = 600
     """Longest time from a request's arrival to its last token; then it fails with `timeout`."""
+    share_prefixes: bool = False
+    """Whether what one tenant's prompt computed serves another's."""
     schemas: SchemaLimits = SchemaLimits()
     """JSON schemas of requests."""
 
@@ -119,6 +122,19 @@ class Piece:
     """Of the answer so far: with its first, second, fourth, eighth … token, and at its end."""
 
 
+class Asker(NamedTuple):
+    """Whose request it is: what one asker costs, the others must not feel."""
+
+    tenant: str = ""
+    """Such as the id of a key."""
+    user: str = ""
+    """Of the tenant's, whose."""
+
+
+NOBODY = Asker()
+"""The endpoint itself, or the one user of an engine."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """An adapter version: the slot that it lies in, and the folder that it is read from."""
@@ -160,8 +176,13 @@ class TextRequest:
     generated: tuple[int, ...] = ()
     """Tokens of this answer that another replica generated already."""
     tenant: str = ""
-    """Whose request it is, such as the id of a key: what one of them costs, the others must not
-    feel."""
+    """Whose request it is; see `Asker`."""
+    user: str = ""
+
+    @property
+    def asker(self) -> Asker:
+        """Whose request it is."""
+        return Asker(self.tenant, self.user)
 
     @property
     def param(self) -> str:

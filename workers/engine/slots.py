@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 
@@ -36,6 +36,7 @@ class SlotStore:
         self._pins: Counter[str] = Counter()
         self._leaving: set[str] = set()
         """Held until their last request has ended."""
+        self._kept: frozenset[str] = frozenset()
         # An unpin comes from an event loop, which must not wait for a forward pass to end.
         self._sweeper = ThreadPoolExecutor(1, "slots")
 
@@ -51,6 +52,11 @@ class SlotStore:
             self._leaving.discard(adapter.slot)
         self.pin(adapter)
         self.unpin(adapter.slot)
+
+    def keep(self, slots: Collection[str]) -> None:
+        """From now on these, held or not yet, make room for one another only."""
+        with self._state:
+            self._kept = frozenset(slots)
 
     def unload(self, slot: str) -> None:
         """Drop an adapter, now or with its last `unpin`. Requests may still pin it until then."""
@@ -70,7 +76,7 @@ class SlotStore:
         with self._loading:
             if self.pin_held(adapter.slot):
                 return
-            self._make_room()
+            self._make_room(adapter.slot)
             read = files.read(adapter.folder)
             with self._model_lock:
                 held = files.put(self._model, read, adapter.folder, adapter.slot)
@@ -108,16 +114,18 @@ class SlotStore:
                 with self._model_lock:
                     adapter.remove()
 
-    def _make_room(self) -> None:
-        """Take the least recently used idle adapters off the model until one more fits."""
+    def _make_room(self, slot: str) -> None:
+        """Take idle adapters off the model until this one fits: the least recently used first, and
+        those that are to be kept last, for such a one only."""
         while len(self._held) >= self._max:
             with self._state:
-                idle = next((slot for slot in self._held if not self._pins[slot]), None)
-                if idle is None:
+                idle = [slot for slot in self._held if not self._pins[slot]]
+                first = sorted(idle, key=self._kept.__contains__)[:1]
+                if not first or (first[0] in self._kept and slot not in self._kept):
                     raise RequestError(
                         f"all {self._max} adapter slots are in use; try again", "model", 429
                     )
-                evicted = self._held.pop(idle)
-                self._leaving.discard(idle)
+                evicted = self._held.pop(first[0])
+                self._leaving.discard(first[0])
             with self._model_lock:
                 evicted.remove()

@@ -1,7 +1,7 @@
 """Text in, text out: the chat template before an engine, detokenizer and stop strings behind it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 
 from jinja2 import TemplateError
@@ -32,6 +32,10 @@ class TextEngine:
         """Drop an adapter: at once, or when the last request that it answers has ended."""
         await asyncio.to_thread(self.engine.unload, slot)
 
+    async def keep(self, slots: Collection[str]) -> None:
+        """Say which slots no others may drive out."""
+        await asyncio.to_thread(self.engine.keep, slots)
+
     async def ready(self) -> bool:
         """Whether the engine generates."""
         return self.engine.healthy
@@ -45,7 +49,7 @@ class TextEngine:
             text.push(token)
         read = [*prompt, *request.generated]
         stream = self.engine.generate(
-            prompt, request.adapter, sampling, request.generated, request.tenant
+            prompt, request.adapter, sampling, request.generated, request.asker
         )
         async with aclosing(stream):
             async for piece in stream:

@@ -215,6 +215,31 @@ def test_more_adapters_at_once_than_slots_is_429(
     run(main())
 
 
+def test_a_request_for_another_version_drives_out_none_that_is_to_be_kept(
+    fragile: ContinuousEngine, adapters: list[Adapter]
+) -> None:
+    first, second, third = adapters
+
+    async def main() -> None:
+        fragile.keep([first.slot])
+        fragile.load(first)
+        for adapter in (second, third, second):  # `first` is idle, and used longest ago
+            assert await answer(fragile, PROMPTS[0], adapter)
+            assert first.slot in fragile.loaded()
+        fragile.keep([first.slot, second.slot])
+        with pytest.raises(RequestError, match="slots are in use") as caught:
+            await answer(fragile, PROMPTS[0], third)
+        assert caught.value.status == 429
+        fragile.keep([first.slot, second.slot, third.slot])  # more than there is room for
+        assert await answer(fragile, PROMPTS[0], third)
+        fragile.keep([second.slot])
+        fragile.load(second)
+        assert await answer(fragile, PROMPTS[0], first)
+        assert set(fragile.loaded()) == {first.slot, second.slot}
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("prompt", "fields", "param"),
     [

@@ -10,7 +10,7 @@ import torch
 
 from workers.engine.engine import ContinuousEngine
 from workers.engine.prefix import PAGE
-from workers.engine.request import Adapter, Limits, Piece, Sampling
+from workers.engine.request import Adapter, Asker, Limits, Piece, Sampling
 from workers.model import load_base
 from workers.spec import ModelSpec
 
@@ -21,9 +21,9 @@ PROMPT = tuple(range(20, 20 + 3 * PAGE + 5))
 class Engine:
     """An engine on the tiny model that counts the tokens which it computes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **limits: Any) -> None:
         base = load_base(ModelSpec(path=str(folder), device="cpu"))
-        self.engine = ContinuousEngine(base, LIMITS)
+        self.engine = ContinuousEngine(base, LIMITS.model_copy(update=limits))
         self.tokens = 0
         base.model.get_input_embeddings().register_forward_pre_hook(self._count)
 
@@ -31,17 +31,18 @@ class Engine:
         self.tokens += args[0].numel()
 
     async def pieces(
-        self, prompt: tuple[int, ...], adapter: Adapter | None, **fields: Any
+        self, prompt: tuple[int, ...], adapter: Adapter | None, tenant: str = "", **fields: Any
     ) -> list[Piece]:
         sampling = Sampling(max_tokens=8, temperature=0.0, **fields)
-        return [piece async for piece in self.engine.generate(prompt, adapter, sampling)]
+        told = self.engine.generate(prompt, adapter, sampling, asker=Asker(tenant))
+        return [piece async for piece in told]
 
     async def ask(
-        self, adapter: Adapter | None, prompt: tuple[int, ...] = PROMPT
+        self, adapter: Adapter | None, prompt: tuple[int, ...] = PROMPT, tenant: str = ""
     ) -> tuple[list[int], int]:
         """The answer, and how many tokens of the prompt had to be read for it."""
         before = self.tokens
-        pieces = await self.pieces(prompt, adapter)
+        pieces = await self.pieces(prompt, adapter, tenant)
         tokens = [token for piece in pieces for token in piece.tokens]
         return tokens, self.tokens - before - len(tokens) + 1
 
@@ -75,6 +76,24 @@ def test_a_prompt_is_read_once_for_each_slot_and_never_for_another(
     assert [read for _, read in again] == [5] * 3  # the last page is not whole
     assert [answer for answer, _ in again] == [answer for answer, _ in first]
     assert len({tuple(answer) for answer, _ in first}) == 3
+
+
+def test_a_prompt_is_read_again_for_another_tenant_unless_they_share(
+    engine: Engine, adapters: list[Adapter], tiny_model_dir: Path
+) -> None:
+    async def main(engine: Engine, adapter: Adapter | None) -> list[int]:
+        asked = ["k-1", "k-2", "k-1", "k-2", ""]
+        return [(await engine.ask(adapter, tenant=tenant))[1] for tenant in asked]
+
+    whole = len(PROMPT)
+    for adapter in (None, adapters[0]):
+        assert run(main(engine, adapter)) == [whole, whole, 5, 5, whole]
+    shared = Engine(tiny_model_dir, share_prefixes=True)
+    try:
+        for adapter in (None, adapters[0]):
+            assert run(main(shared, adapter)) == [whole, 5, 5, 5, 5]
+    finally:
+        shared.engine.close()
 
 
 def test_only_the_same_beginning_is_shared(engine: Engine) -> None:
