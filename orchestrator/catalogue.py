@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from orchestrator.records import BASE
 from orchestrator.registry import Registry
-from orchestrator.rollout.loaded import Load, Loaded, Unload, wanted
+from orchestrator.rollout.loaded import Load, Loaded, Unload, answering, wanted
 from orchestrator.rollout.route import Line, Route, Served
 from orchestrator.rollout.state import Rollout
 from workers.engine.request import Adapter, RequestError
@@ -60,6 +60,12 @@ class Catalogue:
     def refused(self) -> Mapping[str, str]:
         """Versions that get no traffic although the registry wants it, and why."""
         return self._loaded.refused
+
+    @property
+    def led_to(self) -> frozenset[str]:
+        """Versions that answer requests for a name, now or as soon as they are loaded."""
+        going_on = (line.champion.fingerprint for line in self._lines.values())
+        return frozenset(answering(self.states.values())).union(going_on)
 
     async def watch(self) -> None:
         """Follow the registry until cancelled."""

@@ -18,6 +18,7 @@ from orchestrator.registry import Registry
 from orchestrator.replicas import Replicas
 from orchestrator.rollout.acknowledge import TwoPhases
 from orchestrator.rollout.first_answers import FirstAnswers
+from orchestrator.rollout.kept import keep_all
 from orchestrator.rollout.parts import RolloutParts
 
 if TYPE_CHECKING:
@@ -57,9 +58,16 @@ class Ingress:
             keys=keys,
             meter=meter,
             limits=serve.limits,
+            max_new_tokens=serve.max_new_tokens,
             observers=(rollout.observe, health.observe, RequestMetrics()),
             texts=serve.audit.text,
             routers=(rollout.router, health.router),
-            tasks=(partial(keeper.run, keys, meter), rollout.run, rollout.show, health.run),
+            tasks=(
+                partial(keeper.run, keys, meter),
+                partial(keep_all, self._backend.keep, lambda: catalogue.led_to),
+                rollout.run,
+                rollout.show,
+                health.run,
+            ),
             cors_origins=serve.cors_origins,
         )

@@ -2,7 +2,7 @@
 
 import logging
 import platform
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from orchestrator.registry import Registry
 from orchestrator.rollout.acknowledge import Acknowledged, Generates, acknowledge, hold
 from orchestrator.rollout.first_answers import FirstAnswers
 from orchestrator.rollout.golden import Answer, Golden
-from orchestrator.rollout.loaded import wanted
+from orchestrator.rollout.loaded import answering, wanted
 from workers.engine.protocol import Engine
 from workers.engine.request import Adapter, Chunk, TextRequest
 from workers.spec import InputError
@@ -52,6 +52,10 @@ class Replica:
         """Drop a slot, once the requests in it have ended."""
         await self._text.unload(slot)
 
+    async def keep(self, slots: Collection[str]) -> None:
+        """Say which slots no others may drive out."""
+        await self._text.keep(slots)
+
     async def check(self, adapter: Adapter, golden: Golden) -> Acknowledged:
         """This replica's word on a version; see `orchestrator.rollout.acknowledge`."""
         said = await acknowledge(self._text, adapter, golden)
@@ -80,6 +84,7 @@ def catch_up(engine: Engine, spec: EndpointSpec) -> None:
     try:
         registry = Registry(spec.store_url, spec.storage)
         states = list(registry.rollouts().values())
+        engine.keep(answering(states))
         versions = [registry.version(id) for id in wanted(states, spec.serve.max_adapters)]
         registry.close()
     except InputError as error:

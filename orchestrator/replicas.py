@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,10 @@ class Replicas:
     async def unload(self, slot: str) -> None:
         """Drop a slot on every replica, once the requests in it have ended."""
         await self._broadcast("unload", slot)
+
+    async def keep(self, slots: Collection[str]) -> None:
+        """Say on every replica which slots no others may drive out."""
+        await self._broadcast("keep", slots)
 
     async def check(self, adapter: Adapter, golden: Golden) -> list[Acknowledged]:
         """What every replica says of a version that it has loaded."""

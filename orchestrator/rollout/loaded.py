@@ -24,13 +24,18 @@ Unload = Callable[[str], Awaitable[None]]
 """Drops a slot on every replica, once the requests in it have ended."""
 
 
+def answering(states: Iterable[Rollout]) -> list[str]:
+    """Versions that requests go to."""
+    return list(dict.fromkeys(version for state in states for version in state.answering))
+
+
 def wanted(states: Collection[Rollout], room: int) -> list[str]:
     """Versions that every replica should hold, the most important first: all that answer requests,
     and as many previous champions as there is room for, so that rollbacks need not wait."""
-    answering = dict.fromkeys(version for state in states for version in state.answering)
+    first = answering(states)
     previous = [state.previous for state in states if state.previous and state.previous != BASE]
-    spare = [version for version in dict.fromkeys(previous) if version not in answering]
-    return [*answering, *spare[: max(0, room - len(answering))]]
+    spare = [version for version in dict.fromkeys(previous) if version not in first]
+    return [*first, *spare[: max(0, room - len(first))]]
 
 
 class Loaded:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from orchestrator.promotion import abort, promote, rollback
 from orchestrator.registry import Registry, Version
 from orchestrator.rollout.acknowledge import Acknowledged, TwoPhases, acknowledge
 from orchestrator.rollout.golden import Golden
+from orchestrator.rollout.kept import keep_all
 from orchestrator.rollout.log import Decision, append
 from orchestrator.rollout.plan import stage
 from workers.engine.engine import ContinuousEngine
@@ -37,6 +38,10 @@ class Fleet:
     async def unload(self, slot: str) -> None:
         for engine in self.engines:
             await engine.unload(slot)
+
+    async def keep(self, slots: Collection[str]) -> None:
+        for engine in self.engines:
+            await engine.keep(slots)
 
     async def check(self, adapter: Adapter, golden: Golden) -> list[Acknowledged]:
         return [await acknowledge(engine, adapter, golden) for engine in self.engines]
@@ -172,6 +177,73 @@ def test_where_there_is_no_room_previous_champions_are_not_held(
         catalogue = follow(registry, fleet, room=3)
         await catalogue.refresh()
         assert fleet.loaded == {versions[n].id for n in (1, 2, 3)}, "garden's has found room"
+
+    asyncio.run(main())
+
+
+def test_requests_for_exact_versions_never_drive_out_what_names_lead_to(
+    registry: Registry, versions: list[Version], put: Any, tiny_model_dir: Path
+) -> None:
+    base = load_base(ModelSpec(path=str(tiny_model_dir), device="cpu"))
+    engine = TextEngine(ContinuousEngine(base, Limits(max_adapters=3)), base.tokenizer)
+    for number in (4, 3, 2, 1):
+        put(number)
+    put(0, canary="10%")
+
+    async def main() -> None:
+        fleet, engines = engine.engine, Fleet([engine])
+        catalogue = follow(registry, engines, room=3)
+
+        async def ask(number: int) -> None:
+            served = await catalogue.find(f"home@{versions[number].id}")
+            async for _ in engine.generate(TextRequest("hello", served.adapter, 0, 2)):
+                pass
+
+        await catalogue.refresh()
+        keeping = asyncio.create_task(keep_all(engines.keep, lambda: catalogue.led_to))
+        await asyncio.sleep(0.2)
+        held = [set(fleet.loaded())]
+        for number in (3, 4, 2, 3, 4):
+            await ask(number)
+            held.append(set(fleet.loaded()))
+        answer = {versions[1].id, versions[0].id}
+        assert held[0] == answer | {versions[2].id}  # the champion before makes room
+        assert held[1:] == [answer | {versions[n].id} for n in (3, 4, 2, 3, 4)]
+        put(2)
+        await catalogue.refresh()
+        await asyncio.sleep(0.3)
+        for number in (2, 3, 4, 3):
+            await ask(number)
+            assert versions[2].id in fleet.loaded()
+        keeping.cancel()
+
+    try:
+        asyncio.run(main())
+    finally:
+        engine.engine.close()
+
+
+def test_replicas_that_could_not_be_told_what_to_keep_are_told_again() -> None:
+    told: list[frozenset[str]] = []
+    led_to = frozenset({"a"})
+
+    async def keep(slots: Collection[str]) -> None:
+        told.append(frozenset(slots))
+        if len(told) == 1:
+            raise ConnectionError("no replica is there")
+
+    async def main() -> None:
+        nonlocal led_to
+        keeping = asyncio.create_task(keep_all(keep, lambda: led_to))
+        async with asyncio.timeout(30):
+            while len(told) < 2:
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.3)
+            led_to = frozenset({"a", "b"})
+            while len(told) < 3:
+                await asyncio.sleep(0.02)
+        keeping.cancel()
+        assert told == [{"a"}, {"a"}, {"a", "b"}]
 
     asyncio.run(main())
 
