@@ -29,7 +29,9 @@ def create_app(backend: Backend, catalogue: Catalogue, edge: Edge | None = None)
     app.state.edge, app.state.gateway, app.state.pace = edge, gateway, gateway.pace
     app.include_router(_routes(gateway))
     for router in edge.routers:
-        app.include_router(router, prefix="/moetune/v1", dependencies=[Depends(wants(None))])
+        app.include_router(
+            router, prefix="/moetune/v1", dependencies=[Depends(wants(None, counts=True))]
+        )
     app.include_router(page.routes())
     app.get("/openapi.json", include_in_schema=False)(partial(describe, app))
     add_handlers(app)

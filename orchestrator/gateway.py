@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from orchestrator.catalogue import Catalogue, Served
 from orchestrator.edge.answering import Answering
 from orchestrator.edge.keys import Caller, wants
+from orchestrator.edge.meter import Reservation
 from orchestrator.edge.pace import Pace
 from orchestrator.edge.parts import Edge
 from orchestrator.edge.requests import before, read_body, while_there
@@ -25,6 +26,7 @@ from orchestrator.openai_schema import ChatBody, CompletionBase, CompletionBody,
 from workers.engine.request import Adapter, Chunk, TextRequest
 
 Asker = Annotated[Caller, Depends(wants("infer"))]
+Reader = Annotated[Caller, Depends(wants("infer", counts=True))]
 
 
 class Backend(Protocol):
@@ -49,7 +51,7 @@ class Gateway:
     def __init__(self, backend: Backend, catalogue: Catalogue, edge: Edge) -> None:
         self._backend, self._catalogue = backend, catalogue
         self._running, self._shadows, self.pace = Running(), Shadows(), Pace()
-        self._edge = replace(edge, observers=(*edge.observers, edge.meter, self.pace))
+        self._edge = replace(edge, observers=(*edge.observers, self.pace))
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -82,11 +84,11 @@ class Gateway:
         status = {"ready": ready, "registry": self._catalogue.readable}
         return JSONResponse(status, 200 if ready else 503)
 
-    async def list_models(self, _: Asker) -> dict[str, Any]:
+    async def list_models(self, _: Reader) -> dict[str, Any]:
         """The base and every name that is served."""
         return {"object": "list", "data": [_model(id) for id in self._catalogue.ids]}
 
-    async def show_model(self, model: str, _: Asker) -> dict[str, Any]:
+    async def show_model(self, model: str, _: Reader) -> dict[str, Any]:
         """One model; NAME@VERSION too."""
         await self._catalogue.find(model)
         return _model(model)
@@ -109,8 +111,15 @@ class Gateway:
             async with before(answering.deadline):
                 raw = await read_body(request, self._edge.limits.max_body_bytes)
                 asked = await parsed(body, raw)
+                self._edge.meter.admit(caller, asked.n, counted=1)
+                answering.reservation = self._reserve(caller, asked)
                 work = self._stream if asked.stream else self._whole
                 return await while_there(request, work(asked, kind, answering))
+
+    def _reserve(self, caller: Caller, body: CompletionBase) -> Reservation | None:
+        prompt, answers = body.most_tokens(self._edge.max_new_tokens)
+        longest = self._edge.limits.max_prompt_tokens or prompt
+        return self._edge.meter.reserve(caller, min(prompt, longest), answers)
 
     async def _whole(
         self, body: CompletionBase, kind: type[Reply], answering: Answering

@@ -6,6 +6,7 @@ for null, which OpenAI's clients send for "not set".
 
 import asyncio
 import secrets
+from hashlib import blake2b
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -31,10 +32,23 @@ Shown = Annotated[str, Field(min_length=1)] | Ids
 LARGE = 2**16
 """Bytes of a body that one other request may wait for."""
 BodyT = TypeVar("BodyT", bound="CompletionBase")
+AROUND, TURN, TEMPLATE = 2, 16, 64
+"""Tokens that come to a text, to a turn of a chat, and to a chat, with room to spare."""
 
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
+
+
+def _short(user: str | None) -> str:
+    """A user for the engine, which need not know the name, however long."""
+    if not user:
+        return ""
+    return blake2b(user.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def _single(value: Any) -> Any:
@@ -85,6 +99,12 @@ class CompletionBase(Body):
         """Whether the answer tells which experts gave it."""
         return self.moetune is not None
 
+    def most_tokens(self, longest: int) -> tuple[int, int]:
+        """How many tokens prompt and answers may have at most, where an answer has `longest`. The
+        tokenizer is elsewhere: a token of a text is a byte at least."""
+        each = min(self._limit() or longest, longest)
+        return self._most_prompt_tokens(), self.n * each
+
     def request(self, adapter: Adapter | None, tenant: str = "") -> TextRequest:
         """What the engine is asked, for `tenant`. Without a seed every request draws its own."""
         return TextRequest(
@@ -100,9 +120,13 @@ class CompletionBase(Body):
             logprobs=self._logprobs(),
             routing=self.moetune.routing if self.moetune else None,
             tenant=tenant,
+            user=_short(self.user),
         )
 
     def _prompt(self) -> str | tuple[int, ...] | Chat:
+        raise NotImplementedError
+
+    def _most_prompt_tokens(self) -> int:
         raise NotImplementedError
 
     def _limit(self) -> int | None:
@@ -131,6 +155,9 @@ class ChatBody(CompletionBase):
     def _prompt(self) -> Chat:
         return Chat(tuple(message.plain() for message in self.messages))
 
+    def _most_prompt_tokens(self) -> int:
+        return TEMPLATE + sum(TURN + _bytes(message.content) for message in self.messages)
+
     def _limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
@@ -146,6 +173,9 @@ class CompletionBody(CompletionBase):
 
     def _prompt(self) -> str | tuple[int, ...]:
         return self.prompt if isinstance(self.prompt, str) else tuple(self.prompt)
+
+    def _most_prompt_tokens(self) -> int:
+        return AROUND + _bytes(self.prompt) if isinstance(self.prompt, str) else len(self.prompt)
 
     def _logprobs(self) -> int | None:
         return self.logprobs

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from orchestrator.answered import Answered
 from orchestrator.edge.keys import ANONYMOUS, Caller
+from orchestrator.edge.meter import Reservation
 from orchestrator.edge.parts import Edge
 from orchestrator.edge.requests import GONE, before
 from orchestrator.openai_reply import as_request_error, internal_error
@@ -46,6 +47,8 @@ class Answering:
         self._agreement: float | None = None
         self.tokens: list[int] = []
         """What was generated so far."""
+        self.reservation: Reservation | None = None
+        """Of the caller's quota."""
         self.ended = asyncio.Event()
         self._prompt_tokens = 0
         self._first: float | None = None
@@ -84,7 +87,8 @@ class Answering:
             try:
                 while chunk := await self._next(chunks):
                     self._count(chunk)
-                    yield chunk
+                    if chunk.tokens or chunk.finish:  # else it only says that it has begun
+                        yield chunk
             except Exception as error:  # a stream turns it into an event, and ends well
                 self._failed(error)
                 raise
@@ -114,6 +118,8 @@ class Answering:
             return
         self.ended.set()
         answered = self._answered()
+        if self.reservation is not None:
+            self.reservation.settle(answered.prompt_tokens + answered.completion_tokens)
         for observer in self._observers:
             try:
                 observer(answered)
@@ -130,6 +136,8 @@ class Answering:
         self.tokens += chunk.tokens
         if self._texts and chunk.index == 0:
             self._text += chunk.text
+        if self.reservation is not None and not self._prompt_tokens:
+            self.reservation.read(chunk.prompt_tokens)
         self._prompt_tokens = chunk.prompt_tokens
         self._routing = chunk.routing or self._routing
         if chunk.index == 0:

@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import secrets
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
 
 from orchestrator.edge.keys import Key, KeyRing
-from orchestrator.edge.meter import Meter, Usage
+from orchestrator.edge.meter import Meter, Place, Spent, Usage
 
 if TYPE_CHECKING:
     from orchestrator.edge.key_store import KeyStore
@@ -22,6 +25,7 @@ class Keeper:
     def __init__(self, url: str) -> None:
         """`url`: the registry's SQLAlchemy URL."""
         self._url = url
+        self._gateway, self._saves = secrets.token_hex(8), count()
         self._opened: KeyStore | None = None
 
     def read(self) -> Sequence[Key]:
@@ -40,12 +44,12 @@ class Keeper:
 
     async def _save(self, meter: Meter) -> None:
         try:
-            await meter.exchange(self._use)
+            await meter.exchange(partial(self._exchange, next(self._saves)))
         except Exception as error:
             log.debug("usage is not saved now: %s", error)  # the ring has said it already
 
-    def _use(self, used: Usage) -> Usage:
-        return self._store.use(used)
+    def _exchange(self, save: int, spent: Mapping[Place, Spent]) -> Usage:
+        return self._store.exchange(self._gateway, save, spent)
 
     @property
     def _store(self) -> "KeyStore":

@@ -1,18 +1,23 @@
 """The keys and what they have used, in the registry's database. Loaded only when it is used."""
 
 from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 
 from orchestrator.database import Database, Row
 from orchestrator.edge.allowance import SECONDS, Allowance
 from orchestrator.edge.keys import Caller, Key, Scope
-from orchestrator.edge.meter import Usage
+from orchestrator.edge.meter import Place, Spent, Usage
 from workers.spec import InputError
 
 TABLES = sa.MetaData()
+DAY = max(SECONDS.values())
+"""The longest window."""
 
 KEYS = sa.Table(
     "moetune_keys",
@@ -28,13 +33,20 @@ KEYS = sa.Table(
     sa.Column("revoked", sa.String(32)),
 )
 
-USAGE = sa.Table(
-    "moetune_usage",
+# Each gateway writes its own totals, never differences: written twice, they are the same.
+SPENT = sa.Table(
+    "moetune_spent",
     TABLES,
+    sa.Column("gateway", sa.String(32), primary_key=True),
     sa.Column("key", sa.String(16), primary_key=True),
     sa.Column("window", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("used", sa.BigInteger, nullable=False),
+    sa.Column("reserved", sa.BigInteger, nullable=False),
+    sa.Column("save", sa.BigInteger, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
 )
+FORGOTTEN_SECONDS = 60
+"""What a gateway has reserved counts no longer once it has been silent for so long: it is gone."""
 
 
 class KeyStore:
@@ -75,30 +87,46 @@ class KeyStore:
                 raise InputError(f"key {id}: was revoked already")
         raise InputError(f"key {id}: there is none; `moetune keys list` shows them")
 
-    def use(self, used: Usage) -> Usage:
-        """Add what was used; returns the usage of all windows that may be open."""
-        with self._database.transaction() as connection:
-            for (key, window), tokens in used.items():
-                _add(connection, key, window, tokens)
-        return self.usage()
+    def exchange(self, gateway: str, save: int, spent: Mapping[Place, Spent]) -> Usage:
+        """Write a gateway's totals; returns what all others have used and reserved in the windows
+        that may be open. Of two saves the one with the larger number stays, whichever comes last.
+        """
+        now = int(datetime.now(UTC).timestamp())
+        if spent:
+            # An integrity error: a later save has been here, which holds all of this one.
+            with suppress(IntegrityError), self._database.transaction() as connection:
+                connection.execute(sa.delete(SPENT).where(SPENT.c.window < now - 2 * DAY))
+                for (key, window), one in spent.items():
+                    place = {"gateway": gateway, "key": key, "window": window}
+                    _put(connection, place, {**one._asdict(), "save": save, "at": now})
+        living = SPENT.c.at >= now - FORGOTTEN_SECONDS
+        tokens = SPENT.c.used + sa.case((living, SPENT.c.reserved), else_=0)
+        return self._sums(tokens, now, SPENT.c.gateway != gateway)
 
     def usage(self) -> Usage:
         """Tokens used, in all windows that may be open."""
-        oldest = int(datetime.now(UTC).timestamp()) - max(SECONDS.values())
-        rows = self._database.rows(sa.select(USAGE).where(USAGE.c.window >= oldest))
-        return Counter({(row["key"], row["window"]): row["tokens"] for row in rows})
+        return self._sums(SPENT.c.used, int(datetime.now(UTC).timestamp()))
+
+    def _sums(
+        self, tokens: sa.ColumnElement[int], now: int, *which: sa.ColumnElement[bool]
+    ) -> Usage:
+        query = sa.select(SPENT.c.key, SPENT.c.window, sa.func.sum(tokens).label("tokens"))
+        query = query.where(SPENT.c.window >= now - DAY, *which)
+        rows = self._database.rows(query.group_by(SPENT.c.key, SPENT.c.window))
+        return Counter(
+            {(row["key"], row["window"]): int(row["tokens"]) for row in rows if row["tokens"]}
+        )
 
     def close(self) -> None:
         """Close the connections."""
         self._database.close()
 
 
-def _add(connection: sa.Connection, key: str, window: int, tokens: int) -> None:
-    there = sa.and_(USAGE.c.key == key, USAGE.c.window == window)
-    grown = sa.update(USAGE).where(there).values(tokens=USAGE.c.tokens + tokens)
-    if not connection.execute(grown).rowcount:
-        row = {"key": key, "window": window, "tokens": tokens}
-        connection.execute(sa.insert(USAGE).values(row))
+def _put(connection: sa.Connection, place: Mapping[str, Any], values: Mapping[str, int]) -> None:
+    there = [SPENT.c[name] == value for name, value in place.items()]
+    newer = sa.update(SPENT).where(*there, SPENT.c.save <= values["save"]).values(values)
+    if not connection.execute(newer).rowcount:
+        connection.execute(sa.insert(SPENT).values({**place, **values}))
 
 
 def _key(row: Row) -> Key:

@@ -128,11 +128,15 @@ class KeyRing:
         return key.caller if key.valid(datetime.now(UTC)) else None
 
 
-def wants(scope: Scope | None) -> Callable[[Request], Awaitable[Caller]]:
-    """A dependency of routes: admits keys of this scope, or any for None, and says who calls."""
+def wants(scope: Scope | None, counts: bool = False) -> Callable[[Request], Awaitable[Caller]]:
+    """A dependency of routes: admits keys of this scope, or any for None, and says who calls.
+    `counts`: the request is one of those that the key's rate allows."""
 
     async def caller(request: Request) -> Caller:
-        ring: KeyRing = request.app.state.edge.keys
-        return ring.admit(request.headers.get("authorization", ""), scope)
+        edge = request.app.state.edge
+        found: Caller = edge.keys.admit(request.headers.get("authorization", ""), scope)
+        if counts:
+            edge.meter.admit(found)
+        return found
 
     return caller

@@ -8,16 +8,30 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from orchestrator.answered import Answered
-from orchestrator.edge.allowance import Allowance
+from orchestrator.edge.allowance import SECONDS, Allowance
 from orchestrator.edge.keys import OPERATOR, Caller
 from orchestrator.edge.limits import LimitsSpec
 from workers.engine.request import RequestError
 
-Usage = Counter[tuple[str, int]]
-"""Tokens by key and by the beginning of their window, in seconds since 1970."""
+Place = tuple[str, int]
+"""A key, and the beginning of a window of its quota, in seconds since 1970."""
+Usage = Counter[Place]
+"""Tokens."""
+
+
+class Spent(NamedTuple):
+    """Tokens of one key in one window."""
+
+    used: int = 0
+    reserved: int = 0
+    """By requests that are not over."""
+
+
+LONGEST = max(SECONDS.values())
+Save = Callable[[Mapping[Place, Spent]], Usage]
 
 
 class TooMany(RequestError):  # noqa: N818
@@ -28,12 +42,38 @@ class TooMany(RequestError):  # noqa: N818
         self.retry_after = max(1, math.ceil(seconds))
 
 
+class Reservation:
+    """What one request may use of a quota, until it is known what it has used."""
+
+    def __init__(self, reserved: Usage, used: Usage, place: Place, prompt: int, answer: int):
+        self._reserved, self._used, self._place = reserved, used, place
+        self._answer, self._held, self._settled = answer, 0, False
+        self.read(prompt)
+
+    def read(self, prompt: int) -> None:
+        """The prompt has so many tokens."""
+        if not self._settled:
+            self._hold(prompt + self._answer)
+
+    def settle(self, tokens: int) -> None:
+        """So many were used, and there will be no more; only the first time counts."""
+        if not self._settled:
+            self._hold(0)
+            self._used[self._place] += tokens
+            self._settled = True
+
+    def _hold(self, tokens: int) -> None:
+        self._reserved[self._place] += tokens - self._held
+        self._held = tokens
+
+
 class Meter:
-    """Admits callers within their allowances. An observer: it is told what they have used.
+    """Admits callers within their allowances.
 
     Rates are token buckets (generic cell rate algorithm, ITU-T I.371): a burst of the whole amount,
     then one request every `seconds / amount`. Quotas count in windows that begin at the full hour
-    or at midnight UTC; requests that run when one is used up end as they would have.
+    or at midnight UTC. A request reserves the most that it may use, and is charged in the window
+    that it came in for what it has used.
     """
 
     def __init__(
@@ -45,57 +85,73 @@ class Meter:
         self._quota = limits.quota and Allowance.parse(limits.quota)
         self._next: dict[str, float] = {}
         """For each key, when its bucket would be full again."""
-        self._quotas: dict[str, Allowance] = {}
-        self._known: Usage = Counter()
-        self._unsaved: Usage = Counter()
+        self._used: Usage = Counter()
+        self._reserved: Usage = Counter()
+        self._saved: dict[Place, Spent] = {}
+        self._others: Usage = Counter()
+        """What other gateways have used and reserved."""
 
-    def admit(self, caller: Caller) -> None:
-        """Count one request; raises `TooMany`."""
-        if caller is OPERATOR:
+    def admit(self, caller: Caller, answers: int = 1, counted: int = 0) -> None:
+        """Count a request by its answers, of which some are counted already; raises `TooMany`, or
+        RequestError 400 where no time is long enough to wait for so many."""
+        rate = caller.rate or self._rate
+        if caller is OPERATOR or not rate:
             return
-        if quota := caller.quota or self._quota:
-            self._within_quota(caller.id, quota)
-        if rate := caller.rate or self._rate:
-            self._within_rate(caller.id, rate)
-
-    def __call__(self, answered: Answered) -> None:
-        """Charge what was used to the caller's quota."""
-        quota = self._quotas.get(answered.caller)
-        if quota is not None and answered.role != "shadow":
-            window = window_of(quota, answered.at.timestamp())
-            self._unsaved[answered.caller, window] += (
-                answered.prompt_tokens + answered.completion_tokens
-            )
-
-    async def exchange(self, save: Callable[[Usage], Usage]) -> None:
-        """Save what was used since the last time, and learn what all gateways together have seen.
-
-        `save` may block; it returns the usage of all windows that may be open. Where it raises,
-        nothing is lost.
-        """
-        taken = self._unsaved.copy()
-        self._known = await asyncio.to_thread(save, taken)
-        self._unsaved -= taken
-
-    def _within_quota(self, id: str, quota: Allowance) -> None:
-        self._quotas[id] = quota
-        now = self._clock()
-        window = window_of(quota, now)
-        used = self._known[id, window] + self._unsaved[id, window]
-        if used >= quota.amount:
-            raise TooMany(
-                f"this key has used its quota of {quota.amount} tokens per {quota.unit}",
-                "insufficient_quota",
-                window + quota.seconds - now,
-            )
-
-    def _within_rate(self, id: str, rate: Allowance) -> None:
+        if answers > rate.amount:
+            raise RequestError(f"n: this key may ask {rate}, and each answer counts", "n")
         now, each = self._clock(), rate.seconds / rate.amount
-        full = max(self._next.get(id, now), now)
-        wait = full + each - now - rate.seconds
+        full = max(self._next.get(caller.id, now), now) + each * (answers - counted)
+        wait = full - now - rate.seconds
         if wait > 1e-6:
             raise TooMany(f"this key may ask {rate} and has done so", "rate_limit_exceeded", wait)
-        self._next[id] = full + each
+        self._next[caller.id] = full
+
+    def reserve(self, caller: Caller, prompt: int, answer: int) -> Reservation | None:
+        """Set the most tokens of prompt and answer aside; None where there is no quota. Raises
+        `TooMany` where they are used up, RequestError 429 while others have reserved them, and 400
+        where they are more than the whole quota."""
+        quota = caller.quota or self._quota
+        if caller is OPERATOR or not quota:
+            return None
+        place = caller.id, window_of(quota, self._clock())
+        self._check_left(prompt + answer, quota, place)
+        return Reservation(self._reserved, self._used, place, prompt, answer)
+
+    def _check_left(self, asked: int, quota: Allowance, place: Place) -> None:
+        left = quota.amount - self._others[place] - self._used[place]
+        takes = f"this request may take {asked} tokens"
+        per = f"this key's quota of {quota.amount} tokens per {quota.unit}"
+        if asked > quota.amount:
+            raise RequestError(f"{takes}, more than {per}", "max_tokens")
+        if asked > left:
+            why = f"{takes}; of {per} {max(left, 0)} are left"
+            raise TooMany(why, "insufficient_quota", place[1] + quota.seconds - self._clock())
+        if asked > left - self._reserved[place]:
+            why = f"{takes}; those that run may take what is left of {per}"
+            raise RequestError(why, None, 429, "insufficient_quota")
+
+    async def exchange(self, save: Save) -> None:
+        """Save what has changed since the last time, and learn what other gateways have seen.
+
+        `save` may block; it takes totals, so that it does no harm to save them twice, and returns
+        the others' of all windows that may be open. Where it raises, nothing is lost.
+        """
+        places = self._used.keys() | self._reserved.keys()
+        spent = {place: Spent(self._used[place], self._reserved[place]) for place in places}
+        changed = {p: one for p, one in spent.items() if one.reserved or one != self._saved.get(p)}
+        self._others = await asyncio.to_thread(save, changed)
+        self._saved |= changed
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what no window holds any more."""
+        now = self._clock()
+        self._next = {id: full for id, full in self._next.items() if full > now}
+        for place, spent in list(self._saved.items()):
+            over = place[1] < now - 2 * LONGEST
+            if over and spent == Spent(self._used[place], 0) and not self._reserved[place]:
+                for counts in (self._used, self._reserved, self._saved):
+                    del counts[place]
 
 
 def window_of(quota: Allowance, now: float) -> int:

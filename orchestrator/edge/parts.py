@@ -10,6 +10,7 @@ from orchestrator.answered import Observer
 from orchestrator.edge.keys import KeyRing
 from orchestrator.edge.limits import LimitsSpec
 from orchestrator.edge.meter import Meter
+from workers.engine.request import Limits
 
 Task = Callable[[], Coroutine[Any, Any, None]]
 
@@ -21,6 +22,8 @@ class Edge:
     keys: KeyRing = field(default_factory=KeyRing)
     meter: Meter = field(default_factory=Meter)
     limits: LimitsSpec = field(default_factory=LimitsSpec)
+    max_new_tokens: int = Limits().max_new_tokens
+    """Longest answer of the engine."""
     observers: tuple[Observer, ...] = ()
     """Called once for every request that ended."""
     texts: bool = False

@@ -1,24 +1,27 @@
 """The endpoint's keys: the operator's, and those of the registry. No cluster is needed."""
 
 import json
+import secrets
 import sys
-from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import sqlalchemy as sa
 
 from orchestrator import cli
 from orchestrator.edge.allowance import Allowance
-from orchestrator.edge.key_store import KeyStore
+from orchestrator.edge.key_store import FORGOTTEN_SECONDS, SPENT, KeyStore
 from orchestrator.edge.keys import SCOPES, Caller, Key, KeyRing, Scope, key_hash
+from orchestrator.edge.meter import Spent
 from orchestrator.edge.operator_key import read_key
 from orchestrator.replica import EndpointSpec
 from orchestrator.spec import ServeSpec
-from workers.engine.request import RequestError
+from workers.engine.request import Limits, RequestError
 from workers.spec import InputError, ModelSpec
 
 
@@ -60,9 +63,14 @@ def test_an_empty_key_file_leaves_no_endpoint_open(
 
 def test_a_replica_holds_as_many_adapters_as_the_job_says() -> None:
     spec = EndpointSpec(
-        serve=ServeSpec(max_adapters=3), model=ModelSpec(path="x"), store_url="", storage=""
+        serve=ServeSpec(max_adapters=3, share_prefixes=True),
+        model=ModelSpec(path="x"),
+        store_url="",
+        storage="",
     )
     assert spec.limits().max_adapters == 3
+    assert spec.limits().share_prefixes
+    assert not Limits().share_prefixes
 
 
 SECRET = "mt-0123456789abcdef"
@@ -158,12 +166,40 @@ def test_keys_are_kept_as_hashes_and_come_back_as_they_were(tmp_path: Path) -> N
     assert SECRET.encode() not in (tmp_path / "moetune.db").read_bytes()
 
 
+TODAY = int(datetime.now(UTC).timestamp()) // 86400 * 86400
+
+
+def check_usage(url: str) -> None:
+    """Totals of two gateways: saved twice, cut off, out of order, and by one that is gone."""
+    store, gateway = KeyStore(url), secrets.token_hex(8)
+    mine, other, past = ("k-1", TODAY), ("k-2", TODAY), ("k-1", 0)
+    assert store.exchange(gateway, 0, {mine: Spent(5, 2), other: Spent(7), past: Spent(9)}) == {}
+    assert store.exchange("another", 0, {mine: Spent(1)}) == {mine: 7, other: 7}
+    for save in (3, 3, 2):  # again, and an older one that comes last
+        store.exchange(gateway, save, {mine: Spent(6 + save, 0)})
+    assert store.exchange("another", 1, {}) == {mine: 9, other: 7}
+    assert store.usage() == {mine: 10, other: 7}  # what is long over is not read
+    store.exchange(gateway, 4, {mine: Spent(9, 50)})
+    assert store.exchange("another", 2, {})[mine] == 59
+    with store._database.transaction() as connection:
+        connection.execute(sa.update(SPENT).values(at=SPENT.c.at - FORGOTTEN_SECONDS - 5))
+    assert store.exchange("another", 3, {})[mine] == 9  # it says nothing any more: its requests
+    assert store.usage()[mine] == 10  # are over, and what they used is kept
+    store.close()
+
+
 def test_usage_adds_up_in_the_database(tmp_path: Path) -> None:
-    store = KeyStore(f"sqlite:///{tmp_path}/moetune.db")
-    today = int(datetime.now(UTC).timestamp()) // 86400 * 86400
-    store.use(Counter({("k-1", today): 5, ("k-2", today): 7}))
-    usage = store.use(Counter({("k-1", today): 3, ("k-1", 0): 9}))
-    assert usage == {("k-1", today): 8, ("k-2", today): 7}  # what is long over is not read
+    check_usage(f"sqlite:///{tmp_path}/moetune.db")
+
+
+def test_two_saves_of_one_gateway_at_once_charge_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/moetune.db"
+    store = KeyStore(url)
+    with ThreadPoolExecutor(8) as pool:
+        for save in range(40):
+            pool.submit(store.exchange, "one", save, {("k-1", TODAY): Spent(save, 1)})
+    assert store.usage() == {("k-1", TODAY): 39}
+    store.close()
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,10 @@ class Generation:
         return len(self.tokens) > self.known
 
     def hand_over(self, name: str, salt: Salt) -> None:
-        """Begin anew, under another name: prompt and tokens will pass through the model again."""
+        """Begin anew, under another name: prompt and tokens will pass through the model again. The
+        first time the reader hears of it, by a piece without tokens."""
+        if not self.name:
+            self.put(Piece(()))
         self.name, self.salt, self.known = name, salt, len(self.tokens)
         self.tally = Tally(self.slot, self.sampling.by_token) if self.slot else None
         schema = copy(self.schema)  # a pass that still runs under the former name has the other

@@ -50,6 +50,7 @@ class Engine(Protocol):
         asker: Asker = NOBODY,
     ) -> AsyncGenerator[Piece, bool | None]:
         """New tokens behind `prompt` and `generated`; raises RequestError. Closing it cancels.
+        A first piece without tokens says that the prompt is being read from now on.
 
         Sending True into it ends the answer where it is: what comes back is the last piece, without
         tokens.

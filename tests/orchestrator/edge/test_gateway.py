@@ -117,7 +117,7 @@ def test_a_key_made_or_revoked_counts_within_a_second_or_so(
 
     async def ask(web: httpx.AsyncClient) -> None:
         await until(web, 200)  # open: no key was ever made
-        store.add(key(quota=Allowance(10, "day")))
+        store.add(key(quota=Allowance(20, "day")))
         web.headers["authorization"] = "Bearer wrong"
         await until(web, 401)
         web.headers["authorization"] = f"Bearer {SECRET}"

@@ -58,8 +58,10 @@ def test_what_was_computed_is_told_at_first_and_at_last(engine: ContinuousEngine
     assert (answer.tokens, answer.passes, answer.load) == (drawn - 1, drawn - 1, 1)
     assert prompt.seconds > 0
     assert answer.seconds > 0
-    assert pieces[0].timing is not None
-    assert pieces[0].timing.prompt.seconds <= prompt.seconds
+    begins, first = pieces[:2]
+    assert (begins.tokens, begins.timing) == ((), None)
+    assert first.timing is not None
+    assert first.timing.prompt.seconds <= prompt.seconds
     told = [one.timing.answer.tokens for one in pieces if one.timing]
     assert told[-1] < 2 * told[-2] + 2, "of an answer that is cut off, half at least"
 

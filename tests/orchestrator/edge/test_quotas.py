@@ -1,0 +1,215 @@
+"""Quotas and rates over a real engine: what is set aside, what is charged, and what counts."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter
+
+from orchestrator.edge.allowance import Allowance
+from orchestrator.edge.keeper import Keeper
+from orchestrator.edge.key_store import KeyStore
+from orchestrator.edge.keys import KeyRing
+from orchestrator.edge.meter import Meter, Place, Spent, Usage
+from orchestrator.edge.parts import Edge
+from orchestrator.openai_schema import ChatBody, CompletionBody, parse
+from tests.orchestrator.edge.conftest import OpenGateway
+from tests.orchestrator.edge.test_gateway import LONG, SECRET, TEXT, key, post, streaming, within
+from workers.engine.text import TextEngine
+
+COST = len("hello") + 8
+
+
+def edge_of(**allowed: Any) -> Edge:
+    keys = KeyRing(None, lambda: [key("infer,promote", **allowed)])
+    keys.refresh()
+    return Edge(keys, max_new_tokens=400)
+
+
+def used(edge: Edge) -> Spent:
+    return Spent(sum(edge.meter._used.values()), sum(edge.meter._reserved.values()))
+
+
+def test_twenty_at_once_take_no_more_than_the_quota(open_gateway: OpenGateway) -> None:
+    edge = edge_of(quota=Allowance(3 * COST + 8, "day"))
+
+    async def ask(web: httpx.AsyncClient) -> list[httpx.Response]:
+        return await asyncio.gather(*(post(web) for _ in range(20)))
+
+    answers = within(open_gateway, edge, ask, SECRET)
+    taken = [one.json()["usage"]["total_tokens"] for one in answers if one.is_success]
+    assert 1 <= len(taken) <= 3
+    assert used(edge) == Spent(sum(taken), 0)
+    refused = [one for one in answers if not one.is_success]
+    assert {one.status_code for one in refused} == {429}
+    assert {one.json()["error"]["code"] for one in refused} == {"insufficient_quota"}
+    assert all(int(one.headers["retry-after"]) >= 1 for one in refused)
+
+
+def test_each_answer_of_one_request_is_set_aside_and_counts(open_gateway: OpenGateway) -> None:
+    async def ask(web: httpx.AsyncClient) -> list[Any]:
+        several = await post(web, {**TEXT, "n": 3})
+        return [several.status_code, (await post(web, {**TEXT, "n": 2})).status_code]
+
+    edge = edge_of(quota=Allowance(5 + 3 * 8 + 1, "day"))
+    assert within(open_gateway, edge, ask, SECRET) == [400, 200]  # 2 for what surrounds a text
+    edge = edge_of(quota=Allowance(5 + 3 * 8 + 2, "day"))
+    assert within(open_gateway, edge, ask, SECRET) == [200, 429]
+    assert used(edge) == Spent(5 + 3 * 8, 0)
+    edge = edge_of(rate=Allowance(4, "h"))
+    assert within(open_gateway, edge, ask, SECRET) == [200, 429]
+    edge = edge_of(rate=Allowance(2, "h"))
+    assert within(open_gateway, edge, ask, SECRET) == [400, 429]  # its one request counted
+
+
+def test_who_leaves_early_is_charged_for_what_was_computed(
+    open_gateway: OpenGateway, engine: TextEngine
+) -> None:
+    edge = edge_of(quota=Allowance(10**6, "day"))
+
+    async def ask(web: httpx.AsyncClient) -> None:
+        async with streaming(web):
+            assert used(edge).reserved == len("hello") + 400
+        assert used(edge).reserved == 0
+        assert len("hello") < used(edge).used < len("hello") + 400
+
+    within(open_gateway, edge, ask, SECRET)
+
+    async def in_a_queue(web: httpx.AsyncClient) -> None:
+        """Four fill the cache; the fifth leaves before its prompt was read, and before another
+        one's first token, but not before its prompt."""
+        full = [asyncio.create_task(post(web, LONG)) for _ in range(4)]
+        while engine.engine.statistics().running < 4:
+            await asyncio.sleep(0.01)
+        waits = asyncio.create_task(post(web, {**LONG, "prompt": "x" * 50}))
+        while not engine.engine.statistics().waiting:
+            await asyncio.sleep(0.01)
+        waits.cancel()
+        await asyncio.gather(waits, return_exceptions=True)
+        async with asyncio.timeout(20):
+            while used(edge).reserved > 4 * (len("hello") + 2 + 400):
+                await asyncio.sleep(0.01)
+        assert used(edge).used == before
+        for one in full:
+            one.cancel()
+        await asyncio.gather(*full, return_exceptions=True)
+
+    edge, before = edge_of(quota=Allowance(10**6, "day")), 0
+    within(open_gateway, edge, in_a_queue, SECRET)
+    assert used(edge).reserved == 0
+
+
+def test_a_prompt_that_was_read_is_charged_though_nobody_waited_for_a_token(
+    open_gateway: OpenGateway, engine: TextEngine
+) -> None:
+    edge = edge_of(quota=Allowance(10**6, "day"))
+    held, goes_on = threading.Event(), threading.Event()
+
+    def hold(*_: Any) -> None:
+        held.set()
+        goes_on.wait(30)
+
+    async def ask(web: httpx.AsyncClient) -> None:
+        model: Any = engine.engine._model  # type: ignore[attr-defined]
+        hook = model.get_input_embeddings().register_forward_pre_hook(hold)
+        try:
+            leaves = asyncio.create_task(post(web))
+            await asyncio.to_thread(held.wait, 30)
+            leaves.cancel()
+            await asyncio.gather(leaves, return_exceptions=True)
+        finally:
+            hook.remove()
+            goes_on.set()
+
+    within(open_gateway, edge, ask, SECRET)
+    assert used(edge) == Spent(len("hello"), 0)
+
+
+def test_a_refused_request_costs_nothing(open_gateway: OpenGateway) -> None:
+    edge = edge_of(quota=Allowance(10**6, "day"))
+
+    async def ask(web: httpx.AsyncClient) -> list[int]:
+        bodies = ({**TEXT, "model": "nobody"}, {**TEXT, "max_tokens": 10**5}, {})
+        return [(await post(web, body)).status_code for body in bodies]
+
+    assert within(open_gateway, edge, ask, SECRET) == [404, 400, 400]
+    assert used(edge) == Spent(0, 0)
+
+
+def test_every_route_with_a_key_counts_and_each_request_once(open_gateway: OpenGateway) -> None:
+    router = APIRouter()
+
+    @router.get("/state")
+    async def state() -> str:
+        return "well"
+
+    async def ask(web: httpx.AsyncClient) -> list[int]:
+        paths = ("/v1/models", "/v1/models/tiny-llama", "/moetune/v1/state", "/health", "/ready")
+        asked = [await web.get(path) for path in paths for _ in range(2)]
+        return [one.status_code for one in asked] + [(await post(web)).status_code]
+
+    for route, path in enumerate(("models", "model", "state")):
+        edge = edge_of(rate=Allowance(2 * route + 1, "h"))
+        edge = Edge(edge.keys, edge.meter, routers=(router,))
+        got = within(open_gateway, edge, ask, SECRET)
+        counted = got[:6]
+        assert counted == [200] * (2 * route + 1) + [429] * (5 - 2 * route), path
+        assert got[6:] == [200] * 4 + [429]
+
+
+def test_what_a_body_may_take_is_no_less_than_what_it_takes(engine: TextEngine) -> None:
+    texts = ("", "hello", "Grüße 🏡", "\x00 x" * 40)
+    tokenizer: Any = engine._tokenizer
+    for text in texts[1:]:
+        body = parse(CompletionBody, json.dumps({**TEXT, "prompt": text}).encode())
+        assert body.most_tokens(9) == (body.most_tokens(9)[0], 8)
+        assert body.most_tokens(4)[1] == 4
+        assert body.most_tokens(9)[0] >= len(tokenizer(text)["input_ids"])
+    messages = [{"role": "user", "content": text} for text in texts for _ in range(4)]
+    chat = parse(ChatBody, json.dumps({"model": "m", "messages": messages, "n": 2}).encode())
+    template = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert chat.most_tokens(30)[0] >= len(tokenizer(template)["input_ids"])
+    assert chat.most_tokens(30)[1] == 60
+    ids = parse(CompletionBody, json.dumps({**TEXT, "prompt": [4, 5, 6]}).encode())
+    assert ids.most_tokens(30) == (3, 8)
+
+
+@pytest.mark.parametrize("when", ["before the last save", "after the last save"])
+def test_a_gateway_that_closes_while_it_saves_charges_once(tmp_path: Path, when: str) -> None:
+    url = f"sqlite:///{tmp_path}/moetune.db"
+    store, keeper, meter = KeyStore(url), Keeper(url), Meter()
+    caller = key(quota=Allowance(1000, "day")).caller
+    reservation = meter.reserve(caller, 70, 0)
+    assert reservation is not None
+    reservation.settle(70)
+    started, goes_on = threading.Event(), threading.Event()
+    first = threading.Event()
+    exchange = keeper._exchange
+
+    def slow(save: int, spent: Mapping[Place, Spent]) -> Usage:
+        if first.is_set():
+            return exchange(save, spent)
+        first.set()
+        started.set()
+        goes_on.wait(20)
+        return exchange(save, spent)
+
+    async def main() -> None:
+        keeper._exchange = slow  # type: ignore[method-assign]
+        running = asyncio.create_task(keeper.run(KeyRing(), meter))
+        await asyncio.to_thread(started.wait, 20)
+        if when == "before the last save":
+            asyncio.get_running_loop().call_later(0.05, goes_on.set)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        goes_on.set()
+
+    asyncio.run(main())  # waits for its threads
+    assert sum(store.usage().values()) == 70
+    assert sum(store.exchange("another", 0, {}).values()) == 70
+    store.close()
