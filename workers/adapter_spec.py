@@ -53,8 +53,8 @@ class AdapterSpec(Spec):
     dropout: Fraction = 0.05
     """Dropout on the input of every A matrix, in training only."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the linears to adapt, or ends of their paths, such as mlp.up_proj or (in one layer
-    only) layers.0.mlp.up_proj; all-linear takes every one inside the decoder's layers."""
+    """Names of the linears to adapt, or ends of their paths, such as mlp.up_proj; all-linear takes
+    every one inside the decoder's layers."""
 
     @property
     def scale(self) -> float:

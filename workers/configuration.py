@@ -18,7 +18,7 @@ class InputError(ValueError):
     """Bad input. The message is one line: what was wrong, where, and what is allowed."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What another library's error says, for the end of an InputError."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 

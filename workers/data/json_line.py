@@ -14,8 +14,8 @@ def json_record(line: bytes, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: is no UTF-8") from None
     except RecursionError:
         raise InputError(f"{where}: is no JSON that can be read: it nests too deep") from None
-    except ValueError as error:  # a number of thousands of digits has no message of JSON's
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else one_line(error)
+    except ValueError as error:  # also what Python says of a number of thousands of digits
+        reason = getattr(error, "msg", one_line(error).partition("; use sys.")[0])
         raise InputError(f"{where}: is no JSON: {reason}") from None
     if not isinstance(record, dict):
         raise InputError(f"{where}: must be a JSON object")

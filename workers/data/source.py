@@ -150,11 +150,16 @@ def _hub_records(source: str, wanted: Wanted) -> Iterator[Record]:
 def _hub_dataset(source: str) -> Any:
     """The data set behind `hub:NAME[:CONFIG][#SPLIT]`; the split is `train` where none is named."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
 
     name, _, split = source.removeprefix(HUB).partition("#")
     name, _, config = name.partition(":")
     try:
         return load_dataset(name, config or None, split=split or "train")
-    except (OSError, ValueError, DatasetsError) as error:
-        raise InputError(f"{source}: cannot be loaded from the hub: {one_line(error)}") from None
+    except Exception as error:  # whatever is wrong with somebody's files: a dozen kinds
+        reason = one_line(_first_cause(error))
+        raise InputError(f"{source}: cannot be loaded from the hub: {reason}") from None
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What an error came from: `datasets` says of most that one occurred."""
+    return _first_cause(error.__cause__) if error.__cause__ else error

@@ -81,6 +81,25 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": "\\ud800"}\n', "surrogate pair"),
+        (b'{"a": 1, "a": 2}\n', "specified twice"),
+        (b'{"a": ' + b"[" * 100_000, "Invalid value"),
+        (b"", "StopIteration"),
+    ],
+)
+def test_files_of_a_hub_that_cannot_be_read_say_why(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    """Of most, `datasets` itself says that an error occurred."""
+    (tmp_path / "train.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=f"cannot be loaded from the hub: .*{message}") as caught:
+        read(f"hub:{tmp_path}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("absent.parquet", None, "no such file"),
