@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from workers.data.values import repeated
 from workers.spec import InputError, one_line
 
 
@@ -26,6 +27,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object's fields, none of them twice: JSON would keep the last."""
     record = dict(pairs)
     if len(record) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is there twice")
+        raise ValueError(f"{repeated(name for name, _ in pairs)!r} is there twice")
     return record

@@ -13,6 +13,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
 from workers.data.json_line import json_record
+from workers.data.values import repeated
 from workers.spec import InputError, one_line
 
 HUB = "hub:"
@@ -94,14 +95,16 @@ def _parquet_records(filesystem: fs.FileSystem, path: str, wanted: Wanted) -> It
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             names = file.schema_arrow.names
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise InputError(f"{path}: has two columns {twice[0]!r}")
+            if (twice := repeated(names)) is not None:
+                raise InputError(f"{path}: has two columns {twice!r}")
             columns = list(wanted(path, names))
             number = 0
             for batch in file.iter_batches(columns=columns):
                 yield from _rows(batch, number, path)
                 number += batch.num_rows
-    except (OSError, pa.ArrowException) as error:
+    except InputError:
+        raise
+    except (OSError, *_NO_VALUE) as error:
         raise InputError(f"{path}: cannot be read as Parquet: {one_line(error)}") from None
 
 

@@ -1,7 +1,7 @@
 """Values of a record as text; what is none is refused, with its file and row."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from reprlib import repr as short
 from typing import Any
 
@@ -58,3 +58,13 @@ def is_empty(value: Any) -> bool:
         elif item is not None and item != "":
             return False
     return True
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that has come before; None where each comes once."""
+    seen = set[str]()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

@@ -147,6 +147,14 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
         read(str(tmp_path / "a.parquet"))
 
 
+def test_a_column_whose_name_is_no_text_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"prompt": ["p"], "zzzz": ["t"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"zzzz", b"zz\xffz"))
+    with pytest.raises(InputError, match=r"a\.parquet: cannot be read as Parquet: .*utf-8"):
+        read(str(path))
+
+
 def not_utf8() -> pa.Array:
     """Texts of which the third is none."""
     offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 1, 2, 3)))
