@@ -157,6 +157,7 @@ class Gateway:
         """Let a shadow answer the request too."""
         beside = Answering(answering.caller, self._edge)
         beside.by(shadow, "shadow", answering.request)
+        beside.asked_for(answering.user)
         beside.asked(request)
         chunks = self._backend.generate(replace(request, adapter=shadow.adapter))
         self._shadows.begin(beside, chunks, answering)

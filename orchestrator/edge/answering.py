@@ -41,7 +41,8 @@ class Answering:
         self._role = "served"
         self.request = ""
         """The answer's id."""
-        self._user = ""
+        self.user = ""
+        """Whom it was asked for."""
         self._asked: TextRequest | None = None
         self._text = ""
         self._agreement: float | None = None
@@ -78,8 +79,8 @@ class Answering:
         """What keeps with one version: the user that the request names, else the key; with neither
         each request is on its own."""
         lone = self.caller is ANONYMOUS
-        self._user = user or (secrets.token_hex(8) if lone else self.caller.id)
-        return self._user
+        self.user = user or (secrets.token_hex(8) if lone else self.caller.id)
+        return self.user
 
     async def follow(self, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
         """The same chunks, counted; several answers to one request add up."""
@@ -165,7 +166,7 @@ class Answering:
             agreement=self._agreement,
             routing=self._routing,
             timing=self._timing,
-            user=hashlib.sha256(self._user.encode(errors="surrogatepass")).hexdigest()[:16],
+            user=hashlib.sha256(self.user.encode(errors="surrogatepass")).hexdigest()[:16],
             prompt=_text_of(self._asked) if self._asked and self._texts else None,
             answer=self._text if self._texts else None,
         )

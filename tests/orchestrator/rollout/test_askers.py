@@ -1,6 +1,7 @@
 """Whoever only asks decides nothing: a real engine behind a gateway, and what the log says then."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from tests.tiny import write_adapter
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Adapter, Limits
 from workers.engine.text import TextEngine
+from workers.inject import row_map
 from workers.model import load_base
 from workers.spec import ModelSpec
 
@@ -137,7 +139,7 @@ def test_pins_lead_no_canary_on_and_end_none(
     put(registry, champion)
     put(registry, canary, plan="5%,100% every 1s")
     pinned = f"home@{canary.id}"
-    own, others = users(canary)
+    own, others = users(canary, 0.05)
 
     async def main() -> None:
         async with shop(engine, registry) as home:
@@ -155,13 +157,50 @@ def test_pins_lead_no_canary_on_and_end_none(
     asyncio.run(main())
 
 
-def users(canary: Version) -> tuple[list[str], list[str]]:
-    """Those that meet the canary of 5 %, and those that do not."""
+def users(canary: Version, share: float) -> tuple[list[str], list[str]]:
+    """Those that meet the canary, and those that do not."""
     served = Served(f"home@{canary.id}", Adapter(canary.id, ""), "home")
-    line = Line(Served("tiny-llama", None, "home"), served, 0.05)
+    line = Line(Served("tiny-llama", None, "home"), served, share)
     names = [f"user {number}" for number in range(400)]
     met = {name for name in names if line.route(name).role == "canary"}
     return [n for n in names if n in met], [n for n in names if n not in met]
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.03], ids=["as fast", "slow"])
+def test_a_canary_ends_by_what_its_passes_take_and_not_by_its_askers(
+    engine: TextEngine, registry: Registry, versions: list[Version], pause: float
+) -> None:
+    """Its users ask for more, several at once, and read slowly. A pass that it is in may pause."""
+    champion, canary, _ = versions
+    put(registry, champion)
+    put(registry, canary, canary="50%")
+    own, others = users(canary, 0.5)
+    model = engine.engine._model  # type: ignore[attr-defined]
+
+    def pauses(*_: Any) -> None:
+        if canary.id in row_map(model)._current.names:
+            time.sleep(pause)
+
+    async def main() -> list[Event]:
+        async with shop(engine, registry) as home:
+            while home.catalogue._lines["home"].canary is None:
+                await asyncio.sleep(0.02)
+            for at in range(12):
+                await home.ask(user=others[at], prompt=f"{at} hello", max_tokens=12)
+            for at in range(12):
+                asked = {"user": own[at], "prompt": f"{at} hello"}
+                async with streaming(home.web, {**TEXT, **asked, "max_tokens": 12}) as running:
+                    await running
+                await home.ask(**asked, max_tokens=30, n=3, temperature=1)
+            return home.decided()
+
+    hook = model.get_input_embeddings().register_forward_pre_hook(pauses)
+    try:
+        events = asyncio.run(main())
+    finally:
+        hook.remove()
+    told = [(event.action, event.version, event.evidence["check"]) for event in events]
+    assert told == ([("abort", canary.id, "latency")] if pause else [])
 
 
 def test_a_client_that_leaves_says_nothing_of_a_shadow(
@@ -178,6 +217,7 @@ def test_a_client_that_leaves_says_nothing_of_a_shadow(
                 pass  # and away
             while len(home.heard) < 2:
                 await asyncio.sleep(0.02)
+            assert len({one.user for one in home.heard}) == 1
             told = {one.role: (one.error, one.agreement) for one in home.heard}
             assert told == {"served": ("client_closed_request", None), "shadow": (None, None)}
             assert home.parts.comparisons.figures(state, datetime.now(UTC)) is None
