@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from cluster.middleware import SERVE_MIDDLEWARE
+from cluster.middleware import serve_middleware
 from orchestrator.spec import ServeSpec
 from workers.spec import InputError
 
@@ -54,7 +54,7 @@ def start(spec: ServeSpec) -> str:
     port = free_port(spec.host, spec.port)
     location = ProxyLocation.HeadOnly if is_loopback(spec.host) else ProxyLocation.EveryNode
     options = HTTPOptions(host=spec.host, port=port, ssl_keyfile=tls.key, ssl_certfile=tls.cert)
-    controller = {"runtime_env": {"env_vars": SERVE_MIDDLEWARE}}
+    controller = {"runtime_env": {"env_vars": serve_middleware(spec.limits.max_body_bytes)}}
     with _told():
         serve.start(proxy_location=location, http_options=options, controller_options=controller)
     return Address(spec.host, port, tls.cert is not None).url

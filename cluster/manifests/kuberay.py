@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cluster.middleware import SERVE_MIDDLEWARE
+from cluster.middleware import serve_middleware
 
 Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$")]
 Count = Annotated[int, Field(ge=0)]
@@ -104,8 +104,10 @@ def ray_service(
         "import_path": import_path,
         "args": dict(arguments),
     }
+    limits = arguments.get("serve", {}).get("limits", {})
+    middleware = serve_middleware(limits.get("max_body_bytes"))
     config = {
-        "controller_options": {"runtime_env": {"env_vars": SERVE_MIDDLEWARE}},
+        "controller_options": {"runtime_env": {"env_vars": middleware}},
         "applications": [application],
     }
     spec = {

@@ -13,7 +13,7 @@ class LimitsSpec(Spec):
     """Limits of requests and of those who send them. Longest answer and queue are the engine's."""
 
     max_body_bytes: PositiveInt = 2**20
-    """Largest body of a request."""
+    """Largest body of a request. Ray Serve's proxy holds to what it was when Serve started."""
     max_prompt_tokens: PositiveInt | None = None
     """Longest prompt in tokens; None is what context and cache leave."""
     schemas: SchemaLimits = SchemaLimits()

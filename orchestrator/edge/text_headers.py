@@ -1,14 +1,23 @@
-"""In front of Ray Serve's own proxy: requests whose headers are no text.
+"""In front of Ray Serve's own proxy: what must not get there.
 
-The proxy reads some headers as UTF-8 before the gateway sees the request (Ray 2.60: x-request-id,
+The proxy reads every body to its end, whoever sends it, and before the gateway asks for it; so
+bodies are limited before it (`body_limit`), and heads before that (`connection`).
+
+It also reads some headers as UTF-8 before the gateway sees the request (Ray 2.60: x-request-id,
 x-session-id, serve_multiplexed_model_id, x-request-timeout-seconds, x-request-disconnect-disabled),
 and answers 500 where one is not. So none gets there that is not, whatever its name.
 """
+
+import os
 
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.middleware import MAX_BODY_VARIABLE
+from orchestrator.edge.body_limit import BodyLimit
+from orchestrator.edge.connection import limit_connections
+from orchestrator.edge.limits import LimitsSpec
 from orchestrator.openai_reply import error_body
 from workers.engine.request import RequestError
 
@@ -35,8 +44,11 @@ class TextHeaders:
 
 
 def in_front() -> list[Middleware]:
-    """What stands in front of Serve's proxy, which calls this by its name."""
-    return [Middleware(TextHeaders)]
+    """What stands in front of Serve's proxy, which calls this by its name before it listens; the
+    last one is asked first."""
+    limit_connections()
+    limit = int(os.environ.get(MAX_BODY_VARIABLE) or LimitsSpec().max_body_bytes)
+    return [Middleware(BodyLimit, limit, outermost=True), Middleware(TextHeaders)]
 
 
 def _no_text(scope: Scope) -> str | None:

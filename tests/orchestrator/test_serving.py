@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -214,6 +215,43 @@ def test_a_websocket_is_refused(shop: Shop) -> None:
     for odd in ({}, {b"x-request-id": b"\xff"}):
         answer = httpx.get(f"{shop.endpoint.url}/health", headers=[*(upgrade | odd).items()])
         assert answer.status_code == 403
+
+
+def test_a_body_or_head_without_end_is_refused_by_the_proxy(shop: Shop) -> None:
+    """Whoever sends it: the proxy has read none of it beyond the limit, and serves the others."""
+    limit = SPEC.limits.max_body_bytes
+    path = "/moetune/v1/rollouts/home/rollback"
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+    chunk = b"10000\r\n" + b"x" * 2**16 + b"\r\n"
+    for begun, endless, status in (
+        (f"{head}content-length: {800 * 2**20}\r\n\r\n", b"x" * 2**16, b"413"),
+        (f"{head}transfer-encoding: chunked\r\n\r\n", chunk, b"401 413"),
+        (f"{head}x: ", b"x" * 2**16, b"431"),
+    ):
+        answer, taken = flood(shop.endpoint.url, begun.encode(), endless)
+        assert answer.startswith(b"HTTP/1.1 "), (begun, answer)
+        assert answer.split()[1] in status.split()
+        # What lies in the sockets' buffers between here and there is not counted by the server.
+        assert taken < limit + 16 * 2**20
+        assert shop.now()
+
+
+def flood(url: str, begun: bytes, endless: bytes) -> tuple[bytes, int]:
+    """What is answered, and how many bytes could be sent before."""
+    host, port = url.removeprefix("http://").split(":")
+    taken = 0
+    with socket.create_connection((host, int(port)), 30) as wire:
+        wire.sendall(begun)
+        while taken < 100 * 2**20:
+            wire.settimeout(0.01)
+            try:
+                return wire.recv(2**16), taken
+            except TimeoutError:
+                wire.settimeout(30)
+            with suppress(OSError):  # closed: what was answered can be read
+                wire.sendall(endless)
+                taken += len(endless)
+    return b"", taken
 
 
 def test_a_full_queue_is_a_rate_limit(shop: Shop) -> None:

@@ -16,7 +16,7 @@ from cluster.manifests.kuberay import (
     ray_service,
     to_yaml,
 )
-from cluster.middleware import SERVE_MIDDLEWARE
+from cluster.middleware import MAX_BODY_VARIABLE, SERVE_MIDDLEWARE
 
 VALUES = Kubernetes(
     name="tuning",
@@ -159,6 +159,14 @@ def test_service_holds_a_serve_configuration_that_ray_takes() -> None:
     assert config.applications[0].args == {"name": "home"}
     assert config.controller_options is not None
     assert config.controller_options.runtime_env == {"env_vars": SERVE_MIDDLEWARE}
+
+
+def test_what_bodies_a_service_takes_its_proxies_take_too() -> None:
+    arguments = {"serve": {"limits": {"max_body_bytes": 5_000_000}}}
+    manifest = ray_service(VALUES, "orchestrator.serving:application", arguments)
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    environment = config["controller_options"]["runtime_env"]["env_vars"]
+    assert environment == {**SERVE_MIDDLEWARE, MAX_BODY_VARIABLE: "5000000"}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def send(headers: list[tuple[bytes, bytes]]) -> httpx.Response:
 
     async def get() -> httpx.Response:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as web:
             return await web.get("/", headers=headers)
 
     return asyncio.run(get())
