@@ -10,8 +10,8 @@ from orchestrator.registry import Registry
 from orchestrator.rollout.loaded import Load, Loaded, Unload, answering, wanted
 from orchestrator.rollout.route import Line, Route, Served
 from orchestrator.rollout.state import Rollout
+from workers.configuration import InputError, StorageError
 from workers.engine.request import Adapter, RequestError
-from workers.spec import InputError
 
 __all__ = ["Catalogue", "Route", "Served"]
 log = logging.getLogger(__name__)
@@ -166,19 +166,21 @@ class Catalogue:
         return _served(state.name, adapter) if adapter else None
 
     async def _version(self, model: str) -> Served:
-        """`NAME@VERSION`, or a name that was promoted a moment ago."""
+        """`NAME@VERSION`, or a name that was promoted a moment ago. An InputError that is no
+        RequestError is ours: a version that was promoted, and cannot be loaded."""
         name = model.partition("@")[0]
         try:
             version = await asyncio.to_thread(self._registry.resolve, model)
-            return _served(name, await self._loaded.fetch(version))
-        except InputError as error:
-            if not self.readable:
-                raise RequestError("the registry cannot be read", "model", 503) from None
-            if isinstance(error, RequestError):
+        except StorageError as error:
+            if self.readable:
                 raise
+            log.warning("the registry cannot be read: %s", error)
+            raise RequestError("the registry cannot be read", "model", 503) from None
+        except InputError as error:
             raise RequestError(
                 f"the model {model} is not served here: {error}", "model", 404, "model_not_found"
             ) from None
+        return _served(name, await self._loaded.fetch(version))
 
 
 def _served(name: str, adapter: Adapter) -> Served:

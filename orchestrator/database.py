@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.schema import CreateTable
 
-from workers.configuration import InputError
+from workers.configuration import InputError, StorageError
 
 Row = sa.RowMapping
 
@@ -21,6 +21,8 @@ class Database:
         """Connect and make the tables where they are missing."""
         self._engine = _engine(url)
         self._shown = self._engine.url.render_as_string(hide_password=True)
+        self._file: tuple[int, int] | None = None
+        """Of SQLite: which file it is."""
         for table in tables.sorted_tables:
             # PostgreSQL: an IntegrityError says that another process made it in this moment.
             with suppress(exc.IntegrityError), self.transaction() as connection:
@@ -28,7 +30,8 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
-        """Commits at the end; InputError of one line where the database fails."""
+        """Commits at the end; StorageError of one line where the database fails."""
+        self._follow_file()
         try:
             with self._engine.begin() as connection:
                 yield connection
@@ -36,7 +39,7 @@ class Database:
             raise
         except exc.DBAPIError as error:
             reason = str(error.orig).strip().splitlines()[0]
-            raise InputError(f"store {self._shown}: {reason}") from None
+            raise StorageError(f"store {self._shown}: {reason}") from None
 
     def rows(self, query: sa.Select[Any]) -> Sequence[Row]:
         """What a query finds."""
@@ -55,6 +58,22 @@ class Database:
     def close(self) -> None:
         """Close the pooled connections."""
         self._engine.dispose()
+
+    def _follow_file(self) -> None:
+        """Of SQLite: leave a file that was replaced, which open connections would go on reading;
+        and make none in the place of one that is gone: an empty one knows no keys."""
+        path = self._engine.url.database
+        if self._engine.dialect.name != "sqlite" or not path or path == ":memory:":
+            return
+        try:
+            stat = Path(path).stat()
+        except OSError as error:
+            if self._file is None:  # there is none yet
+                return
+            raise StorageError(f"store {self._shown}: {error.strerror}") from None
+        if self._file != (stat.st_dev, stat.st_ino):
+            self._engine.dispose()
+            self._file = (stat.st_dev, stat.st_ino)
 
 
 def _engine(url: str) -> sa.Engine:

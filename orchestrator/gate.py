@@ -8,7 +8,7 @@ from orchestrator.records import Event, Version
 from orchestrator.registry import Registry
 from orchestrator.study import value_at
 from workers.adapter.config import read_config
-from workers.spec import InputError
+from workers.configuration import InputError, StorageError
 
 Mode = Literal["min", "max"]
 
@@ -28,7 +28,10 @@ class Gate:
 
     def router_reasons(self, registry: Registry, version: Version) -> list[str]:
         """Layers whose router has collapsed; also when none was measured. Plain LoRA has none."""
-        config, _ = read_config(version.folder)
+        try:
+            config, _ = read_config(version.folder)
+        except InputError as error:
+            raise StorageError(str(error)) from None
         if config.num_experts == 1:
             return []
         loads = registry.manifest(version).expert_load

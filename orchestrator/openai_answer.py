@@ -1,7 +1,6 @@
 """From an engine's chunks to OpenAI's answers, whole or as server-sent events."""
 
 import json
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -10,15 +9,11 @@ from typing import Any
 from orchestrator.openai_reply import (
     Choice,
     Reply,
-    as_request_error,
     error_body,
-    internal_error,
+    told,
     usage,
 )
 from workers.engine.request import Chunk
-from workers.spec import InputError
-
-log = logging.getLogger(__name__)
 
 
 async def whole(reply: Reply, chunks: AsyncGenerator[Chunk]) -> dict[str, Any]:
@@ -47,11 +42,8 @@ async def events(
             if include_usage:
                 yield _event(reply.usage(usage(chunk.prompt_tokens, chunk.completion_tokens)))
             yield "data: [DONE]\n\n"
-        except InputError as error:
-            yield _event(error_body(as_request_error(error)))
-        except Exception:
-            log.exception("a stream failed")
-            yield _event(error_body(internal_error()))
+        except Exception as error:
+            yield _event(error_body(told(error, reply.id)))
 
 
 class _Stream:

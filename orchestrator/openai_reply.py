@@ -1,5 +1,6 @@
 """OpenAI's completions protocol: what we answer, whole or streamed, and how an error looks."""
 
+import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -9,8 +10,8 @@ from typing import Any
 from orchestrator.openai_logprobs import chat_logprobs, text_logprobs
 from workers.engine.request import Chunk, Finish, RequestError, TokenText
 from workers.engine.routing import RequestRouting
-from workers.spec import InputError
 
+log = logging.getLogger(__name__)
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -27,14 +28,22 @@ def error_body(error: RequestError) -> dict[str, Any]:
     }
 
 
-def as_request_error(error: InputError) -> RequestError:
-    """Any bad input as an answer; what says nothing else is a 400."""
-    return error if isinstance(error, RequestError) else RequestError(str(error))
+def told(error: BaseException, id: str) -> RequestError:
+    """What the client of a request of this id learns of an error: all of one that is the request's
+    (a `RequestError`), and of one of ours that there was one. The log has that whole, under the id:
+    it may name folders, databases, and other people's texts."""
+    if isinstance(error, RequestError) and error.code != "engine_error":
+        return error
+    log.error("request %s failed: %s", id, error, exc_info=error)
+    return as_failure(error, id)
 
 
-def internal_error() -> RequestError:
-    """What a client learns of an error of ours."""
-    return RequestError("internal error; the server's log has more", None, 500, "internal_error")
+def as_failure(error: BaseException, id: str) -> RequestError:
+    """The same, without a word in the log."""
+    if isinstance(error, RequestError) and error.code != "engine_error":
+        return error
+    code = error.code if isinstance(error, RequestError) else "internal_error"
+    return RequestError(f"request {id} failed here; the server's log has more", None, 500, code)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from orchestrator.registry import Registry
 from orchestrator.rollout.acknowledge import Acknowledged, Generates, acknowledge, hold
 from orchestrator.rollout.first_answers import FirstAnswers
 from orchestrator.rollout.golden import Answer, Golden
-from orchestrator.rollout.loaded import answering, wanted
+from orchestrator.rollout.loaded import adapter_of, answering, wanted
 from workers.engine.protocol import Engine
 from workers.engine.request import Adapter, Chunk, TextRequest
 from workers.spec import InputError
@@ -93,7 +93,7 @@ def catch_up(engine: Engine, spec: EndpointSpec) -> None:
     for version in versions:
         try:
             registry.verify(version)
-            engine.load(Adapter(version.id, str(version.folder)))
+            engine.load(adapter_of(version))
         except InputError as error:  # of another base, perhaps
             log.info("version %s is not loaded: %s", version.id, error)
 
@@ -124,7 +124,7 @@ def promised(loaded: Iterable[str], spec: EndpointSpec, hardware: str) -> Promis
         return ()
     finally:
         registry.close()
-    return tuple((Adapter(v.id, str(v.folder)), answer) for v, answer in found if answer)
+    return tuple((adapter_of(v), answer) for v, answer in found if answer)
 
 
 async def prove(engine: Generates, golden: Golden, promised: Promised) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from workers.adapter import folder as folders
 from workers.adapter.digest import folder_digest
 from workers.adapter.manifest import Manifest, read_manifest, write_manifest
-from workers.configuration import InputError, validated
+from workers.configuration import InputError, StorageError, validated
 
 KEPT = (folders.WEIGHTS, folders.CONFIG, folders.MANIFEST)
 VERIFIED = 256
@@ -43,7 +43,7 @@ class VersionFiles:
             digest = folder_digest(temporary)
             self._settle(temporary, digest)
         except OSError as error:
-            raise InputError(f"{self._folder}: cannot be written: {error.strerror}") from None
+            raise StorageError(f"{self._folder}: cannot be written: {error.strerror}") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self.verify(digest)
@@ -52,7 +52,10 @@ class VersionFiles:
     def manifest(self, digest: str) -> Manifest:
         """The lineage in a verified folder."""
         self.verify(digest)
-        manifest = read_manifest(self.path(digest))
+        try:
+            manifest = read_manifest(self.path(digest))
+        except InputError as error:  # it was read when it was stored
+            raise StorageError(str(error)) from None
         assert manifest is not None, "a stored folder has a manifest"
         return manifest
 
@@ -61,14 +64,17 @@ class VersionFiles:
         time differs from when this process last did."""
         folder = self.path(digest)
         if not folder.is_dir():
-            raise InputError(f"version {digest[:12]}: its folder {folder} is gone")
-        files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+            raise StorageError(f"version {digest[:12]}: its folder {folder} is gone")
+        try:
+            files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be read: {error.strerror}") from None
         self._check(digest, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
 
     def _hash(self, digest: str, stamp: Stamp) -> None:
         folder = self.path(digest)
         if {name for name, *_ in stamp} != set(KEPT) or folder_digest(folder) != digest:
-            raise InputError(f"version {digest[:12]}: its folder {folder} was altered")
+            raise StorageError(f"version {digest[:12]}: its folder {folder} was altered")
 
     def _settle(self, temporary: Path, digest: str) -> None:
         """Rename into place; a folder that is there already has the same content, or is noticed

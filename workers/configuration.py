@@ -18,6 +18,11 @@ class InputError(ValueError):
     """Bad input. The message is one line: what was wrong, where, and what is allowed."""
 
 
+class StorageError(InputError):
+    """Our own folders or database failed: they are gone, altered, full or out of reach. Whoever
+    asked for something is not to blame, and a server's clients do not learn the message."""
+
+
 def one_line(error: BaseException) -> str:
     """What another library's error says, for the end of an InputError."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -18,12 +18,11 @@ from orchestrator.edge.keys import ANONYMOUS, Caller
 from orchestrator.edge.meter import Reservation
 from orchestrator.edge.parts import Edge
 from orchestrator.edge.requests import GONE, before
-from orchestrator.openai_reply import as_request_error, internal_error
+from orchestrator.openai_reply import as_failure
 from orchestrator.rollout.route import Role, Served
 from workers.engine.request import Chat, Chunk, RequestError, TextRequest
 from workers.engine.routing import RequestRouting
 from workers.engine.timing import Timing
-from workers.spec import InputError
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +174,7 @@ class Answering:
 def _as_failure(error: BaseException) -> RequestError:
     if isinstance(error, GeneratorExit | asyncio.CancelledError | ClientDisconnect):
         return GONE
-    return as_request_error(error) if isinstance(error, InputError) else internal_error()
+    return as_failure(error, "")
 
 
 def _text_of(request: TextRequest) -> str:

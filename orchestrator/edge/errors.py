@@ -4,33 +4,44 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from orchestrator.edge.meter import TooMany
-from orchestrator.openai_reply import as_request_error, error_body, internal_error
+from orchestrator.edge.requests import GONE
+from orchestrator.openai_reply import error_body, told
 from workers.engine.request import RequestError
 from workers.spec import InputError
 
 
 def add_handlers(app: FastAPI) -> None:
     """Nothing leaves the application without that body."""
-    app.exception_handler(InputError)(_refused)
+    app.exception_handler(InputError)(_failed)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HTTPException)(_no_route)
-    app.exception_handler(Exception)(_crashed)
+    app.exception_handler(ClientDisconnect)(_gone)
+    app.exception_handler(Exception)(_failed)
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, InputError)
-    refusal = as_request_error(error)
-    return JSONResponse(error_body(refusal), refusal.status, _headers(request, refusal))
+def refusal(request: Request, error: RequestError) -> JSONResponse:
+    """The answer that tells this error."""
+    return JSONResponse(error_body(error), error.status, _headers(request, error))
 
 
-def _headers(request: Request, refusal: RequestError) -> dict[str, str] | None:
-    if refusal.status == 401:
+async def _failed(request: Request, error: Exception) -> JSONResponse:
+    return refusal(request, told(error, request.state.id))
+
+
+async def _gone(request: Request, _: Exception) -> JSONResponse:
+    """Before its body had come; or the body went beyond its limit, and that is answered."""
+    return refusal(request, GONE)
+
+
+def _headers(request: Request, error: RequestError) -> dict[str, str] | None:
+    if error.status == 401:
         return {"WWW-Authenticate": "Bearer"}
-    if refusal.status not in (429, 503):
+    if error.status not in (429, 503):
         return None
-    known = refusal.retry_after if isinstance(refusal, TooMany) else None
+    known = error.retry_after if isinstance(error, TooMany) else None
     return {"Retry-After": str(known or request.app.state.pace.retry_after)}
 
 
@@ -47,7 +58,3 @@ async def _no_route(request: Request, error: Exception) -> JSONResponse:
     message = f"{request.method} {request.url.path}: {error.detail}"
     body = error_body(RequestError(message, None, error.status_code))
     return JSONResponse(body, error.status_code, error.headers)
-
-
-async def _crashed(_: Request, __: Exception) -> JSONResponse:
-    return JSONResponse(error_body(internal_error()), 500)

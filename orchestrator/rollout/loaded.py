@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 from orchestrator.records import BASE, Version
 from orchestrator.registry import Registry
 from orchestrator.rollout.state import Rollout
-from workers.configuration import InputError
+from workers.configuration import InputError, StorageError
 from workers.engine.request import Adapter, RequestError
 
 log = logging.getLogger(__name__)
+_PATH = re.compile(r"/[^\s:]*/[^\s:]*")
 REFUSED_SECONDS = 30.0
 """A version that was refused is tried again after so long …"""
 FAILED_SECONDS = 0.5
@@ -89,7 +91,7 @@ class Loaded:
     async def fetch(self, version: Version) -> Adapter:
         """Load a version now, and wait for it; InputError where it is refused."""
         await asyncio.to_thread(self._registry.verify, version)
-        adapter = Adapter(version.id, str(version.folder))
+        adapter = adapter_of(version)
         await self._load(adapter)
         return adapter
 
@@ -113,7 +115,7 @@ class Loaded:
             self.refused.pop(id, None)
         except Exception as error:
             if isinstance(error, InputError) and not _for_now(error):
-                self.refused[id] = str(error)
+                self.refused[id] = _shown(error)
                 self._pause[id] = time.monotonic() + REFUSED_SECONDS
                 log.warning("version %s gets no traffic: %s", id, error)
                 return
@@ -126,6 +128,18 @@ class Loaded:
                 await self._unload(version)
         except Exception as error:  # the engine makes room for itself when it has to
             log.warning("version %s is not unloaded: %s", version, error)
+
+
+def adapter_of(version: Version) -> Adapter:
+    """What an engine needs to know of a version."""
+    return Adapter(version.id, str(version.folder), version.digest)
+
+
+def _shown(error: InputError) -> str:
+    """Why a version is refused, for those who may ask about it: no folder of ours is named."""
+    if isinstance(error, StorageError):
+        return "its files are lost, altered or cannot be read; the gateway's log has more"
+    return _PATH.sub("…", str(error))
 
 
 def _for_now(error: InputError) -> bool:

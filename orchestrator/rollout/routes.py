@@ -1,6 +1,7 @@
 """Roll-out over HTTP: what stands behind each name, promote, rollback and abort."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from orchestrator.rollout.plan import stage
 from orchestrator.rollout.reach import reach
 from orchestrator.rollout.shadow import Comparisons
 from orchestrator.rollout.window import Windows
+from workers.configuration import InputError, StorageError
 from workers.engine.request import RequestError
 
 Reader = Annotated[Caller, Depends(wants("infer"))]
@@ -87,13 +89,14 @@ class Desk:
 
     async def history(self, name: str, _: Reader) -> dict[str, Any]:
         """A name's log: its latest events, oldest first."""
-        events = await run_in_threadpool(self._registry.history, name)
+        events = await self._events(name)
         return {"name": name, "events": [event.as_dict() for event in events[-EVENTS:]]}
 
     async def promote(self, name: str, body: Promotion, caller: Promoter) -> dict[str, Any]:
         """Make a version champion, canary or shadow, if the gate lets it."""
-        chosen = stage(body.canary, body.plan, body.shadow)
-        events = await run_in_threadpool(self._registry.history, name)
+        with of_the_request():
+            chosen = stage(body.canary, body.plan, body.shadow)
+        events = await self._events(name)
         judged = (body.metric, body.mode) if body.metric else judged_by(events)
         if judged is None:
             raise RequestError(f"nothing was judged for {name} yet: name a metric", "metric")
@@ -126,12 +129,14 @@ class Desk:
 
     async def _done(self, decide: Callable[[], Event]) -> dict[str, Any]:
         """The event; by then this gateway's traffic has moved, if the version is loaded."""
-        try:
+        with of_the_request():
             event = await run_in_threadpool(decide)
-        except GateRefused as error:
-            raise RequestError(str(error), "version", 409, "gate_refused") from None
         await self._catalogue.poll()
         return event.as_dict()
+
+    async def _events(self, name: str) -> list[Event]:
+        with of_the_request():
+            return await run_in_threadpool(self._registry.history, name)
 
     def _state(self, name: str) -> dict[str, Any]:
         state = self._catalogue.states.get(name)
@@ -145,3 +150,16 @@ class Desk:
             "requests": reach(state, self._windows, now),
             "refused": refused,
         }
+
+
+@contextmanager
+def of_the_request() -> Iterator[None]:
+    """What is refused in here is wrong with the request, unless it is our storage that fails."""
+    try:
+        yield
+    except (RequestError, StorageError):
+        raise
+    except GateRefused as error:
+        raise RequestError(str(error), "version", 409, "gate_refused") from None
+    except InputError as error:
+        raise RequestError(str(error)) from None

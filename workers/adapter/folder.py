@@ -12,7 +12,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NoReturn
 
-from workers.configuration import InputError
+from workers.configuration import InputError, StorageError
 
 WEIGHTS = "adapter_model.safetensors"
 INDEXES = ("adapter_model.safetensors.index.json", "model.safetensors.index.json")
@@ -24,7 +24,7 @@ _SHARD = re.compile(r"adapter_model-\d{5}-of-\d{5}\.safetensors")
 FILES = (WEIGHTS, PICKLED, CONFIG, MANIFEST)
 
 
-class WriteError(InputError):
+class WriteError(StorageError):
     """A folder could not be written: the disk is full, or the place is not ours."""
 
 

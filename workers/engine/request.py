@@ -141,6 +141,9 @@ class Adapter:
 
     slot: str
     folder: str
+    digest: str | None = None
+    """`folder_digest` of what the slot holds, checked whenever it is read; None: whatever is there
+    is taken."""
 
 
 @dataclass(frozen=True)

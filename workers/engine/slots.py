@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, suppress
 from transformers import PreTrainedModel
 
 from workers.adapter import files
+from workers.adapter.digest import folder_digest
+from workers.configuration import StorageError
 from workers.engine.request import Adapter, RequestError
 from workers.inject import Adapter as Injected
 
@@ -78,6 +80,7 @@ class SlotStore:
                 return
             self._make_room(adapter.slot)
             read = files.read(adapter.folder)
+            _same(adapter)
             with self._model_lock:
                 held = files.put(self._model, read, adapter.folder, adapter.slot)
                 self._on_load(adapter.slot, held)
@@ -129,3 +132,10 @@ class SlotStore:
                 self._leaving.discard(first[0])
             with self._model_lock:
                 evicted.remove()
+
+
+def _same(adapter: Adapter) -> None:
+    """Refuse a folder that holds something else than it did: a slot that was evicted is read
+    again, and what it is called must be what answers."""
+    if adapter.digest is not None and folder_digest(adapter.folder) != adapter.digest:
+        raise StorageError(f"version {adapter.slot}: its folder {adapter.folder} was altered")
