@@ -7,12 +7,18 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from orchestrator import page
 from orchestrator.catalogue import Catalogue
+from orchestrator.edge.access import AccessControl, Rules
+from orchestrator.edge.body_limit import BodyLimit
 from orchestrator.edge.errors import add_handlers
 from orchestrator.edge.keys import wants
-from orchestrator.edge.openapi import describe, takes
+from orchestrator.edge.openapi import OPEN, describe, takes
 from orchestrator.edge.parts import Edge
 from orchestrator.gateway import Backend, Gateway
 from orchestrator.openai_schema import ChatBody, CompletionBody
+
+OPENAPI = "/openapi.json"
+NO_KEY = frozenset({*OPEN, OPENAPI, *page.PATHS.values()})
+"""What anybody may get: whether it runs, the page, and the description of all routes."""
 
 
 def create_app(backend: Backend, catalogue: Catalogue, edge: Edge | None = None) -> FastAPI:
@@ -33,8 +39,10 @@ def create_app(backend: Backend, catalogue: Catalogue, edge: Edge | None = None)
             router, prefix="/moetune/v1", dependencies=[Depends(wants(None, counts=True))]
         )
     app.include_router(page.routes())
-    app.get("/openapi.json", include_in_schema=False)(partial(describe, app))
+    app.get(OPENAPI, include_in_schema=False)(partial(describe, app))
     add_handlers(app)
+    app.add_middleware(AccessControl, Rules(app, NO_KEY), edge)  # the last one added is asked first
+    app.add_middleware(BodyLimit, edge.limits.max_body_bytes)
     _let_in(app, edge.cors_origins)
     return app
 

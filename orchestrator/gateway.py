@@ -109,8 +109,7 @@ class Gateway:
             self._running.add(answering)
             self._edge.meter.admit(caller)
             async with before(answering.deadline):
-                raw = await read_body(request, self._edge.limits.max_body_bytes)
-                asked = await parsed(body, raw)
+                asked = await parsed(body, await read_body(request))
                 self._edge.meter.admit(caller, asked.n, counted=1)
                 answering.reservation = self._reserve(caller, asked)
                 work = self._stream if asked.stream else self._whole

@@ -9,9 +9,11 @@ from orchestrator.api import create_app
 from orchestrator.catalogue import Catalogue
 from orchestrator.edge.keeper import Keeper
 from orchestrator.edge.keys import KeyRing
+from orchestrator.edge.made_keys import MadeKeys
 from orchestrator.edge.meter import Meter
 from orchestrator.edge.metrics import RequestMetrics
 from orchestrator.edge.parts import Edge
+from orchestrator.edge.wrong_keys import WrongKeys
 from orchestrator.endpoint import EndpointSpec
 from orchestrator.health.parts import HealthParts
 from orchestrator.registry import Registry
@@ -50,7 +52,8 @@ class Ingress:
 
     def _edge(self, catalogue: Catalogue) -> Edge:
         serve, keeper = self._spec.serve, Keeper(self._spec.store_url)
-        keys = KeyRing(self._spec.accepted_key, keeper.read)
+        read = MadeKeys(keeper.read, self._spec.storage)
+        keys, metrics = KeyRing(self._spec.accepted_key, read), RequestMetrics()
         meter = Meter(serve.limits)
         health = HealthParts.of(self._registry, serve, self._spec.storage)
         rollout = RolloutParts.of(self._registry, catalogue, serve.guard, health.monitor.drift)
@@ -59,7 +62,7 @@ class Ingress:
             meter=meter,
             limits=serve.limits,
             max_new_tokens=serve.max_new_tokens,
-            observers=(rollout.observe, health.observe, RequestMetrics()),
+            observers=(rollout.observe, health.observe, metrics),
             texts=serve.audit.text,
             routers=(rollout.router, health.router),
             tasks=(
@@ -70,4 +73,6 @@ class Ingress:
                 health.run,
             ),
             cors_origins=serve.cors_origins,
+            allowed_hosts=serve.allowed_hosts,
+            wrong_keys=WrongKeys(metrics.wrong_key),
         )

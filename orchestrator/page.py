@@ -18,6 +18,7 @@ FILES = (
     "versions.js",
     "routers.js",
 )
+PATHS = {name: "/" if name == "index.html" else f"/page/{name}" for name in FILES}
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -44,6 +45,6 @@ class WebFile:
 def routes() -> APIRouter:
     """`/` and `/page/FILE` for each file. They hold no data; the page asks for that with a key."""
     router = APIRouter(include_in_schema=False)
-    for name in FILES:
-        router.get("/" if name == "index.html" else f"/page/{name}")(WebFile(name).answer)
+    for name, path in PATHS.items():
+        router.get(path)(WebFile(name).answer)
     return router

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.edge.made_keys import check_keys
 from orchestrator.edge.operator_key import accepted_key, read_key
 from orchestrator.edge.tls import TlsSpec, own
 from orchestrator.endpoint import EndpointSpec
@@ -67,6 +68,7 @@ def deploy(
         storage=str(Path(storage).resolve()),
         accepted_key=accepted_key(serve.host),
     )
+    check_keys(store_url, storage)
     _check_model(spec.model)
     _check_room(serve)
     url = start(serve)

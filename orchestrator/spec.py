@@ -37,6 +37,7 @@ __all__ = [
     "portable",
 ]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
+HostName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.:_-]*$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -111,6 +112,10 @@ class ServeSpec(Spec):
     """HTTPS instead of HTTP, where its files are named."""
     cors_origins: tuple[Origin, ...] = ()
     """Other sites whose pages may call the endpoint, as in https://app.example; none by default."""
+    allowed_hosts: tuple[HostName, ...] = ()
+    """Names that requests may be sent to while no key is set, besides this machine's own
+    (localhost, 127.0.0.1, [::1]), as in chat.example behind a proxy; in small letters, without a
+    port. With a key any name will do."""
 
 
 class JobSpec(Spec):

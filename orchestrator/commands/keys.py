@@ -36,11 +36,14 @@ def create(
 ) -> None:
     """Make a key and show it, this once: only its hash is kept."""
     from orchestrator.edge.keys import Key, key_hash
+    from orchestrator.edge.made_keys import MadeKeys
 
     caller = _caller(scope, rate, quota)
     text, now = f"mt-{secrets.token_urlsafe(32)}", datetime.now(UTC)
     key = Key(key_hash(text), caller, _one_line(note), now, _end(expires, now))
-    _key_store(storage, store).add(key)
+    kept = _key_store(storage, store)
+    kept.add(key)
+    MadeKeys(kept.all, storage)()
     if as_json:
         return print_json({**_shown(key, now), "key": text})
     print(text)

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -11,6 +11,7 @@ from typing import Literal
 from fastapi import Request
 
 from orchestrator.edge.allowance import Allowance
+from workers.configuration import InputError
 from workers.engine.request import RequestError
 
 Scope = Literal["infer", "promote", "admin"]
@@ -69,6 +70,7 @@ class KeyRing:
 
     Without an operator's key, and while no key was ever made, everybody may ask. Where the keys
     cannot be read, the last known ones go on; where they never could, nobody but the operator.
+    Keys are never deleted: where all of them are gone, they cannot be read.
     """
 
     def __init__(
@@ -85,13 +87,20 @@ class KeyRing:
         """Whether the keys were read once."""
         return self._keys is not None
 
+    @property
+    def open(self) -> bool:
+        """Whether everybody may ask: no key was ever made."""
+        return self._operator is None and self._keys == {}
+
     def refresh(self) -> None:
         """Read the keys. Blocks; does not raise."""
         if self._read is None:
             return
         try:
-            self._keys = {key.hash: key for key in self._read()}
-            self._readable = True
+            keys = {key.hash: key for key in self._read()}
+            if self._keys and not keys:
+                raise InputError("the registry holds no key any more")
+            self._keys, self._readable = keys, True
         except Exception as error:
             if self._readable:
                 log.warning("the keys cannot be read, they stay as they are: %s", error)
@@ -106,18 +115,10 @@ class KeyRing:
         caller = self._caller(key.strip() if scheme.lower() == "bearer" else "")
         if caller is None and self._keys is None:
             raise RequestError("the keys cannot be read now", None, 503, "unavailable")
-        if caller is None or (caller is ANONYMOUS and scope not in OPEN):
-            raise RequestError(
-                "a valid key is required: Authorization: Bearer KEY", None, 401, "invalid_api_key"
-            )
-        if scope is not None and not caller.may(scope):
-            raise RequestError(
-                f"this needs a key of scope {scope}", None, 403, "insufficient_scope"
-            )
-        return caller
+        return permitted(caller, scope)
 
     def _caller(self, given: str) -> Caller | None:
-        if self._operator is None and self._keys == {}:
+        if self.open:
             return ANONYMOUS
         hashed = key_hash(given)
         if self._operator and hmac.compare_digest(hashed, self._operator):
@@ -128,15 +129,32 @@ class KeyRing:
         return key.caller if key.valid(datetime.now(UTC)) else None
 
 
-def wants(scope: Scope | None, counts: bool = False) -> Callable[[Request], Awaitable[Caller]]:
-    """A dependency of routes: admits keys of this scope, or any for None, and says who calls.
-    `counts`: the request is one of those that the key's rate allows."""
-
-    async def caller(request: Request) -> Caller:
-        edge = request.app.state.edge
-        found: Caller = edge.keys.admit(request.headers.get("authorization", ""), scope)
-        if counts:
-            edge.meter.admit(found)
-        return found
-
+def permitted(caller: Caller | None, scope: Scope | None) -> Caller:
+    """The caller, who has this scope; RequestError 401 or 403 otherwise."""
+    if caller is None or (caller is ANONYMOUS and scope not in OPEN):
+        raise RequestError(
+            "a valid key is required: Authorization: Bearer KEY", None, 401, "invalid_api_key"
+        )
+    if scope is not None and not caller.may(scope):
+        raise RequestError(f"this needs a key of scope {scope}", None, 403, "insufficient_scope")
     return caller
+
+
+@dataclass(frozen=True)
+class Wants:
+    """A dependency of routes: says that they take keys of this scope, or any for None, and hands
+    over who calls. `access.AccessControl` reads it off the routes, and asks for the key before
+    FastAPI reads a body."""
+
+    scope: Scope | None
+    counts: bool = False
+    """The request is one of those that the key's rate allows."""
+
+    async def __call__(self, request: Request) -> Caller:
+        """The caller whom the middleware has let in."""
+        return permitted(getattr(request.state, "caller", None), self.scope)
+
+
+def wants(scope: Scope | None, counts: bool = False) -> Wants:
+    """See `Wants`."""
+    return Wants(scope, counts)

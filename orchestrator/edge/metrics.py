@@ -18,6 +18,7 @@ from orchestrator.edge.series import (
     PER_TOKEN,
     PROMPT_TOKENS,
     REQUESTS,
+    WRONG_KEYS,
     Series,
 )
 from workers.engine.statistics import Statistics
@@ -44,7 +45,7 @@ class RequestMetrics:
     """An observer of requests. To be made inside Ray."""
 
     def __init__(self) -> None:
-        self._made = {series: series.make() for series in OF_REQUESTS}
+        self._made = {series: series.make() for series in (*OF_REQUESTS, WRONG_KEYS)}
         self._seen: set[tuple[str, str]] = set()
 
     def __call__(self, answered: Answered) -> None:
@@ -59,6 +60,10 @@ class RequestMetrics:
                 self._made[series].inc(tokens, labels)
         for series, seconds in times(answered).items():
             self._made[series].observe(seconds, labels)
+
+    def wrong_key(self) -> None:
+        """Count a request whose key opens nothing."""
+        self._made[WRONG_KEYS].inc()
 
     def _labels(self, answered: Answered) -> dict[str, str]:
         who = (answered.name or "", answered.version)

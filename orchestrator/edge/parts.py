@@ -10,6 +10,7 @@ from orchestrator.answered import Observer
 from orchestrator.edge.keys import KeyRing
 from orchestrator.edge.limits import LimitsSpec
 from orchestrator.edge.meter import Meter
+from orchestrator.edge.wrong_keys import WrongKeys
 from workers.engine.request import Limits
 
 Task = Callable[[], Coroutine[Any, Any, None]]
@@ -35,3 +36,6 @@ class Edge:
     """Run for as long as the application does; cancelled at its end."""
     cors_origins: tuple[str, ...] = ()
     """Other sites whose pages may call the gateway."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names beyond loopback's that a Host header may have where no key is set."""
+    wrong_keys: WrongKeys = field(default_factory=WrongKeys)

@@ -55,6 +55,7 @@ FIRST_TOKEN = Series(
 PER_TOKEN = Series(
     "moetune_token_seconds", "Computed for each further token of an answer", "histogram", BY_VERSION
 )
+WRONG_KEYS = Series("moetune_wrong_keys", "Requests whose key opens nothing", "counter")
 OF_REQUESTS = (REQUESTS, PROMPT_TOKENS, ANSWER_TOKENS, DURATION, FIRST_TOKEN, PER_TOKEN)
 
 REPLICA = ("replica",)

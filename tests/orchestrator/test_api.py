@@ -72,7 +72,7 @@ async def client(
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as web,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as web,
     ):
         while not (await web.get("/ready")).is_success:
             await asyncio.sleep(0.02)
@@ -407,7 +407,7 @@ def test_an_endpoint_is_ready_once_a_replica_holds_the_champion(
         nonlocal replicas_up
         catalogue = Catalogue(registry, "tiny-llama", load)
         transport = httpx.ASGITransport(create_app(backend, catalogue))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as web:
             await catalogue.refresh()
             assert (await web.get("/ready")).status_code == 503
             replicas_up = True
@@ -433,7 +433,7 @@ def test_an_unreadable_registry_and_a_lost_version_keep_the_last_champion(
         catalogue = Catalogue(registry, "tiny-llama", backend.load)
         app = create_app(backend, catalogue)
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as web:
             await catalogue.refresh()
             assert await fingerprint(web) == good.id
             champion(registry, lost)

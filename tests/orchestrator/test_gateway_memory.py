@@ -133,7 +133,7 @@ async def opened(engine: TextEngine, folder: Path, adapter: Path) -> AsyncIterat
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as web,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as web,
     ):
         shop = Shop(registry, catalogue, edge, (parts, health), web, adapter)
         await shop.promote(await asyncio.to_thread(shop.new, 1000))

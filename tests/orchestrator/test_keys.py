@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import sqlite3
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from orchestrator import cli
 from orchestrator.edge.allowance import Allowance
 from orchestrator.edge.key_store import FORGOTTEN_SECONDS, SPENT, KeyStore
 from orchestrator.edge.keys import SCOPES, Caller, Key, KeyRing, Scope, key_hash
+from orchestrator.edge.made_keys import MadeKeys, check_keys
 from orchestrator.edge.meter import Spent
 from orchestrator.edge.operator_key import read_key
 from orchestrator.replica import EndpointSpec
@@ -117,6 +119,84 @@ def test_without_any_key_everybody_may_ask_and_nobody_may_change() -> None:
     operators = ring_of(operator=key_hash("operator"))
     assert status(operators, "") == 401
     assert status(operators, "bearer operator", "admin") == 200
+
+
+def test_keys_that_vanish_leave_no_endpoint_open() -> None:
+    """The last known ones go on, whatever became of the table."""
+    given = f"Bearer {SECRET}"
+    for gone in (lambda: (), lambda: 1 / 0):
+        keys: list[Any] = [lambda: (kept(),), gone, gone]
+        ring = KeyRing(None, lambda keys=keys: keys.pop(0)())  # type: ignore[misc]
+        for _ in range(3):
+            ring.refresh()
+            assert (status(ring, ""), status(ring, given)) == (401, 200)
+            assert not ring.open
+
+
+def test_a_registry_that_was_emptied_opens_no_new_gateway(tmp_path: Path) -> None:
+    """Another process, or the same one started again: it has seen no key."""
+    file = tmp_path / "moetune.db"
+    read = MadeKeys(lambda: KeyStore(f"sqlite:///{file}").all(), tmp_path)
+
+    def fresh() -> KeyRing:
+        ring = KeyRing(None, read)
+        ring.refresh()
+        return ring
+
+    assert status(fresh(), "") == 200  # no key was ever made
+    KeyStore(f"sqlite:///{file}").add(kept())
+    assert status(fresh(), "") == 401
+    file.unlink()
+    emptied = fresh()
+    assert (status(emptied, ""), emptied.settled, emptied.open) == (503, False, False)
+    with pytest.raises(InputError, match=r"holds none.*moetune keys create.*keys-were-made"):
+        check_keys(f"sqlite:///{file}", tmp_path)
+    KeyStore(f"sqlite:///{file}").add(kept())
+    check_keys(f"sqlite:///{file}", tmp_path)
+    assert status(fresh(), f"Bearer {SECRET}") == 200
+    file.unlink()
+    (tmp_path / "keys-were-made").unlink()  # what the operator may do
+    assert status(fresh(), "") == 200
+
+
+def test_a_running_gateway_keeps_its_keys_while_the_file_is_gone_or_another(
+    tmp_path: Path,
+) -> None:
+    file, given = tmp_path / "moetune.db", f"Bearer {SECRET}"
+    store = KeyStore(f"sqlite:///{file}")
+    store.add(kept())
+    ring = KeyRing(None, MadeKeys(store.all, tmp_path))
+
+    def now() -> tuple[int, int]:
+        ring.refresh()
+        return status(ring, ""), status(ring, given)
+
+    assert now() == (401, 200)
+    file.unlink()
+    assert now() == (401, 200)
+    assert not file.exists()  # an empty one would know no keys
+    for content in (b"", b"no database at all, but some text in its place"):
+        file.write_bytes(content)
+        assert now() == (401, 200)
+    file.unlink()
+    other = KeyStore(f"sqlite:///{file}")
+    assert now() == (401, 200)
+    other.add(kept(revoked=datetime.now(UTC)))
+    other.revoke("k-1", datetime.now(UTC))
+    assert now() == (401, 401)  # it reads the new file, and not the one that it had open
+    with sqlite3.connect(file) as connection:
+        connection.execute("DELETE FROM moetune_keys")
+    connection.close()
+    assert now() == (401, 401)
+
+
+def test_a_key_that_is_made_is_remembered_beside_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["moetune", "keys", "create", "--storage", str(tmp_path)])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert (tmp_path / "keys-were-made").read_text() == ""
 
 
 def test_expired_and_revoked_keys_open_nothing() -> None:

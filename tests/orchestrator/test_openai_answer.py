@@ -66,7 +66,7 @@ def app(
 def ask(app: FastAPI, path: str, *bodies: dict[str, Any]) -> list[httpx.Response]:
     async def main() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as web:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as web:
             return await asyncio.gather(*(web.post(path, json=body) for body in bodies))
 
     return asyncio.run(asyncio.wait_for(main(), 60))

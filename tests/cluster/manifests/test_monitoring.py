@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 import cluster.manifests
-from orchestrator.edge.series import OF_ENGINES, OF_REQUESTS
+from orchestrator.edge.series import OF_ENGINES, OF_REQUESTS, WRONG_KEYS
 from orchestrator.health.metrics import LAYERS, VERSIONS
 from orchestrator.rollout.metrics import OF_SHADOWS
 
 FOLDER = Path(cluster.manifests.__path__[0])
-SERIES = (*OF_REQUESTS, *OF_ENGINES, *LAYERS, *VERSIONS, *OF_SHADOWS)
+SERIES = (*OF_REQUESTS, WRONG_KEYS, *OF_ENGINES, *LAYERS, *VERSIONS, *OF_SHADOWS)
 VARIABLES = {"$__rate_interval": "5m", "$name": ".*", "$version": ".*", "$layer": ".*"}
 VALUES = re.compile(r"label_values\((?P<series>.+), (?P<label>\w+)\)")
 

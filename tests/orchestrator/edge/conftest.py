@@ -46,7 +46,7 @@ def open_gateway(engine: TextEngine, tmp_path: Path) -> OpenGateway:
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(
-                transport=transport, base_url="http://test", headers=headers, timeout=60
+                transport=transport, base_url="http://localhost", headers=headers, timeout=60
             ) as web,
         ):
             async with asyncio.timeout(30):

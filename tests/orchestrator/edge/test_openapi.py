@@ -65,7 +65,7 @@ class Site:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self._web = httpx.AsyncClient(
             transport=transport,
-            base_url="http://test",
+            base_url="http://localhost",
             headers={"Authorization": f"Bearer {KEY}"},
             timeout=60,
         )
@@ -126,7 +126,7 @@ def test_every_route_is_as_it_says(site: Site, mode: GenerationMode) -> None:
 def answer(site: Site, case: schemathesis.Case) -> httpx.Response:
     if isinstance(case.body, dict) and case.meta and case.meta.generation.mode.is_positive:
         case.body["model"] = BASE  # a drawn name would never come further than 404
-    asked = case.as_transport_kwargs(base_url="http://test")
+    asked = case.as_transport_kwargs(base_url="http://localhost")
     prepared = requests.Request(**asked).prepare()
     headers = [(name, value) for name, value in prepared.headers.items()]
     return site.send(

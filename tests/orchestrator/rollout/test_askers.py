@@ -90,7 +90,7 @@ async def shop(engine: TextEngine, registry: Registry, **limits: Any) -> AsyncIt
     async with (
         asyncio.timeout(120),
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as web,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as web,
     ):
         while not (await web.get("/ready")).is_success:
             await asyncio.sleep(0.02)

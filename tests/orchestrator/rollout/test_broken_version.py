@@ -73,7 +73,7 @@ async def gateway(engine: Alone, registry: Registry, load: Any) -> AsyncIterator
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as web,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as web,
     ):
         while not (await web.get("/ready")).is_success:
             await asyncio.sleep(0.02)

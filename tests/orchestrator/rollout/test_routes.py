@@ -62,7 +62,7 @@ async def _sent(
 ) -> list[httpx.Response]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://test", headers=headers
+        transport=httpx.ASGITransport(app), base_url="http://localhost", headers=headers
     ) as web:
         await catalogue.refresh()
         return [await web.request(method, path, json=body) for method, path, body in requests]

@@ -1,0 +1,54 @@
+"""Whether keys were ever made, also where the registry's database no longer says so."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from orchestrator.edge.keys import Key
+from workers.configuration import InputError
+
+log = logging.getLogger(__name__)
+MARK = "keys-were-made"
+"""A file in the storage folder: from the first key on an endpoint is closed for good."""
+
+
+class MadeKeys:
+    """Reads the keys. Where there were some, and the database holds none, that is an error: it was
+    emptied or replaced, and nothing may be open that was closed."""
+
+    def __init__(self, read: Callable[[], Sequence[Key]], storage: str | Path) -> None:
+        """`read` returns all keys; `storage` is the endpoint's folder."""
+        self._read, self._mark = read, Path(storage) / MARK
+
+    def __call__(self) -> Sequence[Key]:
+        """All keys. Blocks; InputError where they cannot be read, or are gone."""
+        keys = self._read()
+        if keys:
+            self._remember()
+        elif self._mark.exists():
+            raise InputError(
+                "keys were made for this registry, and it holds none: it was emptied or replaced; "
+                f"make one with `moetune keys create`, or remove {self._mark} to serve without keys"
+            )
+        return keys
+
+    def _remember(self) -> None:
+        try:
+            if not self._mark.exists():
+                self._mark.parent.mkdir(parents=True, exist_ok=True)
+                self._mark.touch()
+        except OSError as error:  # the keys hold all the same
+            log.warning("%s cannot be written: %s", self._mark, error)
+
+
+def check_keys(store_url: str, storage: str | Path) -> None:
+    """InputError where keys were made and are gone: an endpoint would let nobody in."""
+    if not (Path(storage) / MARK).exists():
+        return
+    from orchestrator.edge.key_store import KeyStore
+
+    store = KeyStore(store_url)
+    try:
+        MadeKeys(store.all, storage)()
+    finally:
+        store.close()
