@@ -179,6 +179,18 @@ def test_peft_and_we_take_the_same_linears(name: str) -> None:
     assert pattern or {path for path, is_told in told.items() if is_told} == theirs
 
 
+def test_all_linear_may_stand_in_the_file_itself(tmp_path: Path, ids: torch.Tensor) -> None:
+    """PEFT writes names out; a file made by hand need not."""
+    folder = peft_folder(tmp_path / "peft", llama)
+    values = json.loads((folder / "adapter_config.json").read_text())
+    values |= {"target_modules": "all-linear"}
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    theirs = logits(PeftModel.from_pretrained(seeded(llama), folder), ids)
+    torch.testing.assert_close(
+        logits(attach(seeded(llama), folder), ids), theirs, atol=1e-5, rtol=0
+    )
+
+
 def paths_of(model: nn.Module) -> list[str]:
     return [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
 
