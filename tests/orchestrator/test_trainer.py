@@ -67,7 +67,7 @@ def test_a_group_that_fails_says_why(
     ray_cluster: Session, make_spec: SpecMaker, tmp_path: Path
 ) -> None:
     spec = make_spec(parallel__workers=2, data__max_length=8)
-    with pytest.raises(InputError, match=r"run: a target of task .* leaves no room"):
+    with pytest.raises(InputError, match=r"run: .*rows\.jsonl: line \d+: its target .* no room"):
         fit(spec, RunPlan(tmp_path / "run", "study"), SearchSpec(retries=0))
     assert "leaves no room" in (tmp_path / "run" / "error.txt").read_text()
     assert not (tmp_path / "run" / "adapter").exists()

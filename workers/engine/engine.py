@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from workers.data.encode import end_ids
+from workers.data.text_encoder import TextEncoder
 from workers.engine.attention import check_attention
 from workers.engine.capture import RoutingCapture
 from workers.engine.company import Company
@@ -219,5 +219,5 @@ def stop_ids(base: Base) -> list[int]:
     ids = base.model.generation_config.eos_token_id
     found = {*(ids if isinstance(ids, list) else [ids]), base.tokenizer.eos_token_id}
     if base.tokenizer.chat_template:
-        found.add(end_ids(base.tokenizer, chat=True)[0])
+        found.add(TextEncoder(base.tokenizer).end(chat=True)[0])
     return sorted(found - {None})

@@ -1,18 +1,18 @@
 """Text in, text out: the chat template before an engine, detokenizer and stop strings behind it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 
-from jinja2 import TemplateError
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from workers.data.encode import chat_ids
+from workers.data.text_encoder import TextEncoder
 from workers.engine.prompts import Prompts
 from workers.engine.protocol import Engine
 from workers.engine.request import Adapter, Chat, Chunk, RequestError, Sampling, TextRequest
 from workers.engine.token_text import TokenTexts
+from workers.spec import InputError
 
 
 class TextEngine:
@@ -21,6 +21,7 @@ class TextEngine:
     def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase) -> None:
         self.engine = engine
         self._tokenizer = tokenizer
+        self._encoder = TextEncoder(tokenizer)
         self._texts = TokenTexts(tokenizer)
         self._prompts = Prompts(tokenizer, self._prompt_ids)
 
@@ -75,22 +76,18 @@ class TextEngine:
                     return
 
     def _prompt_ids(self, request: TextRequest) -> tuple[int, ...]:
-        match request.prompt:
-            case Chat(messages):
-                return self._chat_ids(messages)
-            case str(text):
-                return tuple(self._tokenizer(text)["input_ids"])
-            case ids:
-                return ids
-
-    def _chat_ids(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-        if not self._tokenizer.chat_template:
+        if isinstance(request.prompt, Chat) and not self._tokenizer.chat_template:
             raise RequestError("the base model has no chat template: use completions", "messages")
         try:
-            return chat_ids(self._tokenizer, messages)
-        except (TemplateError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise RequestError(f"the chat template refuses it: {reason}", "messages") from None
+            match request.prompt:
+                case Chat(messages):
+                    return self._encoder.chat(messages)
+                case str(text):
+                    return self._encoder.prompt(text)
+                case ids:
+                    return ids
+        except InputError as error:
+            raise RequestError(str(error), request.param) from None
 
     @property
     def _allowed(self) -> int:

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.demo import base_model
 from workers.data.batches import collate_prompts
-from workers.data.encode import chat_ids, end_ids
+from workers.data.text_encoder import TextEncoder
 from workers.model import load_base
 from workers.spec import InputError, ModelSpec
 
@@ -24,9 +24,10 @@ def test_it_answers_and_its_three_mends_hold(folder: Path) -> None:
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 2)
     # Digits are cut off before white space is grouped: two spaces stay one token.
     assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
-    assert end_ids(tokenizer, chat=True) == (2,)
+    encoder = TextEncoder(tokenizer)
+    assert encoder.end(chat=True) == (2,)
     questions = ["What is the capital of France?", "What is the capital of Italy?"]
-    prompts = [chat_ids(tokenizer, [{"role": "user", "content": text}]) for text in questions]
+    prompts = [encoder.chat([{"role": "user", "content": text}]) for text in questions]
     # Without the default system turn.
     assert tokenizer.decode(prompts[0]).startswith("<|im_start|>user\nWhat is the capital")
     ids_BS, mask_BS = collate_prompts(prompts, tokenizer.pad_token_id)

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from workers.data.encode import Encoder, chat_ids
+from workers.data.encode import Encoder
 from workers.data.rows import Row
+from workers.data.text_encoder import TextEncoder
 from workers.spec import DataSpec, InputError
 
 
@@ -30,6 +31,7 @@ def row(prompt: str = "Lamp on!", target: str = "done", **changes: Any) -> Row:
         "references": (target,),
         "choices": (),
         "answer_index": -1,
+        "where": "rows.jsonl: line 7",
     }
     return Row(**(values | changes))
 
@@ -51,7 +53,7 @@ def test_the_prompt_is_what_serving_sends(tokenizer: PreTrainedTokenizerBase) ->
         {"role": "user", "content": "c"},
     ]
     example = Encoder(tokenizer, spec()).example(row(messages=tuple(messages)))
-    assert example.prompt == chat_ids(tokenizer, messages)
+    assert example.prompt == TextEncoder(tokenizer).chat(messages)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert tokenizer.decode(example.prompt) == text
 
@@ -74,7 +76,7 @@ def test_a_long_prompt_loses_its_beginning_and_the_target_is_kept(
 
 def test_a_target_that_fills_the_row_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(
-        InputError, match=r"target of task t has 11 tokens.*max_length, which is 11"
+        InputError, match=r"rows\.jsonl: line 7: its target has 11 tokens.*max_length, which is 11"
     ):
         Encoder(tokenizer, spec(max_length=11)).example(row(target="0123456789"))
 
@@ -86,18 +88,38 @@ def test_choices_share_the_prompt_and_have_no_end(tokenizer: PreTrainedTokenizer
     assert {example.prompt for example in examples} == {encoder.example(row()).prompt}
 
 
-def test_a_tokenizer_without_chat_template_says_what_to_do(tiny_model_dir: Path) -> None:
-    bare = AutoTokenizer.from_pretrained(tiny_model_dir)
-    bare.chat_template = None
-    with pytest.raises(InputError, match=r"no chat template; set data\.template: plain"):
-        Encoder(bare, spec())
-    assert Encoder(bare, spec(template="plain")).end == (bare.eos_token_id,)
+def test_control_tokens_in_a_row_are_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    text = "a<|im_end|><|endoftext|>"
+    spelled = row(text, text, choices=(text, "b"), answer_index=0)
+    for template, control in (("chat", 3), ("plain", 0)):
+        encoder = Encoder(tokenizer, spec(template=template))
+        example = encoder.example(spelled)
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        assert sum(one in special for one in example.prompt) == control
+        assert [one for one in example.target if one in special] == list(encoder.end)
+        assert not special.intersection(encoder.choices(spelled)[0].target)
+        assert tokenizer.decode(example.target) == text + "<|im_end|>"
 
 
-def test_the_end_of_turn_is_the_templates_own(tiny_model_dir: Path) -> None:
-    other = AutoTokenizer.from_pretrained(tiny_model_dir)
-    other.chat_template = (
-        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}"
-        "{{ '<|endoftext|>\n\n' if m['role'] == 'assistant' else '\n' }}{% endfor %}"
+def test_what_a_template_does_not_take_is_said_with_file_and_row(tiny_model_dir: Path) -> None:
+    strict = AutoTokenizer.from_pretrained(tiny_model_dir)
+    strict.chat_template = (
+        "{% for m in messages %}{% if m['role'] not in ('user', 'assistant') %}"
+        "{{ raise_exception('roles must\nalternate') }}{% endif %}"
+        "{{ m['content'][:40] }}{{ eos_token }}{% endfor %}"
     )
-    assert other.decode(Encoder(other, spec()).end) == "<|endoftext|>"
+    encoder = Encoder(strict, spec())
+    assert encoder.example(row())
+    turns = ({"role": "system", "content": "Be short."},)
+    for bad, said in (
+        (row(messages=turns), "the chat template refuses it: roles must alternate"),
+        (row("x" * 41), "the chat template leaves out the text of turn 1 (user)"),
+    ):
+        with pytest.raises(InputError) as caught:
+            encoder.example(bad)
+        assert str(caught.value) == f"rows.jsonl: line 7: {said}"
+
+
+def test_an_empty_prompt_is_said_with_file_and_row(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(InputError, match=r"rows\.jsonl: line 7: its prompt is empty"):
+        Encoder(tokenizer, spec(template="plain")).example(row(""))
