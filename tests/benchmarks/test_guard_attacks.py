@@ -3,9 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parent / "attacks" / "guard.py"
 
 
+@pytest.mark.slow
 def test_no_attack_and_no_honest_change_moves_a_roll_out_and_every_fault_does(
     tmp_path: Path,
 ) -> None:
@@ -17,4 +20,4 @@ def test_no_attack_and_no_honest_change_moves_a_roll_out_and_every_fault_does(
     result = json.loads(line)
     assert result["guard_events"] == result["honest_events"] + result["attack_events"] == 0
     assert result["caught"] == 1
-    assert result["simulated_hours"] > 3
+    assert result["quiet_hours"] > 2

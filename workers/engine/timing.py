@@ -5,8 +5,9 @@ by a schema, a slow reader and the network are the request's own affair or every
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable
-from functools import reduce
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -25,14 +26,11 @@ class Span(NamedTuple):
         """Mean tokens of a pass."""
         return self.shared / max(self.passes, 1)
 
-    def plus(self, other: "Span") -> "Span":
-        """Of both."""
-        return Span(
-            self.tokens + other.tokens,
-            self.seconds + other.seconds,
-            self.passes + other.passes,
-            self.shared + other.shared,
-        )
+    @classmethod
+    def all(cls, spans: Iterable["Span"]) -> "Span":
+        """Together."""
+        sums = [sum(column) for column in zip(*spans, strict=True)]
+        return cls(*sums)
 
 
 Company = frozenset[str]
@@ -57,12 +55,12 @@ class Timing(NamedTuple):
     @property
     def prompt(self) -> Span:
         """In any company."""
-        return reduce(Span.plus, (part.prompt for part in self.parts), Span())
+        return Span.all(part.prompt for part in self.parts)
 
     @property
     def answer(self) -> Span:
         """In any company."""
-        return reduce(Span.plus, (part.answer for part in self.parts), Span())
+        return Span.all(part.answer for part in self.parts)
 
     @property
     def seconds(self) -> float:
@@ -70,26 +68,47 @@ class Timing(NamedTuple):
         return self.prompt.seconds + self.answer.seconds
 
 
+@dataclass(eq=False)
+class _Sums:
+    """A span that grows."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    passes: int = 0
+    shared: int = 0
+
+    def add(self, tokens: int, seconds: float, shared: int) -> None:
+        self.tokens += tokens
+        self.seconds += seconds
+        self.passes += 1
+        self.shared += shared
+
+    def span(self) -> Span:
+        return Span(self.tokens, self.seconds, self.passes, self.shared)
+
+
 class Timer:
     """Adds up a request's passes. The generation thread writes, others may read."""
 
     def __init__(self) -> None:
-        self._parts: dict[Company, Part] = {}
+        self._prompt: defaultdict[Company, _Sums] = defaultdict(_Sums)
+        self._answer: defaultdict[Company, _Sums] = defaultdict(_Sums)
         self._drawn = False
 
     @property
     def timing(self) -> Timing:
         """So far."""
-        return Timing(tuple(self._parts.values()))
+        both = (self._prompt, self._answer)
+        met = {company: None for sums in both for company in tuple(sums)}
+        return Timing(
+            tuple(Part(one, *(sums.get(one, _Sums()).span() for sums in both)) for one in met)
+        )
 
-    def passed(self, company: Company, span: Span, draws: bool) -> None:
-        """It was in one more pass, which gave it a token if it `draws`."""
-        known = self._parts.get(company, Part(company))
-        if self._drawn:
-            self._parts[company] = known._replace(answer=known.answer.plus(span))
-        else:
-            self._parts[company] = known._replace(prompt=known.prompt.plus(span))
-        self._drawn = self._drawn or draws
+    def passed(self, company: Company, row: "Passing", seconds: float, shared: int) -> None:
+        """It was in one more pass, of `shared` tokens."""
+        sums = self._answer if self._drawn else self._prompt
+        sums[company].add(row.tokens, seconds, shared)
+        self._drawn = self._drawn or row.draws
 
 
 class Passing(NamedTuple):
@@ -126,5 +145,4 @@ def account(passing: Iterable[Passing], seconds: float) -> None:
     present = {row.slot for row in rows}
     company = {own: frozenset(one for one in present if one and one != own) for own in present}
     for row in rows:
-        span = Span(row.tokens, seconds, 1, shared)
-        row.timer.passed(company[row.slot], span, row.draws)
+        row.timer.passed(company[row.slot], row, seconds, shared)

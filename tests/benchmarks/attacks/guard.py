@@ -93,7 +93,7 @@ def measure(sizes: Sizes = Sizes()) -> dict[str, float]:
         "caught_after_seconds": statistics.median(
             [at for events in faults.values() for at, _ in events] or [SECONDS]
         ),
-        "simulated_hours": sizes.rounds * len(honest | attacks | faults) * SECONDS / 3600,
+        "quiet_hours": sizes.rounds * len(honest | attacks) * SECONDS / 3600,
     }
 
 

@@ -129,7 +129,7 @@ def attack(users: tuple[str, ...] = ON_CANARY, rate: float = 1.0, **fields: obje
 
 
 ENDLESS = {"error": "invalid_schema"}
-HABITS = Crowd(users=ON_CANARY[:1], rate=1.5, prompt=600, answer=80)
+HABITS = Crowd(users=ON_CANARY[:1], rate=1.5, prompt=900, answer=150)
 HONEST: dict[str, Case] = {
     "steady": Case(),
     "steady, new champion": Case(moves="champion"),
@@ -137,8 +137,8 @@ HONEST: dict[str, Case] = {
     "prompts get longer, new champion": Case((Crowd(longer=_from_turn(8)),), "champion"),
     "answers get longer": Case((Crowd(wordier=_from_turn(5)),)),
     "answers get longer, new champion": Case((Crowd(wordier=_from_turn(5)),), "champion"),
-    "load rises": Case((Crowd(louder=_growing(4)),)),
-    "load rises, new champion": Case((Crowd(louder=_growing(4)),), "champion"),
+    "load rises": Case((Crowd(louder=_growing(8)),)),
+    "load rises, new champion": Case((Crowd(louder=_growing(8)),), "champion"),
     "load comes in bursts": Case((Crowd(louder=_in_bursts),)),
     "a user with other habits on the canary": Case((Crowd(), HABITS)),
     "a user with short questions on the canary": Case(

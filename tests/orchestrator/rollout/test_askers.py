@@ -166,7 +166,7 @@ def users(canary: Version, share: float) -> tuple[list[str], list[str]]:
     return [n for n in names if n in met], [n for n in names if n not in met]
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.03], ids=["as fast", "slow"])
+@pytest.mark.parametrize("pause", [0.0, 0.06], ids=["as fast", "slow"])
 def test_a_canary_ends_by_what_its_passes_take_and_not_by_its_askers(
     engine: TextEngine, registry: Registry, versions: list[Version], pause: float
 ) -> None:
@@ -186,12 +186,12 @@ def test_a_canary_ends_by_what_its_passes_take_and_not_by_its_askers(
             while home.catalogue._lines["home"].canary is None:
                 await asyncio.sleep(0.02)
             for at in range(12):
-                await home.ask(user=others[at], prompt=f"{at} hello", max_tokens=12)
+                await home.ask(user=others[at], prompt=f"{at} hello", max_tokens=6)
             for at in range(12):
                 asked = {"user": own[at], "prompt": f"{at} hello"}
-                async with streaming(home.web, {**TEXT, **asked, "max_tokens": 12}) as running:
+                async with streaming(home.web, {**TEXT, **asked, "max_tokens": 6}) as running:
                     await running
-                await home.ask(**asked, max_tokens=30, n=3, temperature=1)
+                await home.ask(**asked, max_tokens=8, n=3, temperature=1)
             return home.decided()
 
     hook = model.get_input_embeddings().register_forward_pre_hook(pauses)
