@@ -9,8 +9,9 @@ CHATML = (
 )
 
 
-def write_model(folder: Path) -> Path:
-    """A random Llama (2 layers, width 64) and a byte-level ChatML tokenizer."""
+def write_model(folder: Path, context: int = 512) -> Path:
+    """A random Llama (2 layers, width 64, positions for `context` tokens) and a byte-level ChatML
+    tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -22,7 +23,7 @@ def write_model(folder: Path) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=context,
         eos_token_id=2,
         pad_token_id=3,
         bos_token_id=0,

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 from serving_process import answer_all
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -48,15 +49,20 @@ def start(options: dict[str, Any]) -> Callable[..., Any]:
         how = {"actor": "benchmark", "metric": "validation/loss", "reason": "benchmark"}
         promote(registry, version, f"a{number}", **how, force=True)
     app = create_app(text, Catalogue(registry, "base", text.load))
+    vocabulary = base.model.get_input_embeddings().num_embeddings
+    facts = {"port": listen(app), "vocabulary": vocabulary}
+    return lambda: facts | {"cpu": time.process_time()}
+
+
+def listen(app: FastAPI) -> int:
+    """Serve the application from a thread of its own; gives the port."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     threading.Thread(
         target=lambda: asyncio.run(server.serve([listening])), name="uvicorn", daemon=True
     ).start()
-    vocabulary = base.model.get_input_embeddings().num_embeddings
-    facts = {"port": listening.getsockname()[1], "vocabulary": vocabulary}
-    return lambda: facts | {"cpu": time.process_time()}
+    return int(listening.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -26,28 +26,33 @@ class Process:
         self._name, self._log = script, log
         with log.open("w") as stderr:
             self._process = subprocess.Popen(
-                [str(python), str(Path(__file__).with_name(script)), json.dumps(options)],
+                [str(python), str(Path(__file__).parent / script), json.dumps(options)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
                 env=os.environ | ENVIRONMENT,
             )
-        self.facts = self._answer()
+        self.facts = self.answer()
         """What it said first."""
 
     def ask(self, **question: Any) -> Any:
         """Its answer."""
+        self.begin(**question)
+        return self.answer()
+
+    def begin(self, **question: Any) -> None:
+        """Ask, and let it work."""
         assert self._process.stdin is not None
         print(json.dumps(question), file=self._process.stdin, flush=True)
-        return self._answer()
 
     def close(self) -> None:
         """End it, whatever it does: it keeps nothing."""
         self._process.kill()
         self._process.communicate()
 
-    def _answer(self) -> Any:
+    def answer(self) -> Any:
+        """To what was begun."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:

@@ -1,0 +1,93 @@
+"""The gateway over one engine, with two keys, in a process of its own: what is attacked.
+
+Says its port, then how long its event loop let others wait since it was last asked, and how much
+memory it and its children hold.
+"""
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import psutil
+import torch
+from serving_gateway import listen
+from serving_process import answer_all
+
+from orchestrator.api import create_app
+from orchestrator.catalogue import Catalogue
+from orchestrator.edge.keys import Caller, Key, KeyRing, key_hash
+from orchestrator.edge.parts import Edge
+from orchestrator.registry import Registry
+from workers.engine.engine import ContinuousEngine
+from workers.engine.request import Limits
+from workers.engine.text import TextEngine
+from workers.model import load_base
+from workers.spec import ModelSpec
+
+GLANCE = 0.005
+"""Seconds between two looks at the loop."""
+
+
+class Stalls:
+    """How long what comes to the event loop waits: at every `GLANCE` of the time, in seconds."""
+
+    def __init__(self) -> None:
+        self._waits: list[float] = []
+
+    async def watch(self) -> None:
+        """For as long as the application runs."""
+        while True:
+            due = time.perf_counter() + GLANCE
+            await asyncio.sleep(GLANCE)
+            late = time.perf_counter() - due
+            # Everything that came while the loop stood still has waited, not one of them alone.
+            self._waits += [late - n * GLANCE for n in range(int(late / GLANCE) + 1)]
+
+    def taken(self) -> list[float]:
+        """Those since the last time, sorted."""
+        waits, self._waits = self._waits, []
+        return sorted(waits)
+
+
+def start(options: dict[str, Any]) -> Callable[..., Any]:
+    """Serve the base as `base` to those who have the keys in `options`."""
+    torch.set_num_threads(1)
+    base = load_base(ModelSpec(path=options["base"], device="cpu", dtype="float32"))
+    limits = Limits(cache_tokens=2 * options["context"], max_new_tokens=64)
+    text = TextEngine(ContinuousEngine(base, limits), base.tokenizer)
+    folder = tempfile.mkdtemp(prefix="moetune-hostile-")
+    registry = Registry(f"sqlite:///{folder}/moetune.db", folder)
+    keys, stalls = KeyRing(read=lambda: [_key(name) for name in options["keys"]]), Stalls()
+    keys.refresh()
+    edge = Edge(keys=keys, tasks=(stalls.watch,))
+    port = listen(create_app(text, Catalogue(registry, "base", text.load), edge))
+
+    def told() -> dict[str, Any]:
+        waits = stalls.taken()
+        p99 = waits[round(0.99 * (len(waits) - 1))] if waits else 0.0
+        return {"port": port, "stall_p99": p99, "memory": _memory()}
+
+    return told
+
+
+def _key(name: str) -> Key:
+    return Key(key_hash(name), Caller(name, frozenset({"infer"})), "", datetime.now(UTC))
+
+
+def _memory() -> int:
+    """Bytes that would be free without this process and its children."""
+    process = psutil.Process()
+    family = [process, *process.children(recursive=True)]
+    return sum(one.memory_full_info().uss for one in family if one.is_running())
+
+
+if __name__ == "__main__":
+    answer_all(start)
