@@ -48,7 +48,7 @@ def in_front() -> list[Middleware]:
     last one is asked first."""
     limit_connections()
     limit = int(os.environ.get(MAX_BODY_VARIABLE) or LimitsSpec().max_body_bytes)
-    return [Middleware(BodyLimit, limit, outermost=True), Middleware(TextHeaders)]
+    return [Middleware(TextHeaders), Middleware(BodyLimit, limit, outermost=True)]
 
 
 def _no_text(scope: Scope) -> str | None:

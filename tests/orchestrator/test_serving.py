@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from cluster.middleware import SERVE_MIDDLEWARE
 from cluster.session import Session
 from orchestrator.client import Client
-from orchestrator.edge.series import OF_ENGINES, OF_REQUESTS
+from orchestrator.edge.series import OF_ENGINES, OF_REQUESTS, WRONG_KEYS
 from orchestrator.promotion import promote
 from orchestrator.proxy import free_port, running_address
 from orchestrator.registry import Registry, Version
@@ -148,10 +148,13 @@ def test_base_and_versions_answer_differently(shop: Shop) -> None:
 def test_prometheus_reads_requests_tokens_and_engines(shop: Shop) -> None:
     """Every series that says something when one answer has been given."""
     shop.text()
+    with pytest.raises(openai.AuthenticationError):
+        shop.client.copy(api_key="a-wrong-one").models.list()
     champion = {"name": "home", "version": shop.versions[0].id, "role": "served"}
     assert value("ray_moetune_requests_total", **champion, outcome="ok")
     for one in OF_REQUESTS:
         assert value(one.exported[-1], **champion), one.name
+    assert value(WRONG_KEYS.exported[0])
     for one in OF_ENGINES:
         there = value(one.exported[0], lambda found: found is not None, replica="0")
         assert there is not None, one.name
