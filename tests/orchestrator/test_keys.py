@@ -1,6 +1,7 @@
 """The endpoint's keys: the operator's, and those of the registry. No cluster is needed."""
 
 import json
+import os
 import secrets
 import sqlite3
 import sys
@@ -246,6 +247,8 @@ def test_keys_are_kept_as_hashes_and_come_back_as_they_were(tmp_path: Path) -> N
     assert SECRET.encode() not in (tmp_path / "moetune.db").read_bytes()
 
 
+SERVER = os.environ.get("MOETUNE_TEST_DATABASE", "")
+"""Such as postgresql+psycopg://me@127.0.0.1/empty."""
 TODAY = int(datetime.now(UTC).timestamp()) // 86400 * 86400
 
 
@@ -268,18 +271,27 @@ def check_usage(url: str) -> None:
     store.close()
 
 
+def check_saves_at_once(url: str) -> None:
+    store, gateway, key = KeyStore(url), secrets.token_hex(8), secrets.token_hex(4)
+    with ThreadPoolExecutor(8) as pool:
+        for save in range(40):
+            pool.submit(store.exchange, gateway, save, {(key, TODAY): Spent(save, 1)})
+    assert store.usage()[key, TODAY] == 39
+    store.close()
+
+
 def test_usage_adds_up_in_the_database(tmp_path: Path) -> None:
     check_usage(f"sqlite:///{tmp_path}/moetune.db")
 
 
 def test_two_saves_of_one_gateway_at_once_charge_once(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/moetune.db"
-    store = KeyStore(url)
-    with ThreadPoolExecutor(8) as pool:
-        for save in range(40):
-            pool.submit(store.exchange, "one", save, {("k-1", TODAY): Spent(save, 1)})
-    assert store.usage() == {("k-1", TODAY): 39}
-    store.close()
+    check_saves_at_once(f"sqlite:///{tmp_path}/moetune.db")
+
+
+@pytest.mark.skipif(not SERVER, reason="MOETUNE_TEST_DATABASE names no empty database on a server")
+def test_a_servers_database_holds_the_same() -> None:
+    check_usage(SERVER)
+    check_saves_at_once(SERVER)
 
 
 @dataclass(frozen=True)
