@@ -4,7 +4,7 @@ Shapes: B batch, S sequence, T tokens, V vocabulary, E experts, K slots, R rank,
 Masks are True for real tokens; padding counts nowhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from workers.spec import LossSpec
 
 IGNORED = -100
 """Label of a token that is no target."""
-
-Reduce = Callable[[Tensor], Tensor]
-"""Sum of a tensor over all data-parallel ranks."""
 
 
 def cross_entropy_sum(logits_BSV: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,26 +39,31 @@ def row_losses(logits_BSV: Tensor, labels_BS: Tensor) -> list[tuple[float, int]]
     return list(zip(sum_B.tolist(), (next_BS != IGNORED).sum(-1).tolist(), strict=True))
 
 
+def expert_load(routing: Routing, mask_T: Tensor | None = None) -> Tensor:
+    """What the balance loss wants to know of all ranks, as numbers to sum over them: [E + 2], the
+    real tokens sent to each expert (void slots do not count), all real tokens, and 1."""
+    real_T1 = _real(routing.logits_TE, mask_T).unsqueeze(1)
+    sent = real_T1.expand(routing.expert_TK.shape).flatten()
+    void = routing.logits_TE.shape[1]
+    count_E = real_T1.new_zeros(void + 1).index_add(0, routing.expert_TK.flatten(), sent)[:-1]
+    return torch.cat([count_E, torch.stack([real_T1.sum(), torch.ones_like(real_T1.sum())])])
+
+
 def load_balance(
-    routing: Routing, mask_T: Tensor | None = None, reduce: Reduce | None = None
+    routing: Routing, mask_T: Tensor | None = None, load: Tensor | None = None
 ) -> Tensor:
     """E * sum_e f_e P_e / K over real tokens: 1 for a uniform router, E / K for a collapsed one.
 
     f_e is the share of tokens sent to expert e, P_e its mean probability, K the mean number of
     experts of a token: f_e / K is e's share of all (token, expert) pairs. Void slots do not count.
-    With `reduce`, f_e is over all ranks and P_e stays local, weighted so that the mean over ranks
-    of the loss and of its gradient is what one process with all tokens has.
+    With a `load`, the sum of `expert_load` over all ranks, f_e is over these and P_e stays local,
+    weighted so that the mean over ranks of the loss and of its gradient is what one process with
+    all tokens has.
     """
-    probs_TE = routing.probs_TE
-    real_T1 = _real(probs_TE, mask_T).unsqueeze(1)
-    count_E = probs_TE.new_zeros(probs_TE.shape[1] + 1).index_add(
-        0, routing.expert_TK.flatten(), real_T1.expand(routing.expert_TK.shape).flatten()
-    )[:-1]
-    tokens, ranks = real_T1.sum(), torch.ones_like(real_T1.sum())
-    if reduce is not None:
-        both = reduce(torch.cat([count_E, torch.stack([tokens, ranks])]))
-        count_E, tokens, ranks = both[:-2], both[-2], both[-1]
-    mean_E = (probs_TE * real_T1).sum(0) * ranks / tokens.clamp(min=1)
+    load = expert_load(routing, mask_T) if load is None else load
+    count_E, tokens, ranks = load[:-2], load[-2], load[-1]
+    real_T1 = _real(routing.logits_TE, mask_T).unsqueeze(1)
+    mean_E = (routing.probs_TE * real_T1).sum(0) * ranks / tokens.clamp(min=1)
     return len(count_E) * (count_E / count_E.sum().clamp(min=1) @ mean_E)
 
 

@@ -147,7 +147,7 @@ class TrainStep:
         parts = {"cross_entropy": cross_entropy / counts.targets}
         mine = int(batch.attention_mask_BS.sum()) / counts.tokens
         for name in self._weights if records else ():
-            terms = [self._auxiliary(name, record) for record in records]
+            terms = self._auxiliary(name, records)
             # The balance loss is made for a mean over workers, the others are local means.
             balance = micro_tokens / counts.tokens / self._world.size
             share = balance if name == "load_balance" else mine
@@ -157,14 +157,23 @@ class TrainStep:
         self._update.backward(loss.sum())
         return {name: part.detach() for name, part in (parts | {"loss": loss.sum()}).items()}
 
-    def _auxiliary(self, name: str, record: LayerRecord) -> Tensor:
-        """One layer's auxiliary loss, unweighted."""
+    def _auxiliary(self, name: str, records: Sequence[LayerRecord]) -> list[Tensor]:
+        """Every layer's auxiliary loss, unweighted."""
         if name == "load_balance":
-            reduce = self._world.add if self._world.size > 1 else None
-            return losses.load_balance(self._wanted(record.routing), record.mask_T, reduce)
+            return self._load_balance(records)
         if name == "z_loss":
-            return losses.z_loss(record.routing, record.mask_T)
-        return losses.contrastive(record.rank_space, record.routing, record.mask_T, self._spec)
+            return [losses.z_loss(one.routing, one.mask_T) for one in records]
+        return [
+            losses.contrastive(one.rank_space, one.routing, one.mask_T, self._spec)
+            for one in records
+        ]
+
+    def _load_balance(self, records: Sequence[LayerRecord]) -> list[Tensor]:
+        """All layers' loads are summed over the workers as one message."""
+        wanted = [(self._wanted(one.routing), one.mask_T) for one in records]
+        mine = [losses.expert_load(*one) for one in wanted]
+        loads = torch.split(self._world.add(torch.cat(mine)), [len(load) for load in mine])
+        return [losses.load_balance(*one, load) for one, load in zip(wanted, loads, strict=True)]
 
     def _wanted(self, routing: Routing) -> Routing:
         """What the router asked for. With a capacity, that is more than what it got, and full
