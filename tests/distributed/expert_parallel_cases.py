@@ -1,7 +1,7 @@
 """Cases of expert parallelism, and one process's plain computation of their steps."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class Case:
     length: int = 7
     only: str = "tokens weights"
     """The exchanges that it is for."""
+    recomputed: bool = False
+    """Activations are checkpointed; the plain computation keeps them."""
 
     @property
     def spec(self) -> TrainSpec:
@@ -42,7 +44,7 @@ class Case:
         shape = {"num_experts": 8, "top_k": 2, "rank": 3, "dropout": 0.0, **self.adapter}
         contrastive = {"contrastive_weight": 0.0} if shape.get("shared_a") else {}
         return TrainSpec(
-            model=ModelSpec(path="random"),
+            model=ModelSpec(path="random", activation_checkpointing=self.recomputed),
             adapter=AdapterSpec.model_validate(shape),
             loss=ALL_LOSSES.model_copy(update=contrastive),
             data=DataSpec(train="-", validation="-"),
@@ -63,9 +65,14 @@ CASES = [
     Case("experts by layer", {"num_experts": [4, 8]}),
     Case("dora", {"use_dora": True, "experts": "linear"}, only="weights"),
 ]
+RECOMPUTED = [
+    replace(case, name=f"{case.name}, recomputed", recomputed=True)
+    for case in CASES
+    if case.name in ("block", "linear", "experts by layer", "dora")
+]
 
 
-def build(case: Case, dtype: torch.dtype) -> tuple[Base, Adapter]:
+def build(case: Case, dtype: torch.dtype, *, checkpointing: bool = False) -> tuple[Base, Adapter]:
     """A tiny random Llama with the case's adapter, the same in every process."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -77,6 +84,8 @@ def build(case: Case, dtype: torch.dtype) -> tuple[Base, Adapter]:
         num_key_value_heads=1,
     )
     model = LlamaForCausalLM(config).to(dtype).train()
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     adapter = inject(model, case.spec.adapter, seed=1)
     for name, parameter in adapter.named_parameters():
         parameter.data = parameter.data.to(dtype)

@@ -13,7 +13,7 @@ from workers.data.batches import Batch, collate
 from workers.data.encode import Example
 from workers.inject import Adapter, inject
 from workers.model import Base, load_base
-from workers.parallel.cost import Choice
+from workers.parallel.cost import Choice, Passes
 from workers.parallel.deepspeed import DeepSpeedUpdate
 from workers.parallel.loading import reading
 from workers.parallel.mesh import Mesh
@@ -105,6 +105,9 @@ WITH_EXPERT_PARALLELISM = [
     Layout("fsdp2", ep_size=2, exchange=exchange, dtype=dtype)
     for exchange in ("tokens", "weights")
     for dtype in (torch.float32, torch.float64)
+] + [
+    Layout("fsdp2", ep_size=2, exchange=exchange, checkpointing=True)
+    for exchange in ("tokens", "weights")
 ]
 RELAY = [
     Layout(),
@@ -160,7 +163,7 @@ class Run:
             parameter.data = parameter.data.to(layout.dtype)
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1)
-        shards = ExpertShards(adapter, mesh, Choice(layout.exchange))
+        shards = ExpertShards(adapter, mesh, Choice(layout.exchange), Passes.of(spec))
         if layout.zero_stage == 3 and layout.strategy == "deepspeed":
             # The tiny model's tensors would all stay whole.
             update: Update = DeepSpeedUpdate(base.model, adapter, spec, mesh.world, keep_whole=0)

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from tests.distributed.expert_parallel_cases import (
     CASES,
+    RECOMPUTED,
     STEPS,
     Case,
     Trace,
@@ -16,7 +17,7 @@ from tests.distributed.expert_parallel_cases import (
     reference,
 )
 from tests.processes import run_together
-from workers.parallel.cost import Choice
+from workers.parallel.cost import Choice, Passes
 from workers.parallel.mesh import Mesh
 from workers.parallel.shards import ExpertShards
 from workers.parallel.update import Replicated
@@ -45,10 +46,10 @@ class Watched(Replicated):
 
 def train(case: Case, exchange: str, ep_size: int, dtype: torch.dtype, divisor: int = 1) -> Trace:
     """Four steps on this worker's rows; the figures of all workers."""
-    base, adapter = build(case, dtype)
+    base, adapter = build(case, dtype, checkpointing=case.recomputed)
     world = dist.get_world_size()
     mesh = Mesh.of(ParallelSpec(workers=world, ep_size=ep_size))
-    shards = ExpertShards(adapter, mesh, Choice(exchange))
+    shards = ExpertShards(adapter, mesh, Choice(exchange), Passes.of(case.spec))
     update = Watched(adapter, case.spec.optimizer, shards)
     update.divisor = divisor
     step = TrainStep(case.spec, base, adapter, update)
@@ -69,7 +70,7 @@ def work(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
     few = CASES[:4]  # Both kinds of experts, even and skewed.
-    for case in CASES if world == 2 else few:
+    for case in CASES + RECOMPUTED if world == 2 else few + RECOMPUTED[:1]:
         check(case, world, torch.float64, 1e-12)
     for case in few[:2]:
         check(case, world, torch.float32, 1e-5)

@@ -30,6 +30,11 @@ class Dispatched(NamedTuple):
 class TokenDispatcher(Protocol):
     """Brings tokens and experts together, and the experts' weighted outputs back to the tokens."""
 
+    @property
+    def brings_rank_space(self) -> bool:
+        """Whether the rank space comes back with the outputs: settled for a whole run. A forward
+        pass that checkpointing repeats, where nobody records, must send what the first one sent."""
+
     def dispatch(self, hidden_TD: Tensor, routing: Routing) -> Dispatched:
         """Send each token to the owners of its experts."""
 
@@ -45,6 +50,8 @@ class TokenDispatcher(Protocol):
 
 class LocalTokenDispatcher:
     """All experts live in this process: nothing moves."""
+
+    brings_rank_space = True
 
     def dispatch(self, hidden_TD: Tensor, routing: Routing) -> Dispatched:
         """Every token as it stands, with its chosen experts."""

@@ -278,9 +278,9 @@ def _returned(
     layer: LinearExperts | BlockExperts, adapted: Adapted, routing: Routing, sent: Dispatched
 ) -> Tensor:
     """The output of each token; a recorder is told."""
-    wanted = layer.recorder is not None and layer.recorder.rank_space
-    terms = adapted.terms(layer.compared) if wanted else ()
+    terms = adapted.terms(layer.compared) if layer.dispatcher.brings_rank_space else ()
     output_TO, *terms_TKR = layer.dispatcher.combine([adapted.output_TO, *terms], sent)
-    if layer.recorder is not None:
-        layer.recorder.note(routing, terms_TKR, None)
+    recorder = layer.recorder
+    if recorder is not None:
+        recorder.note(routing, terms_TKR if recorder.rank_space else (), None)
     return output_TO

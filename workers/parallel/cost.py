@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import comb
 
+from workers.spec import TrainSpec
+
 INDEX_BYTES = 8
 GATE_BYTES = 4
 """Of an expert's index (int64) and of a gate (float32)."""
@@ -25,6 +27,21 @@ class RoutedPlace:
     """Numbers that are trained in all its experts."""
     rank_space: int = 0
     """Numbers that come back for the contrastive loss, where it is on."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What all forward passes of a run have in common."""
+
+    contrastive: bool = False
+    """The rank space comes back with the outputs."""
+    recomputed: bool = False
+    """Activations are checkpointed: the backward pass repeats each layer's forward pass."""
+
+    @classmethod
+    def of(cls, spec: TrainSpec) -> "Passes":
+        """Those of a run."""
+        return cls(spec.loss.contrastive_weight > 0, spec.model.activation_checkpointing)
 
 
 def remote_owners(experts: int, slots: int, workers: int) -> float:

@@ -6,7 +6,7 @@ from workers.inject import Adapter
 from workers.layers.experts import BlockExperts
 from workers.pack import Layer
 from workers.parallel.bandwidth import measure
-from workers.parallel.cost import RoutedPlace, choose, token_bytes, weight_bytes
+from workers.parallel.cost import Passes, RoutedPlace, choose, token_bytes, weight_bytes
 from workers.parallel.mesh import Mesh
 from workers.parallel.shards import ExpertShards
 from workers.spec import TrainSpec
@@ -36,7 +36,7 @@ def share_out(
     }
     bandwidth = measure(mesh.ep, next(adapter.parameters()).device)
     choice = choose("weights" if use_dora else spec.parallel.exchange, predicted, bandwidth)
-    return ExpertShards(adapter, mesh, choice)
+    return ExpertShards(adapter, mesh, choice, Passes.of(spec))
 
 
 def _place(layer: Layer, *, contrastive: bool) -> RoutedPlace | None:

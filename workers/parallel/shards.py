@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workers.inject import Adapter
 from workers.layers.dispatch import LocalTokenDispatcher, TokenDispatcher
-from workers.parallel.cost import Choice
+from workers.parallel.cost import Choice, Passes
 from workers.parallel.exchange import Traffic
 from workers.parallel.mesh import Mesh
 from workers.parallel.tokens import AllToAllTokenDispatcher
@@ -20,23 +20,35 @@ class ExpertShards:
     """An adapter whose experts are in shards over `mesh.ep`: worker r holds the r-th part of them,
     by global expert id. With one worker there it is the adapter as it was."""
 
-    def __init__(self, adapter: Adapter, mesh: Mesh, choice: Choice | None = None) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        mesh: Mesh,
+        choice: Choice | None = None,
+        passes: Passes | None = None,
+    ) -> None:
         """Keeps this worker's experts only, and hands the layers their dispatcher. Adapters must be
         equal on all workers; with one there, no choice is needed."""
         self.mesh, self.choice, self.traffic = mesh, choice, Traffic()
-        self._adapter = adapter
+        self._adapter, self.passes = adapter, passes or Passes()
         self.parameters = dict(adapter.named_expert_parameters()) if mesh.ep.size > 1 else {}
         """Those in shards, by canonical name."""
         if not self.parameters or choice is None:
             return
-        self._dispatcher: TokenDispatcher = (
-            AllToAllTokenDispatcher(mesh.ep, self.traffic)
-            if choice.exchange == "tokens"
-            else GatheringTokenDispatcher(mesh.ep, self.traffic)
-        )
-        adapter.set_dispatcher(self._dispatcher)
+        self.take(choice)
         for parameter in self.parameters.values():
             parameter.data = self.own(parameter.data)
+
+    def take(self, choice: Choice) -> None:
+        """Let tokens and experts meet in this way from now on."""
+        ep, traffic, passes = self.mesh.ep, self.traffic, self.passes
+        self.choice = choice
+        self._dispatcher: TokenDispatcher = (
+            AllToAllTokenDispatcher(ep, traffic, brings_rank_space=passes.contrastive)
+            if choice.exchange == "tokens"
+            else GatheringTokenDispatcher(ep, traffic, recomputed=passes.recomputed)
+        )
+        self._adapter.set_dispatcher(self._dispatcher)
 
     def own(self, whole: Tensor) -> Tensor:
         """This worker's part of a tensor with a row for each expert."""

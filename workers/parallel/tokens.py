@@ -31,8 +31,9 @@ class Journey(NamedTuple):
 class AllToAllTokenDispatcher:
     """A TokenDispatcher over the workers that share a copy of the experts, E / W on each."""
 
-    def __init__(self, group: World, traffic: Traffic) -> None:
+    def __init__(self, group: World, traffic: Traffic, *, brings_rank_space: bool = False) -> None:
         self._group, self._traffic = group, traffic
+        self.brings_rank_space = brings_rank_space
 
     def dispatch(self, hidden_TD: Tensor, routing: Routing) -> Dispatched:
         """Send each token once to each owner of its experts. Void slots with a gate stay here: they

@@ -1,13 +1,15 @@
 """Expert parallelism by weights: a layer's experts are gathered just before their use.
 
 They do not stay: what the backward pass saves of them is a note of where they lay, and they are
-gathered once more when the layer's gradient arrives. Their gradients are summed into the owners'
-shards. Every worker runs the same collectives in the same order, whatever its tokens are.
+gathered once more when the layer's gradient arrives. Where activations are checkpointed, nothing of
+a layer stays anyhow, and its repeated forward pass gathers them. Their gradients are summed into
+the owners' shards. Every worker runs the same collectives in the same order, whatever its tokens
+are.
 Shapes: W workers, N experts of a worker, E = N * W; X numbers of all a worker's experts of a layer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +25,12 @@ from workers.parallel.world import World
 class GatheringTokenDispatcher:
     """A TokenDispatcher whose tokens stay where they are."""
 
-    def __init__(self, group: World, traffic: Traffic) -> None:
-        self._group, self._traffic = group, traffic
+    brings_rank_space = True
+
+    def __init__(self, group: World, traffic: Traffic, *, recomputed: bool = False) -> None:
+        """`recomputed`: every layer's activations are checkpointed. Its hooks must then see what is
+        saved; ours would take their place, and the activations would stay."""
+        self._group, self._traffic, self._recomputed = group, traffic, recomputed
 
     def dispatch(self, hidden_TD: Tensor, routing: Routing) -> Dispatched:
         """Every token as it stands, with its chosen experts."""
@@ -39,12 +45,16 @@ class GatheringTokenDispatcher:
         """The experts of all workers, in the order of the workers."""
         visit: Visit = sent.journey
         whole: Sequence[Tensor] = _Gather.apply(visit, *shards())  # type: ignore[no-untyped-call]
-        with torch.autograd.graph.saved_tensors_hooks(visit.note, visit.find):
+        hooks = torch.autograd.graph.saved_tensors_hooks(visit.note, visit.find)
+        with nullcontext() if self._recomputed else hooks:
             yield whole
 
     def combine(self, parts: Sequence[Tensor], sent: Dispatched) -> list[Tensor]:
         """The results as they stand; their gradients find the experts there again."""
         visit: Visit = sent.journey
+        if self._recomputed:
+            visit.forget()
+            return list(parts)
         visit.close()
         return list(_Reopen.apply(visit, *parts))  # type: ignore[no-untyped-call]
 
@@ -76,6 +86,10 @@ class Visit:
     def close(self) -> None:
         """Let go of what others sent."""
         self._whole = []
+
+    def forget(self) -> None:
+        """Let go of our shards too, which may be copies: nobody will open it again."""
+        self._shards = self._whole = []
 
     def scatter(self, grad_whole: Tensor) -> Tensor:
         """The sum over the workers of the gradients of our shard."""
@@ -123,10 +137,11 @@ class _Reopen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, visit: Visit, *parts: Tensor) -> tuple[Tensor, ...]:
         ctx.visit = visit
+        ctx.set_materialize_grads(False)  # Of a rank space that no loss reads there is none.
         return tuple(part.view_as(part) for part in parts)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         visit: Visit = ctx.visit
         visit.open()
         return None, *grads

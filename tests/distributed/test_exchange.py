@@ -1,0 +1,142 @@
+"""What two workers that share the experts keep for the backward pass, and send."""
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.distributed.expert_parallel_cases import CASES, batches, build
+from tests.processes import run_together
+from workers.inject import inject
+from workers.parallel.cost import Choice, Passes
+from workers.parallel.mesh import Mesh
+from workers.parallel.shards import ExpertShards
+from workers.parallel.update import Replicated
+from workers.parallel.world import World
+from workers.spec import AdapterSpec, ParallelSpec
+from workers.train.step import TrainStep
+
+TOKENS = (4, 64)
+KEPT = Passes(contrastive=True)
+AGAIN = Passes(contrastive=True, recomputed=True)
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of tensors that were made inside the block and still live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        before = {one.untyped_storage()._cdata for one in _tensors((args, kwargs))}
+        for tensor in _tensors(made):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in before:  # else it is a view, or was written to
+                self._made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return made
+
+    def bytes(self) -> int:
+        """Of those that live."""
+        gc.collect()
+        return sum(size for one, size in self._made.values() if not one.expired())
+
+
+def _tensors(values: object) -> Iterator[Tensor]:
+    return (one for one in tree_leaves(values) if isinstance(one, Tensor))
+
+
+@dataclass(frozen=True)
+class Counted(World):
+    """Remembers the sizes of what was summed."""
+
+    sums: list[int] = field(default_factory=list)
+
+    def add(self, tensor: Tensor) -> Tensor:
+        self.sums.append(tensor.numel())
+        return super().add(tensor)
+
+
+def test_what_two_workers_keep_and_send(tmp_path: Path) -> None:
+    run_together(work, tmp_path, processes=2)
+
+
+def work(rank: int, folder: Path) -> None:
+    """One of them."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    mesh = Mesh.of(ParallelSpec(workers=2, ep_size=2))
+    for experts in ("block", "linear"):
+        for dtype in (torch.float32, torch.bfloat16):
+            check_memory(mesh, experts, dtype)
+    check_messages(mesh)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def check_memory(mesh: Mesh, experts: str, dtype: torch.dtype) -> None:
+    """Sharing the experts out keeps no more activations than to have them all."""
+    alone = held(experts, dtype)
+    assert held(experts, dtype, mesh, "weights", KEPT) <= 1.1 * alone
+    alone_recomputed = held(experts, dtype, passes=AGAIN)
+    assert 4 * alone_recomputed < alone, "checkpointing drops most of it"
+    for exchange in ("tokens", "weights"):
+        shared = held(experts, dtype, mesh, exchange, AGAIN)
+        assert shared <= 1.1 * alone_recomputed, f"{experts}, {dtype}, {exchange}: {shared}"
+
+
+def held(
+    experts: str,
+    dtype: torch.dtype,
+    mesh: Mesh | None = None,
+    exchange: str = "",
+    passes: Passes = KEPT,
+) -> int:
+    """Bytes that the graph of one forward pass keeps, weights apart."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+    )
+    model = LlamaForCausalLM(config).to(dtype).train()
+    if passes.recomputed:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    spec = AdapterSpec.model_validate({"num_experts": 8, "rank": 4, "experts": experts})
+    adapter = inject(model, spec, seed=1)
+    ExpertShards(adapter, mesh or Mesh(), Choice(exchange), passes)
+    with Held() as mode, adapter.record(rank_space=passes.contrastive) as records:
+        output = model.model(torch.randint(32, TOKENS), use_cache=False).last_hidden_state
+    assert all(record.rank_space for record in records)
+    records.clear()
+    assert output.requires_grad
+    return mode.bytes()
+
+
+def check_messages(mesh: Mesh) -> None:
+    """The balance loss costs one all-reduce a micro-batch, of all layers' counts."""
+    (case,) = (case for case in CASES if case.name == "experts by layer")
+    base, adapter = build(case, torch.float64)
+    world = Counted(mesh.world.rank, mesh.world.size)
+    shards = ExpertShards(adapter, replace(mesh, world=world), Choice("weights"))
+    step = TrainStep(case.spec, base, adapter, Replicated(adapter, case.spec.optimizer, shards))
+    (batch, other), sums = batches(case, 2, 0), world.sums
+    step([batch])
+    once = list(sums)
+    sums.clear()
+    step([batch, other, batch])
+    counts = [size for size in sums if size == (4 + 2) + (8 + 2)]
+    assert len(counts) == 3
+    assert len(sums) - len(once) == 2
