@@ -24,9 +24,12 @@ from orchestrator.openai_choices import choices
 from orchestrator.openai_reply import ChatReply, Reply
 from orchestrator.openai_schema import ChatBody, CompletionBase, CompletionBody, parsed
 from workers.engine.request import Adapter, Chunk, TextRequest
+from workers.engine.turns import Turns
 
 Asker = Annotated[Caller, Depends(wants("infer"))]
 Reader = Annotated[Caller, Depends(wants("infer", counts=True))]
+WAITING = 256
+"""Large bodies of one key that may wait to be read."""
 
 
 class Backend(Protocol):
@@ -51,6 +54,7 @@ class Gateway:
     def __init__(self, backend: Backend, catalogue: Catalogue, edge: Edge) -> None:
         self._backend, self._catalogue = backend, catalogue
         self._running, self._shadows, self.pace = Running(), Shadows(), Pace()
+        self._turns = Turns(WAITING)
         self._edge = replace(edge, observers=(*edge.observers, self.pace))
 
     @asynccontextmanager
@@ -109,7 +113,8 @@ class Gateway:
             self._running.add(answering)
             self._edge.meter.admit(caller)
             async with before(answering.deadline):
-                asked = await parsed(body, await read_body(request))
+                raw = await read_body(request)
+                asked = await parsed(body, raw, self._turns, caller.id)
                 self._edge.meter.admit(caller, asked.n, counted=1)
                 answering.reservation = self._reserve(caller, asked)
                 work = self._stream if asked.stream else self._whole

@@ -22,6 +22,7 @@ from workers.engine.request import (
     TopLogprobs,
     TopP,
 )
+from workers.engine.turns import Turns
 from workers.spec import PositiveInt
 
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
@@ -181,9 +182,12 @@ class CompletionBody(CompletionBase):
         return self.logprobs
 
 
-async def parsed(body: type[BodyT], raw: bytes) -> BodyT:
-    """`parse`, beside the event loop where that may take long."""
-    return await asyncio.to_thread(parse, body, raw) if len(raw) > LARGE else parse(body, raw)
+async def parsed(body: type[BodyT], raw: bytes, turns: Turns, tenant: str) -> BodyT:
+    """`parse`, where it may take long beside the event loop and in this tenant's turn."""
+    if len(raw) <= LARGE:
+        return parse(body, raw)
+    async with turns.of(tenant):
+        return await asyncio.to_thread(parse, body, raw)
 
 
 def parse(body: type[BodyT], raw: bytes) -> BodyT:

@@ -10,6 +10,7 @@ from pydantic import ValidationError, model_validator
 
 from orchestrator.openai_schema import LARGE, ChatBody, CompletionBody, parse, parsed
 from workers.engine.request import RequestError
+from workers.engine.turns import Turns
 
 MANY = 10_000
 TURN = {"role": "user", "content": "x"}
@@ -57,7 +58,7 @@ def test_a_large_body_is_read_beside_the_event_loop() -> None:
 
     async def read() -> CompletionBody:
         body = {"model": "m", "prompt": "x" * LARGE}
-        reading = asyncio.create_task(parsed(Slow, json.dumps(body).encode()))
+        reading = asyncio.create_task(parsed(Slow, json.dumps(body).encode(), Turns(1), ""))
         await asyncio.sleep(0.1)
         released.set()  # nobody could, were the loop waiting
         return await reading

@@ -16,8 +16,9 @@ from workers.engine.grammar import Vocabulary
 from workers.engine.request import SchemaLimits
 
 log = logging.getLogger(__name__)
-PATIENCE = 20
-"""So many times longer than its CPU time a schema may take by the clock: the machine is busy."""
+PATIENCE, AT_LEAST = 20, 10.0
+"""So many times longer than its CPU time a schema may take by the clock, and so many seconds: the
+machine is busy."""
 GLANCE = 0.05
 """Seconds from one look at whether anybody waits to the next."""
 KEPT = ("LD_LIBRARY_PATH", "PATH")
@@ -95,7 +96,7 @@ class Probe:
             "stops": self._vocabulary.stops,
             "seconds": self._limits.seconds,
             "bytes": self._limits.max_memory,
-            "patience": PATIENCE * self._limits.seconds,
+            "patience": max(PATIENCE * self._limits.seconds, AT_LEAST),
         }
         ours.send_bytes(json.dumps(known).encode())
         ours.send_bytes(self._vocabulary.tokenizer.encode())
