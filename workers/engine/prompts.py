@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from workers.engine.request import Chat, RequestError, TextRequest
@@ -76,8 +75,8 @@ class Prompts:
         try:
             turns = [dict(message) for message in prompt.messages]
             return str(self._tokenizer.apply_chat_template(turns, tokenize=False))
-        except (TemplateError, TypeError, ValueError):
-            return ""  # `encode` says it
+        except Exception:  # The template is the model's; `encode` says what is wrong.
+            return ""
 
 
 def _texts(prompt: str | Chat) -> list[str]:

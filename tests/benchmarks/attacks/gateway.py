@@ -85,8 +85,14 @@ def _key(name: str) -> Key:
 def _memory() -> int:
     """Bytes that would be free without this process and its children."""
     process = psutil.Process()
-    family = [process, *process.children(recursive=True)]
-    return sum(one.memory_full_info().uss for one in family if one.is_running())
+    return sum(map(_alone, [process, *process.children(recursive=True)]))
+
+
+def _alone(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().uss)
+    except psutil.NoSuchProcess:  # a schema was just being tried out
+        return 0
 
 
 if __name__ == "__main__":
