@@ -28,7 +28,7 @@ def refusal(request: Request, error: RequestError) -> JSONResponse:
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
-    return refusal(request, told(error, request.state.id))
+    return refusal(request, told(error, getattr(request.state, "id", "-")))
 
 
 async def _gone(request: Request, _: Exception) -> JSONResponse:

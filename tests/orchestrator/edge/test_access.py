@@ -26,24 +26,11 @@ from orchestrator.health.parts import HealthParts
 from orchestrator.registry import Registry
 from orchestrator.rollout.parts import RolloutParts
 from orchestrator.spec import ServeSpec
-from workers.engine.request import Adapter
+from tests.orchestrator.backends import Nowhere
 
 SECRET = "mt-0123456789abcdef"
 KEYED = {"authorization": f"Bearer {SECRET}"}
 LIMIT = 1000
-
-
-class Nowhere:
-    """A backend that nobody gets to."""
-
-    def generate(self, request: Any) -> Any:
-        raise NotImplementedError
-
-    async def load(self, adapter: Adapter) -> None:
-        pass
-
-    async def ready(self) -> bool:
-        return True
 
 
 @pytest.fixture

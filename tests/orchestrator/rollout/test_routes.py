@@ -17,26 +17,13 @@ from orchestrator.records import Event, Version
 from orchestrator.registry import Registry
 from orchestrator.rollout.parts import RolloutParts
 from orchestrator.rollout.spec import GuardSpec
+from tests.orchestrator.backends import Nowhere
 from tests.orchestrator.rollout.traffic import answered, observed
-from workers.engine.request import Adapter
 
 KEY = "0123456789abcdef-test"
 Ask = Callable[..., list[httpx.Response]]
 Begin = Callable[..., Event]
 HOME = "/moetune/v1/rollouts/home"
-
-
-class Nowhere:
-    """A backend that nobody asks."""
-
-    def generate(self, request: Any) -> Any:
-        raise NotImplementedError
-
-    async def load(self, adapter: Adapter) -> None:
-        pass
-
-    async def ready(self) -> bool:
-        return True
 
 
 @pytest.fixture
