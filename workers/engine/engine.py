@@ -209,6 +209,8 @@ class ContinuousEngine:
         )
 
     def _after_forward(self, model: nn.Module, _: Any, output: Any) -> None:
+        if output is not None and self._model.device.type == "cpu":
+            self._clock.stop()  # a GPU goes on; there the sampler is the first to wait for it
         self._capture.end(passed=output is not None)
         row_map(model).clear()
         self._model_lock.release()

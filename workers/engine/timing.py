@@ -133,7 +133,7 @@ class PassClock:
         self._begun = time.perf_counter()
 
     def stop(self) -> None:
-        """Its logits are there, and not only ordered from a GPU."""
+        """Its logits are there, and not only ordered from a GPU. Again: nothing."""
         account(self._passing, time.perf_counter() - self._begun)
         self._passing = ()
 

@@ -91,6 +91,21 @@ def test_a_slow_reader_and_a_wait_for_room_are_not_counted(engine: ContinuousEng
     assert min(seconds) < (time.perf_counter() - begun) / 2
 
 
+def test_what_a_request_wants_to_be_told_is_not_counted(
+    engine: ContinuousEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token's routing, a schema's mask: they come after the pass."""
+    end, pauses = engine._capture.end, 0.2
+
+    def slow(passed: bool) -> None:
+        time.sleep(pauses)
+        end(passed)
+
+    monkeypatch.setattr(engine._capture, "end", slow)
+    [pieces] = answered(engine, (5, 6, 8), max_tokens=5)
+    assert 0 < timing(pieces).seconds < 5 * pauses / 2
+
+
 def test_passes_of_a_prompt_and_of_its_answer_are_told_apart() -> None:
     timer, other, clock = Timer(), Timer(), PassClock()
     for tokens, draws in ((8, False), (4, True), (1, True), (1, True)):
