@@ -66,7 +66,7 @@ def compare(spec: TrainSpec, folders: Mapping[str, Path | None], cpus: float = 1
 def compare_version(registry: "Registry", reference: str, source: str, rows: int) -> Comparison:
     """The base and `NAME` or `NAME@VERSION` on up to `rows` rows a task of `source`, encoded as
     in the version's training. Raises InputError."""
-    from workers.data.batches import check_data
+    from workers.data.rows import validation_rows
 
     version = registry.resolve(reference)
     trained = registry.manifest(version).spec
@@ -75,5 +75,5 @@ def compare_version(registry: "Registry", reference: str, source: str, rows: int
     changes = {"data.train": source, "data.validation": source, "data.max_rows": 1}
     scored = {"evaluation.generate": True, "evaluation.rows_per_task": rows}
     spec = override(validated(TrainSpec, trained, reference), changes | scored, reference)
-    check_data(spec.data)
+    validation_rows(spec.data)  # what is wrong with one of them is said before any work
     return compare(spec, {BASE: None, reference: version.folder})

@@ -5,28 +5,38 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.begin import check_study
 from orchestrator.spec import JobSpec
 from orchestrator.storage import database_file, storage
 from workers.spec import InputError
 
+if TYPE_CHECKING:
+    from workers.data.counts import RowCounts
+    from workers.data.survey import Tell
+
 MINIMUM_FREE_BYTES = 256 * 2**20
 _SMALLER_IS_BETTER = ("loss", "cross_entropy", "load_balance", "contrastive")
 _LARGER_IS_BETTER = ("score", "value")
 
 
-def preflight(job: JobSpec, resume: bool | None = None) -> None:
+def preflight(
+    job: JobSpec, resume: bool | None = None, tell: "Tell" = lambda *_: None
+) -> "dict[str, RowCounts]":
     """Check a job's space, metric, files, base model and data as far as a driver can; with
-    `resume` given, also that the study can be begun (False) or gone on with (True)."""
+    `resume` given, also that the study can be begun (False) or gone on with (True).
+
+    Returns what encoding does to the `train` and `validation` rows; `tell` hears how far it is.
+    """
     job.search_space()
     _check_workers(job)
     _check_files(job)
     if resume is not None:
         check_study(job, resume)
     _check_mode(job)
-    _check_model_and_data(job)
     _check_metric(job)
+    return _check_model_and_data(job, tell)
 
 
 def _check_workers(job: JobSpec) -> None:
@@ -91,14 +101,22 @@ def _check_mode(job: JobSpec) -> None:
         )
 
 
-def _check_model_and_data(job: JobSpec) -> None:
-    from workers.data.batches import check_data
+def _check_model_and_data(job: JobSpec, tell: "Tell") -> "dict[str, RowCounts]":
+    """The quick checks first: a large source takes minutes."""
     from workers.data.encode import Encoder
+    from workers.data.survey import Survey
     from workers.fit import check_fit
     from workers.model import check_base
 
-    check_data(job.train.data, Encoder(check_base(job.train.model), job.train.data))
-    check_fit(job.train, (trial.adapter for trial in job.search_space().samples()))
+    tokenizer, trials = check_base(job.train.model), list(job.search_space().samples())
+    check_fit(job.train, (trial.adapter for trial in trials))
+    surveys = [
+        Survey(Encoder(tokenizer, data), tell)
+        for data in dict.fromkeys((job.train.data, *(trial.data for trial in trials)))
+    ]
+    train, *_ = [one.training() for one in surveys]  # trials may have sources of their own
+    validation = surveys[0].validation(job.train.evaluation.rows_per_task)
+    return {"train": train, "validation": validation}
 
 
 def _check_metric(job: JobSpec) -> None:

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from orchestrator.events import TrialEvent
@@ -58,6 +59,18 @@ class StudyProgress:
             return event.value is not None
         sign = 1 if self._mode == "min" else -1
         return sign * event.value < sign * self._best.value
+
+
+@contextmanager
+def rows_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows how many rows of a source are read, on a terminal; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("reading rows") as status:
+        yield lambda source, done, of: status.update(f"{source}: {done} of {of} rows")
 
 
 def training_line(report: Mapping[str, Any], steps: int) -> str:

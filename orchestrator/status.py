@@ -15,7 +15,7 @@ from workers.train.events import RunEvent, read_events
 from workers.train.heartbeat import ENDED
 from workers.train.progress import Progress
 
-_IN_ORDER = ("started", "exchange", "finished")
+_IN_ORDER = ("started", "exchange", "data", "finished")
 """Kinds of events that say nothing went wrong."""
 
 

@@ -99,10 +99,13 @@ class DataSpec(Spec):
     """Column with the row's metric; a file without it is scored by exact_match."""
     template: Literal["chat", "plain"] = "chat"
     """chat: the tokenizer's chat template around the prompt; plain: the prompt as it stands."""
-    max_length: PositiveInt = 512
+    max_length: Annotated[int, Field(ge=2)] = 512
     """Longest row in tokens; a longer prompt loses its beginning, the target is kept."""
+    too_long: Literal["refuse", "skip", "cut"] = "refuse"
+    """What becomes of a row whose target alone leaves no room for a prompt. skip leaves the row
+    out; cut takes the target's beginning, without its end, beside half a max_length of prompt."""
     max_rows: PositiveInt | None = None
-    """Take only so many training rows (the first ones)."""
+    """Take only so many training rows (the first ones, of which too_long may leave some out)."""
     record_rows: bool = False
     """Note in the run's folder (`rows.jsonl`) which rows each worker took in each step."""
 

@@ -1,6 +1,7 @@
 """Commands on studies: check, tune, leaderboard, report, demo."""
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,14 +29,23 @@ app = typer.Typer()
 
 
 @app.command()
-def check(job: Job, set_: Assignments = None) -> None:
-    """Check a job and its data without a cluster; print it with every default written out."""
+def check(job: Job, set_: Assignments = None, as_json: AsJson = False) -> None:
+    """Check a job and all of its rows without a cluster; print it with every default written out,
+    and what its rows lose to data.max_length."""
+    from orchestrator.progress import rows_progress
     from orchestrator.spec import dump_job, load_job
     from orchestrator.tuner import preflight
 
     spec = load_job(job, set_ or ())
-    preflight(spec)
-    print(dump_job(spec), end="")
+    with rows_progress() as tell:
+        counts = preflight(spec, tell=tell)
+    if as_json:
+        data = {name: one.as_dict() for name, one in counts.items()}
+        return print_json({"job": spec.model_dump(mode="json"), "data": data})
+    print(dump_job(spec), end="", flush=True)
+    for one in counts.values():  # beside the job, which may go into a file
+        print(one, file=sys.stderr)
+    return None
 
 
 @app.command()
@@ -50,7 +60,7 @@ def tune(
     from cluster.notes import own_note
     from cluster.session import session
     from orchestrator.display import study_display
-    from orchestrator.progress import Narrator
+    from orchestrator.progress import Narrator, rows_progress
     from orchestrator.spec import load_job, override_job
     from orchestrator.study import Study
     from orchestrator.tuner import preflight, run
@@ -58,8 +68,12 @@ def tune(
     spec = load_job(job, set_ or ())
     if address:
         spec = override_job(spec, {"cluster.address": address}, "--address")
-    preflight(spec, resume)
+    with rows_progress() as tell:
+        counts = preflight(spec, resume, tell)
     narrator = Narrator()
+    for one in counts.values():
+        if one.losses():
+            narrator.say(str(one))
     with session(spec.cluster.address) as cluster:
         narrator.say(f"study {spec.name} · dashboard {cluster.dashboard_url}")
         try:

@@ -97,7 +97,7 @@ def expert_tasks(
 ) -> list[LayerTasks]:
     """Of `NAME` or `NAME@VERSION`, on up to `rows` rows a task of `source`, or of the validation
     rows of its training; computed on the connected cluster. Raises InputError."""
-    from workers.data.batches import check_data
+    from workers.data.rows import validation_rows
 
     version = registry.resolve(reference)
     trained = registry.manifest(version).spec
@@ -113,7 +113,7 @@ def expert_tasks(
         "parallel": {},
     }
     spec = override(known, changes, reference)
-    check_data(spec.data)
+    validation_rows(spec.data)  # what is wrong with one of them is said before any work
     return by_layer(_counted(spec, version.folder))
 
 

@@ -81,6 +81,8 @@ def variants() -> Iterator[tuple[str, str]]:
     yield "data.train=noise.parquet", "noise.parquet"
     yield "data.train=other.parquet", "other.parquet"
     yield "data.train=rows.csv", "rows.csv"
+    yield "data.train=late.jsonl", "late.jsonl: line 20: its target has 601 tokens, and leaves no"
+    yield "data.too_long=drop", "data.too_long: Input should be 'refuse', 'skip' or 'cut'"
     yield "data.target_column=answer", "answer"
     yield "data.prompt_columns=[question]", "question"
     yield "data.max_length=1", "max_length"
@@ -143,6 +145,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Pa
         "broken.jsonl": '{"prompt": ',
         "metric.jsonl": json.dumps(row | {"metric": "beauty"}) + "\n",
         "noise.parquet": "no parquet at all",
+        "late.jsonl": (json.dumps(row) + "\n") * 19 + json.dumps(row | {"target": "b" * 600}),
     }
     for name, text in texts.items():
         (place / name).write_text(text)
@@ -220,6 +223,28 @@ def test_a_good_job_is_shown_whole(
     shown = json.loads(capsys.readouterr().out)["train"]["adapter"]
     assert {field: shown[field] for field in given} == given
     assert shown["top_p"] == 0.8
+
+
+def test_check_counts_what_rows_lose(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    options = ["--set=data.train=late.jsonl", "--set=data.too_long=skip"]
+    for json_too in ([], ["--json"]):
+        monkeypatch.setattr("sys.argv", ["moetune", "check", "job.yaml", *options, *json_too])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        shown = capsys.readouterr()
+        printed = json.loads(shown.out)
+        if json_too:
+            train = printed["data"]["train"]
+            assert (train["rows"], train["skipped"], train["longest"]) == (19, 1, 22)
+            assert printed["job"]["train"]["data"]["too_long"] == "skip"
+            assert 0 < printed["data"]["validation"]["target_share"] < 1
+        else:
+            assert "late.jsonl: 19 rows, 1 left out" in shown.err
+            assert printed["train"]["data"]["too_long"] == "skip"
 
 
 def test_a_port_in_use_is_refused_before_anything_starts() -> None:

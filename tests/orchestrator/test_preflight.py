@@ -1,5 +1,6 @@
 """What is refused before a cluster starts."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -96,6 +97,31 @@ def test_a_good_job_passes_and_leaves_nothing(good: JobSpec) -> None:
     task = {"search.metric": "validation/tasks/call/value", "search.mode": "max"}
     preflight(override_job(good, {**task, "evaluation.generate": True}, "test"))
     assert not Path(good.cluster.storage).exists()
+
+
+def test_the_last_row_is_looked_at_too_and_what_rows_lose_is_counted(
+    good: JobSpec, tmp_path: Path
+) -> None:
+    row = {"prompt": "say it", "target": "it"}
+    long = row | {"target": "t" * 130}
+    rows = [row] * 40 + [long]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    for place in ("train", "validation"):
+        changes = {f"data.{place}": str(source)}
+        with pytest.raises(InputError, match=r"rows\.jsonl: line 41: its target has 131 tokens"):
+            preflight(override_job(good, changes, "test"), resume=False)
+    both = {"data.train": str(source), "data.validation": str(source), "data.too_long": "skip"}
+    counts = preflight(override_job(good, both, "test"))
+    assert {(one.rows, one.skipped) for one in counts.values()} == {(40, 1)}
+
+
+def test_a_source_that_trials_may_take_is_looked_at(good: JobSpec, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "target": ""}\n')
+    choice = [good.train.data.train, str(tmp_path / "bad.jsonl")]
+    job = override_job(good, {"search.space": {"data.train": {"choice": choice}}}, "test")
+    with pytest.raises(InputError, match=r"bad\.jsonl: line 1: its target is empty"):
+        preflight(job)
 
 
 def test_a_new_database_is_not_made_by_looking(good: JobSpec, tmp_path: Path) -> None:

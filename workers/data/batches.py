@@ -14,10 +14,8 @@ from random import Random
 import torch
 from torch import Tensor
 
-from workers.data.encode import Encoder, Example
-from workers.data.rows import read_rows
+from workers.data.encode import Example
 from workers.losses import IGNORED
-from workers.spec import DataSpec
 
 _GROUP = 32
 """Batches that are sorted by length together: little padding, and still a random order."""
@@ -124,11 +122,3 @@ def collate_prompts(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tupl
         ids_BS[row, shape[1] - len(prompt) :] = torch.tensor(prompt)
         mask_BS[row, shape[1] - len(prompt) :] = 1
     return ids_BS, mask_BS
-
-
-def check_data(spec: DataSpec, encoder: Encoder | None = None) -> None:
-    """Preflight: read (and with an encoder encode) the first rows of both sources."""
-    for source in (spec.train, spec.validation):
-        for row in read_rows(spec, source, limit=8):
-            if encoder:
-                encoder.example(row)

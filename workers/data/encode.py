@@ -1,9 +1,11 @@
 """Prompt and target as token ids, in training exactly as in serving."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from workers.data.counts import RowCounts
 from workers.data.rows import Row
 from workers.data.text_encoder import TextEncoder
 from workers.spec import DataSpec, InputError
@@ -16,9 +18,15 @@ class Example:
     prompt: tuple[int, ...]
     target: tuple[int, ...]
     """Answer and end of turn (a choice to be scored: without the end of turn)."""
+    lost: tuple[int, int] = (0, 0)
+    """Tokens that prompt and target lost."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.target)
+
+
+class TooLongError(InputError):
+    """A target that leaves no room for a prompt."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,27 @@ class Encoder:
         object.__setattr__(self, "text", TextEncoder(self.tokenizer))
         object.__setattr__(self, "end", self.text.end(chat=self.data.template == "chat"))
 
+    def kept(
+        self, rows: Iterable[Row], counts: RowCounts, scored: bool = False
+    ) -> Iterator[tuple[Row, Example]]:
+        """The rows that `data.too_long` keeps, each encoded, and `counts` of all. What is `scored`
+        must have room for its choices too. InputError for a row that is refused, or if none is
+        left."""
+        for row in rows:
+            try:
+                example = self.example(row)
+                if scored:
+                    self.choices(row)
+            except TooLongError:
+                if self.data.too_long != "skip":
+                    raise
+                counts.skip(row)
+                continue
+            counts.add(row, len(example.prompt), len(example.target), example.lost)
+            yield row, example
+        if not counts.rows:
+            raise InputError(f"{counts.source}: no row is left; {counts.losses()}")
+
     def example(self, row: Row) -> Example:
         """Prompt and target of a row; a prompt that is too long loses its beginning."""
         return self._fit(row, row.target, self.end)
@@ -43,21 +72,31 @@ class Encoder:
         """One example for each choice of a row, to be compared by log-likelihood."""
         return [self._fit(row, choice) for choice in row.choices]
 
+    def spells_control(self, row: Row) -> bool:
+        """Whether a row's text spells out a control token."""
+        turns = (message["content"] for message in row.messages)
+        return any(map(self.text.spells_control, (row.target, *turns)))
+
     def _fit(self, row: Row, text: str, end: tuple[int, ...] = ()) -> Example:
         """InputError, with file and row, where it cannot be."""
         try:
             prompt, target = self._prompt(row), self.text.text(text) + end
         except InputError as error:
             raise InputError(f"{row.where}: {error}") from None
-        room = self.data.max_length - len(target)
-        if room < 1:
-            raise InputError(
-                f"{row.where}: its target has {len(target)} tokens, and leaves no room for a "
-                f"prompt in data.max_length, which is {self.data.max_length}: {text!r:.60}"
-            )
         if not prompt:
             raise InputError(f"{row.where}: its prompt is empty")
-        return Example(prompt[-room:], target)
+        most = self.data.max_length
+        # A target that is cut leaves its prompt half of the room, if that needs so much.
+        room = most - 1 if len(target) < most else most - min(len(prompt), most // 2)
+        if len(target) >= most and self.data.too_long != "cut":
+            raise TooLongError(
+                f"{row.where}: its target has {len(target)} tokens, and leaves no room for a "
+                f"prompt in data.max_length, which is {most}: {text!r:.60}; data.too_long may be "
+                "skip or cut"
+            )
+        kept = target[:room]
+        shown = prompt[len(kept) - most :]
+        return Example(shown, kept, (len(prompt) - len(shown), len(target) - len(kept)))
 
     def _prompt(self, row: Row) -> tuple[int, ...]:
         if self.data.template == "chat":

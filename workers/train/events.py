@@ -16,6 +16,7 @@ Kind: TypeAlias = Literal[
     "started",
     "resumed",
     "exchange",
+    "data",
     "finished",
     "failed",
     "lost",
@@ -35,8 +36,8 @@ class RunEvent(BaseModel):
     """Seconds since 1970, by the clock of whoever noted it."""
     kind: Kind
     """started, resumed (a further attempt), finished, failed (an attempt); exchange: how experts
-    and tokens meet; lost: a worker's process or node is gone; hung: a worker ended itself because
-    nothing moved; skipped: a step."""
+    and tokens meet; data: what rows lost to data.max_length; lost: a worker's process or node is
+    gone; hung: a worker ended itself because nothing moved; skipped: a step."""
     message: str
     """In words, one line."""
     step: int | None = None

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from workers.adapter.digest import base_digest
 from workers.adapter.manifest import BaseRecord
+from workers.data.counts import RowCounts
 from workers.data.encode import Encoder, Example
 from workers.data.rows import Row, training_rows, validation_rows
 from workers.data.source import digest
@@ -33,19 +34,36 @@ class Inputs:
         return cls(spec, base, Encoder(base.tokenizer, spec.data))
 
     @cached_property
+    def train_counts(self) -> RowCounts:
+        """What encoding did to the rows to learn from, once it is done."""
+        return RowCounts(self.spec.data.train)
+
+    @cached_property
     def train(self) -> Sequence[Example]:
-        """The encoded rows to learn from."""
-        return [self.encoder.example(row) for row in training_rows(self.spec.data)]
+        """The encoded rows to learn from, without those that are left out."""
+        rows = training_rows(self.spec.data)
+        return [example for _, example in self.encoder.kept(rows, self.train_counts)]
+
+    @cached_property
+    def validation_counts(self) -> RowCounts:
+        """The same of the rows to be compared on."""
+        return RowCounts(self.spec.data.validation)
 
     @cached_property
     def validation(self) -> Sequence[Row]:
         """The rows to be compared on."""
-        return validation_rows(self.spec.data, self.spec.evaluation.rows_per_task)
+        return self._validation[0]
 
     @cached_property
     def validation_examples(self) -> Sequence[Example]:
         """The same rows, encoded."""
-        return [self.encoder.example(row) for row in self.validation]
+        return self._validation[1]
+
+    @cached_property
+    def _validation(self) -> tuple[Sequence[Row], Sequence[Example]]:
+        rows = validation_rows(self.spec.data, self.spec.evaluation.rows_per_task)
+        kept = list(self.encoder.kept(rows, self.validation_counts, scored=True))
+        return [row for row, _ in kept], [example for _, example in kept]
 
     @property
     def pad_token_id(self) -> int:

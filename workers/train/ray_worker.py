@@ -149,6 +149,9 @@ def _begin(run: TrainingRun, record: RunRecord) -> None:
     where = f"after step {run.step} of {run.spec.optimizer.steps} with {many}"
     log = EventLog(record.folder)
     log.note("resumed" if again else "started", where, step=run.step)
+    for counts in (run.inputs.train_counts, run.inputs.validation_counts):
+        if counts.losses():
+            log.note("data", str(counts))
     if run.exchange:
         record.exchange(asdict(run.exchange))
         log.note("exchange", run.exchange.words)

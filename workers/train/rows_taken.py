@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def note_rows(folder: Path, step: int, by_worker: Sequence[Sequence[int]]) -> None:
-    """Add the rows (numbers from 0 among the training rows) of a step (from 0)."""
+    """Add the rows (numbers from 0 among the training rows that are kept) of a step (from 0)."""
     with (folder / "rows.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "workers": by_worker}) + "\n")
 

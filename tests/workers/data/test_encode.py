@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from workers.data.counts import RowCounts
 from workers.data.encode import Encoder
 from workers.data.rows import Row
 from workers.data.text_encoder import TextEncoder
@@ -79,6 +80,68 @@ def test_a_target_that_fills_the_row_is_refused(tokenizer: PreTrainedTokenizerBa
         InputError, match=r"rows\.jsonl: line 7: its target has 11 tokens.*max_length, which is 11"
     ):
         Encoder(tokenizer, spec(max_length=11)).example(row(target="0123456789"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "shown", "learnt"),
+    [
+        ("p" * 30, "0123456789", "p" * 5, "01234"),
+        ("p" * 5, "0123456789", "p" * 5, "01234"),
+        ("pp", "0123456789", "pp", "01234567"),
+        ("p" * 30, "012345678", "p" * 5, "01234"),  # with its end, ten tokens
+        ("p" * 30, "01234567", "p", "01234567<|im_end|>"),
+    ],
+)
+def test_a_target_that_is_cut_keeps_its_beginning_and_half_of_the_room_is_the_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, shown: str, learnt: str
+) -> None:
+    encoder = Encoder(tokenizer, spec(template="plain", max_length=10, too_long="cut"))
+    example = encoder.example(row(prompt, target))
+    assert tokenizer.decode(example.prompt) == shown
+    assert tokenizer.decode(example.target) == learnt
+    assert len(example) <= 10
+    assert example.lost == (
+        len(prompt) - len(shown),
+        len(target) + 1 - len(example.target),
+    )
+
+
+def test_rows_that_are_too_long_are_refused_left_out_or_cut(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    rows = [
+        row("p" * 4, "t" * length, where=f"line {at}") for at, length in enumerate([3, 9, 1, 12])
+    ]
+    kept: dict[str, list[str]] = {}
+    for policy in ("skip", "cut", "refuse"):
+        counts = RowCounts("rows.jsonl")
+        data = spec(template="plain", max_length=8, too_long=policy)
+        examples = Encoder(tokenizer, data).kept(rows, counts)
+        if policy == "refuse":
+            with pytest.raises(InputError, match=r"line 1: its target has 10 tokens"):
+                list(examples)
+            continue
+        kept[policy] = [one.where for one, _ in examples]
+        assert counts.rows + counts.skipped == 4
+        assert (counts.skipped, counts.targets_cut) == {"skip": (2, 0), "cut": (0, 2)}[policy]
+        assert "2 l" in str(counts)
+        assert "(the first: line 1)" in str(counts)
+    assert kept == {"skip": ["line 0", "line 2"], "cut": ["line 0", "line 1", "line 2", "line 3"]}
+
+
+def test_a_source_of_which_no_row_is_left_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    data = spec(template="plain", max_length=8, too_long="skip")
+    with pytest.raises(InputError, match=r"rows\.jsonl: no row is left; 1 left out"):
+        list(Encoder(tokenizer, data).kept([row(target="t" * 9)], RowCounts("rows.jsonl")))
+
+
+def test_a_choice_that_is_too_long_counts_where_choices_are_scored(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    encoder = Encoder(tokenizer, spec(template="plain", max_length=8, too_long="skip"))
+    rows = [row("p", "a", choices=("a", "b" * 9)), row("p", "a")]
+    assert len(list(encoder.kept(rows, RowCounts("r")))) == 2
+    assert len(list(encoder.kept(rows, RowCounts("r"), scored=True))) == 1
 
 
 def test_choices_share_the_prompt_and_have_no_end(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from workers.data.batches import check_data
 from workers.data.rows import read_rows, training_rows, validation_rows
 from workers.spec import DataSpec, InputError
 
@@ -201,13 +200,6 @@ def test_an_answers_place_is_a_whole_number(tmp_path: Path, value: object) -> No
     record = {"prompt": "p", "target": "b", "metric": "acc", "choices": ["a", "b"]}
     with pytest.raises(InputError, match="'answer_index' must hold a whole number"):
         training_rows(spec(tmp_path, [record | {"answer_index": value}]))
-
-
-def test_the_preflight_reads_both_sources(tmp_path: Path) -> None:
-    data = spec(tmp_path, [{"prompt": "p", "target": "t"}])
-    check_data(data)
-    with pytest.raises(InputError, match="absent"):
-        check_data(data.model_copy(update={"validation": str(tmp_path / "absent.parquet")}))
 
 
 MULTITASK = Path(__file__).parents[4] / "shared" / "data" / "multitask_mini"

@@ -1,0 +1,113 @@
+"""Rows that are too long: a run that leaves them out is the run of a file without them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from workers.spec import InputError, TrainSpec, override
+from workers.train.events import read_events
+from workers.train.inputs import Inputs
+from workers.train.loop import TrainingRun
+from workers.train.ray_worker import _begin
+from workers.train.record import Metrics, RunPlan, RunRecord
+from workers.train.rows_taken import read_rows
+
+SpecMaker = Callable[..., TrainSpec]
+LONG = {"prompt": "say", "target": "t" * 120, "task": "call"}
+
+
+@pytest.fixture
+def specs(make_spec: SpecMaker, rows_file: Path, tmp_path: Path) -> Callable[[str], TrainSpec]:
+    """A run of the rows (`refuse`), or of rows with two long ones between them by that policy."""
+    rows = rows_file.read_text().splitlines()
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("\n".join([*rows[:3], json.dumps(LONG), *rows[3:], json.dumps(LONG)]))
+
+    def make(policy: str) -> TrainSpec:
+        source = str(rows_file if policy == "refuse" else mixed)
+        return make_spec(
+            data__train=source,
+            data__validation=source,
+            data__record_rows=True,
+            data__max_length=96,
+            data__too_long=policy,
+            adapter__dropout=0.1,
+        )
+
+    return make
+
+
+def figures(report: Metrics) -> Metrics:
+    """A report without the clock."""
+    train = {k: v for k, v in report["train"].items() if k != "tokens_per_second"}
+    return {**report, "train": train}
+
+
+def trained(
+    spec: TrainSpec, folder: Path, cut_off: bool = False
+) -> tuple[list[Metrics], TrainingRun]:
+    """All reports; with `cut_off`, of two runs, the second of which goes on with the first."""
+    folder.mkdir()
+    run = TrainingRun(spec, RunPlan(folder, "study"))
+    reports = []
+    while not run.done:
+        reports.append(figures(run.advance()))
+        if cut_off:
+            (folder / "checkpoint").mkdir()
+            run.save(folder / "checkpoint")
+            run.close()
+            run, cut_off = TrainingRun(spec, RunPlan(folder, "study")), False
+            run.load(folder / "checkpoint")
+    return reports, run
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_rows_left_out_change_nothing(
+    specs: Callable[[str], TrainSpec], tmp_path: Path, cut_off: bool
+) -> None:
+    expected, wanted = trained(specs("refuse"), tmp_path / "without")
+    reports, run = trained(specs("skip"), tmp_path / "skipped", cut_off)
+    assert reports == expected
+    assert read_rows(tmp_path / "skipped") == read_rows(tmp_path / "without")
+    assert (run.inputs.train_counts.rows, run.inputs.train_counts.skipped) == (16, 2)
+    assert len(run.inputs.validation) == len(run.inputs.validation_examples) == 16
+    ours, theirs = run.adapter.state_dict(), wanted.adapter.state_dict()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=0, rtol=0)
+
+
+def test_rows_that_are_cut_are_learned(specs: Callable[[str], TrainSpec], tmp_path: Path) -> None:
+    reports, run = trained(specs("cut"), tmp_path / "cut")
+    assert len(reports) == 2
+    assert (run.inputs.train_counts.rows, run.inputs.train_counts.targets_cut) == (18, 2)
+    assert max(map(len, run.inputs.train)) == 96
+
+
+def test_a_trial_says_which_row_is_refused(
+    specs: Callable[[str], TrainSpec], tmp_path: Path
+) -> None:
+    spec = override(specs("skip"), {"data.too_long": "refuse"}, "test")
+    record = RunRecord(tmp_path / "run")
+    record.begin(spec)
+    with pytest.raises(InputError), record.failure_kept():
+        TrainingRun(spec, RunPlan(tmp_path / "run", "study"))
+    said = (tmp_path / "run" / "error.txt").read_text()
+    assert "mixed.jsonl: line 4: its target has 121 tokens" in said
+
+
+@pytest.mark.parametrize(("policy", "noted"), [("refuse", 0), ("skip", 2), ("cut", 2)])
+def test_a_run_notes_what_its_rows_lost(
+    specs: Callable[[str], TrainSpec], tmp_path: Path, policy: str, noted: int
+) -> None:
+    """As both ways to start a run begin."""
+    record = RunRecord(tmp_path / "run")
+    spec = specs(policy)
+    record.begin(spec)
+    run = TrainingRun(spec, RunPlan(tmp_path / "run", "study"), inputs=Inputs.load(spec))
+    _begin(run, record)
+    said = [one.message for one in read_events(tmp_path / "run") if one.kind == "data"]
+    assert len(said) == noted
+    assert all("mixed.jsonl: line 4" in one for one in said)

@@ -1,0 +1,92 @@
+"""What encoding did to the rows of a source."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from workers.data.rows import Row
+
+
+@dataclass
+class RowCounts:
+    """How many rows there are, and what `data.max_length` took from them."""
+
+    source: str
+    """What they were read from."""
+    rows: int = 0
+    """Rows that are kept."""
+    sample_of: int | None = None
+    """Rows that there are, where only some of them were encoded."""
+    prompts_cut: int = 0
+    """Rows whose prompt lost its beginning."""
+    targets_cut: int = 0
+    """Rows whose target lost its end."""
+    skipped: int = 0
+    """Rows left out for their target's length."""
+    too_long: str = ""
+    """File and row of the first target that was too long."""
+    longest: int = 0
+    """Tokens of the longest row, before anything was taken from it."""
+    longest_row: str = ""
+    """Its file and row."""
+    tokens: int = 0
+    """Tokens that are kept."""
+    target_tokens: int = 0
+    """Those of them that the loss counts."""
+    control_tokens: int = 0
+    """Rows that spell out a control token, which is text there."""
+    control_row: str = ""
+    """File and row of the first of them."""
+
+    @property
+    def target_share(self) -> float:
+        """Tokens that the loss counts, of all."""
+        return self.target_tokens / self.tokens if self.tokens else 0.0
+
+    def add(self, row: Row, prompt: int, target: int, lost: tuple[int, int]) -> None:
+        """Count a row with so many tokens, and so many lost of its prompt and its target."""
+        self.rows += 1
+        self.tokens += prompt + target
+        self.target_tokens += target
+        self.prompts_cut += lost[0] > 0
+        self.targets_cut += lost[1] > 0
+        if lost[1]:
+            self.too_long = self.too_long or row.where
+        if (whole := prompt + target + sum(lost)) > self.longest:
+            self.longest, self.longest_row = whole, row.where
+
+    def skip(self, row: Row) -> None:
+        """Count a row that is left out."""
+        self.skipped += 1
+        self.too_long = self.too_long or row.where
+
+    def spelled(self, row: Row) -> None:
+        """Count a row that spells out a control token."""
+        self.control_tokens += 1
+        self.control_row = self.control_row or row.where
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self) | {"target_share": self.target_share}
+
+    def losses(self) -> str:
+        """What is not learned as it was written, in words; empty where all is."""
+        too_long = f" (the first: {self.too_long})" if self.too_long else ""
+        parts = (
+            (self.skipped, f"left out for their target's length{too_long}"),
+            (self.targets_cut, f"lose the end of their target{too_long}"),
+            (self.prompts_cut, "lose the beginning of their prompt"),
+        )
+        return ", ".join(f"{count} {what}" for count, what in parts if count)
+
+    def __str__(self) -> str:
+        """Two sentences."""
+        sample = f", a sample of {self.sample_of}" if self.sample_of else ""
+        spelled = (
+            f"; {self.control_tokens} spell out a control token, which is text there (the first: "
+            f"{self.control_row})"
+        )
+        return (
+            f"{self.source}: {self.rows} rows{sample}, {self.losses() or 'none is cut'}"
+            f"{spelled if self.control_tokens else ''}. The longest has {self.longest} tokens "
+            f"({self.longest_row}); targets are {self.target_share:.0%} of all tokens."
+        )
