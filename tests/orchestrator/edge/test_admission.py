@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 
 from orchestrator.edge.parts import Edge
 from tests.orchestrator.edge.conftest import OpenGateway
+from workers.data.text_encoder import TextEncoder
 
 MULTIPLE = {"type": "integer", "multipleOf": 99_999_999}
 CHAT = {"model": "tiny-llama", "max_tokens": 4, "messages": [{"role": "user", "content": "hello"}]}
@@ -62,6 +64,31 @@ def test_what_costs_too_much_is_refused_while_others_are_answered(
         assert all(one.is_success for one in others)
 
     asyncio.run(ask())
+
+
+def test_no_prompt_is_encoded_in_the_event_loops_thread(
+    open_gateway: OpenGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def noting(encode: Any) -> Any:
+        def noted(*given: Any) -> Any:
+            threads.append(threading.current_thread())
+            return encode(*given)
+
+        return noted
+
+    for name in ("chat", "prompt"):
+        monkeypatch.setattr(TextEncoder, name, noting(getattr(TextEncoder, name)))
+
+    async def ask() -> None:
+        async with asyncio.timeout(120), open_gateway(Edge()) as web:
+            for path, body in (("chat/completions", CHAT), ("completions", TEXT | {"n": 2})):
+                assert (await web.post(f"/v1/{path}", json=body)).is_success
+
+    asyncio.run(ask())
+    assert len(threads) == 3
+    assert threading.main_thread() not in threads
 
 
 async def _hello(web: httpx.AsyncClient) -> httpx.Response:
