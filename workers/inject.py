@@ -73,6 +73,12 @@ class Adapter:
         return list(self._layers.values())
 
     @property
+    def sites(self) -> dict[str, Site]:
+        """What stands at its places in the model, by path, in the model's order."""
+        modules = ((place.path, place.module) for place in self._layers)
+        return {path: module for path, module in modules if isinstance(module, Site)}
+
+    @property
     def routers(self) -> dict[str, Router]:
         """Of its routed places, by path, in the model's order."""
         routers = ((place.path, layer.router) for place, layer in self._layers.items())

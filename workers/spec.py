@@ -206,8 +206,8 @@ class ParallelSpec(Spec):
     worker all experts. Worth it where experts times rank exceed about 512."""
     exchange: Literal["tokens", "weights", "auto"] = "auto"
     """What travels between the workers of one copy. tokens: hidden states to their experts' owners
-    and back; weights: the experts' weights, just before their use; auto: what takes less time by
-    the bytes of one step and the measured bandwidth."""
+    and back; weights: the experts' weights, just before their use; auto: what the run's own routed
+    layers take less time with, for a micro-batch that both are tried on when it starts."""
     strategy: Literal["ddp", "fsdp2", "deepspeed"] = "ddp"
     """How the rest lies over the workers. ddp: a copy on each; fsdp2: everything in shards;
     deepspeed: by zero_stage."""

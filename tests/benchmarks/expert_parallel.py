@@ -5,8 +5,9 @@
 Four processes over gloo train a random Llama with block experts, with ep_size 1, 2 and 4 and both
 exchanges, in turns of a few steps. Printed: the largest difference from ep_size 1 after the first
 steps (float64), each worker's expert and optimizer bytes, the bytes that it sends over those that
-workers.parallel.cost predicts, and medians of a step's time. Then, from the same formulas, what
-each way would send for an 8B model on 8 to 512 GPUs.
+workers.parallel.cost predicts, and medians of a step's time. Then six settings in which one or the
+other exchange is the faster: what `auto` picks, and medians of a step's time with either. At last,
+from the formulas, what each way would send for an 8B model on 8 to 512 GPUs.
 """
 
 import os
@@ -34,14 +35,27 @@ from workers.losses import IGNORED
 from workers.model import Base
 from workers.parallel.cost import Choice, RoutedPlace, token_bytes, weight_bytes
 from workers.parallel.mesh import Mesh
-from workers.parallel.plan import routed_places
+from workers.parallel.plan import routed_places, share_out
 from workers.parallel.shards import ExpertShards
+from workers.parallel.trial import MicroBatch
 from workers.parallel.update import Replicated
-from workers.spec import AdapterSpec, DataSpec, ModelSpec, OptimizerSpec, ParallelSpec, TrainSpec
+from workers.spec import (
+    AdapterSpec,
+    DataSpec,
+    LossSpec,
+    ModelSpec,
+    OptimizerSpec,
+    ParallelSpec,
+    TrainSpec,
+)
 from workers.train.step import TrainStep
 
 WAYS = [(1, "none"), *((size, way) for size in (2, 4) for way in ("tokens", "weights"))]
 WORKERS = 4
+SETTING_ROUNDS = 3
+"""Steps of a setting for each round."""
+MUCH = 1.15
+"""Where the slower exchange takes so many times as long, auto must not pick it."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +74,39 @@ class Sizes:
     exact_steps: int = 4
 
 
+@dataclass(frozen=True)
+class Setting:
+    """An adapter and its rows, for which `auto` chooses."""
+
+    sizes: Sizes
+    ep_size: int = 2
+    kind: str = "block"
+    recomputed: bool = False
+    contrastive: bool = False
+
+    def spec(self) -> TrainSpec:
+        """The whole specification."""
+        return _spec(self.sizes, self.ep_size, self.kind, self.recomputed, self.contrastive)
+
+
+WIDE = Sizes(width=256, feed_forward=1024, experts=8, rank=4, top_k=4, rows=2)
+FEW = Sizes(experts=32, rank=32, rows=1, length=8)
+SETTINGS = {
+    "large experts, few tokens": Setting(FEW),
+    "the same, recomputed": Setting(FEW, recomputed=True),
+    "small experts in a wide block": Setting(WIDE, ep_size=4),
+    "the same, recomputed on two": Setting(WIDE, recomputed=True),
+    "linear experts, few tokens": Setting(FEW, ep_size=4, kind="linear"),
+    "contrastive": Setting(Sizes(experts=8, rank=4, rows=8), contrastive=True),
+}
+
+
 class Run:
     """One way to share out the experts, on this worker."""
 
     def __init__(self, sizes: Sizes, ep_size: int, exchange: str, dtype: torch.dtype) -> None:
-        base, adapter, spec = _build(sizes, dtype)
+        spec = _spec(sizes, ep_size)
+        base, adapter = _build(sizes, spec, dtype)
         self.places = routed_places(adapter, contrastive=False)
         mesh = Mesh.of(ParallelSpec(workers=WORKERS, ep_size=ep_size))
         self.shards = ExpertShards(adapter, mesh, Choice(exchange))
@@ -74,12 +116,7 @@ class Run:
 
     def take(self, number: int) -> float:
         """One step; its loss."""
-        generator = torch.Generator().manual_seed(WORKERS * number + dist.get_rank())
-        shape = (self._sizes.rows, self._sizes.length)
-        ids_BS = torch.randint(256, shape, generator=generator)
-        labels_BS = ids_BS.clone()
-        labels_BS[:, : self._sizes.length // 2] = IGNORED
-        return self.step([Batch(ids_BS, torch.ones_like(ids_BS), labels_BS)]).losses["loss"]
+        return self.step([_batch(self._sizes, number)]).losses["loss"]
 
     def expert_bytes(self) -> int:
         """Of the expert parameters on this worker, and of the optimizer's state for them."""
@@ -89,7 +126,34 @@ class Run:
         return sum(one.numel() * one.element_size() for one in kept)
 
 
-def _build(sizes: Sizes, dtype: torch.dtype) -> tuple[Base, Adapter, TrainSpec]:
+def _batch(sizes: Sizes, number: int) -> Batch:
+    """This worker's rows of one step."""
+    generator = torch.Generator().manual_seed(WORKERS * number + dist.get_rank())
+    ids_BS = torch.randint(256, (sizes.rows, sizes.length), generator=generator)
+    labels_BS = ids_BS.clone()
+    labels_BS[:, : sizes.length // 2] = IGNORED
+    return Batch(ids_BS, torch.ones_like(ids_BS), labels_BS)
+
+
+def _spec(
+    sizes: Sizes,
+    ep_size: int,
+    kind: str = "block",
+    recomputed: bool = False,
+    contrastive: bool = False,
+) -> TrainSpec:
+    shape = {"num_experts": sizes.experts, "rank": sizes.rank, "top_k": sizes.top_k}
+    return TrainSpec(
+        model=ModelSpec(path="random", activation_checkpointing=recomputed),
+        adapter=AdapterSpec.model_validate({**shape, "dropout": 0.0, "experts": kind}),
+        loss=LossSpec(contrastive_weight=0.01 if contrastive else 0.0),
+        data=DataSpec(train="-", validation="-"),
+        optimizer=OptimizerSpec(schedule="constant", batch_size=WORKERS * sizes.rows),
+        parallel=ParallelSpec(workers=WORKERS, ep_size=ep_size),
+    )
+
+
+def _build(sizes: Sizes, spec: TrainSpec, dtype: torch.dtype) -> tuple[Base, Adapter]:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=256,
@@ -100,17 +164,12 @@ def _build(sizes: Sizes, dtype: torch.dtype) -> tuple[Base, Adapter, TrainSpec]:
         num_key_value_heads=2,
     )
     model = LlamaForCausalLM(config).to(dtype).train()
-    shape = AdapterSpec(num_experts=sizes.experts, rank=sizes.rank, top_k=sizes.top_k, dropout=0.0)
-    adapter = inject(model, shape, seed=1)
+    if spec.model.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    adapter = inject(model, spec.adapter, seed=1)
     for parameter in adapter.parameters():
         parameter.data = torch.randn_like(parameter.data, dtype=dtype) * 0.05
-    spec = TrainSpec(
-        model=ModelSpec(path="random"),
-        adapter=shape,
-        data=DataSpec(train="-", validation="-"),
-        optimizer=OptimizerSpec(schedule="constant"),
-    )
-    return Base(model, None, torch.device("cpu")), adapter, spec  # type: ignore[arg-type]
+    return Base(model, None, torch.device("cpu")), adapter  # type: ignore[arg-type]
 
 
 def work(rank: int, sizes: Sizes, folder: str) -> None:
@@ -119,6 +178,7 @@ def work(rank: int, sizes: Sizes, folder: str) -> None:
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", store, rank=rank, world_size=WORKERS)
     figures = {"error": errors(sizes), **timings(sizes)}
+    figures["auto"] = {name: choices(one, sizes.rounds) for name, one in SETTINGS.items()}
     if not rank:
         torch.save(figures, Path(folder, "figures.pt"))
     dist.barrier()
@@ -172,6 +232,40 @@ def timings(sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def choices(setting: Setting, rounds: int) -> dict[str, Any]:
+    """What auto picks, and the median seconds of a step by either exchange, in turns."""
+    sizes, spec = setting.sizes, setting.spec()
+    base, adapter = _build(sizes, spec, torch.float32)
+    micro = MicroBatch(sizes.rows, sizes.length, torch.float32)
+    shards = share_out(spec, base.model, adapter, Mesh.of(spec.parallel), micro)
+    picked = shards.choice
+    assert picked is not None
+    step = TrainStep(spec, base, adapter, Replicated(adapter, spec.optimizer, shards))
+    seconds: dict[str, list[float]] = {exchange: [] for exchange in picked.measured_seconds}
+    for number in range(SETTING_ROUNDS * rounds + 1):
+        for exchange, taken in seconds.items():
+            shards.take(Choice(exchange))
+            dist.barrier()
+            started = time.perf_counter()
+            step([_batch(sizes, number)])
+            taken.append(time.perf_counter() - started)
+    medians = {exchange: statistics.median(taken[1:]) for exchange, taken in seconds.items()}
+    return {"picked": picked.exchange, "trial": picked.measured_seconds, "step": medians}
+
+
+def verdict(figures: dict[str, Any]) -> dict[str, Any]:
+    """Whether auto was right, where a step by the slower exchange takes much longer."""
+    best, other = sorted(figures["step"], key=figures["step"].get)
+    ratio = figures["step"][other] / figures["step"][best]
+    right = figures["picked"] == best
+    return {
+        "picked": figures["picked"],
+        "faster": best,
+        "slower_over_faster": round(ratio, 3),
+        "wrong": not right and ratio > MUCH,
+    }
+
+
 def big_model(out: TextIO) -> None:
     """What one GPU sends for a micro-batch of an 8B model (32 layers of 4096 x 14336, K=2, bf16):
     without expert parallelism the experts' gradients once a step, with it one exchange."""
@@ -207,6 +301,24 @@ def big_model(out: TextIO) -> None:
     print(f"\nOne GPU's bytes for a micro-batch of an 8B model:\n\n{table(heads, rows)}", file=out)
 
 
+def settings(auto: dict[str, Any], figures: dict[str, Any], out: TextIO) -> None:
+    """What auto picked, beside what was measured."""
+    rows = [
+        [
+            name,
+            *(f"{1e3 * figures[name]['trial'][way]:.1f}" for way in ("tokens", "weights")),
+            *(f"{1e3 * figures[name]['step'][way]:.1f}" for way in ("tokens", "weights")),
+            one["faster"],
+            f"{one['slower_over_faster']:.2f}",
+            one["picked"] + (" (wrong)" if one["wrong"] else ""),
+        ]
+        for name, one in auto.items()
+    ]
+    heads = ["setting", "trial ms, tokens", "weights", "step ms, tokens", "weights"]
+    heads += ["faster", "slower over faster", "auto picked"]
+    print(f"\nWhat auto picks:\n\n{table(heads, rows)}", file=out)
+
+
 def run(sizes: Sizes, out: TextIO) -> dict[str, object]:
     """Measure, print, and give the ratios."""
     with tempfile.TemporaryDirectory() as folder:
@@ -226,6 +338,8 @@ def run(sizes: Sizes, out: TextIO) -> dict[str, object]:
     ]
     heads = ["ep_size", "experts and optimizer MiB", "sent MB", "predicted MB", "step ms"]
     print(table(heads, rows), file=out)
+    auto = {name: verdict(taken) for name, taken in figures["auto"].items()}
+    settings(auto, figures["auto"], out)
     big_model(out)
     over = {
         f"{size} {way}": round(figures["sent"][size, way] / figures["predicted"][size, way], 3)
@@ -239,6 +353,8 @@ def run(sizes: Sizes, out: TextIO) -> dict[str, object]:
             if way == "tokens"
         },
         "bytes_over_predicted": over,
+        "auto": auto,
+        "auto_wrong": sum(one["wrong"] for one in auto.values()),
         "step_seconds": {f"{s} {way}": figures["seconds"][s, way] for s, way in WAYS},
         "sizes": asdict(sizes) | {"workers": WORKERS},
     }

@@ -1,8 +1,8 @@
-"""What two workers that share the experts keep for the backward pass, and send."""
+"""What two workers that share the experts keep for the backward pass, send, and choose."""
 
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.distributed.expert_parallel_cases import CASES, batches, build
+from tests.distributed.expert_parallel_cases import CASES, RECOMPUTED, Case, batches, build
 from tests.processes import run_together
 from workers.inject import inject
 from workers.parallel.cost import Choice, Passes
 from workers.parallel.mesh import Mesh
+from workers.parallel.plan import share_out
 from workers.parallel.shards import ExpertShards
+from workers.parallel.trial import MicroBatch
 from workers.parallel.update import Replicated
 from workers.parallel.world import World
-from workers.spec import AdapterSpec, ParallelSpec
+from workers.spec import AdapterSpec, ParallelSpec, TrainSpec, override
 from workers.train.step import TrainStep
 
 TOKENS = (4, 64)
@@ -67,7 +69,7 @@ class Counted(World):
         return super().add(tensor)
 
 
-def test_what_two_workers_keep_and_send(tmp_path: Path) -> None:
+def test_what_two_workers_keep_send_and_choose(tmp_path: Path) -> None:
     run_together(work, tmp_path, processes=2)
 
 
@@ -80,6 +82,9 @@ def work(rank: int, folder: Path) -> None:
         for dtype in (torch.float32, torch.bfloat16):
             check_memory(mesh, experts, dtype)
     check_messages(mesh)
+    for case in CASES + RECOMPUTED:
+        if "tokens" in case.only:
+            check_choice(mesh, case)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -140,3 +145,34 @@ def check_messages(mesh: Mesh) -> None:
     counts = [size for size in sums if size == (4 + 2) + (8 + 2)]
     assert len(counts) == 3
     assert len(sums) - len(once) == 2
+
+
+def check_choice(mesh: Mesh, case: Case) -> None:
+    """A trial settles it alike on all workers and leaves nothing behind; a run goes either way."""
+    base, adapter = build(case, torch.float32, checkpointing=case.recomputed)
+    base.model.eval()
+    before, random = adapter.state_dict(), torch.get_rng_state()
+    micro = MicroBatch(rows=2, length=case.length, dtype=torch.float32)
+    shards = share_out(auto(case.spec), base.model, adapter, mesh, micro)
+    choice = shards.choice
+    assert choice is not None
+    assert mesh.world.gather(asdict(choice)) == [asdict(choice)] * 2
+    assert choice.exchange == min(choice.measured_seconds, key=choice.measured_seconds.get)
+    assert choice.measured_seconds.keys() == choice.predicted_bytes.keys() == {"tokens", "weights"}
+    assert shards.traffic.take() == 0
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not any(module.training for module in base.model.modules())
+    assert all(parameter.grad is None for parameter in adapter.parameters())
+    with shards.gathered():
+        for name, parameter in adapter.state_dict().items():
+            assert torch.equal(parameter, before[name])
+    base.model.train()
+    step = TrainStep(case.spec, base, adapter, Replicated(adapter, case.spec.optimizer, shards))
+    for exchange in choice.measured_seconds:
+        shards.take(Choice(exchange))
+        assert step([batches(case, 2, 0)[mesh.world.rank]]).fault is None
+
+
+def auto(spec: TrainSpec) -> TrainSpec:
+    """The same for two workers that share the experts in the faster way."""
+    return override(spec, {"parallel.workers": 2, "parallel.ep_size": 2}, "test")

@@ -91,11 +91,13 @@ def test_two_workers_equal_one_process(
             parallel__workers=2,
             parallel__strategy=strategy,
             parallel__zero_stage=3,
+            parallel__ep_size=ep_size,
+            model__activation_checkpointing=ep_size > 1,
             evaluation__generate=True,
             evaluation__rows_per_task=3,  # shares of unequal size
             evaluation__batch_size=2,
         )
-        for strategy in ("fsdp2", "deepspeed")
+        for strategy, ep_size in (("fsdp2", 1), ("deepspeed", 1), ("fsdp2", 2))
     ]
     models = tiny_model_dir, gpt2_model_dir, large_model_dir
     run_together(two_workers, models, specs, tmp_path, processes=2)
@@ -118,7 +120,7 @@ def two_workers(
         check_parity(model, "even block", mesh, WITH_EXPERT_PARALLELISM)
         check_relay(model, mesh)
         for spec in specs:
-            check_training(spec, folder / spec.parallel.strategy, mesh)
+            check_training(spec, folder / f"{spec.parallel.strategy}-{spec.parallel.ep_size}", mesh)
 
 
 def four_workers(rank: int, model: Path, folder: Path) -> None:

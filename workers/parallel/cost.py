@@ -1,4 +1,4 @@
-"""What expert parallelism sends, by formulas, and which exchange is the cheaper (DESIGN §5).
+"""What expert parallelism sends, by formulas, and which exchange is the faster (DESIGN §5).
 
 Bytes are those that one worker sends to others for one micro-batch, forward and backward.
 """
@@ -52,31 +52,28 @@ def remote_owners(experts: int, slots: int, workers: int) -> float:
 
 
 def token_bytes(
-    places: Sequence[RoutedPlace], workers: int, tokens: float, number_bytes: int
+    places: Sequence[RoutedPlace],
+    workers: int,
+    tokens: float,
+    number_bytes: int,
+    *,
+    recomputed: bool = False,
 ) -> float:
-    """Of the exchange by tokens: hidden states and results, their gradients, indices and gates."""
-    total = 0.0
+    """Of the exchange by tokens: hidden states and results, their gradients, indices and gates;
+    all but the gradients once more where activations are `recomputed`."""
+    total, forward = 0.0, 2 if recomputed else 1
     for place in places:
-        row = 2 * (place.row + place.rank_space) * number_bytes
-        row += place.slots * (INDEX_BYTES + 2 * GATE_BYTES)
+        row = (forward + 1) * (place.row + place.rank_space) * number_bytes
+        row += place.slots * (forward * INDEX_BYTES + (forward + 1) * GATE_BYTES)
         total += tokens * remote_owners(place.experts, place.slots, workers) * row
     return total
 
 
 def weight_bytes(places: Sequence[RoutedPlace], workers: int, number_bytes: int) -> float:
-    """Of the exchange by weights: gathered twice, and their gradients scattered once."""
+    """Of the exchange by weights: gathered twice, for the backward pass or by the forward pass that
+    it repeats, and their gradients scattered once."""
     numbers = sum(place.expert_numbers for place in places)
     return 3 * numbers * number_bytes * (workers - 1) / workers
-
-
-@dataclass(frozen=True)
-class Bandwidth:
-    """Measured bytes a second that a worker sends."""
-
-    tokens: float
-    """In all-to-alls."""
-    weights: float
-    """In all-gathers."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,8 @@ class Choice:
     reason: str = ""
     predicted_bytes: dict[str, float] = field(default_factory=dict)
     """By exchange, what each worker sends for one micro-batch."""
+    measured_seconds: dict[str, float] = field(default_factory=dict)
+    """By exchange, what all routed layers take for one micro-batch, where both were tried."""
 
     @property
     def words(self) -> str:
@@ -96,24 +95,11 @@ class Choice:
         return f"by {self.exchange}, {size:.3g} MB a worker and micro-batch: {self.reason}"
 
 
-def choose(wanted: str, predicted: dict[str, float], bandwidth: Bandwidth) -> Choice:
-    """The exchange that is `wanted`, or with auto the one that takes less time."""
-    seconds = {name: predicted[name] / getattr(bandwidth, name) for name in predicted}
-    if wanted != "auto":
-        return Choice(wanted, "parallel.exchange asks for it", predicted)
+def faster(predicted: dict[str, float], seconds: dict[str, float]) -> Choice:
+    """The exchange that took less time, by exchange the predicted bytes and measured seconds."""
     best, other = sorted(seconds, key=lambda name: seconds[name])
     reason = (
-        f"{_figures(best, predicted, bandwidth, seconds)}, "
-        f"{_figures(other, predicted, bandwidth, seconds)}"
+        f"the routed layers took {seconds[best]:.3g} s for a micro-batch, "
+        f"and {seconds[other]:.3g} s with {predicted[other] / 1e6:.3g} MB by {other}"
     )
-    return Choice(best, reason, predicted)
-
-
-def _figures(
-    name: str, predicted: dict[str, float], bandwidth: Bandwidth, seconds: dict[str, float]
-) -> str:
-    rate = getattr(bandwidth, name) / 1e9
-    return (
-        f"{name} would take {seconds[name]:.3g} s for a micro-batch's "
-        f"{predicted[name] / 1e6:.3g} MB at {rate:.3g} GB/s"
-    )
+    return Choice(best, reason, predicted, seconds)

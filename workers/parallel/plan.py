@@ -1,14 +1,21 @@
 """Which exchange a run takes, from its adapter, its rows and its wires."""
 
-import torch
+from torch import nn
 
 from workers.inject import Adapter
 from workers.layers.experts import BlockExperts
 from workers.pack import Layer
-from workers.parallel.bandwidth import measure
-from workers.parallel.cost import Passes, RoutedPlace, choose, token_bytes, weight_bytes
+from workers.parallel.cost import (
+    Choice,
+    Passes,
+    RoutedPlace,
+    faster,
+    token_bytes,
+    weight_bytes,
+)
 from workers.parallel.mesh import Mesh
 from workers.parallel.shards import ExpertShards
+from workers.parallel.trial import MicroBatch, measured
 from workers.spec import TrainSpec
 
 
@@ -19,24 +26,43 @@ def routed_places(adapter: Adapter, *, contrastive: bool) -> list[RoutedPlace]:
 
 
 def share_out(
-    spec: TrainSpec, adapter: Adapter, mesh: Mesh, tokens: float, dtype: torch.dtype
+    spec: TrainSpec, model: nn.Module, adapter: Adapter, mesh: Mesh, micro: MicroBatch
 ) -> ExpertShards:
-    """The adapter with its experts in shards over `mesh.ep`, by the exchange that the run takes.
-
-    Its workers each have so many tokens in a micro-batch, padding included, as activations of type
-    `dtype`. A collective of all workers.
-    """
+    """The one adapter on `model` with its experts in shards over `mesh.ep`, by the exchange that
+    the run takes. A collective of all workers."""
     if mesh.ep.size == 1:
         return ExpertShards(adapter, mesh)
-    places = routed_places(adapter, contrastive=spec.loss.contrastive_weight > 0)
-    use_dora = spec.adapter.use_dora  # Its weights travel as the optimizer holds them.
-    predicted = {
-        "tokens": token_bytes(places, mesh.ep.size, tokens, dtype.itemsize),
-        "weights": weight_bytes(places, mesh.ep.size, 4 if use_dora else dtype.itemsize),
+    passes = Passes.of(spec)
+    predicted = _predicted(spec, adapter, mesh.ep.size, micro)
+    choice = _asked_for(spec, predicted)
+    if choice is not None:
+        return ExpertShards(adapter, mesh, choice, passes)
+    shards = ExpertShards(adapter, mesh, Choice("weights"), passes)
+    shards.take(faster(predicted, measured(model, adapter, shards, micro)))
+    return shards
+
+
+def _predicted(
+    spec: TrainSpec, adapter: Adapter, workers: int, micro: MicroBatch
+) -> dict[str, float]:
+    """By exchange, what each of the workers that share the experts sends for one micro-batch."""
+    passes, size = Passes.of(spec), micro.dtype.itemsize
+    places = routed_places(adapter, contrastive=passes.contrastive)
+    # DoRA's weights travel as the optimizer holds them.
+    weight_size = next(adapter.parameters()).itemsize if spec.adapter.use_dora else size
+    return {
+        "tokens": token_bytes(places, workers, micro.tokens, size, recomputed=passes.recomputed),
+        "weights": weight_bytes(places, workers, weight_size),
     }
-    bandwidth = measure(mesh.ep, next(adapter.parameters()).device)
-    choice = choose("weights" if use_dora else spec.parallel.exchange, predicted, bandwidth)
-    return ExpertShards(adapter, mesh, choice, Passes.of(spec))
+
+
+def _asked_for(spec: TrainSpec, predicted: dict[str, float]) -> Choice | None:
+    """What the specification settles; None leaves it to a trial."""
+    if spec.adapter.use_dora:
+        return Choice("weights", "adapter.use_dora allows no other", predicted)
+    if spec.parallel.exchange != "auto":
+        return Choice(spec.parallel.exchange, "parallel.exchange asks for it", predicted)
+    return None
 
 
 def _place(layer: Layer, *, contrastive: bool) -> RoutedPlace | None:

@@ -17,6 +17,7 @@ from workers.inject import inject
 from workers.parallel.mesh import Mesh
 from workers.parallel.plan import share_out
 from workers.parallel.strategy import update_for
+from workers.parallel.trial import MicroBatch
 from workers.parallel.world import World
 from workers.spec import AdapterSpec, InputError, TrainSpec
 from workers.train import checkpoint
@@ -73,8 +74,7 @@ class TrainingRun:
             _ = self.inputs.validation_examples  # read now: it must not fail after hours
             if plan.start_from:
                 self._start_from(plan.start_from)
-            tokens, dtype = self._tokens_at_once(), base.model.get_input_embeddings().weight.dtype
-            self._shards = share_out(spec, self.adapter, mesh, tokens, dtype)
+            self._shards = share_out(spec, base.model, self.adapter, mesh, self._micro_batch())
             self.exchange = self._shards.choice
             """With expert parallelism, how experts and tokens meet, and why so."""
             self._update = update_for(spec, base.model, self.adapter, self._shards)
@@ -200,10 +200,11 @@ class TrainingRun:
             if self.world.is_first:
                 note_rows(self.plan.folder, self.step, everyone)
 
-    def _tokens_at_once(self) -> float:
-        """Of a micro-batch of one worker, about: rows of like length go together."""
+    def _micro_batch(self) -> MicroBatch:
+        """About what a worker has at once: rows of like length go together."""
         rows = self.spec.trained_at_once(self.world.size)
-        return rows * math.fsum(map(len, self.inputs.train)) / len(self.inputs.train)
+        length = round(math.fsum(map(len, self.inputs.train)) / len(self.inputs.train))
+        return MicroBatch(rows, length, self.inputs.base.model.get_input_embeddings().weight.dtype)
 
     def _manifest(self) -> Manifest:
         routing = self.metrics.get("validation", {}).get("routing", {})

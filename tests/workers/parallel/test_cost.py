@@ -7,9 +7,8 @@ from dataclasses import asdict
 import pytest
 
 from workers.parallel.cost import (
-    Bandwidth,
     RoutedPlace,
-    choose,
+    faster,
     remote_owners,
     token_bytes,
     weight_bytes,
@@ -38,15 +37,24 @@ def test_the_designs_formulas() -> None:
     assert weight_bytes([whole], 8, 2) == pytest.approx(9 * 128 * (4096 + 14336) * 2 * 7 / 8)
 
 
-def test_auto_takes_what_is_faster_and_says_why() -> None:
+def test_what_checkpointing_repeats_is_sent_again() -> None:
+    """Of the exchange by tokens; by weights, it gathers what the backward pass then need not."""
+    place = RoutedPlace(experts=512, slots=1, row=2 * 4096, expert_numbers=9)
+    once, twice = (token_bytes([place], 8, 100, 2, recomputed=again) for again in (False, True))
+    forward = 100 * (2 * 4096 * 2 + 8 + 4) * 7 / 8
+    assert twice - once == pytest.approx(forward)
+
+
+def test_the_faster_one_is_taken_and_it_says_why() -> None:
     predicted = {"tokens": 8e6, "weights": 2e6}
-    assert choose("auto", predicted, Bandwidth(1e9, 1e9)).exchange == "weights"
-    fast_tokens = choose("auto", predicted, Bandwidth(5e9, 1e9))
-    assert fast_tokens.exchange == "tokens"
-    assert "8 MB at 5 GB/s" in fast_tokens.reason
-    assert "2 MB at 1 GB/s" in fast_tokens.words
-    assert choose("weights", predicted, Bandwidth(5e9, 1e9)).exchange == "weights"
-    assert json.loads(json.dumps(asdict(fast_tokens)))["predicted_bytes"] == predicted
+    by_weights = faster(predicted, {"tokens": 0.3, "weights": 0.1})
+    by_tokens = faster(predicted, {"tokens": 0.1, "weights": 0.3})
+    assert (by_weights.exchange, by_tokens.exchange) == ("weights", "tokens")
+    assert by_tokens.words == (
+        "by tokens, 8 MB a worker and micro-batch: the routed layers took 0.1 s for a micro-batch, "
+        "and 0.3 s with 2 MB by weights"
+    )
+    assert json.loads(json.dumps(asdict(by_tokens)))["predicted_bytes"] == predicted
 
 
 def test_bytes_grow_with_tokens_or_with_experts() -> None:

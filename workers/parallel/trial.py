@@ -1,0 +1,117 @@
+"""How long a run's own routed layers take by either exchange, measured before it takes one.
+
+A trial holds all that the two differ in, at its real size: messages and what is waited for them,
+the frozen block's work on the rows that an owner receives, the copies of the experts, and what
+checkpointing repeats. Its hidden states are random: tokens scatter over the experts.
+Shapes: B rows, S positions, D width.
+"""
+
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from workers.inject import Adapter
+from workers.parallel.cost import Choice
+from workers.parallel.shards import ExpertShards
+from workers.parallel.whole import whole
+from workers.site import Site
+from workers.sites import decoder_layers
+
+TRIES = 7
+"""Of each exchange, in turns, after one that does not count."""
+EXCHANGES = ("tokens", "weights")
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a worker has in one forward pass."""
+
+    rows: int
+    length: int
+    """Tokens of a row, padding included."""
+    dtype: torch.dtype
+    """Of the activations."""
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows."""
+        return self.rows * self.length
+
+
+def measured(
+    model: nn.Module, adapter: Adapter, shards: ExpertShards, micro: MicroBatch
+) -> dict[str, float]:
+    """By exchange, the seconds of all routed layers for one micro-batch, forward and backward: the
+    median, of the slowest worker. The same figures on all workers, of whom it is a collective."""
+    total = dict.fromkeys(EXCHANGES, 0.0)
+    _, layers = decoder_layers(model)
+    sites, routers = adapter.sites, adapter.routers
+    for path, alike in _kinds(sites, routers).items():
+        router_ED = routers[path].weight
+        shape = micro.rows, micro.length, router_ED.shape[1]
+        with _training(sites[path], layers[int(path.split(".")[1])], router_ED.device):
+            hidden_BSD = torch.randn(shape, dtype=micro.dtype, device=router_ED.device)
+            taken = _medians(sites[path], shards, hidden_BSD.requires_grad_())
+        for exchange, seconds in taken.items():
+            total[exchange] += alike * seconds
+    shards.traffic.take()
+    return total
+
+
+def _kinds(sites: dict[str, Site], paths: Iterable[str]) -> dict[str, int]:
+    """The first place of each kind, and how many there are of it."""
+    kinds: dict[object, list[str]] = {}
+    for path in paths:
+        shapes = (parameter.shape for parameter in sites[path].adapters.parameters())
+        kinds.setdefault((sites[path].feed_forward is None, *shapes), []).append(path)
+    return {alike[0]: len(alike) for alike in kinds.values()}
+
+
+@contextmanager
+def _training(site: Site, layer: nn.Module, device: torch.device) -> Iterator[None]:
+    """The site trains, with its decoder layer's weights there, on random numbers of its own."""
+    mode = site.training
+    drawing = [device] if device.type == "cuda" else []
+    with whole(layer), torch.random.fork_rng(drawing):
+        site.train()
+        try:
+            yield
+        finally:
+            site.train(mode)
+
+
+def _medians(site: Site, shards: ExpertShards, hidden_BSD: Tensor) -> dict[str, float]:
+    tries: dict[str, list[float]] = {exchange: [] for exchange in EXCHANGES}
+    for _ in range(TRIES + 1):
+        for exchange, taken in tries.items():
+            shards.take(Choice(exchange))
+            taken.append(_seconds(site, shards, hidden_BSD))
+    medians = [statistics.median(taken[1:]) for taken in tries.values()]
+    slowest = torch.tensor(medians, dtype=torch.float64, device=hidden_BSD.device)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX)
+    return dict(zip(tries, slowest.tolist(), strict=True))
+
+
+def _seconds(site: Site, shards: ExpertShards, hidden_BSD: Tensor) -> float:
+    """One forward and backward pass, which leaves no gradient."""
+    shards.mesh.world.wait()
+    _finish(hidden_BSD.device)
+    started = time.perf_counter()
+    again = shards.passes.recomputed
+    output = checkpoint(site, hidden_BSD, use_reentrant=False) if again else site(hidden_BSD)
+    trained = [hidden_BSD, *site.adapters.parameters()]
+    torch.autograd.grad(output, trained, torch.ones_like(output), allow_unused=True)
+    _finish(hidden_BSD.device)
+    return time.perf_counter() - started
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
