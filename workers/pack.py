@@ -68,7 +68,8 @@ def packed_linear(
         return adapted_TO
     members = _members(layers, split, hidden)
     pairs, mode = _pairs(members, split), Mode(_rate(members, split))
-    bank = join([layer.bank(linear, hidden.dtype) for layer in layers if layer is not None])
+    there = [layer for layer in layers if layer is not None]
+    bank = join([layer.bank(linear, hidden.dtype) for layer in there], void=True)
     adapted = adapt_linear(Frozen.of(linear, hidden_TD), bank, pairs, hidden_TD, mode)
     _record(members, adapted)
     return adapted.output_TO
@@ -114,14 +115,15 @@ def _members(layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> li
 
 
 def _pairs(members: Sequence[_Member], split: Split) -> Pairs:
-    """Experts and gates token by token; slots that a member lacks are void with gate 0."""
+    """Experts and gates token by token; slots that a member lacks are void with gate 0. The void
+    is the joint bank's last expert."""
     experts = sum(member.experts for member in members)
     choices = [member.choice(experts) for member in members]
     slots = max(expert_tK.shape[1] for expert_tK, _ in choices)
     precision = reduce(torch.promote_types, (gate_tK.dtype for _, gate_tK in choices))
     expert_TK = torch.cat([pad(e, (0, slots - e.shape[1]), value=experts) for e, _ in choices])
     gate_TK = torch.cat([pad(g.to(precision), (0, slots - g.shape[1])) for _, g in choices])
-    return Pairs(expert_TK[split.place_T], gate_TK[split.place_T], experts, voids=True)
+    return Pairs(expert_TK[split.place_T], gate_TK[split.place_T], experts + 1, apart=True)
 
 
 def _rate(members: Sequence[_Member], split: Split) -> float | Tensor:
@@ -154,7 +156,7 @@ def _block_banks(
                 own.get(name) or _no_update(layer, sizes, hidden)
                 for layer, own in zip(blocks, each, strict=True)
             ]
-            banks[name] = join(parts)
+            banks[name] = join(parts, void=True)
     return banks
 
 

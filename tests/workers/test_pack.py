@@ -150,7 +150,9 @@ def test_prompts_of_several_adapters(
     monkeypatch.setattr("workers.layers.prepared.PLAIN_PRODUCTS", 1)  # no pass is a decoding step
     made = []
     join = prepared.join
-    monkeypatch.setattr(prepared, "join", lambda banks: made.append(banks) or join(banks))
+    monkeypatch.setattr(
+        prepared, "join", lambda banks, void: made.append(banks) or join(banks, void)
+    )
     joined = set()
     for length in (1, 7, 40):
         monkeypatch.setattr("workers.layers.many.CHUNK_BYTES", 1 if length == 7 else 2**23)

@@ -6,6 +6,7 @@ Shapes: T tokens, K slots, N experts, R rank, D model width, I and O a linear's 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from workers.layers import dropout
@@ -75,8 +76,8 @@ def adapt_linear(
     (rank_space_TKR,) = project_all([bank], _dropped(hidden_TI, mode), pairs)
     gate_TK1 = pairs.gate_TK.to(rank_space_TKR.dtype).unsqueeze(-1)
     if bank.factor_NO is not None:
-        weight_TN = pairs.spread_sum(pairs.masked(gate_TK1)).squeeze(-1)
-        change_TO = weight_TN @ (bank.factor_NO - 1).to(weight_TN.dtype)
+        no_TO = torch.zeros_like(frozen.output_TO)
+        change_TO = bank.change.expand(pairs.masked(gate_TK1), pairs, no_TO)
         frozen = Frozen(frozen.output_TO + change_TO * frozen.without_bias_TO, None)
         factor_NO1 = bank.factor_NO.to(bank.lora_B_NOR.dtype).unsqueeze(-1)
         bank = bank.with_B(bank.lora_B_NOR * factor_NO1)

@@ -54,6 +54,13 @@ class Bank:
         scaled_NRI = self.lora_A_NRI * self.scale
         return replace(self, lora_A_NRI=scaled_NRI, scale=1.0, kept_B_SO=self.stacked_B_SO)
 
+    @property
+    def change(self) -> "Bank":
+        """How DoRA changes output features, as experts of rank 1: B is its factor less 1."""
+        assert self.factor_NO is not None
+        lora_B_NO1 = (self.factor_NO - 1).to(self.lora_B_NOR.dtype).unsqueeze(-1)
+        return Bank(self.lora_A_NRI[:, :1], lora_B_NO1, 1.0)
+
     def with_A(self, lora_A_NRI: Tensor) -> "Bank":  # noqa: N802
         """The same with other A matrices."""
         return replace(self, lora_A_NRI=lora_A_NRI)
@@ -73,18 +80,39 @@ class Bank:
 
     def project(self, input_TI: Tensor, pairs: Pairs) -> Tensor:
         """A_e x of every pair: [T, K, R]."""
-        if self._dense(pairs):
+        return self._project(input_TI, pairs, self._dense(pairs))
+
+    def project_each(self, input_TKI: Tensor, pairs: Pairs) -> Tensor:
+        """A_e x of every pair, each of which has an x of its own: [T, K, R]."""
+        rank_space_P1R = self._project(input_TKI.flatten(0, 1), pairs.each, not pairs.apart)
+        return rank_space_P1R.view(*input_TKI.shape[:2], self.lora_A_NRI.shape[1])
+
+    def expand(self, rank_space_TKR: Tensor, pairs: Pairs, onto_TO: Tensor) -> Tensor:
+        """onto + sum_k B_e z of every token: [T, O]."""
+        return self._expand(rank_space_TKR, pairs, onto_TO, self._dense(pairs))
+
+    def expand_each(self, rank_space_TKR: Tensor, pairs: Pairs, onto_TKO: Tensor) -> Tensor:
+        """onto + B_e z of every pair: [T, K, O]."""
+        rank_space_P1R = rank_space_TKR.flatten(0, 1).unsqueeze(1)
+        onto_PO = onto_TKO.flatten(0, 1)
+        return self._expand(rank_space_P1R, pairs.each, onto_PO, not pairs.apart).view_as(onto_TKO)
+
+    def _project(self, input_TI: Tensor, pairs: Pairs, dense: bool) -> Tensor:
+        if dense:
             all_TS = functional.linear(input_TI, self.stacked_A_SI)
             return pairs.pick(all_TS.view(-1, *self.lora_A_NRI.shape[:2]))
         return _apply(_Project, input_TI, self.lora_A_NRI, pairs)
 
-    def expand(self, rank_space_TKR: Tensor, pairs: Pairs, onto_TO: Tensor) -> Tensor:
-        """onto + sum_k B_e z of every token: [T, O]."""
-        if self._dense(pairs):
+    def _expand(self, rank_space_TKR: Tensor, pairs: Pairs, onto_TO: Tensor, dense: bool) -> Tensor:
+        if dense:
             return onto_TO.addmm(pairs.spread_sum(rank_space_TKR).flatten(1), self.stacked_B_SO)
         return onto_TO + _apply(_Expand, rank_space_TKR, self.lora_B_NOR, pairs)
 
     def _dense(self, pairs: Pairs) -> bool:
+        """Whether a product of all tokens with all experts is cheaper, and is right: zeros stand
+        where a token has not the expert."""
+        if pairs.apart:
+            return False
         if torch.compiler.is_compiling():
             return True
         experts, width_out, rank = self.lora_B_NOR.shape
@@ -106,8 +134,15 @@ def project_all(banks: Sequence[Bank], input_TI: Tensor, pairs: Pairs) -> list[T
     return [bank.scaled(part_TKR, pairs) for bank, part_TKR in zip(banks, parts, strict=True)]
 
 
-def join(banks: Sequence[Bank]) -> Bank:
-    """The experts of several banks of one linear, one after the other, ranks padded with zeros."""
+def join(banks: Sequence[Bank], void: bool) -> Bank:
+    """The experts of several banks of one linear, one after the other, ranks padded with zeros; if
+    there is a `void`, it is the last: an expert of zeros."""
+    if void:
+        like = banks[0]
+        lora_A_1RI, lora_B_1OR = (
+            one.new_zeros(1, *one.shape[1:]) for one in (like.lora_A_NRI, like.lora_B_NOR)
+        )
+        banks = [*banks, Bank(lora_A_1RI, lora_B_1OR, like.scale)]
     if len(banks) == 1:
         return banks[0]
     rank = max(bank.lora_A_NRI.shape[1] for bank in banks)

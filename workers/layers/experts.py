@@ -219,10 +219,12 @@ class BlockExperts(nn.Module):
             pairs = made.router.route(hidden_TD)
             return block.leave(adapt_prepared(block, made, hidden_TD, pairs))
         routing = self.router(hidden_TD, length)
+        if made is not None:
+            expert_TK, gate_TK = routing.expert_TK, routing.gate_TK
+            pairs = Pairs(expert_TK, gate_TK, made.experts, apart=self.router.has_voids)
+            return block.leave(adapt_prepared(block, made, hidden_TD, pairs))
         sent = self.dispatcher.dispatch(hidden_TD, routing)
         pairs = _pairs(sent, self.router)
-        if made is not None:
-            return block.leave(adapt_prepared(block, made, hidden_TD, pairs))
         mode = Mode(self.rate if self.training else 0.0, self.fused)
         dtype = hidden_TD.dtype
         with self.dispatcher.experts(partial(self._stacked, dtype), sent) as whole:

@@ -29,8 +29,6 @@ def few_tokens(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pai
     own_IPR = made.place_INR.index_select(1, pairs.expert_TK.flatten())
     row_ITKR = own_IPR.view(inner, tokens, slots, rank)
     rank_space_ITX = _products(made.inner_A_SD, row_ITKR.flatten(2), hidden_TD)
-    if pairs.real_TK1 is not None:
-        rank_space_ITX.view_as(row_ITKR).mul_(pairs.real_TK1)
     update_BO = row_sums(
         row_ITKR, rank_space_ITX, made.inner_B_SO, made.start_B[: inner * tokens * slots]
     )
@@ -43,8 +41,7 @@ def few_tokens(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pai
     if made.outer_A_SF is None or made.outer_B_SD is None:
         return output_TD
     row_TKR = row_ITKR[0]
-    outer_TKR = _products(made.outer_A_SF, row_TKR, hidden_TKF)
-    outer_TKR = pairs.masked(outer_TKR).mul_(gate_TK.unsqueeze(2))
+    outer_TKR = _products(made.outer_A_SF, row_TKR, hidden_TKF).mul_(gate_TK.unsqueeze(2))
     return output_TD.add_(
         row_sums(row_TKR, outer_TKR, made.outer_B_SD, made.start_B[: tokens * slots : slots])
     )

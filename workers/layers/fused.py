@@ -8,15 +8,16 @@ For token t, slot k and e = expert_TK[t, k], over frozen outputs gate and up (un
 Nothing of size [T * K, F] reaches memory, in neither direction; backward computes h again.
 
 Tokens are sorted by their first two experts, so that a tile of tokens meets few. For each slot a
-program walks over the experts that its tile chose, one small `tl.dot` each, with the rows of other
-experts masked to zero. Slots add up in registers, and so do the rank-space sums over a program's
-share of F; the few shares are added at the end. Backward has two kernels: the same walk gives the
-gradients of activations, rank space and weights; the other goes over pairs sorted by expert, one
-expert's B and A and their gradients in registers. Programs that read the same columns run side by
-side, so a token's K pairs find them in the L2 cache. No atomics: the same bits on every run. It
-moves [T, F] 3 times forward and 8 times backward; plain LoRA's separate operations about twice
-that. The tiles come from what the compiler reports for sm_90 (no spills to speak of at K = 2,
-R = 16; two to four programs on a processor); they have not been timed on a GPU yet.
+program walks over the experts that its tile chose, one small `tl.dot` each, whose result counts in
+the rows of that expert only: what is not finite stays with who chose it. Slots add up in registers,
+and so do the rank-space sums over a program's share of F; the few shares are added at the end.
+Backward has two kernels: the same walk gives the gradients of activations, rank space and weights;
+the other goes over pairs sorted by expert, one expert's B and A and their gradients in registers.
+Programs that read the same columns run side by side, so a token's K pairs find them in the L2
+cache. No atomics: the same bits on every run. It moves [T, F] 3 times forward and 8 times backward;
+plain LoRA's separate operations about twice that. The tiles come from what the compiler reports for
+sm_90 (no spills to speak of at K = 2, R = 16; two to four programs on a processor); they have not
+been timed on a GPU yet.
 
 Shapes: T tokens, F feed-forward width, E experts, K slots of a token, R rank of the inner linears,
 Q of the outer one.

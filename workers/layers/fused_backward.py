@@ -6,6 +6,7 @@ import triton.language as tl
 from workers.layers.fused_kernels import (
     activate,
     dot,
+    dot_where,
     dropout,
     expert_after,
     matrix_a,
@@ -83,13 +84,13 @@ def backward_tokens_kernel(
             total_up = dz_up[k]
             e = expert_after(-1, expert, E)
             while e < E:
-                here = (expert == e)[:, None]
+                here = expert == e
                 if b_gate_ptr is not None:
                     b = matrix_b(b_gate_ptr, e, f, F, R, RP)
-                    total_gate = dot(tl.where(here, dg, 0.0), b, total_gate, OPERAND, MULTIPLY)
+                    total_gate = dot_where(here, dg, b, total_gate, OPERAND, MULTIPLY)
                 if b_up_ptr is not None:
                     b = matrix_b(b_up_ptr, e, f, F, R, RP)
-                    total_up = dot(tl.where(here, du, 0.0), b, total_up, OPERAND, MULTIPLY)
+                    total_up = dot_where(here, du, b, total_up, OPERAND, MULTIPLY)
                 e = expert_after(e, expert, E)
             dz_gate = replaced(dz_gate, k, total_gate)
             dz_up = replaced(dz_up, k, total_up)

@@ -25,6 +25,13 @@ def dot(left, right, total, OPERAND: tl.constexpr, MULTIPLY: tl.constexpr):
 
 
 @triton.jit
+def dot_where(here, left, right, total, OPERAND: tl.constexpr, MULTIPLY: tl.constexpr):
+    """As `dot` in rows that are `here`; the others keep their total, whatever `right` holds: zero
+    times another adapter's infinity would not be zero."""
+    return tl.where(here[:, None], dot(left, right, total, OPERAND, MULTIPLY), total)
+
+
+@triton.jit
 def activate(x, ACT: tl.constexpr):
     """The activation and its derivative."""
     if ACT == "silu":
@@ -114,14 +121,15 @@ def updated(
         if b_gate_ptr is not None:
             z = rank_rows(z_gate_ptr, pair, here, R, RP)
             b = matrix_b(b_gate_ptr, e, f, F, R, RP)
-            g = dot(z, tl.trans(b), g, OPERAND, MULTIPLY)
+            g = dot_where(here, z, tl.trans(b), g, OPERAND, MULTIPLY)
         if b_up_ptr is not None:
             z = rank_rows(z_up_ptr, pair, here, R, RP)
             b = matrix_b(b_up_ptr, e, f, F, R, RP)
-            u = dot(z, tl.trans(b), u, OPERAND, MULTIPLY)
+            u = dot_where(here, z, tl.trans(b), u, OPERAND, MULTIPLY)
         if dz_out_ptr is not None:
             z = rank_rows(dz_out_ptr, pair, here, Q, QP)
-            dh = dot(z, matrix_a(a_ptr, e, f, F, Q, QP), dh, OPERAND, MULTIPLY)
+            a = matrix_a(a_ptr, e, f, F, Q, QP)
+            dh = dot_where(here, z, a, dh, OPERAND, MULTIPLY)
         e = expert_after(e, expert, E)
     return g, u, dh
 
@@ -177,9 +185,8 @@ def forward_kernel(
                 total = z_out[k]
                 e = expert_after(-1, expert, E)
                 while e < E:
-                    mine = tl.where((expert == e)[:, None], h, 0.0)
                     a = matrix_a(a_ptr, e, f, F, Q, QP)
-                    total = dot(mine, tl.trans(a), total, OPERAND, MULTIPLY)
+                    total = dot_where(expert == e, h, tl.trans(a), total, OPERAND, MULTIPLY)
                     e = expert_after(e, expert, E)
                 z_out = replaced(z_out, k, total)
         tile = start * F + f[None, :]

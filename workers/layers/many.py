@@ -60,12 +60,11 @@ class _Chunk:
         self._expert_P = pairs.expert_TK.flatten()[order_P]
         self._gate_P = pairs.gate_TK.flatten()[order_P[self._place_P]]
         """Token by token."""
-        self._real_P = None if pairs.real_TK1 is None else pairs.real_TK1.flatten()[order_P]
 
     def hidden(self, block: FeedForward, hidden_tD: Tensor, frozen: Sequence[Tensor]) -> Tensor:
         """h of every pair, [P, F]."""
         made = self._made
-        rank_space_PIR = self._masked(self._inner_rank_space(hidden_tD))
+        rank_space_PIR = self._inner_rank_space(hidden_tD)
         lora_B_INRO = made.inner_B_SO.view(made.inner, made.experts, made.rank, -1)
         outputs = [one.index_select(0, self._token_P) for one in frozen]
         for i, output_PO in enumerate(outputs):
@@ -86,8 +85,7 @@ class _Chunk:
         rank_space_RP = hidden_PF.new_empty(made.rank, len(hidden_PF))
         for expert, rows in self._groups:  # the tall factor on the right: up to a third faster
             torch.mm(lora_A_NRF[expert], hidden_PF[rows].T, out=rank_space_RP[:, rows])
-        rank_space_PR = self._masked(rank_space_RP.T)[self._place_P]
-        weighed_PR = rank_space_PR.mul_(self._gate_P.unsqueeze(1))
+        weighed_PR = rank_space_RP.T[self._place_P].mul_(self._gate_P.unsqueeze(1))
         row_PR = made.place_INR[0].index_select(0, self._expert_P[self._place_P])
         return row_sums(row_PR, weighed_PR, lora_B_SD, self._start_t * made.rank)
 
@@ -105,13 +103,6 @@ class _Chunk:
             for expert, rows in self._groups:
                 torch.mm(lora_A_INRD[i, expert], hidden_PD[rows].T, out=own_RP[:, rows])
         return rank_space_IRP.permute(2, 0, 1)
-
-    def _masked(self, rank_space_PR: Tensor) -> Tensor:
-        """Zero where a pair is void; [P, ..., R]."""
-        if self._real_P is None:
-            return rank_space_PR
-        real = self._real_P.view(-1, *[1] * (rank_space_PR.dim() - 1))
-        return rank_space_PR.mul_(real)
 
 
 def _by_token(order_P: Tensor, token_P: Tensor, tokens: int) -> tuple[Tensor, Tensor]:

@@ -82,16 +82,15 @@ def plain_mixture(
     pairs: Pairs,
     keep_TF: Tensor | None,
 ) -> Mixed:
-    """One masked matmul pair and torch's own gradients: for few tokens, torch.compile, DoRA."""
+    """One matmul pair with all experts, and torch's own gradients: for few tokens, torch.compile,
+    DoRA."""
     hidden_TKF = block.combine(*(_plain_inner(one, pairs) for one in inner))
     mix_TF = torch.bmm(pairs.gate_TK.to(hidden_TKF.dtype).unsqueeze(1), hidden_TKF).squeeze(1)
     if outer is None:
         return Mixed(mix_TF, None)
     if keep_TF is not None:
         hidden_TKF = hidden_TKF * keep_TF.unsqueeze(1)
-    all_TKS = hidden_TKF @ outer.stacked_A_SI.T
-    all_TKNR = all_TKS.view(*all_TKS.shape[:2], *outer.lora_A_NRI.shape[:2])
-    return Mixed(mix_TF, pairs.pick_each(all_TKNR))
+    return Mixed(mix_TF, outer.project_each(hidden_TKF, pairs))
 
 
 def _unadapted(
@@ -115,9 +114,10 @@ def _plain_inner(one: Inner, pairs: Pairs) -> Tensor:
     frozen_T1O = one.frozen_TO.unsqueeze(1)
     if one.bank is None or one.rank_space_TKR is None:
         return frozen_T1O
-    update_TKO = pairs.spread(one.rank_space_TKR).flatten(2) @ one.bank.stacked_B_SO
+    frozen_TKO = frozen_T1O.expand(-1, pairs.expert_TK.shape[1], -1)
     if one.bank.factor_NO is None:
-        return frozen_T1O + update_TKO
+        return one.bank.expand_each(one.rank_space_TKR, pairs, frozen_TKO)
+    update_TKO = one.bank.expand_each(one.rank_space_TKR, pairs, torch.zeros_like(frozen_TKO))
     change_TKO = pairs.masked((one.bank.factor_NO - 1).to(update_TKO.dtype)[pairs.expert_TK])
     bare_T1O = frozen_T1O if one.bias_O is None else frozen_T1O - one.bias_O
     return frozen_T1O + update_TKO + change_TKO * (bare_T1O + update_TKO)

@@ -14,16 +14,30 @@ from torch import Tensor
 
 
 class Pairs:
-    """Which experts each token is sent to. A slot with expert N is void: it has no expert."""
+    """Which experts each token is sent to. A slot with expert N is void: it has no expert.
 
-    def __init__(self, expert_TK: Tensor, gate_TK: Tensor, num_experts: int, voids: bool) -> None:
+    `apart`: the experts are several adapters', whose numbers must not meet others' tokens, not even
+    times zero: infinity times zero is not zero. The last of the N is then the void, an expert of
+    zeros (`bank.join`).
+    """
+
+    def __init__(
+        self,
+        expert_TK: Tensor,
+        gate_TK: Tensor,
+        num_experts: int,
+        voids: bool = False,
+        apart: bool = False,
+    ) -> None:
         self.gate_TK = gate_TK
         self.num_experts = num_experts
+        self.apart = apart
         self.real_TK1 = (expert_TK < num_experts).unsqueeze(-1) if voids else None
-        """False in void slots; None where there are none."""
-        # What a void slot multiplies is zero, so any expert may do it.
+        """False in void slots whose values are to be masked; None where there are none."""
+        # What a void slot gives is masked, so any of the adapter's own experts may do it.
         self.expert_TK = expert_TK.clamp(max=num_experts - 1) if voids else expert_TK
         self._one_hot_TKN: Tensor | None = None
+        self._each: Pairs | None = None
 
     @cached_property
     def sorted(self) -> "SortedPairs":
@@ -42,8 +56,9 @@ class Pairs:
         has many), and chunks can take their experts only. numpy calls cost a tenth of torch's."""
         expert_P = self.expert_TK.flatten().numpy()
         order_P = expert_P.argsort(kind="stable")
-        if self.real_TK1 is not None:
-            counts_P = (self.real_TK1.squeeze(-1) | (self.gate_TK != 0)).flatten().numpy()
+        real_TK = self._real_TK
+        if real_TK is not None:
+            counts_P = (real_TK | (self.gate_TK != 0)).flatten().numpy()
             order_P = order_P[counts_P[order_P]]
         ends = np.bincount(expert_P[order_P], minlength=self.num_experts).cumsum()
         return SortedPairs(
@@ -59,11 +74,27 @@ class Pairs:
         if self.real_TK1 is not None:
             void_tK = ~self.real_TK1[rows].squeeze(-1)
             expert_tK = expert_tK.masked_fill(void_tK, self.num_experts)
-        return Pairs(expert_tK, gate_tK, self.num_experts, voids=self.real_TK1 is not None)
+        voids = self.real_TK1 is not None
+        return Pairs(expert_tK, gate_tK, self.num_experts, voids, self.apart)
+
+    @property
+    def _real_TK(self) -> Tensor | None:  # noqa: N802
+        """False in void slots; None where there are none."""
+        if self.apart:
+            return self.expert_TK < self.num_experts - 1
+        return None if self.real_TK1 is None else self.real_TK1.squeeze(-1)
+
+    @property
+    def each(self) -> "Pairs":
+        """Every pair as a token of its own, with one slot."""
+        if self._each is None:  # Of a cached_property torch.compile refuses the lock.
+            expert_P1, gate_P1 = self.expert_TK.view(-1, 1), self.gate_TK.reshape(-1, 1)
+            self._each = Pairs(expert_P1, gate_P1, self.num_experts, apart=self.apart)
+        return self._each
 
     def masked(self, values_TKR: Tensor) -> Tensor:
-        """`values`, zero in void slots."""
-        return values_TKR if self.real_TK1 is None else values_TKR * self.real_TK1
+        """`values`, zero in void slots, whatever stood there."""
+        return values_TKR if self.real_TK1 is None else values_TKR.where(self.real_TK1, 0)
 
     def pick(self, all_TNR: Tensor) -> Tensor:
         """Of every token's N vectors those of its experts: [T, K, R]."""
@@ -72,24 +103,17 @@ class Pairs:
         chosen_P = (self.expert_TK + first_T1).flatten()
         return all_TNR.flatten(0, 1).index_select(0, chosen_P).view(tokens, slots, all_TNR.shape[2])
 
-    def pick_each(self, all_TKNR: Tensor) -> Tensor:
-        """Of every pair's N vectors that of its expert: [T, K, R]."""
-        one_hot_P1N = self.one_hot_TKN.to(all_TKNR.dtype).flatten(0, 1).unsqueeze(1)
-        chosen_P1R = torch.bmm(one_hot_P1N, all_TKNR.flatten(0, 1))
-        return chosen_P1R.view(*self.expert_TK.shape, all_TKNR.shape[-1])
-
-    def spread(self, values_TKR: Tensor) -> Tensor:
-        """Each vector in its expert's place among zeros: [T, K, N, R]."""
-        return values_TKR.unsqueeze(2) * self.one_hot_TKN.to(values_TKR.dtype).unsqueeze(-1)
-
     def spread_sum(self, values_TKR: Tensor) -> Tensor:
-        """The sum of `spread` over the slots: [T, N, R]."""
-        return torch.bmm(self.one_hot_TKN.to(values_TKR.dtype).transpose(1, 2), values_TKR)
+        """Each vector in its expert's place among zeros, summed over the slots: [T, N, R]."""
+        one_hot_TKN = self.one_hot_TKN.to(values_TKR.dtype)
+        if values_TKR.shape[1] == 1:
+            return values_TKR * one_hot_TKN.transpose(1, 2)
+        return torch.bmm(one_hot_TKN.transpose(1, 2), values_TKR)
 
     @property
     def one_hot_TKN(self) -> Tensor:  # noqa: N802
         """One where slot k of token t has expert n, in the gates' type."""
-        if self._one_hot_TKN is None:  # Of a cached_property torch.compile refuses the lock.
+        if self._one_hot_TKN is None:  # No cached_property either.
             zero_TKN = self.gate_TK.new_zeros(*self.expert_TK.shape, self.num_experts)
             self._one_hot_TKN = zero_TKN.scatter_(-1, self.expert_TK.unsqueeze(-1), 1)
         return self._one_hot_TKN

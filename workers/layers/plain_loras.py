@@ -1,7 +1,8 @@
 """Plain LoRA of several adapters on one linear, without gradients: every token with its own.
 
 All A lie in one matrix and all B in another; what is of other adapters than a token's own counts
-zero. Both are made once, and serve until another set of adapters meets.
+zero, which a B that is not finite would not make of it: the general way is for that. Both are made
+once, and serve until another set of adapters meets.
 Shapes: T tokens, M members (adapters, or the bare base), R rank, S the sum of their ranks, I and O
 the linear's input and output size.
 """
@@ -25,8 +26,10 @@ class _Together(NamedTuple):
     """Held, so that no other can take their identity."""
     lora_A_SI: Tensor
     lora_B_SO: Tensor
-    own_MS: Tensor
-    """One where a rank is the member's own."""
+    other_MS: Tensor
+    """True where a rank is not the member's own."""
+    finite: bool
+    """Whether B is."""
 
 
 class PlainLoras:
@@ -46,12 +49,13 @@ class PlainLoras:
         """The linear with every token's own update, [T, O]; `member_T` says whose a token is. None
         where the general way is needed or faster."""
         made = self._together(linear, members, hidden_TI)
-        if made is None:
+        if made is None or not made.finite:
             return None
         ranks = len(made.lora_A_SI)
         if ranks > DENSE_RANKS and len(hidden_TI) * ranks > PLAIN_PRODUCTS:
             return None
-        own_TS = functional.linear(hidden_TI, made.lora_A_SI).mul_(made.own_MS[member_T])
+        all_TS = functional.linear(hidden_TI, made.lora_A_SI)
+        own_TS = all_TS.masked_fill_(made.other_MS[member_T], 0)
         frozen_TO = frozen_product(linear, hidden_TI)
         return frozen_TO.addmm(own_TS, made.lora_B_SO)
 
@@ -83,10 +87,12 @@ class PlainLoras:
 def _put_together(banks: Sequence[Bank | None]) -> _Together:
     there = [bank for bank in banks if bank is not None]
     lora_A_SI = torch.cat([bank.stacked_A_SI for bank in there])
-    own_MS = lora_A_SI.new_zeros(len(banks), len(lora_A_SI))
+    lora_B_SO = torch.cat([bank.stacked_B_SO for bank in there])
+    other_MS = lora_A_SI.new_ones(len(banks), len(lora_A_SI), dtype=torch.bool)
     first = 0
     for member, bank in enumerate(banks):
         if bank is not None:
-            own_MS[member, first : first + len(bank.stacked_A_SI)] = 1
+            other_MS[member, first : first + len(bank.stacked_A_SI)] = False
             first += len(bank.stacked_A_SI)
-    return _Together(banks, lora_A_SI, torch.cat([bank.stacked_B_SO for bank in there]), own_MS)
+    finite = bool(lora_B_SO.isfinite().all())  # a GPU is waited for once
+    return _Together(banks, lora_A_SI, lora_B_SO, other_MS, finite)

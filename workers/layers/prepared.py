@@ -49,6 +49,7 @@ class Prepared(NamedTuple):
     """Tokens up to which a pass is a decoding step."""
     inner: int
     experts: int
+    """Their void among them, an expert of zeros, where tokens may have one."""
     rank: int
     router: JointRouter | None
     """None where the adapters' strategies need their own."""
@@ -103,7 +104,8 @@ def _prepare(block: FeedForward, members: Members, dtype: torch.dtype) -> Prepar
     plain = all(bank.factor_NO is None for part in parts for bank in part.values())
     if not same or not plain or not all(name in parts[0] for name in block.inner):
         return None
-    banks = {name: join([part[name] for part in parts]) for name in parts[0]}
+    void = len(members) > 1 or layers[0].router.has_voids
+    banks = {name: join([part[name] for part in parts], void) for name in parts[0]}
     inner, outer = [banks[name] for name in block.inner], banks.get(block.outer[0])
     experts, _, rank = inner[0].lora_B_NOR.shape
     place = partial(torch.arange, device=inner[0].lora_B_NOR.device)

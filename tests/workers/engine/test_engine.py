@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from workers.adapter.files import attach
+from workers.engine.attention import BY_SEQUENCE
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Adapter, Limits, RequestError, Sampling
 from workers.inject import row_map
@@ -487,17 +488,48 @@ def test_an_exception_inside_one_adapters_layer_fails_its_requests_alone(
             assert told == alone(tiny_model_dir, adapter, prompt)
 
 
+def poison(base: Base) -> tuple[int, ...]:
+    """A prompt whose activations are no numbers from now on."""
+    token = 199
+
+    def overflow(_: Any, args: tuple[torch.Tensor], embedded: torch.Tensor) -> torch.Tensor:
+        return embedded.masked_fill((args[0] == token).unsqueeze(-1), torch.nan)
+
+    base.model.get_input_embeddings().register_forward_hook(overflow)
+    return (*range(40, 70), token, *range(70, 80))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_that_are_not_finite_fail_their_request_alone_on_a_gpu(
+    tiny_model_dir: Path, adapters: list[Adapter], dtype: str
+) -> None:
+    base = load_base(ModelSpec.model_validate({"path": str(tiny_model_dir), "dtype": dtype}))
+    bad = poison(base)
+    asked = [(bad if i % 2 else PROMPTS[i], [None, *adapters[:2]][i % 3]) for i in range(6)]
+    engine = ContinuousEngine(base, LIMITS)
+
+    async def together() -> list[Any]:
+        asking = (answer(engine, prompt, adapter) for prompt, adapter in asked)
+        return await asyncio.gather(*asking, return_exceptions=True)
+
+    try:
+        assert base.model.config._attn_implementation == BY_SEQUENCE
+        for (prompt, _), told in zip(asked, run(together()), strict=True):
+            if prompt is bad:
+                assert isinstance(told, RequestError)
+                assert told.code == "non_finite"
+            else:
+                assert isinstance(told, list)
+    finally:
+        engine.close()
+
+
 def test_logits_that_are_not_finite_fail_their_request_alone(
     fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[Adapter]
 ) -> None:
     """Activations of one prompt overflow: what it leaves in batch and cache harms nobody."""
-    poison = 199
-
-    def overflow(_: Any, args: tuple[torch.Tensor], embedded: torch.Tensor) -> torch.Tensor:
-        return embedded.masked_fill((args[0] == poison).unsqueeze(-1), torch.nan)
-
-    base.model.get_input_embeddings().register_forward_hook(overflow)
-    bad = (*range(40, 70), poison, *range(70, 80))
+    bad = poison(base)
     asked = [(bad if i % 2 else PROMPTS[i], [None, *adapters[:2]][i % 3]) for i in range(6)]
 
     async def together() -> list[Any]:
@@ -511,6 +543,38 @@ def test_logits_that_are_not_finite_fail_their_request_alone(
                 assert (told.status, told.code) == (500, "non_finite")
             else:
                 assert told == alone(tiny_model_dir, adapter, prompt)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"routing": "top_p"}, {"experts": "linear"}, {"num_experts": 1, "top_k": 1}],
+    ids=str,
+)
+def test_an_adapter_that_overflows_fails_its_requests_alone(
+    fragile: ContinuousEngine,
+    tiny_model_dir: Path,
+    make_adapter: Callable[..., Path],
+    shape: dict[str, Any],
+) -> None:
+    """Beside the base and an adapter of fewer experts and slots, in prefills and decoding."""
+    wide = {"num_experts": 6, "top_k": 3} | shape
+    broken = Adapter("broken@1", str(make_adapter(5, spread=1e30, **wide)))
+    fewer = {"num_experts": 2, "top_k": 1} if wide["num_experts"] > 1 else {"rank": 2}
+    sound = Adapter("sound@1", str(make_adapter(6, **shape | fewer)))
+    for adapter in (broken, sound):
+        fragile.load(adapter)
+    asked = [(PROMPTS[i], [None, sound, broken][i % 3]) for i in range(9)]
+
+    async def together() -> list[Any]:
+        asking = (answer(fragile, prompt, adapter) for prompt, adapter in asked)
+        return await asyncio.gather(*asking, return_exceptions=True)
+
+    for (prompt, adapter), told in zip(asked, run(together()), strict=True):
+        if adapter is broken:
+            assert isinstance(told, RequestError)
+            assert told.code == "non_finite"
+        else:
+            assert told == alone(tiny_model_dir, adapter, prompt)
 
 
 def test_a_request_that_takes_too_long_is_504_and_frees_its_place(base: Base) -> None:

@@ -287,6 +287,37 @@ def test_the_layer_computes_as_on_its_eager_path(form: str) -> None:
         assert float((got - want).detach().norm()) <= 1e-5 * float(want.detach().norm())
 
 
+@pytest.mark.parametrize("flaw", [torch.inf, torch.nan])
+@pytest.mark.parametrize("gated", [True, False])
+def test_experts_that_are_not_finite_reach_nobody_else(gated: bool, flaw: float) -> None:
+    """Every other token is another adapter's, whose two experts and rank space are broken."""
+    case = replace(SMALL, T=12, E=4, gated=gated, adapted=ALL if gated else ("gate", "outer"))
+    _, given = tensors(case)
+    broken_T = torch.arange(case.T, device=DEVICE) % 2
+    expert_TK = torch.stack([2 * broken_T, 2 * broken_T + 1], dim=1)
+    expert_TK[3, 0] = expert_TK[4, 1] = case.E  # void
+    rows = ("gate", "up", "weight", "z_gate", "z_up")
+    for name in ("z_gate", "z_up", "b_gate", "b_up", "a"):
+        if given[name] is not None:
+            given[name][broken_T == 1 if name in rows else slice(2, None)] = flaw
+
+    def run(token_t: Tensor, experts: int) -> list[Tensor]:
+        parts = {
+            n: None if t is None else (t[token_t] if n in rows else t[:experts]).requires_grad_()
+            for n, t in given.items()
+        }
+        expert_tK = expert_TK[token_t]
+        outputs = fused(case, expert_tK.where(expert_tK < experts, experts), parts, None)
+        leaves = [one for one in parts.values() if one is not None]
+        return [*outputs, *torch.autograd.grad(sum(one.sum() for one in outputs), leaves)]
+
+    sound_t = (broken_T == 0).nonzero().squeeze(1)
+    together = run(torch.arange(case.T, device=DEVICE), case.E)
+    for got, want in zip(together, run(sound_t, 2), strict=True):
+        assert want.isfinite().all()
+        torch.testing.assert_close(got[:2] if len(got) == case.E else got[sound_t], want)
+
+
 def test_no_tokens() -> None:
     expert_TK, given = (tensors(replace(SMALL, T=1))[0][:0], tensors(replace(SMALL, T=1))[1])
     rows = ("gate", "up", "z_gate", "z_up", "weight")
