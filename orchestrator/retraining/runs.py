@@ -39,8 +39,8 @@ class HereRuns:
         from cluster.session import session
         from orchestrator.tuner import preflight, run
 
+        preflight(job)
         with session():
-            preflight(job)
             run(job)
 
     def end(self, study: str) -> End | None:  # noqa: ARG002

@@ -1,6 +1,6 @@
 """Prompt and target as token ids, in training exactly as in serving."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ class Encoder:
         for row in rows:
             try:
                 example = self.example(row)
-                if scored:
+                if scored and row.choices:
                     self.choices(row)
             except TooLongError:
                 if self.data.too_long != "skip":
@@ -66,34 +66,38 @@ class Encoder:
 
     def example(self, row: Row) -> Example:
         """Prompt and target of a row; a prompt that is too long loses its beginning."""
-        return self._fit(row, row.target, self.end)
+        return self._examples(row, (row.target,), self.end)[0]
 
     def choices(self, row: Row) -> list[Example]:
         """One example for each choice of a row, to be compared by log-likelihood."""
-        return [self._fit(row, choice) for choice in row.choices]
+        return self._examples(row, row.choices)
 
     def spells_control(self, row: Row) -> bool:
         """Whether a row's text spells out a control token."""
         turns = (message["content"] for message in row.messages)
         return any(map(self.text.spells_control, (row.target, *turns)))
 
-    def _fit(self, row: Row, text: str, end: tuple[int, ...] = ()) -> Example:
-        """InputError, with file and row, where it cannot be."""
+    def _examples(self, row: Row, texts: Sequence[str], end: tuple[int, ...] = ()) -> list[Example]:
+        """One for each text, behind the row's prompt. InputError, with file and row, where it
+        cannot be."""
         try:
-            prompt, target = self._prompt(row), self.text.text(text) + end
+            prompt = self._prompt(row)
+            targets = [self.text.text(text) + end for text in texts]
         except InputError as error:
             raise InputError(f"{row.where}: {error}") from None
         if not prompt:
             raise InputError(f"{row.where}: its prompt is empty")
+        return [self._fit(row, prompt, target) for target in targets]
+
+    def _fit(self, row: Row, prompt: tuple[int, ...], target: tuple[int, ...]) -> Example:
         most = self.data.max_length
-        # A target that is cut leaves its prompt half of the room, if that needs so much.
-        room = most - 1 if len(target) < most else most - min(len(prompt), most // 2)
         if len(target) >= most and self.data.too_long != "cut":
             raise TooLongError(
                 f"{row.where}: its target has {len(target)} tokens, and leaves no room for a "
-                f"prompt in data.max_length, which is {most}: {text!r:.60}; data.too_long may be "
-                "skip or cut"
+                f"prompt in data.max_length, which is {most}; data.too_long may be skip or cut"
             )
+        # A target that is cut leaves its prompt half of the room, if that needs so much.
+        room = most - 1 if len(target) < most else most - min(len(prompt), most // 2)
         kept = target[:room]
         shown = prompt[len(kept) - most :]
         return Example(shown, kept, (len(prompt) - len(shown), len(target) - len(kept)))
