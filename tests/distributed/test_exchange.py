@@ -85,6 +85,7 @@ def work(rank: int, folder: Path) -> None:
     for case in CASES + RECOMPUTED:
         if "tokens" in case.only:
             check_choice(mesh, case)
+    check_true_choice(mesh)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -171,6 +172,33 @@ def check_choice(mesh: Mesh, case: Case) -> None:
     for exchange in choice.measured_seconds:
         shards.take(Choice(exchange))
         assert step([batches(case, 2, 0)[mesh.world.rank]]).fault is None
+
+
+def check_true_choice(mesh: Mesh) -> None:
+    """Large experts and one token; then experts for which fewer bytes go by tokens, and a frozen
+    block that would run nearly twice for each of them: the bytes alone would choose wrongly."""
+    large = {"num_experts": 64, "rank": 64, "top_k": 2}
+    assert chosen(mesh, large, MicroBatch(1, 1, torch.float32)).exchange == "tokens"
+    four_of_eight = {"num_experts": 8, "rank": 16, "top_k": 4}
+    choice = chosen(mesh, four_of_eight, MicroBatch(4, 128, torch.float32))
+    assert choice.predicted_bytes["tokens"] < choice.predicted_bytes["weights"]
+    assert choice.exchange == "weights"
+
+
+def chosen(mesh: Mesh, adapter: dict[str, object], micro: MicroBatch) -> Choice:
+    """For a model whose feed-forward blocks are most of its work."""
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    model = LlamaForCausalLM(config)
+    spec = override(auto(Case("", adapter).spec), {"loss.contrastive_weight": 0.0}, "test")
+    choice = share_out(spec, model, inject(model, spec.adapter), mesh, micro).choice
+    assert choice is not None
+    return choice
 
 
 def auto(spec: TrainSpec) -> TrainSpec:
