@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from ray import cloudpickle
 from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
+from orchestrator.failures import bad_input
 from orchestrator.search import StudySearch
 from orchestrator.spec import JobSpec
+from workers.spec import InputError
 from workers.train.record import reason
 
 _LONGEST_REASON = 500
@@ -30,7 +33,7 @@ class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
             grace_period=min(steps, job.search.grace_evaluations * job.train.evaluation.every),
             reduction_factor=job.search.reduction_factor,
         )
-        self._search = search
+        self._search, self._study_name = search, job.name
         for trial in study.get_trials(deepcopy=False):
             self._replay(trial)
 
@@ -46,12 +49,20 @@ class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
             trial.on_checkpoint(_TrainingResult(at, metrics))
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial failed, or is about to be tried again."""
+        """A trial failed, or is about to be tried again. Bad input would fail again, and every
+        trial after it: an error that is raised here ends the study, as if it was interrupted."""
         super().on_trial_error(tune_controller, trial)
         written = self._search.folder(trial.trial_id) / "error.txt"
-        error = trial.get_pickled_error() or RuntimeError("no reason is known")
+        error = _last_error(trial)
         why = written.read_text() if written.exists() else reason(error)
         self._search.note_failure(trial.trial_id, why.strip()[:_LONGEST_REASON])
+        if found := bad_input(error):
+            name = self._search.names.by_id[trial.trial_id]
+            self._search.refusal = InputError(
+                f"study {self._study_name}: trial {name}: {found} (once that is mended, the study "
+                "goes on with --resume)"
+            )
+            raise self._search.refusal
 
     def _replay(self, past: optuna.trial.FrozenTrial) -> None:
         """Fill the rungs with what a trial reported in an earlier life of the study."""
@@ -61,6 +72,15 @@ class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
         for step, value in sorted(past.intermediate_values.items()):
             if past.state.is_finished() or step <= last:  # later ones will be reported again
                 self.on_trial_result(None, alike, {"step": step, self._metric: value})
+
+
+def _last_error(trial: Trial) -> BaseException:
+    """Tune's own `get_pickled_error` looks where a file is copied to some seconds later."""
+    path = trial.pickled_error_file
+    if path is None or not Path(path).exists():
+        return RuntimeError("no reason is known")
+    error: BaseException = cloudpickle.loads(Path(path).read_bytes())
+    return error
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from orchestrator.spec import JobSpec, dump_job, override_job, portable
 from orchestrator.storage import database_file, storage
 from workers.spec import InputError
 from workers.train.record import write_text
+from workers.train.used import check_same_data, read_used
 
 if TYPE_CHECKING:
     import optuna
@@ -51,6 +52,14 @@ def check_study(job: JobSpec, resume: bool) -> None:
             )
         if resume:
             _check_same(job, optuna.load_study(study_name=job.name, storage=store))
+
+
+def check_data_same(job: JobSpec) -> None:
+    """InputError where a study's rows are no longer those that its trials began with."""
+    from workers.data.source import data_digest
+
+    if before := read_used(job.study_folder()):
+        check_same_data(before, data_digest(job.train.data), f"study {job.name}")
 
 
 def begin(job: JobSpec, resume: bool, store: "optuna.storages.RDBStorage") -> "optuna.Study":

@@ -1,4 +1,4 @@
-"""Notes which workers of a Ray Train group failed: a process that was killed cannot do so."""
+"""Why something failed that Ray ran: notes on a group's workers, and bad input among the causes."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
+from workers.spec import InputError
 from workers.train.events import EventLog
 from workers.train.record import reason
 
@@ -19,7 +20,8 @@ class FailureNotes(UserCallback):  # type: ignore[misc]
         self._folder = folder
 
     def after_exception(self, *, worker_exceptions: dict[int, Exception], **_: Any) -> None:
-        """Some workers failed; the group is then started again, or has failed."""
+        """Some workers failed; the group is then started again, or has failed. Bad input fails
+        again: an error that is raised here ends the group."""
         log = EventLog(self._folder)
         for rank, error in sorted(worker_exceptions.items()):
             cause = getattr(error, "health_check_failure", error)
@@ -27,6 +29,18 @@ class FailureNotes(UserCallback):  # type: ignore[misc]
                 log.note("lost", _short(f"its process is gone: {cause}"), worker=rank)
             else:
                 log.note("failed", _short(reason(error)), worker=rank)
+        for error in worker_exceptions.values():
+            if found := bad_input(error):
+                raise found
+
+
+def bad_input(error: BaseException | None) -> InputError | None:
+    """The bad input behind an error of Ray's, if that was the cause. A full disk, which has a type
+    of its own, may have room the next time."""
+    while error is not None and type(error) is not InputError:
+        causes = (getattr(error, name, None) for name in ("cause", "controller_failure"))
+        error = next((one for one in causes if one is not None), error.__cause__)
+    return error
 
 
 def _short(text: str) -> str:

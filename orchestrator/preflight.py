@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.begin import check_study
+from orchestrator.begin import check_data_same, check_study
 from orchestrator.spec import JobSpec
 from orchestrator.storage import database_file, storage
 from workers.spec import InputError
@@ -22,10 +22,15 @@ _LARGER_IS_BETTER = ("score", "value")
 
 
 def preflight(
-    job: JobSpec, resume: bool | None = None, tell: "Tell" = lambda *_: None
+    job: JobSpec,
+    resume: bool | None = None,
+    tell: "Tell" = lambda *_: None,
+    *,
+    accept_new_data: bool = False,
 ) -> "dict[str, RowCounts]":
     """Check a job's space, metric, files, base model and data as far as a driver can; with
-    `resume` given, also that the study can be begun (False) or gone on with (True).
+    `resume` given, also that the study can be begun (False) or gone on with (True), on the rows
+    that it began with unless new ones are accepted.
 
     Returns what encoding does to the `train` and `validation` rows; `tell` hears how far it is.
     """
@@ -34,6 +39,8 @@ def preflight(
     _check_files(job)
     if resume is not None:
         check_study(job, resume)
+    if resume and not accept_new_data:
+        check_data_same(job)
     _check_mode(job)
     _check_metric(job)
     return _check_model_and_data(job, tell)

@@ -44,6 +44,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         self._register = register
         self._cut_off = [t for t in study.get_trials(deepcopy=False) if not t.state.is_finished()]
         self._failures: dict[str, str] = {}
+        self.refusal: InputError | None = None
+        """Bad input that a trial met, which ends the study."""
         self.names = TrialNames()
         super().__init__(
             space=job.search_space(),

@@ -8,13 +8,21 @@ if TYPE_CHECKING:
     from cluster.jobs import JobClient
 
 
-def submit(client: "JobClient", job: JobSpec, resume: bool = False, id: str | None = None) -> str:
+def submit(
+    client: "JobClient",
+    job: JobSpec,
+    resume: bool = False,
+    id: str | None = None,
+    *,
+    accept_new_data: bool = False,
+) -> str:
     """Run the job's study there as a Ray Job, of this new id if one is given; its id. Raises
     ClusterError."""
     # It runs where it is sent.
     sent = override_job(portable(job), {"cluster.address": None}, f"job {job.name}")
+    how = ["--resume"] * resume + ["--accept-new-data"] * accept_new_data
     return client.submit(
-        ["python", "-m", "orchestrator.cli", "tune", "job.json", *["--resume"] * resume],
+        ["python", "-m", "orchestrator.cli", "tune", "job.json", *how],
         files={"job.json": dump_job(sent)},
         name=id,
         metadata={"study": job.name},

@@ -121,7 +121,8 @@ def _in_group(job: JobSpec) -> Any:
 def _trial_task(job: JobSpec, name: str, config: Mapping[str, Any]) -> "Task":
     spec = override(job.train, config, f"trial {name}")
     folder = job.study_folder() / "trials" / name
-    return _task(spec, RunPlan(folder, job.name, _number(name)))
+    plan = RunPlan(folder, job.name, _number(name), shared=job.study_folder())
+    return _task(spec, plan)
 
 
 def _number(name: str) -> int | None:

@@ -24,16 +24,30 @@ __all__ = ["preflight", "run"]
 Listener = Callable[[TrialEvent], None]
 
 
-def run(job: JobSpec, resume: bool = False, on_progress: Listener | None = None) -> Study:
+def run(
+    job: JobSpec,
+    resume: bool = False,
+    on_progress: Listener | None = None,
+    *,
+    accept_new_data: bool = False,
+) -> Study:
     """Run the job's study to its end on the connected cluster, and return it.
 
     `resume` goes on with a study that was cut off: what has ended is kept, the rest continues from
-    its last checkpoint. Raises InputError for a study that exists already, that is not there to go
-    on with, that another process runs, or whose job was another; ClusterError where no trial has
-    room; KeyboardInterrupt if it was interrupted, which leaves it as after a kill.
+    its last checkpoint; with `accept_new_data` as a new study, where its rows have changed.
+
+    Raises InputError for bad input that a trial met, which ends the study as if it was cut off, and
+    for a study that exists already, that is not there to go on with, that another process runs, or
+    whose job or rows were others; ClusterError where no trial has room; KeyboardInterrupt if it was
+    interrupted, which leaves it as after a kill.
     """
     job = portable(job)  # trials may run in other folders
     check_study(job, resume)
+    if accept_new_data:
+        from orchestrator.new_data import on_new_data
+
+        with locked(job):
+            job = on_new_data(job)
     with locked(job), storage(job.cluster, create=True) as store:
         study = begin(job, resume, store)
         missing = job.search.trials - _ended(study)
@@ -59,7 +73,7 @@ def _tune(job: JobSpec, study: "optuna.Study", trials: int, tell: Listener) -> N
 
     search = StudySearch(job, study, _Registrar(job))
     in_actors = job.train.parallel.max_workers == 1  # otherwise Ray Train keeps the checkpoints
-    tune.Tuner(
+    tuner = tune.Tuner(
         trial_trainable(job),
         tune_config=tune.TuneConfig(
             search_alg=search,
@@ -80,7 +94,13 @@ def _tune(job: JobSpec, study: "optuna.Study", trials: int, tell: Listener) -> N
             callbacks=[StudyWatcher(search, (StudyMetrics(job.name), tell))],
             verbose=0,
         ),
-    ).fit()
+    )
+    try:
+        tuner.fit()
+    except Exception:
+        if search.refusal:  # of which Tune has made a traceback
+            raise search.refusal from None
+        raise
 
 
 def _check_room(job: JobSpec, trials: int) -> None:

@@ -41,8 +41,9 @@ class StudyWatcher(Callback):  # type: ignore[misc]
         self._event(trial, kind, message=record.user_attrs.get("reason", ""))
 
     def on_trial_recover(self, *, trial: Trial, **_: Any) -> None:
-        """A trial failed and is tried again."""
-        self._event(trial, "retried", message=self._failure(trial))
+        """A trial failed and is tried again; what Tune ends because the study ends is not."""
+        if self._search.refusal is None:
+            self._event(trial, "retried", message=self._failure(trial))
 
     def on_trial_error(self, *, trial: Trial, **_: Any) -> None:
         """A trial failed for good."""

@@ -6,6 +6,7 @@ import typer
 
 from orchestrator.commands.options import (
     DEFAULT_STORAGE,
+    AcceptNewData,
     Address,
     AsJson,
     Assignments,
@@ -26,6 +27,7 @@ def submit(
     address: Address = None,
     set_: Assignments = None,
     resume: Resume = False,
+    accept_new_data: AcceptNewData = False,
     as_json: AsJson = False,
 ) -> None:
     """Send a job and the code to a cluster as a Ray Job, and return at once."""
@@ -35,7 +37,7 @@ def submit(
 
     spec = load_job(job, set_ or ())
     client = JobClient(address or spec.cluster.address or "auto")
-    job_id = submit_job(client, spec, resume)
+    job_id = submit_job(client, spec, resume, accept_new_data=accept_new_data)
     if as_json:
         return print_json({"id": job_id, "study": spec.name, "dashboard": client.dashboard_url})
     return print(f"submitted {job_id} (study {spec.name}); dashboard {client.dashboard_url}")

@@ -12,6 +12,13 @@ Job = Annotated[
     str, typer.Argument(metavar="JOB", help="Job file; or smoke, demo, llama8b_cluster.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a study that was cut off.")]
+AcceptNewData = Annotated[
+    bool,
+    typer.Option(
+        "--accept-new-data",
+        help="Go on with a study whose rows have changed, as a new study (NAME-2).",
+    ),
+]
 Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, as in adapter.rank=16."),

@@ -10,6 +10,7 @@ import typer
 
 from orchestrator.commands.options import (
     DEFAULT_STORAGE,
+    AcceptNewData,
     Address,
     AsJson,
     Assignments,
@@ -53,6 +54,7 @@ def tune(
     job: Job,
     set_: Assignments = None,
     resume: Resume = False,
+    accept_new_data: AcceptNewData = False,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
@@ -62,14 +64,14 @@ def tune(
     from orchestrator.display import study_display
     from orchestrator.progress import Narrator, rows_progress
     from orchestrator.spec import load_job, override_job
-    from orchestrator.study import Study
     from orchestrator.tuner import preflight, run
 
     spec = load_job(job, set_ or ())
     if address:
         spec = override_job(spec, {"cluster.address": address}, "--address")
+    resume = resume or accept_new_data
     with rows_progress() as tell:
-        counts = preflight(spec, resume, tell)
+        counts = preflight(spec, resume, tell, accept_new_data=accept_new_data)
     narrator = Narrator()
     for one in counts.values():
         if one.losses():
@@ -78,11 +80,13 @@ def tune(
         narrator.say(f"study {spec.name} · dashboard {cluster.dashboard_url}")
         try:
             with study_display(spec, narrator, own_note(cluster)) as display:
-                run(spec, resume, display)
+                study = run(spec, resume, display, accept_new_data=accept_new_data)
         except KeyboardInterrupt:
             narrator.say(f"interrupted; go on with: {_resume_command(job, set_ or (), address)}")
             raise
-    _show_leaderboard(Study.open(spec.cluster, spec.name), as_json)
+    _show_leaderboard(study, as_json)
+    if study.best() is None:
+        _fail_without_a_winner(study)
 
 
 @app.command()
@@ -123,6 +127,13 @@ def demo(
     from orchestrator.demo.run import run_demo
 
     run_demo(storage, set_ or ())
+
+
+def _fail_without_a_winner(study: "Study") -> None:
+    """Scripts must not take this for a success."""
+    reasons = (f"trial {row.number}: {row.reason}" for row in study.leaderboard() if row.reason)
+    typer.echo(f"moetune: study {study.name}: no trial finished; {next(reasons, '')}", err=True)
+    raise typer.Exit(1)
 
 
 def _resume_command(job: str, assignments: Sequence[str], address: str | None) -> str:

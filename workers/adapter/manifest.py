@@ -39,6 +39,8 @@ class Manifest(Spec):
     """The resolved TrainSpec as plain values; None for an adapter from elsewhere."""
     data_digest: str | None = None
     """Digest of the data; metrics of adapters with different data cannot be compared."""
+    earlier_data: tuple[str, ...] = ()
+    """Digests of other rows that it was trained on before these, with --accept-new-data."""
     study: str | None = None
     trial: int | None = None
     metrics: dict[str, Any] = Field(default_factory=dict)

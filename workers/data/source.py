@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from workers.data.json_line import json_record
 from workers.data.values import repeated
-from workers.spec import InputError, one_line
+from workers.spec import DataSpec, InputError, one_line
 
 HUB = "hub:"
 PARQUET = (".parquet", ".pq")
@@ -57,6 +57,12 @@ def digest(source: str) -> str:
             while block := stream.read(1 << 20):
                 state.update(block)
     return state.hexdigest()
+
+
+def data_digest(spec: DataSpec) -> str:
+    """Digest of the content of both of a run's sources."""
+    both = "".join(digest(source) for source in (spec.train, spec.validation))
+    return hashlib.sha256(both.encode()).hexdigest()
 
 
 def _files(source: str) -> tuple[fs.FileSystem, list[str]]:

@@ -1,6 +1,5 @@
 """What the runs of one model and data share: loaded and encoded once."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,9 +9,10 @@ from workers.adapter.manifest import BaseRecord
 from workers.data.counts import RowCounts
 from workers.data.encode import Encoder, Example
 from workers.data.rows import Row, training_rows, validation_rows
-from workers.data.source import digest
+from workers.data.source import data_digest
 from workers.model import Base, load_base
 from workers.spec import TrainSpec
+from workers.train.used import UsedInputs
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Inputs:
             return former
         same = former if former and former.spec.model == spec.model else None
         base = same.base if same else load_base(spec.model, spec.parallel)
-        return cls(spec, base, Encoder(base.tokenizer, spec.data))
+        inputs = cls(spec, base, Encoder(base.tokenizer, spec.data))
+        _ = inputs.data_digest  # before the rows are read, not at a checkpoint hours later
+        return inputs
 
     @cached_property
     def train_counts(self) -> RowCounts:
@@ -78,8 +80,13 @@ class Inputs:
     @cached_property
     def data_digest(self) -> str:
         """Digest of both sources' content."""
-        sources = (self.spec.data.train, self.spec.data.validation)
-        return hashlib.sha256("".join(map(digest, sources)).encode()).hexdigest()
+        return data_digest(self.spec.data)
+
+    @property
+    def used(self) -> UsedInputs:
+        """Rows and base, as a study's trials must share them."""
+        assert self.base_record.digest, "taken of the loaded model"
+        return UsedInputs(data=self.data_digest, base=self.base_record.digest)
 
 
 def _key(spec: TrainSpec) -> tuple[object, ...]:

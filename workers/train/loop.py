@@ -29,6 +29,7 @@ from workers.train.progress import Meter
 from workers.train.record import Metrics, RunPlan
 from workers.train.rows_taken import note_rows
 from workers.train.step import DivergedError, StepResult, TrainStep
+from workers.train.used import UsedInputs, check_same, read_used
 
 
 class TrainingRun:
@@ -54,6 +55,7 @@ class TrainingRun:
         self.metrics: Metrics = {}
         """The last report."""
         self._sample: RoutingSample | None = None
+        self._earlier_data: tuple[str, ...] = ()
         self._results: list[StepResult] = []
         self._seconds = 0.0
         if spec.parallel.threads:
@@ -159,9 +161,12 @@ class TrainingRun:
         checkpoint.write_state(folder, {**state, "update": optimizer})
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote. The data position is the step."""
+        """Continue from what `save` wrote. The data position is the step. Raises InputError where
+        the rows or the base are others than then."""
         state = checkpoint.read_state(folder)
         adapter = files.read(folder / "adapter")
+        if adapter.manifest and self.world.is_first:
+            self._earlier_data = self._data_before(adapter.manifest, folder)
         self._update.load_whole_state({**state["update"], "adapter": adapter.tensors})
         self._sample = adapter.manifest.routing_sample if adapter.manifest else None
         self._train_step.load_schedule_state(state["schedule"])
@@ -174,6 +179,16 @@ class TrainingRun:
         """Take the adapter off the base model, which the next run may use."""
         self.adapter.remove()
         self.heart.stop()
+
+    def _data_before(self, then: Manifest, folder: Path) -> tuple[str, ...]:
+        """Digests of the rows that a checkpoint's run has learned from, but for today's."""
+        now = self.inputs.used
+        before = then.data_digest or now.data
+        study = read_used(self.plan.shared) if self.plan.shared else None
+        accepted = study is not None and before in study.earlier_data
+        known = UsedInputs(data=now.data if accepted else before, base=then.base.digest or now.base)
+        check_same(known, now, str(folder))
+        return (*then.earlier_data, before) if accepted else then.earlier_data
 
     def _train_until(self, step: int, after_step: Callable[["TrainingRun"], None] | None) -> None:
         self._meter.start()
@@ -212,6 +227,7 @@ class TrainingRun:
             base=self.inputs.base_record,
             spec=self.spec.model_dump(mode="json"),
             data_digest=self.inputs.data_digest,
+            earlier_data=self._earlier_data,
             study=self.plan.study,
             trial=self.plan.trial,
             metrics=self.metrics,

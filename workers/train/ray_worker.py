@@ -22,6 +22,7 @@ from workers.train.inputs import Inputs
 from workers.train.keeper import Keeper
 from workers.train.loop import TrainingRun
 from workers.train.record import Metrics, Observer, RunPlan, RunRecord
+from workers.train.used import hold_to_study
 from workers.train.watchdog import Watchdog
 
 MakeObserver = Callable[[RunPlan], Observer]
@@ -55,6 +56,7 @@ def train_in_group(task: Task) -> None:
 
 def _train(task: Task, heart: Heart, record: RunRecord) -> None:
     run = TrainingRun(task.spec, task.plan, heart=heart)
+    _hold_to_study(run)
     keeper = Keeper(task.spec, task.plan, run.world)
     keeper.resume(run)
     if run.world.is_first:
@@ -135,10 +137,17 @@ class TuneWorker(Trainable):  # type: ignore[misc]
             heart = Heart().write(self._record.folder, self._record.observe)
             run = TrainingRun(task.spec, task.plan, inputs=self._inputs, heart=heart)
             self._run = run
+            _hold_to_study(run)
             self._keeper = Keeper(task.spec, task.plan, World())
             self._keeper.resume(run, checkpoint)
         _begin(run, self._record)
         return run
+
+
+def _hold_to_study(run: TrainingRun) -> None:
+    """Refuse rows or a base that other trials of the study did not have."""
+    if run.plan.shared and run.world.is_first:
+        hold_to_study(run.plan.shared, run.inputs.used)
 
 
 def _begin(run: TrainingRun, record: RunRecord) -> None:

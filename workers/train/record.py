@@ -35,6 +35,8 @@ class RunPlan:
     """Name of the study, for the adapter's lineage."""
     trial: int | None = None
     """Number of the trial, if the run is one of a study's trials."""
+    shared: Path | None = None
+    """Folder of the study, if its trials are held to the same inputs (workers.train.used)."""
     start_from: Path | None = None
     """Folder of an adapter of the same shape to begin with; None begins anew."""
 

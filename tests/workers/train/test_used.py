@@ -1,0 +1,102 @@
+"""A study's trials learn from the same rows and base, and so does a run that is gone on with."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from workers.adapter.manifest import read_manifest
+from workers.parallel.world import World
+from workers.spec import InputError, TrainSpec
+from workers.train.keeper import Keeper
+from workers.train.loop import TrainingRun
+from workers.train.record import RunPlan
+from workers.train.used import INPUTS, UsedInputs, hold_to_study, note_used, read_used
+
+SpecMaker = Callable[..., TrainSpec]
+
+
+@pytest.fixture
+def spec(make_spec: SpecMaker, tiny_model_dir: Path, rows_file: Path, tmp_path: Path) -> TrainSpec:
+    """A run whose rows and base are its own."""
+    shutil.copytree(tiny_model_dir, tmp_path / "base")
+    rows = shutil.copy(rows_file, tmp_path / "rows.jsonl")
+    sources = {"data__train": str(rows), "data__validation": str(rows)}
+    return make_spec(model__path=str(tmp_path / "base"), optimizer__steps=4, **sources)
+
+
+def change_rows(spec: TrainSpec) -> None:
+    row = {"prompt": "stop all", "target": "set(room=all, to=off)", "task": "call"}
+    with Path(spec.data.train).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def change_base(spec: TrainSpec) -> None:
+    path = Path(spec.model.path, "model.safetensors")
+    tensors = load_file(path)
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_the_first_of_a_study_says_what_all_learn_from(tmp_path: Path) -> None:
+    first = UsedInputs(data="rows", base="base")
+    assert read_used(tmp_path) is None
+    hold_to_study(tmp_path, first)
+    hold_to_study(tmp_path, first)
+    assert read_used(tmp_path) == first
+    with pytest.raises(InputError, match=r"its rows .* have changed since it began"):
+        hold_to_study(tmp_path, UsedInputs(data="others", base="base"))
+    with pytest.raises(InputError, match="its base model has changed since it began"):
+        hold_to_study(tmp_path, UsedInputs(data="rows", base="another"))
+    assert [path.name for path in tmp_path.iterdir()] == [INPUTS]
+    (tmp_path / INPUTS).write_text("{")
+    with pytest.raises(InputError, match=r"inputs.json: is damaged"):
+        read_used(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(change_rows, "its rows .* have changed"), (change_base, "its base model")]
+)
+def test_a_run_goes_on_with_nothing_else_than_it_began(
+    spec: TrainSpec, tmp_path: Path, change: Callable[[TrainSpec], None], said: str
+) -> None:
+    """By the keeper's checkpoints and by one that Tune made."""
+    plan = RunPlan(tmp_path / "run", "study")
+    run = TrainingRun(spec, plan, world=World())
+    keeper = Keeper(spec, plan, World())
+    run.advance()
+    keeper.after_report(run)
+    (tmp_path / "tune").mkdir()
+    run.save(tmp_path / "tune")
+    change(spec)
+    for checkpoint in (None, tmp_path / "tune"):
+        again = TrainingRun(spec, plan, world=World())
+        with pytest.raises(InputError, match=said):
+            Keeper(spec, plan, World()).resume(again, checkpoint)
+        assert again.step == 0
+        again.close()
+
+
+def test_rows_that_were_agreed_to_are_named_in_the_manifest(
+    spec: TrainSpec, tmp_path: Path
+) -> None:
+    plan = RunPlan(tmp_path / "run", "study", shared=tmp_path)
+    run = TrainingRun(spec, plan, world=World())
+    run.advance()
+    (tmp_path / "checkpoint").mkdir()
+    run.save(tmp_path / "checkpoint")
+    before = run.inputs.used
+    change_rows(spec)
+    again = TrainingRun(spec, plan, world=World())
+    now = again.inputs.used
+    note_used(tmp_path, now.model_copy(update={"earlier_data": (before.data,)}))
+    again.load(tmp_path / "checkpoint")
+    assert again.step == run.step
+    again.advance()
+    again.save_adapter(tmp_path / "adapter")
+    manifest = read_manifest(tmp_path / "adapter")
+    assert manifest is not None
+    assert (manifest.data_digest, manifest.earlier_data) == (now.data, (before.data,))
