@@ -42,9 +42,9 @@ class Accounts:
         return self._by_id[id]
 
     @property
-    def open(self) -> int:
-        """How many have requests."""
-        return sum(account.open > 0 for account in self._by_id.values())
+    def open(self) -> set[str]:
+        """Who has requests."""
+        return {id for id, account in self._by_id.items() if account.open}
 
     def enter(self, id: str) -> None:
         """A request comes. A newcomer is lifted to the one that has had least."""

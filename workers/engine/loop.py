@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, count
@@ -20,8 +19,9 @@ from workers.engine.manager import (
     start_manager,
     stop_manager,
 )
-from workers.engine.prefix import PAGE, Salt, Salts, fresh_salt
+from workers.engine.prefix import Salt, Salts, fresh_salt
 from workers.engine.request import Finish, Limits, RequestError
+from workers.engine.room import Room
 from workers.engine.sampler import Sampler
 from workers.engine.statistics import Statistics
 from workers.spec import InputError
@@ -61,7 +61,6 @@ class GenerationLoop:
     ) -> None:
         self._model, self._limits, self._sampler, self._stops = model, limits, sampler, stops
         self._salts = Salts(limits.share_prefixes)
-        self._rows = most_rows(limits)
         self._lock = threading.RLock()
         self._ledger = Ledger()
         self._waiting: list[Generation] = []
@@ -72,6 +71,7 @@ class GenerationLoop:
         self._manager = self._start()
         self.capacity = longest_sequence(self._manager)
         """Tokens that the cache holds for one request alone."""
+        self._room = Room(self.capacity, most_rows(limits))
         self._courier = threading.Thread(target=self._deliver_all, name="courier", daemon=True)
         self._courier.start()
 
@@ -105,7 +105,7 @@ class GenerationLoop:
             if self._running.get(generation.name) is generation:
                 del self._running[generation.name]
                 self._manager.cancel_request(generation.name)
-            self._ledger.leave(generation)
+            self._ended(generation)
             self._admit()
 
     def batch(self) -> Iterator[Row]:
@@ -119,7 +119,7 @@ class GenerationLoop:
     def statistics(self) -> Statistics:
         """What runs, what waits, and how much of the cache is promised."""
         with self._lock:
-            promised = sum(map(_share, self._running.values()))
+            promised = self._room.used(self._running.values())
             cache = self._limits.cache_tokens
             return Statistics(
                 len(self._running), len(self._waiting), reserved=min(1.0, promised / cache)
@@ -159,8 +159,14 @@ class GenerationLoop:
             first = min(self._waiting, key=self._ledger.turn)
             if careful and not all(g.proven for g in self._running.values()):
                 return
-            if not self._has_room(first) and (careful or not self._make_room(first)):
-                return
+            running = list(self._running.values())
+            if not self._room.fits(first, running):
+                tenants = self._ledger.tenants.open
+                givers = None if careful else self._room.givers(first, running, tenants)
+                if givers is None:
+                    return
+                for giver in givers:
+                    self._take_back(giver)
             first.hand_over(f"request-{next(self._names)}", self._salt_of(first))
             first.turn = self._ledger.turn(first)
             self._running[first.name] = first
@@ -170,32 +176,9 @@ class GenerationLoop:
             self._ledger.promise(first, first.size)
             self._waiting.remove(first)
 
-    def _has_room(self, generation: Generation) -> bool:
-        used = sum(map(_share, self._running.values()))
-        fits = used + _share(generation) <= self.capacity
-        return not self._running or (fits and len(self._running) < self._rows)
-
-    def _make_room(self, newcomer: Generation) -> bool:
-        """Take back the latest requests of those that have more than their share, for one whose
-        tenant has less; False where nobody has to give way."""
-        fair = self.capacity // self._ledger.tenants.open
-        holds: Counter[str] = Counter()
-        for generation in self._running.values():
-            holds[generation.asker.tenant] += self._weight(generation)
-        if holds[newcomer.asker.tenant] + self._weight(newcomer) > fair:
-            return False
-        while not self._has_room(newcomer):
-            [(tenant, held)] = holds.most_common(1)
-            if held <= fair:
-                return False
-            latest = next(g for g in reversed(self._running.values()) if g.asker.tenant == tenant)
-            holds[tenant] -= self._weight(latest)
-            self._take_back(latest)
-        return True
-
-    def _weight(self, generation: Generation) -> int:
-        """What it has of cache and rows, whichever is the larger part, in tokens of the cache."""
-        return max(_share(generation), -(-self.capacity // self._rows))
+    def _ended(self, generation: Generation) -> None:
+        self._ledger.leave(generation)
+        self._room.ended(generation)
 
     def _take_back(self, generation: Generation) -> None:
         """It waits again, with what it has generated."""
@@ -245,7 +228,7 @@ class GenerationLoop:
         generation.take(new, finish)
         if finish:
             del self._running[output.request_id]
-            self._ledger.leave(generation)
+            self._ended(generation)
         if finish or unproven:
             self._admit()
 
@@ -280,8 +263,3 @@ class GenerationLoop:
                 generation.put(stopped(reason))
             self._running.clear()
             self._waiting.clear()
-
-
-def _share(generation: Generation) -> int:
-    """Tokens of cache that a request may come to fill, in whole pages."""
-    return -(-generation.size // PAGE) * PAGE

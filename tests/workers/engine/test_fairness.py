@@ -210,6 +210,33 @@ def test_a_full_queue_of_one_key_is_no_429_to_another(engine: ContinuousEngine) 
     run(main())
 
 
+def test_many_short_requests_take_long_ones_back_once(
+    engine: ContinuousEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of the crowd fill the cache; one of them gives way to the first short request, and its
+    room waits for the others."""
+    taken, take_back = [], engine._loop._take_back
+
+    def counted(generation: Generation) -> None:
+        taken.append(generation)
+        take_back(generation)
+
+    monkeypatch.setattr(engine._loop, "_take_back", counted)
+    filling = LONG.model_copy(update={"max_tokens": 111})
+
+    async def main() -> None:
+        alone = await answer(engine, "crowd", filling)
+        crowd = [asyncio.create_task(answer(engine, "crowd", filling)) for _ in range(5)]
+        while engine.statistics().waiting < 2:
+            await asyncio.sleep(0.01)
+        for turn in range(4):
+            assert len(await answer(engine, "victim", SHORT, start=turn)) == 8
+        assert len(taken) <= 2
+        assert await asyncio.gather(*crowd) == [alone] * 5
+
+    run(main())
+
+
 def test_an_answer_by_a_schema_goes_on_where_it_was_taken_back(engine: ContinuousEngine) -> None:
     schema = '{"type": "string", "minLength": 120, "maxLength": 120, "pattern": "^[a-z]*$"}'
     asked = LONG.model_copy(update={"json_schema": schema, "temperature": 1.0, "seed": 3})

@@ -1,0 +1,90 @@
+"""Room for one more request beside those that run, and who gives some back to make it."""
+
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from workers.engine.generation import Generation
+from workers.engine.prefix import PAGE
+
+RETURNS = 1.0
+"""Seconds for which the room that was made for a tenant waits for its next request: were it filled
+at once, each of many short requests would take back a long one, which has to be read again."""
+
+
+class Room:
+    """Of the cache, and of the rows of a pass; requests fill it by the most that they may come to.
+
+    Everybody may fill what is free. Where a tenant that has less than its share finds none, those
+    that have more give it back.
+    """
+
+    def __init__(self, capacity: int, rows: int) -> None:
+        """`capacity`: tokens of the cache; `rows`: requests at once."""
+        self.capacity, self._rows = capacity, rows
+        self._aside: dict[str, tuple[int, float]] = {}
+        """By tenant, what was made for it, and until when that waits for it."""
+
+    def used(self, running: Collection[Generation]) -> int:
+        """Tokens of the cache that may come to be filled."""
+        return sum(map(_share, running))
+
+    def fits(self, newcomer: Generation, running: Collection[Generation]) -> bool:
+        """Whether there is room, beside what waits for others. One alone always has it."""
+        return not running or self._fits(newcomer, running, self._set_aside(newcomer, running))
+
+    def givers(
+        self, newcomer: Generation, running: Sequence[Generation], tenants: set[str]
+    ) -> list[Generation] | None:
+        """Who must give way to a request that does not fit, the latest of those that have most;
+        None where it has to wait. `running` is in the order of coming, `tenants` share it."""
+        fair = self.capacity // len(tenants | self._aside.keys())
+        left, found = list(running), []
+        holds: Counter[str] = Counter()
+        for one in running:
+            holds[one.asker.tenant] += self._weight(one)
+        if holds[newcomer.asker.tenant] + self._weight(newcomer) > fair:
+            return None
+        while not self._fits(newcomer, left):
+            [(tenant, held)] = holds.most_common(1)
+            if held <= fair:
+                return None
+            latest = next(one for one in reversed(left) if one.asker.tenant == tenant)
+            holds[tenant] -= self._weight(latest)
+            left.remove(latest)
+            found.append(latest)
+        if found:
+            self._wait_for(newcomer.asker.tenant, _share(newcomer))
+        return found
+
+    def ended(self, generation: Generation) -> None:
+        """A request is over; what was made for its tenant waits from now on."""
+        tenant = generation.asker.tenant
+        if made := self._aside.get(tenant):
+            self._wait_for(tenant, made[0])
+
+    def _wait_for(self, tenant: str, tokens: int) -> None:
+        self._aside[tenant] = tokens, time.monotonic() + RETURNS
+
+    def _fits(self, newcomer: Generation, running: Collection[Generation], aside: int = 0) -> bool:
+        used = self.used(running) + _share(newcomer) + aside
+        return used <= self.capacity and len(running) < self._rows
+
+    def _set_aside(self, newcomer: Generation, running: Collection[Generation]) -> int:
+        if not self._aside:
+            return 0
+        now, held = time.monotonic(), Counter[str]()
+        for one in running:
+            held[one.asker.tenant] += _share(one)
+        self._aside = {t: made for t, made in self._aside.items() if held[t] or made[1] > now}
+        others = self._aside.keys() - {newcomer.asker.tenant}
+        return sum(max(0, self._aside[tenant][0] - held[tenant]) for tenant in others)
+
+    def _weight(self, generation: Generation) -> int:
+        """What it has of cache and rows, whichever is the larger part, in tokens of the cache."""
+        return max(_share(generation), -(-self.capacity // self._rows))
+
+
+def _share(generation: Generation) -> int:
+    """Tokens of cache that a request may come to fill, in whole pages."""
+    return -(-generation.size // PAGE) * PAGE
