@@ -16,7 +16,7 @@ from workers.engine.grammar import Vocabulary
 from workers.engine.request import SchemaLimits
 
 log = logging.getLogger(__name__)
-PATIENCE, AT_LEAST = 20, 10.0
+PATIENCE, AT_LEAST = 60, 30.0
 """So many times longer than its CPU time a schema may take by the clock, and so many seconds: the
 machine is busy."""
 GLANCE = 0.05

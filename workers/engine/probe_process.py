@@ -18,7 +18,7 @@ from llguidance import LLTokenizer
 
 from workers.engine.grammar import Vocabulary, compiled
 
-NICENESS = 10
+NICENESS = 5
 """Answers come first."""
 OUT_OF_TIME = (signal.SIGPROF, signal.SIGXCPU)
 
