@@ -1,5 +1,7 @@
 """What the endpoint's processes need to know."""
 
+import gc
+
 from orchestrator.rollout.golden import EXACT, ROUNDED, Golden
 from orchestrator.spec import ServeSpec
 from workers.engine.request import Limits
@@ -42,3 +44,11 @@ class EndpointSpec(Spec):
         asked, exact = self.serve.rollout, self.model.dtype == "float32"
         tolerance = EXACT if exact and self.model.quantization is None else ROUNDED
         return Golden(asked.golden_prompt, asked.golden_tokens, tolerance)
+
+
+def begun() -> None:
+    """This process of the endpoint holds what it keeps to its end. The garbage collector looks at
+    that no more: each of its full turns took a second in which nothing else ran, and what requests
+    leave behind brings them about."""
+    gc.collect()
+    gc.freeze()

@@ -14,7 +14,7 @@ from orchestrator.edge.meter import Meter
 from orchestrator.edge.metrics import RequestMetrics
 from orchestrator.edge.parts import Edge
 from orchestrator.edge.wrong_keys import WrongKeys
-from orchestrator.endpoint import EndpointSpec
+from orchestrator.endpoint import EndpointSpec, begun
 from orchestrator.health.parts import HealthParts
 from orchestrator.registry import Registry
 from orchestrator.replicas import Replicas
@@ -44,6 +44,7 @@ class Ingress:
             self._registry, spec.base_id, ready, self._backend.unload, spec.serve.max_adapters
         )
         self._gateway_app = create_app(self._backend, catalogue, self._edge(catalogue))
+        begun()
         return self._gateway_app
 
     async def drain(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Collection, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 
-from orchestrator.endpoint import EndpointSpec
+from orchestrator.endpoint import EndpointSpec, begun
 from orchestrator.registry import Registry
 from orchestrator.rollout.acknowledge import Acknowledged, Generates, acknowledge, hold
 from orchestrator.rollout.first_answers import FirstAnswers
@@ -37,6 +37,7 @@ class Replica:
         EngineMetrics(self._engine, str(get_replica_context().rank.rank))
         catch_up(self._engine, spec)
         self._promised = promised(self._engine.loaded(), spec, self._hardware)
+        begun()
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
         """See `orchestrator.gateway.Backend`."""

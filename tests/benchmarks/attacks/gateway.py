@@ -25,6 +25,7 @@ from orchestrator.api import create_app
 from orchestrator.catalogue import Catalogue
 from orchestrator.edge.keys import Caller, Key, KeyRing, key_hash
 from orchestrator.edge.parts import Edge
+from orchestrator.endpoint import begun
 from orchestrator.registry import Registry
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
@@ -68,6 +69,7 @@ def start(options: dict[str, Any]) -> Callable[..., Any]:
     keys, stalls = KeyRing(read=lambda: [_key(name) for name in options["keys"]]), Stalls()
     keys.refresh()
     edge = Edge(keys=keys, tasks=(stalls.watch,))
+    begun()
     port = listen(create_app(text, Catalogue(registry, "base", text.load), edge))
 
     def told() -> dict[str, Any]:
