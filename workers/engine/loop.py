@@ -127,7 +127,8 @@ class GenerationLoop:
 
     def renew(self, slot: str) -> None:
         """The slot has other weights now: what was computed with the former ones is forgotten."""
-        self._salts.renew(slot)
+        with self._lock:
+            self._salts.renew(slot)
 
     def close(self) -> None:
         """Stop both threads; what still runs fails."""
