@@ -6,6 +6,7 @@ for null, which OpenAI's clients send for "not set".
 
 import asyncio
 import secrets
+import time
 from hashlib import blake2b
 from typing import Annotated, Any, Self, TypeVar
 
@@ -32,6 +33,8 @@ Shown = Annotated[str, Field(min_length=1)] | Ids
 """A prompt as the description has it; the engine refuses the others, and knows its vocabulary."""
 LARGE = 2**16
 """Bytes of a body that one other request may wait for."""
+REST = 4
+"""Times as long as a large body took to read, its tenant's next one waits."""
 BodyT = TypeVar("BodyT", bound="CompletionBase")
 AROUND, TURN, TEMPLATE = 2, 16, 64
 """Tokens that come to a text, to a turn of a chat, and to a chat, with room to spare."""
@@ -183,11 +186,16 @@ class CompletionBody(CompletionBase):
 
 
 async def parsed(body: type[BodyT], raw: bytes, turns: Turns, tenant: str) -> BodyT:
-    """`parse`, where it may take long beside the event loop and in this tenant's turn."""
+    """`parse`, where it may take long beside the event loop and in this tenant's turn. It lets no
+    other thread run for most of its time, so the tenant rests for a multiple of it."""
     if len(raw) <= LARGE:
         return parse(body, raw)
     async with turns.of(tenant):
-        return await asyncio.to_thread(parse, body, raw)
+        begun = time.perf_counter()
+        try:
+            return await asyncio.to_thread(parse, body, raw)
+        finally:
+            turns.rest(tenant, REST * min(time.perf_counter() - begun, 1))
 
 
 def parse(body: type[BodyT], raw: bytes) -> BodyT:

@@ -31,6 +31,7 @@ class Turns:
         """`most` of one tenant may have it or wait."""
         self._most = most
         self._turns: dict[str, Turn] = {}
+        self._rests: dict[str, float] = {}
 
     @asynccontextmanager
     async def of(self, tenant: str) -> AsyncIterator[None]:
@@ -41,11 +42,18 @@ class Turns:
         turn.count += 1
         try:
             async with turn.lock:
+                await asyncio.sleep(self._rests.get(tenant, 0) - time.monotonic())
                 yield
         finally:
             turn.count -= 1
             if turn.count == 0:
                 del self._turns[tenant]
+
+    def rest(self, tenant: str, seconds: float) -> None:
+        """This tenant's next turn begins so much later: meanwhile it is the others'."""
+        now = time.monotonic()
+        resting = {one: until for one, until in self._rests.items() if until > now}
+        self._rests = resting | {tenant: now + seconds}
 
 
 class Spending:

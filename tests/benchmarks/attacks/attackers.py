@@ -25,19 +25,20 @@ def start(options: dict[str, Any]) -> Callable[..., Any]:
     """Attack the gateway at `url` with the bodies of `attack`."""
     bodies = list(BODIES[options["attack"]]())
 
-    def turn(clients: int = 0, seconds: float = 0) -> dict[str, int]:
-        return asyncio.run(_attack(options, bodies, clients, seconds)) if clients else {}
+    def turn(clients: int = 0, seconds: float = 0, key: str = "") -> dict[str, int]:
+        url = options["url"]
+        return asyncio.run(_attack(url, key, bodies, clients, seconds)) if clients else {}
 
     return turn
 
 
 async def _attack(
-    options: dict[str, Any], bodies: list[tuple[str, bytes]], clients: int, seconds: float
+    url: str, key: str, bodies: list[tuple[str, bytes]], clients: int, seconds: float
 ) -> dict[str, int]:
     """How many got which status; 0 for those who left."""
     statuses: Counter[int] = Counter()
     turns, end = enumerate(itertools.cycle(bodies)), time.monotonic() + seconds
-    headers = {"Authorization": f"Bearer {options['key']}", "Content-Type": "application/json"}
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
     async def client(web: httpx.AsyncClient) -> None:
         while (left := end - time.monotonic()) > 0:
@@ -49,7 +50,7 @@ async def _attack(
             except (TimeoutError, httpx.HTTPError):
                 statuses[0] += 1
 
-    async with httpx.AsyncClient(base_url=options["url"], headers=headers, timeout=300) as web:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=300) as web:
         await asyncio.gather(*(client(web) for _ in range(clients)))
     return {str(status): count for status, count in statuses.items()}
 

@@ -13,10 +13,10 @@ import harness
 import httpx
 from serving_process import Process
 
-from tests.tiny import write_model
-
 CONTEXT = 8192
-KEYS = {"victim": "a-key-of-one", "attacker": "a-key-of-another"}
+KEYS = {"victim": "a-key-of-one", "attacker": "a-key-of-another", "first": "a-third-key"}
+FIRST = 0.3
+"""Of the attack's length: a first one, by a key of its own."""
 SHAPE = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "boolean"}}}
 SETTLE = 3
 """Seconds after the attack, before the memory is measured."""
@@ -34,20 +34,24 @@ class Sizes:
 
 def attacked(attack: str, sizes: Sizes) -> dict[str, float]:
     """`loop_stall_ms`: what comes to the gateway's event loop waits so long, p99 under attack;
-    `memory_mb`: what the gateway's processes hold after it over before; `victim_p95_ratio`: of
-    another key's short requests, one after the other, under attack over alone."""
+    `memory_mb`: what the gateway's processes hold after it over before, when a shorter one has
+    been there already, and `memory_first_mb` what that left: the allocator keeps what it once got;
+    `victim_p95_ratio`: of another key's short requests, one after the other, under attack over
+    alone."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         gateway, url = _gateway(stack, folder)
-        options = {"url": url, "key": KEYS["attacker"], "attack": attack}
-        attackers = _started(stack, folder, "attackers", options)
+        attackers = _started(stack, folder, "attackers", {"url": url, "attack": attack})
         victim = stack.enter_context(_client(url))
         for _ in range(20):  # warm
             _asked(victim, 0)
+        fresh = gateway.ask()
+        attackers.ask(clients=sizes.clients, seconds=FIRST * sizes.seconds, key=KEYS["first"])
+        time.sleep(SETTLE)
         before = gateway.ask()
         alone = _latencies(victim, sizes.seconds)
         quiet = gateway.ask()
-        attackers.begin(clients=sizes.clients, seconds=sizes.seconds)
+        attackers.begin(clients=sizes.clients, seconds=sizes.seconds, key=KEYS["attacker"])
         under = _latencies(victim, sizes.seconds)
         loud = gateway.ask()
         statuses = attackers.answer()
@@ -60,6 +64,7 @@ def attacked(attack: str, sizes: Sizes) -> dict[str, float]:
         "loop_stall_ms": 1000 * loud["stall_p99"],
         "loop_stall_alone_ms": 1000 * quiet["stall_p99"],
         "memory_mb": (after["memory"] - before["memory"]) / 2**20,
+        "memory_first_mb": (before["memory"] - fresh["memory"]) / 2**20,
         "victim_p95_ratio": _p95(under) / _p95(alone),
         "victim_p95_ms": 1000 * _p95(under),
         "attacks": sum(statuses.values()),
@@ -75,8 +80,7 @@ def main(doc: str | None, measure: Callable[[Sizes], dict[str, float]]) -> None:
 
 
 def _gateway(stack: ExitStack, folder: Path) -> tuple[Process, str]:
-    base = write_model(folder / "base", CONTEXT)
-    options = {"base": str(base), "context": CONTEXT, "keys": list(KEYS.values())}
+    options = {"folder": str(folder), "context": CONTEXT, "keys": list(KEYS.values())}
     process = _started(stack, folder, "gateway", options)
     return process, f"http://127.0.0.1:{process.facts['port']}"
 

@@ -6,7 +6,6 @@ memory it and its children hold.
 
 import asyncio
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from orchestrator.edge.keys import Caller, Key, KeyRing, key_hash
 from orchestrator.edge.parts import Edge
 from orchestrator.endpoint import begun
 from orchestrator.registry import Registry
+from tests.tiny import write_model
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
 from workers.engine.text import TextEngine
@@ -59,12 +59,13 @@ class Stalls:
 
 
 def start(options: dict[str, Any]) -> Callable[..., Any]:
-    """Serve the base as `base` to those who have the keys in `options`."""
+    """Serve a tiny base as `base` to those who have the keys in `options`."""
     torch.set_num_threads(1)
-    base = load_base(ModelSpec(path=options["base"], device="cpu", dtype="float32"))
+    folder = options["folder"]
+    path = write_model(Path(folder) / "base", options["context"])
+    base = load_base(ModelSpec(path=str(path), device="cpu", dtype="float32"))
     limits = Limits(cache_tokens=2 * options["context"], max_new_tokens=64)
     text = TextEngine(ContinuousEngine(base, limits), base.tokenizer)
-    folder = tempfile.mkdtemp(prefix="moetune-hostile-")
     registry = Registry(f"sqlite:///{folder}/moetune.db", folder)
     keys, stalls = KeyRing(read=lambda: [_key(name) for name in options["keys"]]), Stalls()
     keys.refresh()

@@ -1,6 +1,7 @@
 """Tenants take turns, and pay for what they had computed."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -48,6 +49,23 @@ def test_too_many_of_one_tenant_are_429_and_nobodys_place_is_lost() -> None:
             pass
 
     asyncio.run(asyncio.wait_for(ask(), 60))
+
+
+def test_who_rests_lets_others_go_first() -> None:
+    async def ask() -> tuple[list[str], float]:
+        turns, done, begun = Turns(most=10), [], time.monotonic()
+
+        async def work(tenant: str) -> None:
+            async with turns.of(tenant):
+                done.append(tenant)
+
+        turns.rest("busy", 0.2)
+        await asyncio.gather(work("busy"), work("other"))
+        return done, time.monotonic() - begun
+
+    done, seconds = asyncio.run(ask())
+    assert done == ["other", "busy"]
+    assert seconds >= 0.2
 
 
 def test_who_took_too_much_waits_until_it_is_paid_off() -> None:
