@@ -20,11 +20,13 @@ from workers.train.used import note_used, read_used
 
 _KEPT = ("values", "checkpoint")
 """What a trial has noted that holds on other rows, too."""
+_SUCCESSOR = "goes_on_in"
+"""Note of a study, and of each trial that was moved: the new study's name."""
 
 
 def on_new_data(job: JobSpec) -> JobSpec:
-    """The job under a new name, with what was cut off of the former study moved into its own;
-    the job itself where its rows are the same. Raises InputError if there is nothing left to do."""
+    """The job of the study that goes on with this one on the rows of today, made if need be; the
+    job itself where its rows are the same. Raises InputError if there is nothing left to do."""
     from workers.data.source import data_digest
 
     before, now = read_used(job.study_folder()), data_digest(job.train.data)
@@ -32,27 +34,31 @@ def on_new_data(job: JobSpec) -> JobSpec:
         return job
     with storage(job.cluster) as store:
         former = optuna.load_study(study_name=job.name, storage=store)
-        renamed = _renamed(job, former, optuna.get_all_study_names(store))
+        known = optuna.get_all_study_names(store)
+        renamed = _renamed(job, former, known)
         renamed.study_folder().mkdir(parents=True, exist_ok=True)
         changes = {"data": now, "earlier_data": (*before.earlier_data, before.data)}
         note_used(renamed.study_folder(), before.model_copy(update=changes))
-        new = begin(renamed, resume=False, store=store)
+        new = begin(renamed, renamed.name in known, store)
+        former.set_user_attr(_SUCCESSOR, renamed.name)
         for trial in former.get_trials(deepcopy=False):
             if not trial.state.is_finished():
                 _move(trial, former, new, job, renamed)
-    return renamed
+    return on_new_data(renamed)  # whose rows may have changed again
 
 
 def _renamed(job: JobSpec, former: optuna.Study, known: Collection[str]) -> JobSpec:
-    """The job of the new study: the first free name, and the trials that are left."""
-    left = job.search.trials - sum(trial.state.is_finished() for trial in former.trials)
+    """The job of the new study, or of the one that went on before: the first free name, and the
+    trials that are left."""
+    ended = [trial for trial in former.trials if trial.state.is_finished()]
+    left = job.search.trials - sum(_SUCCESSOR not in trial.user_attrs for trial in ended)
     if left < 1:
         raise InputError(
             f"study {job.name}: all of its {job.search.trials} trials have ended on the rows that "
             "it began with; tune the new ones under another name (--set name=NAME)"
         )
-    names = (f"{job.name}-{number}" for number in count(2))
-    name = next(name for name in names if name not in known)
+    free = (name for number in count(2) if (name := f"{job.name}-{number}") not in known)
+    name = former.user_attrs.get(_SUCCESSOR) or next(free)
     return override_job(job, {"name": name, "search.trials": left}, f"job {job.name}")
 
 
@@ -79,5 +85,6 @@ def _move(
         if (job.study_folder() / own).is_dir():
             shutil.copytree(job.study_folder() / own, renamed.study_folder() / there)
     record = optuna.trial.Trial(former, trial._trial_id)
+    record.set_user_attr(_SUCCESSOR, renamed.name)
     record.set_user_attr("reason", f"its rows have changed: it goes on in study {renamed.name}")
     former.tell(trial.number, state=optuna.trial.TrialState.FAIL)

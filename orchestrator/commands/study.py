@@ -82,7 +82,9 @@ def tune(
             with study_display(spec, narrator, own_note(cluster)) as display:
                 study = run(spec, resume, display, accept_new_data=accept_new_data)
         except KeyboardInterrupt:
-            narrator.say(f"interrupted; go on with: {_resume_command(job, set_ or (), address)}")
+            how = "--accept-new-data" if accept_new_data else "--resume"
+            again = _resume_command(job, set_ or (), address, how)
+            narrator.say(f"interrupted; go on with: {again}")
             raise
     _show_leaderboard(study, as_json)
     if study.best() is None:
@@ -136,10 +138,10 @@ def _fail_without_a_winner(study: "Study") -> None:
     raise typer.Exit(1)
 
 
-def _resume_command(job: str, assignments: Sequence[str], address: str | None) -> str:
+def _resume_command(job: str, assignments: Sequence[str], address: str | None, how: str) -> str:
     options = [f"--set={one}" for one in assignments]
     options += [f"--address={address}"] if address else []
-    return shlex.join(["moetune", "tune", job, *options, "--resume"])
+    return shlex.join(["moetune", "tune", job, *options, how])
 
 
 def _show_leaderboard(study: "Study", as_json: bool) -> None:
