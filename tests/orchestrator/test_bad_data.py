@@ -28,7 +28,10 @@ def make_job(make_spec: Callable[..., TrainSpec], rows_file: Path, tmp_path: Pat
 
     def make(workers: int, trials: int = 2, **search: Any) -> JobSpec:
         train = make_spec(
-            data__train=str(rows), data__validation=str(rows), parallel__workers=workers
+            data__train=str(rows),
+            data__validation=str(rows),
+            parallel__workers=workers,
+            optimizer__steps=6,
         )
         search = {"space": "smoke", "trials": trials, "grace_evaluations": 3, **search}
         return JobSpec.model_validate(
@@ -84,8 +87,8 @@ def test_a_study_whose_rows_changed_goes_on_as_a_new_one(
     job = make_job(workers, trials=3, max_concurrent=1)
 
     def interrupt(event: TrialEvent) -> None:
-        if (event.number, event.kind) == (1, "reported"):
-            raise KeyboardInterrupt
+        if (event.number, event.kind) == (1, "reported") and event.step > 2:
+            raise KeyboardInterrupt  # its checkpoint of step 2 is there
 
     with pytest.raises(KeyboardInterrupt):
         run(job, on_progress=interrupt)
