@@ -11,7 +11,7 @@ from orchestrator.spec import JobSpec, dump_job, override_job, portable
 from orchestrator.storage import database_file, storage
 from workers.spec import InputError
 from workers.train.record import write_text
-from workers.train.used import check_same_data, read_used
+from workers.train.used import check_same_data, read_used, used_file
 
 if TYPE_CHECKING:
     import optuna
@@ -58,7 +58,8 @@ def check_data_same(job: JobSpec) -> None:
     """InputError where a study's rows are no longer those that its trials began with."""
     from workers.data.source import data_digest
 
-    if before := read_used(job.study_folder()):
+    job = portable(job)  # as its trials name their sources
+    if before := read_used(used_file(job.study_folder(), job.train)):
         check_same_data(before, data_digest(job.train.data), f"study {job.name}")
 
 

@@ -16,7 +16,7 @@ from orchestrator.spec import JobSpec, override_job
 from orchestrator.storage import storage
 from orchestrator.study import trial_name
 from workers.spec import InputError
-from workers.train.used import note_used, read_used
+from workers.train.used import note_used, read_used, used_file
 
 _KEPT = ("values", "checkpoint")
 """What a trial has noted that holds on other rows, too."""
@@ -29,16 +29,17 @@ def on_new_data(job: JobSpec) -> JobSpec:
     job itself where its rows are the same. Raises InputError if there is nothing left to do."""
     from workers.data.source import data_digest
 
-    before, now = read_used(job.study_folder()), data_digest(job.train.data)
+    before = read_used(used_file(job.study_folder(), job.train))
+    now = data_digest(job.train.data)
     if before is None or before.data == now:
         return job
     with storage(job.cluster) as store:
         former = optuna.load_study(study_name=job.name, storage=store)
         known = optuna.get_all_study_names(store)
         renamed = _renamed(job, former, known)
-        renamed.study_folder().mkdir(parents=True, exist_ok=True)
         changes = {"data": now, "earlier_data": (*before.earlier_data, before.data)}
-        note_used(renamed.study_folder(), before.model_copy(update=changes))
+        used = used_file(renamed.study_folder(), renamed.train)
+        note_used(used, before.model_copy(update=changes))
         new = begin(renamed, renamed.name in known, store)
         former.set_user_attr(_SUCCESSOR, renamed.name)
         for trial in former.get_trials(deepcopy=False):

@@ -302,9 +302,10 @@ class TrainSpec(Spec):
             return self.optimizer.micro_batch_size
         return self.optimizer.batch_size // self.parallel.max_workers
 
-    def evaluated_at_once(self, workers: int) -> int:
-        """Rows of an evaluation's forward pass with so many workers."""
-        return self.evaluation.batch_size or self.trained_at_once(workers)
+    @property
+    def evaluated_at_once(self) -> int:
+        """Rows of an evaluation's forward pass: on one worker, which may be another run's."""
+        return self.evaluation.batch_size or self.trained_at_once(self.parallel.max_workers)
 
     def trained_at_once(self, workers: int) -> int:
         """Rows of a training step's forward pass with so many workers."""

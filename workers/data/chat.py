@@ -9,6 +9,8 @@ from workers.spec import InputError
 FIELDS = ("role", "content")
 TOOLS = ("tools", "functions")
 """Columns that a chat template would render, and that are not rendered yet."""
+NO_TOOLS = ("[]", "{}", "null")
+"""How columns of JSON text say that there are none."""
 
 Turn = Mapping[str, str]
 
@@ -27,7 +29,8 @@ def chat(value: Any, where: str) -> tuple[tuple[Turn, ...], str]:
 def check_tools(record: Mapping[str, Any], where: str) -> None:
     """Refuse tools beside a row: without them another prompt is learned than is served."""
     for name in TOOLS:
-        if not is_empty(record.get(name)):
+        value = record.get(name)
+        if value not in NO_TOOLS and not is_empty(value):
             raise InputError(f"{where}: column {name!r} is not rendered yet; leave it out or empty")
 
 

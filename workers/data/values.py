@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from reprlib import repr as short
 from typing import Any
 
@@ -14,6 +15,8 @@ def text(value: Any, what: str, where: str) -> str:
     3.0 is none: it was 3 before a missing value made its column one of floats. Nor are NaN, and
     numbers whose text is not known, such as 0.1 out of 32 bits, which has 17 digits.
     """
+    if isinstance(value, Decimal) and value.is_finite():
+        return f"{value:f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and math.isfinite(value):

@@ -6,9 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from copy import copy
-from functools import cached_property
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -54,8 +52,11 @@ class Schemas:
         self._verdicts: dict[bytes, Verdict] = {}
         self._kept: dict[bytes, Compiled] = {}
         self._live: WeakValueDictionary[bytes, Compiled] = WeakValueDictionary()
-        with suppress(RequestError):  # said when somebody wants it
-            _ = self._tokenizer  # now: requests would wait for it
+        self._tokenizer: LLTokenizer | None = None
+        try:
+            self._tokenizer = self._vocabulary.made()  # now: requests would wait for it
+        except ValueError as error:  # said when somebody wants it
+            self._unfit = str(error)
 
     async def schema(self, text: str, tenant: str = "") -> Schema:
         """For one answer. May take a second; RequestError says what is wrong with the schema, that
@@ -64,6 +65,11 @@ class Schemas:
             check_size(text, self._limits)
         except ValueError as error:
             raise refused_schema(error) from None
+        if self._tokenizer is None:
+            raise RequestError(
+                "answers by a schema are not possible with this base's tokenizer: " + self._unfit,
+                "response_format",
+            )
         name = hashlib.sha256(text.encode()).digest()
         return Schema(
             self._live.get(name) or await self._made(name, text, tenant), self._vocabulary.columns
@@ -92,11 +98,11 @@ class Schemas:
     def _make(self, name: bytes, text: str, tenant: str, left: threading.Event) -> Compiled:
         if made := self._live.get(name):  # for another tenant
             return made
-        tokenizer = self._tokenizer
+        assert self._tokenizer is not None, "else it was refused before"
         verdict = self._verdict(name, text, tenant, left)
         begun = time.thread_time()
         try:
-            made = Compiled(compiled(tokenizer, text, self._vocabulary.stops))
+            made = Compiled(compiled(self._tokenizer, text, self._vocabulary.stops))
         except ValueError as error:
             raise refused_schema(error) from None
         finally:
@@ -117,16 +123,6 @@ class Schemas:
         if verdict.refused:
             raise refused_schema(verdict.refused)
         return verdict
-
-    @cached_property
-    def _tokenizer(self) -> LLTokenizer:
-        try:
-            return self._vocabulary.made()
-        except ValueError as error:
-            raise RequestError(
-                f"answers by a schema are not possible with this base's tokenizer: {error}",
-                "response_format",
-            ) from None
 
 
 def _written(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -144,7 +144,7 @@ class Evaluation:
         """Batches of like lengths, the longest first: too large a batch fails at once. Workers who
         must run the model together all have as many, the last ones perhaps empty."""
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-        size = self.spec.evaluated_at_once(self.world.size)
+        size = self.spec.evaluated_at_once
         count = ceil(len(order) / size)
         if self._together:
             count = max(self.world.gather(count))

@@ -29,7 +29,7 @@ from workers.train.progress import Meter
 from workers.train.record import Metrics, RunPlan
 from workers.train.rows_taken import note_rows
 from workers.train.step import DivergedError, StepResult, TrainStep
-from workers.train.used import UsedInputs, check_same, read_used
+from workers.train.used import UsedInputs, check_same, read_used, used_file
 
 
 class TrainingRun:
@@ -184,7 +184,8 @@ class TrainingRun:
         """Digests of the rows that a checkpoint's run has learned from, but for today's."""
         now = self.inputs.used
         before = then.data_digest or now.data
-        study = read_used(self.plan.shared) if self.plan.shared else None
+        shared = self.plan.shared
+        study = read_used(used_file(shared, self.spec)) if shared else None
         accepted = study is not None and before in study.earlier_data
         known = UsedInputs(data=now.data if accepted else before, base=then.base.digest or now.base)
         check_same(known, now, str(folder))

@@ -22,7 +22,7 @@ from workers.train.inputs import Inputs
 from workers.train.keeper import Keeper
 from workers.train.loop import TrainingRun
 from workers.train.record import Metrics, Observer, RunPlan, RunRecord
-from workers.train.used import hold_to_study
+from workers.train.used import hold_to_study, used_file
 from workers.train.watchdog import Watchdog
 
 MakeObserver = Callable[[RunPlan], Observer]
@@ -147,7 +147,7 @@ class TuneWorker(Trainable):  # type: ignore[misc]
 def _hold_to_study(run: TrainingRun) -> None:
     """Refuse rows or a base that other trials of the study did not have."""
     if run.plan.shared and run.world.is_first:
-        hold_to_study(run.plan.shared, run.inputs.used)
+        hold_to_study(used_file(run.plan.shared, run.spec), run.inputs.used)
 
 
 def _begin(run: TrainingRun, record: RunRecord) -> None:

@@ -1,16 +1,18 @@
 """What a study's trials learn from: their values compare only over the same rows and base.
 
-STUDY/inputs.json    written by the first trial that could read them; the others are held to it
+STUDY/inputs/KEY.json    of one base and its rows, as the specification names them (a search
+                         space may vary these, too); written by the first trial that could read
+                         them, and the others are held to it
 """
 
+import hashlib
 import json
 import os
 import uuid
 from pathlib import Path
 
 from workers.configuration import InputError, Spec, validated
-
-INPUTS = "inputs.json"
+from workers.spec import TrainSpec
 
 
 class UsedInputs(Spec):
@@ -23,9 +25,15 @@ class UsedInputs(Spec):
     """Of rows that its checkpoints may come from, which somebody agreed to."""
 
 
-def read_used(study: Path) -> UsedInputs | None:
-    """What the study in this folder uses, None before its first trial could read it."""
-    path = study / INPUTS
+def used_file(study: Path, spec: TrainSpec) -> Path:
+    """Where a study keeps what it uses for such a run; sources are named by whole paths."""
+    names = (spec.model.path, spec.model.revision, spec.data.train, spec.data.validation)
+    key = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
+    return study / "inputs" / f"{key}.json"
+
+
+def read_used(path: Path) -> UsedInputs | None:
+    """What a study uses, None before its first trial could read it."""
     if not path.exists():
         return None
     try:
@@ -35,21 +43,25 @@ def read_used(study: Path) -> UsedInputs | None:
     return validated(UsedInputs, values, str(path))
 
 
-def hold_to_study(study: Path, mine: UsedInputs) -> None:
+def hold_to_study(path: Path, mine: UsedInputs) -> None:
     """The first to come says what the study uses. Raises InputError for other rows or another
     base than that."""
-    note_used(study, mine)
-    check_same(read_used(study) or mine, mine, f"study {study.name}")
+    note_used(path, mine)
+    check_same(read_used(path) or mine, mine, f"study {path.parents[1].name}")
 
 
-def note_used(study: Path, used: UsedInputs) -> None:
+def note_used(path: Path, used: UsedInputs) -> None:
     """Write it whole, unless it was written before: by another process, perhaps, just now."""
-    temporary = study / f".{INPUTS}.{uuid.uuid4().hex}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     temporary.write_text(used.model_dump_json(indent=2) + "\n")
     try:
-        os.link(temporary, study / INPUTS)
+        os.link(temporary, path)
     except FileExistsError:
         pass
+    except OSError:  # a filesystem without hard links, where the last of two at once stays
+        if not path.exists():
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -99,6 +99,12 @@ def test_a_prompt_column_may_be_called_tools(tmp_path: Path) -> None:
     assert training_rows(data)[0].prompt == "saw"
 
 
+@pytest.mark.parametrize("tools", ["[]", "null", "", None, []])
+def test_no_tools_are_no_tools_in_json_text_too(tmp_path: Path, tools: object) -> None:
+    found = rows(tmp_path / "rows.jsonl", [{"messages": [USER, ANSWER], "tools": tools}])
+    assert found[0].target == "a"
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
 def test_fields_that_say_nothing_are_none(tmp_path: Path, name: str) -> None:
     """Parquet gives every turn all fields that any turn of the file has."""

@@ -1,6 +1,7 @@
 """Rows: prompt columns, chats, choices and references, and a clear line for a wrong row."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,14 @@ def test_a_parquet_value_that_is_no_text_is_named_with_its_row(
     with pytest.raises(InputError) as caught:
         training_rows(DataSpec(train=source, validation=source))
     assert str(caught.value).startswith(f"{source}: {message}")
+
+
+def test_a_decimal_is_text_digit_by_digit(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    prices = pa.array([Decimal("3.00"), Decimal("1E+2")], pa.decimal128(12, 2))
+    pq.write_table(pa.table({"prompt": ["p", "q"], "target": prices}), path)
+    found = training_rows(DataSpec(train=str(path), validation=str(path)))
+    assert [row.target for row in found] == ["3.00", "100.00"]
 
 
 def test_numbers_that_are_written_in_one_way_are_text(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from workers.engine.request import Limits
+from workers.engine.grammar import Vocabulary
+from workers.engine.request import Limits, RequestError
 from workers.engine.schema import Schema
 from workers.engine.schemas import Schemas
 
@@ -52,3 +54,24 @@ def test_only_what_leads_to_an_answer_may_come(
     assert schema.error
     assert "\n" not in schema.error
     assert following(schema, tokenizer, "") == {"{"}  # another answer begins anew
+
+
+def test_a_tokenizer_of_another_kind_is_tried_once_and_the_refusal_costs_nothing(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To find out takes a second in which no other thread runs."""
+    tried = []
+
+    def made(self: Vocabulary) -> NoReturn:
+        tried.append(self)
+        raise ValueError("no such kind")
+
+    monkeypatch.setattr(Vocabulary, "made", made)
+    schemas = Schemas(tokenizer, 300, [END], Limits())
+    try:
+        for _ in range(3):
+            with pytest.raises(RequestError, match=r"with this base's tokenizer: no such kind"):
+                asyncio.run(schemas.schema('{"type": "boolean"}'))
+    finally:
+        schemas.close()
+    assert len(tried) == 1

@@ -169,7 +169,7 @@ def test_evaluation_takes_no_more_memory_than_a_training_step(
     step = peak_bytes(lambda: run._train_until(1, None))
     evaluation = Evaluation(run.inputs, run.adapter, spec, World())
     assert peak_bytes(evaluation) <= step
-    assert spec.evaluated_at_once(1) == 1
-    assert make_spec(evaluation__batch_size=3, **changes).evaluated_at_once(1) == 3
+    assert spec.evaluated_at_once == 1
+    assert make_spec(evaluation__batch_size=3, **changes).evaluated_at_once == 3
     many = make_spec(evaluation__batch_size=None, optimizer__batch_size=8, parallel__workers=2)
-    assert many.evaluated_at_once(2) == 4
+    assert many.evaluated_at_once == 4, "also where one process evaluates"

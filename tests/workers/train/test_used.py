@@ -1,6 +1,8 @@
 """A study's trials learn from the same rows and base, and so does a run that is gone on with."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from workers.adapter.manifest import read_manifest
 from workers.parallel.world import World
-from workers.spec import InputError, TrainSpec
+from workers.spec import InputError, TrainSpec, override
 from workers.train.keeper import Keeper
 from workers.train.loop import TrainingRun
 from workers.train.record import RunPlan
-from workers.train.used import INPUTS, UsedInputs, hold_to_study, note_used, read_used
+from workers.train.used import UsedInputs, hold_to_study, note_used, read_used, used_file
 
 SpecMaker = Callable[..., TrainSpec]
 
@@ -42,19 +44,41 @@ def change_base(spec: TrainSpec) -> None:
 
 
 def test_the_first_of_a_study_says_what_all_learn_from(tmp_path: Path) -> None:
-    first = UsedInputs(data="rows", base="base")
-    assert read_used(tmp_path) is None
-    hold_to_study(tmp_path, first)
-    hold_to_study(tmp_path, first)
-    assert read_used(tmp_path) == first
+    first, path = UsedInputs(data="rows", base="base"), tmp_path / "study" / "inputs" / "a.json"
+    assert read_used(path) is None
+    hold_to_study(path, first)
+    hold_to_study(path, first)
+    assert read_used(path) == first
     with pytest.raises(InputError, match=r"its rows .* have changed since it began"):
-        hold_to_study(tmp_path, UsedInputs(data="others", base="base"))
+        hold_to_study(path, UsedInputs(data="others", base="base"))
     with pytest.raises(InputError, match="its base model has changed since it began"):
-        hold_to_study(tmp_path, UsedInputs(data="rows", base="another"))
-    assert [path.name for path in tmp_path.iterdir()] == [INPUTS]
-    (tmp_path / INPUTS).write_text("{")
-    with pytest.raises(InputError, match=r"inputs.json: is damaged"):
-        read_used(tmp_path)
+        hold_to_study(path, UsedInputs(data="rows", base="another"))
+    assert list(path.parent.iterdir()) == [path]
+    path.write_text("{")
+    with pytest.raises(InputError, match=r"a.json: is damaged"):
+        read_used(path)
+
+
+def test_a_folder_without_hard_links_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    first, path = UsedInputs(data="rows", base="base"), tmp_path / "inputs" / "a.json"
+    for data in ("rows", "others"):
+        note_used(path, UsedInputs(data=data, base="base"))
+        assert read_used(path) == first
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_search_space_may_vary_rows_and_base(spec: TrainSpec, tmp_path: Path) -> None:
+    other = override(spec, {"data.train": "other.jsonl"}, "test")
+    hold_to_study(used_file(tmp_path, spec), UsedInputs(data="rows", base="base"))
+    hold_to_study(used_file(tmp_path, other), UsedInputs(data="others", base="base"))
+    with pytest.raises(InputError, match="its rows"):
+        hold_to_study(used_file(tmp_path, spec), UsedInputs(data="others", base="base"))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +116,8 @@ def test_rows_that_were_agreed_to_are_named_in_the_manifest(
     change_rows(spec)
     again = TrainingRun(spec, plan, world=World())
     now = again.inputs.used
-    note_used(tmp_path, now.model_copy(update={"earlier_data": (before.data,)}))
+    agreed = now.model_copy(update={"earlier_data": (before.data,)})
+    note_used(used_file(tmp_path, spec), agreed)
     again.load(tmp_path / "checkpoint")
     assert again.step == run.step
     again.advance()
