@@ -36,7 +36,7 @@ def create_app(backend: Backend, catalogue: Catalogue, edge: Edge | None = None)
     app.include_router(_routes(gateway))
     for router in edge.routers:
         app.include_router(
-            router, prefix="/moetune/v1", dependencies=[Depends(wants(None, counts=True))]
+            router, prefix="/moetune/v1", dependencies=[Depends(wants(None, counts="manages"))]
         )
     app.include_router(page.routes())
     app.get(OPENAPI, include_in_schema=False)(partial(describe, app))

@@ -27,7 +27,7 @@ from workers.engine.request import Adapter, Chunk, TextRequest
 from workers.engine.turns import Turns
 
 Asker = Annotated[Caller, Depends(wants("infer"))]
-Reader = Annotated[Caller, Depends(wants("infer", counts=True))]
+Reader = Annotated[Caller, Depends(wants("infer", counts="asks"))]
 WAITING = 256
 """Large bodies of one key that may wait to be read."""
 
@@ -121,9 +121,9 @@ class Gateway:
                 return await while_there(request, work(asked, kind, answering))
 
     def _reserve(self, caller: Caller, body: CompletionBase) -> Reservation | None:
-        prompt, answers = body.most_tokens(self._edge.max_new_tokens)
+        prompt, answers = body.likely_tokens(self._edge.max_new_tokens)
         longest = self._edge.limits.max_prompt_tokens or prompt
-        return self._edge.meter.reserve(caller, min(prompt, longest), answers)
+        return self._edge.meter.reserve(caller, min(prompt, longest), answers, body.prompt_field)
 
     async def _whole(
         self, body: CompletionBase, kind: type[Reply], answering: Answering

@@ -8,7 +8,7 @@ import asyncio
 import secrets
 import time
 from hashlib import blake2b
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
@@ -36,16 +36,18 @@ LARGE = 2**16
 REST = 4
 """Times as long as a large body took to read, its tenant's next one waits."""
 BodyT = TypeVar("BodyT", bound="CompletionBase")
-AROUND, TURN, TEMPLATE = 2, 16, 64
-"""Tokens that come to a text, to a turn of a chat, and to a chat, with room to spare."""
+BYTES = 4
+"""Of a text for each token, as a guess."""
+TURN = 4
+"""Tokens that come to a turn of a chat, as a guess."""
 
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _bytes(text: str) -> int:
-    return len(text.encode(errors="surrogatepass"))
+def _likely_tokens(text: str) -> int:
+    return -(-len(text.encode(errors="surrogatepass")) // BYTES)
 
 
 def _short(user: str | None) -> str:
@@ -67,6 +69,8 @@ def _single(value: Any) -> Any:
 class CompletionBase(Body):
     """Fields of both kinds of completion."""
 
+    prompt_field: ClassVar[str]
+    """Where the prompt is."""
     model: Annotated[str, Field(min_length=1, max_length=200)]
     max_tokens: PositiveInt | None = None
     temperature: Temperature = 1.0
@@ -103,11 +107,11 @@ class CompletionBase(Body):
         """Whether the answer tells which experts gave it."""
         return self.moetune is not None
 
-    def most_tokens(self, longest: int) -> tuple[int, int]:
-        """How many tokens prompt and answers may have at most, where an answer has `longest`. The
-        tokenizer is elsewhere: a token of a text is a byte at least."""
+    def likely_tokens(self, longest: int) -> tuple[int, int]:
+        """How many tokens the prompt may well have, and the answers at most, where one has
+        `longest`. The tokenizer is elsewhere: a text's tokens are guessed from its bytes."""
         each = min(self._limit() or longest, longest)
-        return self._most_prompt_tokens(), self.n * each
+        return self._likely_prompt_tokens(), self.n * each
 
     def request(self, adapter: Adapter | None, tenant: str = "") -> TextRequest:
         """What the engine is asked, for `tenant`. Without a seed every request draws its own."""
@@ -130,7 +134,7 @@ class CompletionBase(Body):
     def _prompt(self) -> str | tuple[int, ...] | Chat:
         raise NotImplementedError
 
-    def _most_prompt_tokens(self) -> int:
+    def _likely_prompt_tokens(self) -> int:
         raise NotImplementedError
 
     def _limit(self) -> int | None:
@@ -143,6 +147,7 @@ class CompletionBase(Body):
 class ChatBody(CompletionBase):
     """Body of /v1/chat/completions."""
 
+    prompt_field = "messages"
     messages: Annotated[list[Message], Field(min_length=1, max_length=PARTS, fail_fast=True)]
     max_completion_tokens: PositiveInt | None = None
     logprobs: bool = False
@@ -159,8 +164,8 @@ class ChatBody(CompletionBase):
     def _prompt(self) -> Chat:
         return Chat(tuple(message.plain() for message in self.messages))
 
-    def _most_prompt_tokens(self) -> int:
-        return TEMPLATE + sum(TURN + _bytes(message.content) for message in self.messages)
+    def _likely_prompt_tokens(self) -> int:
+        return sum(TURN + _likely_tokens(message.content) for message in self.messages)
 
     def _limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
@@ -172,14 +177,15 @@ class ChatBody(CompletionBase):
 class CompletionBody(CompletionBase):
     """Body of /v1/completions."""
 
+    prompt_field = "prompt"
     prompt: Annotated[Prompt, BeforeValidator(_single, json_schema_input_type=Shown | list[Shown])]
     logprobs: TopLogprobs | None = None
 
     def _prompt(self) -> str | tuple[int, ...]:
         return self.prompt if isinstance(self.prompt, str) else tuple(self.prompt)
 
-    def _most_prompt_tokens(self) -> int:
-        return AROUND + _bytes(self.prompt) if isinstance(self.prompt, str) else len(self.prompt)
+    def _likely_prompt_tokens(self) -> int:
+        return _likely_tokens(self.prompt) if isinstance(self.prompt, str) else len(self.prompt)
 
     def _logprobs(self) -> int | None:
         return self.logprobs

@@ -55,7 +55,7 @@ class AccessControl:
                     await self._edge.wrong_keys(address_of(request))
                 raise
             if wants.counts:
-                self._edge.meter.admit(caller)
+                self._edge.meter.admit(caller, what=wants.counts)
             request.state.caller = caller
 
 

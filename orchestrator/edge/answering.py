@@ -131,13 +131,13 @@ class Answering:
             return await anext(chunks, None)
 
     def _count(self, chunk: Chunk) -> None:
+        if self.reservation is not None and not self._prompt_tokens:
+            self.reservation.read(chunk.prompt_tokens)  # may refuse, with nothing counted so far
         if self._first is None and chunk.tokens:
             self._first = time.monotonic() - self._begun
         self.tokens += chunk.tokens
         if self._texts and chunk.index == 0:
             self._text += chunk.text
-        if self.reservation is not None and not self._prompt_tokens:
-            self.reservation.read(chunk.prompt_tokens)
         self._prompt_tokens = chunk.prompt_tokens
         self._routing = chunk.routing or self._routing
         if chunk.index == 0:

@@ -15,6 +15,9 @@ from workers.configuration import InputError
 from workers.engine.request import RequestError
 
 Scope = Literal["infer", "promote", "admin"]
+Counts = Literal["asks", "manages"]
+"""Which of a key's rates a request counts for: they are equal, and each is used up alone, so that
+a page that shows how all is takes nothing from who asks."""
 SCOPES: tuple[Scope, ...] = ("infer", "promote", "admin")
 log = logging.getLogger(__name__)
 
@@ -147,14 +150,14 @@ class Wants:
     FastAPI reads a body."""
 
     scope: Scope | None
-    counts: bool = False
-    """The request is one of those that the key's rate allows."""
+    counts: Counts | None = None
+    """The request is one of those that the key's rate of this kind allows."""
 
     async def __call__(self, request: Request) -> Caller:
         """The caller whom the middleware has let in."""
         return permitted(getattr(request.state, "caller", None), self.scope)
 
 
-def wants(scope: Scope | None, counts: bool = False) -> Wants:
+def wants(scope: Scope | None, counts: Counts | None = None) -> Wants:
     """See `Wants`."""
     return Wants(scope, counts)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from orchestrator.edge.allowance import SECONDS, Allowance
-from orchestrator.edge.keys import OPERATOR, Caller
+from orchestrator.edge.keys import OPERATOR, Caller, Counts
 from orchestrator.edge.limits import LimitsSpec
 from workers.engine.request import RequestError
 
@@ -31,6 +31,8 @@ class Spent(NamedTuple):
 
 
 LONGEST = max(SECONDS.values())
+Check = Callable[[int, int], int]
+"""Of a prompt's tokens, and those that are set aside already: all that the request may take."""
 Save = Callable[[Mapping[Place, Spent]], Usage]
 
 
@@ -45,15 +47,18 @@ class TooMany(RequestError):  # noqa: N818
 class Reservation:
     """What one request may use of a quota, until it is known what it has used."""
 
-    def __init__(self, reserved: Usage, used: Usage, place: Place, prompt: int, answer: int):
-        self._reserved, self._used, self._place = reserved, used, place
-        self._answer, self._held, self._settled = answer, 0, False
-        self.read(prompt)
+    def __init__(self, reserved: Usage, used: Usage, place: Place, check: Check):
+        self._reserved, self._used, self._place, self._check = reserved, used, place, check
+        self._held, self._settled = 0, False
 
     def read(self, prompt: int) -> None:
-        """The prompt has so many tokens."""
-        if not self._settled:
-            self._hold(prompt + self._answer)
+        """The prompt has so many tokens. Where they are more than was set aside, raises as
+        `Meter.reserve` does, and nothing is set aside any more."""
+        if self._settled:
+            return
+        held = self._held
+        self._hold(0)
+        self._hold(self._check(prompt, held))
 
     def settle(self, tokens: int) -> None:
         """So many were used, and there will be no more; only the first time counts."""
@@ -72,8 +77,9 @@ class Meter:
 
     Rates are token buckets (generic cell rate algorithm, ITU-T I.371): a burst of the whole amount,
     then one request every `seconds / amount`. Quotas count in windows that begin at the full hour
-    or at midnight UTC. A request reserves the most that it may use, and is charged in the window
-    that it came in for what it has used.
+    or at midnight UTC. A request reserves its longest answers and what its prompt is guessed to
+    have; when the prompt was counted, that takes the guess's place or the request is refused. It is
+    charged in the window that it came in for what it has used.
     """
 
     def __init__(
@@ -83,7 +89,7 @@ class Meter:
         limits, self._clock = limits or LimitsSpec(), clock
         self._rate = limits.rate and Allowance.parse(limits.rate)
         self._quota = limits.quota and Allowance.parse(limits.quota)
-        self._next: dict[str, float] = {}
+        self._next: dict[tuple[str, Counts], float] = {}
         """For each key, when its bucket would be full again."""
         self._used: Usage = Counter()
         self._reserved: Usage = Counter()
@@ -91,38 +97,53 @@ class Meter:
         self._others: Usage = Counter()
         """What other gateways have used and reserved."""
 
-    def admit(self, caller: Caller, answers: int = 1, counted: int = 0) -> None:
+    def admit(
+        self, caller: Caller, answers: int = 1, counted: int = 0, what: Counts = "asks"
+    ) -> None:
         """Count a request by its answers, of which some are counted already; raises `TooMany`, or
-        RequestError 400 where no time is long enough to wait for so many."""
+        RequestError 400 where no time is long enough to wait for so many. The rate holds for each
+        `what` of its own."""
         rate = caller.rate or self._rate
         if caller is OPERATOR or not rate:
             return
         if answers > rate.amount:
             raise RequestError(f"n: this key may ask {rate}, and each answer counts", "n")
         now, each = self._clock(), rate.seconds / rate.amount
-        full = max(self._next.get(caller.id, now), now) + each * (answers - counted)
+        bucket = caller.id, what
+        full = max(self._next.get(bucket, now), now) + each * (answers - counted)
         wait = full - now - rate.seconds
         if wait > 1e-6:
             raise TooMany(f"this key may ask {rate} and has done so", "rate_limit_exceeded", wait)
-        self._next[caller.id] = full
+        self._next[bucket] = full
 
-    def reserve(self, caller: Caller, prompt: int, answer: int) -> Reservation | None:
-        """Set the most tokens of prompt and answer aside; None where there is no quota. Raises
-        `TooMany` where they are used up, RequestError 429 while others have reserved them, and 400
-        where they are more than the whole quota."""
+    def reserve(
+        self, caller: Caller, prompt: int, answer: int, param: str | None = None
+    ) -> Reservation | None:
+        """Set the most tokens of an answer aside, and those that a prompt is guessed to have; None
+        where there is no quota. Raises `TooMany` where they are used up, RequestError 429 while
+        others have reserved them, and 400 where they are more than the whole quota for certain,
+        not by a guess. `param` is the request's field with the prompt."""
         quota = caller.quota or self._quota
         if caller is OPERATOR or not quota:
             return None
         place = caller.id, window_of(quota, self._clock())
-        self._check_left(prompt + answer, quota, place)
-        return Reservation(self._reserved, self._used, place, prompt, answer)
+
+        def check(prompt: int, held: int) -> int:
+            asked = prompt + answer
+            if asked > quota.amount:
+                few = prompt < quota.amount
+                raise RequestError(_more(prompt, answer, quota), "max_tokens" if few else param)
+            if asked > held:
+                self._check_left(asked, quota, place)
+            return asked
+
+        reservation = Reservation(self._reserved, self._used, place, check)
+        reservation.read(max(0, min(prompt, quota.amount - answer)))
+        return reservation
 
     def _check_left(self, asked: int, quota: Allowance, place: Place) -> None:
         left = quota.amount - self._others[place] - self._used[place]
-        takes = f"this request may take {asked} tokens"
-        per = f"this key's quota of {quota.amount} tokens per {quota.unit}"
-        if asked > quota.amount:
-            raise RequestError(f"{takes}, more than {per}", "max_tokens")
+        takes, per = f"this request may take {asked} tokens", _per(quota)
         if asked > left:
             why = f"{takes}; of {per} {max(left, 0)} are left"
             raise TooMany(why, "insufficient_quota", place[1] + quota.seconds - self._clock())
@@ -152,6 +173,15 @@ class Meter:
             if over and spent == Spent(self._used[place], 0) and not self._reserved[place]:
                 for counts in (self._used, self._reserved, self._saved):
                     del counts[place]
+
+
+def _more(prompt: int, answer: int, quota: Allowance) -> str:
+    of = f"a prompt of {prompt} and " if prompt else ""
+    return f"this request may take {of}answers of {answer} tokens, more than {_per(quota)}"
+
+
+def _per(quota: Allowance) -> str:
+    return f"this key's quota of {quota.amount} tokens per {quota.unit}"
 
 
 def window_of(quota: Allowance, now: float) -> int:

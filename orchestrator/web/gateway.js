@@ -6,11 +6,14 @@ export const key = {
   set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
 };
 
-/** An answer that is no success: its status, and what the gateway says. */
+const PATIENCE = 10;
+
+/** An answer that is no success: its status, what the gateway says, and the seconds until it may be asked again. */
 export class Refused extends Error {
-  constructor(status, message) {
+  constructor(status, message, seconds = 0) {
     super(message);
     this.status = status;
+    this.seconds = seconds;
   }
 }
 
@@ -20,11 +23,27 @@ async function send(path, options = {}) {
   const answer = await fetch(path, { ...options, headers, cache: "no-store" });
   if (answer.ok) return answer;
   const body = await answer.json().catch(() => null);
-  throw new Refused(answer.status, body?.error?.message || `HTTP ${answer.status}`);
+  throw new Refused(answer.status, body?.error?.message || `HTTP ${answer.status}`, Number(answer.headers.get("Retry-After")));
 }
 
-/** What the gateway answers to a GET, as JSON. */
-export const get = async (path) => (await send(path)).json();
+/** What the gateway answers to a GET, as JSON. Waits where the key has asked too often, unless that takes long. */
+export async function get(path) {
+  for (;;) {
+    try {
+      return await (await send(path)).json();
+    } catch (error) {
+      if (error.status !== 429 || error.seconds > PATIENCE) throw error;
+      await new Promise((done) => setTimeout(done, 1000 * error.seconds));
+    }
+  }
+}
+
+/** `get` for one path after the other: together they would all be refused at once. */
+export async function getAll(paths, otherwise) {
+  const found = [];
+  for (const path of paths) found.push(await get(path).catch(otherwise));
+  return found;
+}
 
 /** Whether an engine answers, and the registry. */
 export async function readiness() {

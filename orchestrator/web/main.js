@@ -7,17 +7,23 @@ import * as routers from "/page/routers.js";
 import * as versions from "/page/versions.js";
 
 const SECONDS = 3;
+const VIEW_SECONDS = 15; // a view asks for each name, and every request counts for a rate
 const VIEWS = { chat: chat.offer, versions: versions.show, routers: routers.show };
 let view = "chat";
+let due = Infinity; // when the view is to be asked for again; never while it is
 
 async function refresh() {
+  due = Infinity;
+  let pause = VIEW_SECONDS;
   await ready();
   try {
     await VIEWS[view]();
     trouble("");
   } catch (error) {
+    pause = Math.max(pause, error.seconds || 0);
     trouble(error.status === 401 ? "This gateway wants a key: enter it above." : error.message);
   }
+  due = Date.now() + 1000 * pause;
 }
 
 async function ready() {
@@ -52,4 +58,4 @@ $("key").addEventListener("change", () => {
 });
 chat.begin();
 refresh();
-setInterval(() => (document.hidden ? null : view === "chat" ? ready() : refresh()), 1000 * SECONDS);
+setInterval(() => (document.hidden ? null : view === "chat" || Date.now() < due ? ready() : refresh()), 1000 * SECONDS);

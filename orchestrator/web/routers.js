@@ -2,16 +2,14 @@
 
 import { $, el, empty, fact, percent } from "/page/elements.js";
 import { bars } from "/page/experts.js";
-import { get } from "/page/gateway.js";
+import { get, getAll } from "/page/gateway.js";
 
 const MOODS = { steady: "good", suspect: "warn", drifted: "bad", unknown: "" };
 
 /** Show the router health of every name. */
 export async function show() {
   const { rollouts } = await get("/moetune/v1/rollouts");
-  const healths = await Promise.all(
-    rollouts.map(({ name }) => get(`/moetune/v1/health/${encodeURIComponent(name)}`).catch(nothing)),
-  );
+  const healths = await getAll(rollouts.map(({ name }) => `/moetune/v1/health/${encodeURIComponent(name)}`), nothing);
   const cards = healths.flatMap((health) => (health?.versions || []).map((version) => card(health.name, version)));
   $("routers").replaceChildren(
     cards.length ? el("div", { className: "cards" }, cards) : empty("No adapter has answered yet."),

@@ -1,16 +1,14 @@
 // What stands behind each name, and how it came there.
 
 import { $, el, empty, fact, percent, time } from "/page/elements.js";
-import { get } from "/page/gateway.js";
+import { get, getAll } from "/page/gateway.js";
 
 const LATEST = 30;
 
 /** Show every name's roll-out and log. */
 export async function show() {
   const { rollouts } = await get("/moetune/v1/rollouts");
-  const logs = await Promise.all(
-    rollouts.map(({ name }) => get(`/moetune/v1/rollouts/${encodeURIComponent(name)}/history`)),
-  );
+  const logs = await getAll(rollouts.map(({ name }) => `/moetune/v1/rollouts/${encodeURIComponent(name)}/history`));
   const cards = rollouts.map((state, index) => card(state, logs[index].events));
   $("versions").replaceChildren(
     cards.length ? el("div", { className: "cards" }, cards) : empty("Nothing was promoted to a name yet."),

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import uvicorn
 from orchestrator import page
 from orchestrator.api import create_app
 from orchestrator.catalogue import Catalogue
-from orchestrator.edge.keys import KeyRing, key_hash
+from orchestrator.edge.allowance import Allowance
+from orchestrator.edge.keys import Caller, Key, KeyRing, key_hash
 from orchestrator.edge.parts import Edge
 from orchestrator.health.monitor import RouterHealth
 from orchestrator.health.routes import routes as health_routes
@@ -34,6 +36,7 @@ from workers.model import load_base
 from workers.spec import ModelSpec
 
 KEY = "a key of the page's test"
+SLOW_KEY = "a key that may ask once a second"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 NEEDS_BROWSER = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium here: apt-get install chromium"
@@ -64,8 +67,13 @@ def url(
     catalogue = Catalogue(registry, "tiny-llama", backend.load, backend.unload)
     health = RouterHealth.of(HealthSpec(), registry)
     rollout = RolloutParts.of(registry, catalogue, GuardSpec(), health.drift)
+    slow = Caller("slow", frozenset({"infer"}), rate=Allowance(1, "s"))
+    keys = KeyRing(
+        key_hash(KEY), lambda: [Key(key_hash(SLOW_KEY), slow, "", created=datetime.now(UTC))]
+    )
+    keys.refresh()
     edge = Edge(
-        KeyRing(key_hash(KEY)),
+        keys,
         observers=(rollout.observe, health),
         routers=(rollout.router, health_routes(health)),
     )
@@ -176,6 +184,21 @@ def test_a_person_enters_the_key_chats_and_sees_all(tab: Page, url: str, tmp_pat
     assert tab.js("document.title") == "moetune"
     assert all(asked.startswith(url) or asked == "about:blank" for asked in tab.asked)
     assert [w for w in tab.wrong if "401" not in w] == []
+
+
+@NEEDS_BROWSER
+def test_a_view_waits_for_the_keys_rate_and_is_seldom_asked_for(tab: Page) -> None:
+    tab.fill("#key", SLOW_KEY)
+    tab.until("document.querySelectorAll('#model option').length >= 4")
+    tab.click("#tab-versions")
+    tab.until("document.querySelectorAll('#versions tbody tr').length >= 2")
+    tab.until("document.querySelector('#trouble').hidden")
+    asked = len(tab.asked)
+    time.sleep(7)  # more than two looks at whether it is ready
+    tab.until("true")
+    later = tab.asked[asked:]
+    assert len([url for url in later if url.endswith("/ready")]) >= 2
+    assert not [url for url in later if "/moetune/" in url]
 
 
 @NEEDS_BROWSER

@@ -99,8 +99,39 @@ def test_a_quota_is_used_up_until_midnight() -> None:
     assert (error.code, error.retry_after) == ("insufficient_quota", DAY // 2)
     clock.now += error.retry_after
     assert meter.reserve(POOR, 1, 0)
-    never = short(meter, POOR, 60, 41)
+    never = short(meter, POOR, 0, 101)
     assert (never.status, never.param) == (400, "max_tokens")
+
+
+@pytest.mark.parametrize(("counted", "param"), [(81, "max_tokens"), (100, "messages")])
+def test_a_guess_refuses_nothing_for_good_but_the_count_does(counted: int, param: str) -> None:
+    meter = Meter(clock=Clock())
+    honest = meter.reserve(POOR, 1000, 20, "messages")
+    assert honest is not None
+    honest.read(80)
+    honest.settle(0)
+    large = meter.reserve(POOR, 20, 20, "messages")
+    assert large is not None
+    with pytest.raises(RequestError) as caught:
+        large.read(counted)
+    assert (caught.value.status, caught.value.param) == (400, param)
+    assert meter.reserve(POOR, 80, 20)  # it holds nothing any more
+
+
+def test_what_was_guessed_too_low_is_refused_while_others_hold_the_rest() -> None:
+    meter = Meter(clock=Clock())
+    first, second = (meter.reserve(POOR, 10, 30) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    first.read(30)
+    with pytest.raises(RequestError) as caught:
+        second.read(30)
+    assert (caught.value.status, isinstance(caught.value, TooMany)) == (429, False)
+    first.settle(60)
+    late = meter.reserve(POOR, 10, 30)
+    assert late is not None
+    with pytest.raises(TooMany):
+        late.read(30)
 
 
 def test_what_runs_has_its_tokens_set_aside_and_gives_back_what_it_does_not_use() -> None:

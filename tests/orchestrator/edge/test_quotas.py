@@ -15,9 +15,10 @@ from orchestrator.edge.allowance import Allowance
 from orchestrator.edge.keeper import Keeper
 from orchestrator.edge.key_store import KeyStore
 from orchestrator.edge.keys import KeyRing
+from orchestrator.edge.limits import LimitsSpec
 from orchestrator.edge.meter import Meter, Place, Spent, Usage
 from orchestrator.edge.parts import Edge
-from orchestrator.openai_schema import ChatBody, CompletionBody, parse
+from orchestrator.openai_schema import ChatBody, CompletionBase, CompletionBody, parse
 from tests.orchestrator.edge.conftest import OpenGateway
 from tests.orchestrator.edge.test_gateway import LONG, SECRET, TEXT, key, post, streaming, within
 from workers.engine.text import TextEngine
@@ -56,9 +57,9 @@ def test_each_answer_of_one_request_is_set_aside_and_counts(open_gateway: OpenGa
         several = await post(web, {**TEXT, "n": 3})
         return [several.status_code, (await post(web, {**TEXT, "n": 2})).status_code]
 
-    edge = edge_of(quota=Allowance(5 + 3 * 8 + 1, "day"))
-    assert within(open_gateway, edge, ask, SECRET) == [400, 200]  # 2 for what surrounds a text
-    edge = edge_of(quota=Allowance(5 + 3 * 8 + 2, "day"))
+    edge = edge_of(quota=Allowance(5 + 3 * 8 - 1, "day"))
+    assert within(open_gateway, edge, ask, SECRET) == [400, 200]
+    edge = edge_of(quota=Allowance(5 + 3 * 8, "day"))
     assert within(open_gateway, edge, ask, SECRET) == [200, 429]
     assert used(edge) == Spent(5 + 3 * 8, 0)
     edge = edge_of(rate=Allowance(4, "h"))
@@ -153,30 +154,92 @@ def test_every_route_with_a_key_counts_and_each_request_once(open_gateway: OpenG
         asked = [await web.get(path) for path in paths for _ in range(2)]
         return [one.status_code for one in asked] + [(await post(web)).status_code]
 
-    for route, path in enumerate(("models", "model", "state")):
-        edge = edge_of(rate=Allowance(2 * route + 1, "h"))
+    for rate in (1, 3):
+        edge = edge_of(rate=Allowance(rate, "h"))
         edge = Edge(edge.keys, edge.meter, routers=(router,))
         got = within(open_gateway, edge, ask, SECRET)
-        counted = got[:6]
-        assert counted == [200] * (2 * route + 1) + [429] * (5 - 2 * route), path
+        assert got[:4] == [200] * rate + [429] * (4 - rate)
+        assert got[4:6] == [200, 200 if rate > 1 else 429]  # a rate of its own
         assert got[6:] == [200] * 4 + [429]
 
 
-def test_what_a_body_may_take_is_no_less_than_what_it_takes(engine: TextEngine) -> None:
-    texts = ("", "hello", "Grüße 🏡", "\x00 x" * 40)
+def test_who_looks_at_the_state_may_still_ask(open_gateway: OpenGateway) -> None:
+    router = APIRouter()
+
+    @router.get("/state")
+    async def state() -> str:
+        return "well"
+
+    async def ask(web: httpx.AsyncClient) -> list[int]:
+        looks = [(await web.get("/moetune/v1/state")).status_code for _ in range(3)]
+        return [*looks, *[(await post(web)).status_code for _ in range(3)]]
+
+    keys = edge_of(rate=Allowance(2, "h")).keys
+    for edge, secret in (
+        (Edge(keys, routers=(router,)), SECRET),
+        (Edge(meter=Meter(LimitsSpec(rate="2/h")), routers=(router,)), None),
+    ):
+        assert within(open_gateway, edge, ask, secret) == [200, 200, 429] * 2
+
+
+def test_a_prompt_is_guessed_from_its_bytes_and_ids_are_counted() -> None:
+    def likely(kind: type[CompletionBase], longest: int, **fields: Any) -> tuple[int, int]:
+        return parse(kind, json.dumps({"model": "m", **fields}).encode()).likely_tokens(longest)
+
+    assert likely(CompletionBody, 9, prompt="hello", max_tokens=8) == (2, 8)
+    assert likely(CompletionBody, 4, prompt="日本語日", max_tokens=8) == (3, 4)
+    assert likely(CompletionBody, 30, prompt=[4, 5, 6], n=3) == (3, 90)
+    messages = [{"role": "user", "content": "x" * 100}] * 2
+    assert likely(ChatBody, 30, messages=messages, n=2) == (2 * 29, 60)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_that_just_fits_the_quota_is_measured_and_answered(
+    open_gateway: OpenGateway, engine: TextEngine, stream: bool
+) -> None:
     tokenizer: Any = engine._tokenizer
-    for text in texts[1:]:
-        body = parse(CompletionBody, json.dumps({**TEXT, "prompt": text}).encode())
-        assert body.most_tokens(9) == (body.most_tokens(9)[0], 8)
-        assert body.most_tokens(4)[1] == 4
-        assert body.most_tokens(9)[0] >= len(tokenizer(text)["input_ids"])
-    messages = [{"role": "user", "content": text} for text in texts for _ in range(4)]
-    chat = parse(ChatBody, json.dumps({"model": "m", "messages": messages, "n": 2}).encode())
-    template = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert chat.most_tokens(30)[0] >= len(tokenizer(template)["input_ids"])
-    assert chat.most_tokens(30)[1] == 60
-    ids = parse(CompletionBody, json.dumps({**TEXT, "prompt": [4, 5, 6]}).encode())
-    assert ids.most_tokens(30) == (3, 8)
+    chat = {"model": "tiny-llama", "messages": [{"role": "user", "content": "hi"}] * 10}
+    template = tokenizer.apply_chat_template(
+        chat["messages"], add_generation_prompt=True, tokenize=False
+    )
+    tokens = len(tokenizer(template)["input_ids"])
+
+    async def ask(web: httpx.AsyncClient) -> list[httpx.Response]:
+        body = {**chat, "max_tokens": 8, "stream": stream}
+        return [await web.post("/v1/chat/completions", json=body) for _ in range(2)]
+
+    edge = edge_of(quota=Allowance(tokens + 8, "day"))
+    first, second = within(open_gateway, edge, ask, SECRET)
+    assert first.status_code == 200
+    assert used(edge).used >= tokens
+    assert (second.status_code, second.json()["error"]["code"]) == (429, "insufficient_quota")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_engine_counts_beyond_the_quota_is_refused_by_its_field_and_costs_nothing(
+    open_gateway: OpenGateway, stream: bool
+) -> None:
+    """The tiny tokenizer has a token for each byte: four times the guess."""
+    ids = [5] * 60
+
+    async def ask(web: httpx.AsyncClient) -> list[httpx.Response]:
+        bodies = (
+            {"prompt": "x" * 60},
+            {"prompt": ids},
+            {"prompt": "x" * 45},
+            {"max_tokens": 60},
+            {"prompt": "x" * 40},
+            {"prompt": "x" * 40, "max_tokens": 2},
+        )
+        return [await post(web, {**TEXT, "stream": stream, **one}) for one in bodies]
+
+    edge = edge_of(quota=Allowance(50, "day"))
+    answers = within(open_gateway, edge, ask, SECRET)
+    assert [one.status_code for one in answers] == [400, 400, 400, 400, 200, 429]
+    fields = [one.json()["error"]["param"] for one in answers[:4]]
+    assert fields == ["prompt", "prompt", "max_tokens", "max_tokens"]
+    assert 40 < used(edge).used <= 48
+    assert used(edge).reserved == 0
 
 
 @pytest.mark.parametrize("when", ["before the last save", "after the last save"])
