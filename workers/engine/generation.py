@@ -14,6 +14,9 @@ from workers.engine.schema import Schema
 from workers.engine.tally import Tally
 from workers.engine.timing import Timer
 
+QUANTUM = 32
+"""New tokens before a request that runs may be taken back: what was read for it is not in vain."""
+
 
 @dataclass(eq=False)
 class Generation:
@@ -63,6 +66,11 @@ class Generation:
     def proven(self) -> bool:
         """Whether it has survived a forward pass since it was last handed over."""
         return len(self.tokens) > self.known
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has got a quantum of tokens since then, and may be taken back."""
+        return len(self.tokens) >= self.known + QUANTUM
 
     def hand_over(self, name: str, salt: Salt) -> None:
         """Begin anew, under another name: prompt and tokens will pass through the model again. The

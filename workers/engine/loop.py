@@ -1,7 +1,9 @@
 """Supplies transformers' generation thread, hands out its tokens, replaces it when it dies."""
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, count
@@ -72,6 +74,7 @@ class GenerationLoop:
         self.capacity = longest_sequence(self._manager)
         """Tokens that the cache holds for one request alone."""
         self._room = Room(self.capacity, most_rows(limits))
+        self._retry = math.inf  # when a request that found no room may find it, though none ended
         self._courier = threading.Thread(target=self._deliver_all, name="courier", daemon=True)
         self._courier.start()
 
@@ -155,6 +158,7 @@ class GenerationLoop:
 
     def _admit(self) -> None:
         """Hand over waiting requests by their turn while there is room for all of their tokens."""
+        self._retry = math.inf
         careful = any(g.deaths for g in chain(self._waiting, self._running.values()))
         while self._waiting:
             first = min(self._waiting, key=self._ledger.turn)
@@ -165,6 +169,7 @@ class GenerationLoop:
                 tenants = self._ledger.tenants.open
                 givers = None if careful else self._room.givers(first, running, tenants)
                 if givers is None:
+                    self._retry = self._room.returns
                     return
                 for giver in givers:
                     self._take_back(giver)
@@ -206,6 +211,9 @@ class GenerationLoop:
                     self._deliver(output)
             elif not self._manager.is_running() and not self._closing.is_set():
                 self._revive()
+            if time.monotonic() >= self._retry:
+                with self._lock:
+                    self._admit()
 
     def _deliver(self, output: GenerationOutput) -> None:
         generation = self._running.get(output.request_id)
@@ -221,7 +229,7 @@ class GenerationLoop:
             generation.put(generation.drawing.error)
             self.drop(generation)
             return
-        unproven = not generation.proven
+        before = generation.proven, generation.settled
         new = tuple(output.generated_tokens[len(generation.tokens) - generation.known :])
         finish: Finish | None = None
         if output.is_finished():
@@ -230,7 +238,7 @@ class GenerationLoop:
         if finish:
             del self._running[output.request_id]
             self._ended(generation)
-        if finish or unproven:
+        if finish or before != (generation.proven, generation.settled):
             self._admit()
 
     def _revive(self) -> None:

@@ -1,5 +1,6 @@
 """Room for one more request beside those that run, and who gives some back to make it."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -16,7 +17,8 @@ class Room:
     """Of the cache, and of the rows of a pass; requests fill it by the most that they may come to.
 
     Everybody may fill what is free. Where a tenant that has less than its share finds none, those
-    that have more give it back.
+    that have more give it back, but nothing that has not got a quantum of tokens yet: a request
+    larger than its tenant's share would be read again and again, and get none.
     """
 
     def __init__(self, capacity: int, rows: int) -> None:
@@ -24,6 +26,8 @@ class Room:
         self.capacity, self._rows = capacity, rows
         self._aside: dict[str, tuple[int, float]] = {}
         """By tenant, what was made for it, and until when that waits for it."""
+        self.returns = math.inf
+        """When some of what kept the last one out runs out, by the monotonic clock."""
 
     def used(self, running: Collection[Generation]) -> int:
         """Tokens of the cache that may come to be filled."""
@@ -46,11 +50,11 @@ class Room:
         if holds[newcomer.asker.tenant] + self._weight(newcomer) > fair:
             return None
         while not self._fits(newcomer, left):
-            [(tenant, held)] = holds.most_common(1)
-            if held <= fair:
+            over = [one for one in reversed(left) if one.settled and holds[one.asker.tenant] > fair]
+            if not over:
                 return None
-            latest = next(one for one in reversed(left) if one.asker.tenant == tenant)
-            holds[tenant] -= self._weight(latest)
+            latest = max(over, key=lambda one: holds[one.asker.tenant])
+            holds[latest.asker.tenant] -= self._weight(latest)
             left.remove(latest)
             found.append(latest)
         if found:
@@ -71,12 +75,15 @@ class Room:
         return used <= self.capacity and len(running) < self._rows
 
     def _set_aside(self, newcomer: Generation, running: Collection[Generation]) -> int:
+        self.returns = math.inf
         if not self._aside:
             return 0
         now, held = time.monotonic(), Counter[str]()
         for one in running:
             held[one.asker.tenant] += _share(one)
         self._aside = {t: made for t, made in self._aside.items() if held[t] or made[1] > now}
+        ends = [until for _, until in self._aside.values() if until > now]
+        self.returns = min(ends, default=math.inf)
         others = self._aside.keys() - {newcomer.asker.tenant}
         return sum(max(0, self._aside[tenant][0] - held[tenant]) for tenant in others)
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from workers.engine import room
 from workers.engine.engine import ContinuousEngine
 from workers.engine.fairness import REMEMBERED, Accounts, Ledger, gives_way
-from workers.engine.generation import Generation
+from workers.engine.generation import QUANTUM, Generation
 from workers.engine.request import Adapter, Asker, Limits, RequestError, Sampling
 from workers.model import load_base
 from workers.spec import ModelSpec
@@ -20,6 +21,7 @@ LIMITS = Limits(max_batch_tokens=64, cache_tokens=480, max_new_tokens=400, max_q
 PROMPT = tuple(range(20, 60))
 LONG = Sampling(max_tokens=400, temperature=0.0)
 SHORT = Sampling(max_tokens=8, temperature=0.0)
+FILLING = Sampling(max_tokens=111, temperature=0.0)  # three of them fill the cache
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +159,13 @@ def test_in_a_full_queue_the_latest_of_the_largest_crowd_gives_way() -> None:
 
 
 async def answer(
-    engine: ContinuousEngine, tenant: str, sampling: Sampling, start: int = 0, **fields: Any
+    engine: ContinuousEngine,
+    tenant: str,
+    sampling: Sampling,
+    start: int = 0,
+    prompt: tuple[int, ...] = PROMPT,
 ) -> list[int]:
-    prompt = (7 + start, *PROMPT)
-    pieces = engine.generate(prompt, None, sampling, asker=Asker(tenant), **fields)
+    pieces = engine.generate((7 + start, *prompt), None, sampling, asker=Asker(tenant))
     return [token async for piece in pieces for token in piece.tokens]
 
 
@@ -222,17 +227,76 @@ def test_many_short_requests_take_long_ones_back_once(
         take_back(generation)
 
     monkeypatch.setattr(engine._loop, "_take_back", counted)
-    filling = LONG.model_copy(update={"max_tokens": 111})
 
     async def main() -> None:
-        alone = await answer(engine, "crowd", filling)
-        crowd = [asyncio.create_task(answer(engine, "crowd", filling)) for _ in range(5)]
+        alone = await answer(engine, "crowd", FILLING)
+        crowd = [asyncio.create_task(answer(engine, "crowd", FILLING)) for _ in range(5)]
         while engine.statistics().waiting < 2:
             await asyncio.sleep(0.01)
         for turn in range(4):
             assert len(await answer(engine, "victim", SHORT, start=turn)) == 8
         assert len(taken) <= 2
         assert await asyncio.gather(*crowd) == [alone] * 5
+
+    run(main())
+
+
+def test_nothing_is_taken_back_before_it_has_got_a_quantum_of_tokens() -> None:
+    async def main() -> None:
+        cache = room.Room(480, 8)
+        running = [asked(n, "crowd", size=160) for n in range(3)]
+        newcomer, tenants = asked(9, "victim", size=60), {"crowd", "victim"}
+        for one in running:
+            one.tokens += [5] * 40
+            one.known = 40  # when it was handed over once more
+            assert cache.givers(newcomer, running, tenants) is None
+        running[1].tokens += [5] * QUANTUM
+        assert cache.givers(newcomer, running, tenants) == [running[1]]
+        running[2].tokens += [5] * QUANTUM
+        assert cache.givers(newcomer, running, tenants) == [running[2]]
+
+    run(main())
+
+
+def test_a_request_larger_than_its_share_is_answered_beside_a_crowd_of_short_ones(
+    engine: ContinuousEngine,
+) -> None:
+    """Whenever it has come to run, the next of the crowd has a claim to its room."""
+    large, short = (LONG.model_copy(update={"max_tokens": most}) for most in (40, 50))
+    prompt, over, answers = (PROMPT * 7)[:270], asyncio.Event(), list[list[int]]()
+
+    async def asks(start: int) -> None:
+        while not over.is_set() and len(answers) < 60:
+            answers.append(await answer(engine, "crowd", short, start))
+
+    async def main() -> None:
+        alone = await answer(engine, "large", large, prompt=prompt)
+        crowd = [asyncio.create_task(asks(start)) for start in range(6)]
+        while not engine.statistics().waiting:
+            await asyncio.sleep(0.01)
+        told = await answer(engine, "large", large, prompt=prompt)
+        over.set()
+        await asyncio.gather(*crowd)
+        assert told == alone
+        assert len(answers) < 60
+
+    run(main())
+
+
+def test_what_waits_in_vain_for_a_tenant_goes_to_the_next_though_nothing_ends(
+    engine: ContinuousEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "RETURNS", 0.02)
+
+    async def main() -> None:
+        crowd = [asyncio.create_task(answer(engine, "crowd", FILLING)) for _ in range(3)]
+        while engine.statistics().running < 3:
+            await asyncio.sleep(0.01)
+        await answer(engine, "victim", SHORT)
+        while engine.statistics().waiting:
+            await asyncio.sleep(0.001)
+        assert not any(one.done() for one in crowd)
+        await asyncio.gather(*crowd)
 
     run(main())
 
