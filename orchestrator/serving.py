@@ -1,7 +1,7 @@
 """Put an endpoint on a cluster with Ray Serve, and take it off again."""
 
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +70,8 @@ def deploy(
     )
     check_keys(store_url, storage)
     _check_model(spec.model)
+    if name is not None:
+        _check_same_base(store_url, storage, name, spec.model)
     _check_room(serve)
     url = start(serve)
     try:
@@ -163,6 +165,23 @@ def _champion_base(store_url: str, storage: str | Path, name: str) -> ModelSpec:
     own = {"device": "auto", "attention": "sdpa", "activation_checkpointing": False}
     values = {**trained, **own}
     return validated(ModelSpec, values, f"{name}@{version.id}: its base model")
+
+
+def _check_same_base(store_url: str, storage: str | Path, name: str, model: ModelSpec) -> None:
+    """Refuse another base than the champion's, as far as this machine has its weights. Replicas
+    refuse it too, but what they say then is in their logs."""
+    from workers.adapter.digest import base_digest
+
+    with closing(Registry(store_url, storage)) as registry:
+        version = registry.resolve(name)
+        trained = registry.manifest(version).base
+    if not trained.digest or trained.path == model.path or not Path(model.path).is_dir():
+        return
+    if base_digest(model.path) != trained.digest:
+        raise InputError(
+            f"serve: {name}@{version.id}: belongs to another base model, {trained.path}: the "
+            f"weights of {model.path} differ"
+        )
 
 
 def _absolute(model: ModelSpec) -> ModelSpec:

@@ -564,6 +564,7 @@ def test_a_name_of_another_base_is_refused_and_leaves_nothing_running(
     model.get_input_embeddings().weight.data.mul_(1.5)
     model.save_pretrained(other)
     AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(other)
+    undeploy()  # it has gone already unless this test runs alone
     refused("belongs to another base model", ModelSpec(path=str(other)), url, folder, "home")
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{shop.endpoint.url}/health")
