@@ -15,7 +15,7 @@ from orchestrator.begin import begin
 from orchestrator.spec import JobSpec, override_job
 from orchestrator.storage import storage
 from orchestrator.study import trial_name
-from workers.spec import InputError
+from workers.spec import InputError, override
 from workers.train.used import note_used, read_used, used_file
 
 _KEPT = ("values", "checkpoint")
@@ -83,8 +83,11 @@ def _move(
         )
         own = Path("trials", trial_name(trial.number), "checkpoints")
         there = Path("trials", trial_name(new.trials[-1].number), "checkpoints")
+        steps = override(job.train, kept["values"], f"trial {trial.number}").optimizer.steps
+        # From its very end there is no going on: it has learned nothing of the new rows then.
+        ended = shutil.ignore_patterns(f"step-{steps:08d}")
         if (job.study_folder() / own).is_dir():
-            shutil.copytree(job.study_folder() / own, renamed.study_folder() / there)
+            shutil.copytree(job.study_folder() / own, renamed.study_folder() / there, ignore=ended)
     record = optuna.trial.Trial(former, trial._trial_id)
     record.set_user_attr(_SUCCESSOR, renamed.name)
     record.set_user_attr("reason", f"its rows have changed: it goes on in study {renamed.name}")
