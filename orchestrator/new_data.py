@@ -7,9 +7,9 @@ what was cut off goes on in a new one, from its last checkpoint. The manifests n
 import shutil
 from collections.abc import Collection
 from itertools import count
-from pathlib import Path
 
 import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.begin import begin
 from orchestrator.spec import JobSpec, override_job
@@ -20,8 +20,11 @@ from workers.train.used import note_used, read_used, used_file
 
 _KEPT = ("values", "checkpoint")
 """What a trial has noted that holds on other rows, too."""
+_UNFINISHED = tuple(state for state in TrialState if not state.is_finished())
 _SUCCESSOR = "goes_on_in"
 """Note of a study, and of each trial that was moved: the new study's name."""
+_FROM = "comes_from"
+"""Note of a trial in the new study: its number in the former one."""
 
 
 def on_new_data(job: JobSpec) -> JobSpec:
@@ -40,11 +43,12 @@ def on_new_data(job: JobSpec) -> JobSpec:
         changes = {"data": now, "earlier_data": (*before.earlier_data, before.data)}
         used = used_file(renamed.study_folder(), renamed.train)
         note_used(used, before.model_copy(update=changes))
-        new = begin(renamed, renamed.name in known, store)
         former.set_user_attr(_SUCCESSOR, renamed.name)
-        for trial in former.get_trials(deepcopy=False):
-            if not trial.state.is_finished():
-                _move(trial, former, new, job, renamed)
+        new = begin(renamed, renamed.name in known, store)
+        for trial in former.get_trials(deepcopy=False, states=_UNFINISHED):
+            if "values" in trial.user_attrs:  # it has got its parameters
+                _copy_checkpoints(trial, job, renamed, _moved(trial, new))
+            _end(trial, former, renamed.name)
     return on_new_data(renamed)  # whose rows may have changed again
 
 
@@ -63,32 +67,43 @@ def _renamed(job: JobSpec, former: optuna.Study, known: Collection[str]) -> JobS
     return override_job(job, {"name": name, "search.trials": left}, f"job {job.name}")
 
 
-def _move(
-    trial: optuna.trial.FrozenTrial,
-    former: optuna.Study,
-    new: optuna.Study,
-    job: JobSpec,
-    renamed: JobSpec,
-) -> None:
-    """Let a trial go on in the new study. Its values so far are of other rows and stay behind."""
+def _moved(trial: FrozenTrial, new: optuna.Study) -> int:
+    """Let a trial go on in the new study; its number there. Its values so far are of other rows
+    and stay behind. Who was killed in the middle of this finds the trial that it has made."""
+    number: int
+    for number, one in enumerate(new.get_trials(deepcopy=False)):
+        if one.user_attrs.get(_FROM) == trial.number:
+            return number
     kept = {key: trial.user_attrs[key] for key in _KEPT if key in trial.user_attrs}
-    if "values" in kept:
-        new.add_trial(
-            optuna.create_trial(
-                state=optuna.trial.TrialState.RUNNING,
-                params=trial.params,
-                distributions=trial.distributions,
-                user_attrs=kept,
-            )
+    new.add_trial(
+        optuna.create_trial(
+            state=TrialState.RUNNING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={**kept, _FROM: trial.number},
         )
-        own = Path("trials", trial_name(trial.number), "checkpoints")
-        there = Path("trials", trial_name(new.trials[-1].number), "checkpoints")
-        steps = override(job.train, kept["values"], f"trial {trial.number}").optimizer.steps
-        # From its very end there is no going on: it has learned nothing of the new rows then.
-        ended = shutil.ignore_patterns(f"step-{steps:08d}")
-        if (job.study_folder() / own).is_dir():
-            shutil.copytree(job.study_folder() / own, renamed.study_folder() / there, ignore=ended)
+    )
+    number = new.trials[-1].number
+    return number
+
+
+def _copy_checkpoints(trial: FrozenTrial, job: JobSpec, renamed: JobSpec, number: int) -> None:
+    """The trial's checkpoints, for the trial `number` of the new study; all of them or none."""
+    own = job.study_folder() / "trials" / trial_name(trial.number) / "checkpoints"
+    there = renamed.study_folder() / "trials" / trial_name(number) / "checkpoints"
+    if there.exists() or not own.is_dir():
+        return
+    steps = override(job.train, trial.user_attrs["values"], f"trial {trial.number}").optimizer.steps
+    # From its very end there is no going on: it has learned nothing of the new rows then.
+    ended = shutil.ignore_patterns(f"step-{steps:08d}")
+    part = there.with_name(f"{there.name}.part")
+    shutil.copytree(own, part, ignore=ended, dirs_exist_ok=True)
+    part.rename(there)
+
+
+def _end(trial: FrozenTrial, former: optuna.Study, successor: str) -> None:
+    """End a trial here, with the word where it goes on."""
     record = optuna.trial.Trial(former, trial._trial_id)
-    record.set_user_attr(_SUCCESSOR, renamed.name)
-    record.set_user_attr("reason", f"its rows have changed: it goes on in study {renamed.name}")
-    former.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    record.set_user_attr(_SUCCESSOR, successor)
+    record.set_user_attr("reason", f"its rows have changed: it goes on in study {successor}")
+    former.tell(trial.number, state=TrialState.FAIL)

@@ -1,7 +1,7 @@
 """Put an endpoint on a cluster with Ray Serve, and take it off again."""
 
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ from orchestrator.edge.tls import TlsSpec, own
 from orchestrator.endpoint import EndpointSpec
 from orchestrator.ingress import Ingress
 from orchestrator.proxy import running_address, start
-from orchestrator.registry import Registry
 from orchestrator.replica import Replica
+from orchestrator.served_base import served_base
 from orchestrator.spec import ServeSpec
-from workers.spec import InputError, ModelSpec, validated
+from workers.spec import InputError, ModelSpec
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -58,20 +58,14 @@ def deploy(
     there already is replaced. The key is read from MOETUNE_API_KEY or the file that
     MOETUNE_API_KEY_FILE names. Raises InputError before anything starts where something is wrong.
     """
-    base = model if name is None else _champion_base(store_url, storage, name)
-    if base is None:
-        raise InputError("serve: name a model of the registry, or a base model")
     spec = EndpointSpec(
         serve=serve,
-        model=_absolute(model or base),
+        model=served_base(store_url, storage, name, model),
         store_url=store_url,
         storage=str(Path(storage).resolve()),
         accepted_key=accepted_key(serve.host),
     )
     check_keys(store_url, storage)
-    _check_model(spec.model)
-    if name is not None:
-        _check_same_base(store_url, storage, name, spec.model)
     _check_room(serve)
     url = start(serve)
     try:
@@ -81,12 +75,6 @@ def deploy(
         _remove()
         raise
     return Endpoint(url, spec.base_id, spec.accepted_key is not None)
-
-
-def check_champion(store_url: str, storage: str | Path, name: str) -> None:
-    """What is known to be wrong before a cluster starts: InputError where `name` has no champion,
-    or its base model cannot be served."""
-    _check_model(_absolute(_champion_base(store_url, storage, name)))
 
 
 def undeploy() -> None:
@@ -150,50 +138,6 @@ def _surge(serve: ServeSpec) -> int:
     left = ray.available_resources()
     room = serve.cpus_per_replica <= left.get("CPU", 0)
     return 100 if room and serve.gpus_per_replica <= left.get("GPU", 0) else 0
-
-
-def _champion_base(store_url: str, storage: str | Path, name: str) -> ModelSpec:
-    """The base model that a name's champion was trained on."""
-    registry = Registry(store_url, storage)
-    try:
-        version = registry.resolve(name)
-        manifest = registry.manifest(version)
-    finally:
-        registry.close()
-    trained = (manifest.spec or {}).get("model", {"path": manifest.base.path})
-    # Where and how the training ran says nothing about the machines that serve.
-    own = {"device": "auto", "attention": "sdpa", "activation_checkpointing": False}
-    values = {**trained, **own}
-    return validated(ModelSpec, values, f"{name}@{version.id}: its base model")
-
-
-def _check_same_base(store_url: str, storage: str | Path, name: str, model: ModelSpec) -> None:
-    """Refuse another base than the champion's, as far as this machine has its weights. Replicas
-    refuse it too, but what they say then is in their logs."""
-    from workers.adapter.digest import base_digest
-
-    with closing(Registry(store_url, storage)) as registry:
-        version = registry.resolve(name)
-        trained = registry.manifest(version).base
-    if not trained.digest or trained.path == model.path or not Path(model.path).is_dir():
-        return
-    if base_digest(model.path) != trained.digest:
-        raise InputError(
-            f"serve: {name}@{version.id}: belongs to another base model, {trained.path}: the "
-            f"weights of {model.path} differ"
-        )
-
-
-def _absolute(model: ModelSpec) -> ModelSpec:
-    """The model by its whole path, if it is a folder: replicas run somewhere else."""
-    folder = Path(model.path)
-    return model.model_copy(update={"path": str(folder.resolve())}) if folder.is_dir() else model
-
-
-def _check_model(model: ModelSpec) -> None:
-    from workers.model import check_base
-
-    check_base(model)
 
 
 def _check_room(serve: ServeSpec) -> None:

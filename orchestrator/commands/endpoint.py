@@ -35,13 +35,14 @@ def serve(
 ) -> None:
     """Serve a name's champion beside its base model, until Ctrl-C."""
     from cluster.session import session
-    from orchestrator.serving import check_champion, deploy, undeploy
+    from orchestrator.served_base import served_base
+    from orchestrator.serving import deploy, undeploy
     from workers.spec import InputError
 
     where, spec = cluster_spec(storage, store), _serve_spec(set_ or ())
     if detach and address is None:
         raise InputError("serve --detach: needs --address: a local cluster ends with the command")
-    check_champion(where.store_url(), where.storage, name)  # Wrong at once, not after a start.
+    served_base(where.store_url(), where.storage, name)  # Wrong at once, not after a start.
     with session(address):
         endpoint = deploy(spec, None, where.store_url(), where.storage, name)
         key = " with your key" if endpoint.needs_key else ""

@@ -1,0 +1,66 @@
+"""The base model that an endpoint serves, checked before anything starts."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.registry import Registry
+from workers.spec import InputError, ModelSpec, validated
+
+if TYPE_CHECKING:
+    from workers.adapter.manifest import Manifest
+
+OWN = {"device": "auto", "attention": "sdpa", "activation_checkpointing": False}
+"""Where and how the training ran says nothing about the machines that serve."""
+
+
+def served_base(
+    store_url: str, storage: str | Path, name: str | None, model: ModelSpec | None = None
+) -> ModelSpec:
+    """`model`, or the base model that `name`'s champion was trained on, by its whole path.
+
+    Raises InputError where both are None, `name` has no champion, the model cannot be served here,
+    or its weights are not those that the champion was trained on.
+    """
+    if name is None:
+        return _servable(model)
+    with closing(Registry(store_url, storage)) as registry:
+        version = registry.resolve(name)
+        manifest = registry.manifest(version)
+    reference = f"{name}@{version.id}"
+    base = _servable(model or _trained_base(reference, manifest))
+    _check_same_base(reference, manifest, base)
+    return base
+
+
+def _trained_base(reference: str, manifest: "Manifest") -> ModelSpec:
+    trained = (manifest.spec or {}).get("model", {"path": manifest.base.path})
+    return validated(ModelSpec, {**trained, **OWN}, f"{reference}: its base model")
+
+
+def _servable(model: ModelSpec | None) -> ModelSpec:
+    """The model by its whole path, if it is a folder: replicas run somewhere else."""
+    from workers.model import check_base
+
+    if model is None:
+        raise InputError("serve: name a model of the registry, or a base model")
+    folder = Path(model.path)
+    if folder.is_dir():
+        model = model.model_copy(update={"path": str(folder.resolve())})
+    check_base(model)
+    return model
+
+
+def _check_same_base(reference: str, manifest: "Manifest", model: ModelSpec) -> None:
+    """Refuse another base than the champion's, as far as this machine has its weights. Replicas
+    refuse it too, but what they say then is in their logs."""
+    from workers.adapter.digest import base_digest
+
+    trained = manifest.base
+    if not trained.digest or trained.path == model.path or not Path(model.path).is_dir():
+        return
+    if base_digest(model.path) != trained.digest:
+        raise InputError(
+            f"serve: {reference}: belongs to another base model, {trained.path}: the weights of "
+            f"{model.path} differ"
+        )
