@@ -7,6 +7,8 @@ from orchestrator.spec import ServeSpec
 from workers.engine.request import Limits
 from workers.spec import ModelSpec, Spec
 
+Base = tuple[str | None, ...]
+
 
 class EndpointSpec(Spec):
     """Everything that the endpoint's processes need to know. No secret is in it."""
@@ -24,6 +26,12 @@ class EndpointSpec(Spec):
     def base_id(self) -> str:
         """What requests call the bare base: the last part of its folder's or hub name."""
         return self.model.path.rstrip("/").rpartition("/")[2]
+
+    @property
+    def base(self) -> Base:
+        """What tells its base from another endpoint's: answers differ between them."""
+        model = self.model
+        return model.path, model.revision, model.dtype, model.quantization
 
     def limits(self) -> Limits:
         """The engine's share of the serving specification."""

@@ -31,7 +31,7 @@ class Ingress:
     """Makes its application when it starts."""
 
     def __init__(self, spec: EndpointSpec, replicas: "DeploymentHandle") -> None:
-        self._spec, self._backend = spec, Replicas(replicas)
+        self._spec, self._backend = spec, Replicas(replicas, spec.base)
         self._registry = Registry(spec.store_url, spec.storage)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

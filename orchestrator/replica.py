@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, Collection, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 
-from orchestrator.endpoint import EndpointSpec, begun
+from orchestrator.endpoint import Base, EndpointSpec, begun
 from orchestrator.registry import Registry
-from orchestrator.rollout.acknowledge import Acknowledged, Generates, acknowledge, hold
+from orchestrator.rollout.acknowledge import Acknowledged, Generates, OtherBase, acknowledge, hold
 from orchestrator.rollout.first_answers import FirstAnswers
 from orchestrator.rollout.golden import Answer, Golden
 from orchestrator.rollout.loaded import adapter_of, answering, wanted
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Replica:
-    """One engine with its own copy of the base model."""
+    """One engine with its own copy of the base model. Who asks says which base is meant."""
 
     def __init__(self, spec: EndpointSpec) -> None:
         from ray.serve import get_replica_context
@@ -30,7 +30,7 @@ class Replica:
         from workers.engine.text import TextEngine
         from workers.model import load_base
 
-        base = load_base(spec.model)
+        base, self._base = load_base(spec.model), spec.base
         self._golden, self._hardware = spec.golden(), hardware_kind(base.model.device.type)
         self._engine = ContinuousEngine(base, spec.limits())
         self._text = TextEngine(self._engine, base.tokenizer)
@@ -39,31 +39,37 @@ class Replica:
         self._promised = promised(self._engine.loaded(), spec, self._hardware)
         begun()
 
-    async def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
+    async def generate(self, base: Base, request: TextRequest) -> AsyncGenerator[Chunk]:
         """See `orchestrator.gateway.Backend`."""
+        self._must_be(base)
         async with aclosing(self._text.generate(request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    async def load(self, adapter: Adapter) -> None:
+    async def load(self, base: Base, adapter: Adapter) -> None:
         """See `orchestrator.gateway.Backend`; for this replica."""
+        self._must_be(base)
         await self._text.load(adapter)
 
-    async def unload(self, slot: str) -> None:
+    async def unload(self, base: Base, slot: str) -> None:
         """Drop a slot, once the requests in it have ended."""
+        self._must_be(base)
         await self._text.unload(slot)
 
-    async def keep(self, slots: Collection[str]) -> None:
+    async def keep(self, base: Base, slots: Collection[str]) -> None:
         """Say which slots no others may drive out."""
+        self._must_be(base)
         await self._text.keep(slots)
 
-    async def check(self, adapter: Adapter, golden: Golden) -> Acknowledged:
+    async def check(self, base: Base, adapter: Adapter, golden: Golden) -> Acknowledged:
         """This replica's word on a version; see `orchestrator.rollout.acknowledge`."""
+        self._must_be(base)
         said = await acknowledge(self._text, adapter, golden)
         return replace(said, hardware=self._hardware)
 
-    async def ready(self) -> bool:
+    async def ready(self, base: Base) -> bool:
         """Whether the engine generates."""
+        self._must_be(base)
         return await self._text.ready()
 
     async def check_health(self) -> None:
@@ -73,6 +79,10 @@ class Replica:
             raise RuntimeError("the engine has stopped")
         await prove(self._text, self._golden, self._promised)
         self._promised = ()
+
+    def _must_be(self, base: Base) -> None:
+        if base != self._base:
+            raise OtherBase(f"this replica has {self._base[0]}, not {base[0]}")
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):

@@ -7,7 +7,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.rollout.acknowledge import Acknowledged, NotNow
+from orchestrator.endpoint import Base
+from orchestrator.rollout.acknowledge import Acknowledged, NotNow, OtherBase
 from orchestrator.rollout.golden import Golden
 from workers.engine.request import Adapter, Chunk, RequestError, TextRequest
 from workers.spec import InputError
@@ -20,20 +21,23 @@ READY_SECONDS = 5
 LOAD_SECONDS = 120
 RESUMES = 3
 """Times that an answer is taken up again on another replica after one has died."""
+OTHERS, OTHERS_SECONDS = 25, 5
+"""Times that replicas with another base are met, and for how long, until that is said."""
 
 
 class Replicas:
-    """All replicas behind one handle: the gateway's backend."""
+    """All replicas with one base behind a handle: the gateway's backend."""
 
-    def __init__(self, handle: "DeploymentHandle") -> None:
-        self._handle = handle
+    def __init__(self, handle: "DeploymentHandle", base: Base) -> None:
+        self._handle, self._base = handle, base
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
-        """The answer; when the replica dies halfway, another one goes on from where it was."""
+        """The answer; when the replica dies halfway, another one goes on from where it was. One
+        that makes way for ours is asked again: another may be chosen then."""
         from ray.exceptions import RayActorError
 
-        tokens = request.generated
-        for resumes in range(RESUMES + 1):
+        tokens, deaths, others = request.generated, 0, 0
+        while deaths <= RESUMES and others <= OTHERS:
             try:
                 stream = self._stream(replace(request, generated=tokens))
                 async with aclosing(stream):
@@ -42,8 +46,15 @@ class Replicas:
                         yield chunk
                 return
             except RayActorError as error:
-                log.warning("a replica died under a request, resume %d: %s", resumes + 1, error)
-        raise RequestError("the replicas keep dying; see their logs", None, 503, "unavailable")
+                deaths += 1
+                log.warning("a replica died under a request, resume %d: %s", deaths, error)
+            except OtherBase:
+                others += 1
+                await asyncio.sleep(OTHERS_SECONDS / OTHERS)
+        why = (
+            "the replicas keep dying; see their logs" if deaths > RESUMES else "no replica is there"
+        )
+        raise RequestError(why, None, 503, "unavailable")
 
     async def load(self, adapter: Adapter) -> None:
         """Hold an adapter ready on every replica that lives; later ones read the registry."""
@@ -65,27 +76,28 @@ class Replicas:
         """Whether some replica answers."""
         try:
             async with asyncio.timeout(READY_SECONDS):
-                return bool(await self._handle.ready.remote())
+                return bool(await self._handle.ready.remote(self._base))
         except Exception:
             return False
 
     async def _broadcast(self, method: str, *args: object) -> list[Any]:
-        """What every replica returns, or the first error. One that dies meanwhile is not asked:
-        its successor reads the registry."""
+        """What every replica returns, or the first error. One that dies meanwhile, or makes way for
+        ours, is not asked: its successor reads the registry."""
         from ray.exceptions import RayActorError
 
-        response = self._handle.broadcast(method, *args)
+        response = self._handle.broadcast(method, self._base, *args)
         results = await response.results_async(timeout_s=LOAD_SECONDS, return_exceptions=True)
-        living = [result for result in results if not isinstance(result, RayActorError)]
+        results = [_original(one) if isinstance(one, BaseException) else one for one in results]
+        living = [one for one in results if not isinstance(one, (RayActorError, OtherBase))]
         if not living:
             raise NotNow("no replica is there")
         for result in living:
             if isinstance(result, BaseException):
-                raise _original(result)
+                raise result
         return living
 
     async def _stream(self, request: TextRequest) -> AsyncGenerator[Chunk]:
-        response: Any = self._handle.options(stream=True).generate.remote(request)
+        response: Any = self._handle.options(stream=True).generate.remote(self._base, request)
         finished = False
         try:
             async for chunk in response:
@@ -102,4 +114,4 @@ class Replicas:
 def _original(error: BaseException) -> BaseException:
     """The replica's own error out of Ray's wrapping, where it is one for the client."""
     cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, InputError) else error
+    return cause if isinstance(cause, (InputError, OtherBase)) else error

@@ -27,6 +27,11 @@ class NotNow(RuntimeError):  # noqa: N818
     """Nothing is known against the version: to be tried again soon."""
 
 
+class OtherBase(NotNow):
+    """A replica of the endpoint that this one takes the place of, with another base model. Both
+    live for a while, and the router does not tell them apart."""
+
+
 @dataclass(frozen=True)
 class Acknowledged:
     """What a replica says of a version that it has loaded."""
