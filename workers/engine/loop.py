@@ -26,7 +26,6 @@ from workers.engine.request import Finish, Limits, RequestError
 from workers.engine.room import Room
 from workers.engine.sampler import Sampler
 from workers.engine.statistics import Statistics
-from workers.spec import InputError
 
 log = logging.getLogger(__name__)
 BLAMED, UNLUCKY = 2, 4
@@ -136,8 +135,8 @@ class GenerationLoop:
     def close(self) -> None:
         """Stop both threads; what still runs fails."""
         self._closing.set()
+        self._courier.join(timeout=60)  # first: it may be about to start another thread
         stop_manager(self._manager, timeout=60)
-        self._courier.join(timeout=60)
         self._fail_all("it was stopped")
 
     def _start(self) -> Manager:
@@ -204,6 +203,15 @@ class GenerationLoop:
         return name is not None
 
     def _deliver_all(self) -> None:
+        """What the courier does. Were it to die unheard, all that wait would wait for ever."""
+        try:
+            self._deliver_until_closed()
+        except Exception as error:
+            log.exception("the engine has stopped")
+            self._broken = error
+            self._fail_all(error)
+
+    def _deliver_until_closed(self) -> None:
         while not self._closing.is_set():
             output = self._manager.get_result(timeout=0.2)
             if output is not None:
@@ -242,7 +250,8 @@ class GenerationLoop:
             self._admit()
 
     def _revive(self) -> None:
-        """Start another generation thread and hand everything over again."""
+        """Start another generation thread and hand everything over again. Starting takes long, and
+        the event loop asks for the lock: it is free meanwhile, and what comes waits."""
         why = self._manager.background_thread_status.fatal_error
         log.error("the generation thread died and is replaced: %r", why)
         stop_manager(self._manager)
@@ -259,11 +268,9 @@ class GenerationLoop:
                     generation.put(failed(why) if blamed else stopped(why))
                 else:
                     self._waiting.append(generation)
-            try:
-                self._manager = self._start()
-            except InputError as error:
-                self._broken = error
-                self._fail_all(error)
+        started = self._start()
+        with self._lock:
+            self._manager = started
             self._admit()
 
     def _fail_all(self, reason: object) -> None:

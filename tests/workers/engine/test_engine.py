@@ -375,6 +375,56 @@ def test_a_dead_generation_thread_is_replaced_and_no_answer_changes(
     assert answers == [alone(tiny_model_dir, adapter, prompt) for prompt, adapter in asked]
 
 
+def test_the_event_loop_is_free_while_the_thread_is_replaced(
+    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new thread's cache takes long to make: who comes, leaves or looks must not wait for it."""
+    start, begun, go = fragile._loop._start, threading.Event(), threading.Event()
+
+    def slow() -> Any:
+        begun.set()
+        assert go.wait(30), "the event loop stands"
+        return start()
+
+    monkeypatch.setattr(fragile._loop, "_start", slow)
+    once = iter([True])
+    Bomb(base, lambda ids: next(once, False))
+
+    async def together() -> list[list[int]]:
+        asked = [asyncio.create_task(answer(fragile, PROMPTS[0]))]
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        asked += [asyncio.create_task(answer(fragile, prompt)) for prompt in PROMPTS[1:3]]
+        while fragile.statistics().waiting < 3:
+            await asyncio.sleep(0.01)
+        asked.pop().cancel()
+        while fragile.statistics().waiting > 2:
+            await asyncio.sleep(0.01)
+        go.set()
+        return await asyncio.gather(*asked)
+
+    assert run(together()) == [alone(tiny_model_dir, None, prompt) for prompt in PROMPTS[:2]]
+    assert fragile.healthy
+
+
+def test_who_waits_is_told_when_no_other_thread_can_be_started(
+    fragile: ContinuousEngine, base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Any:
+        raise MemoryError("no room for another cache")
+
+    monkeypatch.setattr(fragile._loop, "_start", broken)
+    Bomb(base, lambda ids: True)
+
+    async def together() -> list[Any]:
+        asking = (answer(fragile, prompt) for prompt in PROMPTS[:3])
+        return await asyncio.gather(*asking, return_exceptions=True)
+
+    told = run(together())
+    assert all(isinstance(one, RequestError) and one.status == 503 for one in told)
+    assert not fragile.healthy
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError("boom"), torch.OutOfMemoryError("out of memory"), MemoryError("none")]
 )
