@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
 from orchestrator.audit.spec import AuditSpec
@@ -24,6 +23,7 @@ from workers.spec import (
     override,
     validated,
 )
+from workers.yaml_text import read_yaml
 
 __all__ = [
     "ClusterSpec",
@@ -147,11 +147,9 @@ def load_job(path: str | Path, assignments: Sequence[str] = ()) -> JobSpec:
     A bare name, such as `smoke`, is one of the job files that come with moetune.
     """
     try:
-        values = yaml.safe_load(_job_file(Path(path)).read_text())
+        values = read_yaml(_job_file(Path(path)).read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that is none
-        raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a job file is a mapping with `name` and `train`")
     job = override_job(validated(JobSpec, values, str(path)), assigned(assignments), "--set")
@@ -208,7 +206,4 @@ def _assignment(text: str) -> tuple[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise InputError(f"--set {text}: write FIELD=VALUE, as in adapter.rank=16")
-    try:
-        return path.strip(), yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        raise InputError(f"--set {text}: the value is no YAML") from None
+    return path.strip(), read_yaml(value, f"--set {path.strip()}")

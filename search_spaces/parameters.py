@@ -6,10 +6,9 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from search_spaces.ranges import Condition, Range, read_conditions, read_range
 from workers.spec import InputError
+from workers.yaml_text import read_yaml
 
 NUM_EXPERTS, ROUTING, TOP_K = "adapter.num_experts", "adapter.routing", "adapter.top_k"
 _PRESETS = Path(__file__).parent / "presets"
@@ -83,9 +82,7 @@ def read_definition(space: str) -> Any:
     presets = {file.stem: file for file in sorted(_PRESETS.glob("*.yaml"))}
     file = presets.get(space, Path(space))
     try:
-        return yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{where}: is no YAML: {' '.join(str(error).split())}") from None
+        return read_yaml(file.read_bytes(), where)
     except OSError:
         close = difflib.get_close_matches(space, presets, n=1)
         hint = f"did you mean {close[0]}?" if close else f"presets are {', '.join(presets)}"

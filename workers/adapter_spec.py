@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workers.configuration import Fraction, InputError, PositiveInt, Spec
+from workers.configuration import Fraction, InputError, PositiveInt, Size, Spec
 
 
 class AdapterSpec(Spec):
@@ -13,7 +13,7 @@ class AdapterSpec(Spec):
 
     experts: Literal["block", "linear"] = "block"
     """block: MixLoRA's feed-forward experts; linear: MoELoRA's, one router for each linear."""
-    num_experts: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = 8
+    num_experts: Size | Annotated[tuple[Size, ...], Field(min_length=1)] = 8
     """Experts in each routed place; 1 is plain LoRA without a router. Several numbers, lowest
     layers first, are for as many equal groups of layers (MoLA, arXiv 2402.08562)."""
     routing: Literal["top_k", "top_p", "switch"] = "top_k"
@@ -40,7 +40,7 @@ class AdapterSpec(Spec):
     """Standard deviation of the router's initial weights."""
     expert_dropout: Fraction = 0.0
     """Share of the routed (token, expert) pairs that get the frozen block instead, in training."""
-    rank: PositiveInt = 8
+    rank: Size = 8
     """Rank of every expert, and of the attention's plain LoRA."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
     """The update is scaled by alpha / rank (alpha / sqrt(rank) with use_rslora)."""

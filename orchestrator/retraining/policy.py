@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from workers.configuration import InputError, NonNegative, PositiveInt, Spec, validated
+from workers.yaml_text import read_yaml
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -84,11 +84,9 @@ class Policy(Spec):
 def load_policy(path: str | Path) -> Policy:
     """Read a policy file (YAML)."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = read_yaml(Path(path).read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a policy file is a mapping with `job`, `when` and `data`")
     return validated(Policy, values, str(path))

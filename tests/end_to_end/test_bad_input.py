@@ -53,8 +53,8 @@ def variants() -> Iterator[tuple[str, str]]:
     yield "adapter.shared_a=true", "experts with an A matrix each; adapter.shared_a"
     yield "model.quantization=int3", "model.quantization: Input should be 'bnb_nf4', 'bnb_int8'"
     yield "adapter.rank", "write FIELD=VALUE"
-    yield "name=2024-13-01", "the value is no YAML"
-    yield "adapter.rank=[", "the value is no YAML"
+    yield "name=2024-13-01", "--set name: is no YAML"
+    yield "adapter.rank=[", "--set adapter.rank: is no YAML"
     yield "nonsense=1", "nonsense: no such field"
     yield "name=../x", "name: String should match pattern"
     yield "optimizer.lr=0", "optimizer.lr: Input should be greater than 0"
@@ -102,6 +102,8 @@ def commands() -> Iterator[tuple[list[str], str]]:
     yield ["tune", "missing.yaml"], "missing.yaml: cannot be read"
     yield ["tune", "broken.yaml"], "broken.yaml: is no YAML"
     yield ["tune", "list.yaml"], "list.yaml: a job file is a mapping"
+    yield ["check", "deep.yaml"], "deep.yaml: nests more than"
+    yield ["check", "cyclic.yaml"], "cyclic.yaml: nests more than 32 levels deep, or an alias"
     yield ["tune", "job.yaml", "--resume"], "no studies there yet"
     yield ["tune", "job.yaml", "--address", "127.0.0.1:1"], "127.0.0.1:1"
     big = ("--set", "search.cpus_per_worker=4096")  # the cluster may have them
@@ -139,6 +141,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Pa
         "job.yaml": yaml.safe_dump(JOB),
         "broken.yaml": "name: [",
         "list.yaml": "- 1",
+        "deep.yaml": "{name: " * 5000,
+        "cyclic.yaml": "name: cyclic\nsearch: &s {space: *s}\n",
         "rows.jsonl": (json.dumps(row) + "\n") * 4,
         "rows.csv": "prompt,target\na,b\n",
         "empty.jsonl": "",

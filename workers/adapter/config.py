@@ -14,7 +14,8 @@ from workers.adapter import folder as folders
 from workers.adapter import legacy
 from workers.adapter.strategy import RoutingKeys, most_experts
 from workers.adapter.targets import TargetKeys
-from workers.spec import AdapterSpec, Fraction, InputError, PositiveInt, Spec, validated
+from workers.configuration import Size
+from workers.spec import AdapterSpec, Fraction, InputError, Spec, validated
 
 PeftType = Literal["MIXLORA", "MOELORA", "LORA"]
 Alpha = Annotated[float, Field(gt=0)]
@@ -51,7 +52,7 @@ class ExpertLora(Spec):
 
     model_config = ConfigDict(extra="ignore")
 
-    r: PositiveInt | None = None
+    r: Size | None = None
     lora_alpha: Alpha | None = None
     use_rslora: bool | None = None
 
@@ -62,14 +63,14 @@ class AdapterConfig(RoutingKeys, TargetKeys):
     model_config = ConfigDict(extra="allow")
 
     peft_type: PeftType
-    r: PositiveInt
+    r: Size
     lora_alpha: Alpha
     lora_dropout: Fraction = 0.0
     use_rslora: bool = False
     use_dora: bool = False
     """Means something in PEFT's files only: the reference implementation does not save the
     magnitudes, and takes the weights' own norms when it loads, which is LoRA without DoRA."""
-    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
+    rank_pattern: dict[str, Size] = Field(default_factory=dict)
     alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
     bias: Literal["none"] = "none"
     init_lora_weights: bool | Literal["gaussian", "eva", "orthogonal"] = True

@@ -22,7 +22,7 @@ Tensors = dict[str, torch.Tensor]
 
 _LEAF = r"(?:(?P<leaf>lora_[AB])\.weight|(?P<magnitude>lora_magnitude)_vector(?:\.weight)?)"
 _ROUTED = (
-    rf"\.layers\.(?P<layer>{INDEX})\.(?P<path>[\w.]+?)"
+    rf"\.layers\.(?P<layer>{INDEX})\.(?P<path>[\w.]{{1,200}}?)"
     rf"(?:\.moe_gate\.weight|(?:\.experts\.(?P<expert>{INDEX}))?\.{_LEAF})"
 )
 _ON_DISK = {
@@ -34,7 +34,8 @@ PATTERNS: dict[PeftType, re.Pattern[str]] = {
     "MIXLORA": re.compile("mixlora" + _ROUTED),
     "MOELORA": re.compile("moelora" + _ROUTED),
     "LORA": re.compile(
-        rf"base_model\.model\.(?P<list>[A-Za-z_.]+)\.(?P<layer>{INDEX})\.(?P<path>[\w.]+)\.{_LEAF}"
+        r"base_model\.model\.(?P<list>[A-Za-z_.]+)"
+        rf"\.(?P<layer>{INDEX})\.(?P<path>[\w.]{{1,200}})\.{_LEAF}"
     ),
 }
 
@@ -66,7 +67,7 @@ class Parts:
         for name, tensor in raw.items():
             match = PATTERNS[kind].fullmatch(name)
             if match is None:
-                raise InputError(f"{where}: tensor {name} is no part of a {kind} adapter")
+                raise InputError(f"{where}: tensor {name:.200} is no part of a {kind} adapter")
             part = match.groupdict()
             lists.add(part.get("list") or "")
             place = Place(int(part["layer"]), part["path"])

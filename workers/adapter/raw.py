@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from workers.adapter import folder as folders
@@ -16,7 +15,10 @@ from workers.adapter.config import AdapterConfig, read_config
 from workers.adapter.digest import file_digest
 from workers.adapter.manifest import Manifest, read_manifest, write_manifest
 from workers.adapter.names import Tensors
-from workers.spec import InputError
+from workers.spec import InputError, one_line
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Of an adapter's tensors; what is coarser (float8) is meant for a base."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ def _read_tensors(folder: Path) -> Tensors:
 def _load(path: Path) -> Tensors:
     try:
         # Not mapped, which leaves two numbers of each tensor behind for ever (safetensors 0.8.0).
-        return _checked(load_file(path, backend="pread"), path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: is damaged: {' '.join(str(error).split())}") from None
+        tensors = load_file(path, backend="pread")
+    except Exception as error:  # a type of number that torch has none for is a KeyError, say
+        raise InputError(f"{path}: is damaged: {one_line(error)}") from None
+    return _checked(tensors, path)
 
 
 def _checked(tensors: Tensors, path: Path) -> Tensors:
@@ -129,10 +132,13 @@ def _pickle(tensors: Tensors) -> bytes:
 
 def _check_tensor(name: str, tensor: torch.Tensor, where: str) -> None:
     """Empty tensors are what a gather forgotten under ZeRO-3 leaves; NaN is a run gone wrong."""
-    plain = tensor.layout == torch.strided and tensor.is_floating_point() and not tensor.is_meta
+    plain = tensor.layout == torch.strided and tensor.dtype in DTYPES and not tensor.is_meta
     if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():  # an expanded view
-        raise InputError(f"{where}: tensor {name} is no dense floating-point tensor")
+        raise InputError(
+            f"{where}: tensor {name:.200} is no dense floating-point tensor of 16, 32 or 64 bits, "
+            f"but {tensor.dtype}"
+        )
     if tensor.numel() == 0:
         raise InputError(f"{where}: tensor {name} of shape {list(tensor.shape)} has no elements")
-    if not torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all():
+    if not torch.isfinite(tensor).all():
         raise InputError(f"{where}: tensor {name} has values that are not finite")

@@ -15,6 +15,8 @@ from workers.spec import AdapterSpec, InputError
 
 MATRICES = ("lora_A", "lora_B")
 MAGNITUDE = "lora_magnitude"
+MOST_PADDED_BYTES = 2**32
+"""So large, or sixteen times what is stored, an adapter may become by its padding."""
 
 
 class Canonical(NamedTuple):
@@ -38,6 +40,7 @@ def to_canonical(raw: Tensors, config: AdapterConfig, where: str) -> Canonical:
     shapes = {place: (parts.path(place), _is_routed(parts, place)) for place in parts.places}
     spec = config.spec(targets, max(config.rank(*shape) for shape in shapes.values()), where)
     _check_routers(parts, spec, where)
+    _check_padding(parts, {place: config.rank(*shapes[place]) for place in shapes}, where)
     if spec.use_dora != any(leaf == MAGNITUDE for _, leaf in parts.stacks):
         state = "has none" if spec.use_dora else "has some"
         raise InputError(f"{where}: use_dora is {spec.use_dora}, but it {state} of its magnitudes")
@@ -133,6 +136,19 @@ def _check_rank(found: dict[int | None, torch.Tensor], leaf: str, stored: int, w
         if tensor.ndim != 2 or tensor.shape[axis] != stored:
             shape = list(tensor.shape)
             raise InputError(f"{where}: shape {shape} does not fit rank {stored}")
+
+
+def _check_padding(parts: Parts, ranks: dict[Place, int], where: str) -> None:
+    """A small file whose ranks differ must not take all of the memory."""
+    most, stored, padded = max(ranks.values()), 0, 0
+    for (place, _), found in parts.stacks.items():
+        size = 4 * sum(tensor.numel() for tensor in found.values())
+        stored, padded = stored + size, padded + size * most // ranks[place]
+    if padded > max(MOST_PADDED_BYTES, 16 * stored):
+        raise InputError(
+            f"{where}: its ranks differ too much: padded to the largest, {most}, it would take "
+            f"{padded >> 30} GiB"
+        )
 
 
 def _padded(tensor: torch.Tensor, leaf: str, rank: int) -> torch.Tensor:

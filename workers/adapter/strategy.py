@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from workers.configuration import Size
 from workers.spec import AdapterSpec, Fraction, NonNegative, PositiveInt, Spec
 
 Routing = Literal["top_k", "top_p", "switch"]
@@ -27,7 +28,7 @@ class RoutingKeys(Spec):
     """How an adapter routes, in the keys of its configuration."""
 
     routing_strategy: Strategy | None = None
-    num_experts: PositiveInt = 1
+    num_experts: Size = 1
     top_k: PositiveInt | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.8
     temperature: NonNegative = 0.0

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 from workers.adapter_spec import is_named
 from workers.configuration import Spec
 
-INDEX = r"(?:0|[1-9]\d*)"
+INDEX = r"(?:0|[1-9]\d{0,5})"
 """A number in a module's path."""
 
 

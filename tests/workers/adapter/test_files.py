@@ -210,6 +210,17 @@ def flip_a_bit(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(content)
 
 
+def in_four_bits(folder: Path) -> None:
+    """As safetensors may hold what torch has no type for."""
+    content = (folder / WEIGHTS).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header[QUERY] |= {"dtype": "F4", "shape": [4, 256]}
+    text = json.dumps(header).encode()
+    (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+    (folder / folders.MANIFEST).unlink()
+
+
 class Evil:
     """A pickle that would run a command."""
 
@@ -217,6 +228,7 @@ class Evil:
         return os.system, ("touch /tmp/moetune-was-here",)
 
 
+LONG_INDEX = f".{'2' * 5000}."
 huge = torch.zeros(1).expand(2**20, 2**20)
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (truncate, "is damaged"),
@@ -289,6 +301,30 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         edit_tensors(lambda t: t.update({QUERY: torch.ones(4, 32, dtype=torch.int32)})),
         "is no dense floating-point tensor",
     ),
+    "float8": (
+        edit_tensors(lambda t: t.update({QUERY: torch.ones(4, 32).to(torch.float8_e4m3fn)})),
+        "of 16, 32 or 64 bits, but torch.float8_e4m3fn",
+    ),
+    "float8 for scales": (
+        edit_tensors(lambda t: t.update({QUERY: torch.ones(4, 32).to(torch.float8_e8m0fnu)})),
+        "of 16, 32 or 64 bits, but torch.float8_e8m0fnu",
+    ),
+    "four bits": (in_four_bits, "is damaged: |of 16, 32 or 64 bits, but"),
+    "expert of 5000 digits": (
+        edit_tensors(lambda t: t.update({EXPERT.replace(".2.", LONG_INDEX): torch.ones(48, 4)})),
+        "is no part of a MIXLORA adapter",
+    ),
+    "layer of 5000 digits": (
+        edit_tensors(lambda t: t.update({f"mixlora.layers{LONG_INDEX}x": torch.ones(2)})),
+        "is no part of a MIXLORA adapter",
+    ),
+    "rank of 400 digits": (edit_config(r=10**400), "r: .* less than or equal to 65536"),
+    "rank of 5000 digits": (
+        lambda f: (f / folders.CONFIG).write_text(f'{{"r": {"9" * 5000}}}'),
+        "is no JSON",
+    ),
+    "experts without end": (edit_config(num_experts=10**12), "less than or equal to 65536"),
+    "a rank in an expert's pattern": (edit_config(expert_lora={"r": 10**9}), "less than or equal"),
     "config is no JSON": (
         lambda f: (f / folders.CONFIG).write_text("{"),
         "adapter_config.json: is no JSON",
@@ -440,3 +476,21 @@ def test_reading_again_and_again_leaves_nothing_behind(make_adapter: Callable[..
     finally:
         tracemalloc.stop()
     assert second - first < times * tensors * 16, "not even a number of each tensor at a time"
+
+
+def test_a_small_file_of_very_different_ranks_does_not_take_all_memory(tmp_path: Path) -> None:
+    """Ranks are padded to the largest; here 4 MB would become 64 GiB."""
+    at, wide, large = "base_model.model.model.layers.0", 2**14, 2**16
+    tensors = {
+        f"{at}.self_attn.q_proj.lora_A.weight": torch.ones(large, 1),
+        f"{at}.self_attn.q_proj.lora_B.weight": torch.ones(1, large),
+    }
+    for name in ("k_proj", "v_proj", "o_proj", "x_proj", "y_proj", "z_proj", "w_proj", "u_proj"):
+        tensors[f"{at}.self_attn.{name}.lora_A.weight"] = torch.ones(1, wide)
+        tensors[f"{at}.self_attn.{name}.lora_B.weight"] = torch.ones(wide, 1)
+    save_file(tensors, tmp_path / WEIGHTS)
+    names = sorted({name.split(".")[6] for name in tensors})
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": names}
+    (tmp_path / folders.CONFIG).write_text(json.dumps(config | {"rank_pattern": {"q_proj": large}}))
+    with pytest.raises(InputError, match="its ranks differ too much: padded to the largest, 65536"):
+        read(tmp_path)
