@@ -1,6 +1,6 @@
 """Tables of ours in the database that holds Optuna's. Loaded only when it is used."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from sqlalchemy.schema import CreateTable
 from workers.configuration import InputError, StorageError
 
 Row = sa.RowMapping
+ATTEMPTS = 5
+"""Of a write that others may cross."""
 
 
 class Database:
@@ -38,8 +40,7 @@ class Database:
         except exc.IntegrityError:
             raise
         except exc.DBAPIError as error:
-            reason = str(error.orig).strip().splitlines()[0]
-            raise StorageError(f"store {self._shown}: {reason}") from None
+            raise self._failed(error) from None
 
     def rows(self, query: sa.Select[Any]) -> Sequence[Row]:
         """What a query finds."""
@@ -47,17 +48,35 @@ class Database:
             return connection.execute(query).mappings().all()
 
     def insert(self, table: sa.Table, row: Mapping[str, Any]) -> bool:
-        """Insert a row; False where its key is taken."""
+        """Insert a row; False where there is one of its primary key, StorageError where the
+        database refuses it for anything else."""
         try:
             with self.transaction() as connection:
                 connection.execute(sa.insert(table), dict(row))
-        except exc.IntegrityError:
+        except exc.IntegrityError as error:
+            if not self.rows(sa.select(sa.true()).where(*_same_key(table, row))):
+                raise self._failed(error) from None
             return False
         return True
+
+    def attempt(self, work: Callable[[sa.Connection], None]) -> None:
+        """Do `work` in a transaction of its own, again where others wrote the same rows in this
+        moment. StorageError where that does not end, so that it was something else."""
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                with self.transaction() as connection:
+                    return work(connection)
+            except exc.IntegrityError as error:
+                if not left:
+                    raise self._failed(error) from None
+        return None
 
     def close(self) -> None:
         """Close the pooled connections."""
         self._engine.dispose()
+
+    def _failed(self, error: exc.DBAPIError) -> StorageError:
+        return StorageError(f"store {self._shown}: {str(error.orig).strip().splitlines()[0]}")
 
     def _follow_file(self) -> None:
         """Of SQLite: leave a file that was replaced, which open connections would go on reading;
@@ -74,6 +93,10 @@ class Database:
         if self._file != (stat.st_dev, stat.st_ino):
             self._engine.dispose()
             self._file = (stat.st_dev, stat.st_ino)
+
+
+def _same_key(table: sa.Table, row: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
+    return [column == row[column.name] for column in table.primary_key]
 
 
 def _engine(url: str) -> sa.Engine:

@@ -8,13 +8,14 @@ number of threads, processes and machines may work on one registry.
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.records import BASE, Event, Version
-from orchestrator.rollout.state import Rollout, state_of
+from orchestrator.rollout.logs import Logs, event_of
+from orchestrator.rollout.state import Rollout
 from orchestrator.version_files import VersionFiles
 from workers.adapter.manifest import Manifest
 from workers.configuration import InputError
@@ -39,6 +40,7 @@ class Registry:
         self._files = VersionFiles(Path(storage_folder).resolve() / "versions")
         self._opening = threading.Lock()
         self._opened: Store | None = None
+        self._logs = Logs(self._events)
 
     def register(
         self,
@@ -90,13 +92,16 @@ class Registry:
         return self._store.count_events()
 
     def rollouts(self) -> dict[str, Rollout]:
-        """Every name's state: what a server that watches the registry asks for."""
-        states = (self.rollout(name) for name in self.names())
+        """Every name's state: what a server that watches the registry asks for. A name whose log
+        goes on with what cannot be read here stays as it was, and the others go on."""
+        states = (self._logs.state(name) for name in self.names())
         return {state.name: state for state in states if state}
 
     def rollout(self, name: str) -> Rollout | None:
-        """A name's state; None where nothing was promoted to it."""
-        return state_of(self.history(name))
+        """A name's state, as far as its log can be read; None where nothing was promoted to it.
+        Reads what is new since the last time."""
+        check_name(name, "name")
+        return self._logs.state(name)
 
     def champions(self) -> dict[str, Version]:
         """Every name's champion, but for names that have fallen back to the bare base."""
@@ -109,10 +114,11 @@ class Registry:
         state = self.rollout(name)
         return self.version(state.champion) if state and state.champion != BASE else None
 
-    def history(self, name: str) -> list[Event]:
-        """The log of a name, oldest first; empty for a name that nobody has used."""
+    def history(self, name: str, since: int = 0) -> list[Event]:
+        """The log of a name from a revision on, oldest first; empty for a name that nobody has
+        used. StorageError where an event cannot be read: what is decided rests on all of them."""
         check_name(name, "name")
-        return [Event.model_validate(dict(row)) for row in self._store.events(name)]
+        return [event_of(row) for row in self._store.events(name, since)]
 
     def resolve(self, reference: str) -> Version:
         """The version of `NAME` or `NAME@VERSION`, its files verified.
@@ -121,15 +127,15 @@ class Registry:
         refused, or let pass as a shadow only, cannot be had under the name.
         """
         name, at, id = reference.partition("@")
-        events = self.history(name)
-        state = state_of(events)
+        state = self.rollout(name)
         if state is None:
             known = ", ".join(self.names()) or "none yet"
             raise InputError(f"{name}: nothing was promoted to this name; names are: {known}")
         if not at and state.champion == BASE:
-            raise InputError(f"{name}: has fallen back to the bare base: {events[-1].reason}")
+            why = self.history(name, state.revision)[-1].reason
+            raise InputError(f"{name}: has fallen back to the bare base: {why}")
         version = self.version(id if at else state.champion)
-        if version.id not in {e.version for e in events if e.action in ("promote", "canary")}:
+        if not self._store.was_given(name, version.id):
             raise InputError(f"{reference}: this version was never promoted to {name}")
         self.verify(version)
         return version
@@ -167,6 +173,9 @@ class Registry:
         """Close the database connections."""
         if self._opened is not None:
             self._opened.close()
+
+    def _events(self, name: str, since: int) -> "Sequence[Row]":
+        return self._store.events(name, since)
 
     @property
     def _store(self) -> "Store":

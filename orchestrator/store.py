@@ -81,10 +81,19 @@ class Store:
             query.where(VERSIONS.c.digest.startswith(prefix, autoescape=True))
         )
 
-    def events(self, name: str) -> Sequence[Row]:
-        """The whole log of a name, oldest first."""
-        query = sa.select(EVENTS).where(EVENTS.c.name == name).order_by(EVENTS.c.revision)
-        return self._database.rows(query)
+    def events(self, name: str, since: int = 0) -> Sequence[Row]:
+        """The log of a name from a revision on, oldest first."""
+        query = sa.select(EVENTS).where(EVENTS.c.name == name, EVENTS.c.revision >= since)
+        return self._database.rows(query.order_by(EVENTS.c.revision))
+
+    def was_given(self, name: str, version: str) -> bool:
+        """Whether users of a name have ever met a version."""
+        query = sa.select(sa.true()).where(
+            EVENTS.c.name == name,
+            EVENTS.c.version == version,
+            EVENTS.c.action.in_(("promote", "canary")),
+        )
+        return bool(self._database.rows(query.limit(1)))
 
     def names(self) -> list[str]:
         """All names that have events."""

@@ -2,12 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from orchestrator.database import Database, Row
 from orchestrator.edge.allowance import SECONDS, Allowance
@@ -93,12 +91,14 @@ class KeyStore:
         """
         now = int(datetime.now(UTC).timestamp())
         if spent:
-            # An integrity error: a later save has been here, which holds all of this one.
-            with suppress(IntegrityError), self._database.transaction() as connection:
+
+            def write(connection: sa.Connection) -> None:
                 connection.execute(sa.delete(SPENT).where(SPENT.c.window < now - 2 * DAY))
                 for (key, window), one in spent.items():
                     place = {"gateway": gateway, "key": key, "window": window}
                     _put(connection, place, {**one._asdict(), "save": save, "at": now})
+
+            self._database.attempt(write)
         living = SPENT.c.at >= now - FORGOTTEN_SECONDS
         tokens = SPENT.c.used + sa.case((living, SPENT.c.reserved), else_=0)
         return self._sums(tokens, now, SPENT.c.gateway != gateway)
@@ -125,7 +125,9 @@ class KeyStore:
 def _put(connection: sa.Connection, place: Mapping[str, Any], values: Mapping[str, int]) -> None:
     there = [SPENT.c[name] == value for name, value in place.items()]
     newer = sa.update(SPENT).where(*there, SPENT.c.save <= values["save"]).values(values)
-    if not connection.execute(newer).rowcount:
+    if connection.execute(newer).rowcount:
+        return
+    if connection.execute(sa.select(SPENT.c.save).where(*there)).first() is None:
         connection.execute(sa.insert(SPENT).values({**place, **values}))
 
 

@@ -10,10 +10,12 @@ from pydantic import Field
 
 from orchestrator.records import Action, Event
 from orchestrator.registry import Registry, check_name
-from orchestrator.rollout.state import state_of
-from workers.configuration import InputError, Spec
+from orchestrator.rollout.state import Rollout, state_of
+from workers.configuration import InputError, Spec, StorageError
 
 MAX_ACTOR = 200
+ROUNDS = 50
+"""Of deciding and appending, at most."""
 
 
 class Decision(Spec):
@@ -33,27 +35,21 @@ Decide = Callable[[list[Event]], Decision | None]
 def append(registry: Registry, name: str, actor: str, decide: Decide) -> Event | None:
     """Decide on the log as it stands and append; decide again when it has moved meanwhile.
 
-    Ends: every round that loses is one that somebody else has won.
+    StorageError where it moves whenever it was read: every round that loses is one that somebody
+    else has won, and so many others there are not.
     """
     check_name(name, "name")
     if not actor.strip() or len(actor) > MAX_ACTOR:
         raise InputError(f"{name}: an actor of 1 to {MAX_ACTOR} characters is needed")
-    while True:
+    for _ in range(ROUNDS):
         events = registry.history(name)
         decision = decide(events)
         if decision is None:
             return None
-        before = state_of(events)
-        event = Event(
-            name=name,
-            revision=before.revision + 1 if before else 1,
-            previous=before.champion if before else None,
-            actor=actor.strip(),
-            at=datetime.now(UTC),
-            **decision.model_dump(),
-        )
+        event = _next(name, actor.strip(), decision, state_of(events))
         if registry.append(event):
             return event
+    raise StorageError(f"{name}: {ROUNDS} times others wrote into its log first; try again")
 
 
 def appended(registry: Registry, name: str, actor: str, decide: Decide) -> Event:
@@ -61,6 +57,17 @@ def appended(registry: Registry, name: str, actor: str, decide: Decide) -> Event
     event = append(registry, name, actor, decide)
     assert event is not None
     return event
+
+
+def _next(name: str, actor: str, decision: Decision, before: Rollout | None) -> Event:
+    return Event(
+        name=name,
+        revision=before.revision + 1 if before else 1,
+        previous=before.champion if before else None,
+        actor=actor,
+        at=datetime.now(UTC),
+        **decision.model_dump(),
+    )
 
 
 def this_user() -> str:

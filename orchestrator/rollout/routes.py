@@ -89,7 +89,8 @@ class Desk:
 
     async def history(self, name: str, _: Reader) -> dict[str, Any]:
         """A name's log: its latest events, oldest first."""
-        events = await self._events(name)
+        state = self._catalogue.states.get(name)
+        events = await self._events(name, since=state.revision - EVENTS if state else 0)
         return {"name": name, "events": [event.as_dict() for event in events[-EVENTS:]]}
 
     async def promote(self, name: str, body: Promotion, caller: Promoter) -> dict[str, Any]:
@@ -134,9 +135,9 @@ class Desk:
         await self._catalogue.poll()
         return event.as_dict()
 
-    async def _events(self, name: str) -> list[Event]:
+    async def _events(self, name: str, since: int = 0) -> list[Event]:
         with of_the_request():
-            return await run_in_threadpool(self._registry.history, name)
+            return await run_in_threadpool(self._registry.history, name, since)
 
     def _state(self, name: str) -> dict[str, Any]:
         state = self._catalogue.states.get(name)

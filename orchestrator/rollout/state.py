@@ -1,13 +1,13 @@
 """What a name's log comes to. The log is the only truth; everything else derives from here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import reduce
 from typing import Any
 
 from orchestrator.records import BASE, Event
 from orchestrator.rollout.plan import Plan, plan_of
+from workers.configuration import StorageError, one_line
 
 
 @dataclass(frozen=True)
@@ -102,27 +102,46 @@ class Rollout:
         }
 
 
-def state_of(events: Sequence[Event]) -> Rollout | None:
-    """The state after these events, which are a name's whole log; None where it is empty."""
-    return reduce(_after, events, None)
+class Unreadable(StorageError):  # noqa: N818
+    """An event that this version of moetune cannot read: a newer one has written it, perhaps."""
+
+    def __init__(self, name: str, revision: int, why: str) -> None:
+        super().__init__(f"{name}: revision {revision} of its log cannot be read here: {why}")
+        self.name, self.revision = name, revision
 
 
-def _after(state: Rollout | None, event: Event) -> Rollout:
+def state_of(events: Iterable[Event], before: Rollout | None = None) -> Rollout | None:
+    """The state after these events: a name's whole log, or what came after the state `before`;
+    None where there is nothing. Unreadable where an event's evidence is not what belongs to it."""
+    line = list(before.line) if before else []
+    state = before
+    for event in events:
+        try:
+            state = _after(state, event, line)
+        except (ValueError, LookupError, TypeError) as error:
+            raise Unreadable(event.name, event.revision, one_line(error)) from None
+    return replace(state, line=tuple(line)) if state else None
+
+
+def _after(state: Rollout | None, event: Event, line: list[str]) -> Rollout:
     if state is None or event.action in ("promote", "rollback", "fallback"):
-        return _with_champion(state, event)
+        return _with_champion(state, event, line)
     return replace(_beside(state, event), revision=event.revision)
 
 
-def _with_champion(state: Rollout | None, event: Event) -> Rollout:
-    """A new champion ends what stood beside the old one: that was judged against the old one."""
-    line = state.line if state else ()
+def _with_champion(state: Rollout | None, event: Event, line: list[str]) -> Rollout:
+    """A new champion ends what stood beside the old one: that was judged against the old one.
+
+    `line` grows and shrinks in place, and the state gets its end only: a copy of the whole for each
+    event would make a long log quadratic.
+    """
     fallbacks = state.fallbacks + 1 if state and event.action == "fallback" else 0
-    if state and event.action != "promote":  # back, or to the base in place of what failed
-        line = line[:-1]
-    if line[-1:] != (event.version,) or event.action == "promote":
-        line = (*line, event.version)
     replaced = state.champion if state and event.action == "promote" else None
-    return Rollout(event.name, event.revision, line, event.at, fallbacks, replaced)
+    if state and event.action != "promote":  # back, or to the base in place of what failed
+        line.pop()
+    if line[-1:] != [event.version] or event.action == "promote":
+        line.append(event.version)
+    return Rollout(event.name, event.revision, tuple(line[-2:]), event.at, fallbacks, replaced)
 
 
 def _beside(state: Rollout, event: Event) -> Rollout:
@@ -134,9 +153,10 @@ def _beside(state: Rollout, event: Event) -> Rollout:
         case "shadow":
             return replace(kept, shadow=event.version, compared=0)
         case "advance":
-            assert state.canary is not None, "only a canary advances"
-            step = replace(state.canary, step=event.evidence["step"], at=event.at)
-            return replace(state, canary=step)
+            step = event.evidence["step"]
+            if state.canary is None or step not in range(len(state.canary.plan.steps)):
+                raise ValueError(f"there is no canary with a step {step}")
+            return replace(state, canary=replace(state.canary, step=step, at=event.at))
         case "compare":
             return replace(state, compared=event.evidence["requests"])
     return kept

@@ -39,10 +39,17 @@ class Steward:
                 log.exception("the roll-outs are not looked after")
 
     def ask(self, states: Iterable[Rollout]) -> list[Event]:
-        """Ask once; returns what went into the log. Blocks."""
-        decided = ((state, self._advice(state)) for state in states)
-        events = [self._follow(state, decision) for state, decision in decided if decision]
-        return [event for event in events if event]
+        """Ask once; returns what went into the log. Blocks. Where it fails for one name, the others
+        are looked after all the same."""
+        return [event for state in states if (event := self._look(state))]
+
+    def _look(self, state: Rollout) -> Event | None:
+        try:
+            decision = self._advice(state)
+            return self._follow(state, decision) if decision else None
+        except Exception:
+            log.exception("%s is not looked after", state.name)
+            return None
 
     def _advice(self, state: Rollout) -> Decision | None:
         now = datetime.now(UTC)

@@ -24,6 +24,7 @@ from orchestrator.edge.meter import Spent
 from orchestrator.edge.operator_key import read_key
 from orchestrator.replica import EndpointSpec
 from orchestrator.spec import ServeSpec
+from workers.configuration import StorageError
 from workers.engine.request import Limits, RequestError
 from workers.spec import InputError, ModelSpec
 
@@ -278,6 +279,21 @@ def check_saves_at_once(url: str) -> None:
             pool.submit(store.exchange, gateway, save, {(key, TODAY): Spent(save, 1)})
     assert store.usage()[key, TODAY] == 39
     store.close()
+
+
+def test_usage_that_the_database_refuses_is_not_dropped(tmp_path: Path) -> None:
+    """The meter keeps what was not saved, and tries again: it must hear of it."""
+    store, spent = KeyStore(f"sqlite:///{tmp_path}/moetune.db"), {("k-1", TODAY): Spent(5)}
+    with sqlite3.connect(tmp_path / "moetune.db") as database:
+        database.execute("DROP TABLE moetune_spent")
+        columns = 'gateway, "key", "window", used, reserved, save, at, colour NOT NULL'
+        database.execute(f"CREATE TABLE moetune_spent ({columns})")
+    with pytest.raises(StorageError, match=r"NOT NULL constraint failed: .*colour"):
+        store.exchange("g", 0, spent)
+    with sqlite3.connect(tmp_path / "moetune.db") as database:
+        database.execute("ALTER TABLE moetune_spent DROP COLUMN colour")
+    store.exchange("g", 0, spent)
+    assert store.usage() == {("k-1", TODAY): 5}
 
 
 def test_usage_adds_up_in_the_database(tmp_path: Path) -> None:

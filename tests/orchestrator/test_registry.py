@@ -14,8 +14,10 @@ import pytest
 
 from orchestrator.promotion import promote
 from orchestrator.registry import Event, Registry
+from orchestrator.rollout.log import ROUNDS, Decision, append
 from workers.adapter.convert import import_folder
 from workers.adapter.manifest import read_manifest
+from workers.configuration import StorageError
 from workers.spec import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,6 +208,37 @@ def test_a_taken_revision_is_not_written(registry: Registry, put: Put) -> None:
     assert registry.append(event(registry, first.id, 1))
     assert not registry.append(event(registry, second.id, 1))
     assert [e.version for e in registry.history("home")] == [first.id]
+
+
+def needs_more(folder: Path, table: str) -> None:
+    """Make the table anew as another version might: with a column that must not be empty."""
+    with sqlite3.connect(folder / "deep" / "moetune.db") as database:
+        [(made,)] = database.execute(f"SELECT sql FROM sqlite_master WHERE name = '{table}'")
+        database.execute(f"DROP TABLE {table}")
+        database.execute(made.replace("(", "(colour TEXT NOT NULL, ", 1))
+
+
+def test_what_the_database_refuses_is_not_taken_for_somebody_elses(
+    registry: Registry, put: Put, tmp_path: Path
+) -> None:
+    version = put()
+    needs_more(tmp_path, "moetune_events")
+    with pytest.raises(StorageError, match=r"store .*: NOT NULL constraint failed: .*colour"):
+        promote(registry, version, "home", actor="a", metric="validation/loss")
+    needs_more(tmp_path, "moetune_versions")
+    with pytest.raises(StorageError, match=r"store .*: NOT NULL constraint failed: .*colour"):
+        put(loss=2.0)
+
+
+def test_a_log_that_never_stands_still_is_given_up(registry: Registry, put: Put) -> None:
+    version = put()
+
+    def decide(events: list[Event]) -> Decision:
+        registry.append(event(registry, version.id, len(events) + 1))  # somebody is quicker
+        return Decision(action="promote", version=version.id, reason="r")
+
+    with pytest.raises(StorageError, match=f"{ROUNDS} times others wrote into its log first"):
+        append(registry, "home", "a", decide)
 
 
 RACER = """
