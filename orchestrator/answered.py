@@ -13,7 +13,9 @@ class Answered:
     """A request that ended, well or not. Holds no secret, and text only where that is allowed."""
 
     at: datetime
-    """When it came, in UTC."""
+    """When it came, in UTC: for records."""
+    came: datetime
+    """The same by `orchestrator.clock.steady`: for durations."""
     request: str
     """The answer's id, such as `chatcmpl-…`."""
     name: str | None

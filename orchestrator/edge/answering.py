@@ -8,12 +8,12 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from datetime import UTC, datetime
 from typing import Literal
 
 from starlette.requests import ClientDisconnect
 
 from orchestrator.answered import Answered
+from orchestrator.clock import steady, today
 from orchestrator.edge.keys import ANONYMOUS, Caller
 from orchestrator.edge.meter import Reservation
 from orchestrator.edge.parts import Edge
@@ -33,7 +33,7 @@ class Answering:
     def __init__(self, caller: Caller, edge: Edge) -> None:
         self.caller = caller
         self._observers, self._texts = edge.observers, edge.texts
-        self._at, self._begun = datetime.now(UTC), time.monotonic()
+        self._at, self._came, self._begun = today(), steady(), time.monotonic()
         self.deadline = asyncio.get_running_loop().time() + edge.limits.request_seconds
         """By the loop's clock; what is later is cut off."""
         self._by: Served | None = None
@@ -151,6 +151,7 @@ class Answering:
         failure = self._failure
         return Answered(
             at=self._at,
+            came=self._came,
             request=self.request,
             name=self._by.name if self._by else None,
             version=self._by.fingerprint if self._by else "-",

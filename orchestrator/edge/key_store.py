@@ -1,9 +1,10 @@
 """The keys and what they have used, in the registry's database. Loaded only when it is used."""
 
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import sqlalchemy as sa
 
@@ -47,12 +48,20 @@ FORGOTTEN_SECONDS = 60
 """What a gateway has reserved counts no longer once it has been silent for so long: it is gone."""
 
 
+class _Heard(NamedTuple):
+    """The last save that a gateway was heard of by, and since when."""
+
+    save: int
+    since: float
+
+
 class KeyStore:
     """Reads and writes keys and their usage."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
         """Connect and make the tables where they are missing."""
-        self._database = Database(url, TABLES)
+        self._database, self._clock = Database(url, TABLES), clock
+        self._heard: dict[str, _Heard] = {}
 
     def add(self, key: Key) -> None:
         """Keep a new key."""
@@ -99,9 +108,29 @@ class KeyStore:
                     _put(connection, place, {**one._asdict(), "save": save, "at": now})
 
             self._database.attempt(write)
-        living = SPENT.c.at >= now - FORGOTTEN_SECONDS
+        living = SPENT.c.gateway.in_(self._living(now))
         tokens = SPENT.c.used + sa.case((living, SPENT.c.reserved), else_=0)
         return self._sums(tokens, now, SPENT.c.gateway != gateway)
+
+    def _living(self, now: int) -> list[str]:
+        """Gateways that have reserved something and go on saving, which those do every second.
+
+        By this process's own clock: theirs may be wrong. Only of one that is new here theirs says
+        whether it is long gone, until its next save.
+        """
+        last = sa.func.max(SPENT.c.save).label("save"), sa.func.max(SPENT.c.at).label("at")
+        query = sa.select(SPENT.c.gateway, *last).where(SPENT.c.reserved > 0)
+        heard, clock = {}, self._clock()
+        for row in self._database.rows(query.group_by(SPENT.c.gateway)):
+            silent = FORGOTTEN_SECONDS if row["at"] < now - FORGOTTEN_SECONDS else 0
+            known = self._heard.get(row["gateway"])
+            if known is None:
+                known = _Heard(row["save"], clock - silent)
+            elif known.save != row["save"]:
+                known = _Heard(row["save"], clock)
+            heard[row["gateway"]] = known
+        self._heard = heard
+        return [id for id, one in heard.items() if clock - one.since < FORGOTTEN_SECONDS]
 
     def usage(self) -> Usage:
         """Tokens used, in all windows that may be open."""

@@ -83,10 +83,15 @@ class Meter:
     """
 
     def __init__(
-        self, limits: LimitsSpec | None = None, clock: Callable[[], float] = time.time
+        self,
+        limits: LimitsSpec | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        """`limits` holds what is allowed to those who have no allowance of their own."""
-        limits, self._clock = limits or LimitsSpec(), clock
+        """`limits` holds what is allowed to those who have no allowance of their own. Rates go by
+        `clock`, which nobody sets; windows, which all gateways share, by the clock on the `wall`.
+        """
+        limits, self._clock, self._wall = limits or LimitsSpec(), clock, wall
         self._rate = limits.rate and Allowance.parse(limits.rate)
         self._quota = limits.quota and Allowance.parse(limits.quota)
         self._next: dict[tuple[str, Counts], float] = {}
@@ -126,7 +131,7 @@ class Meter:
         quota = caller.quota or self._quota
         if caller is OPERATOR or not quota:
             return None
-        place = caller.id, window_of(quota, self._clock())
+        place = caller.id, window_of(quota, self._wall())
 
         def check(prompt: int, held: int) -> int:
             asked = prompt + answer
@@ -146,7 +151,7 @@ class Meter:
         takes, per = f"this request may take {asked} tokens", _per(quota)
         if asked > left:
             why = f"{takes}; of {per} {max(left, 0)} are left"
-            raise TooMany(why, "insufficient_quota", place[1] + quota.seconds - self._clock())
+            raise TooMany(why, "insufficient_quota", place[1] + quota.seconds - self._wall())
         if asked > left - self._reserved[place]:
             why = f"{takes}; those that run may take what is left of {per}"
             raise RequestError(why, None, 429, "insufficient_quota")
@@ -166,10 +171,10 @@ class Meter:
 
     def _forget(self) -> None:
         """Drop what no window holds any more."""
-        now = self._clock()
+        now, wall = self._clock(), self._wall()
         self._next = {id: full for id, full in self._next.items() if full > now}
         for place, spent in list(self._saved.items()):
-            over = place[1] < now - 2 * LONGEST
+            over = place[1] < wall - 2 * LONGEST
             if over and spent == Spent(self._used[place], 0) and not self._reserved[place]:
                 for counts in (self._used, self._reserved, self._saved):
                     del counts[place]

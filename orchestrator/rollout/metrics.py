@@ -6,9 +6,9 @@ set any more.
 """
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.clock import steady
 from orchestrator.edge.series import Series
 from orchestrator.rollout.shadow import Comparisons
 from orchestrator.rollout.state import Rollout
@@ -42,9 +42,10 @@ class ShadowMetrics:
         self._gauges = {one.name: one.make() for one in OF_SHADOWS}
 
     def show(self, states: Iterable[Rollout]) -> None:
-        """Set all gauges: to be called again within Ray's reporting interval."""
+        """Set all gauges: to be called again within Ray's reporting interval. The states' times
+        are by `steady`."""
         for state in states:
-            figures = self._comparisons.figures(state, datetime.now(UTC))
+            figures = self._comparisons.figures(state, steady())
             if state.shadow is None or figures is None:
                 continue
             labels = {"name": state.name, "version": state.shadow}

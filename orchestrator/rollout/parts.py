@@ -18,6 +18,7 @@ from orchestrator.rollout.shadow import Comparisons
 from orchestrator.rollout.spec import GuardSpec
 from orchestrator.rollout.state import Rollout
 from orchestrator.rollout.steward import Steward
+from orchestrator.rollout.timeline import Timeline
 from orchestrator.rollout.window import Windows
 
 
@@ -30,6 +31,7 @@ class RolloutParts:
     comparisons: Comparisons
     steward: Steward
     router: APIRouter
+    timeline: Timeline
 
     @classmethod
     def of(
@@ -39,8 +41,10 @@ class RolloutParts:
         windows = Windows(spec)
         comparisons = Comparisons(windows)
         advisers = (Guard(spec, windows, drift), Plans(spec, windows), comparisons)
-        router = routes(registry, catalogue, comparisons, windows)
-        return cls(catalogue, windows, comparisons, Steward(registry, advisers), router)
+        timeline = Timeline()
+        router = routes(registry, catalogue, comparisons, windows, timeline)
+        steward = Steward(registry, advisers)
+        return cls(catalogue, windows, comparisons, steward, router, timeline)
 
     def observe(self, answered: Answered) -> None:
         """See `orchestrator.answered.Observer`."""
@@ -49,15 +53,19 @@ class RolloutParts:
 
     async def run(self) -> None:
         """Look after the names until cancelled."""
-        await self.steward.run(self._states)
+        await self.steward.run(self.states)
 
     async def show(self) -> None:
         """Show metrics until cancelled. To be run inside Ray."""
         metrics = ShadowMetrics(self.comparisons)
-        await keep_showing(lambda: metrics.show(list(self.catalogue.states.values())))
+        await keep_showing(lambda: metrics.show(self._now()))
 
-    def _states(self) -> Iterable[Rollout]:
-        states = list(self.catalogue.states.values())
+    def _now(self) -> list[Rollout]:
+        return [self.timeline(state) for state in list(self.catalogue.states.values())]
+
+    def states(self) -> Iterable[Rollout]:
+        """What the registry said last, its times by `steady`; the observers forget the rest."""
+        states = self._now()
         self.windows.forget((s.name, version) for s in states for version in s.concerned)
         self.comparisons.forget(states)
         return states

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.catalogue import Catalogue
+from orchestrator.clock import steady
 from orchestrator.edge.keys import Caller, wants
 from orchestrator.gate import judged_by
 from orchestrator.promotion import GateRefused, abort, promote, rollback
@@ -18,6 +18,7 @@ from orchestrator.registry import Registry
 from orchestrator.rollout.plan import stage
 from orchestrator.rollout.reach import reach
 from orchestrator.rollout.shadow import Comparisons
+from orchestrator.rollout.timeline import Timeline
 from orchestrator.rollout.window import Windows
 from workers.configuration import InputError, StorageError
 from workers.engine.request import RequestError
@@ -55,11 +56,15 @@ class Promotion(Why):
 
 
 def routes(
-    registry: Registry, catalogue: Catalogue, comparisons: Comparisons, windows: Windows
+    registry: Registry,
+    catalogue: Catalogue,
+    comparisons: Comparisons,
+    windows: Windows,
+    timeline: Timeline,
 ) -> APIRouter:
     """`GET /rollouts`, `GET /rollouts/NAME`, `GET /rollouts/NAME/history`,
     `POST /rollouts/NAME/{promote,rollback,abort}`."""
-    desk = Desk(registry, catalogue, comparisons, windows)
+    desk = Desk(registry, catalogue, comparisons, windows, timeline)
     router = APIRouter(prefix="/rollouts", tags=["roll-out"])
     router.get("")(desk.all)
     router.get("/{name}")(desk.one)
@@ -74,10 +79,15 @@ class Desk:
     """The routes."""
 
     def __init__(
-        self, registry: Registry, catalogue: Catalogue, comparisons: Comparisons, windows: Windows
+        self,
+        registry: Registry,
+        catalogue: Catalogue,
+        comparisons: Comparisons,
+        windows: Windows,
+        timeline: Timeline,
     ) -> None:
         self._registry, self._catalogue = registry, catalogue
-        self._comparisons, self._windows = comparisons, windows
+        self._comparisons, self._windows, self._timeline = comparisons, windows, timeline
 
     async def all(self, _: Reader) -> dict[str, Any]:
         """Every name's state."""
@@ -143,12 +153,12 @@ class Desk:
         state = self._catalogue.states.get(name)
         if state is None:
             raise RequestError(f"nothing was promoted to {name}", "name", 404, "not_found")
-        now = datetime.now(UTC)
+        now, ours = steady(), self._timeline(state)
         refused = {v: why for v, why in self._catalogue.refused.items() if v in state.concerned}
         return {
             **state.as_dict(),
-            "shadow_seen": self._comparisons.figures(state, now),
-            "requests": reach(state, self._windows, now),
+            "shadow_seen": self._comparisons.figures(ours, now),
+            "requests": reach(ours, self._windows, now),
             "refused": refused,
         }
 

@@ -85,7 +85,7 @@ def _pieces(kind: str, seen: Sequence[Answered], away: Company) -> Iterator[list
         ]
         yield [
             _Piece(
-                answered.at.timestamp(),
+                answered.came.timestamp(),
                 company,
                 (*sizes, span.load),
                 span.passes,

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
+from orchestrator.clock import steady
 from orchestrator.records import Event
 from orchestrator.registry import Registry
 from orchestrator.rollout.log import Decision, append
-from orchestrator.rollout.state import Rollout, state_of
+from orchestrator.rollout.state import Rollout
 
 log = logging.getLogger(__name__)
 ACTOR = "moetune"
@@ -30,7 +31,8 @@ class Steward:
         self._registry, self._advisers = registry, advisers
 
     async def run(self, states: Callable[[], Iterable[Rollout]]) -> None:
-        """Ask every second until cancelled; `states` is what the registry said last."""
+        """Ask every second until cancelled; `states` is what the registry said last, its times by
+        `steady`."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
             try:
@@ -52,13 +54,13 @@ class Steward:
             return None
 
     def _advice(self, state: Rollout) -> Decision | None:
-        now = datetime.now(UTC)
+        now = steady()
         advice = (adviser(state, now) for adviser in self._advisers)
         return next((decision for decision in advice if decision), None)
 
     def _follow(self, state: Rollout, decision: Decision) -> Event | None:
         def decide(events: list[Event]) -> Decision | None:
-            moved = state_of(events) != state
+            moved = events[-1].revision != state.revision
             return None if moved else _with_judgement(decision, events)
 
         event = append(self._registry, state.name, ACTOR, decide)

@@ -76,7 +76,8 @@ class Window:
 class Windows:
     """An observer that keeps the last requests of each version under each name, but for those that
     have pinned it: who chooses a version says nothing of the users. It is called in the event loop
-    and read in other threads: what is read is copied first."""
+    and read in other threads: what is read is copied first. All times are by
+    `orchestrator.clock.steady`."""
 
     def __init__(self, spec: GuardSpec) -> None:
         self._spec = spec
@@ -119,7 +120,7 @@ class Windows:
     ) -> Window:
         since = max(since, until - timedelta(seconds=self._spec.window_seconds))
         seen = (answered for key in keys for answered in tuple(self._seen.get(key, ())))
-        return Window(tuple(one for one in seen if since <= one.at < until))
+        return Window(tuple(one for one in seen if since <= one.came < until))
 
 
 def counts(answered: Answered) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from orchestrator.answered import Answered
+from orchestrator.clock import steady
 from workers.adapter.manifest import Manifest, read_manifest
 from workers.data.batches import collate
 from workers.data.rows import read_rows
@@ -123,6 +124,7 @@ def answered(routing: RequestRouting | None = None, **fields: Any) -> Answered:
     """A request that ended well."""
     values = {
         "at": datetime.now(UTC),
+        "came": steady(),
         "request": "chatcmpl-1",
         "name": "home",
         "version": "3f9a1b2c3d4e",

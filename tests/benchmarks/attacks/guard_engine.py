@@ -93,6 +93,7 @@ class Running:
         timing = self.rows[0].timer.timing
         return Answered(
             at=moment(ask.at),
+            came=moment(ask.at),
             request="r",
             name="home",
             version=ask.version,

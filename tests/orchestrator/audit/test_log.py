@@ -2,6 +2,8 @@
 
 import shutil
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +17,10 @@ import pytest
 from orchestrator.answered import Answered
 from orchestrator.audit.log import AuditLog
 from orchestrator.audit.spec import AuditSpec
+from orchestrator.clock import steady
 from workers.engine.routing import LayerRouting, RequestRouting
 
+ROOT = Path(__file__).resolve().parents[3]
 PLACE = LayerRouting("layers.0.mlp", (3, 5), (1.5, 2.5), 2.0, 1.0)
 Make = Callable[..., AuditLog]
 
@@ -24,6 +28,7 @@ Make = Callable[..., AuditLog]
 def answered(**fields: Any) -> Answered:
     values = {
         "at": datetime(2026, 11, 22, 8, 0, 0, 123456, UTC),
+        "came": steady(),
         "request": "chatcmpl-1",
         "name": "home",
         "version": "3f9a1b2c3d4e",
@@ -176,3 +181,50 @@ def test_all_of_a_file_that_cannot_be_closed_is_counted_as_lost(make: Make, tmp_
     log(answered())
     log.close()
     assert log.dropped == 2
+
+
+GATEWAY = """
+import sys, time
+from pathlib import Path
+from orchestrator.audit.log import AuditLog
+from orchestrator.audit.spec import AuditSpec
+from tests.orchestrator.audit.test_log import answered
+log = AuditLog(AuditSpec(), sys.argv[1])
+for number in range(7):
+    log(answered(request=f"chatcmpl-{number}"))
+time.sleep(600)
+"""
+
+
+def hidden(folder: Path) -> list[Path]:
+    return list((folder / "audit").glob(".*"))
+
+
+def test_a_killed_gateways_records_are_found_by_the_next(make: Make, tmp_path: Path) -> None:
+    gateway = subprocess.Popen([sys.executable, "-c", GATEWAY, tmp_path / "audit"], cwd=ROOT)
+    try:
+        wait_until(lambda: any(file.stat().st_size for file in hidden(tmp_path)))
+        make().close()
+        assert records(tmp_path) == []  # it lives: they are its own
+    finally:
+        gateway.kill()
+        gateway.wait()
+    [left] = hidden(tmp_path)
+    with left.open("ab") as cut_off:  # the beginning of a batch
+        cut_off.write(b"\xff\xff\xff\xff\x10\x02")
+    make().close()
+    assert [one["request"] for one in records(tmp_path)] == [f"chatcmpl-{n}" for n in range(7)]
+    assert hidden(tmp_path) == []
+    [file] = (tmp_path / "audit").iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_what_is_none_of_ours_is_left(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "audit").mkdir()
+    other = tmp_path / "audit" / ".audit-1.parquet.part"
+    other.write_bytes(b"PAR1, of another version")
+    log = make()
+    log(answered())
+    log.close()
+    assert other.read_bytes() == b"PAR1, of another version"
+    assert len(records(tmp_path)) == 1

@@ -14,7 +14,7 @@ from orchestrator.edge.limits import LimitsSpec
 from orchestrator.edge.meter import Meter, Place, Spent, TooMany, Usage
 from workers.engine.request import RequestError
 
-DAY = 86400
+HOUR, DAY = 3600, 86400
 NOON = 20000.5 * DAY
 SLOW = Caller("slow", frozenset({"infer"}), rate=Allowance(3, "min"))
 POOR = Caller("poor", frozenset({"infer"}), quota=Allowance(100, "day"))
@@ -37,9 +37,23 @@ def refused(meter: Meter, caller: Caller) -> TooMany:
     return caught.value
 
 
+def test_a_clock_that_is_set_back_locks_nobody_out() -> None:
+    """Nor forward lets anybody in: what nobody sets tells how long ago it was."""
+    clock, wall = Clock(), Clock()
+    meter = Meter(LimitsSpec(rate="1/min"), clock, wall)
+    caller = Caller("k-1")
+    meter.admit(caller)
+    wall.now -= HOUR
+    clock.now += 61
+    meter.admit(caller)
+    wall.now += 2 * HOUR
+    with pytest.raises(TooMany):
+        meter.admit(caller)
+
+
 def test_a_burst_then_the_rate_and_retry_after_is_true() -> None:
     clock = Clock()
-    meter = Meter(clock=clock)
+    meter = Meter(clock=clock, wall=clock)
     for _ in range(3):
         meter.admit(SLOW)
     assert refused(meter, SLOW).retry_after == 20
@@ -54,7 +68,7 @@ def test_a_burst_then_the_rate_and_retry_after_is_true() -> None:
 
 def test_in_the_long_run_the_rate_holds_however_often_one_asks() -> None:
     clock = Clock()
-    meter = Meter(clock=clock)
+    meter = Meter(clock=clock, wall=clock)
     admitted = 0
     for _ in range(3600):
         clock.now += 1
@@ -74,7 +88,7 @@ def short(meter: Meter, caller: Caller, prompt: int, answer: int) -> RequestErro
 
 def test_each_answer_counts_and_a_refused_request_takes_nothing() -> None:
     clock = Clock()
-    meter = Meter(clock=clock)
+    meter = Meter(clock=clock, wall=clock)
     meter.admit(SLOW, 2)
     with pytest.raises(TooMany) as caught:
         meter.admit(SLOW, 2)
@@ -89,7 +103,7 @@ def test_each_answer_counts_and_a_refused_request_takes_nothing() -> None:
 
 def test_a_quota_is_used_up_until_midnight() -> None:
     clock = Clock()
-    meter = Meter(clock=clock)
+    meter = Meter(clock=clock, wall=clock)
     for prompt, answer, taken in ((10, 60, 40), (20, 40, 60)):
         reservation = meter.reserve(POOR, prompt, answer)
         assert reservation is not None
@@ -105,7 +119,7 @@ def test_a_quota_is_used_up_until_midnight() -> None:
 
 @pytest.mark.parametrize(("counted", "param"), [(81, "max_tokens"), (100, "messages")])
 def test_a_guess_refuses_nothing_for_good_but_the_count_does(counted: int, param: str) -> None:
-    meter = Meter(clock=Clock())
+    meter = Meter(wall=Clock())
     honest = meter.reserve(POOR, 1000, 20, "messages")
     assert honest is not None
     honest.read(80)
@@ -119,7 +133,7 @@ def test_a_guess_refuses_nothing_for_good_but_the_count_does(counted: int, param
 
 
 def test_what_was_guessed_too_low_is_refused_while_others_hold_the_rest() -> None:
-    meter = Meter(clock=Clock())
+    meter = Meter(wall=Clock())
     first, second = (meter.reserve(POOR, 10, 30) for _ in range(2))
     assert first is not None
     assert second is not None
@@ -135,7 +149,7 @@ def test_what_was_guessed_too_low_is_refused_while_others_hold_the_rest() -> Non
 
 
 def test_what_runs_has_its_tokens_set_aside_and_gives_back_what_it_does_not_use() -> None:
-    meter = Meter(clock=Clock())
+    meter = Meter(wall=Clock())
     first, second = (meter.reserve(POOR, 25, 20) for _ in range(2))
     assert first is not None
     assert second is not None
@@ -154,7 +168,7 @@ def test_what_runs_has_its_tokens_set_aside_and_gives_back_what_it_does_not_use(
 
 def test_a_request_that_comes_at_eleven_and_ends_the_next_day_is_charged_where_it_came() -> None:
     clock = Clock()
-    meter = Meter(clock=clock)
+    meter = Meter(clock=clock, wall=clock)
     reservation = meter.reserve(POOR, 50, 50)
     assert reservation is not None
     clock.now += DAY / 2
@@ -202,7 +216,7 @@ def test_two_gateways_share_a_quota_reservations_and_all_and_an_outage_loses_not
     def outage(_: Mapping[Place, Spent]) -> Usage:
         raise ConnectionError("the database is away")
 
-    one, other = Meter(clock=clock), Meter(clock=clock)
+    one, other = Meter(clock=clock, wall=clock), Meter(clock=clock, wall=clock)
     spend(one, 30)
     with pytest.raises(ConnectionError):
         asyncio.run(one.exchange(outage))
@@ -225,7 +239,7 @@ def test_a_save_that_was_cut_off_is_made_again_and_charges_once() -> None:
     """The case of a gateway that closes while it saves: the thread goes on, and ends after the last
     save that the gateway makes, or before it."""
     saved: list[dict[Place, Spent]] = []
-    meter = Meter(clock=Clock())
+    meter = Meter(wall=Clock())
     spend(meter, 30)
 
     async def main() -> None:
@@ -250,7 +264,7 @@ def test_a_save_that_was_cut_off_is_made_again_and_charges_once() -> None:
 
 def test_windows_that_are_over_and_saved_take_no_memory() -> None:
     clock, stored = Clock(), Stored()
-    meter = Meter(clock=clock)
+    meter = Meter(clock=clock, wall=clock)
     for _ in range(50):
         spend(meter, 10)
         meter.admit(SLOW)

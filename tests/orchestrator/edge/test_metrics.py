@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.answered import Answered
+from orchestrator.clock import steady
 from orchestrator.edge.metrics import figures, outcome, times
 from orchestrator.edge.series import DURATION, FIRST_TOKEN, OF_ENGINES, OF_REQUESTS, PER_TOKEN
 from workers.engine.request import TextRequest
@@ -18,6 +19,7 @@ from workers.engine.timing import Part, Span, Timing
 def answered(**fields: Any) -> Answered:
     values: dict[str, Any] = {
         "at": datetime.now(UTC),
+        "came": steady(),
         "request": "r",
         "name": "home",
         "version": "3f9a1b2c3d4e",

@@ -76,7 +76,7 @@ class Shop:
         return await self.web.post("/v1/completions", json={**TEXT, **fields})
 
     def decided(self) -> list[Event]:
-        return self.parts.steward.ask(list(self.catalogue.states.values()))
+        return self.parts.steward.ask(self.parts.states())
 
 
 @asynccontextmanager

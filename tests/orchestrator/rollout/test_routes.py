@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from orchestrator.api import create_app
 from orchestrator.catalogue import Catalogue
+from orchestrator.clock import steady
 from orchestrator.edge.keys import KeyRing, key_hash
 from orchestrator.edge.parts import Edge
 from orchestrator.records import Event, Version
@@ -82,7 +83,7 @@ def test_a_canary_that_nobody_meets_is_told(
     begin(1, canary="10%")
     [quiet] = ask(("GET", HOME, None))
     assert quiet.json()["requests"] == {"canary": 0, "champion": 0, "warning": None}
-    observed(parts.observe, (50, answered(versions[0].id, at=datetime.now(UTC))))
+    observed(parts.observe, (50, answered(versions[0].id, came=steady())))
     [warned] = ask(("GET", HOME, None))
     told = warned.json()["requests"]
     assert (told["canary"], told["champion"]) == (0, 50)

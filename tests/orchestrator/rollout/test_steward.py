@@ -17,6 +17,7 @@ from orchestrator.rollout.plans import Plans
 from orchestrator.rollout.spec import GuardSpec
 from orchestrator.rollout.state import Rollout
 from orchestrator.rollout.steward import ACTOR, Steward
+from orchestrator.rollout.timeline import Timeline
 from orchestrator.rollout.window import Windows
 
 Begin = Callable[..., Event]
@@ -24,7 +25,7 @@ SPEC = GuardSpec(plan_requests=0)
 
 
 def states(registry: Registry) -> list[Rollout]:
-    return list(registry.rollouts().values())
+    return [Timeline()(state) for state in registry.rollouts().values()]
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ def answered(version: str, **fields: Any) -> Answered:
         "first_token_seconds": 0.01,
         "timing": computed(),
     }
+    values["came"] = fields.get("at", values["at"])
     return Answered(version=version, **{**values, **fields})
 
 
