@@ -41,6 +41,7 @@ class VersionFiles:
             _copy(source, temporary)
             _complete(temporary, facts, source)
             digest = folder_digest(temporary)
+            folders.sweep(temporary, f".{'[0-9a-f]' * len(temporary.name[1:])}")
             self._settle(temporary, digest)
         except OSError as error:
             raise StorageError(f"{self._folder}: cannot be written: {error.strerror}") from None
@@ -77,13 +78,15 @@ class VersionFiles:
             raise StorageError(f"version {digest[:12]}: its folder {folder} was altered")
 
     def _settle(self, temporary: Path, digest: str) -> None:
-        """Rename into place; a folder that is there already has the same content, or is noticed
-        by `verify`."""
+        """Rename into place, after all of it has reached the disk; a folder that is there already
+        has the same content, or is noticed by `verify`."""
         for path in temporary.iterdir():
             path.chmod(0o444)
         if not self.path(digest).exists():
+            folders.sync(temporary)
             try:
                 os.replace(temporary, self.path(digest))
+                folders.sync_names(self._folder)
             except OSError:  # another process was first
                 if not self.path(digest).is_dir():
                     raise

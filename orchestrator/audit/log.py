@@ -5,6 +5,7 @@ records are dropped and counted, and no answer waits.
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.answered import Answered
-from orchestrator.audit.file import AuditFile
+from orchestrator.audit.file import AuditFile, recover
 from orchestrator.audit.spec import AuditSpec
 
 log = logging.getLogger(__name__)
@@ -50,12 +51,18 @@ class AuditLog:
         self._thread.join(CLOSE_SECONDS)
 
     def _write_all(self) -> None:
+        try:
+            recover(self._folder)
+        except Exception as error:
+            log.error("audit: what others have left cannot be read: %s", error)
         for records in self._batches():
             try:
                 if records:
                     self._write(records)
                 elif self._is_due():
                     self._finish()
+                elif self._file is not None:
+                    self._file.flush()
             except Exception as error:  # a full disk, say: later records may find room
                 self._lose(records, error)
         try:
@@ -89,8 +96,11 @@ class AuditLog:
             self._finish()
 
     def _patience(self) -> float | None:
-        """Seconds until the file must be closed; None without one."""
-        return None if self._file is None else max(self._due(self._file) - time.monotonic(), 0.01)
+        """Seconds until the file must be flushed or closed; None without one."""
+        if self._file is None:
+            return None
+        end = min(self._due(self._file), self._file.due or math.inf)
+        return max(end - time.monotonic(), 0.01)
 
     def _is_due(self) -> bool:
         return self._file is not None and time.monotonic() >= self._due(self._file)

@@ -19,6 +19,7 @@ class AuditSpec(Spec):
     rotate_rows: PositiveInt = 10_000
     """Records of a file at most."""
     rotate_minutes: Annotated[float, Field(gt=0)] = 5.0
-    """A file is closed after so many minutes: what a machine that loses its power may lose."""
+    """A file is closed after so many minutes: what a machine that loses its power may lose. A
+    gateway that is killed loses a second, and finds the rest when it starts again."""
     queue: PositiveInt = 10_000
     """Records that may wait for the disk; further ones are dropped, and counted."""

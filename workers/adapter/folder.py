@@ -1,13 +1,14 @@
 """The folder of an adapter: its files, opened without tricks and written whole. No torch."""
 
 import errno
+import glob
 import json
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NoReturn
@@ -22,6 +23,8 @@ CONFIG = "adapter_config.json"
 MANIFEST = "manifest.json"
 _SHARD = re.compile(r"adapter_model-\d{5}-of-\d{5}\.safetensors")
 FILES = (WEIGHTS, PICKLED, CONFIG, MANIFEST)
+LEFT_SECONDS = 86400
+"""What nobody has written to for so long before, a killed process has left."""
 
 
 class WriteError(StorageError):
@@ -111,6 +114,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
         sync(temporary)
         _put(temporary, folder)
         sync_names(folder.parent)
+        sweep(folder, f".{glob.escape(folder.name)}.*")
     except OSError as error:
         raise WriteError(f"{folder}: cannot be written: {error.strerror or error}") from None
     finally:
@@ -154,6 +158,15 @@ def sync_names(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def sweep(made: Path, remains: str) -> None:
+    """Remove what killed writers left beside `made`, which was made a moment ago: what matches and
+    has not been written to for a day before, by the filesystem's own clock."""
+    for path in made.parent.glob(remains):
+        with suppress(OSError):  # another process sweeps too
+            if path.stat().st_mtime < made.stat().st_mtime - LEFT_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _put(new: Path, folder: Path) -> None:
