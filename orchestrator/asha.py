@@ -51,6 +51,8 @@ class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A trial failed, or is about to be tried again. Bad input would fail again, and every
         trial after it: an error that is raised here ends the study, as if it was interrupted."""
+        if self._search.refusal:
+            raise self._search.refusal
         super().on_trial_error(tune_controller, trial)
         written = self._search.folder(trial.trial_id) / "error.txt"
         error = _last_error(trial)

@@ -1,14 +1,13 @@
 """Beginning a study, or going on with one: what is refused, and what is noted in its storage."""
 
-import fcntl
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.spec import JobSpec, dump_job, override_job, portable
-from orchestrator.storage import database_file, storage
+from orchestrator.spec import JobSpec, dump_job, portable
+from orchestrator.storage import storage, store_errors, study_names
 from workers.spec import InputError
 from workers.train.record import write_text
 from workers.train.used import check_same_data, read_used, used_file
@@ -36,22 +35,22 @@ def check_study(job: JobSpec, resume: bool) -> None:
     there, or whose job was another. Writes nothing."""
     import optuna
 
-    if not resume and not _database(job):
+    where = job.cluster.storage
+    if not resume:
+        if job.name in study_names(job.cluster):
+            raise InputError(
+                f"study {job.name}: exists already in {where}; go on with it by --resume, or give "
+                "the job another name (--set name=NAME)"
+            )
         return
     with storage(job.cluster) as store:
         known = sorted(optuna.get_all_study_names(store))
-        if resume and job.name not in known:
+        if job.name not in known:
             raise InputError(
-                f"study {job.name}: nothing to go on with in {job.cluster.storage}; there is "
+                f"study {job.name}: nothing to go on with in {where}; there is "
                 f"{', '.join(known) or 'no study yet'}"
             )
-        if not resume and job.name in known:
-            raise InputError(
-                f"study {job.name}: exists already in {job.cluster.storage}; go on with it by "
-                "--resume, or give the job another name (--set name=NAME)"
-            )
-        if resume:
-            _check_same(job, optuna.load_study(study_name=job.name, storage=store))
+        _check_same(job, optuna.load_study(study_name=job.name, storage=store))
 
 
 def check_data_same(job: JobSpec) -> None:
@@ -80,26 +79,24 @@ def begin(job: JobSpec, resume: bool, store: "optuna.storages.RDBStorage") -> "o
     study.set_user_attr("job", _facts(job))
     if "began" not in study.user_attrs:
         study.set_user_attr("began", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
-    write_text(job.study_folder() / "job.json", dump_job(_noted(job)))
+    job.study_folder().mkdir(parents=True, exist_ok=True)
+    write_text(job.study_folder() / "job.json", dump_job(portable(job)))
     return study
 
 
 @contextmanager
-def locked(job: JobSpec) -> Iterator[None]:
-    """Keep other processes from running the same study; the system lets go when we die."""
-    job.study_folder().mkdir(parents=True, exist_ok=True)
-    with open(job.study_folder() / "lock", "w") as file:
+def locked(job: JobSpec) -> Iterator[Callable[[], bool]]:
+    """Keep other processes, on any machine, from running the same study of the store; it lets go
+    when we die. What is yielded says whether it is still ours, to be asked after a restart of the
+    store's server."""
+    from orchestrator.store_lock import Held, store_lock
+
+    with store_errors(job.cluster), ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            take = stack.enter_context(store_lock(job.store_url(), f"study-{job.name}"))
+        except Held:
             raise InputError(f"study {job.name}: another process is running it") from None
-        yield
-
-
-def _database(job: JobSpec) -> bool:
-    """Whether there is a database to look into."""
-    file = database_file(job.cluster)
-    return file is None or file.exists()
+        yield take
 
 
 def _check_same(job: JobSpec, study: "optuna.Study") -> None:
@@ -113,20 +110,10 @@ def _check_same(job: JobSpec, study: "optuna.Study") -> None:
         )
 
 
-def _noted(job: JobSpec) -> JobSpec:
-    """The job as it is written down, to mean the same tomorrow and elsewhere: a preset or file may
-    have changed then, and a relative path be another one. A password is left out."""
-    import sqlalchemy as sa
-
-    noted = portable(job)
-    if noted.cluster.store is None:
-        return noted
-    shown = sa.make_url(noted.cluster.store).render_as_string(hide_password=True)
-    return override_job(noted, {"cluster.store": shown}, f"job {job.name}")
-
-
 def _facts(job: JobSpec) -> dict[str, Any]:
-    return _noted(job).model_dump(mode="json")
+    """The job as it is noted, to mean the same tomorrow and elsewhere: a preset or file may have
+    changed then, and a relative path be another one."""
+    return portable(job).model_dump(mode="json")
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:

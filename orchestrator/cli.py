@@ -40,9 +40,10 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("stopped", 130)
     except Exception as error:
-        if not _for_people(error):
+        said = _for_people(error)
+        if said is None:
             raise
-        _fail(str(error), 2)
+        _fail(said, 2)
 
 
 def _silence_libraries() -> None:
@@ -52,12 +53,19 @@ def _silence_libraries() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
-def _for_people(error: Exception) -> bool:
-    """Whether the message says all that the user needs; anything else is a fault of ours."""
+def _for_people(error: Exception) -> str | None:
+    """What says all that the user needs; None where it is a fault of ours."""
     from cluster.errors import ClusterError
     from workers.configuration import InputError
 
-    return isinstance(error, InputError | ClusterError | OSError)
+    if isinstance(error, InputError | ClusterError | OSError):
+        return str(error)
+    if "sqlalchemy" not in sys.modules:
+        return None
+    from orchestrator.connections import store_fault
+
+    fault = store_fault(error)
+    return fault and f"the store failed: {fault}"
 
 
 def _fail(message: str, code: int) -> None:

@@ -1,11 +1,24 @@
 """The cluster of a job. Apart from the job's other parts, which take a while to load."""
 
+import os
 import re
 from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote, unquote
+
+from pydantic import AfterValidator
 
 from workers.configuration import Spec
+from workers.credentials import refuse_credentials, without_credentials
 
+STORE_VARIABLE = "MOETUNE_STORE"
 _SQLITE_BESIDE_US = re.compile(r"(?P<scheme>sqlite(\+\w+)?:///)(?!/|:memory:|file:)(?P<path>[^?]+)")
+
+
+def _no_password(url: str) -> str:
+    return refuse_credentials(
+        url, f"leave it out and set {STORE_VARIABLE} (to the whole URL) or PGPASSWORD"
+    )
 
 
 class ClusterSpec(Spec):
@@ -15,18 +28,38 @@ class ClusterSpec(Spec):
     """Ray address; None starts a local cluster, on loopback with token authentication."""
     storage: str = "runs"
     """Folder (on several nodes: a shared one) for studies and adapter versions."""
-    store: str | None = None
-    """SQLAlchemy URL of studies and registry; None is SQLite in the storage folder."""
+    store: Annotated[str, AfterValidator(_no_password)] | None = None
+    """SQLAlchemy URL of studies and registry, without a password. None is what MOETUNE_STORE names,
+    and without that SQLite in the storage folder."""
+
+    @property
+    def named_store(self) -> str | None:
+        """The URL that the job or else MOETUNE_STORE names, without a password."""
+        given = os.environ.get(STORE_VARIABLE)
+        return self.store or (without_credentials(given) if given else None)
+
+    def shown_store(self) -> str:
+        """URL of the database that holds Optuna's studies and the registry, without a password; a
+        SQLite file by its whole path, since other processes may run in other folders."""
+        if named := self.named_store:
+            return _whole(named)
+        return f"sqlite:///{quote(str(Path(self.storage).resolve() / 'moetune.db'))}"
 
     def store_url(self) -> str:
-        """URL of the database that holds Optuna's studies and the registry; a SQLite file by its
-        whole path, since other processes may run in other folders."""
-        if self.store is None:
-            return f"sqlite:///{Path(self.storage).resolve() / 'moetune.db'}"
-        return _SQLITE_BESIDE_US.sub(
-            lambda found: f"{found['scheme']}{Path(found['path']).resolve()}", self.store, count=1
-        )
+        """The same with the password that MOETUNE_STORE has for it: to connect with, and for no
+        file and no message."""
+        given, shown = _whole(os.environ.get(STORE_VARIABLE, "")), self.shown_store()
+        return given if without_credentials(given) == shown else shown
 
     def study_folder(self, study: str) -> Path:
         """Folder with everything that the study writes."""
         return Path(self.storage).resolve() / "studies" / study
+
+
+def _whole(url: str) -> str:
+    """The URL with the whole path of a SQLite file, quoted as SQLAlchemy reads it."""
+    return _SQLITE_BESIDE_US.sub(
+        lambda found: f"{found['scheme']}{quote(str(Path(unquote(found['path'])).resolve()))}",
+        url,
+        count=1,
+    )

@@ -1,15 +1,18 @@
 """Tables of ours in the database that holds Optuna's. Loaded only when it is used."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import exc
-from sqlalchemy.schema import CreateTable
 
-from workers.configuration import InputError, StorageError
+from orchestrator.connections import engine_of
+from orchestrator.storage import StoreError
+from orchestrator.store_lock import MAKING_SECONDS, store_lock
+from workers.configuration import StorageError
+from workers.credentials import without_credentials
 
 Row = sa.RowMapping
 ATTEMPTS = 5
@@ -19,28 +22,30 @@ ATTEMPTS = 5
 class Database:
     """Connections to the database behind a SQLAlchemy URL."""
 
-    def __init__(self, url: str, tables: sa.MetaData) -> None:
-        """Connect and make the tables where they are missing."""
-        self._engine = _engine(url)
-        self._shown = self._engine.url.render_as_string(hide_password=True)
+    def __init__(self, url: str, tables: sa.MetaData, patience: float = 0.0) -> None:
+        """Connect and make the tables where they are missing. A server that is away is waited for
+        `patience` seconds."""
+        self._engine = engine_of(url, patience)
+        self._shown = without_credentials(url)
         self._file: tuple[int, int] | None = None
         """Of SQLite: which file it is."""
-        for table in tables.sorted_tables:
-            # PostgreSQL: an IntegrityError says that another process made it in this moment.
-            with suppress(exc.IntegrityError), self.transaction() as connection:
-                connection.execute(CreateTable(table, if_not_exists=True))
+        self._make(url, tables)
+
+    def _make(self, url: str, tables: sa.MetaData) -> None:
+        """The missing tables; of several processes that come first, one makes them."""
+        with self.transaction() as connection:
+            there = set(sa.inspect(connection).get_table_names())
+        if there.issuperset(tables.tables):
+            return
+        with self._errors(), store_lock(url, "tables", MAKING_SECONDS):
+            tables.create_all(self._engine)
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
-        """Commits at the end; StorageError of one line where the database fails."""
+        """Commits at the end; StoreError of one line where the database fails."""
         self._follow_file()
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except exc.IntegrityError:
-            raise
-        except exc.DBAPIError as error:
-            raise self._failed(error) from None
+        with self._errors(), self._engine.begin() as connection:
+            yield connection
 
     def rows(self, query: sa.Select[Any]) -> Sequence[Row]:
         """What a query finds."""
@@ -48,7 +53,7 @@ class Database:
             return connection.execute(query).mappings().all()
 
     def insert(self, table: sa.Table, row: Mapping[str, Any]) -> bool:
-        """Insert a row; False where there is one of its primary key, StorageError where the
+        """Insert a row; False where there is one of its primary key, StoreError where the
         database refuses it for anything else."""
         try:
             with self.transaction() as connection:
@@ -61,7 +66,7 @@ class Database:
 
     def attempt(self, work: Callable[[sa.Connection], None]) -> None:
         """Do `work` in a transaction of its own, again where others wrote the same rows in this
-        moment. StorageError where that does not end, so that it was something else."""
+        moment. StoreError where that does not end, so that it was something else."""
         for left in reversed(range(ATTEMPTS)):
             try:
                 with self.transaction() as connection:
@@ -75,8 +80,17 @@ class Database:
         """Close the pooled connections."""
         self._engine.dispose()
 
-    def _failed(self, error: exc.DBAPIError) -> StorageError:
-        return StorageError(f"store {self._shown}: {str(error.orig).strip().splitlines()[0]}")
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except exc.IntegrityError:  # for who knows what was written
+            raise
+        except exc.DBAPIError as error:
+            raise self._failed(error) from None
+
+    def _failed(self, error: exc.DBAPIError) -> StoreError:
+        return StoreError(f"store {self._shown}: {str(error.orig).strip().splitlines()[0]}")
 
     def _follow_file(self) -> None:
         """Of SQLite: leave a file that was replaced, which open connections would go on reading;
@@ -97,19 +111,3 @@ class Database:
 
 def _same_key(table: sa.Table, row: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
     return [column == row[column.name] for column in table.primary_key]
-
-
-def _engine(url: str) -> sa.Engine:
-    try:
-        parsed = sa.make_url(url)
-        dialect = parsed.get_backend_name()
-        if dialect == "sqlite" and parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        # SQLite: writers wait for one another. Others: a server may have closed idle connections.
-        options: dict[str, Any] = (
-            {"connect_args": {"timeout": 60}} if dialect == "sqlite" else {"pool_pre_ping": True}
-        )
-        return sa.create_engine(parsed, **options)
-    except (exc.ArgumentError, ModuleNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"store: no usable SQLAlchemy URL: {reason}") from None

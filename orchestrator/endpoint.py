@@ -1,6 +1,9 @@
 """What the endpoint's processes need to know."""
 
 import gc
+from typing import Annotated
+
+from pydantic import Field
 
 from orchestrator.rollout.golden import EXACT, ROUNDED, Golden
 from orchestrator.spec import ServeSpec
@@ -11,12 +14,12 @@ Base = tuple[str | None, ...]
 
 
 class EndpointSpec(Spec):
-    """Everything that the endpoint's processes need to know. No secret is in it."""
+    """Everything that the endpoint's processes need to know. No key is in it."""
 
     serve: ServeSpec
     model: ModelSpec
-    store_url: str
-    """Database of the registry."""
+    store_url: Annotated[str, Field(repr=False)]
+    """Database of the registry, with its password: the gateway has no other way to it."""
     storage: str
     """Folder of the registry's versions."""
     accepted_key: str | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.begin import check_data_same, check_study
 from orchestrator.spec import JobSpec
-from orchestrator.storage import database_file, storage
+from orchestrator.storage import database_file, study_names
 from workers.spec import InputError
 
 if TYPE_CHECKING:
@@ -86,15 +86,14 @@ def _check_database(job: JobSpec) -> None:
     """The database can be opened, or made where it is to lie; nothing is made here."""
     file = database_file(job.cluster)
     if file is None or file.exists():
-        with storage(job.cluster):
-            return
-    if job.cluster.store:
+        study_names(job.cluster)
+    elif job.cluster.named_store:
         try:
             with tempfile.TemporaryFile(dir=file.parent):
                 pass
         except OSError as error:
             raise InputError(
-                f"cluster.store {job.cluster.store}: cannot be used: {error.strerror}"
+                f"cluster.store {job.cluster.shown_store()}: cannot be used: {error.strerror}"
             ) from None
 
 

@@ -34,9 +34,10 @@ PLAIN = (str, int, float, type(None))
 class Registry:
     """Versions and names in one database and one storage folder."""
 
-    def __init__(self, store_url: str, storage_folder: str | Path) -> None:
-        """`store_url`: any SQLAlchemy URL (`JobSpec.store_url`); opened on first use."""
-        self._url = store_url
+    def __init__(self, store_url: str, storage_folder: str | Path, patience: float = 0.0) -> None:
+        """`store_url`: any SQLAlchemy URL (`JobSpec.store_url`); opened on first use. A server that
+        is away is waited for `patience` seconds."""
+        self._url, self._patience = store_url, patience
         self._files = VersionFiles(Path(storage_folder).resolve() / "versions")
         self._opening = threading.Lock()
         self._opened: Store | None = None
@@ -183,7 +184,7 @@ class Registry:
             if self._opened is None:
                 from orchestrator.store import Store
 
-                self._opened = Store(self._url)
+                self._opened = Store(self._url, self._patience)
             return self._opened
 
     def _version(self, row: "Row") -> Version:

@@ -5,18 +5,24 @@ experiment is not used to go on after the driver was killed: it is taken every t
 that finished since would run again), leaves out ASHA's rungs, and is a pickle.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+import sqlalchemy as sa
 from ray.tune.experiment import Trial
 from ray.tune.result import TRAINING_ITERATION
 from ray.tune.search.optuna import OptunaSearch
+from sqlalchemy.exc import IntegrityError
 
+from orchestrator.connections import store_fault
 from orchestrator.spec import JobSpec
+from orchestrator.storage import StoreError
 from orchestrator.study import trial_name
 from workers.spec import InputError, override
 from workers.train.record import write_text
@@ -45,7 +51,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         self._cut_off = [t for t in study.get_trials(deepcopy=False) if not t.state.is_finished()]
         self._failures: dict[str, str] = {}
         self.refusal: InputError | None = None
-        """Bad input that a trial met, which ends the study."""
+        """Bad input that a trial met, or a store that failed: what ends the study."""
         self.names = TrialNames()
         super().__init__(
             space=job.search_space(),
@@ -131,11 +137,50 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         number = self._ot_trials[trial_id].number
         try:
             version = self._register(number)
+        except StoreError as error:  # the trial is as good as before: it is gone on with
+            self.refusal = error
+            raise
         except (InputError, OSError) as error:
             self._failures[trial_id] = f"its adapter cannot be registered: {error}"
             return False
         self._ot_trials[trial_id].set_user_attr("version", version)
         return True
+
+
+@contextmanager
+def refusing(search: StudySearch, store: sa.Engine, ours: Callable[[], bool]) -> Iterator[None]:
+    """Raises `search.refusal` in place of what Tune has made of it. A fault of the store becomes
+    one, whichever part of Tune has asked; so does a study that is no longer `ours` when the store
+    is connected to anew."""
+
+    def note(context: sa.ExceptionContext) -> None:
+        fault = context.sqlalchemy_exception
+        if fault is None or isinstance(fault, IntegrityError) or context.is_pre_ping:
+            return  # who asked looks after it
+        search.refusal = search.refusal or StoreError(f"the store failed: {store_fault(fault)}")
+
+    def connected(*_: object) -> None:
+        if not ours():
+            search.refusal = StoreError("another process has gone on with the study meanwhile")
+            raise search.refusal
+
+    def quiet(_: logging.LogRecord) -> bool:
+        return search.refusal is None  # Tune logs the traceback of what it meets then
+
+    tunes = logging.getLogger("ray.tune.execution.tune_controller")
+    sa.event.listen(store, "handle_error", note)
+    sa.event.listen(store, "connect", connected)
+    tunes.addFilter(quiet)
+    try:
+        yield
+    except Exception:
+        if search.refusal:
+            raise search.refusal from None
+        raise
+    finally:
+        tunes.removeFilter(quiet)
+        sa.event.remove(store, "handle_error", note)
+        sa.event.remove(store, "connect", connected)
 
 
 def _sampler(job: JobSpec, number: int) -> optuna.samplers.TPESampler:

@@ -173,7 +173,7 @@ def portable(job: JobSpec) -> JobSpec:
         "data.train": _absolute(train.data.train),
         "data.validation": _absolute(train.data.validation),
         "cluster.storage": _absolute(cluster.storage),
-        "cluster.store": cluster.store and cluster.store_url(),
+        "cluster.store": cluster.shown_store() if cluster.named_store else None,
     }
     if Path(train.model.path).is_dir():
         changes["model.path"] = _absolute(train.model.path)

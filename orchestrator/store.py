@@ -51,9 +51,9 @@ ANSWERS = sa.Table(
 class Store:
     """Reads and appends rows; every statement is its own transaction."""
 
-    def __init__(self, url: str) -> None:
-        """Connect and make the tables where they are missing."""
-        self._database = Database(url, METADATA)
+    def __init__(self, url: str, patience: float = 0.0) -> None:
+        """See `Database`."""
+        self._database = Database(url, METADATA, patience)
 
     def add_version(self, row: Mapping[str, Any]) -> None:
         """Insert a version; one that is there stays as it is."""

@@ -1,8 +1,8 @@
 """Runs a study: Ray Tune over the trainer, with Optuna's search, ASHA and retries."""
 
 import shutil
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,14 +12,16 @@ from orchestrator.begin import begin, check_study, locked
 from orchestrator.events import TrialEvent
 from orchestrator.preflight import preflight
 from orchestrator.spec import JobSpec, portable
-from orchestrator.storage import storage
+from orchestrator.storage import CutOff, StoreError, storage, store_errors
 from orchestrator.study import Study, trial_name
 from workers.train.record import read_progress
 
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["preflight", "run"]
+    from orchestrator.search import StudySearch
+
+__all__ = ["CutOff", "preflight", "run"]
 
 Listener = Callable[[TrialEvent], None]
 
@@ -38,8 +40,8 @@ def run(
 
     Raises InputError for bad input that a trial met, which ends the study as if it was cut off, and
     for a study that exists already, that is not there to go on with, that another process runs, or
-    whose job or rows were others; ClusterError where no trial has room; KeyboardInterrupt if it was
-    interrupted, which leaves it as after a kill.
+    whose job or rows were others; CutOff where the store fails on the way; ClusterError where no
+    trial has room; KeyboardInterrupt if it was interrupted, which leaves it as after a kill.
     """
     job = portable(job)  # trials may run in other folders
     check_study(job, resume)
@@ -48,30 +50,57 @@ def run(
 
         with locked(job):
             job = on_new_data(job)
-    with locked(job), storage(job.cluster, create=True) as store:
+    with locked(job) as ours, storage(job.cluster, create=True) as store:
         study = begin(job, resume, store)
-        missing = job.search.trials - _ended(study)
-        if missing > 0:
-            _check_room(job, missing)
-            _tune(job, study, missing, on_progress or (lambda _: None))
-        if _ended(study) < job.search.trials:
-            raise KeyboardInterrupt
+        with _cut_off(job):
+            missing = job.search.trials - _ended(study)
+            if missing > 0:
+                _check_room(job, missing)
+                with _search(job, study, store, ours) as search:
+                    _tune(job, study, search, missing, on_progress or (lambda _: None))
+            if _ended(study) < job.search.trials:
+                raise KeyboardInterrupt
         # Optimizer states and the like: the adapters lie with the trials and in the registry.
         for states in (_tune_folder(job), *job.study_folder().glob("trials/*/checkpoints")):
             shutil.rmtree(states, ignore_errors=True)
     return Study.open(job.cluster, job.name)
 
 
-def _tune(job: JobSpec, study: "optuna.Study", trials: int, tell: Listener) -> None:
+@contextmanager
+def _cut_off(job: JobSpec) -> Iterator[None]:
+    """Where the store fails in here, the study has begun, and can be gone on with."""
+    try:
+        with store_errors(job.cluster):
+            yield
+    except StoreError as error:
+        raise CutOff(f"study {job.name} was cut off: {error}") from None
+
+
+@contextmanager
+def _search(
+    job: JobSpec,
+    study: "optuna.Study",
+    store: "optuna.storages.RDBStorage",
+    ours: Callable[[], bool],
+) -> "Iterator[StudySearch]":
+    """The study's search; raises what has ended the study in place of what Tune makes of it."""
+    from orchestrator.search import StudySearch, refusing
+
+    search = StudySearch(job, study, _Registrar(job))
+    with refusing(search, store.engine, ours):
+        yield search
+
+
+def _tune(
+    job: JobSpec, study: "optuna.Study", search: "StudySearch", trials: int, tell: Listener
+) -> None:
     from ray import tune
 
     from orchestrator.asha import StudyScheduler
     from orchestrator.monitoring import StudyMetrics
-    from orchestrator.search import StudySearch
     from orchestrator.trainer import trial_trainable
     from orchestrator.watcher import StudyWatcher
 
-    search = StudySearch(job, study, _Registrar(job))
     in_actors = job.train.parallel.max_workers == 1  # otherwise Ray Train keeps the checkpoints
     tuner = tune.Tuner(
         trial_trainable(job),
@@ -95,12 +124,7 @@ def _tune(job: JobSpec, study: "optuna.Study", trials: int, tell: Listener) -> N
             verbose=0,
         ),
     )
-    try:
-        tuner.fit()
-    except Exception:
-        if search.refusal:  # of which Tune has made a traceback
-            raise search.refusal from None
-        raise
+    tuner.fit()
 
 
 def _check_room(job: JobSpec, trials: int) -> None:
@@ -130,9 +154,11 @@ class _Registrar:
     job: JobSpec
 
     def __call__(self, number: int) -> str:
+        from orchestrator.connections import PATIENCE_SECONDS
         from orchestrator.registry import Registry
 
         folder = self.job.study_folder() / "trials" / trial_name(number)
         last = read_progress(folder)[-1]
-        with closing(Registry(self.job.store_url(), self.job.cluster.storage)) as registry:
+        place = self.job.store_url(), self.job.cluster.storage
+        with closing(Registry(*place, PATIENCE_SECONDS)) as registry:
             return registry.register(self.job.name, number, folder / "adapter", last).id

@@ -6,7 +6,7 @@ Other packages take everything from here; the parts lie in modules of their own.
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from workers.adapter_spec import AdapterSpec
 from workers.configuration import (
@@ -19,6 +19,7 @@ from workers.configuration import (
     override,
     validated,
 )
+from workers.credentials import refuse_credentials
 
 __all__ = [
     "AdapterSpec",
@@ -42,10 +43,23 @@ __all__ = [
 ]
 
 
+def _no_credentials(uri: str) -> str:
+    return refuse_credentials(
+        uri,
+        "leave it out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Google: "
+        "GOOGLE_APPLICATION_CREDENTIALS; Azure: AZURE_TENANT_ID, AZURE_CLIENT_ID and "
+        "AZURE_CLIENT_SECRET)",
+    )
+
+
+Uri = Annotated[str, AfterValidator(_no_credentials)]
+"""A path or URI. Jobs and manifests name it, so it holds no password."""
+
+
 class ModelSpec(Spec):
     """The frozen base model."""
 
-    path: str
+    path: Uri
     """Hub name, or folder, of a Hugging Face causal language model."""
     revision: str | None = None
     """Hub revision; None takes the default branch."""
@@ -83,9 +97,9 @@ class DataSpec(Spec):
     """Rows to learn from. A source is a path or glob of Parquet or JSONL files (any filesystem
     that pyarrow reads), or `hub:NAME[:CONFIG][#SPLIT]`."""
 
-    train: str
+    train: Uri
     """Source of the training rows."""
-    validation: str
+    validation: Uri
     """Source of the rows that trials are compared on."""
     prompt_columns: tuple[str, ...] = ("prompt",)
     """Columns that make the prompt, joined by a newline; not read where `messages` is there."""
@@ -167,9 +181,10 @@ class CheckpointSpec(Spec):
     """Optimizer steps between checkpoints; None makes one at every evaluation."""
     keep: PositiveInt = 2
     """So many of the latest stay, here and where they are uploaded to."""
-    upload: str | None = None
+    upload: Uri | None = None
     """Folder for copies, as a URI of any filesystem that pyarrow writes (s3://…, gs://…, file:///…).
-    They are made beside training; a run that lost its own checkpoints goes on from there."""
+    They are made beside training; a run that lost its own checkpoints goes on from there. Its
+    keys stand in the workers' environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
 
 
 class WorkerRange(Spec):

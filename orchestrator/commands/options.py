@@ -36,7 +36,10 @@ Storage = Annotated[
 ]
 Store = Annotated[
     str | None,
-    typer.Option(envvar="MOETUNE_STORE", help="SQLAlchemy URL, if not SQLite in the storage."),
+    typer.Option(
+        help="SQLAlchemy URL without a password. Left out: that of MOETUNE_STORE, which may have "
+        "one, or SQLite in the storage."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Reason = Annotated[str | None, typer.Option(help="Why; kept in the name's history.")]
@@ -70,11 +73,12 @@ def _text(value: Any) -> str:
 def cluster_spec(storage: str, store: str | None) -> Any:
     """The part of a job that says where studies and versions lie; a missing folder is an error."""
     from orchestrator.cluster_spec import ClusterSpec
-    from workers.configuration import InputError
+    from workers.configuration import InputError, validated
 
-    if store is None and not Path(storage).is_dir():
+    cluster = validated(ClusterSpec, {"storage": storage, "store": store}, "--store")
+    if not cluster.named_store and not Path(storage).is_dir():
         raise InputError(f"--storage {storage}: no such folder; run `moetune tune` first")
-    return ClusterSpec(storage=storage, store=store)
+    return cluster
 
 
 def registry(storage: str, store: str | None) -> Any:

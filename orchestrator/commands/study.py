@@ -64,7 +64,7 @@ def tune(
     from orchestrator.display import study_display
     from orchestrator.progress import Narrator, rows_progress
     from orchestrator.spec import load_job, override_job
-    from orchestrator.tuner import preflight, run
+    from orchestrator.tuner import CutOff, preflight, run
 
     spec = load_job(job, set_ or ())
     if address:
@@ -76,16 +76,18 @@ def tune(
     for one in counts.values():
         if one.losses():
             narrator.say(str(one))
+    how = "--accept-new-data" if accept_new_data else "--resume"
+    again = f"go on with: {_resume_command(job, set_ or (), address, how)}"
     with session(spec.cluster.address) as cluster:
         narrator.say(f"study {spec.name} · dashboard {cluster.dashboard_url}")
         try:
             with study_display(spec, narrator, own_note(cluster)) as display:
                 study = run(spec, resume, display, accept_new_data=accept_new_data)
         except KeyboardInterrupt:
-            how = "--accept-new-data" if accept_new_data else "--resume"
-            again = _resume_command(job, set_ or (), address, how)
-            narrator.say(f"interrupted; go on with: {again}")
+            narrator.say(f"interrupted; {again}")
             raise
+        except CutOff as error:
+            raise CutOff(f"{error}; {again}") from None
     _show_leaderboard(study, as_json)
     if study.best() is None:
         _fail_without_a_winner(study)

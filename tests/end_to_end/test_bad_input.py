@@ -95,6 +95,8 @@ def variants() -> Iterator[tuple[str, str]]:
     yield "cluster.storage=rows.jsonl", "is a file, not a folder"
     yield "cluster.store=nonsense", "SQLAlchemy"
     yield "cluster.store=sqlite:////proc/moetune.db", "cluster.store"
+    yield "cluster.store=postgresql://me:secret@host/db", "MOETUNE_STORE (to the whole URL)"
+    yield "checkpoint.upload=s3://me:secret@bucket/x", "AWS_SECRET_ACCESS_KEY"
 
 
 def commands() -> Iterator[tuple[list[str], str]]:

@@ -1,6 +1,6 @@
 """Studies for tests of what reads and writes them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,31 @@ from orchestrator.begin import begin
 from orchestrator.spec import JobSpec
 from orchestrator.storage import storage
 from orchestrator.study import trial_name
+from tests.orchestrator.postgres import Postgres, missing, running
 from tests.orchestrator.traffic import Trained, train_on_home
 from workers.spec import AdapterSpec, TrainSpec, override
 from workers.train.record import RunRecord
 
 Play = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server. Who stops it starts it again."""
+    pytest.importorskip("psycopg", reason="psycopg, the driver of PostgreSQL, is not installed")
+    if why := missing():
+        pytest.skip(why)
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a new store, of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_store()
 
 
 @pytest.fixture(scope="session")

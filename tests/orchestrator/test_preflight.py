@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator.preflight import preflight
 from orchestrator.spec import JobSpec, override_job
+from tests.orchestrator.postgres import Postgres
 from workers.spec import InputError, TrainSpec
 
 
@@ -130,6 +132,14 @@ def test_a_new_database_is_not_made_by_looking(good: JobSpec, tmp_path: Path) ->
     with pytest.raises(InputError, match="no studies there yet"):
         preflight(elsewhere, resume=True)
     assert not (tmp_path / "new.db").exists()
+
+
+def test_tables_are_not_made_by_looking(good: JobSpec, postgres: Postgres) -> None:
+    store = postgres.new_store()
+    preflight(override_job(good, {"cluster.store": store}, "test"), resume=False)
+    engine = sa.create_engine(store)
+    assert sa.inspect(engine).get_table_names() == []
+    engine.dispose()
 
 
 def test_a_full_disk_is_refused(good: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:

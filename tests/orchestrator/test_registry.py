@@ -1,5 +1,6 @@
 """Immutable versions, and the append-only log behind names."""
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -316,10 +317,11 @@ def test_it_shares_a_database_with_optuna(registry: Registry, put: Put, tmp_path
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        ("nonsense", "no usable SQLAlchemy URL"),
-        ("martian://host/db", "no usable SQLAlchemy URL"),
-        ("sqlite:////proc/nowhere/moetune.db", "no usable SQLAlchemy URL"),
-        ("sqlite:////proc/version", "store sqlite:////proc/version: "),
+        ("nonsense", "is no SQLAlchemy URL"),
+        ("postgresql://host:port/db", "is no SQLAlchemy URL"),
+        ("martian://host/db", "martian://host/db: no driver for it"),
+        ("sqlite:////proc/nowhere/moetune.db", "moetune.db: cannot be used: No such file"),
+        ("sqlite:////proc/version", "store sqlite:////proc/version"),
     ],
 )
 def test_an_unusable_store_is_one_clear_line(bad: str, why: str, tmp_path: Path) -> None:
@@ -336,6 +338,41 @@ def test_the_registry_loads_without_the_heavy_packages() -> None:
     )
     shown = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
     assert shown.strip() == "[]"
+
+
+def test_what_a_killed_registration_left_goes_after_a_day(registry: Registry, put: Put) -> None:
+    versions = put().folder.parent
+    young, old, others = (versions / name for name in (f".{'a' * 32}", f".{'b' * 32}", ".keep"))
+    for folder in (young, old, others):
+        folder.mkdir()
+        (folder / "manifest.json").write_text("{}")
+    for folder in (old, others):
+        os.utime(folder, (0, 0))
+    put(loss=2.0)
+    assert (young.exists(), old.exists(), others.exists()) == (True, False, True)
+
+
+def test_a_version_has_reached_the_disk_before_it_has_its_name(
+    registry: Registry, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, Path]] = []
+    named, synced = os.replace, os.fsync
+
+    def replace(source: Path, target: Path) -> None:
+        done.append(("name", target))
+        named(source, target)
+
+    def fsync(file: int) -> None:
+        done.append(("sync", Path(f"/proc/self/fd/{file}").readlink()))
+        synced(file)
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = put().folder
+    name = done.index(("name", folder))
+    before = {path.name for kind, path in done[:name] if kind == "sync"}
+    assert {path.name for path in folder.iterdir()} < before
+    assert ("sync", folder.parent) in done[name:]
 
 
 def test_a_version_folder_is_attached_like_any_adapter(put: Put) -> None:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spec import ClusterSpec, JobSpec, portable
+from orchestrator.endpoint import EndpointSpec
+from orchestrator.spec import ClusterSpec, JobSpec, ServeSpec, dump_job, override_job, portable
+from workers.spec import InputError, ModelSpec
 
 
 @pytest.mark.parametrize(
@@ -15,7 +17,7 @@ from orchestrator.spec import ClusterSpec, JobSpec, portable
         ("sqlite+pysqlite:///a/my.db?timeout=3", "sqlite+pysqlite:///{here}/a/my.db?timeout=3"),
         ("sqlite:////srv/my.db", "sqlite:////srv/my.db"),
         ("sqlite://", "sqlite://"),
-        ("postgresql://me:key@host/my.db", "postgresql://me:key@host/my.db"),
+        ("postgresql://me@host/my.db", "postgresql://me@host/my.db"),
     ],
 )
 def test_a_database_is_one_wherever_a_process_runs(
@@ -39,3 +41,37 @@ def test_a_portable_job_has_no_relative_path(
     assert moved.cluster.address == "head:6379"
     assert moved.search.space == job.search_space().definition
     assert portable(moved) == moved
+
+
+SECRET = "postgresql://me:topmost@host/db"
+BARE = "postgresql://me@host/db"
+
+
+@pytest.mark.parametrize("store", [SECRET, f"{BARE}?password=topmost"])
+def test_a_password_in_a_job_is_refused_unseen(store: str, job: JobSpec) -> None:
+    with pytest.raises(InputError, match=r"MOETUNE_STORE .* or PGPASSWORD") as caught:
+        override_job(job, {"cluster.store": store}, "job.yaml")
+    assert "topmost" not in str(caught.value)
+    assert "cluster.store" in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [SECRET, f"{BARE}?password=topmost"])
+def test_the_environment_has_the_password(
+    given: str, job: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOETUNE_STORE", given)
+    named = override_job(job, {"cluster.store": BARE}, "test")
+    for one in (job, named, portable(job), portable(named)):
+        assert one.store_url() == given
+        assert one.cluster.shown_store() == BARE
+        assert "topmost" not in dump_job(one)
+    assert portable(job).cluster.store == BARE
+    other = override_job(job, {"cluster.store": "postgresql://me@other/db"}, "test")
+    assert other.store_url() == "postgresql://me@other/db"
+
+
+def test_a_gateways_specification_shows_no_password() -> None:
+    spec = EndpointSpec(
+        serve=ServeSpec(), model=ModelSpec(path="x"), store_url=SECRET, storage="runs"
+    )
+    assert "topmost" not in f"{spec!r} {spec}"

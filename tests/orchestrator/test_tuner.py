@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from orchestrator.events import TrialEvent
 from orchestrator.registry import Registry
 from orchestrator.spec import JobSpec, dump_job, override_job
 from orchestrator.study import Study, TrialRow
-from orchestrator.tuner import preflight, run
+from orchestrator.tuner import CutOff, preflight, run
 from workers.adapter import files
 from workers.spec import InputError, TrainSpec, override
 from workers.train.record import read_progress
@@ -125,6 +126,29 @@ def test_a_finished_study_is_neither_run_again_nor_overwritten(whole: Ran) -> No
     assert again.rows == whole.rows
     with pytest.raises(InputError, match="exists already"):
         run(whole.job)
+
+
+def test_a_store_that_fails_cuts_a_study_off_in_one_line(
+    make_job: MakeJob,
+    ray_cluster: Session,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    job = make_job(tmp_path, search__trials=1)
+    file = tmp_path / "moetune.db"
+
+    def spoil(event: TrialEvent) -> None:
+        if event.kind == "reported" and event.step == 2:
+            shutil.copyfile(file, tmp_path / "kept.db")
+            file.write_text("no database at all")
+
+    with pytest.raises(CutOff, match="study tiny was cut off: ") as caught:
+        run(job, on_progress=spoil)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in caplog.text + capfd.readouterr().err
+    (tmp_path / "kept.db").replace(file)
+    assert [row.state for row in run_through(job, resume=True).rows] == ["finished"]
 
 
 def test_asha_stops_what_falls_behind_and_failures_are_retried_then_recorded(

@@ -1,0 +1,31 @@
+"""Passwords and keys in URIs: such URIs are refused where they would be written down, and read
+without them where people see them."""
+
+import re
+from urllib.parse import unquote_plus
+
+_USER = re.compile(r"(?<=://)(?P<user>[^:/?#@\[]*):(?!\d+(?:/|$))[^@]*@(?:[^/?@]*@)*")
+"""A user's password. What stands there is not always quoted as it should be; only digits are a
+port."""
+_SECRET = re.compile(
+    r"passw|passphrase|secret|token|credential|signature"
+    r"|(access|account|api|shared|storage).?key|^(pass|pwd|pw|sas|sig)$",
+    re.IGNORECASE,
+)
+"""Names of fields in a URI's query that hold one."""
+
+
+def without_credentials(uri: str) -> str:
+    """The URI without passwords and keys: of its user, and in its query."""
+    uri = _USER.sub(r"\g<user>@", uri)
+    place, asks, query = uri.partition("?")
+    fields = query.split("&")
+    kept = [one for one in fields if not _SECRET.search(unquote_plus(one.partition("=")[0]))]
+    return uri if kept == fields else place + asks * bool(kept) + "&".join(kept)
+
+
+def refuse_credentials(uri: str, instead: str) -> str:
+    """The URI; ValueError where it holds a password or key, and what takes it `instead`."""
+    if without_credentials(uri) != uri:
+        raise ValueError(f"holds a password or key, which would be written down; {instead}")
+    return uri
