@@ -21,8 +21,9 @@ from orchestrator.edge.shadow import Shadows
 from orchestrator.edge.stream import EventStream
 from orchestrator.openai_answer import events, whole
 from orchestrator.openai_choices import choices
+from orchestrator.openai_parse import parsed
 from orchestrator.openai_reply import ChatReply, Reply
-from orchestrator.openai_schema import ChatBody, CompletionBase, CompletionBody, parsed
+from orchestrator.openai_schema import ChatBody, CompletionBase, CompletionBody
 from workers.engine.request import Adapter, Chunk, TextRequest
 from workers.engine.turns import Turns
 
@@ -94,8 +95,12 @@ class Gateway:
 
     async def show_model(self, model: str, _: Reader) -> dict[str, Any]:
         """One model; NAME@VERSION too."""
-        await self._catalogue.find(model)
+        await self.find(model)
         return _model(model)
+
+    async def find(self, model: str) -> Served:
+        """What it means now; InputError where it is not served."""
+        return await self._catalogue.find(model)
 
     async def chat(self, request: Request, caller: Asker) -> Response:
         """Answer a chat."""
@@ -115,15 +120,14 @@ class Gateway:
             async with before(answering.deadline):
                 raw = await read_body(request)
                 asked = await parsed(body, raw, self._turns, caller.id)
-                self._edge.meter.admit(caller, asked.n, counted=1)
+                self._edge.meter.admit(caller, asked.answers, counted=1)
                 answering.reservation = self._reserve(caller, asked)
                 work = self._stream if asked.stream else self._whole
                 return await while_there(request, work(asked, kind, answering))
 
     def _reserve(self, caller: Caller, body: CompletionBase) -> Reservation | None:
-        prompt, answers = body.likely_tokens(self._edge.max_new_tokens)
-        longest = self._edge.limits.max_prompt_tokens or prompt
-        return self._edge.meter.reserve(caller, min(prompt, longest), answers, body.prompt_field)
+        longest = self._edge.max_new_tokens, self._edge.limits.max_prompt_tokens
+        return self._edge.meter.reserve(caller, *body.likely_tokens(*longest), body.prompt_field)
 
     async def _whole(
         self, body: CompletionBase, kind: type[Reply], answering: Answering
@@ -147,15 +151,15 @@ class Gateway:
     async def _begin(
         self, body: CompletionBase, kind: type[Reply], answering: Answering
     ) -> tuple[Reply, AsyncGenerator[Chunk]]:
-        route = await self._catalogue.route(body.model, answering.asked_for(body.user))
+        route = await self._catalogue.route(body.model, answering.asked_for(body.end_user))
         served = route.served
-        request = body.request(served.adapter, answering.caller.id)
+        requests = body.requests(served.adapter, answering.caller.id)
         reply = kind(served.id, served.fingerprint, body.tells_routing)
         answering.by(served, route.role, reply.id)
-        answering.asked(request)
-        if route.shadow is not None and body.n == 1:
-            self._cast(route.shadow, request, answering)
-        return reply, answering.follow(choices(self._backend.generate, request, body.n))
+        answering.asked(requests[0])
+        if route.shadow is not None and body.answers == 1:
+            self._cast(route.shadow, requests[0], answering)
+        return reply, answering.follow(choices(self._backend.generate, requests, body.n))
 
     def _cast(self, shadow: Served, request: TextRequest, answering: Answering) -> None:
         """Let a shadow answer the request too."""

@@ -3,17 +3,10 @@
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    model_validator,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import BeforeValidator, Field, model_validator
 
+from orchestrator.openai_body import Body, without_nulls
+from orchestrator.openai_neutral import Empty, NoItems, Off
 from workers.engine.request import RoutingDetail
 
 PARTS = 4096
@@ -26,52 +19,19 @@ def _joined(value: Any) -> Any:
         return value
     if len(value) > PARTS:
         raise ValueError(f"at most {PARTS} parts are supported")
-    if not value or not all(isinstance(p, dict) and p.keys() == {"type", "text"} for p in value):
+    parts = [without_nulls(part) for part in value]
+    if not parts or not all(isinstance(p, dict) and p.keys() == {"type", "text"} for p in parts):
         raise ValueError("only text parts are supported")
-    if not all(p["type"] == "text" and isinstance(p["text"], str) for p in value):
+    if not all(p["type"] == "text" and isinstance(p["text"], str) for p in parts):
         raise ValueError("only text parts are supported")
-    return "".join(part["text"] for part in value)
-
-
-def _or_null(schema: JsonSchemaValue) -> JsonSchemaValue:
-    if {"type": "null"} in schema.get("anyOf", ()):
-        return schema
-    outer = {name: schema.pop(name) for name in list(schema) if name in ("title", "default")}
-    return {**outer, "anyOf": [schema, {"type": "null"}]}
-
-
-class Body(BaseModel):
-    """Base of all that comes in: no unknown fields, no conversions between types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, values: Any) -> Any:
-        """Also without unknown fields but the first: one is enough to refuse, and each costs."""
-        if not isinstance(values, dict):
-            return values
-        given = {name: value for name, value in values.items() if value is not None}
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        unknown = next((name for name in given if name not in known), None)
-        return {name: value for name, value in given.items() if name in known or name == unknown}
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """The description says of the nulls too."""
-        described = handler.resolve_ref_schema(handler(core))
-        optional = described["properties"].keys() - set(described.get("required", ()))
-        for name in optional:
-            described["properties"][name] = _or_null(described["properties"][name])
-        return described
+    return "".join(part["text"] for part in parts)
 
 
 class StreamOptions(Body):
     """`stream_options` of a request."""
 
     include_usage: bool = False
+    include_obfuscation: Off = False
 
 
 class TextPart(Body):
@@ -82,10 +42,14 @@ class TextPart(Body):
 
 
 class Message(Body):
-    """One turn of a chat."""
+    """One turn of a chat: also one that was answered here or elsewhere, and comes back."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, BeforeValidator(_joined, json_schema_input_type=str | list[TextPart])]
+    name: Empty = ""
+    refusal: Empty = ""
+    tool_calls: NoItems = Field([])
+    annotations: NoItems = Field([])
 
     def plain(self) -> dict[str, str]:
         """As chat templates know it; `developer` is OpenAI's new name for `system`."""

@@ -1,41 +1,45 @@
 """OpenAI's completions protocol: what we take.
 
 A field that we do not know, or not with that value, is refused by name and never ignored, except
-for null, which OpenAI's clients send for "not set".
+for null, which OpenAI's clients send for "not set", and values that ask for nothing
+(`openai_neutral`).
 """
 
-import asyncio
 import secrets
-import time
+from dataclasses import replace
+from functools import cached_property
 from hashlib import blake2b
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from orchestrator.openai_parts import PARTS, Body, Extras, Message, ResponseFormat, StreamOptions
+from orchestrator.openai_neutral import (
+    Neutral,
+    NeutralChat,
+    NeutralText,
+    unsupported,
+)
+from orchestrator.openai_parts import PARTS, Extras, Message, ResponseFormat, StreamOptions
+from orchestrator.openai_prompt import Prompts, each
 from workers.engine.request import (
     Adapter,
     Chat,
-    RequestError,
     Seed,
     Temperature,
     TextRequest,
     TopLogprobs,
     TopP,
 )
-from workers.engine.turns import Turns
 from workers.spec import PositiveInt
 
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
-Prompt = str | Annotated[list[int], Field(fail_fast=True)]
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Shown = Annotated[str, Field(min_length=1)] | Ids
-"""A prompt as the description has it; the engine refuses the others, and knows its vocabulary."""
-LARGE = 2**16
-"""Bytes of a body that one other request may wait for."""
-REST = 4
-"""Times as long as a large body took to read, its tenant's next one waits."""
-BodyT = TypeVar("BodyT", bound="CompletionBase")
+Prompt = str | tuple[int, ...] | Chat
 BYTES = 4
 """Of a text for each token, as a guess."""
 TURN = 4
@@ -46,8 +50,14 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _likely_tokens(text: str) -> int:
-    return -(-len(text.encode(errors="surrogatepass")) // BYTES)
+def _likely_tokens(prompt: Prompt) -> int:
+    match prompt:
+        case str(text):
+            return -(-len(text.encode(errors="surrogatepass")) // BYTES)
+        case Chat(messages):
+            return sum(TURN + _likely_tokens(message["content"]) for message in messages)
+        case ids:
+            return len(ids)
 
 
 def _short(user: str | None) -> str:
@@ -57,16 +67,7 @@ def _short(user: str | None) -> str:
     return blake2b(user.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
-def _single(value: Any) -> Any:
-    """A list of one prompt is that prompt; a list of several is not supported."""
-    if isinstance(value, list) and value and not isinstance(value[0], int):
-        if len(value) > 1:
-            raise ValueError("only one prompt at a time is supported")
-        return value[0]
-    return value
-
-
-class CompletionBase(Body):
+class CompletionBase(Neutral):
     """Fields of both kinds of completion."""
 
     prompt_field: ClassVar[str]
@@ -91,11 +92,21 @@ class CompletionBase(Body):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is for stream: true only")
-        if self.moetune is not None and self.n > 1:
-            raise ValueError("moetune.routing is for n: 1 only")
+        if self.include_usage and not self.stream:
+            raise ValueError("stream_options.include_usage is for stream: true only")
+        if self.moetune is not None and self.answers > 1:
+            raise ValueError("moetune.routing is for one prompt and n: 1 only")
         return self
+
+    @property
+    def answers(self) -> int:
+        """Of all its prompts together."""
+        return self.n * len(self.prompts)
+
+    @property
+    def end_user(self) -> str | None:
+        """Whom it is asked for, in the words of who asks."""
+        return self.user
 
     @property
     def include_usage(self) -> bool:
@@ -107,16 +118,24 @@ class CompletionBase(Body):
         """Whether the answer tells which experts gave it."""
         return self.moetune is not None
 
-    def likely_tokens(self, longest: int) -> tuple[int, int]:
-        """How many tokens the prompt may well have, and the answers at most, where one has
-        `longest`. The tokenizer is elsewhere: a text's tokens are guessed from its bytes."""
-        each = min(self._limit() or longest, longest)
-        return self._likely_prompt_tokens(), self.n * each
+    def likely_tokens(self, longest: int, prompt: int | None = None) -> tuple[int, int]:
+        """How many tokens the prompts may well have, none more than `prompt`, and the answers at
+        most, where one has `longest`. The tokenizer is elsewhere: a text's tokens are guessed from
+        its bytes."""
+        answer = min(self._limit() or longest, longest)
+        guesses = [_likely_tokens(one) for one in self.prompts]
+        return sum(min(one, prompt or one) for one in guesses), self.answers * answer
 
-    def request(self, adapter: Adapter | None, tenant: str = "") -> TextRequest:
-        """What the engine is asked, for `tenant`. Without a seed every request draws its own."""
+    def requests(self, adapter: Adapter | None, tenant: str = "") -> tuple[TextRequest, ...]:
+        """What the engine is asked, for `tenant`: a request for each prompt. Without a seed every
+        body draws its own."""
+        first, *others = self.prompts
+        request = self._request(first, adapter, tenant)
+        return (request, *(replace(request, prompt=prompt) for prompt in others))
+
+    def _request(self, prompt: Prompt, adapter: Adapter | None, tenant: str) -> TextRequest:
         return TextRequest(
-            prompt=self._prompt(),
+            prompt=prompt,
             adapter=adapter,
             seed=secrets.randbits(63) if self.seed is None else self.seed,
             max_tokens=self._limit(),
@@ -128,13 +147,12 @@ class CompletionBase(Body):
             logprobs=self._logprobs(),
             routing=self.moetune.routing if self.moetune else None,
             tenant=tenant,
-            user=_short(self.user),
+            user=_short(self.end_user),
         )
 
-    def _prompt(self) -> str | tuple[int, ...] | Chat:
-        raise NotImplementedError
-
-    def _likely_prompt_tokens(self) -> int:
+    @cached_property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """What is to be answered."""
         raise NotImplementedError
 
     def _limit(self) -> int | None:
@@ -144,7 +162,7 @@ class CompletionBase(Body):
         raise NotImplementedError
 
 
-class ChatBody(CompletionBase):
+class ChatBody(NeutralChat, CompletionBase):
     """Body of /v1/chat/completions."""
 
     prompt_field = "messages"
@@ -155,17 +173,21 @@ class ChatBody(CompletionBase):
 
     @model_validator(mode="after")
     def _check_limits(self) -> Self:
-        if self.max_tokens and self.max_completion_tokens:
+        if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
             raise ValueError("max_tokens and max_completion_tokens are the same; give one of them")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs is for logprobs: true only")
         return self
 
-    def _prompt(self) -> Chat:
-        return Chat(tuple(message.plain() for message in self.messages))
+    @property
+    def end_user(self) -> str | None:
+        """Under OpenAI's old name or its new one."""
+        return self.user or self.safety_identifier
 
-    def _likely_prompt_tokens(self) -> int:
-        return sum(TURN + _likely_tokens(message.content) for message in self.messages)
+    @cached_property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """One."""
+        return (Chat(tuple(message.plain() for message in self.messages)),)
 
     def _limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
@@ -174,54 +196,26 @@ class ChatBody(CompletionBase):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class CompletionBody(CompletionBase):
+class CompletionBody(NeutralText, CompletionBase):
     """Body of /v1/completions."""
 
     prompt_field = "prompt"
-    prompt: Annotated[Prompt, BeforeValidator(_single, json_schema_input_type=Shown | list[Shown])]
+    prompt: Prompts
     logprobs: TopLogprobs | None = None
+    best_of: PositiveInt = 1
 
-    def _prompt(self) -> str | tuple[int, ...]:
-        return self.prompt if isinstance(self.prompt, str) else tuple(self.prompt)
+    @field_validator("best_of")
+    @classmethod
+    def _all_are_told(cls, value: int, info: ValidationInfo) -> int:
+        """As many as are told is the same as not to choose."""
+        if value not in (1, info.data.get("n", value)):
+            raise unsupported()
+        return value
 
-    def _likely_prompt_tokens(self) -> int:
-        return _likely_tokens(self.prompt) if isinstance(self.prompt, str) else len(self.prompt)
+    @cached_property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """One, or several."""
+        return each(self.prompt)
 
     def _logprobs(self) -> int | None:
         return self.logprobs
-
-
-async def parsed(body: type[BodyT], raw: bytes, turns: Turns, tenant: str) -> BodyT:
-    """`parse`, where it may take long beside the event loop and in this tenant's turn. It lets no
-    other thread run for most of its time, so the tenant rests for a multiple of it."""
-    if len(raw) <= LARGE:
-        return parse(body, raw)
-    async with turns.of(tenant):
-        begun = time.perf_counter()
-        try:
-            return await asyncio.to_thread(parse, body, raw)
-        finally:
-            turns.rest(tenant, REST * min(time.perf_counter() - begun, 1))
-
-
-def parse(body: type[BodyT], raw: bytes) -> BodyT:
-    """Read a request's body; RequestError names the first field that is wrong."""
-    try:
-        return body.model_validate_json(raw)
-    except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False, include_input=False)
-    # Of a union pydantic reports every member, named behind the field: the deepest came furthest.
-    same = [e for e in errors if e["loc"][:1] == errors[0]["loc"][:1]]
-    first = max(same, key=lambda e: len(e["loc"]))
-    path = [str(p) for p in first["loc"] if p not in ("str", "list[int]")]
-    param = ".".join(path) or None
-    message = first["msg"].removeprefix("Value error, ")
-    match first["type"]:
-        case "extra_forbidden":
-            raise RequestError(f"{param} is not supported", param, code="unsupported_parameter")
-        case "missing":
-            raise RequestError(f"{param} is missing", param, code="missing_required_parameter")
-        case "json_invalid":
-            raise RequestError(f"the body is no JSON: {message}", code="invalid_json")
-    where = f"{param}: " if param else ""
-    raise RequestError(f"{where}{message}", param, code="invalid_value")

@@ -61,7 +61,7 @@ class Answering:
         self._by, self._role, self.request = served, role, request
 
     def asked(self, request: TextRequest) -> None:
-        """Say what was asked; it is told where texts are."""
+        """Say what was asked, of several prompts the first; it is told where texts are."""
         self._asked = request
 
     def agrees(self, with_: Sequence[int]) -> None:
@@ -131,8 +131,8 @@ class Answering:
             return await anext(chunks, None)
 
     def _count(self, chunk: Chunk) -> None:
-        if self.reservation is not None and not self._prompt_tokens:
-            self.reservation.read(chunk.prompt_tokens)  # may refuse, with nothing counted so far
+        if self.reservation is not None and chunk.prompt_tokens > self._prompt_tokens:
+            self.reservation.read(chunk.prompt_tokens)  # may refuse, a first prompt before it costs
         if self._first is None and chunk.tokens:
             self._first = time.monotonic() - self._begun
         self.tokens += chunk.tokens

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.catalogue import Catalogue
 from orchestrator.clock import steady
 from orchestrator.edge.keys import Caller, wants
 from orchestrator.gate import judged_by
+from orchestrator.openai_body import Body
 from orchestrator.promotion import GateRefused, abort, promote, rollback
 from orchestrator.records import Event
 from orchestrator.registry import Registry
@@ -32,10 +33,9 @@ EVENTS = 200
 """Of a name's log, told at once."""
 
 
-class Why(BaseModel):
+class Why(Body):
     """Body of a rollback or an abort."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     reason: Text = ""
 
 

@@ -18,7 +18,8 @@ from orchestrator.edge.keys import KeyRing
 from orchestrator.edge.limits import LimitsSpec
 from orchestrator.edge.meter import Meter, Place, Spent, Usage
 from orchestrator.edge.parts import Edge
-from orchestrator.openai_schema import ChatBody, CompletionBase, CompletionBody, parse
+from orchestrator.openai_parse import parse
+from orchestrator.openai_schema import ChatBody, CompletionBase, CompletionBody
 from tests.orchestrator.edge.conftest import OpenGateway
 from tests.orchestrator.edge.test_gateway import LONG, SECRET, TEXT, key, post, streaming, within
 from workers.engine.text import TextEngine
@@ -66,6 +67,22 @@ def test_each_answer_of_one_request_is_set_aside_and_counts(open_gateway: OpenGa
     assert within(open_gateway, edge, ask, SECRET) == [200, 429]
     edge = edge_of(rate=Allowance(2, "h"))
     assert within(open_gateway, edge, ask, SECRET) == [400, 429]  # its one request counted
+
+
+def test_each_prompt_of_one_request_is_set_aside_and_counts(open_gateway: OpenGateway) -> None:
+    async def ask(web: httpx.AsyncClient) -> list[int]:
+        bodies = ({**TEXT, "prompt": ["hello"] * count} for count in (3, 2))
+        return [(await post(web, body)).status_code for body in bodies]
+
+    edge = edge_of(quota=Allowance(3 * COST - 1, "day"))
+    assert within(open_gateway, edge, ask, SECRET)[0] == 400
+    edge = edge_of(quota=Allowance(3 * COST, "day"))
+    assert within(open_gateway, edge, ask, SECRET) == [200, 429]
+    assert used(edge) == Spent(3 * COST, 0)
+    edge = edge_of(rate=Allowance(4, "h"))
+    assert within(open_gateway, edge, ask, SECRET) == [200, 429]
+    edge = edge_of(rate=Allowance(2, "h"))
+    assert within(open_gateway, edge, ask, SECRET) == [400, 429]
 
 
 def test_who_leaves_early_is_charged_for_what_was_computed(
@@ -189,6 +206,7 @@ def test_a_prompt_is_guessed_from_its_bytes_and_ids_are_counted() -> None:
     assert likely(CompletionBody, 9, prompt="hello", max_tokens=8) == (2, 8)
     assert likely(CompletionBody, 4, prompt="日本語日", max_tokens=8) == (3, 4)
     assert likely(CompletionBody, 30, prompt=[4, 5, 6], n=3) == (3, 90)
+    assert likely(CompletionBody, 30, prompt=["hello", [4, 5, 6]], n=3) == (2 + 3, 180)
     messages = [{"role": "user", "content": "x" * 100}] * 2
     assert likely(ChatBody, 30, messages=messages, n=2) == (2 * 29, 60)
 

@@ -98,7 +98,7 @@ def test_promote_canary_abort_and_rollback(ask: Ask, begin: Begin, versions: Any
         ("POST", f"{HOME}/promote", {"version": b, "canary": "10%", "reason": "try"}),
         ("GET", HOME, None),
         ("POST", f"{HOME}/abort", {}),
-        ("POST", f"{HOME}/promote", {"version": c}),
+        ("POST", f"{HOME}/promote", {"version": c, "plan": None, "force": None}),
         ("GET", HOME, None),
         ("POST", f"{HOME}/rollback", {"reason": "complaints"}),
         ("GET", HOME, None),
