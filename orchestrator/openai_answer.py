@@ -3,9 +3,9 @@
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
+from orchestrator.openai_logprobs import Told
 from orchestrator.openai_reply import (
     Choice,
     Reply,
@@ -51,18 +51,15 @@ class _Stream:
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
-        self._shown: dict[int, Choice] = {}
+        self._told: dict[int, Told] = {}
 
     def bodies(self, chunk: Chunk) -> list[dict[str, Any]]:
         """The events of a chunk; of one that shows nothing none, but for a choice's first."""
-        opening = [] if chunk.index in self._shown else self._reply.opening(chunk.index)
-        known = self._shown.setdefault(chunk.index, Choice(chunk.index))
-        piece = replace(known, text="", logprobs=())
+        opening = [] if chunk.index in self._told else self._reply.opening(chunk.index)
+        piece = Choice(chunk.index, told=self._told.setdefault(chunk.index, Told()))
         piece.add(chunk)
-        offset = known.offset + sum(len(token.text) for token in chunk.logprobs)
-        self._shown[chunk.index] = replace(known, offset=offset)
-        told = chunk.text or chunk.finish or chunk.logprobs
-        return [*opening, self._reply.piece(piece)] if told or opening else []
+        shows = piece.text or piece.finish or piece.logprobs
+        return [*opening, self._reply.piece(piece)] if shows or opening else []
 
 
 def _event(body: Mapping[str, Any]) -> str:

@@ -4,10 +4,10 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from orchestrator.openai_logprobs import chat_logprobs, text_logprobs
+from orchestrator.openai_logprobs import Told, chat_logprobs, text_logprobs
 from workers.engine.request import Chunk, Finish, RequestError, TokenText
 from workers.engine.routing import RequestRouting
 
@@ -55,13 +55,12 @@ class Choice:
     finish: Finish | None = None
     logprobs: tuple[TokenText, ...] = ()
     routing: RequestRouting | None = None
-    offset: int = 0
-    """Where in the answer's tokens `logprobs` begins, in characters."""
+    told: Told = field(default_factory=Told)
 
     def add(self, chunk: Chunk) -> None:
         """Append a piece of it."""
         self.text += chunk.text
-        self.logprobs += chunk.logprobs
+        self.logprobs += self.told.by(chunk)
         self.finish, self.routing = chunk.finish, chunk.routing
 
 
@@ -102,7 +101,7 @@ class Reply:
         return {
             "index": choice.index,
             "text": choice.text,
-            "logprobs": text_logprobs(choice.logprobs, choice.offset),
+            "logprobs": text_logprobs(choice.logprobs),
             "finish_reason": choice.finish,
         }
 

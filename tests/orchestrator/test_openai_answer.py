@@ -18,6 +18,7 @@ from orchestrator.api import create_app
 from orchestrator.catalogue import Catalogue
 from orchestrator.promotion import promote
 from orchestrator.registry import Registry
+from tests.orchestrator import recorded_bodies
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
 from workers.engine.text import TextEngine
@@ -54,7 +55,7 @@ def app(
     version = registry.register("study", 1, make_adapter(51), {"validation": {"loss": 1.0}})
     promote(registry, version, "home", actor="t", metric="validation/loss", reason="t", force=True)
     base = load_base(ModelSpec(path=str(tiny_model_dir), device="cpu"))
-    limits = Limits(max_batch_tokens=64, cache_tokens=1024, max_new_tokens=200, max_queued=8)
+    limits = Limits(max_batch_tokens=64, cache_tokens=1024, max_new_tokens=256, max_queued=8)
     engine = ContinuousEngine(base, limits)
     text = TextEngine(engine, base.tokenizer)
     catalogue = Catalogue(registry, "tiny-llama", text.load)
@@ -88,12 +89,25 @@ def text(app: FastAPI, **fields: Any) -> Any:
 
 def streamed(app: FastAPI, **fields: Any) -> list[dict[str, Any]]:
     [response] = ask(app, "/v1/chat/completions", {**CHAT, "stream": True, **fields})
-    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
-    assert lines.pop() == "[DONE]"
-    events = [json.loads(line) for line in lines]
+    events = pieces(response)
     for event in events:
         ChatCompletionChunk.model_validate(event)
     return events
+
+
+def streamed_text(app: FastAPI, **fields: Any) -> list[dict[str, Any]]:
+    [response] = ask(app, "/v1/completions", {**TEXT, "stream": True, **fields})
+    return pieces(response)
+
+
+def pieces(response: httpx.Response) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def of_index(events: list[dict[str, Any]], index: int) -> list[dict[str, Any]]:
+    return [c for event in events for c in event["choices"] if c["index"] == index]
 
 
 def test_choices_differ_and_the_first_is_what_one_alone_would_be(app: FastAPI) -> None:
@@ -108,14 +122,56 @@ def test_choices_differ_and_the_first_is_what_one_alone_would_be(app: FastAPI) -
     events = streamed(app, n=3, stream_options={"include_usage": True})
     assert events[-1]["usage"] == three["usage"]
     for index, whole in enumerate(texts):
-        own = [c for event in events for c in event["choices"] if c["index"] == index]
+        own = of_index(events, index)
         assert own[0]["delta"]["role"] == "assistant"
         assert "".join(c["delta"].get("content", "") for c in own) == whole
         assert [bool(c["finish_reason"]) for c in own] == [False] * (len(own) - 1) + [True]
 
 
+def test_several_prompts_are_answered_as_each_alone_would_be(app: FastAPI) -> None:
+    prompts: list[Any] = ["hello", [72, 105], "hello", *["x"] * 9]  # more than run at a time
+    both = text(app, prompt=prompts, n=2)
+    alone = [text(app, prompt=one, n=2) for one in prompts[:4]]
+    assert [choice["index"] for choice in both["choices"]] == list(range(24))
+    texts = [choice["text"] for choice in both["choices"]]
+    assert texts[:8] == [choice["text"] for one in alone for choice in one["choices"]]
+    assert len({*texts[:8]}) == 6
+    assert both["usage"]["prompt_tokens"] == 5 + 2 + 5 + 9
+    events = streamed_text(app, prompt=prompts, n=2, stream_options={"include_usage": True})
+    assert events[-1]["usage"] == both["usage"]
+    for index, whole in enumerate(texts):
+        own = of_index(events, index)
+        assert "".join(choice["text"] for choice in own) == whole
+        assert own[-1]["finish_reason"]
+    [refused] = ask(app, "/v1/completions", {**TEXT, "prompt": ["hello", ""]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
+
+
+@pytest.mark.parametrize("name", [*recorded_bodies.CHATS])
+def test_what_clients_chat_with_is_answered(app: FastAPI, name: str) -> None:
+    body = recorded_bodies.CHATS[name]
+    [response] = ask(app, "/v1/chat/completions", body)
+    assert response.is_success, response.text
+    if body.get("stream"):
+        assert pieces(response)
+    else:
+        ChatCompletion.model_validate(response.json())
+
+
+@pytest.mark.parametrize("name", [*recorded_bodies.TEXTS])
+def test_what_clients_have_completed_is_answered(app: FastAPI, name: str) -> None:
+    body = recorded_bodies.TEXTS[name]
+    [response] = ask(app, "/v1/completions", body)
+    assert response.is_success, response.text
+    if body.get("stream"):
+        assert {c["index"] for e in pieces(response) for c in e["choices"]} == {0, 1}
+    else:
+        prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+        assert len(Completion.model_validate(response.json()).choices) == len(prompts)
+
+
 def test_one_choice_that_is_refused_refuses_all(app: FastAPI) -> None:
-    [response] = ask(app, "/v1/completions", {**TEXT, "n": 3, "max_tokens": 201})
+    [response] = ask(app, "/v1/completions", {**TEXT, "n": 3, "max_tokens": 257})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "max_tokens")
 
 
@@ -124,8 +180,7 @@ def test_a_chat_tells_log_probabilities(app: FastAPI) -> None:
     [choice] = reply["choices"]
     content = choice["logprobs"]["content"]
     assert len(content) == reply["usage"]["completion_tokens"] - (choice["finish_reason"] == "stop")
-    raw = bytes(byte for token in content for byte in token["bytes"])
-    assert raw.decode(errors="replace") == choice["message"]["content"]
+    assert raw_of(content).decode(errors="replace") == choice["message"]["content"]
     for token in content:
         values = [top["logprob"] for top in token["top_logprobs"]]
         assert len(values) == 3
@@ -147,9 +202,60 @@ def test_a_completion_tells_log_probabilities_in_its_own_shape(app: FastAPI) -> 
     assert len({len(column) for column in told.values()}) == 1
     assert all(len(top) <= 2 for top in told["top_logprobs"])
     assert told["text_offset"][0] == 0
-    ends = [at + len(token) for at, token in zip(told["text_offset"], told["tokens"], strict=True)]
-    assert told["text_offset"][1:] == ends[:-1]
     assert text(app)["choices"][0]["logprobs"] is None
+
+
+def in_place(told: dict[str, Any], text: str) -> bool:
+    """Whether each token stands where it says. Half a character is not looked for, nor is a special
+    token, which is none of the text."""
+    placed = zip(told["tokens"], told["text_offset"], strict=True)
+    return all(
+        text.startswith(token, at) for token, at in placed if not re.search(r"�|<\|\w+\|>", token)
+    )
+
+
+def test_log_probabilities_index_the_text_whole_and_streamed(app: FastAPI) -> None:
+    """A random model's answers: characters over several tokens, and bytes that are none."""
+    for seed in range(6):
+        fields = {"logprobs": 1, "seed": seed, "temperature": 1.5, "max_tokens": 40}
+        [choice] = text(app, **fields)["choices"]
+        told, shown = choice["logprobs"], choice["text"]
+        assert in_place(told, shown)
+        stop = shown[len(shown) // 2]
+        [cut] = text(app, **fields, stop=[stop])["choices"]
+        before = [at for at in told["text_offset"] if at < shown.index(stop)]
+        assert cut["text"] == shown[: shown.index(stop)]
+        assert (cut["logprobs"] or {"text_offset": []})["text_offset"] == before
+        parts = [c["logprobs"] for e in streamed_text(app, **fields, stop=[stop])
+                 for c in e["choices"] if c["logprobs"]]  # fmt: skip
+        assert [at for part in parts for at in part["text_offset"]] == before
+
+
+def test_characters_of_several_tokens_are_told_whole_and_streamed(app: FastAPI) -> None:
+    written = '"grüß ✓ 日本 STOP"'
+    shape = {"name": "it", "schema": {"const": json.loads(written)}}
+    fields = {
+        "response_format": {"type": "json_schema", "json_schema": shape},
+        "stop": [" STOP"],
+        "max_tokens": 60,
+    }
+    shown = written.removesuffix(' STOP"')
+    [choice] = text(app, **fields, logprobs=0)["choices"]
+    assert choice["text"] == shown
+    places = [at for at, character in enumerate(shown) for _ in character.encode()]
+    assert choice["logprobs"]["text_offset"] == places
+    [choice] = chat(app, **fields, logprobs=True)["choices"]
+    assert raw_of(choice["logprobs"]["content"]) == shown.encode()
+    events = streamed(app, **fields, logprobs=True)
+    told = [c["logprobs"]["content"] for e in events for c in e["choices"] if c["logprobs"]]
+    assert raw_of([token for part in told for token in part]) == shown.encode()
+    parts = [c["logprobs"] for e in streamed_text(app, **fields, logprobs=0)
+             for c in e["choices"] if c["logprobs"]]  # fmt: skip
+    assert [at for part in parts for at in part["text_offset"]] == places
+
+
+def raw_of(content: list[dict[str, Any]]) -> bytes:
+    return bytes(byte for token in content for byte in token["bytes"])
 
 
 def test_top_k_1_takes_the_likeliest_at_any_temperature(app: FastAPI) -> None:

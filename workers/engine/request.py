@@ -200,11 +200,13 @@ class TokenText:
     text: str
     """Alone; half a character shows as the replacement character."""
     raw: bytes
-    """Its bytes: of half a character too."""
+    """What it adds to the text: half a character too, and of a special token nothing."""
     logprob: float
     """Natural logarithm of its probability, before temperature, top_p, top_k and schema."""
     top: tuple["TokenText", ...] = ()
     """The likeliest tokens in its place, likeliest first."""
+    offset: int = 0
+    """Where in the answer's text it begins, in characters; the tokens of a character share one."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,8 @@ class Chunk:
     """Tokens generated so far, this piece included."""
     finish: Finish | None = None
     logprobs: tuple[TokenText, ...] = ()
-    """One for each of `tokens` but one that ends the answer, where the request asks for them."""
+    """One for each of `tokens` but one that ends the answer, where the request asks for them. Their
+    text may come later, or never: where a stop string begins, the answer ends."""
     routing: RequestRouting | None = None
     """On the last chunk of an answer by an adapter with routers."""
     timing: Timing | None = None

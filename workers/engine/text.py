@@ -1,7 +1,7 @@
 """Text in, text out: the chat template before an engine, detokenizer and stop strings behind it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 
 from tokenizers.decoders import DecodeStream
@@ -11,7 +11,7 @@ from workers.data.text_encoder import TextEncoder
 from workers.engine.prompts import Prompts
 from workers.engine.protocol import Engine
 from workers.engine.request import Adapter, Chat, Chunk, RequestError, Sampling, TextRequest
-from workers.engine.token_text import TokenTexts
+from workers.engine.token_text import Offsets, TokenTexts
 from workers.spec import InputError
 
 
@@ -45,7 +45,8 @@ class TextEngine:
         """The answer, piece by piece; closing the iterator takes the request off the engine."""
         prompt = await self._prompts.ids(request, self._allowed)
         sampling = self._sampling(request, len(prompt))
-        text = AnswerText(self._tokenizer, request.stop)
+        raw = self._texts.raw if request.logprobs is not None else None
+        text = AnswerText(self._tokenizer, request.stop, raw)
         for token in request.generated:
             text.push(token)
         read = [*prompt, *request.generated]
@@ -67,7 +68,8 @@ class TextEngine:
                     completion_tokens=len(read) - len(prompt),
                     finish=end,
                     logprobs=self._texts.of(
-                        piece.logprobs[:-1] if end == "stop" else piece.logprobs
+                        piece.logprobs[:-1] if piece.finish == "stop" else piece.logprobs,
+                        text.offsets[len(text.offsets) - len(piece.tokens) :],
                     ),
                     routing=self._texts.named(last.routing, read),
                     timing=piece.timing,
@@ -123,19 +125,28 @@ class AnswerText:
     Text that may be the beginning of a stop string, or half a character, is held back.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: Sequence[str] = (),
+        raw: Callable[[int], bytes] | None = None,
+    ) -> None:
+        """`raw` is what a token adds to a text (`TokenTexts.raw`), where `offsets` are wanted."""
         self.stopped = False
+        self.offsets: list[int] = []
+        """Where in the text each token begins, in characters."""
         self._tokenizer, self._stop = tokenizer, stop
+        self._raw, self._places = raw, Offsets()
         self._stream = DecodeStream(skip_special_tokens=True)
         self._tokens: list[int] = []
         self._decoded = self._held = ""
 
     def push(self, token: int) -> str:
         """Text that is certain after this token; nothing more once a stop string was met."""
-        if self.stopped:
-            return ""
-        self._tokens.append(token)
-        return self._cut(self._stream.step(self._tokenizer.backend_tokenizer, token) or "")
+        shown = "" if self.stopped else self._taken(token)
+        if self._raw is not None:
+            self.offsets.append(self._places.next(self._raw(token), len(self._decoded)))
+        return shown
 
     def end(self) -> str:
         """What was held back, when the answer ends."""
@@ -143,6 +154,10 @@ class AnswerText:
         text = self._cut(whole[len(self._decoded) :] if whole.startswith(self._decoded) else "")
         rest, self._held = self._held, ""
         return text if self.stopped else text + rest
+
+    def _taken(self, token: int) -> str:
+        self._tokens.append(token)
+        return self._cut(self._stream.step(self._tokenizer.backend_tokenizer, token) or "")
 
     def _cut(self, text: str) -> str:
         self._decoded += text

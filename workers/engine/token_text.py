@@ -1,5 +1,6 @@
-"""Single tokens as text, for their log-probabilities."""
+"""Single tokens as text, for their log-probabilities, and where in an answer they stand."""
 
+import codecs
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,14 +20,20 @@ class TokenTexts:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._source = tokenizer
+        added = tokenizer.added_tokens_decoder
+        self._special = frozenset(token for token, one in added.items() if one.special)
         with suppress(ValueError):  # of another kind: said when somebody wants it
             _ = self._tokens  # now: it takes a second in which no other thread runs
 
-    def of(self, told: Iterable[TokenLogprobs]) -> tuple[TokenText, ...]:
+    def of(self, told: Iterable[TokenLogprobs], offsets: Iterable[int]) -> tuple[TokenText, ...]:
         """Token by token, each with the likeliest in its place."""
         return tuple(
-            self._text(one.token, one.logprob, tuple(self._text(*pair) for pair in one.top))
-            for one in told
+            replace(
+                self._text(one.token, one.logprob),
+                top=tuple(self._text(*pair) for pair in one.top),
+                offset=offset,
+            )
+            for one, offset in zip(told, offsets, strict=False)
         )
 
     def named(self, routing: RequestRouting | None, tokens: Sequence[int]) -> RequestRouting | None:
@@ -36,10 +43,40 @@ class TokenTexts:
         read = tokens[: len(routing.by_token)]
         return replace(routing, texts=tuple(self._text(token, 0.0).text for token in read))
 
-    def _text(self, token: int, logprob: float, top: tuple[TokenText, ...] = ()) -> TokenText:
-        raw = self._tokens.decode_bytes([token])
-        return TokenText(raw.decode(errors="replace"), raw, logprob, top)
+    def raw(self, token: int) -> bytes:
+        """What it adds to an answer: a special token nothing."""
+        return b"" if token in self._special else self._tokens.decode_bytes([token])
+
+    def _text(self, token: int, logprob: float) -> TokenText:
+        shown = self._tokens.decode_bytes([token]).decode(errors="replace")
+        return TokenText(shown, self.raw(token), logprob)
 
     @cached_property
     def _tokens(self) -> LLTokenizer:
         return from_tokenizer(self._source, slices=[])
+
+
+class Offsets:
+    """Where in an answer's text its tokens begin: at the character that has their first byte.
+
+    A character's bytes may be parted among tokens, and one token may end a character and begin
+    another. Bytes that are no text are one character each time that a decoder gives up on them.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._begun = self._decoded = 0
+
+    def next(self, raw: bytes, decoded: int) -> int:
+        """That of the next token. `decoded`: characters of the answer that its tokens up to this
+        one make for certain; what they say wins over the bytes, of which a tokenizer may drop a
+        space at the beginning."""
+        self._begun += len(self._decoder.decode(raw[:1]))
+        open_, _ = self._decoder.getstate()
+        start = self._begun if open_ or not raw else self._begun - 1
+        self._begun += len(self._decoder.decode(raw[1:]))
+        if decoded > self._decoded:
+            start = max(self._decoded, start - (self._begun - decoded))
+            self._begun = self._decoded = decoded
+            self._decoder.reset()
+        return start
