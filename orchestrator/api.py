@@ -1,7 +1,5 @@
 """The gateway: OpenAI's HTTP interface as a FastAPI application over any backend that generates."""
 
-from functools import partial
-
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
@@ -10,8 +8,10 @@ from orchestrator.catalogue import Catalogue
 from orchestrator.edge.access import AccessControl, Rules
 from orchestrator.edge.body_limit import BodyLimit
 from orchestrator.edge.errors import add_handlers
+from orchestrator.edge.head import Head
+from orchestrator.edge.inflate import Inflate
 from orchestrator.edge.keys import wants
-from orchestrator.edge.openapi import OPEN, describe, takes
+from orchestrator.edge.openapi import OPEN, Description, takes
 from orchestrator.edge.parts import Edge
 from orchestrator.gateway import Backend, Gateway
 from orchestrator.openai_schema import ChatBody, CompletionBody
@@ -39,10 +39,12 @@ def create_app(backend: Backend, catalogue: Catalogue, edge: Edge | None = None)
             router, prefix="/moetune/v1", dependencies=[Depends(wants(None, counts="manages"))]
         )
     app.include_router(page.routes())
-    app.get(OPENAPI, include_in_schema=False)(partial(describe, app))
+    app.get(OPENAPI, include_in_schema=False)(Description(app).answer)
     add_handlers(app)
     app.add_middleware(AccessControl, Rules(app, NO_KEY), edge)  # the last one added is asked first
     app.add_middleware(BodyLimit, edge.limits.max_body_bytes)
+    app.add_middleware(Inflate)
+    app.add_middleware(Head)
     _let_in(app, edge.cors_origins)
     return app
 
@@ -50,6 +52,7 @@ def create_app(backend: Backend, catalogue: Catalogue, edge: Edge | None = None)
 def _routes(gateway: Gateway) -> APIRouter:
     router = APIRouter()
     router.get("/v1/models")(gateway.list_models)
+    router.get("/v1/models/", include_in_schema=False)(gateway.list_models)
     router.get("/v1/models/{model:path}")(gateway.show_model)
     router.post("/v1/chat/completions", **takes(ChatBody, "ChatCompletion"))(gateway.chat)
     router.post("/v1/completions", **takes(CompletionBody, "Completion"))(gateway.complete)
@@ -64,7 +67,8 @@ def _let_in(app: FastAPI, origins: tuple[str, ...]) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=("GET", "POST"),
-            allow_headers=("Authorization", "Content-Type"),
-            expose_headers=("Retry-After",),
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),  # clients' libraries send what they like: x-stainless-os, …
+            allow_private_network=True,
+            expose_headers=("Retry-After", "X-Request-ID"),
         )

@@ -1,9 +1,12 @@
 """The gateway's description in OpenAPI 3.1: what it takes, what it answers, how it refuses."""
 
+import json
+from functools import cached_property
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import Response
 from pydantic.json_schema import models_json_schema
 
 from orchestrator.openai_schema import ChatBody, CompletionBase, CompletionBody
@@ -19,7 +22,7 @@ REFUSALS = {
     404: "There is no such model, or route.",
     409: "It is not possible now: the gate refuses, or somebody else was first.",
     413: "The body is too large.",
-    415: "The body does not say that it is JSON.",
+    415: "The body does not say that it is JSON, or comes in an encoding other than gzip.",
     429: "Too many requests, or a quota is used up: again after `Retry-After` seconds.",
     500: "An error of the server; its log has more.",
     503: "Not at the moment: no engine answers, or the gateway closes.",
@@ -42,6 +45,21 @@ def takes(body: type[CompletionBase], answers: str) -> dict[str, Any]:
         },
         "responses": {200: {"description": "The answer.", "content": content}},
     }
+
+
+class Description:
+    """The description as it is sent. It needs no key and much computing: it is made once."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    def answer(self) -> Response:
+        """Of all routes that the application had when it was first asked for."""
+        return Response(self._content, media_type="application/json")
+
+    @cached_property
+    def _content(self) -> bytes:
+        return json.dumps(describe(self._app)).encode()
 
 
 def describe(app: FastAPI) -> dict[str, Any]:

@@ -36,6 +36,7 @@ TEXT: dict[str, Any] = {
 }
 LONG = {**TEXT, "max_tokens": 400}
 SECRET = "mt-0123456789abcdef"
+NAMED = "access-control-allow-origin"
 Ask = Callable[[httpx.AsyncClient], Awaitable[Any]]
 
 
@@ -291,13 +292,19 @@ def test_draining_ends_what_runs_and_lets_nothing_more_in(open_gateway: OpenGate
 
 
 def test_other_sites_may_call_only_where_they_are_named(open_gateway: OpenGateway) -> None:
-    asked = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    asked = {
+        "origin": "https://app.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization, x-stainless-os, x-any",
+        "access-control-request-private-network": "true",
+    }
 
     async def ask(web: httpx.AsyncClient) -> list[str | None]:
         before = await web.options("/v1/completions", headers=asked)
         foreign = await web.options("/v1/completions", headers={**asked, "origin": "https://x.y"})
+        assert before.is_success is (NAMED in before.headers)
         answers = (before, foreign, await web.get("/health", headers=asked))
-        return [answer.headers.get("access-control-allow-origin") for answer in answers]
+        return [answer.headers.get(NAMED) for answer in answers]
 
     assert within(open_gateway, Edge(), ask) == [None, None, None]
     named = within(open_gateway, Edge(cors_origins=("https://app.example",)), ask)

@@ -20,6 +20,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from orchestrator.api import create_app
 from orchestrator.catalogue import Catalogue
+from orchestrator.edge import openapi
 from orchestrator.edge.keys import KeyRing, key_hash
 from orchestrator.edge.openapi import describe
 from orchestrator.edge.parts import Edge
@@ -143,6 +144,14 @@ def test_the_description_names_every_route_and_needs_no_key(site: Site) -> None:
     assert document["paths"]["/v1/models"]["get"]["security"] == [{"key": []}]
     assert "security" not in document["paths"]["/health"]["get"]
     assert "422" not in json.dumps(document["paths"])
+
+
+def test_the_description_is_made_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = site.send("GET", "/openapi.json")
+    monkeypatch.setattr(openapi, "get_openapi", None)  # it is not asked again
+    again = site.send("GET", "/openapi.json")
+    assert (first.is_success, again.content) == (True, first.content)
+    assert again.headers["content-type"] == "application/json"
 
 
 def test_a_prompt_may_have_so_many_tokens(site: Site) -> None:
