@@ -87,7 +87,7 @@ def _environment(token_file: Path) -> dict[str, str]:
     """What Ray's processes and all workers inherit; `python` is this very one for jobs too."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     ours = environment.loopback() | environment.authentication(token_file) | {"PATH": path}
-    inherited = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+    inherited = {n: v for n, v in os.environ.items() if n not in environment.SECRETS}
     return environment.DRIVER | inherited | ours
 
 

@@ -4,15 +4,25 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
+from orchestrator.edge.operator_key import KEY_VARIABLE
 from orchestrator.edge.tls import trusting
 from workers.engine.request import RequestError
 from workers.spec import InputError
 
 CONNECT_SECONDS, READ_SECONDS = 5, 300
+CHATS = "/v1/chat/completions"
+
+
+class Answer(NamedTuple):
+    """A whole answer."""
+
+    model: str
+    """The exact version that gave it: NAME@VERSION, or the base model."""
+    text: str
 
 
 class Client:
@@ -33,12 +43,19 @@ class Client:
         `fields` are further ones of OpenAI's chat completions. InputError comes before the pieces,
         or between them.
         """
-        body = {**chat(model, text), "stream": stream, **fields}
-        with self._answer("POST", "/v1/chat/completions", json=body) as response:
-            if stream:
-                yield from _pieces(self._url, response)
-            else:
-                yield json.loads(response.read())["choices"][0]["message"]["content"]
+        if not stream:
+            yield self.answer(model, text, **fields).text
+            return
+        body = {**chat(model, text), "stream": True, **fields}
+        with self._answer("POST", CHATS, json=body) as response:
+            yield from _pieces(self._url, response)
+
+    def answer(self, model: str, text: str, **fields: Any) -> Answer:
+        """The whole answer to one question, and who gave it."""
+        body = {**chat(model, text), **fields}
+        with self._answer("POST", CHATS, json=body) as response:
+            reply = json.loads(response.read())
+            return Answer(reply["model"], reply["choices"][0]["message"]["content"])
 
     def get(self, path: str) -> Any:
         """What lies at a path, from JSON."""
@@ -97,4 +114,5 @@ def _refusal(url: str, raw: bytes, status: int) -> RequestError:
     except (ValueError, KeyError, TypeError, AttributeError):
         said = " ".join(raw.decode(errors="replace").split())[:200]
         message, code = f"HTTP {status}: {said}", None
-    return RequestError(f"{url}: {message}", None, status, code)
+    hint = f" (yours is read from {KEY_VARIABLE})" if status == httpx.codes.UNAUTHORIZED else ""
+    return RequestError(f"{url}: {message}{hint}", None, status, code)

@@ -1,10 +1,11 @@
 """What the endpoint's processes need to know."""
 
 import gc
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
+from orchestrator.records import base_id
 from orchestrator.rollout.golden import EXACT, ROUNDED, Golden
 from orchestrator.spec import ServeSpec
 from workers.engine.request import Limits
@@ -27,8 +28,8 @@ class EndpointSpec(Spec):
 
     @property
     def base_id(self) -> str:
-        """What requests call the bare base: the last part of its folder's or hub name."""
-        return self.model.path.rstrip("/").rpartition("/")[2]
+        """What requests call the bare base."""
+        return base_id(self.model.path)
 
     @property
     def base(self) -> Base:
@@ -55,6 +56,15 @@ class EndpointSpec(Spec):
         asked, exact = self.serve.rollout, self.model.dtype == "float32"
         tolerance = EXACT if exact and self.model.quantization is None else ROUNDED
         return Golden(asked.golden_prompt, asked.golden_tokens, tolerance)
+
+
+class Serving(NamedTuple):
+    """What a gateway says of itself to those who started it."""
+
+    needs_key: bool
+    """Whether who asks needs a key: the operator's, or one that was made."""
+    refused: str | None
+    """Why the name that is asked for is not served."""
 
 
 def begun() -> None:

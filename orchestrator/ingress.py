@@ -14,7 +14,7 @@ from orchestrator.edge.meter import Meter
 from orchestrator.edge.metrics import RequestMetrics
 from orchestrator.edge.parts import Edge
 from orchestrator.edge.wrong_keys import WrongKeys
-from orchestrator.endpoint import EndpointSpec, begun
+from orchestrator.endpoint import EndpointSpec, Serving, begun
 from orchestrator.health.parts import HealthParts
 from orchestrator.registry import Registry
 from orchestrator.replicas import Replicas
@@ -22,6 +22,7 @@ from orchestrator.rollout.acknowledge import TwoPhases
 from orchestrator.rollout.first_answers import FirstAnswers
 from orchestrator.rollout.kept import keep_all
 from orchestrator.rollout.parts import RolloutParts
+from workers.configuration import InputError
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -47,13 +48,23 @@ class Ingress:
         begun()
         return self._gateway_app
 
+    async def serving(self, name: str | None) -> Serving:
+        """What `deploy` wants to know before it says that all is well."""
+        state, refused = self._gateway_app.state, None
+        try:
+            if name is not None:
+                await state.gateway.find(name)
+        except InputError as error:
+            refused = str(error)
+        return Serving(needs_key=not state.edge.keys.open, refused=refused)
+
     async def drain(self) -> None:
         """Let no more requests in; returns when the last has ended."""
         await self._gateway_app.state.gateway.drain()
 
     def _edge(self, catalogue: Catalogue) -> Edge:
         serve, keeper = self._spec.serve, Keeper(self._spec.store_url)
-        read = MadeKeys(keeper.read, self._spec.storage)
+        read = MadeKeys(keeper.read, self._spec.storage, keeper.given_up)
         keys, metrics = KeyRing(self._spec.accepted_key, read), RequestMetrics()
         meter = Meter(serve.limits)
         health = HealthParts.of(self._registry, serve, self._spec.storage)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.edge.made_keys import check_keys
-from orchestrator.edge.operator_key import accepted_key, read_key
+from orchestrator.edge.operator_key import accepted_key
 from orchestrator.edge.tls import TlsSpec, own
 from orchestrator.endpoint import EndpointSpec
 from orchestrator.ingress import Ingress
@@ -37,6 +37,7 @@ class Endpoint:
     base: str
     """What `model` calls the bare base."""
     needs_key: bool
+    """Whether who asks needs a key: the operator's, or one that was made."""
 
     @property
     def openai_url(self) -> str:
@@ -70,11 +71,12 @@ def deploy(
     url = start(serve)
     try:
         _run(spec)
-        _wait_until_ready(url, name, serve.tls)
+        _wait_until_ready(url, serve.tls)
+        needs_key = _check_served(name)
     except BaseException:  # Ctrl-C too: the cluster may not be ours, and stay
         _remove()
         raise
-    return Endpoint(url, spec.base_id, spec.accepted_key is not None)
+    return Endpoint(url, spec.base_id, needs_key)
 
 
 def undeploy() -> None:
@@ -126,7 +128,7 @@ def build(spec: EndpointSpec) -> "Application":
         graceful_shutdown_timeout_s=spec.serve.limits.request_seconds,
         ray_actor_options={"num_cpus": 0},
     )(serve.ingress()(Ingress))
-    return gateway.bind(spec, engine.bind(spec))
+    return gateway.bind(spec, engine.bind(spec.model_copy(update={"accepted_key": None})))
 
 
 def _surge(serve: ServeSpec) -> int:
@@ -180,26 +182,31 @@ def _last_words(said: str) -> str:
     return lines[-1].rpartition("InputError: ")[2]
 
 
-def _wait_until_ready(url: str, name: str | None, tls: TlsSpec) -> None:
-    """Wait for the first answer, and make sure that `name` is served."""
+def _wait_until_ready(url: str, tls: TlsSpec) -> None:
+    """Wait until the endpoint says at its address that it answers; that takes no key."""
     import httpx
 
-    key = read_key()
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     deadline = time.monotonic() + READY_SECONDS
     verify = own(tls.cert) if tls.cert else True
-    with httpx.Client(
-        base_url=url, headers=headers, timeout=READY_SECONDS, verify=verify
-    ) as client:
+    with httpx.Client(base_url=url, timeout=READY_SECONDS, verify=verify) as client:
         while True:
             try:
                 if client.get("/ready").is_success:
-                    break
+                    return
             except httpx.HTTPError:
                 pass
             if time.monotonic() > deadline:
                 raise InputError(f"serve: {url} does not get ready; see Serve's logs")
             time.sleep(0.1)
-        found = client.get(f"/v1/models/{name}") if name else None
-    if found is not None and found.is_error:
-        raise InputError(f"serve: {found.json()['error']['message']}")
+
+
+def _check_served(name: str | None) -> bool:
+    """Make sure that the gateway serves the name; whether it wants a key of those who ask. It is
+    asked as its application, not over HTTP: whoever starts an endpoint need not hold a key of it.
+    """
+    from ray import serve
+
+    told = serve.get_app_handle(APP).serving.remote(name).result(timeout_s=READY_SECONDS)
+    if told.refused is not None:
+        raise InputError(f"serve: {told.refused}")
+    return bool(told.needs_key)

@@ -13,6 +13,7 @@ from orchestrator.commands.options import (
     Storage,
     Store,
     cluster_spec,
+    plain_answer,
     print_json,
 )
 
@@ -45,7 +46,7 @@ def serve(
     served_base(where.store_url(), where.storage, name)  # Wrong at once, not after a start.
     with session(address):
         endpoint = deploy(spec, None, where.store_url(), where.storage, name)
-        key = " with your key" if endpoint.needs_key else ""
+        key = " to who has a key" if endpoint.needs_key else ""
         print(f"serving {name} and {endpoint.base} at {endpoint.openai_url}{key}", flush=True)
         if detach:
             return
@@ -76,11 +77,13 @@ def ask(
     fields: dict[str, Any] = {"temperature": 0}
     if max_tokens is not None:
         fields["max_tokens"] = max_tokens
-    pieces = Client(url, read_key(), ca).ask(name, text, stream=not as_json, **fields)
+    client = Client(url, read_key(), ca)
     if as_json:
-        return print_json({"model": name, "question": text, "answer": "".join(pieces)})
-    for piece in pieces:
-        print(piece, end="", flush=True)
+        answer = client.answer(name, text, **fields)
+        told = {"asked": name, "model": answer.model, "question": text, "answer": answer.text}
+        return print_json(told)
+    for piece in client.ask(name, text, stream=True, **fields):
+        print(plain_answer(piece), end="", flush=True)
     return print()
 
 

@@ -1,4 +1,4 @@
-"""Commands on the endpoint's keys: create, list, revoke."""
+"""Commands on the endpoint's keys: create, list, revoke, delete, history."""
 
 import secrets
 import sys
@@ -10,6 +10,7 @@ import typer
 from orchestrator.commands.options import (
     DEFAULT_STORAGE,
     AsJson,
+    Reason,
     Storage,
     Store,
     cluster_spec,
@@ -37,23 +38,28 @@ def create(
     """Make a key and show it, this once: only its hash is kept."""
     from orchestrator.edge.keys import Key, key_hash
     from orchestrator.edge.made_keys import MadeKeys
+    from orchestrator.edge.operator_key import KEY_VARIABLE
+    from orchestrator.rollout.log import this_user
 
     caller = _caller(scope, rate, quota)
     text, now = f"mt-{secrets.token_urlsafe(32)}", datetime.now(UTC)
-    key = Key(key_hash(text), caller, _one_line(note), now, _end(expires, now))
+    key = Key(key_hash(text), caller, _one_line(note, "--note"), now, _end(expires, now))
     kept = _key_store(storage, store)
-    kept.add(key)
+    kept.add(key, this_user())
     MadeKeys(kept.all, storage)()
     if as_json:
         return print_json({**_shown(key, now), "key": text})
     print(text)
-    return print(f"key {caller.id}: it is not shown again", file=sys.stderr)
+    return print(
+        f"key {caller.id}: it is not shown again; `moetune ask` reads one from {KEY_VARIABLE}",
+        file=sys.stderr,
+    )
 
 
 @app.command("list")
 def list_(storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False) -> None:
-    """List all keys that were ever made, and what they used of their quotas by now. The keys
-    themselves are nowhere."""
+    """List all keys that were made and not deleted, and what they used of their quotas by now. The
+    keys themselves are nowhere."""
     from orchestrator.edge.meter import window_of
 
     now, keys = datetime.now(UTC), _key_store(storage, store)
@@ -72,8 +78,39 @@ def list_(storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJs
 @app.command()
 def revoke(id_: Id, storage: Storage = DEFAULT_STORAGE, store: Store = None) -> None:
     """Take a key back: running endpoints refuse it within a few seconds."""
-    _key_store(storage, store).revoke(id_, datetime.now(UTC))
+    from orchestrator.rollout.log import this_user
+
+    _key_store(storage, store).revoke(id_, datetime.now(UTC), this_user())
     print(f"key {id_} is revoked")
+
+
+@app.command()
+def delete(
+    id_: Id, reason: Reason = None, storage: Storage = DEFAULT_STORAGE, store: Store = None
+) -> None:
+    """Take a key off the list. Without any key left, an endpoint on loopback asks for none again;
+    nothing else makes it so."""
+    from orchestrator.edge.made_keys import MadeKeys
+    from orchestrator.rollout.log import this_user
+
+    kept, why = _key_store(storage, store), _one_line(reason or "", "--reason")
+    left = kept.delete(id_, datetime.now(UTC), this_user(), why)
+    print(f"key {id_} is deleted")
+    if not left:
+        MadeKeys(kept.all, storage).forget()
+        print("it was the last: an endpoint on loopback asks for no key now", file=sys.stderr)
+
+
+@app.command()
+def history(
+    storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False
+) -> None:
+    """Show who made, revoked and deleted which key, when and why."""
+    acts = _key_store(storage, store).log()
+    if as_json:
+        return print_json(acts)
+    columns = ("at", "act", "key", "actor", "reason")
+    return print_table(columns, [[act[column] for column in columns] for act in acts])
 
 
 def _key_store(storage: str, store: str | None) -> Any:
@@ -101,11 +138,11 @@ def _end(expires: str | None, now: datetime) -> datetime | None:
     return now + timedelta(seconds=span_seconds(expires)) if expires else None
 
 
-def _one_line(note: str) -> str:
+def _one_line(note: str, option: str) -> str:
     from workers.spec import InputError
 
     if len(note) > 200 or not note.isprintable():
-        raise InputError("--note: write at most 200 printable characters, on one line")
+        raise InputError(f"{option}: write at most 200 printable characters, on one line")
     return note
 
 

@@ -32,6 +32,10 @@ class Keeper:
         """All keys. Blocks."""
         return self._store.all()
 
+    def given_up(self) -> bool:
+        """See `KeyStore.given_up`. Blocks."""
+        return self._store.given_up()
+
     async def run(self, ring: KeyRing, meter: Meter) -> None:
         """Go on until cancelled. While the database is away, nothing is lost."""
         try:

@@ -44,6 +44,18 @@ SPENT = sa.Table(
     sa.Column("save", sa.BigInteger, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
 )
+# Who did what to which key, in order; the newest entry tells a last key that was deleted from a
+# table that was emptied.
+LOG = sa.Table(
+    "moetune_key_log",
+    TABLES,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("at", sa.String(32), nullable=False),
+    sa.Column("act", sa.String(16), nullable=False),
+    sa.Column("key", sa.String(16), nullable=False),
+    sa.Column("actor", sa.String(200), nullable=False),
+    sa.Column("reason", sa.String(200), nullable=False),
+)
 FORGOTTEN_SECONDS = 60
 """What a gateway has reserved counts no longer once it has been silent for so long: it is gone."""
 
@@ -63,7 +75,7 @@ class KeyStore:
         self._database, self._clock = Database(url, TABLES), clock
         self._heard: dict[str, _Heard] = {}
 
-    def add(self, key: Key) -> None:
+    def add(self, key: Key, actor: str = "") -> None:
         """Keep a new key."""
         caller = key.caller
         row = {
@@ -76,23 +88,50 @@ class KeyStore:
             "created": key.created.isoformat(),
             "expires": key.expires and key.expires.isoformat(),
         }
-        if not self._database.insert(KEYS, row):
-            raise InputError(f"key {caller.id}: there is one already")
+
+        def work(connection: sa.Connection) -> None:
+            if connection.execute(sa.select(KEYS.c.id).where(KEYS.c.id == caller.id)).first():
+                raise InputError(f"key {caller.id}: there is one already")
+            connection.execute(sa.insert(KEYS), row)
+            _note(connection, "create", caller.id, key.created, actor, key.note)
+
+        self._database.attempt(work)
 
     def all(self) -> list[Key]:
-        """All keys that were ever made, oldest first."""
+        """All keys that were made and not deleted, oldest first."""
         query = sa.select(KEYS).order_by(KEYS.c.created, KEYS.c.id)
         return [_key(row) for row in self._database.rows(query)]
 
-    def revoke(self, id: str, now: datetime) -> None:
+    def revoke(self, id: str, now: datetime, actor: str = "") -> None:
         """Let a key open nothing from now on. InputError where there is no such key."""
         statement = sa.update(KEYS).where(KEYS.c.id == id, KEYS.c.revoked.is_(None))
         with self._database.transaction() as connection:
             if connection.execute(statement.values(revoked=now.isoformat())).rowcount:
+                _note(connection, "revoke", id, now, actor)
                 return
             if connection.execute(sa.select(KEYS.c.id).where(KEYS.c.id == id)).first():
                 raise InputError(f"key {id}: was revoked already")
-        raise InputError(f"key {id}: there is none; `moetune keys list` shows them")
+        raise _unknown(id)
+
+    def delete(self, id: str, now: datetime, actor: str = "", reason: str = "") -> int:
+        """Take a key off the list, valid or not; how many are left. InputError where there is no
+        such key."""
+        with self._database.transaction() as connection:
+            if not connection.execute(sa.delete(KEYS).where(KEYS.c.id == id)).rowcount:
+                raise _unknown(id)
+            _note(connection, "delete", id, now, actor, reason)
+            left = connection.execute(sa.select(sa.func.count()).select_from(KEYS)).scalar_one()
+            return int(left)
+
+    def given_up(self) -> bool:
+        """Where there is no key: whether the last one was deleted, and not lost."""
+        newest = sa.select(LOG.c.act).order_by(LOG.c.number.desc()).limit(1)
+        return [row["act"] for row in self._database.rows(newest)] == ["delete"]
+
+    def log(self) -> list[dict[str, Any]]:
+        """What was done to which key: `at`, `act`, `key`, `actor`, `reason`, oldest first."""
+        rows = self._database.rows(sa.select(LOG).order_by(LOG.c.number))
+        return [dict(row) for row in rows]
 
     def exchange(self, gateway: str, save: int, spent: Mapping[Place, Spent]) -> Usage:
         """Write a gateway's totals; returns what all others have used and reserved in the windows
@@ -149,6 +188,17 @@ class KeyStore:
     def close(self) -> None:
         """Close the connections."""
         self._database.close()
+
+
+def _unknown(id: str) -> InputError:
+    return InputError(f"key {id}: there is none; `moetune keys list` shows them")
+
+
+def _note(  # noqa: PLR0913, PLR0917
+    connection: sa.Connection, act: str, key: str, at: datetime, actor: str, reason: str = ""
+) -> None:
+    row = {"at": at.isoformat(), "act": act, "key": key, "actor": actor, "reason": reason}
+    connection.execute(sa.insert(LOG), row)
 
 
 def _put(connection: sa.Connection, place: Mapping[str, Any], values: Mapping[str, int]) -> None:

@@ -11,7 +11,6 @@ from typing import Literal
 from fastapi import Request
 
 from orchestrator.edge.allowance import Allowance
-from workers.configuration import InputError
 from workers.engine.request import RequestError
 
 Scope = Literal["infer", "promote", "admin"]
@@ -71,9 +70,9 @@ def key_hash(key: str) -> str:
 class KeyRing:
     """The keys that are accepted. Holds hashes only.
 
-    Without an operator's key, and while no key was ever made, everybody may ask. Where the keys
+    Without an operator's key, and while there is no other, everybody may ask. Where the keys
     cannot be read, the last known ones go on; where they never could, nobody but the operator.
-    Keys are never deleted: where all of them are gone, they cannot be read.
+    `made_keys` tells a list whose last key was deleted from one that was lost.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class KeyRing:
 
     @property
     def open(self) -> bool:
-        """Whether everybody may ask: no key was ever made."""
+        """Whether everybody may ask: there is no key."""
         return self._operator is None and self._keys == {}
 
     def refresh(self) -> None:
@@ -101,8 +100,6 @@ class KeyRing:
             return
         try:
             keys = {key.hash: key for key in self._read()}
-            if self._keys and not keys:
-                raise InputError("the registry holds no key any more")
             self._keys, self._readable = keys, True
         except Exception as error:
             if self._readable:

@@ -9,28 +9,44 @@ from workers.configuration import InputError
 
 log = logging.getLogger(__name__)
 MARK = "keys-were-made"
-"""A file in the storage folder: from the first key on an endpoint is closed for good."""
+"""A file in the storage folder: from the first key on an endpoint is closed, until the last one is
+deleted."""
 
 
 class MadeKeys:
-    """Reads the keys. Where there were some, and the database holds none, that is an error: it was
-    emptied or replaced, and nothing may be open that was closed."""
+    """Reads the keys. Where there were some, and the database holds none, that is an error unless
+    the last one was deleted: it was emptied or replaced, and nothing may be open that was closed.
+    """
 
-    def __init__(self, read: Callable[[], Sequence[Key]], storage: str | Path) -> None:
-        """`read` returns all keys; `storage` is the endpoint's folder."""
-        self._read, self._mark = read, Path(storage) / MARK
+    def __init__(
+        self,
+        read: Callable[[], Sequence[Key]],
+        storage: str | Path,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`read` returns all keys, `given_up` whether the last one was deleted
+        (`KeyStore.given_up`); `storage` is the endpoint's folder."""
+        self._read, self._given_up = read, given_up
+        self._mark = Path(storage) / MARK
+        self._seen = False
 
     def __call__(self) -> Sequence[Key]:
         """All keys. Blocks; InputError where they cannot be read, or are gone."""
         keys = self._read()
         if keys:
             self._remember()
-        elif self._mark.exists():
+        elif (self._seen or self._mark.exists()) and not self._given_up():
             raise InputError(
-                "keys were made for this registry, and it holds none: it was emptied or replaced; "
-                f"make one with `moetune keys create`, or remove {self._mark} to serve without keys"
+                "keys were made for this registry, and it holds none: it was emptied or replaced "
+                f"({self._mark} remembers); make one with `moetune keys create`; to serve without "
+                "keys, delete that one again (`moetune keys delete`)"
             )
+        self._seen = bool(keys)
         return keys
+
+    def forget(self) -> None:
+        """The last key was deleted: endpoints on loopback ask for none."""
+        self._mark.unlink(missing_ok=True)
 
     def _remember(self) -> None:
         try:
@@ -49,6 +65,6 @@ def check_keys(store_url: str, storage: str | Path) -> None:
 
     store = KeyStore(store_url)
     try:
-        MadeKeys(store.all, storage)()
+        MadeKeys(store.all, storage, store.given_up)()
     finally:
         store.close()

@@ -9,6 +9,7 @@ from workers.configuration import InputError
 KEY_VARIABLE = "MOETUNE_API_KEY"
 KEY_FILE_VARIABLE = "MOETUNE_API_KEY_FILE"
 SHORTEST_KEY = 16
+RULES = f"at least {SHORTEST_KEY} printable ASCII characters, without spaces"
 
 
 def read_key() -> str | None:
@@ -23,7 +24,7 @@ def read_key() -> str | None:
         raise InputError(f"{where}: {error.strerror}") from None
     # It travels in a header; HTTP libraries quote one that they cannot send, key and all.
     if not key.isascii() or not key.isprintable() or len(key.split()) != 1:
-        raise InputError(f"{where}: a key is of printable ASCII characters, without spaces")
+        raise InputError(f"{where}: a key has {RULES}")
     return key
 
 
@@ -36,10 +37,10 @@ def accepted_key(host: str) -> str | None:
     if key is None:
         if not is_loopback(host):
             raise InputError(
-                f"serve.host is {host}, beyond loopback: set a key in {KEY_VARIABLE} or name its "
-                f"file in {KEY_FILE_VARIABLE}"
+                f"serve.host is {host}, beyond loopback: set a key in {KEY_VARIABLE} ({RULES}), or "
+                f"name its file in {KEY_FILE_VARIABLE}"
             )
         return None
     if len(key) < SHORTEST_KEY:
-        raise InputError(f"{KEY_VARIABLE}: the key must have at least {SHORTEST_KEY} characters")
+        raise InputError(f"{KEY_VARIABLE}: a key has {RULES}")
     return key_hash(key)

@@ -110,6 +110,7 @@ def test_the_champion_answers_and_a_promotion_shows(
         assert first.usage.completion_tokens > 0
         asked = read("ask", "served", "colour of sky?", "--url", url, "--max-tokens", "8")
         assert asked["answer"] == first.choices[0].message.content
+        assert (asked["asked"], asked["model"]) == ("served", first.model)
         forced = ("--force", "--reason", "to see it live")
         number = str(trials[1]["number"])
         moetune("promote", "colours", "--trial", number, "--to", "served", *forced)

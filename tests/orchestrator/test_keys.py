@@ -22,6 +22,7 @@ from orchestrator.edge.made_keys import MadeKeys, check_keys
 from orchestrator.edge.meter import Spent
 from orchestrator.edge.operator_key import read_key
 from orchestrator.replica import EndpointSpec
+from orchestrator.rollout.log import this_user
 from orchestrator.spec import ServeSpec
 from workers.configuration import StorageError
 from workers.engine.request import Limits, RequestError
@@ -122,12 +123,14 @@ def test_without_any_key_everybody_may_ask_and_nobody_may_change() -> None:
     assert status(operators, "bearer operator", "admin") == 200
 
 
-def test_keys_that_vanish_leave_no_endpoint_open() -> None:
-    """The last known ones go on, whatever became of the table."""
+def test_keys_that_vanish_leave_no_endpoint_open(tmp_path: Path) -> None:
+    """The last known ones go on, whatever became of the table, and of the folder."""
+    (tmp_path / "no-folder").touch()
     given = f"Bearer {SECRET}"
     for gone in (lambda: (), lambda: 1 / 0):
         keys: list[Any] = [lambda: (kept(),), gone, gone]
-        ring = KeyRing(None, lambda keys=keys: keys.pop(0)())  # type: ignore[misc]
+        read = MadeKeys(lambda keys=keys: keys.pop(0)(), tmp_path / "no-folder")  # type: ignore[misc]
+        ring = KeyRing(None, read)
         for _ in range(3):
             ring.refresh()
             assert (status(ring, ""), status(ring, given)) == (401, 200)
@@ -137,10 +140,9 @@ def test_keys_that_vanish_leave_no_endpoint_open() -> None:
 def test_a_registry_that_was_emptied_opens_no_new_gateway(tmp_path: Path) -> None:
     """Another process, or the same one started again: it has seen no key."""
     file = tmp_path / "moetune.db"
-    read = MadeKeys(lambda: KeyStore(f"sqlite:///{file}").all(), tmp_path)
 
     def fresh() -> KeyRing:
-        ring = KeyRing(None, read)
+        ring = KeyRing(None, MadeKeys(lambda: KeyStore(f"sqlite:///{file}").all(), tmp_path))
         ring.refresh()
         return ring
 
@@ -150,7 +152,7 @@ def test_a_registry_that_was_emptied_opens_no_new_gateway(tmp_path: Path) -> Non
     file.unlink()
     emptied = fresh()
     assert (status(emptied, ""), emptied.settled, emptied.open) == (503, False, False)
-    with pytest.raises(InputError, match=r"holds none.*moetune keys create.*keys-were-made"):
+    with pytest.raises(InputError, match=r"holds none.*keys-were-made.*moetune keys create"):
         check_keys(f"sqlite:///{file}", tmp_path)
     KeyStore(f"sqlite:///{file}").add(kept())
     check_keys(f"sqlite:///{file}", tmp_path)
@@ -189,6 +191,52 @@ def test_a_running_gateway_keeps_its_keys_while_the_file_is_gone_or_another(
         connection.execute("DELETE FROM moetune_keys")
     connection.close()
     assert now() == (401, 401)
+
+
+def test_the_last_key_that_is_deleted_opens_an_endpoint_again_and_no_other_way_does(
+    tmp_path: Path, moetune: Callable[..., "Ran"]
+) -> None:
+    url = f"sqlite:///{tmp_path}/moetune.db"
+    store = KeyStore(url)
+    ring = KeyRing(None, MadeKeys(store.all, tmp_path, store.given_up))
+
+    def fresh() -> KeyRing:
+        other = KeyRing(None, MadeKeys(store.all, tmp_path, store.given_up))
+        other.refresh()
+        return other
+
+    def now() -> tuple[int, int]:
+        """Of a gateway that runs, and of one that starts."""
+        ring.refresh()
+        return status(ring, ""), status(fresh(), "")
+
+    assert now() == (200, 200)
+    first, second = (moetune("create").err.split()[1].rstrip(":") for _ in range(2))
+    assert now() == (401, 401)
+    assert moetune("revoke", first).code == 0
+    assert moetune("delete", first).err == ""
+    assert now() == (401, 401)
+    moetune("revoke", second)
+    assert now() == (401, 401)
+    gone = moetune("delete", second, "--reason", "back to myself\x1b alone")
+    assert gone.code == 2  # a reason is on one line, of what can be printed
+    gone = moetune("delete", second, "--reason", "back to myself")
+    assert (gone.out, gone.err[:18]) == (f"key {second} is deleted\n", "it was the last: a")
+    assert now() == (200, 200)
+    assert not (tmp_path / "keys-were-made").exists()
+    check_keys(url, tmp_path)
+    last = json.loads(moetune("history", "--json").out)[-1]
+    assert (last["act"], last["key"], last["reason"]) == ("delete", second, "back to myself")
+    assert last["actor"] == this_user()
+    moetune("create")
+    assert now() == (401, 401)
+    with sqlite3.connect(tmp_path / "moetune.db") as connection:
+        connection.execute("DELETE FROM moetune_keys")  # lost, after another one was deleted
+    connection.close()
+    assert now() == (401, 503)
+    (tmp_path / "keys-were-made").unlink()
+    assert now()[0] == 401
+    store.close()
 
 
 def test_a_key_that_is_made_is_remembered_beside_the_database(
@@ -373,6 +421,8 @@ def test_the_commands_make_list_and_revoke_keys(
         (("create", "--expires", "soon"), "30d"),
         (("create", "--note", "two\nlines"), "one line"),
         (("revoke", "k-nobody"), "there is none"),
+        (("delete", "k-nobody"), "there is none"),
+        (("revoke", "k-\x1b[2J\u202e"), "k-\\x1b[2J\\u202e"),
     ],
 )
 def test_the_commands_refuse_in_one_line(

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ from safetensors.torch import load_file, save_file
 from cluster.middleware import SERVE_MIDDLEWARE
 from cluster.session import Session
 from orchestrator.client import Client
+from orchestrator.edge.key_store import KeyStore
+from orchestrator.edge.keys import Caller, Key, key_hash
+from orchestrator.edge.made_keys import MadeKeys
 from orchestrator.edge.series import OF_ENGINES, OF_REQUESTS, WRONG_KEYS
+from orchestrator.endpoint import EndpointSpec
 from orchestrator.promotion import promote
 from orchestrator.proxy import free_port, running_address
 from orchestrator.registry import Registry, Version
 from orchestrator.rollout.plan import stage
-from orchestrator.serving import Endpoint, _last_words, deploy, undeploy
+from orchestrator.serving import Endpoint, _last_words, build, deploy, undeploy
 from orchestrator.spec import ServeSpec
 from tests.orchestrator.prometheus import value
 from workers.spec import InputError, ModelSpec
@@ -537,6 +542,57 @@ def test_a_port_in_use_is_refused_without_starting_serve() -> None:
     assert free_port("127.0.0.1", port) == port
     with pytest.raises(InputError, match="cannot be listened on"):
         free_port("192.0.2.1", 0)
+
+
+def test_a_key_that_was_made_does_not_stop_an_endpoint_on_loopback(
+    shop: Shop, store: tuple[str, Path, list[Version]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who starts it holds no key: neither the one that was made, nor one of their own."""
+    url, folder, _ = store
+    kept, secret, now = KeyStore(url), "mt-a-key-that-was-made", datetime.now(UTC)
+    kept.add(Key(key_hash(secret), Caller("k-1", frozenset({"infer"})), "", now))
+    made = shop.client.copy(api_key=secret)
+
+    def status(client: openai.OpenAI) -> int:
+        try:
+            client.completions.create(model="home", prompt="hello", max_tokens=1)
+        except openai.APIStatusError as error:
+            return error.status_code
+        return 200
+
+    def until(wanted: tuple[int, int]) -> None:
+        begun = time.monotonic()
+        while (status(shop.client), status(made)) != wanted:
+            assert time.monotonic() - begun < 30
+            time.sleep(0.1)
+
+    monkeypatch.delenv("MOETUNE_API_KEY")
+    assert deploy(SPEC, None, url, folder, "home") == replace(shop.endpoint, needs_key=True)
+    until((401, 200))
+    kept.revoke("k-1", now)
+    until((401, 401))
+    assert deploy(SPEC, None, url, folder, "home").needs_key
+    kept.delete("k-1", now)
+    MadeKeys(kept.all, folder).forget()
+    until((200, 200))
+    kept.close()
+
+
+def test_the_operators_key_is_told_to_the_gateway_alone(
+    ray_cluster: Session, store: tuple[str, Path, list[Version]], tiny_model_dir: Path
+) -> None:
+    url, folder, _ = store
+    spec = EndpointSpec(
+        serve=SPEC,
+        model=ModelSpec(path=str(tiny_model_dir)),
+        store_url=url,
+        storage=str(folder),
+        accepted_key=key_hash(KEY),
+    )
+    told, engine = build(spec)._bound_deployment.init_args
+    assert told == spec
+    [of_engine] = engine._bound_deployment.init_args
+    assert of_engine == spec.model_copy(update={"accepted_key": None})
 
 
 def test_an_endpoint_that_goes_ends_what_runs_first(shop: Shop) -> None:
