@@ -37,13 +37,24 @@ LOOPBACK = {
 }
 """For a cluster of ours on this machine, and for its drivers."""
 
+SECRETS = ("RAY_AUTH_TOKEN", "MOETUNE_API_KEY")
+"""What no process of a cluster inherits: tokens are in files, and of the operator's key the gateway
+alone is told, and no more than its hash."""
+NO_PROXY = ("no_proxy", "NO_PROXY")
 _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def loopback() -> dict[str, str]:
     """Settings of a local cluster; gloo's connections stay on the loopback interface too."""
     interface = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    return {**LOOPBACK, **interface}
+    return {**LOOPBACK, **interface, **direct()}
+
+
+def direct() -> dict[str, str]:
+    """Proxies are for other machines: who talks to this one goes to it directly."""
+    given = [one.strip() for name in NO_PROXY for one in os.environ.get(name, "").split(",")]
+    hosts = dict.fromkeys([*filter(None, given), "localhost", "127.0.0.1", "::1"])
+    return dict.fromkeys(NO_PROXY, ",".join(hosts))
 
 
 def settings(token_file: Path | None) -> dict[str, str]:
@@ -78,13 +89,14 @@ def token(token_file: Path | None = None) -> str | None:
 def applied(settings: Mapping[str, str]) -> Iterator[None]:
     """Set the variables, for Ray also where it is loaded already, and put them back at the end.
 
-    A variable that the user has set wins, except where a cluster's own token is concerned.
+    A variable that the user has set wins, except where a cluster's own token is concerned; to what
+    proxies are not for, ours is added.
     """
     owned = "RAY_AUTH_TOKEN_PATH" in settings
     changes = {
         name: value
         for name, value in settings.items()
-        if name not in os.environ or (owned and name.startswith("RAY_AUTH"))
+        if name not in os.environ or name in NO_PROXY or (owned and name.startswith("RAY_AUTH"))
     }
     before = {name: os.environ.get(name) for name in (*changes, *_TOKEN_VARIABLES)}
     os.environ.update(changes)

@@ -138,7 +138,8 @@ class Catalogue:
         needed = wanted(states, self._room)
         self._loaded.want(needed)
         for state in states:
-            self._lead(state)
+            if state.name != self.base.id:  # that is the base, whatever is promoted to it meanwhile
+                self._lead(state)
         going_on = {line.champion.fingerprint for line in self._lines.values()}
         self._loaded.keep_only(going_on.union(needed))
         self.settled = self.settled or not self._loaded.lacks(needed)

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from cluster.environment import direct
 from orchestrator.commands import (
     adapter,
     endpoint,
@@ -17,6 +18,7 @@ from orchestrator.commands import (
     study,
     versions,
 )
+from orchestrator.words import plain
 
 app = typer.Typer(
     name="moetune",
@@ -29,12 +31,13 @@ app = typer.Typer(
 for part in (study.app, rollout.app, versions.app, endpoint.app, health.app, jobs.app, status.app):
     app.registered_commands += part.registered_commands
 app.add_typer(adapter.app, name="adapter", help="Adapters on disk: inspect, import, export.")
-app.add_typer(keys.app, name="keys", help="Keys of the endpoint: create, list, revoke.")
+app.add_typer(keys.app, name="keys", help="Keys of the endpoint: create, list, revoke, delete.")
 
 
 def main() -> None:
     """Run a command. Bad input is one line on stderr and exit code 2, never a traceback."""
     _silence_libraries()
+    os.environ.update(direct())
     try:
         app()
     except KeyboardInterrupt:
@@ -69,7 +72,7 @@ def _for_people(error: Exception) -> str | None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"moetune: {' '.join(message.split())}", file=sys.stderr)
+    print(f"moetune: {plain(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)
 
 

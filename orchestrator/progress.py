@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from orchestrator.events import TrialEvent
-from orchestrator.words import number
+from orchestrator.words import number, plain
 
 
 class Narrator:
@@ -19,7 +19,7 @@ class Narrator:
     def say(self, text: str) -> None:
         """Print one line."""
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
-        print(f"[{minutes:02d}:{seconds:02d}] {text}", file=sys.stderr, flush=True)
+        print(f"[{minutes:02d}:{seconds:02d}] {plain(text)}", file=sys.stderr, flush=True)
 
 
 class StudyProgress:

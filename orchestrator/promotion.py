@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from orchestrator.gate import Gate, Mode, compare, metric_reasons
-from orchestrator.records import BASE, Event, Version
+from orchestrator.records import BASE, Event, Version, base_id
 from orchestrator.registry import Registry
 from orchestrator.rollout.back import abort, rollback
 from orchestrator.rollout.log import Decision, appended, this_user
@@ -52,6 +52,7 @@ def promote(  # noqa: PLR0913
     if force and not reason.strip():
         raise InputError(f"{to}: a forced promotion needs a reason")
     registry.verify(chosen)
+    _check_own_name(registry, chosen, to)
     router = (gate or Gate()).router_reasons(registry, chosen)
 
     def decide(events: list[Event]) -> Decision:
@@ -66,6 +67,14 @@ def promote(  # noqa: PLR0913
         return Decision(action=stage.action, version=chosen.id, reason=why, evidence=evidence)
 
     return appended(registry, to, actor, decide)
+
+
+def _check_own_name(registry: Registry, chosen: Version, to: str) -> None:
+    if to == base_id(registry.manifest(chosen).base.path):
+        raise InputError(
+            f"{to}: is what requests call the bare base of version {chosen.id}; promote to another "
+            "name"
+        )
 
 
 def _standing(

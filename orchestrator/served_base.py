@@ -4,6 +4,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.records import base_id
 from orchestrator.registry import Registry
 from workers.spec import InputError, ModelSpec, validated
 
@@ -20,17 +21,30 @@ def served_base(
     """`model`, or the base model that `name`'s champion was trained on, by its whole path.
 
     Raises InputError where both are None, `name` has no champion, the model cannot be served here,
-    or its weights are not those that the champion was trained on.
+    its weights are not those that the champion was trained on, or requests know it by the id that
+    is a name of the registry too.
     """
-    if name is None:
-        return _servable(model)
     with closing(Registry(store_url, storage)) as registry:
-        version = registry.resolve(name)
-        manifest = registry.manifest(version)
-    reference = f"{name}@{version.id}"
+        base = _servable(model) if name is None else _base_of(registry, name, model)
+        _check_own_id(registry, base)
+    return base
+
+
+def _base_of(registry: Registry, name: str, model: ModelSpec | None) -> ModelSpec:
+    version = registry.resolve(name)
+    reference, manifest = f"{name}@{version.id}", registry.manifest(version)
     base = _servable(model or _trained_base(reference, manifest))
     _check_same_base(reference, manifest, base)
     return base
+
+
+def _check_own_id(registry: Registry, base: ModelSpec) -> None:
+    id = base_id(base.path)
+    if id in registry.names():
+        raise InputError(
+            f"serve: {id} is what requests call the base {base.path}, and a name that was promoted "
+            "to: rename the base's folder"
+        )
 
 
 def _trained_base(reference: str, manifest: "Manifest") -> ModelSpec:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from orchestrator.eta import eta
 from orchestrator.stalls import Stall, stalls
 from orchestrator.study import STATES, Study, trial_name
-from orchestrator.words import duration, number
+from orchestrator.words import duration, number, plain
 from workers.train import heartbeat
 from workers.train.events import RunEvent, read_events
 from workers.train.heartbeat import ENDED
@@ -45,7 +45,7 @@ class RunStatus(BaseModel):
         lines = [f"{name} · {self._figures()}", *(f"  ! {stall}" for stall in self.stalls)]
         if self.event:
             ago = duration(max(0.0, time.time() - self.event.at))
-            lines.append(f"  ~ {self.event.kind} {ago} ago: {self.event.message}")
+            lines.append(f"  ~ {self.event.kind} {ago} ago: {plain(self.event.message)}")
         return lines
 
     def _figures(self) -> str:

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers and texts as people read them."""
 
 import math
 from typing import Any
@@ -18,3 +18,12 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def plain(text: str, kept: str = "") -> str:
+    """A text of somebody else's, with what a terminal would obey written out: escape sequences,
+    newlines, marks that turn a line around. What is in `kept` stays."""
+    return "".join(
+        one if one.isprintable() or one in kept else one.encode("unicode_escape").decode()
+        for one in text
+    )

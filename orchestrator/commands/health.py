@@ -14,10 +14,12 @@ from orchestrator.commands.options import (
     Storage,
     Store,
     cluster_spec,
+    plain_answer,
     print_json,
     print_table,
     registry,
 )
+from orchestrator.words import plain
 
 app = typer.Typer()
 Url = Annotated[str, typer.Option(envvar="MOETUNE_URL", help="The endpoint.")]
@@ -40,7 +42,7 @@ def health(name: Reference, url: Url = HERE, ca: Ca = None, as_json: AsJson = Fa
     for one in told.versions:
         title = f"{told.name}@{one.version}: {one.requests} requests, {one.tokens} tokens"
         print_table(_COLUMNS, [_layer(layer) for layer in one.layers], title)
-        print(f"drift: {one.drift.state}: {one.drift.why}\n")
+        print(f"drift: {one.drift.state}: {plain(one.drift.why)}\n")
     return None
 
 
@@ -65,7 +67,7 @@ def explain(
     if as_json:
         return print_json(told.as_dict())
     write_text(out, render(told))
-    print(told.answer)
+    print(plain_answer(told.answer))
     return print(f"experts: {out}", file=sys.stderr)
 
 
@@ -129,11 +131,11 @@ def watch(
     watching = Watch(name, rules, book, cluster_spec(storage, store), signals, runs, address)
     while True:
         try:
-            print(watching.look(), flush=True)
+            print(plain(watching.look(), kept="\n"), flush=True)
         except Exception as error:  # the next look may do better
             if once:
                 raise
-            print(f"moetune: {one_line(error)}", file=sys.stderr, flush=True)
+            print(f"moetune: {plain(one_line(error))}", file=sys.stderr, flush=True)
         if once:
             return
         time.sleep(60 * rules.every_minutes)

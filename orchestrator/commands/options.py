@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.words import plain
+
 Job = Annotated[
     str, typer.Argument(metavar="JOB", help="Job file; or smoke, demo, llama8b_cluster.")
 ]
@@ -58,16 +60,24 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)
+    shown = [plain(column) for column in columns]
+    table = Table(
+        *shown, title=plain(title) or None, title_justify="left", box=None, pad_edge=False
+    )
     for row in rows:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else _text(v) for v in row))
     wide = None if sys.stdout.isatty() else 1000  # A pipe has no edge to wrap at.
-    # Reasons and names are text of people, not markup of ours: "[/b]" stands as it is.
+    # Reasons and names are text of people, neither markup nor commands: "[/b]" stands as it is.
     Console(width=wide, markup=False, emoji=False).print(table)
 
 
 def _text(value: Any) -> str:
-    return "-" if value is None else str(value)
+    return "-" if value is None else plain(str(value))
+
+
+def plain_answer(text: str) -> str:
+    """A model's text for the terminal, which must not obey it; for a pipe as it is."""
+    return plain(text, kept="\n\t") if sys.stdout.isatty() else text
 
 
 def cluster_spec(storage: str, store: str | None) -> Any:

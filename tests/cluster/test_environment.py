@@ -4,10 +4,11 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from urllib.request import getproxies, proxy_bypass
 
 import pytest
 
-from cluster import environment
+from cluster import environment, local
 
 
 def test_puts_everything_back(tmp_path: Path) -> None:
@@ -48,3 +49,28 @@ def test_looks_for_a_token_where_ray_does(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert environment.token() == "variable"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert environment.token() is None
+
+
+def test_what_a_cluster_inherits_holds_no_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("MOETUNE_API_KEY", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "a-secret-of-the-operator")
+    monkeypatch.setenv("MOETUNE_STORAGE", "runs")
+    inherited = local._environment(tmp_path / "token")
+    assert inherited["MOETUNE_STORAGE"] == "runs"
+    assert "a-secret-of-the-operator" not in inherited.values()
+
+
+def test_proxies_are_not_for_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("no_proxy", "intranet.example, 127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "another.example")
+    wanted = "intranet.example,127.0.0.1,another.example,localhost,::1"
+    assert environment.direct() == {"no_proxy": wanted, "NO_PROXY": wanted}
+    assert local._environment(tmp_path / "token")["no_proxy"] == wanted
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    assert getproxies()["http"] == "http://proxy.example:3128"
+    monkeypatch.setenv("no_proxy", wanted)
+    for host in ("127.0.0.1", "localhost", "::1", "intranet.example"):
+        assert proxy_bypass(host)
+    assert not proxy_bypass("elsewhere.example")
