@@ -3,6 +3,7 @@
 import os
 import socket
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -41,21 +42,16 @@ def resolve(address: str) -> Endpoint:
         )
     is_url = address.startswith(("http://", "https://"))
     probe(address)
+    plain = address.rstrip("/").replace("localhost:", "127.0.0.1:", 1)
     for one in known:
-        if address.rstrip("/") in (one.address, one.dashboard_url):
+        if plain in (one.address, one.dashboard_url):
             return Endpoint(one.address, one.dashboard_url, one.token_file)
     return Endpoint(None, address.rstrip("/")) if is_url else Endpoint(address, None)
 
 
 def probe(address: str) -> None:
     """Raise ClusterError unless a TCP connection to host:port or a URL succeeds in seconds."""
-    try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        host, port = parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    except ValueError:
-        host, port = None, None
-    if not host or not port:
-        raise ClusterError(f"{address}: is no cluster address; give HOST:PORT, a URL, or auto")
+    host, port = _host_and_port(address)
     try:
         socket.create_connection((host, port), CONNECT_SECONDS).close()
     except UnicodeError:  # a label of the host is empty or too long
@@ -65,9 +61,57 @@ def probe(address: str) -> None:
         raise ClusterError(f"{address}: no cluster can be reached there: {reason}") from None
 
 
+def answers(address: str) -> bool:
+    """Whether something listens at host:port or a URL."""
+    try:
+        probe(address)
+    except ClusterError:
+        return False
+    return True
+
+
+def on_loopback(address: str) -> bool:
+    """Whether host:port or a URL is reached from its own machine only."""
+    return is_loopback(_host_and_port(address)[0])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody beyond this machine reaches `host`."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        host, port = None, None
+    if not host or not port:
+        raise ClusterError(f"{address}: is no cluster address; give HOST:PORT, a URL, or auto")
+    return host, port
+
+
 def _newest(known: list[LocalCluster]) -> str:
     if known:
         return known[0].address
-    if _DEFAULT_RAY_FILE.is_file():
-        return _DEFAULT_RAY_FILE.read_text().strip()
-    raise ClusterError("auto: no cluster runs here; give its address, or start one")
+    started = _started()
+    if len(started) > 1:
+        raise ClusterError(
+            f"auto: several clusters run here: {', '.join(started)}; name one by --address"
+        )
+    if not started:
+        raise ClusterError("auto: no cluster runs here; give its address, or start one")
+    return started[0]
+
+
+def _started() -> list[str]:
+    """What `ray start` has left running here: the one that it started last, or where its file of
+    that does not say so (another temporary folder), all whose processes there are."""
+    if _DEFAULT_RAY_FILE.is_file() and answers(last := _DEFAULT_RAY_FILE.read_text().strip()):
+        return [last]
+    from ray._private.services import find_gcs_addresses
+
+    return sorted(address for address in find_gcs_addresses() if answers(address))

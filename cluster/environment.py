@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ LOOPBACK = {
     # Metrics are fresh within three seconds instead of ten.
     "RAY_metrics_report_interval_ms": "3000",
 }
-"""For a cluster of ours on this machine, and for its drivers."""
+"""For a cluster of ours on this machine, and for drivers of any that listens on loopback."""
 
 SECRETS = ("RAY_AUTH_TOKEN", "MOETUNE_API_KEY")
 """What no process of a cluster inherits: tokens are in files, and of the operator's key the gateway
@@ -57,10 +58,10 @@ def direct() -> dict[str, str]:
     return dict.fromkeys(NO_PROXY, ",".join(hosts))
 
 
-def settings(token_file: Path | None) -> dict[str, str]:
-    """For a driver of the cluster whose token is in `token_file`; None is a cluster not ours."""
-    local = loopback() if token_file else {}
-    return DRIVER | local | authentication(token_file)
+def settings(token_file: Path | None, *, local: bool) -> dict[str, str]:
+    """For a driver of the cluster whose token is in `token_file`; None is a cluster not ours. A
+    `local` one is reached by a loopback address."""
+    return DRIVER | (loopback() if local else {}) | authentication(token_file)
 
 
 def authentication(token_file: Path | None) -> dict[str, str]:
@@ -75,14 +76,27 @@ def authentication(token_file: Path | None) -> dict[str, str]:
 
 def token(token_file: Path | None = None) -> str | None:
     """The token in `token_file`, or else where Ray looks for it; None if the mode is disabled."""
-    if token_file is not None:
-        return token_file.read_text().strip()
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        return None
-    if value := os.environ.get("RAY_AUTH_TOKEN"):
+    if token_file is None and _has_mode() and (value := os.environ.get("RAY_AUTH_TOKEN")):
         return value.strip()
+    file = token_file or _users_file()
+    return file.read_text().strip() if file else None
+
+
+def showing_token(token_file: Path | None = None) -> str | None:
+    """The shell's command that shows `token()`, which Ray's pages ask for; None without one."""
+    if token_file is None and _has_mode() and os.environ.get("RAY_AUTH_TOKEN"):
+        return "echo $RAY_AUTH_TOKEN"
+    file = token_file or _users_file()
+    return f"cat {shlex.quote(str(file))}" if file else None
+
+
+def _has_mode() -> bool:
+    return os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+
+
+def _users_file() -> Path | None:
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return path.read_text().strip() if path.is_file() else None
+    return path if _has_mode() and path.is_file() else None
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster import environment
-from cluster.address import Endpoint, resolve
+from cluster.address import Endpoint, on_loopback, resolve
 from cluster.errors import ClusterError
 
 ANSWER_SECONDS = 5.0
@@ -20,22 +20,56 @@ def check_cluster(address: str) -> None:
 
     Ray itself would wait for most of a minute, or retry a wrong token, before it says so.
     """
-    import grpc  # type: ignore[import-untyped]
     import ray
+
+    reply = _asked(address, "CheckAlive")
+    if reply.ray_version != ray.__version__:
+        raise ClusterError(
+            f"{address}: runs Ray {reply.ray_version}, but here is {ray.__version__}; "
+            "the versions must be the same"
+        )
+
+
+def own_address(address: str) -> str:
+    """The host:port by which the cluster's own nodes know the head that answers at `address`.
+
+    Ray joins through a node on this very machine, and takes 127.0.0.1 for the machine's outer
+    address: where that is wrong it tries for a quarter of an hour. Raises ClusterError instead.
+    """
+    from ray._private.services import find_node_ids
+
+    alive = [node for node in _asked(address, "GetAllNodeInfo").node_info_list if node.state == 0]
+    here = [node for node in alive if node.node_id.hex() in find_node_ids()]
+    if not here:
+        raise ClusterError(
+            f"{address}: none of the cluster's {len(alive)} nodes runs on this machine; run the "
+            "command on one of them, or send the job there by `moetune submit`"
+        )
+    if not on_loopback(address):
+        return address
+    head = next((node for node in here if node.is_head_node), None)
+    if head is None:
+        others = ", ".join(node.node_manager_address for node in alive if node.is_head_node)
+        raise ClusterError(
+            f"{address}: leads to a head on another machine; give its own address, {others}"
+        )
+    host, port = head.node_manager_address, address.rpartition(":")[2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _asked(address: str, what: str) -> Any:
+    """The answer of the control service at host:port to a question without arguments."""
+    import grpc  # type: ignore[import-untyped]
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
     try:
         with init_grpc_channel(address) as channel:
             service = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-            reply = service.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=ANSWER_SECONDS)
+            question = getattr(gcs_service_pb2, f"{what}Request")()
+            return getattr(service, what)(question, timeout=ANSWER_SECONDS)
     except grpc.RpcError as error:
         raise ClusterError(f"{address}: {_refusal(error.code())}") from None
-    if reply.ray_version != ray.__version__:
-        raise ClusterError(
-            f"{address}: runs Ray {reply.ray_version}, but here is {ray.__version__}; "
-            "the versions must be the same"
-        )
 
 
 def check_dashboard(url: str, headers: Mapping[str, str]) -> None:
@@ -59,7 +93,7 @@ def reach(address: str) -> str:
         url = endpoint.dashboard_url or ""
         check_dashboard(url, bearer(endpoint))
         return f"the dashboard at {url} lets us in"
-    with environment.applied(environment.settings(endpoint.token_file)):
+    with environment.applied(environment.authentication(endpoint.token_file)):
         check_cluster(endpoint.address)
     kind = "a local cluster of ours" if endpoint.token_file else "the cluster"
     return f"{kind} at {endpoint.address} lets us in"
@@ -73,14 +107,16 @@ def bearer(endpoint: Endpoint) -> dict[str, str]:
 
 def find_dashboard(endpoint: Endpoint) -> str:
     """Ask the cluster's control service where its dashboard is."""
-    with environment.applied(environment.settings(endpoint.token_file)):
-        check_cluster(endpoint.address or "")
+    address = endpoint.address or ""
+    settings = environment.settings(endpoint.token_file, local=on_loopback(address))
+    with environment.applied(settings):
+        check_cluster(address)
         from ray.dashboard.utils import ray_address_to_api_server_url
 
         try:
-            return str(ray_address_to_api_server_url(endpoint.address))
+            return str(ray_address_to_api_server_url(address))
         except ValueError:
-            raise ClusterError(f"{endpoint.address}: the cluster has no dashboard") from None
+            raise ClusterError(f"{address}: the cluster has no dashboard") from None
 
 
 def _refusal(code: Any) -> str:

@@ -16,6 +16,19 @@ from cluster.notes import SUBMITTED, note_name
 from cluster.staging import staged
 
 FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
+_PYTHON_FILE = "cluster_python.sh"
+_PYTHON = r"""# Runs the Python that the cluster's own workers run with, as the raylet above us was
+# told it: the one on PATH may be another, or none.
+python=python
+pid=$PPID
+while [ "${pid:-0}" -gt 1 ]; do
+  theirs=$(tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" |
+    sed -n 's/^--python_worker_command=\([^ ]*\) .*/\1/p')
+  [ -x "$theirs" ] && python=$theirs && break
+  pid=$(sed 's/.*) [A-Z] \([0-9]*\) .*/\1/' "/proc/$pid/stat" 2>/dev/null)
+done
+exec "$python" "$@"
+"""
 
 
 @dataclass(frozen=True)
@@ -63,12 +76,15 @@ class JobClient:
         metadata: Mapping[str, str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> str:
-        """Run a command in a copy of our code; the id of the job.
+        """Run a command in a copy of our code; the id of the job. `python` as its first word is
+        the Python that the cluster runs with.
 
         `files` (name: text) lie beside the packages, in the working directory of the command.
         `name` becomes the id; it must be new on the cluster. The driver reserves no CPU.
         """
-        with staged(files or {}) as folder, self._errors():
+        if entrypoint[0] == "python":
+            entrypoint = ["sh", _PYTHON_FILE, *entrypoint[1:]]
+        with staged({_PYTHON_FILE: _PYTHON, **(files or {})}) as folder, self._errors():
             return str(
                 self._client.submit_job(
                     entrypoint=shlex.join(entrypoint),
@@ -93,6 +109,12 @@ class JobClient:
         """One job."""
         with self._errors(job_id):
             return _job(self._client.get_job_info(job_id))
+
+    def find(self, name: str) -> Job:
+        """The job of this id, or the latest of the study of this name."""
+        found = [job for job in self.list() if name in (job.id, job.metadata.get("study"))]
+        same = [job for job in found if job.id == name] or found
+        return same[0] if same else self.status(name)
 
     def note(self, job: Job) -> str | None:
         """What the job's driver wrote last with `cluster.notes`, if anything."""

@@ -2,7 +2,10 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster import environment
-from cluster.address import Endpoint, resolve
+from cluster.address import Endpoint, answers, on_loopback, resolve
 from cluster.errors import ClusterError
-from cluster.handshake import check_cluster
+from cluster.handshake import check_cluster, own_address
 from cluster.local import local_cluster
 from cluster.running import running
+
+GONE_SECONDS = 3.0
+"""A head that takes no connection for so long is dead. Ray itself waits for a minute, and then
+ends the process in the middle of whatever it does."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,20 @@ class Session:
     log_folder: Path | None = None
     """Ray's log folder on this node."""
 
+    @property
+    def showing_token(self) -> str | None:
+        """The shell's command that shows the token that the dashboard asks for, if it does."""
+        return environment.showing_token(self.token_file)
+
+    def wait(self) -> None:
+        """Block for as long as the cluster's head lives; ClusterError then, naming the cluster."""
+        last = time.monotonic()
+        while time.monotonic() - last < GONE_SECONDS:
+            if answers(self.address):
+                last = time.monotonic()
+            time.sleep(0.5)
+        raise ClusterError(f"{self.address}: the cluster's head is gone")
+
 
 @contextmanager
 def session(
@@ -48,55 +69,68 @@ def session(
         yield _joined(address)
         return
     with ExitStack() as stack:
-        owned = None
-        if address is None and not os.environ.get("RAY_ADDRESS"):
+        token_file: Path | None
+        if starts_here(address):
             owned = stack.enter_context(local_cluster(num_cpus, num_gpus))
-            endpoint = Endpoint(owned.address, None, owned.token_file)
+            here, token_file = owned.address, owned.token_file
         else:
-            endpoint = resolve(address or "auto")
-        stack.enter_context(environment.applied(environment.settings(endpoint.token_file)))
-        if owned is None:  # ours has just said that it is up, and may be slow to answer
-            _check(endpoint)
+            owned, endpoint = None, resolve(address or "auto")
+            here, token_file = _joinable(endpoint), endpoint.token_file
+        settings = environment.settings(token_file, local=on_loopback(here))
+        stack.enter_context(environment.applied(settings))
         stack.callback(_disconnect)
-        context = _connect(endpoint)
+        context = _connect(here)
         dashboard_url = _url(context.dashboard_url)
         if owned and dashboard_url:
             owned.record_dashboard(dashboard_url)
-        yield Session(
-            endpoint.address or "",
-            dashboard_url,
-            endpoint.token_file,
-            owned is not None,
-            _log_folder(context),
-        )
+        yield Session(here, dashboard_url, token_file, owned is not None, _log_folder(context))
+
+
+def starts_here(address: str | None) -> bool:
+    """Whether `session(address)` outside of another one starts a cluster on this machine."""
+    return address is None and not os.environ.get("RAY_ADDRESS")
 
 
 def check_joinable(address: str) -> None:
     """Raise the ClusterError of a `session(address)` that would not come about: nothing is there,
     a dashboard, or a cluster of another version or with another token. Joins nothing."""
-    endpoint = resolve(address)
-    with environment.applied(environment.settings(endpoint.token_file)):
-        _check(endpoint)
+    _joinable(resolve(address))
 
 
-def _check(endpoint: Endpoint) -> None:
-    """Something that can be joined answers there."""
+def _joinable(endpoint: Endpoint) -> str:
+    """The address to join by, which is the cluster's own name for its head. Something that can be
+    joined from this machine answers there."""
     if endpoint.address is None:
         raise ClusterError(
             f"{endpoint.dashboard_url}: is a dashboard, which takes submitted jobs only; to run "
             "here, give HOST:PORT of the cluster itself (GCS), by default port 6379"
         )
-    check_cluster(endpoint.address)
+    with environment.applied(environment.authentication(endpoint.token_file)):
+        check_cluster(endpoint.address)
+        return own_address(endpoint.address)
 
 
-def _connect(endpoint: Endpoint) -> Any:
+def _connect(address: str) -> Any:
     """Connect this process; Ray's context."""
     import ray
 
     try:
-        return ray.init(endpoint.address, logging_level=logging.ERROR, log_to_driver=False)
+        with _own_sigterm():
+            return ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"{endpoint.address}: cannot join: {_line(error)}") from error
+        raise ClusterError(f"{address}: cannot join: {_line(error)}") from error
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """What this process does on SIGTERM stays so: Ray takes the signal, and its core too, which
+    ends the process at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _disconnect() -> None:
@@ -113,7 +147,8 @@ def _connected() -> bool:
 def _joined(address: str | None) -> Session:
     import ray
 
-    context = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR)
+    with _own_sigterm():
+        context = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR)
     here = ray.get_runtime_context().gcs_address
     url = _url(context.dashboard_url)
     if address not in (None, "auto", here, url):

@@ -4,10 +4,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.events import TrialEvent
 from orchestrator.words import number, plain
+
+if TYPE_CHECKING:
+    from cluster.session import Session
 
 
 class Narrator:
@@ -20,6 +23,13 @@ class Narrator:
         """Print one line."""
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         print(f"[{minutes:02d}:{seconds:02d}] {plain(text)}", file=sys.stderr, flush=True)
+
+
+def dashboard_line(cluster: "Session") -> str:
+    """Where Ray's dashboard is; on a terminal also the command that shows the token that it asks
+    for."""
+    show = cluster.showing_token if sys.stderr.isatty() else None
+    return f"dashboard {cluster.dashboard_url}" + (f" (its token: {show})" if show else "")
 
 
 class StudyProgress:

@@ -1,23 +1,15 @@
 """Where Ray Serve listens: one HTTP address for a cluster, fixed when Serve starts."""
 
-import ipaddress
 import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from cluster.address import is_loopback
 from cluster.middleware import serve_middleware
 from orchestrator.spec import ServeSpec
 from workers.spec import InputError
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody beyond this machine reaches `host`."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Address(NamedTuple):

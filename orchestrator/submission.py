@@ -20,7 +20,8 @@ def submit(
     ClusterError."""
     # It runs where it is sent.
     sent = override_job(portable(job), {"cluster.address": None}, f"job {job.name}")
-    how = ["--resume"] * resume + ["--accept-new-data"] * accept_new_data
+    how = ["--storage", sent.cluster.storage]  # whatever the cluster's environment says
+    how += ["--resume"] * resume + ["--accept-new-data"] * accept_new_data
     return client.submit(
         ["python", "-m", "orchestrator.cli", "tune", "job.json", *how],
         files={"job.json": dump_job(sent)},

@@ -12,11 +12,11 @@ from fastapi.routing import iter_route_contexts
 from starlette._utils import get_route_path  # what routes match; the URL has the Host header in it
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.address import is_loopback
 from orchestrator.edge.errors import refusal
 from orchestrator.edge.keys import Wants
 from orchestrator.edge.parts import Edge
 from orchestrator.edge.wrong_keys import address_of
-from orchestrator.proxy import is_loopback
 from workers.engine.request import RequestError
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from orchestrator.proxy import is_loopback
+from cluster.address import is_loopback
 from workers.configuration import InputError
 
 KEY_VARIABLE = "MOETUNE_API_KEY"

@@ -24,10 +24,11 @@ def set_and_put_back(token: Path) -> None:
     os.environ.update(RAY_TRAIN_METRICS_ENABLED="1", RAY_AUTH_TOKEN="theirs")
     os.environ.pop("RAY_CHDIR_TO_TRIAL_DIR", None)
     before = dict(os.environ)
-    with environment.applied(environment.settings(token)):
+    with environment.applied(environment.settings(token, local=True)):
         assert os.environ["RAY_TRAIN_METRICS_ENABLED"] == "1", "what the user has set wins"
         assert os.environ["RAY_CHDIR_TO_TRIAL_DIR"] == "0"
         assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(token)
+        assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0", "127.0.0.1 stays what it is"
         assert "RAY_AUTH_TOKEN" not in os.environ, "it would win over the file"
     assert dict(os.environ) == before
 
@@ -36,7 +37,7 @@ def test_looks_for_a_token_where_ray_does(monkeypatch: pytest.MonkeyPatch, tmp_p
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert environment.token() is None
+    assert environment.token() is environment.showing_token() is None
     assert environment.authentication(None) == {}
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("home\n")
@@ -45,10 +46,12 @@ def test_looks_for_a_token_where_ray_does(monkeypatch: pytest.MonkeyPatch, tmp_p
     (tmp_path / "file").write_text("file\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "file"))
     assert environment.token() == "file"
+    assert environment.showing_token() == f"cat {tmp_path}/file"
     monkeypatch.setenv("RAY_AUTH_TOKEN", "variable")
     assert environment.token() == "variable"
+    assert environment.showing_token() == "echo $RAY_AUTH_TOKEN"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert environment.token() is None
+    assert environment.token() is environment.showing_token() is None
 
 
 def test_what_a_cluster_inherits_holds_no_key(

@@ -1,5 +1,6 @@
 """Jobs on a real cluster: sent, followed, stopped, seen in the dashboard's own API."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cluster.staging import PACKAGES, staged
 
 CODE = """
 import os, sys, cluster.jobs
+print("python", sys.executable)
 print("argument", sys.argv[1])
 print("file", open("job.json").read())
 print("ours", cluster.jobs.__file__.startswith(os.getcwd()))
@@ -37,10 +39,11 @@ def test_runs_our_code_with_its_files(client: JobClient, ray_cluster: Session) -
         ["python", "-c", CODE, "two words; $HOME"],
         files={"job.json": '{"name": "x"}'},
         metadata={"study": "x"},
-        env={"MOETUNE_TEST": "7"},
+        env={"MOETUNE_TEST": "7", "PATH": "/usr/bin:/bin"},  # where no Python of ours is
     )
     printed = "".join(client.follow(job_id))
     for line in (
+        f"python {sys.executable}",
         "argument two words; $HOME",
         'file {"name": "x"}',
         "ours True",
@@ -55,6 +58,7 @@ def test_runs_our_code_with_its_files(client: JobClient, ray_cluster: Session) -
     assert job.ended is not None
     assert 0 < job.ended - job.started < 120
     assert job in client.list()
+    assert client.find("x") == client.find(job_id) == job
     assert client.stop(job_id) is False
     with pytest.raises(ClusterError, match=r"already exists[^\n]*$"):
         client.submit(["true"], name=job_id)
@@ -83,7 +87,8 @@ def test_stops_and_tells_of_failure(client: JobClient) -> None:
 
 
 def test_says_which_job_is_unknown(client: JobClient) -> None:
-    for ask in (client.status, client.logs, client.stop, lambda name: list(client.follow(name))):
+    asks = (client.find, client.status, client.logs, client.stop)
+    for ask in (*asks, lambda name: list(client.follow(name))):
         with pytest.raises(ClusterError, match=r"job nothing: no such job$"):
             ask("nothing")
 

@@ -1,18 +1,24 @@
 """Clusters of our own: closed to others, found by ours, gone with their owner."""
 
 import json
+import shutil
 import signal
+import socket
 import stat
 import subprocess
+import threading
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from cluster.errors import ClusterError
-from cluster.session import Session, session
+from cluster.session import Session, check_joinable, session
 from tests.cluster.conftest import Start
+from tests.orchestrator.browser import browser
 
 OWNER = """
 import json, sys, time
@@ -122,6 +128,85 @@ def test_refuses_a_wrong_token_and_a_dashboard_in_seconds(
         assert cases[address] in said
         assert said.startswith(address if "://" not in address else address.rstrip("/"))
     assert time.monotonic() - begun < 30
+
+
+STRANGER = """
+import signal, sys, time
+from cluster.session import session
+def told(*_):
+    print("told", flush=True)
+    raise SystemExit(7)
+signal.signal(signal.SIGTERM, told)
+with session(sys.argv[1]) as s:
+    print(s.address, flush=True)
+    time.sleep(120)
+"""
+
+
+@pytest.mark.slow
+def test_a_stranger_joins_by_a_loopback_address_and_keeps_its_sigterm(
+    ray_cluster: Session, start: Start
+) -> None:
+    assert ray_cluster.token_file is not None
+    port = ray_cluster.address.rpartition(":")[2]
+    token = {"RAY_AUTH_TOKEN": ray_cluster.token_file.read_text(), "RAY_AUTH_MODE": "token"}
+    stranger = start(STRANGER, f"localhost:{port}", **token)
+    assert stranger.stdout is not None
+    assert stranger.stdout.readline() == f"{ray_cluster.address}\n"
+    stranger.send_signal(signal.SIGTERM)
+    said, _ = stranger.communicate(timeout=30)
+    assert (said, stranger.returncode) == ("told\n", 7)
+
+
+def test_a_cluster_without_a_node_here_is_refused_in_seconds(
+    ray_cluster: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray._private.services.find_node_ids", set)  # as behind a forwarded port
+    with pytest.raises(ClusterError, match="none of the cluster's 1 nodes runs on this machine"):
+        check_joinable(ray_cluster.address)
+
+
+def test_a_cluster_of_another_temporary_folder_is_found(ray_cluster: Session, start: Start) -> None:
+    code = "from cluster.address import resolve\nprint(resolve('auto').address)"
+    said = "".join(start(code).communicate(timeout=60))  # with others here, it names all
+    assert ray_cluster.address in said
+
+
+@pytest.mark.slow
+def test_the_dashboard_opens_with_the_token_that_the_command_shows(
+    ray_cluster: Session, tmp_path: Path
+) -> None:
+    command = str(ray_cluster.showing_token)
+    shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium here")
+    jobs = "fetch('/api/jobs/').then(reply => reply.status)"
+    with browser(chromium, tmp_path / "profile") as page:
+        page.open(str(ray_cluster.dashboard_url))
+        page.until("document.querySelector('[role=dialog] input') !== null")
+        assert page.js(jobs) == 401
+        page.js("document.querySelector('[role=dialog] input').focus()")
+        page.do("Input.insertText", text=shown.stdout)
+        page.js("[...document.querySelectorAll('[role=dialog] button')].at(-1).click()")
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            with suppress(AssertionError):  # the page is loading again
+                if page.js(jobs) == 200:
+                    break
+        page.until("document.readyState === 'complete'")
+        assert page.js("document.querySelector('[role=dialog]') === null")
+
+
+def test_waiting_ends_with_the_head(ray_cluster: Session) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        cluster = replace(ray_cluster, address=address)
+        threading.Timer(1, head.close).start()
+        begun = time.monotonic()
+        with pytest.raises(ClusterError, match=f"{address}: the cluster's head is gone"):
+            cluster.wait()
+    assert 1 < time.monotonic() - begun < 30
 
 
 @pytest.mark.slow
