@@ -1,43 +1,110 @@
-"""Whether what a job wants at the same time has room on a cluster, and where."""
+"""Room on the connected cluster for what must run at the same time: there, or waited for."""
 
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cluster.errors import ClusterError
-from cluster.inventory import Inventory
+from cluster.inventory import Inventory, inventory
+from cluster.running import running
+
+WAIT_SECONDS = 600.0
+"""An autoscaler brings a node in minutes."""
+_SOON_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Demand:
-    """Trials that run side by side, each of equal workers. A worker lies within one node."""
+    """Equal parts that run at the same time. A part lies within one node."""
 
-    trials: int
-    workers: int
+    who: str
+    """Who wants it, as in `a trial`."""
+    part: str
+    """What a part is called, as in `worker`."""
+    count: int
     cpus: float
-    """CPUs of one worker."""
+    """CPUs of one part."""
     gpus: float = 0.0
-    """GPUs of one worker."""
+    """GPUs of one part."""
 
     def __str__(self) -> str:
-        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
-        return f"{self.workers} workers of {self.cpus:g} CPUs{gpus}"
+        wanted = [(self.cpus, "CPU")] + [(self.gpus, "GPU")] * (self.gpus > 0)
+        each = " and ".join(f"{size:g} {name}{'s' * (size != 1)}" for size, name in wanted)
+        return f"{self.count} {self.part}{'s' * (self.count != 1)} of {each}"
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """A part's resources for each part, as Ray names them; empty where none are wanted."""
+        each = {"CPU": self.cpus, "GPU": self.gpus}
+        wanted = {name: size for name, size in each.items() if size}
+        return [wanted] * self.count if wanted else []
 
 
-def trials_that_fit(demand: Demand, there: Inventory) -> int:
-    """How many of the trials have room at once; the others would wait."""
-    workers = sum(_workers_on(node.cpus, node.gpus, demand) for node in there.nodes)
-    return min(demand.trials, workers // demand.workers)
+def fits(demand: Demand, there: Inventory) -> bool:
+    """Whether the nodes could hold it if nothing else ran."""
+    return sum(_parts_on(node.cpus, node.gpus, demand) for node in there.nodes) >= demand.count
 
 
-def check_fit(demand: Demand, there: Inventory) -> None:
-    """ClusterError if not even one trial has room: it would wait for ever."""
-    if trials_that_fit(demand, there) == 0:
-        raise ClusterError(
-            f"placement: a trial wants {demand}, which has no room on the cluster: {there}"
-        )
+def say(text: str) -> None:
+    """Tell people on stderr."""
+    print(f"moetune: {text}", file=sys.stderr, flush=True)
 
 
-def _workers_on(cpus: float, gpus: float, demand: Demand) -> int:
+def wait_for_room(
+    demand: Demand, seconds: float = WAIT_SECONDS, tell: Callable[[str], None] = say
+) -> None:
+    """Wait until the connected cluster has free room for it, which its autoscaler is asked for.
+
+    ClusterError where there is none in time; at once where the cluster is a local one of ours,
+    which does not grow. `tell` hears what is waited for.
+    """
+    there = inventory()
+    room = fits(demand, there)
+    if not room and _is_local():
+        raise ClusterError(f"{demand.who} wants {demand}, and has no room on the cluster: {there}")
+    why = f"the cluster has {there}, "
+    why += "others hold them" if room else "its autoscaler was asked, if it has one"
+    with _asked_for(demand) as came:
+        if came(min(seconds, _SOON_SECONDS)):
+            return
+        tell(f"{demand.who} waits for {demand}, at most {seconds:g} s: {why}")
+        if not came(seconds):
+            raise ClusterError(f"{demand.who} waited {seconds:g} s for {demand}: {why}")
+
+
+@contextmanager
+def _asked_for(demand: Demand) -> Iterator[Callable[[float], bool]]:
+    """The demand as Ray's scheduler and autoscaler know it, until the block ends. `came(seconds)`
+    waits for so long, and says whether there is room."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    if not demand.bundles:
+        yield lambda _: True
+        return
+    group = placement_group(demand.bundles)
+
+    def came(seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not (there := group.wait(min(1.0, seconds))) and time.monotonic() < end:
+            pass  # in short waits, which Ctrl-C ends
+        return bool(there)
+
+    try:
+        yield came
+    finally:
+        remove_placement_group(group)
+
+
+def _is_local() -> bool:
+    import ray
+
+    return ray.get_runtime_context().gcs_address in [one.address for one in running()]
+
+
+def _parts_on(cpus: float, gpus: float, demand: Demand) -> int:
     rooms = [int(cpus / demand.cpus + 1e-9)] if demand.cpus else []
     if demand.gpus:
         rooms.append(int(gpus / demand.gpus + 1e-9))
-    return min(rooms, default=demand.trials * demand.workers)
+    return min(rooms, default=demand.count)

@@ -1,11 +1,13 @@
 """Beginning a study, or going on with one: what is refused, and what is noted in its storage."""
 
+import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.spec import JobSpec, dump_job, portable
 from orchestrator.storage import storage, store_errors, study_names
 from workers.spec import InputError
@@ -15,6 +17,12 @@ from workers.train.used import check_same_data, read_used, used_file
 if TYPE_CHECKING:
     import optuna
 
+    from orchestrator.study import Study
+
+_LOOK_SECONDS = 1.0
+"""Who looks whether a study has a driver holds its lock for a moment."""
+SUCCESSOR = "goes_on_in"
+"""Note of a study that goes on as a new one, and of each trial that was moved: the new name."""
 # What may differ between a study's first start and going on with it.
 _MAY_CHANGE = (
     "cluster",
@@ -24,6 +32,7 @@ _MAY_CHANGE = (
     "search.cpus_per_worker",
     "search.gpus_per_worker",
     "search.retries",
+    "search.wait_seconds",
     "train.checkpoint",
     "train.parallel.hang_timeout_s",
     "train.parallel.threads",
@@ -93,10 +102,36 @@ def locked(job: JobSpec) -> Iterator[Callable[[], bool]]:
 
     with store_errors(job.cluster), ExitStack() as stack:
         try:
-            take = stack.enter_context(store_lock(job.store_url(), f"study-{job.name}"))
+            lock = store_lock(job.store_url(), _lock_name(job), _LOOK_SECONDS)
+            take = stack.enter_context(lock)
         except Held:
             raise InputError(f"study {job.name}: another process is running it") from None
         yield take
+
+
+def has_driver(job: JobSpec) -> bool:
+    """Whether a process, on any machine, runs the study."""
+    from orchestrator.store_lock import Held, store_lock
+
+    try:
+        with store_errors(job.cluster), store_lock(job.store_url(), _lock_name(job)):
+            return False
+    except Held:
+        return True
+
+
+def resume_command(study: "Study", cluster: ClusterSpec) -> str | None:
+    """How to go on with a study that has trials left and no driver; None for any other."""
+    job = JobSpec.model_validate({**study.job, "cluster": cluster.model_dump()})
+    ended = sum(trial.state.is_finished() for trial in study.optuna.get_trials(deepcopy=False))
+    moved = SUCCESSOR in study.optuna.user_attrs
+    if moved or ended >= job.search.trials or has_driver(job):
+        return None
+    return shlex.join(["moetune", "tune", str(study.folder / "job.json"), "--resume"])
+
+
+def _lock_name(job: JobSpec) -> str:
+    return f"study-{job.name}"
 
 
 def _check_same(job: JobSpec, study: "optuna.Study") -> None:

@@ -11,7 +11,7 @@ from itertools import count
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.begin import begin
+from orchestrator.begin import SUCCESSOR, begin
 from orchestrator.spec import JobSpec, override_job
 from orchestrator.storage import storage
 from orchestrator.study import trial_name
@@ -21,8 +21,6 @@ from workers.train.used import note_used, read_used, used_file
 _KEPT = ("values", "checkpoint")
 """What a trial has noted that holds on other rows, too."""
 _UNFINISHED = tuple(state for state in TrialState if not state.is_finished())
-_SUCCESSOR = "goes_on_in"
-"""Note of a study, and of each trial that was moved: the new study's name."""
 _FROM = "comes_from"
 """Note of a trial in the new study: its number in the former one."""
 
@@ -43,7 +41,7 @@ def on_new_data(job: JobSpec) -> JobSpec:
         changes = {"data": now, "earlier_data": (*before.earlier_data, before.data)}
         used = used_file(renamed.study_folder(), renamed.train)
         note_used(used, before.model_copy(update=changes))
-        former.set_user_attr(_SUCCESSOR, renamed.name)
+        former.set_user_attr(SUCCESSOR, renamed.name)
         new = begin(renamed, renamed.name in known, store)
         for trial in former.get_trials(deepcopy=False, states=_UNFINISHED):
             if "values" in trial.user_attrs:  # it has got its parameters
@@ -56,14 +54,14 @@ def _renamed(job: JobSpec, former: optuna.Study, known: Collection[str]) -> JobS
     """The job of the new study, or of the one that went on before: the first free name, and the
     trials that are left."""
     ended = [trial for trial in former.trials if trial.state.is_finished()]
-    left = job.search.trials - sum(_SUCCESSOR not in trial.user_attrs for trial in ended)
+    left = job.search.trials - sum(SUCCESSOR not in trial.user_attrs for trial in ended)
     if left < 1:
         raise InputError(
             f"study {job.name}: all of its {job.search.trials} trials have ended on the rows that "
             "it began with; tune the new ones under another name (--set name=NAME)"
         )
     free = (name for number in count(2) if (name := f"{job.name}-{number}") not in known)
-    name = former.user_attrs.get(_SUCCESSOR) or next(free)
+    name = former.user_attrs.get(SUCCESSOR) or next(free)
     return override_job(job, {"name": name, "search.trials": left}, f"job {job.name}")
 
 
@@ -104,6 +102,6 @@ def _copy_checkpoints(trial: FrozenTrial, job: JobSpec, renamed: JobSpec, number
 def _end(trial: FrozenTrial, former: optuna.Study, successor: str) -> None:
     """End a trial here, with the word where it goes on."""
     record = optuna.trial.Trial(former, trial._trial_id)
-    record.set_user_attr(_SUCCESSOR, successor)
+    record.set_user_attr(SUCCESSOR, successor)
     record.set_user_attr("reason", f"its rows have changed: it goes on in study {successor}")
     former.tell(trial.number, state=TrialState.FAIL)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.eta import eta
 from orchestrator.stalls import Stall, stalls
 from orchestrator.study import STATES, Study, trial_name
@@ -33,6 +34,11 @@ class RunStatus(BaseModel):
     stalls: tuple[Stall, ...] = ()
     event: RunEvent | None = None
     """The last thing that happened to it which should not."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that it says it has done."""
+        return self.progress.step if self.progress else 0
 
     @property
     def news(self) -> frozenset[object]:
@@ -80,6 +86,8 @@ class StudyStatus(BaseModel):
     eta_seconds: float | None
     """Until the last trial's end; None before anything is known."""
 
+    interrupted: str | None = None
+    """How to go on with it, where trials are left and no process runs it."""
     at: float
     """When this was so, in seconds since 1970."""
 
@@ -90,6 +98,9 @@ class StudyStatus(BaseModel):
 
     def lines(self) -> list[str]:
         """What goes on, for people."""
+        if self.interrupted:
+            cut = (f"trial {run.trial} · cut off after step {run.step}" for run in self.running)
+            return [self.headline(), *cut, f"interrupted; go on with: {self.interrupted}"]
         return [self.headline(), *(line for run in self.running for line in run.lines())]
 
     def headline(self) -> str:
@@ -100,7 +111,9 @@ class StudyStatus(BaseModel):
         parts[-1] += f" ({states})" if states else ""
         if self.best is not None:
             parts.append(f"best {self.metric} {number(self.best)} (trial {self.best_trial})")
-        if self.eta_seconds is not None:
+        if self.interrupted:
+            parts.append("interrupted")
+        elif self.eta_seconds is not None:
             parts.append(f"about {duration(self.eta_seconds)} left")
         return " · ".join(parts)
 
@@ -140,6 +153,14 @@ def study_status(study: Study) -> StudyStatus:
         eta_seconds=eta(trials, _remaining(runs), in_all),
         at=time.time(),
     )
+
+
+def status_from_outside(study: Study, cluster: ClusterSpec) -> StudyStatus:
+    """`study_status` for who is not its driver: also whether there is one."""
+    from orchestrator.begin import resume_command
+
+    now = study_status(study)
+    return now.model_copy(update={"interrupted": resume_command(study, cluster)})
 
 
 def _remaining(runs: Sequence[RunStatus]) -> dict[int, float | None]:

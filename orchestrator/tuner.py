@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.placement import Demand, wait_for_room
 from orchestrator.begin import begin, check_study, locked
 from orchestrator.events import TrialEvent
 from orchestrator.preflight import preflight
@@ -41,7 +42,8 @@ def run(
     Raises InputError for bad input that a trial met, which ends the study as if it was cut off, and
     for a study that exists already, that is not there to go on with, that another process runs, or
     whose job or rows were others; CutOff where the store fails on the way; ClusterError where no
-    trial has room; KeyboardInterrupt if it was interrupted, which leaves it as after a kill.
+    trial has room in time; KeyboardInterrupt if it was interrupted, which leaves it as after a
+    kill.
     """
     job = portable(job)  # trials may run in other folders
     check_study(job, resume)
@@ -50,12 +52,12 @@ def run(
 
         with locked(job):
             job = on_new_data(job)
+    _wait_for_room(job, resume)  # what finds none leaves nothing of a study behind
     with locked(job) as ours, storage(job.cluster, create=True) as store:
         study = begin(job, resume, store)
         with _cut_off(job):
             missing = job.search.trials - _ended(study)
             if missing > 0:
-                _check_room(job, missing)
                 with _search(job, study, store, ours) as search:
                     _tune(job, study, search, missing, on_progress or (lambda _: None))
             if _ended(study) < job.search.trials:
@@ -127,16 +129,17 @@ def _tune(
     tuner.fit()
 
 
-def _check_room(job: JobSpec, trials: int) -> None:
-    """ClusterError if the connected cluster has no room for even one trial."""
-    from cluster.inventory import inventory
-    from cluster.placement import Demand, check_fit
+def _wait_for_room(job: JobSpec, resume: bool) -> None:
+    """For one trial, if one is left to run; ClusterError if there is none in time."""
+    import optuna
 
-    search = job.search
-    side_by_side = min(search.max_concurrent, trials)
-    workers = job.train.parallel.min_workers
-    demand = Demand(side_by_side, workers, search.cpus_per_worker, search.gpus_per_worker)
-    check_fit(demand, inventory())
+    if resume:
+        with storage(job.cluster) as store:
+            if _ended(optuna.load_study(study_name=job.name, storage=store)) >= job.search.trials:
+                return
+    search, workers = job.search, job.train.parallel.min_workers
+    demand = Demand("a trial", "worker", workers, search.cpus_per_worker, search.gpus_per_worker)
+    wait_for_room(demand, search.wait_seconds)
 
 
 def _ended(study: "optuna.Study") -> int:

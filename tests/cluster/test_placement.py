@@ -1,10 +1,15 @@
-"""What has room where: on invented inventories, and on the real one."""
+"""What has room where: on invented inventories, and on the real one, where others are too."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from cluster.errors import ClusterError
 from cluster.inventory import Inventory, Node, inventory
-from cluster.placement import Demand, check_fit, trials_that_fit
+from cluster.placement import Demand, fits, wait_for_room
 from cluster.session import Session
 
 
@@ -12,35 +17,73 @@ def _nodes(*sizes: tuple[float, float]) -> Inventory:
     return Inventory(tuple(Node(str(i), "host", *size, 0) for i, size in enumerate(sizes)))
 
 
+def _trial(workers: int, cpus: float, gpus: float = 0) -> Demand:
+    return Demand("a trial", "worker", workers, cpus, gpus)
+
+
 @pytest.mark.parametrize(
     ("sizes", "demand", "fit"),
     [
-        ([(2, 0)], Demand(trials=4, workers=1, cpus=1), 2),
-        ([(2, 0)], Demand(trials=1, workers=1, cpus=1), 1),
-        ([(8, 0)], Demand(trials=4, workers=2, cpus=1.5), 2),
-        ([(3, 0), (3, 0)], Demand(trials=4, workers=1, cpus=4), 0),  # no worker across nodes
-        ([(3, 0), (3, 0)], Demand(trials=4, workers=2, cpus=3), 1),  # but a trial
-        ([(64, 8)], Demand(trials=9, workers=2, cpus=4, gpus=1), 4),
-        ([(64, 0), (4, 4)], Demand(trials=9, workers=1, cpus=4, gpus=1), 1),
-        ([(0.3, 0)], Demand(trials=9, workers=1, cpus=0.1), 3),  # 0.3 / 0.1 is 2.999…
-        ([], Demand(trials=1, workers=1, cpus=1), 0),
+        ([(2, 0)], _trial(2, 1), True),
+        ([(2, 0)], _trial(3, 1), False),
+        ([(3, 0), (3, 0)], _trial(1, 4), False),  # no worker across nodes
+        ([(3, 0), (3, 0)], _trial(2, 3), True),  # but a trial
+        ([(64, 8)], _trial(8, 4, 1), True),
+        ([(64, 0), (4, 4)], _trial(2, 4, 1), False),
+        ([(0.3, 0)], _trial(3, 0.1), True),  # 0.3 / 0.1 is 2.999…
+        ([], _trial(1, 1), False),
     ],
 )
-def test_counts_trials_with_room(
-    sizes: list[tuple[float, float]], demand: Demand, fit: int
-) -> None:
-    assert trials_that_fit(demand, _nodes(*sizes)) == fit
+def test_tells_what_has_room(sizes: list[tuple[float, float]], demand: Demand, fit: bool) -> None:
+    assert fits(demand, _nodes(*sizes)) is fit
 
 
-def test_says_what_is_there_and_what_is_wanted() -> None:
-    demand = Demand(trials=1, workers=4, cpus=2, gpus=1)
+def test_names_what_is_wanted() -> None:
+    assert str(_trial(1, 1)) == "1 worker of 1 CPU"
+    assert str(_trial(4, 2, 1)) == "4 workers of 2 CPUs and 1 GPU"
+    assert _trial(2, 1, 0.5).bundles == [{"CPU": 1, "GPU": 0.5}] * 2
+    assert Demand("the endpoint", "replica", 3, 0).bundles == []
+
+
+@contextmanager
+def _held(cpus: float) -> Iterator[None]:
+    """So many of the cluster's CPUs are others'."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group([{"CPU": cpus}])
+    assert group.wait(30)
+    try:
+        yield
+    finally:
+        remove_placement_group(group)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_waits_for_what_others_hold_and_says_so() -> None:
+    told: list[str] = []
+    with _held(4):
+        with pytest.raises(ClusterError, match=r"waited 0\.1 s for 1 worker .* others hold"):
+            wait_for_room(_trial(1, 1), 0.1, told.append)
+        wait_for_room(_trial(1, 0), 0.1)  # which wants nothing
+        waiting = threading.Thread(target=wait_for_room, args=(_trial(2, 1), 60, told.append))
+        waiting.start()
+        while len(told) < 2:
+            time.sleep(0.05)
+        assert waiting.is_alive()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert told[1].startswith("a trial waits for 2 workers of 1 CPU, at most 60 s: the cluster has")
+    with _held(4):  # nothing of the waits is left behind
+        pass
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_refuses_at_once_what_a_cluster_of_ours_can_never_hold() -> None:
     with pytest.raises(ClusterError) as caught:
-        check_fit(demand, _nodes((8, 1), (8, 1)))
+        wait_for_room(_trial(1, 5))
     assert str(caught.value) == (
-        "placement: a trial wants 4 workers of 2 CPUs and 1 GPUs, which has no room on the "
-        "cluster: 2 nodes, 16 CPUs, 2 GPUs"
+        "a trial wants 1 worker of 5 CPUs, and has no room on the cluster: 1 node, 4 CPUs, 0 GPUs"
     )
-    check_fit(demand, _nodes((8, 4)))
 
 
 def test_counts_the_real_cluster(ray_cluster: Session) -> None:
