@@ -2,7 +2,11 @@
 
 import logging
 import os
+import signal
 import sys
+from importlib import metadata
+from types import FrameType
+from typing import Annotated
 
 import typer
 
@@ -22,8 +26,8 @@ from orchestrator.words import plain
 
 app = typer.Typer(
     name="moetune",
-    help="Tune, promote and serve routed mixtures of LoRA experts on a Ray cluster.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -34,19 +38,61 @@ app.add_typer(adapter.app, name="adapter", help="Adapters on disk: inspect, impo
 app.add_typer(keys.app, name="keys", help="Keys of the endpoint: create, list, revoke, delete.")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"moetune {metadata.version('moetune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Tune, promote and serve routed mixtures of LoRA experts on a Ray cluster."""
+
+
+_INTERRUPTED = 128 + signal.SIGINT  # typer makes it of a KeyboardInterrupt
+
+
 def main() -> None:
-    """Run a command. Bad input is one line on stderr and exit code 2, never a traceback."""
+    """Run a command. Bad input is one line on stderr and exit code 2, never a traceback.
+
+    SIGTERM ends it as Ctrl-C does: in order.
+    """
     _silence_libraries()
     os.environ.update(direct())
+    sigterm = _AsCtrlC()
+    before = signal.signal(signal.SIGTERM, sigterm)
     try:
         app()
-    except KeyboardInterrupt:
-        _fail("stopped", 130)
+    except SystemExit as end:
+        if end.code != _INTERRUPTED:
+            raise
+        _fail("stopped", 128 + signal.SIGTERM if sigterm.came else _INTERRUPTED)
     except Exception as error:
         said = _for_people(error)
         if said is None:
             raise
         _fail(said, 2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _AsCtrlC:
+    """On SIGTERM: whatever Ctrl-C would do at this moment."""
+
+    came = False
+
+    def __call__(self, _: int, frame: FrameType | None) -> None:
+        """Python calls this in the main thread."""
+        self.came = True
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):  # a shell has its background jobs ignore Ctrl-C
+            raise KeyboardInterrupt
+        handler(signal.SIGINT, frame)
 
 
 def _silence_libraries() -> None:

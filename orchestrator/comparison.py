@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.placement import Demand, wait_for_room
 from workers.spec import InputError, TrainSpec, override, validated
 from workers.train.record import Metrics
 
@@ -46,12 +47,65 @@ class Comparison:
         }
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """A version, and the rows to measure it on."""
+
+    reference: str
+    """As it was asked for: `NAME` or `NAME@VERSION`."""
+    folder: Path
+    """Its adapter."""
+    spec: TrainSpec
+    """How it was trained, on the rows to measure."""
+
+    @classmethod
+    def of(
+        cls,
+        registry: "Registry",
+        reference: str,
+        source: str | None,
+        rows: int,
+        *,
+        generate: bool = True,
+    ) -> "Measurement":
+        """On up to `rows` rows a task of `source`, or of the validation rows of its training,
+        encoded as in its training; with `generate`, answers too. Needs no cluster.
+
+        Raises InputError for a version, a base model or a row that cannot be used.
+        """
+        from workers.data.rows import validation_rows
+        from workers.model import check_base
+
+        version = registry.resolve(reference)
+        trained = registry.manifest(version).spec
+        if trained is None:
+            raise InputError(
+                f"{reference}: was not trained by moetune; nothing says how to prompt it"
+            )
+        known = validated(TrainSpec, trained, reference)
+        source = source or known.data.validation
+        changes = {
+            "data.train": source,  # what it was trained on may be gone
+            "data.validation": source,
+            "data.max_rows": 1,
+            "evaluation.generate": generate,
+            "evaluation.rows_per_task": rows,
+            "parallel": {},
+        }
+        spec = override(known, changes, reference)
+        check_base(spec.model)
+        validation_rows(spec.data)
+        return cls(reference, version.folder, spec)
+
+
 def compare(spec: TrainSpec, folders: Mapping[str, Path | None], cpus: float = 1) -> Comparison:
     """Measure adapters (None: the bare base) on `spec.data.validation` on the connected cluster,
     at the same time where there is room; each takes `cpus` cores."""
     import ray
 
     from workers.train.judge import evaluate_folder
+
+    wait_for_room(Demand("the evaluation", "task", 1, cpus))
 
     task = ray.remote(num_cpus=cpus, max_retries=1)(evaluate_folder)
     running = {label: task.remote(spec, folder) for label, folder in folders.items()}
@@ -63,17 +117,7 @@ def compare(spec: TrainSpec, folders: Mapping[str, Path | None], cpus: float = 1
         raise
 
 
-def compare_version(registry: "Registry", reference: str, source: str, rows: int) -> Comparison:
-    """The base and `NAME` or `NAME@VERSION` on up to `rows` rows a task of `source`, encoded as
-    in the version's training. Raises InputError."""
-    from workers.data.rows import validation_rows
-
-    version = registry.resolve(reference)
-    trained = registry.manifest(version).spec
-    if trained is None:
-        raise InputError(f"{reference}: was not trained by moetune; nothing says how to prompt it")
-    changes = {"data.train": source, "data.validation": source, "data.max_rows": 1}
-    scored = {"evaluation.generate": True, "evaluation.rows_per_task": rows}
-    spec = override(validated(TrainSpec, trained, reference), changes | scored, reference)
-    validation_rows(spec.data)  # what is wrong with one of them is said before any work
-    return compare(spec, {BASE: None, reference: version.folder})
+def compare_version(measurement: Measurement) -> Comparison:
+    """The base and a version, measured on the connected cluster."""
+    folders = {BASE: None, measurement.reference: measurement.folder}
+    return compare(measurement.spec, folders)

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.session import starts_here
 from orchestrator.begin import check_data_same, check_study
 from orchestrator.spec import JobSpec
 from orchestrator.storage import database_file, study_names
@@ -48,7 +49,7 @@ def preflight(
 
 def _check_workers(job: JobSpec) -> None:
     """On a cluster that we start, one trial must fit into this machine."""
-    if job.cluster.address or os.environ.get("RAY_ADDRESS"):
+    if not starts_here(job.cluster.address):
         return  # a cluster of its own size, which may grow
     workers, each = job.train.parallel.min_workers, job.search.cpus_per_worker
     cores = os.cpu_count() or 1

@@ -1,17 +1,23 @@
 """Put an endpoint on a cluster with Ray Serve, and take it off again."""
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.errors import ClusterError
+from cluster.inventory import inventory
+from cluster.placement import Demand, fits, wait_for_room
+from cluster.session import starts_here
+from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.edge.made_keys import check_keys
 from orchestrator.edge.operator_key import accepted_key
 from orchestrator.edge.tls import TlsSpec, own
 from orchestrator.endpoint import EndpointSpec
 from orchestrator.ingress import Ingress
-from orchestrator.proxy import running_address, start
+from orchestrator.proxy import free_port, running_address, start
 from orchestrator.replica import Replica
 from orchestrator.served_base import served_base
 from orchestrator.spec import ServeSpec
@@ -19,6 +25,7 @@ from workers.spec import InputError, ModelSpec
 
 if TYPE_CHECKING:
     from ray.serve import Application
+    from ray.serve.schema import ApplicationStatusOverview
 
 APP = "moetune"
 READY_SECONDS = 120
@@ -45,6 +52,17 @@ class Endpoint:
         return f"{self.url}/v1"
 
 
+def check_endpoint(serve: ServeSpec, where: ClusterSpec) -> None:
+    """What can be known to go wrong before there is a cluster: InputError for a host that wants a
+    key, certificates, keys that are gone, and a port that is taken on this machine, where the
+    cluster is to be started here."""
+    accepted_key(serve.host)
+    serve.tls.checked()
+    check_keys(where.store_url(), where.storage)
+    if starts_here(where.address):
+        free_port(serve.host, serve.port)
+
+
 def deploy(
     serve: ServeSpec,
     model: ModelSpec | None,
@@ -57,7 +75,8 @@ def deploy(
     It serves the base model and every name in the registry whose champion belongs to that base.
     `name` must have a champion; where `model` is None its base model is taken. An endpoint that is
     there already is replaced. The key is read from MOETUNE_API_KEY or the file that
-    MOETUNE_API_KEY_FILE names. Raises InputError before anything starts where something is wrong.
+    MOETUNE_API_KEY_FILE names. Raises InputError before anything starts where something is wrong,
+    and ClusterError where there is no room for the replicas in time.
     """
     spec = EndpointSpec(
         serve=serve,
@@ -67,7 +86,7 @@ def deploy(
         accepted_key=accepted_key(serve.host),
     )
     check_keys(store_url, storage)
-    _check_room(serve)
+    _wait_for_room(serve)
     url = start(serve)
     try:
         _run(spec)
@@ -79,6 +98,20 @@ def deploy(
     return Endpoint(url, spec.base_id, needs_key)
 
 
+@contextmanager
+def undeploying() -> Iterator[None]:
+    """`undeploy` at the block's end, however it comes; but for a ClusterError: the cluster is gone
+    then, and everything on it."""
+    try:
+        yield
+    except ClusterError:
+        raise
+    except BaseException:
+        undeploy()
+        raise
+    undeploy()
+
+
 def undeploy() -> None:
     """Let the running requests end and take the endpoint off the cluster; Serve itself stops where
     it has nothing else to serve."""
@@ -88,8 +121,8 @@ def undeploy() -> None:
 
     if running_address() is None:
         return
-    app = serve.status().applications.get(APP)
-    if app is not None and app.status == "RUNNING":
+    app = _application()
+    if app and app.status == "RUNNING":
         with suppress(RayServeException, RayError, TimeoutError):  # a gateway that is gone
             serve.get_app_handle(APP).drain.remote().result(timeout_s=DRAIN_SECONDS)
     _remove()
@@ -142,18 +175,20 @@ def _surge(serve: ServeSpec) -> int:
     return 100 if room and serve.gpus_per_replica <= left.get("GPU", 0) else 0
 
 
-def _check_room(serve: ServeSpec) -> None:
-    """Refuse what the cluster can never run; Serve would wait for it without an end."""
-    import ray
+def _wait_for_room(serve: ServeSpec) -> None:
+    """Serve itself would wait without an end and a word. An endpoint that is there already makes
+    room for its successor."""
+    each = serve.cpus_per_replica, serve.gpus_per_replica
+    demand = Demand("the endpoint", "replica", serve.replicas, *each)
+    if not (_application() and fits(demand, inventory())):
+        wait_for_room(demand, serve.wait_seconds)
 
-    there = ray.cluster_resources()
-    for resource, each in (("CPU", serve.cpus_per_replica), ("GPU", serve.gpus_per_replica)):
-        needed, has = each * serve.replicas, there.get(resource, 0)
-        if needed > has:
-            raise InputError(
-                f"serve: {serve.replicas} replicas need {needed:g} {resource}, but the cluster has "
-                f"{has:g}"
-            )
+
+def _application() -> "ApplicationStatusOverview | None":
+    """Ours on this cluster, if it is there."""
+    from ray import serve
+
+    return None if running_address() is None else serve.status().applications.get(APP)
 
 
 def _run(spec: EndpointSpec) -> None:
@@ -169,9 +204,8 @@ def _run(spec: EndpointSpec) -> None:
 
 def _said_by_replicas() -> str:
     """What the deployments that failed tell of their replicas: a traceback, as a rule."""
-    from ray import serve
 
-    app = serve.status().applications.get(APP)
+    app = _application()
     deployments = app.deployments.values() if app else ()
     return "\n".join(one.message for one in deployments if one.status == "DEPLOY_FAILED")
 

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from orchestrator.audit.spec import AuditSpec
+from orchestrator.beside import JOB, JOB_NAMES, beside, elsewhere
 from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.edge.limits import LimitsSpec
 from orchestrator.edge.tls import TlsSpec
@@ -16,6 +18,7 @@ from orchestrator.rollout.spec import GuardSpec, RolloutSpec
 from search_spaces.space import SearchSpace
 from workers.spec import (
     InputError,
+    Listed,
     NonNegative,
     PositiveInt,
     Spec,
@@ -58,6 +61,8 @@ class SearchSpec(Spec):
     """CPU cores reserved for each worker of a trial."""
     gpus_per_worker: NonNegative = 0
     """GPUs reserved for each worker of a trial."""
+    wait_seconds: NonNegative = 600
+    """How long the study waits for room for a trial, which an autoscaler is asked for."""
     grace_evaluations: PositiveInt = 1
     """ASHA stops no trial before so many evaluations."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
@@ -83,6 +88,8 @@ class ServeSpec(Spec):
     """CPU cores reserved for each replica."""
     gpus_per_replica: NonNegative = 0
     """GPUs reserved for each replica."""
+    wait_seconds: NonNegative = 600
+    """How long the endpoint waits for room for its replicas, which an autoscaler is asked for."""
     max_batch_tokens: PositiveInt = 512
     """Tokens of one forward pass, over all requests."""
     cache_tokens: PositiveInt = 8192
@@ -110,9 +117,9 @@ class ServeSpec(Spec):
     """Limits of requests, and of those who send them."""
     tls: TlsSpec = TlsSpec()
     """HTTPS instead of HTTP, where its files are named."""
-    cors_origins: tuple[Origin, ...] = ()
+    cors_origins: Listed[Origin] = ()
     """Other sites whose pages may call the endpoint, as in https://app.example; none by default."""
-    allowed_hosts: tuple[HostName, ...] = ()
+    allowed_hosts: Listed[HostName] = ()
     """Names that requests may be sent to while no key is set, besides this machine's own
     (localhost, 127.0.0.1, [::1]), as in chat.example behind a proxy; in small letters, without a
     port. With a key any name will do."""
@@ -141,18 +148,27 @@ class JobSpec(Spec):
         return SearchSpace.resolve(self.search.space, self.train)
 
 
-def load_job(path: str | Path, assignments: Sequence[str] = ()) -> JobSpec:
-    """Read a job file (YAML) and apply `--set` assignments such as `adapter.rank=16`.
+def load_job(
+    path: str | Path,
+    assignments: Sequence[str] = (),
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> JobSpec:
+    """Read a job file (YAML), apply other options' `changes`, and then `--set` assignments such as
+    `adapter.rank=16`. Paths in the file are relative to its folder, those of options to ours.
 
     A bare name, such as `smoke`, is one of the job files that come with moetune.
     """
+    ours = _ours(Path(path))
     try:
-        values = read_yaml(_job_file(Path(path)).read_bytes(), str(path))
+        values = read_yaml((ours or Path(path)).read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a job file is a mapping with `name` and `train`")
-    job = override_job(validated(JobSpec, values, str(path)), assigned(assignments), "--set")
+    if not ours:
+        values = beside(Path(path).parent, values, JOB, JOB_NAMES)
+    job = override_job(validated(JobSpec, values, str(path)), changes, "options")
+    job = override_job(job, assigned(assignments), "--set")
     job.search_space()
     return job
 
@@ -183,8 +199,7 @@ def portable(job: JobSpec) -> JobSpec:
 
 
 def _absolute(path: str) -> str:
-    elsewhere = "://" in path or path.startswith("hub:")
-    return path if elsewhere else str(Path(path).resolve())
+    return path if elsewhere(path) else str(Path(path).resolve())
 
 
 def dump_job(job: JobSpec) -> str:
@@ -192,9 +207,10 @@ def dump_job(job: JobSpec) -> str:
     return json.dumps(job.model_dump(mode="json"), indent=2) + "\n"
 
 
-def _job_file(path: Path) -> Path:
+def _ours(path: Path) -> Path | None:
+    """The job file of this name that comes with moetune, if that is meant."""
     ours = Path(__file__).parent / "jobs" / f"{path.name}.yaml"
-    return ours if path.name == str(path) and ours.exists() and not path.is_file() else path
+    return ours if path.name == str(path) and ours.exists() and not path.is_file() else None
 
 
 def assigned(assignments: Sequence[str]) -> dict[str, Any]:

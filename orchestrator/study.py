@@ -5,12 +5,13 @@ Nothing here starts Ray, and nothing writes.
 
 import difflib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.spec import ClusterSpec
-from orchestrator.storage import storage
+from orchestrator.storage import storage, study_names
 from workers.spec import InputError
 from workers.train.record import Metrics, read_progress
 
@@ -52,6 +53,15 @@ class TrialRow:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+
+def all_studies(cluster: ClusterSpec) -> "list[Study]":
+    """The studies that moetune made there, by name."""
+    found = []
+    for name in study_names(cluster):
+        with suppress(InputError):  # another program's
+            found.append(Study.open(cluster, name))
+    return found
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -14,6 +14,11 @@ Size = Annotated[int, Field(gt=0, le=2**16)]
 """Of a tensor's axis: a number from outside must not ask for all of the memory."""
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Item = TypeVar("Item")
+Listed = Annotated[
+    tuple[Item, ...], BeforeValidator(lambda one: (one,) if isinstance(one, str) else one)
+]
+"""A list of texts; a text stands for a list of one."""
 
 
 class InputError(ValueError):

@@ -12,6 +12,7 @@ from workers.adapter_spec import AdapterSpec
 from workers.configuration import (
     Fraction,
     InputError,
+    Listed,
     NonNegative,
     PositiveInt,
     Spec,
@@ -28,6 +29,7 @@ __all__ = [
     "EvaluationSpec",
     "Fraction",
     "InputError",
+    "Listed",
     "LossSpec",
     "ModelSpec",
     "NonNegative",
@@ -101,7 +103,7 @@ class DataSpec(Spec):
     """Source of the training rows."""
     validation: Uri
     """Source of the rows that trials are compared on."""
-    prompt_columns: tuple[str, ...] = ("prompt",)
+    prompt_columns: Listed[str] = ("prompt",)
     """Columns that make the prompt, joined by a newline; not read where `messages` is there."""
     target_column: str = "target"
     """Column with the text to learn."""

@@ -1,24 +1,25 @@
 """`moetune adapter …`: adapters on disk, without a cluster."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from orchestrator.commands.options import AsJson, print_json, print_table
 
 app = typer.Typer(no_args_is_help=True)
+_LINE = 56
 
 
 @app.command()
 def inspect(folder: Path, as_json: AsJson = False) -> None:
-    """Show what an adapter folder holds."""
+    """Show what an adapter folder holds, a line each; whole with --json."""
     from workers.adapter.files import inspect as inspect_folder
 
     facts = inspect_folder(folder)
     if as_json:
         return print_json(facts)
-    return print_table(("field", "value"), list(facts.items()))
+    return print_table(("field", "value"), [(name, _brief(fact)) for name, fact in facts.items()])
 
 
 @app.command("import")
@@ -53,3 +54,9 @@ def export(
 
     export_folder(folder, to, format_, as_bin=bin_)
     print(f"exported {folder} to {to}")
+
+
+def _brief(fact: Any) -> Any:
+    """Its beginning, where it is long: a training's specification, loads of every layer."""
+    shown = str(fact)
+    return fact if len(shown) <= _LINE else f"{shown[: _LINE - 1]}…"

@@ -1,8 +1,8 @@
 """Commands on the endpoint: serve and ask."""
 
 import sys
-import threading
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,12 +10,16 @@ from orchestrator.commands.options import (
     DEFAULT_STORAGE,
     Address,
     AsJson,
-    Storage,
+    JobStorage,
     Store,
     cluster_spec,
+    job_spec,
     plain_answer,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from orchestrator.spec import ClusterSpec, ServeSpec
 
 app = typer.Typer()
 
@@ -30,31 +34,34 @@ def serve(
     detach: Annotated[
         bool, typer.Option("--detach", help="Leave it running on the cluster; wants --address.")
     ] = False,
+    job: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Job file: its sections serve and cluster hold."),
+    ] = None,
     address: Address = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: JobStorage = None,
     store: Store = None,
 ) -> None:
     """Serve a name's champion beside its base model, until Ctrl-C."""
     from cluster.session import session
     from orchestrator.served_base import served_base
-    from orchestrator.serving import deploy, undeploy
+    from orchestrator.serving import check_endpoint, deploy, undeploying
     from workers.spec import InputError
 
-    where, spec = cluster_spec(storage, store), _serve_spec(set_ or ())
-    if detach and address is None:
+    spec, where = _endpoint(job, set_ or (), address, storage, store)
+    if detach and where.address is None:
         raise InputError("serve --detach: needs --address: a local cluster ends with the command")
     served_base(where.store_url(), where.storage, name)  # Wrong at once, not after a start.
-    with session(address):
+    check_endpoint(spec, where)
+    with session(where.address) as cluster:
         endpoint = deploy(spec, None, where.store_url(), where.storage, name)
         key = " to who has a key" if endpoint.needs_key else ""
         print(f"serving {name} and {endpoint.base} at {endpoint.openai_url}{key}", flush=True)
         if detach:
             return
-        print(f"page at {endpoint.url}/; Ctrl-C stops it", file=sys.stderr, flush=True)
-        try:
-            threading.Event().wait()
-        finally:
-            undeploy()
+        with undeploying():
+            print(f"page at {endpoint.url}/; Ctrl-C stops it", file=sys.stderr, flush=True)
+            cluster.wait()
 
 
 @app.command()
@@ -87,8 +94,23 @@ def ask(
     return print()
 
 
-def _serve_spec(assignments: Any) -> Any:
+def _endpoint(
+    job: str | None,
+    assignments: Sequence[str],
+    address: str | None,
+    storage: str | None,
+    store: str | None,
+) -> "tuple[ServeSpec, ClusterSpec]":
+    """The endpoint, and where it runs and its files lie: a job's, as far as options say nothing."""
     from orchestrator.spec import ServeSpec, assigned
     from workers.spec import override
 
-    return override(ServeSpec(), assigned(assignments), "--set")
+    if job:
+        options = {"storage": storage, "store": store, "address": address}
+        loaded = job_spec(job, (), options)
+        serve, told = loaded.serve, loaded.cluster
+        where = cluster_spec(told.storage, told.store, told.address)
+    else:
+        serve, where = ServeSpec(), cluster_spec(storage or DEFAULT_STORAGE, store, address)
+    changes = {field.removeprefix("serve."): one for field, one in assigned(assignments).items()}
+    return override(serve, changes, "--set"), where

@@ -85,12 +85,12 @@ def experts(
 ) -> None:
     """Show which tasks each expert serves: how much more of a task's tokens it gets than of all."""
     from cluster.session import session
+    from orchestrator.comparison import Measurement
     from orchestrator.health.tasks import COLUMNS, expert_tasks
 
-    book = registry(storage, store)
-    book.resolve(name)
+    measurement = Measurement.of(registry(storage, store), name, data, rows, generate=False)
     with session(address):
-        layers = expert_tasks(book, name, data, rows)
+        layers = expert_tasks(measurement)
     if as_json:
         return print_json([layer.as_dict() for layer in layers])
     return print_table(COLUMNS, [row for layer in layers for row in layer.rows()])
@@ -117,17 +117,23 @@ def watch(
     from orchestrator.registry import check_name
     from orchestrator.retraining.policy import load_policy
     from orchestrator.retraining.runs import ClusterRuns, HereRuns
-    from orchestrator.retraining.signals import Signals, endpoint_drift, measured_quality
+    from orchestrator.retraining.signals import (
+        Signals,
+        check_policy,
+        endpoint_drift,
+        measured_quality,
+    )
     from orchestrator.retraining.watch import Watch
     from workers.spec import one_line
 
     check_name(name, "name")
     rules, book = load_policy(policy), registry(storage, store)
+    check_policy(rules, book, name)
     if address:
         check_joinable(address)
     drift = endpoint_drift(_client(url, ca), name)
     runs = ClusterRuns(JobClient(address)) if address else HereRuns()
-    signals = Signals(drift, measured_quality(book, name))
+    signals = Signals(drift, measured_quality(book, name, address))
     watching = Watch(name, rules, book, cluster_spec(storage, store), signals, runs, address)
     while True:
         try:

@@ -11,14 +11,18 @@ from orchestrator.commands.options import (
     AsJson,
     Assignments,
     Job,
+    JobStorage,
     Resume,
     Storage,
+    job_spec,
     print_json,
     print_table,
 )
 
 app = typer.Typer()
-Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as submit and status say it.")]
+Id = Annotated[
+    str, typer.Argument(metavar="NAME", help="The job's id, or its study's name: its latest job.")
+]
 
 
 @app.command()
@@ -28,14 +32,14 @@ def submit(
     set_: Assignments = None,
     resume: Resume = False,
     accept_new_data: AcceptNewData = False,
+    storage: JobStorage = None,
     as_json: AsJson = False,
 ) -> None:
     """Send a job and the code to a cluster as a Ray Job, and return at once."""
     from cluster.jobs import JobClient
-    from orchestrator.spec import load_job
     from orchestrator.submission import submit as submit_job
 
-    spec = load_job(job, set_ or ())
+    spec = job_spec(job, set_, {"storage": storage})
     client = JobClient(address or spec.cluster.address or "auto")
     job_id = submit_job(client, spec, resume, accept_new_data=accept_new_data)
     if as_json:
@@ -53,9 +57,10 @@ def logs(
     from cluster.jobs import JobClient
 
     client = JobClient(address or "auto")
+    job = client.find(id_)
     if not follow:
-        return print(client.logs(id_), end="")
-    for piece in client.follow(id_):
+        return print(client.logs(job.id), end="")
+    for piece in client.follow(job.id):
         print(piece, end="", flush=True)
     return None
 
@@ -65,8 +70,9 @@ def stop(id_: Id, address: Address = None) -> None:
     """Ask a job to end; its study can be gone on with."""
     from cluster.jobs import JobClient
 
-    stopped = JobClient(address or "auto").stop(id_)
-    print(f"{id_} {'is stopping' if stopped else 'had ended already'}")
+    client = JobClient(address or "auto")
+    job = client.find(id_)
+    print(f"{job.id} {'is stopping' if client.stop(job.id) else 'had ended already'}")
 
 
 @app.command()

@@ -1,8 +1,11 @@
 """Options and output that several commands share."""
 
 import json
+import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +39,14 @@ Storage = Annotated[
     str,
     typer.Option(envvar="MOETUNE_STORAGE", help="Folder with studies and adapter versions."),
 ]
+JobStorage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        envvar="MOETUNE_STORAGE",
+        help="Folder for studies and adapter versions, instead of the job's.",
+    ),
+]
 Store = Annotated[
     str | None,
     typer.Option(
@@ -56,22 +67,31 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
-    """Print a table that fits the terminal; numbers with four digits."""
-    from rich.console import Console
-    from rich.table import Table
+    """Print a table; on a terminal that is too narrow for it, each row as `column value · …`.
+    Numbers have four digits, times end with the second."""
+    columns, cells = [*map(plain, columns)], [[*map(_text, row)] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if title:
+        print(plain(title))
+    if room and sum(widths) + 2 * (len(widths) - 1) > room:
+        return print("\n".join(_record(columns, row, room) for row in cells))
+    for row in (columns, *cells):
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    return None
 
-    shown = [plain(column) for column in columns]
-    table = Table(
-        *shown, title=plain(title) or None, title_justify="left", box=None, pad_edge=False
-    )
-    for row in rows:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else _text(v) for v in row))
-    wide = None if sys.stdout.isatty() else 1000  # A pipe has no edge to wrap at.
-    # Reasons and names are text of people, neither markup nor commands: "[/b]" stands as it is.
-    Console(width=wide, markup=False, emoji=False).print(table)
+
+def _record(columns: Sequence[str], row: Sequence[str], room: int) -> str:
+    said = " · ".join(f"{name} {cell}".strip() for name, cell in zip(columns, row, strict=True))
+    return textwrap.fill(said, room, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _text(value: Any) -> str:
+    """One line, whatever it is: reasons and names are text of people."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S %Z}".rstrip()
     return "-" if value is None else plain(str(value))
 
 
@@ -80,12 +100,22 @@ def plain_answer(text: str) -> str:
     return plain(text, kept="\n\t") if sys.stdout.isatty() else text
 
 
-def cluster_spec(storage: str, store: str | None) -> Any:
+def job_spec(job: str, assignments: Sequence[str] | None, options: Mapping[str, str | None]) -> Any:
+    """A job file's job with the options that name a part of its cluster (None: not given), and
+    what --set assigns."""
+    from orchestrator.spec import load_job
+
+    given = {f"cluster.{field}": value for field, value in options.items() if value is not None}
+    return load_job(job, assignments or (), given)
+
+
+def cluster_spec(storage: str, store: str | None, address: str | None = None) -> Any:
     """The part of a job that says where studies and versions lie; a missing folder is an error."""
     from orchestrator.cluster_spec import ClusterSpec
     from workers.configuration import InputError, validated
 
-    cluster = validated(ClusterSpec, {"storage": storage, "store": store}, "--store")
+    values = {"storage": storage, "store": store, "address": address}
+    cluster = validated(ClusterSpec, values, "--store")
     if not cluster.named_store and not Path(storage).is_dir():
         raise InputError(f"--storage {storage}: no such folder; run `moetune tune` first")
     return cluster

@@ -60,17 +60,21 @@ def status(
         ) from None
     if name is None:
         return _show_jobs(client, as_json)
-    job = next((job for job in client.list() if name in (job.id, job.metadata.get("study"))), None)
-    if here and not job:
+    try:
+        job = client.find(name)
+    except ClusterError:
+        if not here:
+            raise
         return _show_study(here, storage, store, as_json)
-    return _show_job(client, job or client.status(name), as_json)
+    return _show_job(client, job, as_json)
 
 
 def _show_study(name: str, storage: str, store: str | None, as_json: bool) -> None:
-    from orchestrator.status import study_status
+    from orchestrator.status import status_from_outside
     from orchestrator.study import Study
 
-    now = study_status(Study.open(cluster_spec(storage, store), name))
+    place = cluster_spec(storage, store)
+    now = status_from_outside(Study.open(place, name), place)
     if as_json:
         return print_json(now.model_dump(mode="json"))
     return print("\n".join(now.lines()))

@@ -2,7 +2,9 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,10 +17,12 @@ from orchestrator.commands.options import (
     AsJson,
     Assignments,
     Job,
+    JobStorage,
     Resume,
     Storage,
     Store,
     cluster_spec,
+    job_spec,
     print_json,
     print_table,
 )
@@ -30,16 +34,19 @@ app = typer.Typer()
 
 
 @app.command()
-def check(job: Job, set_: Assignments = None, as_json: AsJson = False) -> None:
+def check(
+    job: Job, set_: Assignments = None, storage: JobStorage = None, as_json: AsJson = False
+) -> None:
     """Check a job and all of its rows without a cluster; print it with every default written out,
-    and what its rows lose to data.max_length."""
+    and what its rows lose to data.max_length. Paths in a job begin at its own folder."""
     from orchestrator.progress import rows_progress
-    from orchestrator.spec import dump_job, load_job
+    from orchestrator.spec import dump_job, portable
     from orchestrator.tuner import preflight
 
-    spec = load_job(job, set_ or ())
+    spec = job_spec(job, set_, {"storage": storage})
     with rows_progress() as tell:
         counts = preflight(spec, tell=tell)
+    spec = portable(spec)  # what is printed may go into a file in another folder
     if as_json:
         data = {name: one.as_dict() for name, one in counts.items()}
         return print_json({"job": spec.model_dump(mode="json"), "data": data})
@@ -56,19 +63,18 @@ def tune(
     resume: Resume = False,
     accept_new_data: AcceptNewData = False,
     address: Address = None,
+    storage: JobStorage = None,
     as_json: AsJson = False,
 ) -> None:
     """Search the shape of the experts; every finished trial becomes a version."""
     from cluster.notes import own_note
     from cluster.session import session
     from orchestrator.display import study_display
-    from orchestrator.progress import Narrator, rows_progress
-    from orchestrator.spec import load_job, override_job
+    from orchestrator.progress import Narrator, dashboard_line, rows_progress
+    from orchestrator.storage import study_names
     from orchestrator.tuner import CutOff, preflight, run
 
-    spec = load_job(job, set_ or ())
-    if address:
-        spec = override_job(spec, {"cluster.address": address}, "--address")
+    spec = job_spec(job, set_, {"storage": storage, "address": address})
     resume = resume or accept_new_data
     with rows_progress() as tell:
         counts = preflight(spec, resume, tell, accept_new_data=accept_new_data)
@@ -77,17 +83,18 @@ def tune(
         if one.losses():
             narrator.say(str(one))
     how = "--accept-new-data" if accept_new_data else "--resume"
-    again = f"go on with: {_resume_command(job, set_ or (), address, how)}"
+    again = partial(_command, job, set_ or (), {"--address": address, "--storage": storage})
     with session(spec.cluster.address) as cluster:
-        narrator.say(f"study {spec.name} · dashboard {cluster.dashboard_url}")
+        narrator.say(f"study {spec.name} · {dashboard_line(cluster)}")
         try:
             with study_display(spec, narrator, own_note(cluster)) as display:
                 study = run(spec, resume, display, accept_new_data=accept_new_data)
         except KeyboardInterrupt:
-            narrator.say(f"interrupted; {again}")
+            begun = spec.name in study_names(spec.cluster)  # it may have waited for room
+            narrator.say(f"interrupted; go on with: {again(how if begun else None)}")
             raise
         except CutOff as error:
-            raise CutOff(f"{error}; {again}") from None
+            raise CutOff(f"{error}; go on with: {again(how)}") from None
     _show_leaderboard(study, as_json)
     if study.best() is None:
         _fail_without_a_winner(study)
@@ -98,9 +105,15 @@ def leaderboard(
     study: str, storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False
 ) -> None:
     """Rank a study's trials."""
+    from orchestrator.begin import resume_command
     from orchestrator.study import Study
 
-    _show_leaderboard(Study.open(cluster_spec(storage, store), study), as_json)
+    place = cluster_spec(storage, store)
+    record = Study.open(place, study)
+    again = resume_command(record, place)
+    _show_leaderboard(record, as_json, interrupted=again is not None)
+    if again and not as_json:
+        print(f"interrupted; go on with: {again}")
 
 
 @app.command()
@@ -122,9 +135,9 @@ def report(
 
 @app.command()
 def demo(
-    storage: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path(
-        "runs/demo"
-    ),
+    storage: Annotated[
+        Path, typer.Option(envvar="MOETUNE_STORAGE", help="Folder for everything the demo makes.")
+    ] = Path("runs/demo"),
     set_: Assignments = None,
 ) -> None:
     """Teach a small model to drive a smart home: tune, train on, promote, serve, ask."""
@@ -140,14 +153,19 @@ def _fail_without_a_winner(study: "Study") -> None:
     raise typer.Exit(1)
 
 
-def _resume_command(job: str, assignments: Sequence[str], address: str | None, how: str) -> str:
-    options = [f"--set={one}" for one in assignments]
-    options += [f"--address={address}"] if address else []
-    return shlex.join(["moetune", "tune", job, *options, how])
+def _command(
+    job: str, assignments: Sequence[str], options: Mapping[str, str | None], how: str | None
+) -> str:
+    words = ["moetune", "tune", job, *(f"--set={one}" for one in assignments)]
+    words += [f"{option}={value}" for option, value in options.items() if value]
+    return shlex.join([*words, *([how] if how else [])])
 
 
-def _show_leaderboard(study: "Study", as_json: bool) -> None:
+def _show_leaderboard(study: "Study", as_json: bool, interrupted: bool = False) -> None:
     rows = study.leaderboard()
+    if interrupted:
+        alive = ("running", "waiting")
+        rows = [replace(row, state="interrupted") if row.state in alive else row for row in rows]
     if as_json:
         return print_json([row.as_dict() for row in rows])
     varied = sorted({path for row in rows for path in row.params})

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -11,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.comparison import Comparison, compare_version
+from orchestrator.comparison import Comparison, Measurement, compare_version
 from orchestrator.display import run_display, study_display
-from orchestrator.progress import Narrator, training_line
+from orchestrator.progress import Narrator, dashboard_line, training_line
 from orchestrator.spec import JobSpec, load_job, override_job
 from orchestrator.study import Study, trial_name
 from workers.spec import TrainSpec, override
@@ -114,7 +113,7 @@ class Demo:
     def compare(self) -> Comparison:
         """The base and the champion on the test rows, whose phrasings training never saw."""
         test = str(Path(self.job.train.data.validation).with_name("test.parquet"))
-        result = compare_version(self.registry, NAME, test, rows=30)
+        result = compare_version(Measurement.of(self.registry, NAME, test, rows=30))
         self.journal.summary["metrics"] = result.as_dict()
         return result
 
@@ -141,15 +140,16 @@ def run_demo(storage: Path, assignments: Sequence[str] = ()) -> None:
     from orchestrator.commands.options import print_table
     from orchestrator.registry import Registry
     from orchestrator.report import write
-    from orchestrator.serving import deploy, undeploy
+    from orchestrator.serving import check_endpoint, deploy, undeploying
 
     folder = storage.resolve() / datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S")
     journal = Journal()
     with journal.stage("base model and data"):
         job = _job(folder, storage.resolve() / "assets", assignments)
+        check_endpoint(job.serve, job.cluster)  # it comes last, and a port may be taken
     with session() as cluster, closing(Registry(job.store_url(), job.cluster.storage)) as registry:
         demo = Demo(job, registry, journal)
-        journal.narrator.say(f"dashboard {cluster.dashboard_url}")
+        journal.narrator.say(dashboard_line(cluster))
         with journal.stage("tune"):
             study = demo.tune()
         with journal.stage("train the winner on"):
@@ -162,17 +162,16 @@ def run_demo(storage: Path, assignments: Sequence[str] = ()) -> None:
         with journal.stage("serve"):
             endpoint = deploy(job.serve, None, job.store_url(), job.cluster.storage, NAME)
         journal.summary["endpoint"] = endpoint.openai_url
-        with journal.stage("ask"):
-            demo.ask(endpoint.url, endpoint.base)
-        with journal.stage("report"):
-            report = journal.summary["report"] = write(job.cluster, study.name)
-        print(f"\nreport:   {report}\nsummary:  {journal.write(folder)}")
-        if sys.stdout.isatty():
-            print(f"endpoint: {endpoint.openai_url} (Ctrl-C stops it; in another terminal:")
-            print(f'  moetune ask {NAME} "{QUESTIONS[0]}" --url {endpoint.url})')
-            threading.Event().wait()
-        if not cluster.owned:  # else it ends with the session, and Serve with it
-            undeploy()
+        with undeploying():
+            with journal.stage("ask"):
+                demo.ask(endpoint.url, endpoint.base)
+            with journal.stage("report"):
+                report = journal.summary["report"] = write(job.cluster, study.name)
+            print(f"\nreport:   {report}\nsummary:  {journal.write(folder)}")
+            if sys.stdout.isatty():
+                print(f"endpoint: {endpoint.openai_url} (Ctrl-C stops it; in another terminal:")
+                print(f'  moetune ask {NAME} "{QUESTIONS[0]}" --url {endpoint.url})')
+                cluster.wait()
 
 
 def _job(folder: Path, assets: Path, assignments: Sequence[str]) -> JobSpec:

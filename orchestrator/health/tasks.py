@@ -7,15 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from cluster.placement import Demand, wait_for_room
+from orchestrator.comparison import Measurement
 from orchestrator.health.places import Array
-from workers.spec import InputError, TrainSpec, override, validated
-
-if TYPE_CHECKING:
-    from orchestrator.registry import Registry
+from workers.spec import InputError, TrainSpec
 
 PREFERRED = 1.1
 """A task is served by the experts that get so many times the tokens of it that they get of all."""
@@ -92,35 +91,17 @@ def by_layer(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> list[LayerTas
     return found
 
 
-def expert_tasks(
-    registry: "Registry", reference: str, source: str | None, rows: int
-) -> list[LayerTasks]:
-    """Of `NAME` or `NAME@VERSION`, on up to `rows` rows a task of `source`, or of the validation
-    rows of its training; computed on the connected cluster. Raises InputError."""
-    from workers.data.rows import validation_rows
-
-    version = registry.resolve(reference)
-    trained = registry.manifest(version).spec
-    if trained is None:
-        raise InputError(f"{reference}: was not trained by moetune; nothing says how to prompt it")
-    known = validated(TrainSpec, trained, reference)
-    source = source or known.data.validation
-    changes = {
-        "data.train": source,  # what it was trained on may be gone
-        "data.validation": source,
-        "evaluation.generate": False,
-        "evaluation.rows_per_task": rows,
-        "parallel": {},
-    }
-    spec = override(known, changes, reference)
-    validation_rows(spec.data)  # what is wrong with one of them is said before any work
-    return by_layer(_counted(spec, version.folder))
+def expert_tasks(measurement: Measurement) -> list[LayerTasks]:
+    """Of a version, computed on the connected cluster. Raises InputError."""
+    return by_layer(_counted(measurement.spec, measurement.folder))
 
 
 def _counted(spec: TrainSpec, folder: Path) -> Mapping[str, Mapping[str, Sequence[int]]]:
     import ray
 
     from workers.train.task_routing import count_by_task
+
+    wait_for_room(Demand("the evaluation", "task", 1, 1))
 
     try:
         counts: Mapping[str, Mapping[str, Sequence[int]]] = ray.get(

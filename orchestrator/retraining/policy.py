@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from orchestrator.beside import beside
 from workers.configuration import InputError, NonNegative, PositiveInt, Spec, validated
 from workers.yaml_text import read_yaml
 
@@ -82,11 +83,12 @@ class Policy(Spec):
 
 
 def load_policy(path: str | Path) -> Policy:
-    """Read a policy file (YAML)."""
+    """Read a policy file (YAML); its paths are relative to its folder."""
     try:
         values = read_yaml(Path(path).read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a policy file is a mapping with `job`, `when` and `data`")
+    values = beside(Path(path).parent, values, ("data", "when.quality.data"), ("job",))
     return validated(Policy, values, str(path))

@@ -37,11 +37,13 @@ class HereRuns:
     def start(self, job: JobSpec) -> None:
         """See `Runs`."""
         from cluster.session import session
+        from orchestrator.display import study_display
+        from orchestrator.progress import Narrator
         from orchestrator.tuner import preflight, run
 
         preflight(job)
-        with session():
-            run(job)
+        with session(), study_display(job, Narrator()) as display:
+            run(job, on_progress=display)
 
     def end(self, study: str) -> End | None:  # noqa: ARG002
         """See `Runs`. What was cut off with its process runs no more."""

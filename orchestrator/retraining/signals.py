@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cluster.session import session
 from orchestrator.client import Client
+from orchestrator.comparison import Measurement, compare_version
 from orchestrator.health.monitor import QUIET
 from orchestrator.health.report import Health, Verdict
 from orchestrator.registry import Registry
-from orchestrator.retraining.policy import QualityRule
+from orchestrator.retraining.policy import Policy, QualityRule
+from orchestrator.spec import load_job, override_job
 from workers.engine.request import RequestError
 from workers.spec import InputError, validated
 
@@ -39,13 +42,24 @@ def endpoint_drift(client: Client, name: str) -> Callable[[str], Verdict | None]
     return drift
 
 
-def measured_quality(registry: Registry, name: str) -> Callable[[QualityRule], float]:
-    """Labelled rows answered by the champion on the connected cluster."""
+def check_policy(policy: Policy, registry: Registry, name: str) -> None:
+    """InputError for a job or labelled rows that cannot be used: it may be days until they are."""
+    override_job(load_job(policy.job), policy.set, "set")
+    rule = policy.when.quality
+    if rule and registry.champion(name):
+        Measurement.of(registry, name, rule.data, rule.rows)
+
+
+def measured_quality(
+    registry: Registry, name: str, address: str | None = None
+) -> Callable[[QualityRule], float]:
+    """Labelled rows answered by the champion, on the cluster at `address`; None is the connected
+    one, or else a local one."""
 
     def quality(rule: QualityRule) -> float:
-        from orchestrator.comparison import compare_version
-
-        metrics = compare_version(registry, name, rule.data, rule.rows).results[name]
+        measurement = Measurement.of(registry, name, rule.data, rule.rows)
+        with session(address):
+            metrics = compare_version(measurement).results[name]
         if rule.metric in ("score", "loss"):
             return float(metrics[rule.metric])
         if rule.metric not in metrics["tasks"]:

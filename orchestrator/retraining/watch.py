@@ -31,7 +31,7 @@ class Watch:
     signals: Signals
     runs: Runs
     address: str | None = None
-    """Cluster for what the watch itself measures; None starts a local one for it."""
+    """Cluster for measuring what it has trained; None starts a local one for it."""
 
     @property
     def folder(self) -> Path:
@@ -73,8 +73,7 @@ class Watch:
         rule, last = self.policy.when.quality, self.diary.last("measured")
         if rule is None or (last and _since(last) < timedelta(hours=rule.every_hours)):
             return None
-        with session(self.address):
-            value = self.signals.quality(rule)
+        value = self.signals.quality(rule)
         worse = value > rule.limit if rule.metric == "loss" else value < rule.limit
         said = f"{rule.metric} is {value:.4g} on {rule.data}, the limit {rule.limit:.4g}"
         self.diary.note("measured", said, evidence={"metric": rule.metric, "value": value})

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workers.configuration import NonNegative, PositiveInt, Spec
+from workers.configuration import Listed, NonNegative, PositiveInt, Spec
 
 AtLeastOne = Annotated[float, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -54,7 +54,7 @@ class GuardSpec(Spec):
     drift: Literal["off", "canary", "all"] = "canary"
     """Whose routing may not drift from the training's; a canary's may where the champion's does,
     since the requests are what has changed then."""
-    fallback: tuple[Literal["previous", "base"], ...] = ("previous", "base")
+    fallback: Listed[Literal["previous", "base"]] = ("previous", "base")
     """Where a champion's name falls back to: first here, and if the guard acts again before
     anybody else did, then there. Empty: nowhere; a canary still ends."""
     plan_requests: Annotated[int, Field(ge=0)] = 20

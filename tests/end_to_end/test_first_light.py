@@ -37,7 +37,7 @@ def test_a_finished_study_is_not_run_again(trials: Trials, moetune: Run) -> None
     assert "started" not in resumed.stderr
 
 
-def test_ctrl_c_says_how_to_go_on(
+def test_sigterm_is_ctrl_c_and_says_how_to_go_on(
     workspace: Path, user_environment: dict[str, str], read: Read
 ) -> None:
     command = ["tune", "job.yaml", "--set=name=cut", "--set=optimizer.steps=600"]
@@ -57,14 +57,14 @@ def test_ctrl_c_says_how_to_go_on(
                 break
         else:
             pytest.fail(f"the study ended before its first report: {begun}")
-        tuning.send_signal(signal.SIGINT)
+        tuning.send_signal(signal.SIGTERM)
         _, said = tuning.communicate(timeout=120)
     finally:
         tuning.kill()
-    assert tuning.returncode == 130, said
+    assert tuning.returncode == 143, said
     assert f"go on with: moetune {' '.join(command)} --resume" in said
     assert "Traceback" not in said
-    assert [row["state"] for row in read("leaderboard", "cut")] == ["running"]
+    assert [row["state"] for row in read("leaderboard", "cut")] == ["interrupted"]
 
 
 def test_the_report_is_one_page(trials: Trials, read: Read) -> None:
@@ -90,7 +90,7 @@ def test_promotion_history_and_rollback(trials: Trials, moetune: Run, read: Read
         ("rollback", best),
     ]
     assert events[1]["evidence"]["forced"] is True
-    assert read("models")["paint"]["id"] == best
+    assert read("models")["names"]["paint"]["id"] == best
 
 
 def test_the_champion_answers_and_a_promotion_shows(

@@ -3,9 +3,19 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from orchestrator.endpoint import EndpointSpec
-from orchestrator.spec import ClusterSpec, JobSpec, ServeSpec, dump_job, override_job, portable
+from orchestrator.retraining.policy import load_policy
+from orchestrator.spec import (
+    ClusterSpec,
+    JobSpec,
+    ServeSpec,
+    dump_job,
+    load_job,
+    override_job,
+    portable,
+)
 from workers.spec import InputError, ModelSpec
 
 
@@ -75,3 +85,53 @@ def test_a_gateways_specification_shows_no_password() -> None:
         serve=ServeSpec(), model=ModelSpec(path="x"), store_url=SECRET, storage="runs"
     )
     assert "topmost" not in f"{spec!r} {spec}"
+
+
+def test_paths_in_a_job_begin_at_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "jobs"
+    (folder / "base").mkdir(parents=True)
+    (folder / "space.yaml").write_text("optimizer.lr: {log: [1.0e-4, 1.0e-3]}")
+    values = {
+        "name": "near",
+        "train": {
+            "model": {"path": "base"},
+            "data": {"train": "rows/*.jsonl", "validation": "s3://bucket/rows.jsonl"},
+        },
+        "search": {"space": "space.yaml"},
+        "cluster": {"storage": "../runs"},
+        "serve": {"tls": {"cert": "/etc/cert.pem", "key": "key.pem"}},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path)
+    job = load_job("jobs/job.yaml", ["data.train=own.jsonl"])
+    assert job.train.model.path == "jobs/base"
+    assert job.train.data.train == "own.jsonl", "--set is of the shell's folder"
+    assert load_job("jobs/job.yaml").train.data.train == "jobs/rows/*.jsonl"
+    assert job.train.data.validation == "s3://bucket/rows.jsonl"
+    assert job.search_space().varied() == ["optimizer.lr"]
+    assert portable(job).cluster.storage == f"{tmp_path}/runs"
+    assert (job.serve.tls.cert, job.serve.tls.key) == ("/etc/cert.pem", "jobs/key.pem")
+    values["train"]["model"] = {"path": "org/model"}
+    (folder / "job.yaml").write_text(yaml.safe_dump(values))
+    assert load_job("jobs/job.yaml").train.model.path == "org/model", "a name, of no file there"
+    assert load_job("smoke").train.data.train == "train.jsonl", "what comes along is of no folder"
+
+
+def test_paths_in_a_policy_begin_at_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").touch()
+    rule = {"data": "right.jsonl", "limit": 0.8}
+    values = {"job": "job.yaml", "data": "new/*.jsonl", "when": {"quality": rule}}
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(values))
+    policy = load_policy(tmp_path / "policy.yaml")
+    assert (policy.job, policy.data) == (f"{tmp_path}/job.yaml", f"{tmp_path}/new/*.jsonl")
+    assert policy.when.quality is not None
+    assert policy.when.quality.data == f"{tmp_path}/right.jsonl"
+
+
+def test_one_value_is_a_list_of_one(tmp_path: Path) -> None:
+    options = ["data.prompt_columns=question", "serve.allowed_hosts=chat.example"]
+    job = load_job("smoke", options)
+    assert job.train.data.prompt_columns == ("question",)
+    assert job.serve.allowed_hosts == ("chat.example",)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import ClusterError
 from cluster.session import Session
 from orchestrator.events import TrialEvent
 from orchestrator.registry import Registry
@@ -109,6 +110,15 @@ def test_every_trial_leaves_its_record_and_a_version(whole: Ran) -> None:
         assert row.value == losses[6] < losses[2]
     assert json.loads((whole.study.folder / "job.json").read_text())["name"] == "tiny"
     assert not (whole.study.folder / "tune").exists()
+
+
+def test_what_finds_no_room_leaves_nothing_behind(
+    make_job: MakeJob, ray_cluster: Session, tmp_path: Path
+) -> None:
+    job = make_job(tmp_path / "runs", search__cpus_per_worker=5)
+    with pytest.raises(ClusterError, match="a trial wants 1 worker of 5 CPUs, and has no room"):
+        run(job)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_study_tells_what_happens(whole: Ran) -> None:

@@ -1,38 +1,131 @@
-"""`moetune serve`: what is wrong with a base is said before a cluster starts."""
+"""`moetune serve` and its like: what is wrong is said before a cluster starts; SIGTERM ends all."""
 
+import json
+import os
+import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
+import psutil
 import pytest
+import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from cluster.session import Session
 from orchestrator.cli import app
 from orchestrator.promotion import promote
+from orchestrator.proxy import running_address
 from orchestrator.registry import Registry
 from orchestrator.served_base import served_base
 from orchestrator.spec import ClusterSpec
 from tests.tiny import write_adapter
-from workers.spec import InputError, ModelSpec
+from workers.adapter.manifest import read_manifest, write_manifest
+from workers.spec import InputError, ModelSpec, TrainSpec, override
 
 
-def test_a_base_that_has_become_another_is_refused_without_a_cluster(
-    tiny_model_dir: Path, tmp_path: Path
-) -> None:
+@dataclass(frozen=True)
+class Home:
+    """A storage folder whose name `home` has a champion, and the champion's base."""
+
+    base: Path
+    storage: str
+
+    def refused(self, *words: str) -> str:
+        """What a command says that is refused before it asks for a cluster."""
+        result = CliRunner().invoke(app, [*words, "--storage", self.storage])
+        assert isinstance(result.exception, InputError), result.exception
+        return str(result.exception)
+
+
+@pytest.fixture
+def home(
+    tiny_model_dir: Path,
+    make_spec: Callable[..., TrainSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Home:
+    """Without a cluster: whoever asks for one fails."""
+
+    def none(*_: Any) -> None:
+        raise AssertionError("a cluster was asked for")
+
     base = Path(shutil.copytree(tiny_model_dir, tmp_path / "base"))
     adapter = write_adapter(base, tmp_path / "adapter", seed=1, num_experts=1, top_k=1)
+    spec = override(make_spec(), {"model.path": str(base)}, "test").model_dump(mode="json")
+    manifest = read_manifest(adapter)
+    assert manifest is not None
+    write_manifest(adapter, manifest.model_copy(update={"spec": spec}))
     place = ClusterSpec(storage=str(tmp_path / "runs"))
     registry = Registry(place.store_url(), place.storage)
     version = registry.register("study", 0, adapter, {"validation": {"loss": 1.0}})
     promote(registry, version, "home", actor="test", metric="validation/loss")
     registry.close()
-    model = AutoModelForCausalLM.from_pretrained(base)
-    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(base)
-    nowhere = ["--address", "127.0.0.1:1"]  # whoever asks for the cluster first is told of that
-    result = CliRunner().invoke(app, ["serve", "home", "--storage", place.storage, *nowhere])
-    assert isinstance(result.exception, InputError)
-    assert str(result.exception).startswith(f"model.path: {base}: holds an adapter")
+    monkeypatch.setattr("cluster.session.session", none)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return Home(base, place.storage)
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield int(server.getsockname()[1])
+
+
+def test_a_base_that_has_become_another_is_refused(home: Home) -> None:
+    model = AutoModelForCausalLM.from_pretrained(home.base)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(home.base)
+    said = home.refused("serve", "home")
+    assert said.startswith(f"model.path: {home.base}: holds an adapter")
+
+
+def test_a_lost_base_is_refused(home: Home) -> None:
+    shutil.rmtree(home.base)
+    for command in ("serve", "evaluate", "experts"):
+        data = ("--data", "rows.jsonl") if command == "evaluate" else ()
+        assert f"model.path: {home.base}" in home.refused(command, "home", *data)
+
+
+def test_lost_rows_are_refused(home: Home, tmp_path: Path) -> None:
+    for command in ("evaluate", "experts"):
+        assert "lost.jsonl" in home.refused(command, "home", "--data", "lost.jsonl")
+    rule = {"data": "right.jsonl", "limit": 0.8}
+    values = {"job": "smoke", "data": "new.jsonl", "when": {"quality": rule}}
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(yaml.safe_dump(values))
+    assert f"{tmp_path}/right.jsonl" in home.refused("watch", "home", "--policy", str(policy))
+    policy.write_text(yaml.safe_dump({**values, "job": "lost.yaml"}))
+    assert "lost.yaml: cannot be read" in home.refused("watch", "home", "--policy", str(policy))
+
+
+def test_a_host_without_a_key_and_a_taken_port_are_refused(home: Home, taken: int) -> None:
+    beyond = home.refused("serve", "home", "--set", "host=0.0.0.0", "--set", "port=0")
+    assert "serve.host is 0.0.0.0, beyond loopback: set a key in MOETUNE_API_KEY" in beyond
+    wanted = f"serve.port: 127.0.0.1:{taken} cannot be listened on"
+    for field in ("port", "serve.port"):
+        assert wanted in home.refused("serve", "home", "--set", f"{field}={taken}")
+
+
+def test_the_endpoint_is_as_the_job_says(home: Home, taken: int, tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    values = yaml.safe_load(Path("orchestrator/jobs/smoke.yaml").read_text())
+    job.write_text(yaml.safe_dump({**values, "serve": {"port": taken, "host": "127.0.0.2"}}))
+    with socket.create_server(("127.0.0.2", taken)):
+        said = home.refused("serve", "home", "--job", str(job))
+    assert f"serve.port: 127.0.0.2:{taken} cannot be listened on" in said
+    also = ("--job", str(job), "--set", "serve.host=127.0.0.1")
+    assert f"serve.port: 127.0.0.1:{taken}" in home.refused("serve", "home", *also)
 
 
 def test_a_base_whose_id_is_a_name_is_refused_without_a_cluster(
@@ -61,3 +154,70 @@ def test_a_base_whose_id_is_a_name_is_refused_without_a_cluster(
     assert str(result.exception).startswith("serve: home is what requests call the base")
     with pytest.raises(InputError, match="serve: home is what"):
         served_base(place.store_url(), place.storage, None, ModelSpec(path=str(bases[1])))
+
+
+@contextmanager
+def serving(storage: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`moetune serve home` with its URL, killed at the end."""
+    ours = ("RAY_", "MOETUNE_")
+    words = ("serve", "home", "--set=port=0", "--storage", storage, *options)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", *words],
+        env={name: text for name, text in os.environ.items() if not name.startswith(ours)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        found = re.search(r"http://[\d.:]+", line)
+        assert found, f"serve said {line!r}, {server.communicate(timeout=60)}"
+        yield server, found[0]
+    finally:
+        server.kill()
+        server.communicate()
+
+
+@pytest.fixture
+def served(make_adapter: Callable[..., Path], tmp_path: Path) -> str:
+    """A storage folder whose name `home` has a champion."""
+    place = ClusterSpec(storage=str(tmp_path))
+    registry = Registry(place.store_url(), place.storage)
+    version = registry.register(
+        "study", 0, make_adapter(31, num_experts=1, top_k=1), {"validation": {"loss": 1.0}}
+    )
+    promote(registry, version, "home", actor="test", metric="validation/loss")
+    registry.close()
+    return place.storage
+
+
+@pytest.mark.slow
+def test_sigterm_ends_answers_endpoint_and_serve_on_a_cluster_that_stays(
+    ray_cluster: Session, served: str
+) -> None:
+    body = {"model": "home", "prompt": "hello", "max_tokens": 200, "stream": True}
+    with serving(served, "--address", ray_cluster.address) as (server, url):
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
+            lines = (one for one in answer.iter_lines() if one)
+            events = [next(lines)]
+            server.send_signal(signal.SIGTERM)
+            events += lines
+        said = server.communicate(timeout=120)
+    assert server.returncode == 143, said
+    assert "Traceback" not in said[1]
+    assert events[-1] == "data: [DONE]", "the answer ended whole"
+    assert json.loads(events[-2].removeprefix("data: "))["choices"][0]["finish_reason"]
+    assert running_address() is None
+
+
+@pytest.mark.slow
+def test_a_dead_head_ends_serve(served: str) -> None:
+    with serving(served) as (server, _):
+        ours = psutil.Process(server.pid).children(recursive=True)
+        [head] = [one for one in ours if one.name() == "gcs_server"]
+        head.kill()
+        said = server.communicate(timeout=30)
+    assert server.returncode == 2, said
+    assert "the cluster's head is gone" in said[1].splitlines()[-1]
+    assert "Traceback" not in said[1]

@@ -1,8 +1,20 @@
 """What commands print."""
 
+import os
+import pty
+import subprocess
+import sys
+from datetime import UTC, datetime
+
 import pytest
 
 from orchestrator.commands.options import plain_answer, print_table
+
+COLUMNS = ("trial", "state", "validation/loss", "contrastive_weight", "version", "at", "why")
+ROWS = [
+    (0, "finished", 0.731234, 0.01, "3f9a1c2b7d10", datetime(2026, 5, 1, 2, 3, 4, 5, UTC), None),
+    (1, "failed", None, 0.0, None, None, "[/b] its router\x1b[31m\ncollapsed " + "on and on " * 9),
+]
 
 
 def test_a_table_shows_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,3 +41,28 @@ def test_an_answer_keeps_its_lines_and_commands_no_terminal(
     assert plain_answer(answer) == answer  # a pipe gets it as it is
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert plain_answer(answer) == "two\nlines\tand \\x1b[2J"
+
+
+def test_a_piped_table_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(COLUMNS, ROWS, "study x")
+    title, head, first, second = capsys.readouterr().out.splitlines()
+    assert title == "study x"
+    assert head.split() == list(COLUMNS)
+    assert first.split() == [
+        *("0", "finished", "0.7312", "0.01", "3f9a1c2b7d10", "2026-05-01", "02:03:04", "UTC", "-")
+    ]
+    assert "[/b] its router\\x1b[31m\\ncollapsed on and on" in second
+    assert not any(line.endswith(" ") for line in (head, first, second))
+
+
+def test_a_table_fits_a_terminal_of_80_columns() -> None:
+    code = "from tests.orchestrator.commands.test_options import *; print_table(COLUMNS, ROWS)"
+    main, side = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "80"}
+    subprocess.run([sys.executable, "-c", code], stdout=side, env=environment, check=True)
+    os.close(side)
+    with os.fdopen(main, "rb", buffering=0) as screen:
+        lines = screen.read(4096).decode().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("trial 0 · state finished · validation/loss 0.7312 · ")
+    assert "version 3f9a1c2b7d10" in " ".join(line.strip() for line in lines)

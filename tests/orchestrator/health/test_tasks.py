@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.comparison import Measurement
 from orchestrator.health.tasks import by_layer, expert_tasks
 from orchestrator.promotion import promote
 from orchestrator.registry import Registry
@@ -67,6 +68,6 @@ def test_of_a_name_on_the_cluster(
     promote(
         registry, version, "home", actor="test", metric="validation/loss", force=True, reason="t"
     )
-    [first, second] = expert_tasks(registry, "home", None, rows=10)
+    [first, second] = expert_tasks(Measurement.of(registry, "home", None, rows=10, generate=False))
     assert first.tasks == second.tasks == ("home",)
     assert sum(first.load) == pytest.approx(1)

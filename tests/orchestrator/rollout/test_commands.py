@@ -72,6 +72,6 @@ def test_models_show_what_stands_behind_each_name(
     begin(2, shadow=True)
     [_, line] = run("models").splitlines()
     assert line.split() == ["home", a, "s", "0", b, "2.5%", c]
-    known: Any = json.loads(run("models", "--json"))["home"]
+    known: Any = json.loads(run("models", "--json"))["names"]["home"]
     assert (known["id"], known["study"]) == (a, "s")
     assert known["rollout"]["canary"]["version"] == b
