@@ -129,7 +129,7 @@ def commands() -> Iterator[tuple[list[str], str]]:
     yield ["ask", "home", "hello", "--url", "nonsense"], "nonsense"
     yield ["ask", "home", "hello", "--url", "http://h:port"], "http://h:port"
     yield ["status", "--address", "h:port"], "h:port: is no cluster address"
-    yield ["models", "--store", "postgresql://h:port/x"], "no usable SQLAlchemy URL"
+    yield ["models", "--store", "postgresql://h:port/x"], "SQLAlchemy URL"
     yield ["adapter", "inspect", "missing"], "missing"
     yield ["adapter", "inspect", "empty-model"], "empty-model"
     yield ["adapter", "import", "damaged", "--to", "new"], "damaged"
