@@ -20,8 +20,10 @@ def without_credentials(uri: str) -> str:
     uri = _USER.sub(r"\g<user>@", uri)
     place, asks, query = uri.partition("?")
     fields = query.split("&")
-    kept = [one for one in fields if not _SECRET.search(unquote_plus(one.partition("=")[0]))]
-    return uri if kept == fields else place + asks * bool(kept) + "&".join(kept)
+    kept = [field for field in fields if not _is_secret(field)]
+    if "://" not in place or kept == fields:  # in a path, ? stands for any letter
+        return uri
+    return place + asks * bool(kept) + "&".join(kept)
 
 
 def refuse_credentials(uri: str, instead: str) -> str:
@@ -29,3 +31,8 @@ def refuse_credentials(uri: str, instead: str) -> str:
     if without_credentials(uri) != uri:
         raise ValueError(f"holds a password or key, which would be written down; {instead}")
     return uri
+
+
+def _is_secret(field: str) -> bool:
+    name, equals, _ = field.partition("=")
+    return bool(equals and _SECRET.search(unquote_plus(name)))

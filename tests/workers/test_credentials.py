@@ -41,6 +41,8 @@ def test_what_is_secret_is_left_out(uri: str, without: str) -> None:
         "s3://bucket/x?endpoint_override=127.0.0.1:9000&scheme=http",
         "hub:name:config#train",
         "/home/me:you@work/rows.jsonl",
+        "/data/what?token=1/rows.jsonl",
+        "s3://bucket/part-?-tokenized.parquet",
         "postgresql://me@host/db?passfile=/home/me/.pgpass",
         "",
     ],
