@@ -15,6 +15,8 @@ from workers.train.heartbeat import ENDED, Heart, Heartbeat
 
 EXIT_CODE = 86
 """Of a process that the watchdog ended."""
+_LOOK_SECONDS = 15.0
+"""A worker that stands for so long looks how long the others do; at the limit it must know."""
 _NOT_WATCHED = ("loading", "report", ENDED)
 """Phases that may take any time: torch.distributed and Ray Train have limits of their own there."""
 
@@ -28,6 +30,8 @@ class Watchdog:
         """`limit`: seconds in one phase; `tell` gets the reason just before the process ends."""
         self._heart, self._folder, self._limit, self._tell = heart, folder, limit, tell
         self._stopped = threading.Event()
+        self._written: dict[int, tuple[float, float]] = {}
+        """By rank, what its last file says of when, and when by our clock that came."""
 
     def start(self) -> "Watchdog":
         """Begin to watch; returns itself."""
@@ -41,13 +45,22 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stopped.wait(min(1.0, self._limit / 4)):
             _, phase, seconds = self._heart.standing()
-            if phase in _NOT_WATCHED or seconds < self._limit:
+            if phase in _NOT_WATCHED or seconds < min(self._limit / 4, _LOOK_SECONDS):
                 continue
-            everyone = heartbeat.read(self._folder)
-            if any(idle(one) < self._limit for one in everyone if one.rank != self._heart.rank):
+            everyone = [self._aged(one) for one in heartbeat.read(self._folder)]
+            others = (idle(one) for one in everyone if one.rank != self._heart.rank)
+            if seconds < self._limit or any(one < self._limit for one in others):
                 continue  # this worker waits for one that still moves
             self._tell(verdict(self._heart.rank, seconds, everyone))
             os._exit(EXIT_CODE)  # an exception would not reach a thread that is stuck in C
+
+    def _aged(self, one: Heartbeat) -> Heartbeat:
+        """A worker as it stands now, by our own clock: its host's may be an hour wrong."""
+        now = time.monotonic()
+        at, since = self._written.get(one.rank, (None, now))
+        since = since if at == one.at else now
+        self._written[one.rank] = one.at, since
+        return one.model_copy(update={"seconds": one.seconds + now - since, "at": time.time()})
 
 
 def idle(one: Heartbeat) -> float:

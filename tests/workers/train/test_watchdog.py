@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from workers.train.heartbeat import Heartbeat
 from workers.train.watchdog import EXIT_CODE, behind, idle, verdict
 
@@ -45,6 +47,40 @@ def test_a_worker_that_hangs_ends_and_names_who_is_behind(tmp_path: Path) -> Non
     assert said.startswith("worker 0: nothing moved for ")
     assert "behind is worker 1 (step 7, data, " in said
     assert "waiting for it: worker 0 (step 7, reduce, " in said
+
+
+FAR = """
+import sys, threading, time
+from pathlib import Path
+from workers.train.heartbeat import Heart, Heartbeat
+from workers.train.watchdog import Watchdog
+
+folder, wrong = Path(sys.argv[1]), float(sys.argv[2])
+heart = Heart(0, 2).write(folder)
+Watchdog(heart, folder, 1.5, lambda why: print(why, flush=True)).start()
+heart.beat("reduce", 6)
+(folder / "ranks").mkdir(exist_ok=True)
+for beats in range(20):
+    other = Heartbeat(rank=1, workers=2, step=6, phase="forward", beats=beats, seconds=0.0,
+                      at=time.time() + wrong, every=1.0)
+    (folder / "ranks" / "1.json").write_text(other.model_dump_json())
+    time.sleep(0.25)
+print("waited", flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("wrong", [-3600, 3600])
+def test_another_hosts_clock_ends_no_worker_and_keeps_none(wrong: int, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAR, str(tmp_path), str(wrong)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == EXIT_CODE, done.stderr
+    assert done.stdout.splitlines()[0] == "waited"
 
 
 def beat(rank: int, beats: int, phase: str, seconds: float, age: float = 0.0) -> Heartbeat:
