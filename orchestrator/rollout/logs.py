@@ -37,6 +37,7 @@ class Logs:
         with self._reading:
             known = self._newer(name)
             if known is None:
+                self._known.pop(name, None)
                 return None
             self._known[name] = known
             return known.state
@@ -44,7 +45,7 @@ class Logs:
     def _newer(self, name: str) -> _Known | None:
         """What is known, and what has come since. The last event that is known is read again: a
         database that was put in the place of another may have another one there, or none."""
-        known = self._known.pop(name, None)
+        known = self._known.get(name)
         if known is not None:
             rows = self._read(name, known.state.revision)
             if rows and dict(rows[0]) == known.last:

@@ -26,8 +26,11 @@ class Reads:
     def __init__(self, events: list[Event]) -> None:
         self.rows = [event.model_dump(mode="json") for event in events]
         self.read = 0
+        self.away = False
 
     def __call__(self, name: str, since: int) -> list[dict[str, Any]]:
+        if self.away:
+            raise StorageError("the database is away")
         found = [row for row in self.rows if row["revision"] >= since]
         self.read += len(found)
         return found
@@ -44,6 +47,10 @@ def test_a_look_reads_what_is_new(log: Log) -> None:
     assert logs.state("home") == state_of(events)
     assert reads.read == len(events) - 200 + 1
     reads.read = 0
+    reads.away = True
+    with pytest.raises(StorageError, match="away"):
+        logs.state("home")
+    reads.away = False
     assert logs.state("home") == state_of(events)
     assert reads.read == 1
 
