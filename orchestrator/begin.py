@@ -102,19 +102,19 @@ def locked(job: JobSpec) -> Iterator[Callable[[], bool]]:
 
     with store_errors(job.cluster), ExitStack() as stack:
         try:
-            lock = store_lock(job.store_url(), _lock_name(job), _LOOK_SECONDS)
+            lock = store_lock(job.store_url(), _lock_name(job.name), _LOOK_SECONDS)
             take = stack.enter_context(lock)
         except Held:
             raise InputError(f"study {job.name}: another process is running it") from None
         yield take
 
 
-def has_driver(job: JobSpec) -> bool:
+def has_driver(cluster: ClusterSpec, study: str) -> bool:
     """Whether a process, on any machine, runs the study."""
     from orchestrator.store_lock import Held, store_lock
 
     try:
-        with store_errors(job.cluster), store_lock(job.store_url(), _lock_name(job)):
+        with store_errors(cluster), store_lock(cluster.store_url(), _lock_name(study)):
             return False
     except Held:
         return True
@@ -122,16 +122,15 @@ def has_driver(job: JobSpec) -> bool:
 
 def resume_command(study: "Study", cluster: ClusterSpec) -> str | None:
     """How to go on with a study that has trials left and no driver; None for any other."""
-    job = JobSpec.model_validate({**study.job, "cluster": cluster.model_dump()})
     ended = sum(trial.state.is_finished() for trial in study.optuna.get_trials(deepcopy=False))
     moved = SUCCESSOR in study.optuna.user_attrs
-    if moved or ended >= job.search.trials or has_driver(job):
+    if moved or ended >= study.job["search"]["trials"] or has_driver(cluster, study.name):
         return None
     return shlex.join(["moetune", "tune", str(study.folder / "job.json"), "--resume"])
 
 
-def _lock_name(job: JobSpec) -> str:
-    return f"study-{job.name}"
+def _lock_name(study: str) -> str:
+    return f"study-{study}"
 
 
 def _check_same(job: JobSpec, study: "optuna.Study") -> None:
