@@ -132,7 +132,7 @@ class Answering:
 
     def _count(self, chunk: Chunk) -> None:
         if self.reservation is not None and chunk.prompt_tokens > self._prompt_tokens:
-            self.reservation.read(chunk.prompt_tokens)  # may refuse, a first prompt before it costs
+            self.reservation.read(chunk.prompt_tokens)  # may refuse
         if self._first is None and chunk.tokens:
             self._first = time.monotonic() - self._begun
         self.tokens += chunk.tokens

@@ -44,9 +44,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) ->
 
 @pytest.fixture(scope="session")
 def user_environment() -> dict[str, str]:
-    """The user's environment without what would lead to another cluster or storage."""
-    ours = ("RAY_", "MOETUNE_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    """The user's environment without what would lead to another cluster or storage, and with a
+    proxy that nothing on this machine may be sent to."""
+    ours = ("RAY_", "MOETUNE_", "NO_PROXY", "no_proxy")
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return theirs | dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
 
 
 @pytest.fixture(scope="module")
