@@ -1,12 +1,14 @@
 """Clusters of our own: closed to others, found by ours, gone with their owner."""
 
 import json
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 from cluster.errors import ClusterError
 from cluster.session import Session, check_joinable, session
 from tests.cluster.conftest import Start
+from tests.orchestrator.browser import browser
 
 OWNER = """
 import json, sys, time
@@ -167,6 +170,32 @@ def test_a_cluster_of_another_temporary_folder_is_found(ray_cluster: Session, st
     code = "from cluster.address import resolve\nprint(resolve('auto').address)"
     said = "".join(start(code).communicate(timeout=60))  # with others here, it names all
     assert ray_cluster.address in said
+
+
+@pytest.mark.slow
+def test_the_dashboard_opens_with_the_token_that_the_command_shows(
+    ray_cluster: Session, tmp_path: Path
+) -> None:
+    command = str(ray_cluster.showing_token)
+    shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium here")
+    jobs = "fetch('/api/jobs/').then(reply => reply.status)"
+    with browser(chromium, tmp_path / "profile") as page:
+        page.open(str(ray_cluster.dashboard_url))
+        page.until("document.querySelector('[role=dialog] input') !== null")
+        assert page.js(jobs) == 401
+        page.js("document.querySelector('[role=dialog] input').focus()")
+        page.do("Input.insertText", text=shown.stdout)
+        page.js("[...document.querySelectorAll('[role=dialog] button')].at(-1).click()")
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            with suppress(AssertionError):  # the page is loading again
+                if page.js(jobs) == 200:
+                    break
+        page.until("document.readyState === 'complete'")
+        assert page.js("document.querySelector('[role=dialog]') === null")
 
 
 def test_waiting_ends_with_the_head(ray_cluster: Session) -> None:

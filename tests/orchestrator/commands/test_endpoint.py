@@ -1,20 +1,30 @@
 """`moetune serve` and its like: what is wrong is said before a cluster starts; SIGTERM ends all."""
 
+import json
+import os
+import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from cluster.session import Session
 from orchestrator.cli import app
 from orchestrator.promotion import promote
+from orchestrator.proxy import running_address
 from orchestrator.registry import Registry
 from orchestrator.served_base import served_base
 from orchestrator.spec import ClusterSpec
@@ -143,3 +153,58 @@ def test_a_base_whose_id_is_a_name_is_refused_without_a_cluster(
     assert str(result.exception).startswith("serve: home is what requests call the base")
     with pytest.raises(InputError, match="serve: home is what"):
         served_base(place.store_url(), place.storage, None, ModelSpec(path=str(bases[1])))
+
+
+@contextmanager
+def serving(storage: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`moetune serve home` with its URL, killed at the end."""
+    ours = ("RAY_", "MOETUNE_")
+    words = ("serve", "home", "--set=port=0", "--storage", storage, *options)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", *words],
+        env={name: text for name, text in os.environ.items() if not name.startswith(ours)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        found = re.search(r"http://[\d.:]+", line)
+        assert found, f"serve said {line!r}, {server.communicate(timeout=60)}"
+        yield server, found[0]
+    finally:
+        server.kill()
+        server.communicate()
+
+
+@pytest.fixture
+def served(make_adapter: Callable[..., Path], tmp_path: Path) -> str:
+    """A storage folder whose name `home` has a champion."""
+    place = ClusterSpec(storage=str(tmp_path))
+    registry = Registry(place.store_url(), place.storage)
+    version = registry.register(
+        "study", 0, make_adapter(31, num_experts=1, top_k=1), {"validation": {"loss": 1.0}}
+    )
+    promote(registry, version, "home", actor="test", metric="validation/loss")
+    registry.close()
+    return place.storage
+
+
+@pytest.mark.slow
+def test_sigterm_ends_answers_endpoint_and_serve_on_a_cluster_that_stays(
+    ray_cluster: Session, served: str
+) -> None:
+    body = {"model": "home", "prompt": "hello", "max_tokens": 200, "stream": True}
+    with serving(served, "--address", ray_cluster.address) as (server, url):
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
+            lines = (one for one in answer.iter_lines() if one)
+            events = [next(lines)]
+            server.send_signal(signal.SIGTERM)
+            events += lines
+        said = server.communicate(timeout=120)
+    assert server.returncode == 143, said
+    assert "Traceback" not in said[1]
+    assert events[-1] == "data: [DONE]", "the answer ended whole"
+    assert json.loads(events[-2].removeprefix("data: "))["choices"][0]["finish_reason"]
+    assert running_address() is None
