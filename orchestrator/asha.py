@@ -6,14 +6,13 @@ from typing import Any
 
 import optuna
 from ray import cloudpickle
-from ray.train._internal.session import _TrainingResult
-from ray.tune import Checkpoint
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
 from orchestrator.failures import bad_input
 from orchestrator.search import StudySearch
 from orchestrator.spec import JobSpec
+from orchestrator.study import trial_name
 from workers.spec import InputError
 from workers.train.record import reason
 
@@ -33,20 +32,9 @@ class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
             grace_period=min(steps, job.search.grace_evaluations * job.train.evaluation.every),
             reduction_factor=job.search.reduction_factor,
         )
-        self._search, self._study_name = search, job.name
+        self._search, self._job = search, job
         for trial in study.get_trials(deepcopy=False):
             self._replay(trial)
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Begin a trial; one that was cut off begins at its last checkpoint."""
-        super().on_trial_add(tune_controller, trial)
-        if tune_controller is None or trial.latest_checkpoint_result:
-            return
-        last = self._search.trial(trial.trial_id).user_attrs.get("checkpoint")
-        if last and Path(last["path"]).is_dir():
-            at = Checkpoint.from_directory(last["path"])
-            metrics = {"step": last["step"], "checkpoint_dir_name": Path(last["path"]).name}
-            trial.on_checkpoint(_TrainingResult(at, metrics))
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A trial failed, or is about to be tried again. Bad input would fail again, and every
@@ -61,16 +49,19 @@ class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
         if found := bad_input(error):
             name = self._search.names.by_id[trial.trial_id]
             self._search.refusal = InputError(
-                f"study {self._study_name}: trial {name}: {found} (once that is mended, the study "
+                f"study {self._job.name}: trial {name}: {found} (once that is mended, the study "
                 "goes on with --resume)"
             )
             raise self._search.refusal
 
     def _replay(self, past: optuna.trial.FrozenTrial) -> None:
         """Fill the rungs with what a trial reported in an earlier life of the study."""
+        from workers.train.checkpoint import CheckpointStore
+
         alike = _Past(f"past-{past.number}")
         self.on_trial_add(None, alike)
-        last = past.user_attrs.get("checkpoint", {"step": 0})["step"]
+        own = self._job.study_folder() / "trials" / trial_name(past.number)
+        last = CheckpointStore(own / "checkpoints").last_step()
         for step, value in sorted(past.intermediate_values.items()):
             if past.state.is_finished() or step <= last:  # later ones will be reported again
                 self.on_trial_result(None, alike, {"step": step, self._metric: value})

@@ -18,8 +18,6 @@ from orchestrator.study import trial_name
 from workers.spec import InputError, override
 from workers.train.used import note_used, read_used, used_file
 
-_KEPT = ("values", "checkpoint")
-"""What a trial has noted that holds on other rows, too."""
 _UNFINISHED = tuple(state for state in TrialState if not state.is_finished())
 _FROM = "comes_from"
 """Note of a trial in the new study: its number in the former one."""
@@ -72,13 +70,12 @@ def _moved(trial: FrozenTrial, new: optuna.Study) -> int:
     for number, one in enumerate(new.get_trials(deepcopy=False)):
         if one.user_attrs.get(_FROM) == trial.number:
             return number
-    kept = {key: trial.user_attrs[key] for key in _KEPT if key in trial.user_attrs}
     new.add_trial(
         optuna.create_trial(
             state=TrialState.RUNNING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={**kept, _FROM: trial.number},
+            user_attrs={"values": trial.user_attrs["values"], _FROM: trial.number},
         )
     )
     number = new.trials[-1].number

@@ -111,8 +111,6 @@ def _in_group(job: JobSpec) -> Any:
         # Tune tries a failed trial again, so Ray Train need not.
         _trainer(task, job.search, retries=0, callbacks=[TuneReportCallback()]).fit()
 
-    # Ray Train writes the checkpoints: Tune need not, and cannot, ask a function for them.
-    trial._handles_checkpoint_freq = True  # type: ignore[attr-defined]
     # The workers' resources are Ray Train's to reserve. The function itself only waits, but Tune
     # wants a resource of every trial: a byte of memory is one that all nodes have to give.
     return tune.with_resources(trial, tune.PlacementGroupFactory([{"memory": 1}]))

@@ -103,7 +103,6 @@ def _tune(
     from orchestrator.trainer import trial_trainable
     from orchestrator.watcher import StudyWatcher
 
-    in_actors = job.train.parallel.max_workers == 1  # otherwise Ray Train keeps the checkpoints
     tuner = tune.Tuner(
         trial_trainable(job),
         tune_config=tune.TuneConfig(
@@ -111,7 +110,7 @@ def _tune(
             scheduler=StudyScheduler(job, search, study),
             num_samples=trials,
             max_concurrent_trials=min(job.search.max_concurrent, trials),
-            reuse_actors=in_actors,
+            reuse_actors=job.train.parallel.max_workers == 1,
             trial_name_creator=search.names,
             trial_dirname_creator=search.names,
         ),
@@ -119,9 +118,8 @@ def _tune(
             name=f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}",
             storage_path=str(_tune_folder(job)),
             failure_config=tune.FailureConfig(max_failures=job.search.retries),
-            checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=2, checkpoint_frequency=int(in_actors)
-            ),
+            # A run keeps its own checkpoints (workers.train.keeper).
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             callbacks=[StudyWatcher(search, (StudyMetrics(job.name), tell))],
             verbose=0,
         ),

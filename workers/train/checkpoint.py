@@ -32,6 +32,10 @@ class CheckpointStore:
         """Those there are, oldest first."""
         return sorted(self.folder.glob(f"{_PREFIX}*"))
 
+    def last_step(self) -> int:
+        """The step of the latest; 0 where there is none."""
+        return max((int(one.name.removeprefix(_PREFIX)) for one in self.whole()), default=0)
+
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
         return self.folder / f"{_PREFIX}{step:08d}"

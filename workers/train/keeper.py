@@ -34,20 +34,16 @@ class Keeper:
         self._place: Place | None = None
         self._uploads: Uploads | None = None
         if self._spec.upload and world.is_first:
-            uri = f"{self._spec.upload.rstrip('/')}/{plan.study}/{plan.folder.name}"
-            self._place = Place.of(uri)
+            self._place = Place.of(self._spec.upload, plan.study, plan.folder.name)
             self._uploads = Uploads(self._place, self._spec.keep, self._upload_failed)
 
-    def resume(self, run: "TrainingRun", other: Path | None = None) -> None:
-        """Go on from the latest whole checkpoint, or from `other` if that is not older; begin where
-        there is none. InputError if there are checkpoints, but none of this run that can be read.
-        """
+    def resume(self, run: "TrainingRun") -> None:
+        """Go on from the latest whole checkpoint; begin where there is none. InputError if there
+        are checkpoints, but none of this run that can be read."""
         found = self._world.gather(self._latest() if self._world.is_first else None)[0]
-        if other and (found is None or read_state(other)["step"] >= read_state(found)["step"]):
-            found = other
         if found:
             run.load(found)
-        if found and found != other and self._uploads:
+        if found and self._uploads:
             self._uploads.put(found)
 
     def after_step(self, run: "TrainingRun") -> None:
@@ -64,6 +60,11 @@ class Keeper:
         """Wait until the last checkpoint is uploaded; InputError if it cannot be."""
         if self._uploads:
             self._uploads.finish()
+
+    def close(self) -> None:
+        """The run ends here, perhaps before its last step."""
+        if self._uploads:
+            self._uploads.abandon()
 
     def _save(self, run: "TrainingRun") -> None:
         """A disk that is full now may have room later: only the last one must succeed."""
@@ -99,7 +100,8 @@ class Keeper:
             else:
                 return folder
         if ours:
-            raise InputError(f"{fault}; to begin anew, remove {self._store.folder}")
+            there = f" and {self._place.path}" if self._place else ""
+            raise InputError(f"{fault}; to begin anew, remove {self._store.folder}{there}")
         return None
 
     def _upload_failed(self, why: str) -> None:

@@ -8,7 +8,6 @@ goes on from its last checkpoint, and costs ten times as much to start.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -50,38 +49,74 @@ def train_in_group(task: Task) -> None:
         record.begin(task.spec)
     world.wait()
     heart = Heart(world.rank, world.size).write(record.folder, record.observe)
-    with record.failure_kept(), _watched(heart, task.spec, record):
-        _train(task, heart, record)
+    with _watched(heart, task.spec, record):
+        attempt = Attempt.begin(task, record, heart)
+        ray.train.report(attempt.next_report())
+        while not attempt.run.done:
+            ray.train.report(attempt.next_report())
+        attempt.finish()
+        attempt.close()
 
 
-def _train(task: Task, heart: Heart, record: RunRecord) -> None:
-    run = TrainingRun(task.spec, task.plan, heart=heart)
-    _hold_to_study(run)
-    keeper = Keeper(task.spec, task.plan, run.world)
-    keeper.resume(run)
-    if run.world.is_first:
-        _begin(run, record)
-    if run.done:  # ended just before it could say so
-        ray.train.report({**run.metrics, "folder": str(record.folder)})
-    while not run.done:
-        metrics = run.advance(keeper.after_step)
-        run.save_adapter(record.adapter)
+@dataclass(frozen=True)
+class Attempt:
+    """A run in this process, from its last checkpoint on. Both ways to start one do this alike, and
+    every worker calls the same methods."""
+
+    run: TrainingRun
+    keeper: Keeper
+    record: RunRecord
+
+    @classmethod
+    def begin(
+        cls, task: Task, record: RunRecord, heart: Heart, inputs: Inputs | None = None
+    ) -> "Attempt":
+        """Make the run ready for its next step. Raises InputError."""
+        run = TrainingRun(task.spec, task.plan, inputs=inputs, heart=heart)
+        try:
+            _hold_to_study(run)
+            keeper = Keeper(task.spec, task.plan, run.world)
+            keeper.resume(run)
+        except BaseException:
+            run.close()
+            raise
         if run.world.is_first:
-            record.add(metrics)
-        keeper.after_report(run)
-        heart.beat("report")
-        ray.train.report({**metrics, "folder": str(record.folder)})
-    keeper.finish()
-    if run.world.is_first:
-        EventLog(record.folder).note("finished", "all steps are done", step=run.step)
-    run.close()
+            _begin(run, record)
+        return cls(run, keeper, record)
+
+    def next_report(self) -> Metrics:
+        """Train to the next report. Its adapter, its figures and the checkpoint that is due are on
+        the disk before anybody hears of it; so a run that ended just before it could say so says it
+        again."""
+        run, ended = self.run, self.run.done
+        metrics = run.metrics if ended else run.advance(self.keeper.after_step)
+        run.save_adapter(self.record.adapter)
+        if run.world.is_first:
+            self.record.add(metrics)
+        if not ended:
+            self.keeper.after_report(run)
+        run.heart.beat("report")
+        return {**metrics, "folder": str(self.record.folder)}
+
+    def finish(self) -> None:
+        """All steps are done: wait for the last upload. InputError where it cannot be made."""
+        self.keeper.finish()
+        if self.run.world.is_first:
+            note = EventLog(self.record.folder).note
+            note("finished", "all steps are done", step=self.run.step)
+
+    def close(self) -> None:
+        """Take the adapter off the base model; the run may be cut off."""
+        self.keeper.close()
+        self.run.close()
 
 
 class TuneWorker(Trainable):  # type: ignore[misc]
     """Trials of one worker, one after another. A subclass, which Tune is given, says what a
     trial's configuration means.
 
-    Tune makes a checkpoint after each report; the Keeper adds those in between.
+    The Keeper makes the checkpoints, as in a group, and a trial that is started again goes on from
+    them: Tune is not asked for any.
     """
 
     @classmethod
@@ -93,7 +128,7 @@ class TuneWorker(Trainable):  # type: ignore[misc]
         """Take the first trial. It starts with its first step, so that what is wrong with it fails
         the trial alone (Tune cannot handle an actor that fails in setup or reset)."""
         self._inputs: Inputs | None = None
-        self._run: TrainingRun | None = None
+        self._attempt: Attempt | None = None
         self._config = config
 
     def reset_config(self, config: dict[str, Any]) -> bool:
@@ -104,44 +139,28 @@ class TuneWorker(Trainable):  # type: ignore[misc]
 
     def step(self) -> Metrics:
         """Train to the next report."""
-        run = self._run or self._start()
-        with self._record.failure_kept(), _watched(run.heart, run.spec, self._record):
-            metrics = run.advance(self._keeper.after_step)
-            run.save_adapter(self._record.adapter)
-            if run.done:
-                self._keeper.finish()
-        self._record.add(metrics)
-        return {**metrics, "folder": str(self._record.folder), "done": run.done}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write what `load_checkpoint` needs to go on exactly."""
-        (self._run or self._start()).save(Path(checkpoint_dir))
-
-    def load_checkpoint(self, checkpoint: str) -> None:
-        """Go on from a checkpoint, in this actor or in another one than wrote it."""
-        self.cleanup()
-        self._start(Path(checkpoint))
+        attempt = self._attempt or self._begin()
+        with _watched(attempt.run.heart, attempt.run.spec, attempt.record):
+            report = attempt.next_report()
+            if attempt.run.done:
+                attempt.finish()
+        return {**report, "done": attempt.run.done}
 
     def cleanup(self) -> None:
         """Take the adapter off the base model."""
-        if self._run:
-            self._run.close()
-        self._run = None
+        if self._attempt:
+            self._attempt.close()
+        self._attempt = None
 
-    def _start(self, checkpoint: Path | None = None) -> TrainingRun:
+    def _begin(self) -> Attempt:
         task = self.task(self.trial_name, self._config)
-        self._record = task.record()
-        self._record.begin(task.spec)
-        with self._record.failure_kept():
+        record = task.record()
+        record.begin(task.spec)
+        heart = Heart().write(record.folder, record.observe)
+        with _watched(heart, task.spec, record):
             self._inputs = Inputs.load(task.spec, self._inputs)
-            heart = Heart().write(self._record.folder, self._record.observe)
-            run = TrainingRun(task.spec, task.plan, inputs=self._inputs, heart=heart)
-            self._run = run
-            _hold_to_study(run)
-            self._keeper = Keeper(task.spec, task.plan, World())
-            self._keeper.resume(run, checkpoint)
-        _begin(run, self._record)
-        return run
+            self._attempt = Attempt.begin(task, record, heart, self._inputs)
+        return self._attempt
 
 
 def _hold_to_study(run: TrainingRun) -> None:
@@ -152,7 +171,7 @@ def _hold_to_study(run: TrainingRun) -> None:
 
 def _begin(run: TrainingRun, record: RunRecord) -> None:
     """Take back what was reported after the checkpoint, and say that an attempt begins."""
-    record.go_on(run.step)
+    record.go_on(run.step - 1 if run.done else run.step)  # what ended says so again
     again = bool(read_events(record.folder))
     many = "1 worker" if run.world.size == 1 else f"{run.world.size} workers"
     where = f"after step {run.step} of {run.spec.optimizer.steps} with {many}"
@@ -168,7 +187,8 @@ def _begin(run: TrainingRun, record: RunRecord) -> None:
 
 @contextmanager
 def _watched(heart: Heart, spec: TrainSpec, record: RunRecord) -> Iterator[None]:
-    """End this process if it hangs inside the block, and leave the reason in the run's files."""
+    """End this process if it hangs inside the block. Why it did, or failed, is left in the run's
+    files."""
 
     def tell(why: str) -> None:
         EventLog(record.folder).note("hung", why, worker=heart.rank)
@@ -176,6 +196,7 @@ def _watched(heart: Heart, spec: TrainSpec, record: RunRecord) -> Iterator[None]
 
     watchdog = Watchdog(heart, record.folder, spec.parallel.hang_timeout_s, tell).start()
     try:
-        yield
+        with record.failure_kept():
+            yield
     finally:
         watchdog.stop()

@@ -7,6 +7,7 @@ file, and what lacks it, or does not match it, is no checkpoint.
 import json
 import shutil
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -31,13 +32,26 @@ class Place(NamedTuple):
     path: str
 
     @classmethod
-    def of(cls, uri: str) -> "Place":
-        """The folder that a URI names; InputError if there is no such filesystem."""
+    def of(cls, uri: str, *below: str) -> "Place":
+        """The folder that a URI names, or one `below` it: paths are joined, for a URI may end with
+        a query. InputError if there is no such filesystem."""
         try:
-            return cls(*fs.FileSystem.from_uri(uri.rstrip("/")))
+            filesystem, path = fs.FileSystem.from_uri(uri)
         except (*_ERRORS, ValueError) as error:
             why = one_line(error)
             raise InputError(f"checkpoint.upload {uri}: cannot be used: {why}") from None
+        return cls(filesystem, "/".join((path.rstrip("/"), *below)))
+
+    def try_out(self) -> None:
+        """InputError where nothing can be written there. It leaves nothing behind."""
+        probe = f"{self._existing()}/.moetune-{uuid.uuid4().hex}"
+        try:
+            with self.filesystem.open_output_stream(probe, compression=None) as stream:
+                stream.write(b"moetune")  # some object stores fail to put nothing
+            self.filesystem.delete_file(probe)
+        except _ERRORS as error:
+            why = one_line(error)
+            raise InputError(f"checkpoint.upload {self.path}: cannot be written: {why}") from None
 
     def complete(self) -> list[str]:
         """Names of the whole checkpoints there, oldest first."""
@@ -69,6 +83,14 @@ class Place(NamedTuple):
         marker.unlink()
         if _digests(into) != wanted:
             raise InputError(f"{there}: is not what was uploaded there")
+
+    def _existing(self) -> str:
+        """The part of the path that is there. An object store has no folders to ask for, and may
+        let us write below the path alone."""
+        folder = Path(self.path)
+        while isinstance(self.filesystem, fs.LocalFileSystem) and not folder.exists():
+            folder = folder.parent
+        return str(folder).rstrip("/")
 
     def prune(self, latest: str, keep: int) -> None:
         """Leave the last `keep` up to the checkpoint `latest`, and none after it."""
@@ -111,6 +133,12 @@ class Uploads:
             self._next = folder
             self._changed.notify_all()
 
+    def abandon(self) -> None:
+        """End after what is being copied now, without waiting for it."""
+        with self._changed:
+            self._next, self._ended = None, True
+            self._changed.notify_all()
+
     def finish(self) -> None:
         """Wait for the last copy and end; InputError if it could not be made."""
         with self._changed:
@@ -127,7 +155,10 @@ class Uploads:
                 self._busy, self._next = self._next, None
             if self._busy is None:
                 return
-            failure = self._copy(self._busy)
+            try:
+                failure = self._copy(self._busy)
+            except Exception as error:  # telling may fail too; who waits must not wait for ever
+                failure = f"{self._busy.name}: {one_line(error)}"
             with self._changed:
                 self._failure, self._busy = failure, None
                 self._changed.notify_all()
@@ -140,14 +171,18 @@ class Uploads:
                 self._place.put(folder)
                 self._place.prune(folder.name, self._keep)
                 return None
-            except _ERRORS as error:
+            except Exception as error:  # a filesystem's own, of any type
                 failure = f"{folder.name}: {one_line(error)}"
                 self._tell(f"{failure} (attempt {attempt} of {ATTEMPTS})")
             with self._changed:
-                if attempt < ATTEMPTS and self._changed.wait_for(lambda: self._next, wait):
+                if attempt < ATTEMPTS and self._changed.wait_for(self._is_late, wait):
                     break
             wait *= 2
         return failure
+
+    def _is_late(self) -> bool:
+        """Whether there is something better to do than to try again."""
+        return self._next is not None or self._ended
 
 
 def fetched(place: Place, into: Path) -> Path | None:

@@ -1,7 +1,12 @@
 """Copies of checkpoints on another filesystem, here a folder behind a file:// URI."""
 
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from workers.spec import InputError
@@ -88,3 +93,79 @@ def test_only_the_last_copy_must_succeed(place: Place, tmp_path: Path) -> None:
 def test_a_filesystem_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match=r"checkpoint\.upload tape://x: cannot be used"):
         Place.of("tape://x")
+
+
+def test_folders_below_a_uri_are_no_part_of_its_query(tmp_path: Path) -> None:
+    plain = Place.of(f"file://{tmp_path}/b/", "study", "T000")
+    assert plain.path == f"{tmp_path}/b/study/T000"
+    assert Place.of(f"file://{tmp_path}/b?use_mmap=true", "study", "T000").path == plain.path
+
+
+def test_a_place_is_tried_out_and_left_as_it_was(tmp_path: Path) -> None:
+    Place.of(f"file://{tmp_path}/new/folder").try_out()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"checkpoint\.upload .*/file/x: cannot be written: "):
+        Place.of(f"file://{tmp_path}/file/x").try_out()
+
+
+class Broken(Place):
+    """A place whose filesystem fails as no filesystem should."""
+
+    def put(self, folder: Path) -> None:
+        raise KeyError(folder.name)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("telling", [False, True], ids=["of the store", "of telling"])
+def test_an_unexpected_error_ends_the_wait_for_the_last_copy(
+    place: Place, tmp_path: Path, telling: bool
+) -> None:
+    def full(_: str) -> None:
+        raise OSError("No space left on device")
+
+    copies = Uploads(Broken(*place), 2, full if telling else [].append, wait=0.01)
+    copies.put(checkpoint(tmp_path / "run", 2))
+    with pytest.raises(InputError, match="the last checkpoint cannot be uploaded: step-00000002"):
+        copies.finish()
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URI of a folder in a bucket of moto's S3 server."""
+    server = shutil.which("moto_server")
+    if server is None:
+        pytest.skip("moto_server is not on the path: an object store is not tried")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with subprocess.Popen([server, "-H", "127.0.0.1", "-p", str(port)]) as process:
+        try:
+            at = f"127.0.0.1:{port}"
+            transport = httpx.HTTPTransport(retries=8)  # it takes a while to listen
+            with httpx.Client(transport=transport, trust_env=False, timeout=30) as client:
+                client.put(f"http://{at}/bucket").raise_for_status()
+            how = "scheme=http&region=us-east-1&allow_delayed_open=true"
+            yield f"s3://bucket/runs?endpoint_override={at}&{how}"
+        finally:
+            process.terminate()
+
+
+def test_an_object_store_behind_a_query(bucket: str, tmp_path: Path) -> None:
+    place = Place.of(bucket, "study", "T000")
+    assert place.path == "bucket/runs/study/T000"
+    place.try_out()
+    copies = uploads(place, keep=1)
+    for step in (2, 4):
+        copies.put(checkpoint(tmp_path / "run", step))
+        while copies.reading or copies._next:
+            pass
+    copies.finish()
+    assert place.complete() == ["step-00000004"]
+    found = fetched(Place.of(bucket, "study", "T000"), tmp_path / "new")
+    assert found
+    assert (found / "state.pt").read_text() == "state 4"
+    with pytest.raises(InputError, match=r"checkpoint\.upload none/x: cannot be written: "):
+        Place.of(bucket.replace("bucket/runs", "none/x")).try_out()
