@@ -117,7 +117,7 @@ class StudyDisplay:
     def __init__(self, job: "JobSpec", narrator: Narrator) -> None:
         search = job.search
         self._job = job
-        self._tell = StudyProgress(narrator, search.metric, search.mode, search.trials)
+        self._tell = StudyProgress(narrator, search.metric, search.trials)
         self._begun = threading.Event()
         self._study: Study | None = None
 

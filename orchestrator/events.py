@@ -1,10 +1,17 @@
 """What a study tells while it runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 Kind: TypeAlias = Literal["started", "reported", "finished", "stopped", "retried", "failed"]
+
+
+class Best(NamedTuple):
+    """The study's best finished trial."""
+
+    number: int
+    value: float
 
 
 @dataclass(frozen=True)
@@ -21,3 +28,8 @@ class TrialEvent:
     """The study's metric, as last reported."""
     message: str = ""
     """Why it failed or is tried again."""
+    states: Mapping[str, int] = field(default_factory=dict)
+    """Trials of the study by state (running, waiting, finished, stopped, failed) after the event,
+    those of earlier sessions with them."""
+    best: Best | None = None
+    """So far, in all sessions."""

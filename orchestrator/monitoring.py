@@ -2,12 +2,12 @@
 
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.events import Kind, TrialEvent
+from orchestrator.events import TrialEvent
+from orchestrator.study import STATES
 
 if TYPE_CHECKING:
     from workers.train.record import RunPlan
@@ -36,16 +36,6 @@ SERIES = (
     Series("moetune_eta_seconds", ("eta_seconds",), "Seconds until the run's end"),
     Series("moetune_workers", ("workers",), "Workers that train together"),
 )
-_STATES: Mapping[Kind, str] = {
-    "started": "running",
-    "reported": "running",
-    "retried": "waiting",
-    "finished": "finished",
-    "stopped": "stopped",
-    "failed": "failed",
-}
-
-
 REFRESH_SECONDS = 2.0
 """Ray drops a gauge that was not set for two of its reporting intervals (10 s by default)."""
 
@@ -113,17 +103,14 @@ class StudyMetrics:
         from ray.util.metrics import Gauge
 
         self._values = _Values(self)
-        self._states: dict[int, str] = {}
         self._trials = Gauge(
             "moetune_trials", "Trials of a study by state", tag_keys=("study", "state")
         ).set_default_tags({"study": study})
 
     def __call__(self, event: TrialEvent) -> None:
-        """Count the trial in its new state. All states are set: none keeps a stale count."""
-        self._states[event.number] = _STATES[event.kind]
-        counts = Counter(self._states.values())
-        for state in set(_STATES.values()):
-            self._values.set(self._trials, counts[state], state=state)
+        """Show the study's counts. All states are set: none keeps a stale one."""
+        for state in STATES.values():
+            self._values.set(self._trials, event.states.get(state, 0), state=state)
 
 
 def _at(report: Mapping[str, Any], path: tuple[str, ...]) -> Any:

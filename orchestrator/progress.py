@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.events import TrialEvent
+from orchestrator.study import ENDS
 from orchestrator.words import number, plain
 
 if TYPE_CHECKING:
@@ -35,17 +36,11 @@ def dashboard_line(cluster: "Session") -> str:
 class StudyProgress:
     """Tells a study's events: `trial 2 · 20/40 steps · validation/loss 1.234 · best 1.1`."""
 
-    def __init__(self, narrator: Narrator, metric: str, mode: str, trials: int) -> None:
-        self._narrator, self._metric, self._mode, self._trials = narrator, metric, mode, trials
-        self._best: TrialEvent | None = None
-        self._ended = 0
+    def __init__(self, narrator: Narrator, metric: str, trials: int) -> None:
+        self._narrator, self._metric, self._trials = narrator, metric, trials
 
     def __call__(self, event: TrialEvent) -> None:
-        """Print the event; `finished` ones compete for the best."""
-        if event.kind in ("finished", "stopped", "failed"):
-            self._ended += 1
-        if event.kind == "finished" and self._better(event):
-            self._best = event
+        """Print the event."""
         self._narrator.say(" · ".join(self._parts(event)))
 
     def _parts(self, event: TrialEvent) -> list[str]:
@@ -58,17 +53,12 @@ class StudyProgress:
             parts.append(f"{self._metric} {number(event.value)}")
         if event.message:
             parts.append(event.message)
-        if event.kind in ("finished", "stopped", "failed"):
-            parts.append(f"{self._ended} of {self._trials} trials ended")
-        if self._best and event.kind == "finished":
-            parts.append(f"best {number(self._best.value)} (trial {self._best.number})")
+        if event.kind in ENDS:
+            ended = sum(event.states.get(state, 0) for state in ENDS)
+            parts.append(f"{ended} of {self._trials} trials ended")
+        if event.best and event.kind == "finished":
+            parts.append(f"best {number(event.best.value)} (trial {event.best.number})")
         return parts
-
-    def _better(self, event: TrialEvent) -> bool:
-        if event.value is None or self._best is None or self._best.value is None:
-            return event.value is not None
-        sign = 1 if self._mode == "min" else -1
-        return sign * event.value < sign * self._best.value
 
 
 @contextmanager

@@ -108,14 +108,15 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         failures = self.trial(trial_id).user_attrs.get("failures", [])
         self._ot_trials[trial_id].set_user_attr("failures", [*failures, why])
 
-    def note_checkpoint(self, trial_id: str, path: str, step: int) -> None:
-        """Remember where a trial can be gone on with."""
-        self._ot_trials[trial_id].set_user_attr("checkpoint", {"path": path, "step": step})
-
     def trial(self, trial_id: str) -> optuna.trial.FrozenTrial:
         """Optuna's record of a Tune trial, as it is stored."""
         known = self._ot_trials[trial_id]
         return self._ot_study._storage.get_trial(known._trial_id)
+
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        """All trials of the study, of earlier sessions too."""
+        found: list[optuna.trial.FrozenTrial] = self._ot_study.get_trials(deepcopy=False)
+        return found
 
     def steps(self, trial_id: str) -> int:
         """Optimizer steps that a trial makes if nothing stops it."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.eta import eta
 from orchestrator.stalls import Stall, stalls
-from orchestrator.study import STATES, Study, trial_name
+from orchestrator.study import ENDS, SAME_AS, STATES, Study, best_of, trial_name
 from orchestrator.words import duration, number, plain
 from workers.train import heartbeat
 from workers.train.events import RunEvent, read_events
@@ -135,17 +135,16 @@ def run_status(folder: Path, trial: int | None = None) -> RunStatus:
 def study_status(study: Study) -> StudyStatus:
     """Where a study is; cheap enough to ask every second."""
     trials = study.optuna.get_trials(deepcopy=False)
-    running = [trial for trial in trials if not trial.state.is_finished()]
+    alive = [trial for trial in trials if not trial.state.is_finished()]
+    running = [trial for trial in alive if SAME_AS not in trial.user_attrs]
     runs = [run_status(study.folder / "trials" / trial_name(t.number), t.number) for t in running]
     states = [STATES[trial.state.name] for trial in trials if trial.state.is_finished()]
-    sign = 1 if study.mode == "min" else -1
-    finished = [trial for trial in trials if trial.state.name == "COMPLETE"]
-    best = min(finished, key=lambda t: (sign * (t.value or 0.0), t.number), default=None)
+    best = best_of(trials, study.mode)
     in_all = max(int(study.job["search"]["trials"]), len(trials))
     return StudyStatus(
         study=study.name,
         trials=in_all,
-        ended={state: states.count(state) for state in ("finished", "stopped", "failed")},
+        ended={state: states.count(state) for state in ENDS},
         running=tuple(runs),
         metric=study.metric,
         best=best and best.value,

@@ -4,7 +4,7 @@ Nothing here starts Ray, and nothing writes.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +26,10 @@ STATES = {
     "FAIL": "failed",
 }
 """Optuna's states, in the words that people see."""
+ENDS = ("finished", "stopped", "failed")
+"""Those in which a trial stays."""
+SAME_AS = "same_as"
+"""Note of a trial that was not trained: the number of the one with the same setting."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class TrialRow:
     version: str | None
     """Its adapter's version in the registry, if it finished."""
     reason: str | None
-    """Why it failed."""
+    """Why it failed, or was not trained."""
     seconds: float | None
     """From start to end, also over a restart of the driver."""
     steps: int
@@ -148,7 +152,7 @@ class Study:
         return {layer: list(statistics["load"]) for layer, statistics in routing.items()}
 
     def _row(self, trial: "optuna.trial.FrozenTrial") -> TrialRow:
-        reports = self.progress(trial.number)
+        reports = self.progress(trial.user_attrs.get(SAME_AS, trial.number))
         latest = reports[-1] if reports else {}
         finished = trial.state.name == "COMPLETE"
         attributes = trial.user_attrs
@@ -165,6 +169,15 @@ class Study:
             seconds=trial.duration.total_seconds() if trial.duration else None,
             steps=int(latest.get("step", 0)),
         )
+
+
+def best_of(
+    trials: "Iterable[optuna.trial.FrozenTrial]", mode: str
+) -> "optuna.trial.FrozenTrial | None":
+    """The best finished one; of several alike the first."""
+    sign = 1 if mode == "min" else -1
+    finished = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    return min(finished, key=lambda t: (sign * (t.value or 0.0), t.number), default=None)
 
 
 def trial_name(number: int) -> str:

@@ -1,14 +1,16 @@
-"""Watches Tune's trials: tells what happens to them, and notes their checkpoints."""
+"""Watches Tune's trials, and tells what happens to them."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ray.tune import Callback, Checkpoint
+from optuna.trial import FrozenTrial
+from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from orchestrator.events import Kind, TrialEvent
+from orchestrator.events import Best, Kind, TrialEvent
 from orchestrator.search import StudySearch
-from orchestrator.study import value_at
+from orchestrator.study import STATES, best_of, value_at
 
 _ENDS: dict[str, Kind] = {"COMPLETE": "finished", "PRUNED": "stopped"}
 
@@ -21,6 +23,8 @@ class StudyWatcher(Callback):  # type: ignore[misc]
     ) -> None:
         self._search = search
         self._listeners = listeners
+        self._started: set[int] = set()
+        """Trials that run, but for those that are to be tried again."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks for a restore that we never ask for; displays do not pickle.
@@ -28,6 +32,7 @@ class StudyWatcher(Callback):  # type: ignore[misc]
 
     def on_trial_start(self, *, trial: Trial, **_: Any) -> None:
         """A trial begins or goes on."""
+        self._started.add(self._search.trial(trial.trial_id).number)
         self._event(trial, "started")
 
     def on_trial_result(self, *, trial: Trial, result: dict[str, Any], **_: Any) -> None:
@@ -43,17 +48,12 @@ class StudyWatcher(Callback):  # type: ignore[misc]
     def on_trial_recover(self, *, trial: Trial, **_: Any) -> None:
         """A trial failed and is tried again; what Tune ends because the study ends is not."""
         if self._search.refusal is None:
+            self._started.discard(self._search.trial(trial.trial_id).number)
             self._event(trial, "retried", message=self._failure(trial))
 
     def on_trial_error(self, *, trial: Trial, **_: Any) -> None:
         """A trial failed for good."""
         self._event(trial, "failed", message=self._failure(trial))
-
-    def on_checkpoint(self, *, trial: Trial, checkpoint: Checkpoint, **_: Any) -> None:
-        """A checkpoint is complete."""
-        step = trial.last_result["step"]
-        if step < self._search.steps(trial.trial_id):  # there is no going on from the end
-            self._search.note_checkpoint(trial.trial_id, checkpoint.path, step)
 
     def _failure(self, trial: Trial) -> str:
         failures = self._search.trial(trial.trial_id).user_attrs.get("failures", [""])
@@ -64,6 +64,8 @@ class StudyWatcher(Callback):  # type: ignore[misc]
     ) -> None:
         record = self._search.trial(trial.trial_id)
         report = result or trial.last_result or {}
+        everyone = self._search.trials()
+        best = best_of(everyone, self._search.mode)
         event = TrialEvent(
             number=record.number,
             kind=kind,
@@ -72,6 +74,13 @@ class StudyWatcher(Callback):  # type: ignore[misc]
             steps=self._search.steps(trial.trial_id),
             value=value_at(report, self._search.metric),
             message=message,
+            states=Counter(map(self._state, everyone)),
+            best=best and Best(best.number, float(best.value or 0.0)),
         )
         for tell in self._listeners:
             tell(event)
+
+    def _state(self, trial: FrozenTrial) -> str:
+        """A trial that was cut off, or is to be tried again, waits: Optuna calls it running."""
+        waits = trial.state.name == "RUNNING" and trial.number not in self._started
+        return "waiting" if waits else STATES[trial.state.name]

@@ -7,15 +7,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from orchestrator.begin import begin
 from orchestrator.display import Lines, Status, StudyDisplay, shown
-from orchestrator.events import TrialEvent
-from orchestrator.progress import Narrator
+from orchestrator.events import Best, TrialEvent
+from orchestrator.progress import Narrator, StudyProgress
+from orchestrator.search import StudySearch
 from orchestrator.spec import JobSpec
 from orchestrator.stalls import Stall
 from orchestrator.status import RunStatus
+from orchestrator.storage import storage
+from orchestrator.watcher import StudyWatcher
 from workers.train.events import RunEvent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,3 +137,27 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 4096)
     except OSError:  # the other end was closed
         return b""
+
+
+def test_a_study_gone_on_with_counts_what_ended_before(
+    job: JobSpec, play: Callable[..., object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Progress and gauges are told the whole study, not this session's part of it."""
+    play(job, ["finished", "stopped", "failed", "finished", "cut", "cut"])
+    told: list[TrialEvent] = []
+    with storage(job.cluster) as store:
+        study = begin(job, True, store)
+        search = StudySearch(job, study, lambda number: f"{number:012x}")
+        progress = StudyProgress(Narrator(), job.search.metric, job.search.trials)
+        watcher = StudyWatcher(search, [told.append, progress])
+        search.suggest("again")
+        trial = SimpleNamespace(trial_id="again", last_result={})
+        watcher.on_trial_start(trial=trial)
+        search.note_failure("again", "lost")
+        search.on_trial_complete("again", error=True)
+        watcher.on_trial_error(trial=trial)
+    started, failed = told
+    assert started.states == {"finished": 2, "stopped": 1, "failed": 1, "running": 1, "waiting": 1}
+    assert failed.states == {"finished": 2, "stopped": 1, "failed": 2, "waiting": 1}
+    assert (started.number, started.best) == (4, Best(0, study.trials[0].value))
+    assert "5 of 10 trials ended" in capsys.readouterr().err
