@@ -12,14 +12,23 @@ from orchestrator.begin import check_data_same, check_study
 from orchestrator.spec import JobSpec
 from orchestrator.storage import database_file, study_names
 from workers.spec import InputError
+from workers.train.reported import (
+    LARGER_IS_BETTER,
+    SMALLER_IS_BETTER,
+    of_routers,
+    of_tasks,
+    reported,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from workers.data.counts import RowCounts
     from workers.data.survey import Tell
+    from workers.fit import Fit
+    from workers.spec import TrainSpec
 
 MINIMUM_FREE_BYTES = 256 * 2**20
-_SMALLER_IS_BETTER = ("loss", "cross_entropy", "load_balance", "contrastive")
-_LARGER_IS_BETTER = ("score", "value")
 
 
 def preflight(
@@ -43,8 +52,20 @@ def preflight(
     if resume and not accept_new_data:
         check_data_same(job)
     _check_mode(job)
-    _check_metric(job)
+    _check_upload(job)
     return _check_model_and_data(job, tell)
+
+
+def remarks(job: JobSpec) -> list[str]:
+    """What is allowed, and most likely not meant, in one line each."""
+    shapes = [trial.adapter for trial in job.search_space().samples()]
+    blind = sorted({one.top_k for one in shapes if one.selects_nothing})
+    return [
+        f"adapter.top_k {top_k} of {top_k} experts, which a trial may have, sends every token to "
+        "all of them: such a router selects nothing (in a space, below: adapter.num_experts "
+        "keeps top_k smaller)"
+        for top_k in blind
+    ]
 
 
 def _check_workers(job: JobSpec) -> None:
@@ -98,9 +119,17 @@ def _check_database(job: JobSpec) -> None:
             ) from None
 
 
+def _check_upload(job: JobSpec) -> None:
+    """Checkpoints can be copied to where they are to be."""
+    if job.train.checkpoint.upload:
+        from workers.train.uploads import Place
+
+        Place.of(job.train.checkpoint.upload).try_out()
+
+
 def _check_mode(job: JobSpec) -> None:
     leaf = job.search.metric.rpartition("/")[2]
-    wanted = "min" if leaf in _SMALLER_IS_BETTER else "max" if leaf in _LARGER_IS_BETTER else None
+    wanted = "min" if leaf in SMALLER_IS_BETTER else "max" if leaf in LARGER_IS_BETTER else None
     if wanted and wanted != job.search.mode:
         raise InputError(
             f"search.mode: {job.search.metric} is better when it is "
@@ -116,7 +145,8 @@ def _check_model_and_data(job: JobSpec, tell: "Tell") -> "dict[str, RowCounts]":
     from workers.model import check_base
 
     tokenizer, trials = check_base(job.train.model), list(job.search_space().samples())
-    check_fit(job.train, (trial.adapter for trial in trials))
+    fit = check_fit(job.train, (trial.adapter for trial in trials))
+    _check_metric(job, trials, fit)
     surveys = [
         Survey(Encoder(tokenizer, data), tell)
         for data in dict.fromkeys((job.train.data, *(trial.data for trial in trials)))
@@ -126,23 +156,31 @@ def _check_model_and_data(job: JobSpec, tell: "Tell") -> "dict[str, RowCounts]":
     return {"train": train, "validation": validation}
 
 
-def _check_metric(job: JobSpec) -> None:
-    """Trials will report the metric: it is looked up among what they report for this data."""
+def _check_metric(job: JobSpec, trials: "Sequence[TrainSpec]", fit: "Fit") -> None:
+    """Every trial will report the metric: it is looked up among what they report for this data."""
     metric = job.search.metric
-    known = ["validation/loss", "train/loss", "train/cross_entropy"]
-    if job.train.evaluation.generate:
-        known.append("validation/score")
-    if metric not in known:
-        known += _task_metrics(job)
-    if metric not in known:
-        close = difflib.get_close_matches(metric, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"trials report {', '.join(known)}"
-        raise InputError(f"search.metric: {metric}: no such metric; {hint}")
+    lacking = [trial for trial in trials if metric not in reported(trial)]
+    tasks = of_tasks(job.train, _tasks(job)) if lacking else []
+    if metric not in tasks:
+        lacking = [t for t in lacking if metric not in of_routers(fit.routers(t.adapter))]
+    if metric in tasks or not lacking:
+        return
+    if len(lacking) < len(trials):
+        weights = {name: weight for name, weight in lacking[0].loss.auxiliary().items() if weight}
+        raise InputError(
+            f"search.metric: {metric}: not every trial reports it: not one with adapter."
+            f"num_experts {lacking[0].adapter.num_experts} and weights of losses {weights}"
+        )
+    known = [*reported(trials[0]), *tasks]
+    routers = of_routers(fit.routers(trials[0].adapter))
+    close = difflib.get_close_matches(metric, [*known, *routers], n=1)
+    hint = f"trials report {', '.join([*known, *routers[:1]])}"
+    hint = f"did you mean {close[0]}?" if close else hint
+    raise InputError(f"search.metric: {metric}: no such metric; {hint}")
 
 
-def _task_metrics(job: JobSpec) -> list[str]:
+def _tasks(job: JobSpec) -> list[str]:
+    """Those of the validation rows."""
     from workers.data.rows import validation_rows
 
-    tasks = sorted({row.task for row in validation_rows(job.train.data)})
-    measured = ("value", "loss") if job.train.evaluation.generate else ("loss",)
-    return [f"validation/tasks/{task}/{name}" for task in tasks for name in measured]
+    return sorted({row.task for row in validation_rows(job.train.data)})

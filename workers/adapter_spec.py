@@ -71,6 +71,11 @@ class AdapterSpec(Spec):
         """Whether any layer has several experts, and so a router."""
         return max(self.expert_counts) > 1
 
+    @property
+    def selects_nothing(self) -> bool:
+        """Whether some router sends every token to all of its experts."""
+        return self.routing == "top_k" and self.top_k in self.expert_counts and self.top_k > 1
+
     def experts_in(self, layer: int, layers: int) -> int:
         """Number of experts in decoder layer `layer` of `layers`; InputError if there are fewer
         layers than numbers."""

@@ -1,6 +1,7 @@
 """Whether adapter and rows fit a base model, asked before any weights are read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,7 +13,21 @@ from workers.sites import decoder_layers
 from workers.spec import AdapterSpec, InputError, TrainSpec
 
 
-def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> None:
+@dataclass(frozen=True)
+class Fit:
+    """Where adapters would have their routers, all decoder layers being like the first."""
+
+    layers: int
+    routed: Mapping[AdapterSpec, list[str]]
+
+    def routers(self, adapter: AdapterSpec) -> list[str]:
+        """Places, as in `layers.0.mlp`, of one of the adapters that were asked about."""
+        first = self.routed[_shape(adapter, self.layers)]
+        several = [i for i in range(self.layers) if adapter.experts_in(i, self.layers) > 1]
+        return [path.replace("layers.0", f"layers.{i}", 1) for i in several for path in first]
+
+
+def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
     """Raise InputError where the adapter, or the longest row that the data may have, does not fit
     models of this configuration. `adapters` are asked about in place of the spec's own.
 
@@ -37,8 +52,8 @@ def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> None:
     with torch.no_grad():
         for weight in first.parameters():
             weight.normal_(0.0, 0.05, generator=generator)
-    for shape in dict.fromkeys(_shape(adapter, len(layers)) for adapter in adapters):
-        check_places([first], shape)
+    shapes = dict.fromkeys(_shape(adapter, len(layers)) for adapter in adapters)
+    return Fit(len(layers), {shape: check_places([first], shape) for shape in shapes})
 
 
 def _check_numbers(adapters: Iterable[AdapterSpec]) -> None:

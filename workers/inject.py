@@ -184,9 +184,11 @@ def inject(model: nn.Module, spec: AdapterSpec, *, slot: str = "default", seed: 
     return Adapter(slot, spec, rows, taken, layer_list)
 
 
-def check_places(layers: list[nn.Module], spec: AdapterSpec) -> None:
-    """Raise InputError where an adapter does not fit these decoder layers; attaches nothing."""
-    _plan(layers, spec)
+def check_places(layers: list[nn.Module], spec: AdapterSpec) -> list[str]:
+    """Raise InputError where an adapter does not fit these decoder layers; attaches nothing. The
+    places that would have a router, as in `layers.0.mlp`."""
+    planned = _plan(layers, spec).items()
+    return [place.path for place, (_, layer) in planned if layer.router is not None]
 
 
 def row_map(model: nn.Module) -> RowMap:

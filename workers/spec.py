@@ -94,6 +94,14 @@ class LossSpec(Spec):
     contrastive_anchors: PositiveInt = 1024
     """Routed (token, expert) pairs sampled for each layer: bounds its memory."""
 
+    def auxiliary(self) -> dict[str, float]:
+        """The weights by the losses' names; 0 is off."""
+        return {
+            "load_balance": self.load_balance_weight,
+            "z_loss": self.z_loss_weight,
+            "contrastive": self.contrastive_weight,
+        }
+
 
 class DataSpec(Spec):
     """Rows to learn from. A source is a path or glob of Parquet or JSONL files (any filesystem

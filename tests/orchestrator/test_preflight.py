@@ -10,12 +10,17 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from peft import LoraConfig, get_peft_model
+from ray.tune.utils.util import flatten_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from orchestrator.preflight import preflight
+from orchestrator.preflight import preflight, remarks
 from orchestrator.spec import JobSpec, override_job
 from tests.orchestrator.postgres import Postgres
+from workers.fit import check_fit
 from workers.spec import InputError, TrainSpec
+from workers.train.loop import TrainingRun
+from workers.train.record import RunPlan
+from workers.train.reported import of_routers, of_tasks, reported
 
 
 @pytest.fixture
@@ -31,12 +36,22 @@ def good(make_spec: Callable[..., TrainSpec], tmp_path: Path) -> JobSpec:
     )
 
 
+FIXED = {"search.space": {"optimizer.lr": {"log": [1e-3, 1e-2]}}}
+"""Every trial has a router."""
 BAD = [
     ({"search.space": "smoke2"}, "did you mean smoke"),
     ({"search.metric": "validation/los"}, "did you mean validation/loss"),
     ({"search.metric": "accuracy"}, "trials report validation/loss, train/loss"),
     ({"search.metric": "validation/score", "search.mode": "max"}, "no such metric"),
     ({"search.metric": "validation/tasks/cal/loss"}, "did you mean validation/tasks/call/loss"),
+    ({"search.metric": "train/load_balance"}, "not every trial reports it: not one with adapter."),
+    (
+        {**FIXED, "search.metric": "validation/routing/layers.2.mlp/entropy"},
+        "did you mean validation/routing/layers.1.mlp/entropy?",
+    ),
+    ({**FIXED, "search.metric": "train/load_balance", "search.mode": "max"}, "write mode: min"),
+    ({"checkpoint.upload": "tape://x"}, "checkpoint.upload tape://x: cannot be used"),
+    ({"checkpoint.upload": "file:///proc/x"}, "checkpoint.upload /proc/x: cannot be written"),
     ({"search.mode": "max"}, "better when it is smaller: write mode: min"),
     (
         {"search.metric": "validation/score", "evaluation.generate": True},
@@ -99,6 +114,64 @@ def test_a_good_job_passes_and_leaves_nothing(good: JobSpec) -> None:
     task = {"search.metric": "validation/tasks/call/value", "search.mode": "max"}
     preflight(override_job(good, {**task, "evaluation.generate": True}, "test"))
     assert not Path(good.cluster.storage).exists()
+
+
+ALL_LOSSES = {"loss.z_loss_weight": 1e-3, "loss.contrastive_weight": 0.01}
+
+
+def test_what_is_known_of_metrics_is_what_a_run_reports(good: JobSpec, tmp_path: Path) -> None:
+    spec = override_job(good, {**ALL_LOSSES, "evaluation.generate": True}, "test").train
+    report = TrainingRun(spec, RunPlan(tmp_path, "study")).advance()
+    numbers = {path for path, one in flatten_dict(report).items() if isinstance(one, int | float)}
+    routers = check_fit(spec).routers(spec.adapter)
+    assert routers == ["layers.0.mlp", "layers.1.mlp"]
+    known = [*reported(spec), *of_tasks(spec, ("call", "room")), *of_routers(routers)]
+    assert sorted(known) == sorted(numbers)
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        ("train/load_balance", "min"),
+        ("train/contrastive", "min"),
+        ("train/grad_norm", "min"),
+        ("train/tokens_per_second", "max"),
+        ("validation/tasks/call/loss", "min"),
+        ("validation/routing/layers.1.mlp/entropy", "min"),
+        ("validation/routing/layers.0.mlp/entropy", "max"),
+    ],
+)
+def test_every_metric_that_trials_report_may_be_the_searchs(
+    metric: str, mode: str, good: JobSpec
+) -> None:
+    asked = {"search.metric": metric, "search.mode": mode}
+    preflight(override_job(good, {**FIXED, **ALL_LOSSES, **asked}, "test"))
+
+
+def test_the_uploads_place_is_tried_and_left_as_it_was(good: JobSpec, tmp_path: Path) -> None:
+    place = f"file://{tmp_path}/new/bucket?use_mmap=true"
+    preflight(override_job(good, {"checkpoint.upload": place}, "test"))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, False),
+        (FIXED, False),
+        ({**FIXED, "adapter.top_k": 4}, True),
+        ({**FIXED, "adapter.num_experts": 1, "adapter.top_k": 1}, False),
+        ({"search.space": {"adapter.num_experts": {"choice": [2, 4]}}}, True),
+        ({"search.space": {"adapter.top_k": {"int": [1, 4]}}}, True),
+        ({**FIXED, "adapter.top_k": 4, "adapter.routing": "top_p"}, False),
+    ],
+)
+def test_a_router_that_selects_nothing_is_remarked_on(
+    changes: dict[str, Any], said: bool, good: JobSpec
+) -> None:
+    found = remarks(override_job(good, changes, "test"))
+    assert bool(found) == said
+    assert all("selects nothing" in one and "\n" not in one for one in found)
 
 
 def test_the_last_row_is_looked_at_too_and_what_rows_lose_is_counted(

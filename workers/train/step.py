@@ -16,7 +16,7 @@ from workers.inject import Adapter, LayerRecord
 from workers.layers.router import Routing
 from workers.model import Base
 from workers.parallel.update import Update
-from workers.spec import LossSpec, OptimizerSpec, TrainSpec
+from workers.spec import OptimizerSpec, TrainSpec
 from workers.train.forward import recorded, scored_logits
 from workers.train.heartbeat import Heart
 
@@ -81,7 +81,7 @@ class TrainStep:
         self._base, self._adapter, self._update = base, adapter, update
         self._world = update.world
         self._spec = spec.loss
-        self._weights = _weights(spec.loss)
+        self._weights = {name: w for name, w in spec.loss.auxiliary().items() if w}
         self._max_grad_norm = spec.optimizer.max_grad_norm or math.inf
         self._max_skipped, self._skipped = spec.optimizer.max_skipped_steps, 0
         self._schedule = LambdaLR(update.optimizer, partial(share_of_peak, spec.optimizer))
@@ -203,13 +203,3 @@ def share_of_peak(spec: OptimizerSpec, step: int) -> float:
     done = (step - spec.warmup_steps) / (spec.steps - spec.warmup_steps)
     shapes = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}
     return shapes[spec.schedule]
-
-
-def _weights(spec: LossSpec) -> dict[str, float]:
-    """The auxiliary losses that are switched on."""
-    weights = {
-        "load_balance": spec.load_balance_weight,
-        "z_loss": spec.z_loss_weight,
-        "contrastive": spec.contrastive_weight,
-    }
-    return {name: weight for name, weight in weights.items() if weight}
