@@ -8,9 +8,11 @@ from orchestrator.records import Event, Version
 from orchestrator.registry import Registry
 from orchestrator.study import value_at
 from workers.adapter.config import read_config
+from workers.adapter.manifest import Manifest
 from workers.configuration import InputError, StorageError
 
 Mode = Literal["min", "max"]
+LOSS = "validation/loss"
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,27 @@ def compare(
                 "study": version.study,
                 "trial": version.trial,
                 "value": value_at(version.metrics, metric),
-                "data_digest": _data_digest(registry, version),
+                "data_digest": (kept := _manifest(registry, version)) and kept.data_digest,
             }
+    if champion is None:
+        lineage = _manifest(registry, chosen)
+        evidence["base"] = _base(lineage.base_metrics if lineage else {}, chosen, metric, mode)
     return evidence
 
 
-def _data_digest(registry: Registry, version: Version) -> str | None:
-    """None also for a champion whose folder is lost: that must not keep a better one out."""
+def _base(theirs: Mapping[str, Any], chosen: Version, metric: str, mode: Mode) -> dict[str, Any]:
+    """The bare base as a champion, by the study's metric; by the loss where it has no such one
+    (balance, say). Its value is None where nobody measured it."""
+    if theirs and value_at(theirs, metric) is None:
+        metric, mode = LOSS, "min"
+    values = {"value": value_at(theirs, metric), "candidate": value_at(chosen.metrics, metric)}
+    return {"metric": metric, "mode": mode, **values}
+
+
+def _manifest(registry: Registry, version: Version) -> Manifest | None:
+    """None for a champion whose folder is lost: that must not keep a better one out."""
     try:
-        return registry.manifest(version).data_digest
+        return registry.manifest(version)
     except InputError:
         return None
 
@@ -89,7 +103,7 @@ def metric_reasons(
     if mine["value"] is None:
         return [f"it has no metric {metric}"]
     if champion is None:
-        return []
+        return _base_reasons(**evidence["base"])
     theirs = evidence["champion"]
     reasons = []
     judged = next(e for e in reversed(events) if e.version == champion.id and _was_judged(e))
@@ -107,6 +121,16 @@ def metric_reasons(
             f"{theirs['value']:.6g} of champion {champion.id}"
         )
     return reasons
+
+
+def _base_reasons(
+    metric: str, mode: Mode, value: float | None, candidate: float | None
+) -> list[str]:
+    """Why the candidate is not shown to be better than the bare base, as far as that is known."""
+    if value is None or (candidate is not None and _better(candidate, value, mode)):
+        return []
+    mine = "unknown" if candidate is None else f"{candidate:.6g}"
+    return [f"its {metric} of {mine} is not better than {value:.6g} of the bare base"]
 
 
 def judged_by(events: Sequence[Event]) -> tuple[str, Mode] | None:

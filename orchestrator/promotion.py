@@ -80,7 +80,7 @@ def _check_own_name(registry: Registry, chosen: Version, to: str) -> None:
 def _standing(
     registry: Registry, name: str, chosen: Version, stage: Stage, state: Rollout | None
 ) -> Version | None:
-    """The champion to judge against; None where there is none, or the bare base."""
+    """The champion to judge against; None where it is the bare base, as it is at first."""
     if state is None:
         if stage.action != "promote":
             raise InputError(f"{name}: has no champion yet; promote without --{stage.action} first")

@@ -31,7 +31,12 @@ def percent(share: float) -> str:
 def _judged(evidence: Mapping[str, Any]) -> str:
     values = [evidence[role]["value"] for role in ("candidate", "champion") if role in evidence]
     mine, *champions = ("none" if value is None else f"{value:.4g}" for value in values)
-    return f"{evidence['metric']} {mine}" + "".join(f", champion's {value}" for value in champions)
+    line = f"{evidence['metric']} {mine}" + "".join(f", champion's {value}" for value in champions)
+    base = evidence.get("base", {})
+    if base.get("value") is None:
+        return line
+    what = "" if base["metric"] == evidence["metric"] else f"{base['metric']} "
+    return f"{line}, the base's {what}{base['value']:.4g}"
 
 
 def _gate(evidence: Mapping[str, Any]) -> str:

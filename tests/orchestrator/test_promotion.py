@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 
 from orchestrator.promotion import GateRefused, abort, promote, rollback, this_user
-from orchestrator.records import base_id
+from orchestrator.records import BASE, base_id
 from orchestrator.registry import Registry
 from orchestrator.rollout.log import Decision, append
 from orchestrator.rollout.plan import stage
+from orchestrator.rollout.words import evidence_line
 from orchestrator.study import value_at
 from workers.adapter.convert import import_folder
 from workers.adapter.files import save
 from workers.adapter.manifest import BaseRecord, Manifest
+from workers.inject import inject
 from workers.spec import AdapterSpec, InputError
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden" / "mixlora_llama"
@@ -38,11 +40,13 @@ def put(registry: Registry, tmp_path: Path) -> Put:
         study: str = "s",
         load: tuple[float, ...] = (0.25,) * 4,
         data: str | None = "d",
+        base: dict[str, float] | None = None,
         **more: float,
     ) -> Any:
         metrics = {"validation": {**more, **({} if loss is None else {"loss": loss})}}
         loads = {"layers.0.mlp": (0.25,) * 4, "layers.1.mlp": load} if load else {}
         lineage = {"data_digest": data, "expert_load": loads}
+        lineage |= {"base_metrics": {"validation": base}} if base else {}
         return registry.register(study, 1, source, metrics, lineage)
 
     return register
@@ -84,6 +88,74 @@ def test_only_a_better_version_passes(
 
 
 @pytest.mark.parametrize(
+    ("metric", "mode", "mine", "base", "why"),
+    [
+        (LOSS, "min", {"loss": 10.8}, {"loss": 3.4}, f"its {LOSS} of 10.8 is not better than 3.4"),
+        (LOSS, "min", {"loss": 3.4}, {"loss": 3.4}, f"its {LOSS} of 3.4 is not better than 3.4 of"),
+        (LOSS, "min", {"loss": 3.3}, {"loss": 3.4}, None),
+        (
+            "validation/score",
+            "max",
+            {"score": 0.1},
+            {"loss": 3.0, "score": 0.2},
+            "its validation/s",
+        ),
+        ("validation/score", "max", {"loss": 9.0, "score": 0.3}, {"loss": 3.0, "score": 0.2}, None),
+        (
+            "validation/balance",
+            "min",
+            {"loss": 9.0, "balance": 1.0},
+            {"loss": 3.0},
+            f"its {LOSS} of",
+        ),
+        ("validation/balance", "max", {"loss": 2.0, "balance": 1.0}, {"loss": 3.0}, None),
+        (LOSS, "min", {"loss": 10.8}, None, None),
+    ],
+)
+def test_the_bare_base_is_the_first_champion(
+    metric: str,
+    mode: Any,
+    mine: dict[str, float],
+    base: dict[str, float] | None,
+    why: str | None,
+    registry: Registry,
+    put: Put,
+) -> None:
+    """Where it has no such metric, the loss decides; of what nobody measured, nothing is known."""
+    version = put(**{"loss": None, **mine}, base=base)
+    how = {"metric": metric, "mode": mode}
+    if why is None:
+        event = promote(registry, version, "home", actor="ann", **how)
+        assert ("the base's" in evidence_line(event)) == bool(base)
+    else:
+        (reason,) = refused(registry, version, **how)
+        assert reason.startswith(why)
+        assert reason.endswith("of the bare base")
+        promote(registry, version, "home", actor="ann", **how, force=True, reason="no matter")
+
+
+def test_who_falls_back_to_the_base_must_beat_it_again(registry: Registry, put: Put) -> None:
+    good = put(1.0, base={"loss": 3.0})
+    promote(registry, good, "home", actor="ann", metric=LOSS)
+    back = Decision(action="rollback", version=BASE, reason="no good")
+    append(registry, "home", "guard", lambda _: back)
+    assert "of the bare base" in refused(registry, put(4.0, base={"loss": 3.0}))[0]
+    assert promote(registry, put(2.0, base={"loss": 3.0}), "home", actor="ann", metric=LOSS)
+
+
+def test_a_router_that_selects_nothing_is_refused(registry: Registry, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(GOLDEN / "base")
+    adapter = inject(model, AdapterSpec(num_experts=2, top_k=2))
+    save(adapter, tmp_path / "all", Manifest(base=BaseRecord(path="b")))
+    lineage = {"expert_load": {f"layers.{layer}.mlp": (0.5, 0.5) for layer in (0, 1)}}
+    version = registry.register("s", 1, tmp_path / "all", {"validation": {"loss": 1.0}}, lineage)
+    (reason,) = refused(registry, version)
+    assert reason == "its router sends every token to all 2 experts, so it selects nothing"
+
+
+@pytest.mark.parametrize(
     ("load", "why"),
     [
         ((0.5, 0.48, 0.01, 0.01), "router of layers.1.mlp gives 2 of 4 experts 98.0%"),
@@ -105,8 +177,6 @@ def test_an_uneven_router_may_pass(load: tuple[float, ...], registry: Registry, 
 
 def test_plain_lora_has_no_router_to_check(registry: Registry, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
-
-    from workers.inject import inject
 
     model = AutoModelForCausalLM.from_pretrained(GOLDEN / "base")
     adapter = inject(model, AdapterSpec(num_experts=1, top_k=1))

@@ -45,6 +45,8 @@ class Manifest(Spec):
     trial: int | None = None
     metrics: dict[str, Any] = Field(default_factory=dict)
     """Last reported metrics, nested as the training run reports them."""
+    base_metrics: dict[str, Any] = Field(default_factory=dict)
+    """What the bare base gave on the same validation rows; empty where nobody measured it."""
     expert_load: dict[str, tuple[Annotated[float, Field(ge=0)], ...]] = Field(default_factory=dict)
     """Share of the routed tokens that each expert got in validation, by layer."""
     routing_sample: RoutingSample | None = None

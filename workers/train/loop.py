@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from workers.adapter import files
 from workers.adapter.manifest import Manifest
 from workers.adapter.routing_sample import RoutingSample
 from workers.data.batches import Batches, collate
-from workers.inject import inject
+from workers.inject import inject, row_map
 from workers.parallel.mesh import Mesh
 from workers.parallel.plan import share_out
 from workers.parallel.strategy import update_for
@@ -54,6 +54,8 @@ class TrainingRun:
         self.step = 0
         self.metrics: Metrics = {}
         """The last report."""
+        self.base_metrics: Metrics = {}
+        """The same of the bare base, as far as it has any; kept with the adapter."""
         self._sample: RoutingSample | None = None
         self._earlier_data: tuple[str, ...] = ()
         self._results: list[StepResult] = []
@@ -124,6 +126,16 @@ class TrainingRun:
         }
         _check_finite(self.metrics, self.step)
         return self.metrics
+
+    def measure_base(self) -> Metrics:
+        """Validation without the adapter, as part of a report; the same on every worker."""
+        model = self.inputs.base.model.eval()
+        self.heart.beat("evaluate")
+        with self._shards.gathered(), row_map(model).everywhere(None):
+            measured = replace(self._evaluate, adapter=None).measure()
+        metrics = {"validation": measured.metrics}
+        _check_finite(metrics, self.step)
+        return metrics
 
     def save_adapter(self, folder: Path) -> None:
         """The adapter alone, with its lineage, whole or not at all."""
@@ -232,6 +244,7 @@ class TrainingRun:
             study=self.plan.study,
             trial=self.plan.trial,
             metrics=self.metrics,
+            base_metrics=self.base_metrics,
             expert_load={layer: tuple(entry["load"]) for layer, entry in routing.items()},
             routing_sample=self._sample,
         )

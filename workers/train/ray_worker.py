@@ -15,6 +15,7 @@ from ray.tune import Trainable
 
 from workers.parallel.world import World
 from workers.spec import TrainSpec
+from workers.train.baseline import baseline
 from workers.train.events import EventLog, read_events
 from workers.train.heartbeat import Heart
 from workers.train.inputs import Inputs
@@ -75,6 +76,7 @@ class Attempt:
         run = TrainingRun(task.spec, task.plan, inputs=inputs, heart=heart)
         try:
             _hold_to_study(run)
+            run.base_metrics = baseline(run)
             keeper = Keeper(task.spec, task.plan, run.world)
             keeper.resume(run)
         except BaseException:

@@ -1,0 +1,185 @@
+"""Trials of one worker, as Tune drives them: what is left on the disk, and going on from it."""
+
+import fcntl
+import json
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from workers.adapter import files
+from workers.spec import TrainSpec
+from workers.train.baseline import baseline
+from workers.train.events import read_events
+from workers.train.judge import evaluate_folder
+from workers.train.loop import TrainingRun
+from workers.train.ray_worker import Task, TuneWorker
+from workers.train.record import Metrics, RunPlan, read_progress
+from workers.train.used import used_file
+
+SpecMaker = Callable[..., TrainSpec]
+
+
+class OneTrial(TuneWorker):
+    """The run that its configuration holds."""
+
+    @classmethod
+    def task(cls, name: str, config: Mapping[str, Any]) -> Task:
+        folder = Path(config["folder"])
+        spec = TrainSpec.model_validate_json(config["spec"])
+        return Task(spec, RunPlan(folder, "study", shared=folder.parents[1]))
+
+
+def trial(spec: TrainSpec, folder: Path) -> OneTrial:
+    return OneTrial({"spec": spec.model_dump_json(), "folder": str(folder)})
+
+
+def to_the_end(worker: OneTrial) -> list[Metrics]:
+    reports = [worker.train()]
+    while not reports[-1]["done"]:
+        reports.append(worker.train())
+    worker.stop()
+    return reports
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in folder.glob("step-*"))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "studies" / "study"
+
+
+@pytest.fixture
+def folder(study: Path) -> Path:
+    return study / "trials" / "T000"
+
+
+def uploading(make_spec: SpecMaker, tmp_path: Path, **changes: object) -> TrainSpec:
+    """Its URI ends with a query, as an object store's does."""
+    place = f"file://{tmp_path}/bucket?use_mmap=true"
+    return make_spec(optimizer__steps=6, checkpoint__upload=place, **changes)
+
+
+@pytest.mark.parametrize(
+    ("every", "keep", "kept"), [(None, 2, [4, 6]), (None, 9, [2, 4, 6]), (3, 2, [3, 6])]
+)
+def test_checkpoints_are_made_kept_and_uploaded(
+    make_spec: SpecMaker,
+    tmp_path: Path,
+    folder: Path,
+    every: int | None,
+    keep: int,
+    kept: list[int],
+) -> None:
+    spec = uploading(make_spec, tmp_path, checkpoint__every=every, checkpoint__keep=keep)
+    reports = to_the_end(trial(spec, folder))
+    assert [report["step"] for report in reports] == [2, 4, 6]
+    assert steps(folder / "checkpoints") == kept
+    there = tmp_path / "bucket" / "study" / "T000"
+    assert steps(there)[-1] == 6, "the last one at least; who is late is left out"
+    assert set(steps(there)) <= set(kept)
+    assert (there / "step-00000006" / "complete.json").is_file()
+    assert [path.name for path in tmp_path.iterdir() if "bucket" in path.name] == ["bucket"]
+    assert [event.kind for event in read_events(folder)] == ["started", "finished"]
+
+
+def test_a_trial_that_lost_its_folder_goes_on_from_the_upload(
+    make_spec: SpecMaker, tmp_path: Path, folder: Path
+) -> None:
+    spec = uploading(make_spec, tmp_path)
+    whole = to_the_end(trial(spec, folder))
+    expected = files.read(folder / "adapter").tensors
+    shutil.rmtree(tmp_path / "bucket")
+    shutil.rmtree(folder.parent)
+
+    cut_off = trial(spec, folder)
+    cut_off.train()
+    attempt = cut_off._attempt
+    assert attempt
+    attempt.keeper.finish()  # the copy is made beside training
+    shutil.rmtree(folder)
+    again = to_the_end(trial(spec, folder))
+    assert [report["step"] for report in again] == [4, 6]
+    assert again[-1]["validation"] == whole[-1]["validation"]
+    for name, tensor in files.read(folder / "adapter").tensors.items():
+        assert torch.equal(tensor, expected[name])
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["folder there", "folder lost"])
+def test_a_trial_that_ended_before_it_could_say_so_says_it_again(
+    make_spec: SpecMaker, tmp_path: Path, folder: Path, lost: bool
+) -> None:
+    spec = uploading(make_spec, tmp_path)
+    first = to_the_end(trial(spec, folder))
+    if lost:
+        shutil.rmtree(folder)
+    (again,) = to_the_end(trial(spec, folder))
+    assert again["done"]
+    for part in ("step", "validation", "train"):
+        assert again[part] == first[-1][part]
+    assert [report["step"] for report in read_progress(folder)] == ([6] if lost else [2, 4, 6])
+    assert files.read(folder / "adapter").tensors
+
+
+def test_a_trial_that_is_stopped_leaves_no_thread(
+    make_spec: SpecMaker, tmp_path: Path, folder: Path
+) -> None:
+    worker = trial(uploading(make_spec, tmp_path), folder)
+    worker.train()
+    worker.reset_config({})
+    uploads = [t for t in threading.enumerate() if t.name == "moetune-uploads"]
+    for thread in uploads:
+        thread.join(timeout=20)
+    assert not any(thread.is_alive() for thread in uploads)
+
+
+def test_the_base_is_measured_once_a_study_and_kept_with_every_adapter(
+    make_spec: SpecMaker, study: Path
+) -> None:
+    spec = make_spec(evaluation__generate=True, adapter__dropout=0.2)
+    folders = [study / "trials" / name for name in ("T000", "T001")]
+    file = used_file(study, spec).with_suffix(".base.json")
+    written = set()
+    for folder in folders:
+        to_the_end(trial(spec, folder))
+        written.add(file.stat().st_mtime_ns)
+    assert len(written) == 1
+    (known,) = [json.loads(file.read_text())["metrics"]]
+    reference = evaluate_folder(spec, None)
+    assert known["validation"] == reference
+    assert {"loss", "score", "tasks"} == reference.keys()
+    first, second = (files.read(folder / "adapter") for folder in folders)
+    for one in (first, second):
+        assert one.manifest
+        assert one.manifest.base_metrics == known
+    for name, tensor in first.tensors.items():
+        assert torch.equal(tensor, second.tensors[name]), "measuring changes nothing"
+
+
+def test_who_comes_while_another_run_measures_the_base_waits_for_it(
+    make_spec: SpecMaker, study: Path
+) -> None:
+    spec = make_spec()
+    run = TrainingRun(spec, RunPlan(study / "trials" / "T000", "study", shared=study))
+    file = used_file(study, spec).with_suffix(".base.json")
+    file.parent.mkdir(parents=True)
+    told: list[Metrics] = []
+    waiting = threading.Thread(target=lambda: told.append(baseline(run)), daemon=True)
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting.start()
+        waiting.join(timeout=1.5)
+        assert waiting.is_alive()
+        metrics = {"validation": {"loss": 3.5}}
+        used = run.inputs.used.model_dump(mode="json")
+        file.write_text(json.dumps({"used": used, "metrics": metrics}))
+    waiting.join(timeout=30)
+    assert told == [metrics]
+    file.write_text(json.dumps({"used": {**used, "data": "other"}, "metrics": metrics}))
+    assert baseline(run) != metrics, "of other rows"
