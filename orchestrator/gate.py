@@ -40,6 +40,8 @@ class Gate:
         if not loads:
             return ["no expert load was recorded, so that the router cannot be checked"]
         top_k = config.fewest_slots
+        if all(len(load) <= top_k for load in loads.values()):
+            return [f"its router sends every token to all {top_k} experts, so it selects nothing"]
         return [r for layer, load in loads.items() for r in self._layer(layer, load, top_k)]
 
     def _layer(self, layer: str, load: Sequence[float], top_k: int) -> list[str]:

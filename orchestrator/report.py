@@ -9,6 +9,7 @@ from orchestrator import templates
 from orchestrator.spec import ClusterSpec
 from orchestrator.study import Study, TrialRow, trial_name
 from orchestrator.words import duration, number
+from search_spaces.ranges import BESIDE
 from workers.train.record import Metrics, write_text
 
 _TASK_TRIALS = 5
@@ -99,12 +100,13 @@ def _words(entry: Any) -> str:
     if not isinstance(entry, dict):
         return f"{entry} (fixed)"
     when = "".join(f", where {path}: {test}" for path, test in entry.get("when", {}).items())
-    kind, value = next((k, v) for k, v in entry.items() if k not in ("when", "step"))
+    kind, value = next((k, v) for k, v in entry.items() if k not in BESIDE)
     if kind == "choice":
         return f"one of {', '.join(map(str, value))}{when}"
     scale = {"log": " (log scale)", "int": " (whole numbers)", "float": ""}[kind]
     step = f" in steps of {entry['step']}" if "step" in entry else ""
-    return f"{value[0]} to {value[1]}{scale}{step}{when}"
+    below = f", below {entry['below']}" if "below" in entry else ""
+    return f"{value[0]} to {value[1]}{scale}{step}{below}{when}"
 
 
 def _number(value: Any) -> str:

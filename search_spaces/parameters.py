@@ -1,6 +1,7 @@
 """Reads the parameters of a space: which field, what it may be, and after which others."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -46,6 +47,8 @@ class Parameter:
     path: str
     range: Range
     when: tuple[Condition, ...]
+    is_selective: bool = False
+    """Of top_k: below the number of experts where there are several."""
 
 
 def read_parameter(path: str, entry: Any, where: str) -> Parameter:
@@ -60,7 +63,15 @@ def read_parameter(path: str, entry: Any, where: str) -> Parameter:
         when = (Condition(NUM_EXPERTS, "above", 1), *when)
     if path in _READ_WITH:
         when = (Condition(ROUTING, "in", (_READ_WITH[path],)), *when)
-    return Parameter(path, read_range(entry, f"{where}: {path}"), when)
+    is_selective = _is_selective(path, entry, f"{where}: {path}")
+    return Parameter(path, read_range(entry, f"{where}: {path}"), when, is_selective)
+
+
+def _is_selective(path: str, entry: Any, where: str) -> bool:
+    below = entry.get("below") if isinstance(entry, Mapping) else None
+    if below is not None and (path, below) != (TOP_K, NUM_EXPERTS):
+        raise InputError(f"{where}: below is for {TOP_K} only, as in below: {NUM_EXPERTS}")
+    return below is not None
 
 
 def ordered(parameters: list[Parameter], where: str) -> tuple[Parameter, ...]:

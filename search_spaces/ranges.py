@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # YAML 1.1 reads 1e-4 (no point) as text; people write it, so it is read as a number here.
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _KINDS = "choice, int, float, log"
+BESIDE = ("when", "step", "below")
+"""Keys of an entry that are no range."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,11 @@ def size(value: Any) -> float | None:
 
 
 def read_range(entry: Any, where: str) -> Range:
-    """The range that an entry states: {choice | int | float | log: …}, or a bare, fixed value."""
+    """The range that an entry states: {choice | int | float | log: …}, or a bare, fixed value. What
+    may stand beside it is `when`, and of an integer `step` and `below`."""
     if not isinstance(entry, Mapping):
         return Choice((_number(entry),))
-    kinds = [key for key in entry if key not in ("when", "step")]
+    kinds = [key for key in entry if key not in BESIDE]
     if len(kinds) != 1 or kinds[0] not in _KINDS.split(", "):
         raise InputError(
             f"{where}: a range is one of {_KINDS}, not {', '.join(map(str, kinds)) or 'nothing'}"

@@ -93,27 +93,36 @@ class SearchSpace:
         for parameter in self.parameters:
             if all(c.holds(self.value(c.path, values)) for c in parameter.when):
                 values[parameter.path] = self._one(parameter, values, pick)
-        fewest, top_k = self._fewest(values), self.value(TOP_K, values)
-        if NUM_EXPERTS in values and self.value(ROUTING, values) == "top_k":
-            values[TOP_K] = min(top_k, fewest) if fewest and isinstance(top_k, int) else top_k
+        most, top_k = self._most_slots(values), self.value(TOP_K, values)
+        is_bound = NUM_EXPERTS in values or (TOP_K in values and self._is_selective)
+        if is_bound and self.value(ROUTING, values) == "top_k":
+            values[TOP_K] = min(top_k, most) if most and isinstance(top_k, int) else top_k
         return values
 
     def _one(
         self, parameter: Parameter, values: dict[str, Any], pick: Callable[[str, Range], Any]
     ) -> Any:
-        asked, fewest = parameter.range, self._fewest(values)
-        if parameter.path == TOP_K and fewest:
-            if fewest == 1:
+        asked, most = parameter.range, self._most_slots(values)
+        if parameter.path == TOP_K and most:
+            if most == 1:
                 return 1
-            asked = asked.at_most(fewest)
+            asked = asked.at_most(most)
         ends = asked.ends()
         return ends[0] if len(ends) == 1 else pick(parameter.path, asked)
 
-    def _fewest(self, values: Mapping[str, Any]) -> int | None:
-        """Number of experts where there are fewest; None for what is no number."""
+    def _most_slots(self, values: Mapping[str, Any]) -> int | None:
+        """The largest top_k that there are experts for, or that selects among them; None where
+        their number is none."""
         experts = self.value(NUM_EXPERTS, values)
         counts = experts if isinstance(experts, list) else [experts]
-        return min(counts) if counts and all(isinstance(one, int) for one in counts) else None
+        if not counts or not all(isinstance(one, int) for one in counts):
+            return None
+        fewest: int = min(counts)
+        return max(1, fewest - self._is_selective)
+
+    @property
+    def _is_selective(self) -> bool:
+        return any(parameter.is_selective for parameter in self.parameters)
 
     def _possible(self, path: str) -> list[Any]:
         """Values that a field may have: both ends, or every choice, or the job's own."""

@@ -39,19 +39,20 @@ def check(
 ) -> None:
     """Check a job and all of its rows without a cluster; print it with every default written out,
     and what its rows lose to data.max_length. Paths in a job begin at its own folder."""
+    from orchestrator.preflight import preflight, remarks
     from orchestrator.progress import rows_progress
     from orchestrator.spec import dump_job, portable
-    from orchestrator.tuner import preflight
 
     spec = job_spec(job, set_, {"storage": storage})
     with rows_progress() as tell:
         counts = preflight(spec, tell=tell)
+    said = remarks(spec)
     spec = portable(spec)  # what is printed may go into a file in another folder
     if as_json:
         data = {name: one.as_dict() for name, one in counts.items()}
-        return print_json({"job": spec.model_dump(mode="json"), "data": data})
+        return print_json({"job": spec.model_dump(mode="json"), "data": data, "remarks": said})
     print(dump_job(spec), end="", flush=True)
-    for one in counts.values():  # beside the job, which may go into a file
+    for one in (*counts.values(), *said):  # beside the job, which may go into a file
         print(one, file=sys.stderr)
     return None
 
@@ -70,18 +71,18 @@ def tune(
     from cluster.notes import own_note
     from cluster.session import session
     from orchestrator.display import study_display
+    from orchestrator.preflight import preflight, remarks
     from orchestrator.progress import Narrator, dashboard_line, rows_progress
     from orchestrator.storage import study_names
-    from orchestrator.tuner import CutOff, preflight, run
+    from orchestrator.tuner import CutOff, run
 
     spec = job_spec(job, set_, {"storage": storage, "address": address})
     resume = resume or accept_new_data
     with rows_progress() as tell:
         counts = preflight(spec, resume, tell, accept_new_data=accept_new_data)
     narrator = Narrator()
-    for one in counts.values():
-        if one.losses():
-            narrator.say(str(one))
+    for one in (*(count for count in counts.values() if count.losses()), *remarks(spec)):
+        narrator.say(str(one))
     how = "--accept-new-data" if accept_new_data else "--resume"
     again = partial(_command, job, set_ or (), {"--address": address, "--storage": storage})
     with session(spec.cluster.address) as cluster:

@@ -9,6 +9,7 @@ import optuna
 import pytest
 import yaml
 
+from orchestrator.spec import load_job
 from search_spaces.space import SearchSpace
 from workers.spec import InputError, TrainSpec, override, validated
 
@@ -41,7 +42,7 @@ def test_every_suggestion_of_a_preset_is_a_valid_run(preset: str) -> None:
     space = space_of_name(preset)
     for values in suggestions(space):
         spec = override(TRAIN, values, preset)
-        assert spec.adapter.top_k <= spec.adapter.num_experts
+        assert not spec.adapter.selects_nothing
     assert len({str(values) for values in suggestions(space)}) > 20
 
 
@@ -59,6 +60,7 @@ def test_one_expert_is_asked_nothing_about_routing() -> None:
     assert not any(path.startswith("loss.") for values in plain for path in values)
     assert all("loss.contrastive_weight" in values for values in routed)
     assert {v["adapter.top_k"] for v in routed if v["adapter.num_experts"] == 8} == {1, 2, 3, 4}
+    assert {v["adapter.top_k"] for v in routed if v["adapter.num_experts"] == 4} == {1, 2, 3}
 
 
 @pytest.mark.parametrize("top_k", [{"int": [2, 4]}, {"choice": [2, 4]}, 4, None])
@@ -74,6 +76,37 @@ def test_top_k_is_clipped_to_the_experts_however_it_is_given(top_k: Any) -> None
     assert (1, 1) in pairs
     assert (2, 2) in pairs
     assert (8, 4) in pairs
+
+
+@pytest.mark.parametrize("top_k", [{"int": [1, 4]}, {"choice": [1, 2, 4]}, {"int": [3, 4]}])
+@pytest.mark.parametrize("experts", [{"choice": [1, 2, 3, 8]}, {"choice": [[2, 4], 8]}, 4])
+def test_below_keeps_top_k_under_the_experts(top_k: Any, experts: Any) -> None:
+    space = space_of(
+        {
+            "adapter.top_k": {**top_k, "below": "adapter.num_experts"},
+            "adapter.num_experts": experts,
+            "optimizer.lr": {"log": [1e-4, 1e-2]},
+        }
+    )
+    for values in suggestions(space, 60):
+        adapter = override(TRAIN, values, "test").adapter
+        assert (
+            adapter.top_k < min(adapter.expert_counts)
+            or max(adapter.expert_counts) == 1
+            or (adapter.top_k == 1)
+        )
+        assert not adapter.selects_nothing
+
+
+def test_below_holds_for_the_jobs_own_experts() -> None:
+    space = space_of({"adapter.top_k": {"choice": [1, 8], "below": "adapter.num_experts"}})
+    assert {values["adapter.top_k"] for values in suggestions(space)} == {1, 7}
+
+
+def test_the_demos_space_gives_routers_that_select() -> None:
+    job = load_job("demo")
+    for values in suggestions(job.search_space()):
+        assert not override(job.train, values, "demo").adapter.selects_nothing
 
 
 def test_the_mixlora_preset_holds_the_published_settings() -> None:
@@ -203,6 +236,14 @@ BAD = [
     ({"adapter.rank": {"int": [4, 8], "step": 0}}, "step is a whole number"),
     ({"adapter.rank": {"int": [4, 8], "step": 5}}, "step is a whole number"),
     ({"optimizer.lr": {"log": [0, 1]}}, "a log range begins above 0"),
+    (
+        {"adapter.rank": {"int": [1, 8], "below": "adapter.alpha"}},
+        "below is for adapter.top_k only",
+    ),
+    (
+        {"adapter.top_k": {"int": [1, 8], "below": "adapter.rank"}},
+        "below is for adapter.top_k only",
+    ),
     ({"optimizer.lr": {"log": [1e-4, 1], "step": 2}}, "step goes with int only"),
     ({"optimizer.lr": {"log": [1e-4, True]}}, "log wants [LOW, HIGH]"),
     ({"adapter.dropout": {"float": [0, 1]}}, "less than 1"),
