@@ -12,7 +12,7 @@ from ray.tune.schedulers import ASHAScheduler
 from orchestrator.failures import bad_input
 from orchestrator.search import StudySearch
 from orchestrator.spec import JobSpec
-from orchestrator.study import trial_name
+from orchestrator.study import SAME_AS, trial_name
 from workers.spec import InputError
 from workers.train.record import reason
 
@@ -34,7 +34,8 @@ class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
         )
         self._search, self._job = search, job
         for trial in study.get_trials(deepcopy=False):
-            self._replay(trial)
+            if SAME_AS not in trial.user_attrs:  # others were trained once for all of them
+                self._replay(trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A trial failed, or is about to be tried again. Bad input would fail again, and every

@@ -33,6 +33,7 @@ _MAY_CHANGE = (
     "search.gpus_per_worker",
     "search.retries",
     "search.wait_seconds",
+    "search.repeat",
     "train.checkpoint",
     "train.parallel.hang_timeout_s",
     "train.parallel.threads",

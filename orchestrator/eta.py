@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from orchestrator.study import SAME_AS
+
 if TYPE_CHECKING:
     import optuna
 
@@ -31,7 +33,8 @@ def eta(trials: "Trials", remaining: Mapping[int, float | None], in_all: int) ->
 def _usual(trials: "Trials", remaining: Mapping[int, float | None]) -> float | None:
     """What a trial takes: those that ended say it (stopped ones too, since more will be), or else
     those that run."""
-    ended = [t.duration for t in trials if t.state.name in ("COMPLETE", "PRUNED") and t.duration]
+    trained = (t for t in trials if SAME_AS not in t.user_attrs)
+    ended = [t.duration for t in trained if t.state.name in ("COMPLETE", "PRUNED") and t.duration]
     if ended:
         return float(statistics.median(duration.total_seconds() for duration in ended))
     starts = {t.number: t.datetime_start for t in trials}

@@ -21,9 +21,10 @@ from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.connections import store_fault
+from orchestrator.repeats import first_with, repeat, settle
 from orchestrator.spec import JobSpec
 from orchestrator.storage import StoreError
-from orchestrator.study import trial_name
+from orchestrator.study import SAME_AS, trial_name
 from workers.spec import InputError, override
 from workers.train.record import write_text
 
@@ -48,7 +49,6 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         """`study` exists already; its running trials were cut off and are gone on with first."""
         self._job = job
         self._register = register
-        self._cut_off = [t for t in study.get_trials(deepcopy=False) if not t.state.is_finished()]
         self._failures: dict[str, str] = {}
         self.refusal: InputError | None = None
         """Bad input that a trial met, or a store that failed: what ends the study."""
@@ -61,21 +61,37 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             study_name=study.study_name,
             storage=study._storage,
         )
+        settle(self._ot_study)
+        unfinished = (trial for trial in self.trials() if not trial.state.is_finished())
+        self._cut_off = [trial for trial in unfinished if SAME_AS not in trial.user_attrs]
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Values for a new trial, or again for one that was cut off."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Values for a new trial, or again for one that was cut off; FINISHED after the last. A
+        setting is not trained again (unless the job asks for it): that trial gets what the one
+        before got, and the next one is suggested."""
+        while self._cut_off or len(self.trials()) < self._job.search.trials:
+            values = self._values(trial_id)
+            trial = self._ot_trials[trial_id]
+            first = None if self._job.search.repeat else first_with(values, trial, self.trials())
+            if first is None:
+                self.names.by_id[trial_id] = trial_name(trial.number)
+                return values
+            repeat(trial, first)
+            settle(self._ot_study)
+            del self._ot_trials[trial_id]
+        finished: str = self.FINISHED
+        return finished
+
+    def _values(self, trial_id: str) -> dict[str, Any]:
         if self._cut_off:
             known = optuna.trial.Trial(self._ot_study, self._cut_off.pop(0)._trial_id)
             self._ot_trials[trial_id] = known
         else:
             # Seeded by the number, so that a study gone on with suggests what it would have.
-            number = len(self._ot_study.get_trials(deepcopy=False))
-            self._ot_study.sampler = _sampler(self._job, number)
+            self._ot_study.sampler = _sampler(self._job, len(self.trials()))
         values: dict[str, Any] = super().suggest(trial_id)
-        trial = self._ot_trials[trial_id]
-        trial.set_user_attr("values", values)
-        trial.set_user_attr("tune_trial", trial_id)
-        self.names.by_id[trial_id] = trial_name(trial.number)
+        self._ot_trials[trial_id].set_user_attr("values", values)
+        self._ot_trials[trial_id].set_user_attr("tune_trial", trial_id)
         return values
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -101,6 +117,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
                 super().on_trial_complete(trial_id, result)
             else:
                 self._fail(trial_id)
+        settle(self._ot_study)
 
     def note_failure(self, trial_id: str, why: str) -> None:
         """Remember why a trial failed: Tune tells a searcher only that it did."""

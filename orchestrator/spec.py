@@ -69,6 +69,9 @@ class SearchSpec(Spec):
     """ASHA keeps one trial of so many at each rung."""
     retries: Annotated[int, Field(ge=0)] = 1
     """A trial that fails is started again so many times, from its last checkpoint."""
+    repeat: bool = False
+    """Train a setting again where the search suggests it again, as it does in a small space. Else
+    such a trial gets what the one before got."""
     startup_trials: PositiveInt = 4
     """Random trials before TPE begins to model."""
     seed: Annotated[int, Field(ge=0)] = 0

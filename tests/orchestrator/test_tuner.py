@@ -161,6 +161,23 @@ def test_a_store_that_fails_cuts_a_study_off_in_one_line(
     assert [row.state for row in run_through(job, resume=True).rows] == ["finished"]
 
 
+def test_a_setting_is_not_trained_again(
+    make_job: MakeJob, ray_cluster: Session, tmp_path: Path
+) -> None:
+    space = {"adapter.rank": {"choice": [2, 4]}}
+    ran = run_through(
+        make_job(tmp_path, search__space=space, search__trials=6, search__max_concurrent=2)
+    )
+    assert [row.state for row in ran.rows] == ["finished"] * 6
+    trained = [row for row in ran.rows if ran.folder(row.number).exists()]
+    assert sorted(row.params["adapter.rank"] for row in trained) == [2, 4]
+    assert {event.number for event in ran.events} == {row.number for row in trained}
+    assert ran.events[-1].states == {"finished": 6}
+    for row in ran.rows:
+        (same,) = [one for one in trained if one.params == row.params]
+        assert (row.value, row.version) == (same.value, same.version)
+
+
 def test_asha_stops_what_falls_behind_and_failures_are_retried_then_recorded(
     make_job: MakeJob, ray_cluster: Session, tmp_path: Path
 ) -> None:
@@ -173,6 +190,7 @@ def test_asha_stops_what_falls_behind_and_failures_are_retried_then_recorded(
         search__grace_evaluations=1,
         search__reduction_factor=2,
         search__space={"optimizer.lr": {"choice": [good, idle, broken]}},
+        search__repeat=True,
     )
     ran = run_through(job)
     assert [row.params["optimizer.lr"] for row in ran.rows] == [good, idle, broken, idle]
