@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster import environment
 from cluster.address import Endpoint, answers, on_loopback, resolve
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, ClusterGone
 from cluster.handshake import check_cluster, own_address
 from cluster.local import local_cluster
 from cluster.running import running
@@ -45,13 +45,13 @@ class Session:
         return environment.showing_token(self.token_file)
 
     def wait(self) -> None:
-        """Block for as long as the cluster's head lives; ClusterError then, naming the cluster."""
+        """Block for as long as the cluster's head lives; ClusterGone then."""
         last = time.monotonic()
         while time.monotonic() - last < GONE_SECONDS:
             if answers(self.address):
                 last = time.monotonic()
             time.sleep(0.5)
-        raise ClusterError(f"{self.address}: the cluster's head is gone")
+        raise ClusterGone(f"{self.address}: the cluster's head is gone")
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def session(
             here, token_file = _joinable(endpoint), endpoint.token_file
         settings = environment.settings(token_file, local=on_loopback(here))
         stack.enter_context(environment.applied(settings))
-        stack.callback(_disconnect)
+        stack.callback(_disconnect, here)
         context = _connect(here)
         dashboard_url = _url(context.dashboard_url)
         if owned and dashboard_url:
@@ -133,10 +133,11 @@ def _own_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _disconnect() -> None:
+def _disconnect(address: str) -> None:
     import ray
 
-    ray.shutdown()
+    if answers(address):
+        ray.shutdown()
 
 
 def _connected() -> bool:

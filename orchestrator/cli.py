@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cluster.environment import direct
+from cluster.errors import ClusterGone
 from orchestrator.commands import (
     adapter,
     endpoint,
@@ -72,6 +73,9 @@ def main() -> None:
         if end.code != _INTERRUPTED:
             raise
         _fail("stopped", 128 + signal.SIGTERM if sigterm.came else _INTERRUPTED)
+    except ClusterGone as error:
+        _say(str(error))
+        os._exit(2)
     except Exception as error:
         said = _for_people(error)
         if said is None:
@@ -118,8 +122,12 @@ def _for_people(error: Exception) -> str | None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"moetune: {plain(' '.join(message.split()))}", file=sys.stderr)
+    _say(message)
     sys.exit(code)
+
+
+def _say(message: str) -> None:
+    print(f"moetune: {plain(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterGone
 from cluster.inventory import inventory
 from cluster.placement import Demand, fits, wait_for_room
 from cluster.session import starts_here
@@ -100,11 +100,11 @@ def deploy(
 
 @contextmanager
 def undeploying() -> Iterator[None]:
-    """`undeploy` at the block's end, however it comes; but for a ClusterError: the cluster is gone
-    then, and everything on it."""
+    """`undeploy` at the block's end, however it comes; but for a cluster that is gone, and
+    everything on it."""
     try:
         yield
-    except ClusterError:
+    except ClusterGone:
         raise
     except BaseException:
         undeploy()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 from peft import LoraConfig, get_peft_model
@@ -208,3 +209,15 @@ def test_sigterm_ends_answers_endpoint_and_serve_on_a_cluster_that_stays(
     assert events[-1] == "data: [DONE]", "the answer ended whole"
     assert json.loads(events[-2].removeprefix("data: "))["choices"][0]["finish_reason"]
     assert running_address() is None
+
+
+@pytest.mark.slow
+def test_a_dead_head_ends_serve(served: str) -> None:
+    with serving(served) as (server, _):
+        ours = psutil.Process(server.pid).children(recursive=True)
+        [head] = [one for one in ours if one.name() == "gcs_server"]
+        head.kill()
+        said = server.communicate(timeout=30)
+    assert server.returncode == 2, said
+    assert "the cluster's head is gone" in said[1].splitlines()[-1]
+    assert "Traceback" not in said[1]
