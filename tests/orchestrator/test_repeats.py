@@ -1,7 +1,6 @@
 """Settings that the search suggests again, as Optuna's storage keeps them, without training."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +23,14 @@ Play = Callable[..., list[dict[str, Any]]]
 def small(job: JobSpec) -> JobSpec:
     """Two settings, six trials."""
     return override_job(job, SMALL, "test")
+
+
+@pytest.fixture
+def one(small: JobSpec) -> JobSpec:
+    """One setting, three trials."""
+    job = override_job(small, {"search.space": {"adapter.rank": 8}, "search.trials": 3}, "test")
+    job.study_folder().mkdir(parents=True)
+    return job
 
 
 def searching(job: JobSpec, store: Any, resume: bool = False) -> StudySearch:
@@ -62,10 +69,7 @@ def values_of(job: JobSpec, number: int) -> Any:
 
 
 @pytest.mark.parametrize("how", ["finished", "stopped", "failed"])
-def test_one_that_repeats_a_running_trial_ends_with_it(small: JobSpec, how: str) -> None:
-    one = override_job(small, {"search.space": {"adapter.rank": 8}, "search.trials": 3}, "test")
-    Path(one.cluster.storage).mkdir(parents=True)
-    one.study_folder().mkdir(parents=True)
+def test_one_that_repeats_a_running_trial_ends_with_it(one: JobSpec, how: str) -> None:
     with storage(one.cluster, create=True) as store:
         search = searching(one, store)
         assert search.suggest("first") == {"adapter.rank": 8}
@@ -80,9 +84,7 @@ def test_one_that_repeats_a_running_trial_ends_with_it(small: JobSpec, how: str)
         assert len({trial.value for trial in search.trials()}) == 1
 
 
-def test_what_was_cut_off_is_settled_when_it_has_ended(small: JobSpec) -> None:
-    one = override_job(small, {"search.space": {"adapter.rank": 8}, "search.trials": 3}, "test")
-    one.study_folder().mkdir(parents=True)
+def test_what_was_cut_off_is_settled_when_it_has_ended(one: JobSpec) -> None:
     with storage(one.cluster, create=True) as store:
         search = searching(one, store)
         search.suggest("first")
@@ -96,9 +98,7 @@ def test_what_was_cut_off_is_settled_when_it_has_ended(small: JobSpec) -> None:
         assert [trial.state.name for trial in again.trials()] == ["COMPLETE"] * 3
 
 
-def test_a_failed_setting_is_tried_again_and_any_if_asked_for(small: JobSpec) -> None:
-    one = override_job(small, {"search.space": {"adapter.rank": 8}, "search.trials": 3}, "test")
-    one.study_folder().mkdir(parents=True)
+def test_a_failed_setting_is_tried_again_and_any_if_asked_for(one: JobSpec) -> None:
     with storage(one.cluster, create=True) as store:
         search = searching(one, store)
         search.suggest("first")
