@@ -70,6 +70,7 @@ def expert_load(load: dict[str, list[float]]) -> go.Figure | None:
     layers = list(load)
     experts = max(len(shares) for shares in load.values())
     relative = {layer: [share * len(shares) for share in shares] for layer, shares in load.items()}
+    most = max(2.0, *(value for row in relative.values() for value in row))
     figure = go.Figure(
         go.Heatmap(
             z=[_filled(relative[layer], experts) for layer in layers],
@@ -78,9 +79,9 @@ def expert_load(load: dict[str, list[float]]) -> go.Figure | None:
             customdata=[_filled(load[layer], experts) for layer in layers],
             hoverongaps=False,
             zmin=0,
-            zmid=1,
-            zmax=max(2.0, *(value for row in relative.values() for value in row)),
-            colorscale=[[0, "#2166ac"], [0.5, "#f7f7f7"], [1, "#b2182b"]],
+            zmax=most,
+            # White is an even share. Plotly's own zmid does nothing where both ends are given.
+            colorscale=[[0, "#2166ac"], [1 / most, "#ffffff"], [1, "#b2182b"]],
             texttemplate="%{z:.2f}" if len(layers) * experts <= 400 else "",
             hovertemplate="%{y}, %{x}: %{customdata:.1%} of the tokens<extra></extra>",
             colorbar={"thickness": 14, "tickvals": [0, 1, 2]},
