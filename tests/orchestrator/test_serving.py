@@ -169,7 +169,7 @@ def test_prometheus_reads_requests_tokens_and_engines(shop: Shop) -> None:
 def test_refusals_are_openais(shop: Shop) -> None:
     with pytest.raises(openai.NotFoundError, match="nobody"):
         shop.text("nobody")
-    with pytest.raises(openai.BadRequestError, match="best_of is not supported"):
+    with pytest.raises(openai.BadRequestError, match="best_of: only its default is supported"):
         shop.text(best_of=2)
     with pytest.raises(openai.BadRequestError, match="together they may have"):
         shop.text(prompt="x" * 400, max_tokens=200)
