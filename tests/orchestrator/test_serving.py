@@ -20,6 +20,7 @@ import openai
 import pytest
 from safetensors.torch import load_file, save_file
 
+from cluster.errors import ClusterError
 from cluster.middleware import SERVE_MIDDLEWARE
 from cluster.session import Session
 from orchestrator.client import Client
@@ -492,8 +493,8 @@ def test_the_small_client_asks_and_explains(shop: Shop) -> None:
 
 
 def refused(match: str, *changes: Any, **fields: Any) -> None:
-    """deploy() with the shop's arguments but for `changes` raises an InputError of one line."""
-    with pytest.raises(InputError, match=match) as caught:
+    """deploy() with the shop's arguments but for `changes` raises one line for people."""
+    with pytest.raises((InputError, ClusterError), match=match) as caught:
         deploy(SPEC.model_copy(update=fields), *changes)
     assert "\n" not in str(caught.value)
 
@@ -510,8 +511,10 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(
     refused("name a model", None, url, folder, None)
     refused("nobody", None, url, folder, "nobody")
     refused("cannot be read", ModelSpec(path=str(tmp_path)), url, folder, "home")
-    refused("need 400 CPU", None, url, folder, "home", replicas=4, cpus_per_replica=100)
-    refused("need 1 GPU", None, url, folder, "home", gpus_per_replica=1)
+    refused(
+        "wants 4 replicas of 100 CPUs", None, url, folder, "home", replicas=4, cpus_per_replica=100
+    )
+    refused("and 1 GPU, and has no room", None, url, folder, "home", gpus_per_replica=1)
     refused("listens on", None, url, folder, "home", port=port + 1)
     monkeypatch.setenv("MOETUNE_API_KEY", "short")
     refused("at least 16", None, url, folder, "home")
