@@ -14,13 +14,11 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator.begin import SUCCESSOR, begin
 from orchestrator.spec import JobSpec, override_job
 from orchestrator.storage import storage
-from orchestrator.study import trial_name
+from orchestrator.study import COMES_FROM, trial_name
 from workers.spec import InputError, override
 from workers.train.used import note_used, read_used, used_file
 
 _UNFINISHED = tuple(state for state in TrialState if not state.is_finished())
-_FROM = "comes_from"
-"""Note of a trial in the new study: its number in the former one."""
 
 
 def on_new_data(job: JobSpec) -> JobSpec:
@@ -68,14 +66,14 @@ def _moved(trial: FrozenTrial, new: optuna.Study) -> int:
     and stay behind. Who was killed in the middle of this finds the trial that it has made."""
     number: int
     for number, one in enumerate(new.get_trials(deepcopy=False)):
-        if one.user_attrs.get(_FROM) == trial.number:
+        if one.user_attrs.get(COMES_FROM) == trial.number:
             return number
     new.add_trial(
         optuna.create_trial(
             state=TrialState.RUNNING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={"values": trial.user_attrs["values"], _FROM: trial.number},
+            user_attrs={"values": trial.user_attrs["values"], COMES_FROM: trial.number},
         )
     )
     number = new.trials[-1].number

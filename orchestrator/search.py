@@ -24,7 +24,7 @@ from orchestrator.connections import store_fault
 from orchestrator.repeats import first_with, repeat, settle
 from orchestrator.spec import JobSpec
 from orchestrator.storage import StoreError
-from orchestrator.study import SAME_AS, trial_name
+from orchestrator.study import COMES_FROM, SAME_AS, trial_name
 from workers.spec import InputError, override
 from workers.train.record import write_text
 
@@ -87,12 +87,18 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             known = optuna.trial.Trial(self._ot_study, self._cut_off.pop(0)._trial_id)
             self._ot_trials[trial_id] = known
         else:
-            # Seeded by the number, so that a study gone on with suggests what it would have.
-            self._ot_study.sampler = _sampler(self._job, len(self.trials()))
+            self._ot_study.sampler = _sampler(self._job, self._next_number())
         values: dict[str, Any] = super().suggest(trial_id)
         self._ot_trials[trial_id].set_user_attr("values", values)
         self._ot_trials[trial_id].set_user_attr("tune_trial", trial_id)
         return values
+
+    def _next_number(self) -> int:
+        """What the next trial is seeded by, so that a study gone on with suggests what it would
+        have; also on other rows, where those that were moved had other numbers before."""
+        trials = self.trials()
+        before = [one.user_attrs[COMES_FROM] for one in trials if COMES_FROM in one.user_attrs]
+        return len(trials) + (max(before) + 1 - len(before) if before else 0)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Record an intermediate value, at the trial's own step."""

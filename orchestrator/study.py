@@ -30,6 +30,8 @@ ENDS = ("finished", "stopped", "failed")
 """Those in which a trial stays."""
 SAME_AS = "same_as"
 """Note of a trial that was not trained: the number of the one with the same setting."""
+COMES_FROM = "comes_from"
+"""Note of a trial that was moved here from a study on other rows: its number there."""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,19 @@
 """Settings that the search suggests again, as Optuna's storage keeps them, without training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 
 from orchestrator.begin import begin
 from orchestrator.search import StudySearch
 from orchestrator.spec import JobSpec, override_job
 from orchestrator.status import study_status
 from orchestrator.storage import storage
-from orchestrator.study import Study
+from orchestrator.study import COMES_FROM, Study
 
 SMALL = {
     "search.space": {"adapter.num_experts": {"choice": [2, 4]}, "optimizer.lr": 1e-3},
@@ -109,3 +112,26 @@ def test_a_failed_setting_is_tried_again_and_any_if_asked_for(one: JobSpec) -> N
     with storage(one.cluster) as store:
         again = searching(asked, store, resume=True)
         assert again.suggest("third") == {"adapter.rank": 8}
+
+
+@pytest.mark.parametrize("moved", [[1], [1, 3]])
+def test_a_study_on_other_rows_suggests_what_the_former_would_have(
+    job: JobSpec, tmp_path: Path, moved: list[int]
+) -> None:
+    """And not again what was moved to it, which has other numbers there."""
+
+    def suggested(folder: str, before: Sequence[int], count: int) -> list[Any]:
+        changes = {"search.startup_trials": 9, "cluster.storage": str(tmp_path / folder)}
+        one = override_job(job, changes, "test")
+        one.study_folder().mkdir(parents=True)
+        with storage(one.cluster, create=True) as store:
+            search = searching(one, store)
+            for number in before:
+                attributes = {COMES_FROM: number, "values": {}}
+                trial = optuna.create_trial(state=TrialState.FAIL, user_attrs=attributes)
+                search._ot_study.add_trial(trial)
+            return [search.suggest(str(index)) for index in range(count)]
+
+    former = suggested("former", (), 6)
+    following = former[max(moved) + 1 :]
+    assert suggested("new", moved, len(following)) == following

@@ -157,7 +157,7 @@ def tune_trials(
             storage_path=str(folder / "tune"),
             name="tune",
             failure_config=tune.FailureConfig(max_failures=retries),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
     )
