@@ -87,21 +87,17 @@ def test_a_search_space_may_vary_rows_and_base(spec: TrainSpec, tmp_path: Path) 
 def test_a_run_goes_on_with_nothing_else_than_it_began(
     spec: TrainSpec, tmp_path: Path, change: Callable[[TrainSpec], None], said: str
 ) -> None:
-    """By the keeper's checkpoints and by one that Tune made."""
     plan = RunPlan(tmp_path / "run", "study")
     run = TrainingRun(spec, plan, world=World())
     keeper = Keeper(spec, plan, World())
     run.advance()
     keeper.after_report(run)
-    (tmp_path / "tune").mkdir()
-    run.save(tmp_path / "tune")
     change(spec)
-    for checkpoint in (None, tmp_path / "tune"):
-        again = TrainingRun(spec, plan, world=World())
-        with pytest.raises(InputError, match=said):
-            Keeper(spec, plan, World()).resume(again, checkpoint)
-        assert again.step == 0
-        again.close()
+    again = TrainingRun(spec, plan, world=World())
+    with pytest.raises(InputError, match=said):
+        Keeper(spec, plan, World()).resume(again)
+    assert again.step == 0
+    again.close()
 
 
 def test_rows_that_were_agreed_to_are_named_in_the_manifest(
