@@ -121,11 +121,19 @@ def has_driver(cluster: ClusterSpec, study: str) -> bool:
         return True
 
 
+def ended(study: "optuna.Study") -> int:
+    """How many of its trials have ended, well or not."""
+    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+
+
 def resume_command(study: "Study", cluster: ClusterSpec) -> str | None:
     """How to go on with a study that has trials left and no driver; None for any other."""
-    ended = sum(trial.state.is_finished() for trial in study.optuna.get_trials(deepcopy=False))
     moved = SUCCESSOR in study.optuna.user_attrs
-    if moved or ended >= study.job["search"]["trials"] or has_driver(cluster, study.name):
+    if (
+        moved
+        or ended(study.optuna) >= study.job["search"]["trials"]
+        or has_driver(cluster, study.name)
+    ):
         return None
     return shlex.join(["moetune", "tune", str(study.folder / "job.json"), "--resume"])
 

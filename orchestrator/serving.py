@@ -204,7 +204,6 @@ def _run(spec: EndpointSpec) -> None:
 
 def _said_by_replicas() -> str:
     """What the deployments that failed tell of their replicas: a traceback, as a rule."""
-
     app = _application()
     deployments = app.deployments.values() if app else ()
     return "\n".join(one.message for one in deployments if one.status == "DEPLOY_FAILED")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.placement import Demand, wait_for_room
-from orchestrator.begin import begin, check_study, locked
+from orchestrator.begin import begin, check_study, ended, locked
 from orchestrator.events import TrialEvent
 from orchestrator.preflight import preflight
 from orchestrator.spec import JobSpec, portable
@@ -56,11 +56,11 @@ def run(
     with locked(job) as ours, storage(job.cluster, create=True) as store:
         study = begin(job, resume, store)
         with _cut_off(job):
-            missing = job.search.trials - _ended(study)
+            missing = job.search.trials - ended(study)
             if missing > 0:
                 with _search(job, study, store, ours) as search:
                     _tune(job, study, search, missing, on_progress or (lambda _: None))
-            if _ended(study) < job.search.trials:
+            if ended(study) < job.search.trials:
                 raise KeyboardInterrupt
         # Optimizer states and the like: the adapters lie with the trials and in the registry.
         for states in (_tune_folder(job), *job.study_folder().glob("trials/*/checkpoints")):
@@ -133,15 +133,11 @@ def _wait_for_room(job: JobSpec, resume: bool) -> None:
 
     if resume:
         with storage(job.cluster) as store:
-            if _ended(optuna.load_study(study_name=job.name, storage=store)) >= job.search.trials:
+            if ended(optuna.load_study(study_name=job.name, storage=store)) >= job.search.trials:
                 return
     search, workers = job.search, job.train.parallel.min_workers
     demand = Demand("a trial", "worker", workers, search.cpus_per_worker, search.gpus_per_worker)
     wait_for_room(demand, search.wait_seconds)
-
-
-def _ended(study: "optuna.Study") -> int:
-    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def _tune_folder(job: JobSpec) -> Path:
