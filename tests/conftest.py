@@ -26,6 +26,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no GPU here: what only a GPU runs is not tested")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """A case of bytes is named by its argument: bytes may hold the hour (gzip's header does), and
+    pytest-xdist refuses a run whose processes name their tests differently."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Llama (2 layers, width 64) and a byte-level ChatML tokenizer."""
