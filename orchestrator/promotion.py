@@ -6,6 +6,7 @@ from orchestrator.gate import Gate, Mode, compare, metric_reasons
 from orchestrator.records import BASE, Event, Version, base_id
 from orchestrator.registry import Registry
 from orchestrator.rollout.back import abort, rollback
+from orchestrator.rollout.ended import guard_reasons
 from orchestrator.rollout.log import Decision, appended, this_user
 from orchestrator.rollout.plan import Stage
 from orchestrator.rollout.state import Rollout, state_of
@@ -58,7 +59,11 @@ def promote(  # noqa: PLR0913
     def decide(events: list[Event]) -> Decision:
         champion = _standing(registry, to, chosen, stage, state_of(events))
         evidence = compare(registry, chosen, champion, metric, mode)
-        reasons = metric_reasons(evidence, champion, events) + router
+        reasons = [
+            *guard_reasons(chosen, events),
+            *metric_reasons(evidence, champion, events),
+            *router,
+        ]
         if reasons and not force and stage.action != "shadow":
             raise GateRefused(to, chosen, reasons)
         evidence |= {"forced": bool(reasons) and force, "reasons": reasons, **stage.evidence()}

@@ -21,9 +21,14 @@ app = typer.Typer()
 
 @app.command()
 def promote(
-    study: str,
-    to: Annotated[str, typer.Option(help="Name that the endpoint serves.")],
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY|NAME", help="Study; the name, with --version alone.")
+    ],
+    to: Annotated[str | None, typer.Option(help="Name that the endpoint serves.")] = None,
     trial: Annotated[int | None, typer.Option(help="Trial; left out: the best one.")] = None,
+    version: Annotated[
+        str | None, typer.Option(metavar="ID", help="A version of the registry, of any name.")
+    ] = None,
     canary: Annotated[
         str | None, typer.Option(metavar="SHARE", help="To a share of the users only: 10%.")
     ] = None,
@@ -39,24 +44,28 @@ def promote(
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a trial's adapter the champion of a name, its canary or its shadow, if the gate lets
-    it."""
+    """Make a trial's adapter, or any version, the champion of a name, its canary or its shadow, if
+    the gate lets it."""
+    from orchestrator.candidate import Candidate, target
     from orchestrator.promotion import promote as promote_version
     from orchestrator.promotion import this_user
     from orchestrator.rollout.plan import stage
-    from orchestrator.study import Study
 
-    chosen = stage(canary, plan, shadow)
-    record = Study.open(cluster_spec(storage, store), study)
+    chosen, name = stage(canary, plan, shadow), target(study, to, version, trial)
+    book, place = registry(storage, store), cluster_spec(storage, store)
+    if version is None:
+        candidate = Candidate.of_study(book, place, study, trial)
+    else:
+        candidate = Candidate.of_version(book, place, version, name, study if to else None)
     event = promote_version(
-        registry(storage, store),
-        record.version(trial),
-        to,
+        book,
+        candidate.version,
+        name,
         actor=this_user(),
         reason=reason or "",
         force=force,
-        metric=record.metric,
-        mode=record.mode,
+        metric=candidate.metric,
+        mode=candidate.mode,
         stage=chosen,
     )
     return _print(event, as_json)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.records import Event
+from orchestrator.records import BASE, Event
 from orchestrator.rollout.plan import plan_of
 
 STICKY = "(a request's `user`, else its key: each stays on one side)"
@@ -64,6 +64,13 @@ def _seen(figures: Mapping[str, Any]) -> str:
     return f"{requests} requests, {errors or 'no errors'}, p95 {p95:.3g} s"
 
 
+def _forward(event: Event) -> str:
+    """How to undo a rollback: by the gate, as ever."""
+    if event.previous in (None, BASE):
+        return ""
+    return f"; forward again: moetune promote {event.name} --version {event.previous}"
+
+
 def outcome(event: Event) -> str:
     """What a command has done."""
     version, before = f"{event.name}@{event.version}", event.previous or "nothing"
@@ -71,7 +78,7 @@ def outcome(event: Event) -> str:
         case "promote":
             return f"{event.name} is now {version} (before: {before})"
         case "rollback":
-            return f"{event.name} is back at {version} (was {before})"
+            return f"{event.name} is back at {version} (was {before}){_forward(event)}"
         case "canary":
             plan = plan_of(event.evidence)
             return f"{version} is the canary of {event.name}: {plan} of the users {STICKY}"

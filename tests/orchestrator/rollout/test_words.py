@@ -85,7 +85,11 @@ def test_outcomes(registry: Registry, versions: list[Version], begin: Begin) -> 
     ended = abort(registry, "home", actor="ann")
     assert outcome(ended) == f"home@{c} has ended; home stays home@{b}"
     back = rollback(registry, "home", actor="ann")
-    assert outcome(back) == f"home is back at home@{a} (was {b})"
+    assert outcome(back) == (
+        f"home is back at home@{a} (was {b}); forward again: moetune promote home --version {b}"
+    )
+    from_base = event("rollback").model_copy(update={"previous": "base"})
+    assert outcome(from_base) == "home is back at home@b (was base)"
 
 
 def test_percentages() -> None:
