@@ -58,7 +58,8 @@ def explain(
 ) -> None:
     """Ask one question, and write a page that shows which experts every token went to."""
     from orchestrator.client import chat
-    from orchestrator.health.explained import Explained, render
+    from orchestrator.health.explained import Explained
+    from orchestrator.health.explained_page import render
     from workers.train.record import write_text
 
     limit: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}

@@ -1,17 +1,11 @@
-"""Which experts answered one question: what an endpoint tells of it, as a page.
-
-The page holds everything it needs, runs no script and loads nothing; texts of models and people are
-escaped.
-"""
+"""Which experts answered one question: what an endpoint tells of it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator import templates
 from workers.engine.routing import RequestRouting
 from workers.spec import InputError
 
@@ -88,21 +82,3 @@ class Explained:
             "prompt_tokens": self.prompt_tokens,
             "routing": _ROUTING.dump_python(self.routing, mode="json"),
         }
-
-
-def render(explained: Explained) -> str:
-    """The page."""
-    return templates.render(
-        Path(__file__).with_name("explained.html.j2"),
-        {"shown": _shown},
-        it=explained,
-        shares=explained.shares(),
-        tokens=list(explained.tokens()),
-    )
-
-
-def _shown(text: str) -> str:
-    """A token so that its white space can be seen."""
-    return text.replace(" ", "\N{OPEN BOX}").replace(
-        "\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
-    )

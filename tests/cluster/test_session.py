@@ -1,7 +1,6 @@
 """Clusters of our own: closed to others, found by ours, gone with their owner."""
 
 import json
-import shutil
 import signal
 import socket
 import stat
@@ -18,7 +17,7 @@ import pytest
 from cluster.errors import ClusterError
 from cluster.session import Session, check_joinable, session
 from tests.cluster.conftest import Start
-from tests.orchestrator.browser import browser
+from tests.orchestrator.browser import NEEDS_BROWSER, browser
 
 OWNER = """
 import json, sys, time
@@ -172,17 +171,15 @@ def test_a_cluster_of_another_temporary_folder_is_found(ray_cluster: Session, st
     assert ray_cluster.address in said
 
 
+@NEEDS_BROWSER
 @pytest.mark.slow
 def test_the_dashboard_opens_with_the_token_that_the_command_shows(
     ray_cluster: Session, tmp_path: Path
 ) -> None:
     command = str(ray_cluster.showing_token)
     shown = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium here")
     jobs = "fetch('/api/jobs/').then(reply => reply.status)"
-    with browser(chromium, tmp_path / "profile") as page:
+    with browser(tmp_path / "profile") as page:
         page.open(str(ray_cluster.dashboard_url))
         page.until("document.querySelector('[role=dialog] input') !== null")
         assert page.js(jobs) == 401

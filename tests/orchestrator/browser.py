@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from websockets.sync.client import ClientConnection, connect
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+NEEDS_BROWSER = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium here: apt-get install chromium"
+)
 SECONDS = 40
 FLAGS = (
     "--headless=new",
@@ -103,10 +108,11 @@ class Page:
 
 
 @contextlib.contextmanager
-def browser(chromium: str, folder: Path) -> Iterator[Page]:
-    """A page of a browser of its own, with nothing remembered."""
+def browser(folder: Path) -> Iterator[Page]:
+    """A page of a browser of its own, with nothing remembered; only where NEEDS_BROWSER."""
+    assert CHROMIUM
     process = subprocess.Popen(
-        [chromium, *FLAGS, f"--user-data-dir={folder}", "about:blank"],
+        [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,7 +1,6 @@
 """The gateway's page in a real browser, over a real engine with two adapters."""
 
 import asyncio
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from orchestrator.registry import Registry
 from orchestrator.rollout.parts import RolloutParts
 from orchestrator.rollout.plan import stage
 from orchestrator.rollout.spec import GuardSpec
-from tests.orchestrator.browser import Page, browser
+from tests.orchestrator.browser import NEEDS_BROWSER, Page, browser
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
 from workers.engine.text import TextEngine
@@ -37,10 +36,6 @@ from workers.spec import ModelSpec
 
 KEY = "a key of the page's test"
 SLOW_KEY = "a key that may ask once a second"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-NEEDS_BROWSER = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here: apt-get install chromium"
-)
 DARK = {"name": "prefers-color-scheme", "value": "dark"}
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 """What a model, or a person with a reason, might say."""
@@ -101,8 +96,7 @@ def _ready(address: str) -> bool:
 
 @pytest.fixture
 def tab(url: str, tmp_path: Path) -> Iterator[Page]:
-    assert CHROMIUM
-    with browser(CHROMIUM, tmp_path / "browser") as opened:
+    with browser(tmp_path / "browser") as opened:
         opened.open(url)
         yield opened
 

@@ -2,11 +2,14 @@
 
 from dataclasses import asdict
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.health.explained import Explained, render
+from orchestrator.health.explained import Explained
+from orchestrator.health.explained_page import render, views
+from tests.orchestrator.browser import NEEDS_BROWSER, browser
 from workers.engine.routing import LayerRouting, RequestRouting, TokenRouting
 from workers.spec import InputError
 
@@ -84,6 +87,63 @@ def test_the_answers_tokens_are_told_from_the_prompts() -> None:
     prompt, answer = Explained.of("?", body()).tokens()
     assert (prompt.answer, answer.answer) == (False, True)
     assert answer.gates == {"layers.0.mlp": (0.4, 0.0, 0.6), "layers.1.mlp": (0.0, 1.0)}
+
+
+def test_a_token_has_the_colour_of_its_first_expert_and_tells_all_of_them() -> None:
+    told = Explained.of("?", body())
+    first, second = views(told, list(told.tokens()))
+    assert [token.kind for token in first.tokens] == ["c0", "c2"]
+    assert [token.begins for token in first.tokens] == [0, 2]
+    assert first.tokens[1].told == "layers.0.mlp\nexpert 2: gate 0.60\nexpert 0: gate 0.40"
+    assert [(one.expert, one.tokens) for one in first.legend] == [(0, 1), (2, 1)]
+    assert first.others == (1,)
+    assert [token.begins for token in second.tokens] == [1, None], "told where it begins"
+
+
+def test_with_more_experts_than_colours_the_busiest_have_them() -> None:
+    tokens = [*range(12), *[11] * 4, *[5] * 3]
+    load = tuple(tokens.count(expert) for expert in range(12))
+    layer = LayerRouting("layers.0.mlp", load, tuple(map(float, load)), 1.0, 0.5)
+    by_token = tuple((TokenRouting((expert,), (1.0,)),) for expert in tokens)
+    told = Explained.of("?", body(RequestRouting(len(tokens), (layer,), by_token)))
+    [view] = views(told, list(told.tokens()))
+    kinds = {one.expert: one.kind for one in view.legend}
+    colored = [kind for kind in kinds.values() if kind != "other"]
+    assert len(colored) == len({*colored}) == 8, "no colour means two experts"
+    assert kinds[11] != "other"
+    assert kinds[5] != "other"
+
+
+def test_a_token_without_an_expert_is_shown_without_colour() -> None:
+    layer = LayerRouting("layers.0.mlp", (1, 0), (1.0, 0.0), 1.0, 0.5)
+    by_token = ((TokenRouting((0,), (1.0,)),), (TokenRouting((), ()),))
+    told = Explained.of("?", body(RequestRouting(2, (layer,), by_token, ("a", "b"))))
+    [view] = views(told, list(told.tokens()))
+    assert [token.kind for token in view.tokens] == ["c0", "void"]
+    assert view.tokens[1].told == "layers.0.mlp\nno expert had room"
+
+
+@NEEDS_BROWSER
+def test_a_reader_chooses_a_layer_and_sees_its_colours(tmp_path: Path) -> None:
+    """No script runs on the page, so it is the style that does it."""
+    page = tmp_path / "explained.html"
+    page.write_text(render(Explained.of(EVIL, body())))
+    with browser(tmp_path / "browser") as tab:
+        tab.open(page.as_uri())
+        assert "the busiest, expert 1 of layers.1.mlp, has 100 %" in tab.text(".conclusion")
+        shown = "getComputedStyle(document.querySelector('#view{} {}')).{}"
+        assert tab.js(shown.format(1, "", "display")) == "block"
+        assert tab.js(shown.format(0, "", "display")) == "none"
+        tab.click("#layer0")
+        assert tab.js(shown.format(1, "", "display")) == "none"
+        assert tab.js(shown.format(0, "", "display")) == "block"
+        assert EVIL in tab.text("#view0")
+        colors = [tab.js(shown.format(0, f".c{e}", "backgroundColor")) for e in (0, 2)]
+        assert colors == ["rgb(119, 170, 221)", "rgb(238, 221, 136)"]
+        folded = "[...document.querySelectorAll('table')].every(t => !t.checkVisibility())"
+        assert tab.js(folded), "numbers come after what they mean"
+        assert tab.wrong == []
+        assert str(tab.js("document.title")).startswith("home@3f9a1b2c3d4e ")
 
 
 @pytest.mark.parametrize("answer", [body(None), body(moetune={"routing": {"tokens": 1}}), {}])

@@ -152,7 +152,8 @@ def test_explain_writes_a_page_of_all_tokens(served: Served, tmp_path: Path) -> 
     for place, layer in enumerate(routing["layers"]):
         slots = [choice for token in routing["by_token"] for choice in token[place]["experts"]]
         assert [slots.count(expert) for expert in range(4)] == list(layer["load"])
-    assert text.count("<details") == len(routing["layers"])
+    assert text.count('class="view"') == len(routing["layers"])
+    assert text.count("<span") == len(routing["layers"]) * routing["tokens"]
 
 
 def test_the_base_has_no_experts_to_explain(served: Served, tmp_path: Path) -> None:
