@@ -12,7 +12,7 @@ PALETTE = (
     "#bbcc33",
     "#aaaa00",
 )
-"""Paul Tol's "light" scheme, as in the gateway's page (`web/colors.js`)."""
+"""Paul Tol's "light" scheme, as in the gateway's page (`web/style.css`)."""
 
 
 def places_in_palette(load: Sequence[float]) -> list[int | None]:

@@ -46,6 +46,8 @@ async function ask(event) {
 }
 
 async function answer(side, model, question, signal) {
+  const alone = $("alone").checked;
+  if (alone) sides[side].turns = [];
   const { turns } = sides[side];
   turns.push({ role: "user", content: question });
   const talk = $(side);
@@ -67,9 +69,9 @@ async function answer(side, model, question, signal) {
     shown.textContent = error.name === "AbortError" ? `${got.text} (stopped)` : `${got.text} ${error.message}`.trim();
   }
   shown.classList.remove("waiting");
-  facts.textContent = told(got, (performance.now() - asked) / 1000);
-  const folded = experts(got.routing);
-  if (folded) talk.append(folded);
+  facts.textContent = [told(got, (performance.now() - asked) / 1000), ...(alone ? ["asked alone"] : [])].join(" · ");
+  const shares = experts(got.routing, got.usage?.prompt_tokens ?? 0);
+  if (shares) talk.append(shares);
   talk.scrollTop = talk.scrollHeight;
 }
 

@@ -9,12 +9,6 @@ export function el(tag, properties = {}, ...children) {
   return made;
 }
 
-/** A color for each expert, as far apart as they can be. */
-export function hue(element, index) {
-  element.style.setProperty("--hue", String(Math.round((index * 137.5 + 215) % 360)));
-  return element;
-}
-
 /** A row of a list of terms; nothing where there is no value. */
 export const fact = (term, value) =>
   value === null || value === undefined || value === "" ? [] : [el("dt", {}, term), el("dd", {}, value)];

@@ -1,53 +1,74 @@
-// Which experts an answer's tokens went to: shares of each layer, and the tokens in their colors.
+// Which experts an answer's tokens went to: the tokens in their experts' colors, then the layers' shares.
+// Layers count their experts by themselves, so nothing here adds up over layers.
 
-import { el, hue, percent } from "/page/elements.js";
+import { el, percent } from "/page/elements.js";
 
-/** The routing of one answer, folded up; null where no adapter has answered. */
-export function experts(routing) {
+const COLORS = 8; // as many as style.css has
+
+/** The routing of one answer; null where no adapter has answered. */
+export function experts(routing, promptTokens) {
   if (!routing || !routing.layers.length) return null;
-  const body = el("div");
-  const fold = el("details", { className: "experts" }, el("summary", {}, summary(routing)), body);
-  fold.addEventListener("toggle", () => fold.open && !body.firstChild && fill(body, routing));
-  return fold;
+  const views = routing.by_token?.length ? tokens(routing, promptTokens) : [];
+  const layers = el("div", { className: "layers" }, routing.layers.map((layer) => bars(layer.layer, layer.load)));
+  const folded = el("details", {}, el("summary", {}, "Prompt's tokens, and every layer's load"), views.slice(1), layers);
+  return el("div", { className: "experts" }, views.slice(0, 1), folded);
 }
 
-function summary(routing) {
-  const sums = [];
-  for (const { load } of routing.layers) load.forEach((n, e) => (sums[e] = (sums[e] || 0) + n));
-  const all = sums.reduce((a, b) => a + b, 0) || 1;
-  const first = sums.map((n, e) => [n / all, e]).sort((a, b) => b[0] - a[0]).slice(0, 3);
-  return `Experts: ${first.map(([share, e]) => `${e} (${percent(share)})`).join(", ")}`;
-}
-
-function fill(body, routing) {
-  body.append(el("div", { className: "layers" }, routing.layers.map((layer) => bars(layer.layer, layer.load))));
-  if (!routing.by_token?.length) return;
-  const tokens = el("div", { className: "tokens" });
+/** The answer's tokens with their layer and legend, and the prompt's tokens. */
+function tokens(routing, promptTokens) {
+  const answer = el("div", { className: "tokens answer" });
+  const prompt = el("div", { className: "tokens prompt" });
+  const key = el("div", { className: "key" });
   const choose = el(
     "select",
     { ariaLabel: "Layer" },
     routing.layers.map((layer, index) => el("option", { value: String(index) }, layer.layer)),
   );
-  const show = () => tokens.replaceChildren(...colored(routing, Number(choose.value)));
+  const show = () => {
+    const place = Number(choose.value);
+    const classes = colors(routing.layers[place].load);
+    const shown = colored(routing, place, classes, promptTokens);
+    prompt.replaceChildren(...shown.slice(0, promptTokens));
+    answer.replaceChildren(...shown.slice(promptTokens));
+    key.replaceChildren(...legend(routing.layers[place].load, classes));
+  };
   choose.addEventListener("change", show);
-  body.append(el("label", { className: "dim" }, "Each token's first expert in ", choose), tokens);
   show();
+  const label = el("label", { className: "dim" }, "Each token's first expert in ", choose);
+  return [el("div", {}, label, answer, key), prompt];
 }
 
-function colored(routing, place) {
+function colored(routing, place, classes, promptTokens) {
+  let before = null;
   return routing.by_token.map((places, index) => {
     const { experts: chosen, gates } = places[place];
-    const shown = chosen.map((e, n) => `${e}: ${percent(gates[n])}`).join("\n");
-    const text = routing.texts?.[index] ?? "▪";
-    return hue(el("span", { className: "token", title: shown || "none" }, text), chosen[0] ?? 0);
+    const first = chosen[0] ?? null;
+    const title = chosen.map((e, n) => `expert ${e}: gate ${gates[n].toFixed(2)}`).join("\n") || "no expert had room";
+    const begins = first !== null && (first !== before || index === promptTokens);
+    before = first;
+    const className = `token ${first === null ? "void" : classes[first]}`;
+    const number = begins ? el("b", {}, String(first)) : null;
+    return el("span", { className, title: `${routing.layers[place].layer}\n${title}` }, number, routing.texts?.[index] ?? "▪");
   });
+}
+
+function legend(load, classes) {
+  const all = load.reduce((a, b) => a + b, 0) || 1;
+  return load.map((n, e) => el("span", {}, el("i", { className: classes[e] }), `expert ${e} ${percent(n / all)}`));
+}
+
+/** A class for each expert of a layer. Where there are more than colors the busiest have them: no color means two. */
+function colors(load) {
+  const busiest = load.map((n, e) => e).sort((a, b) => load[b] - load[a]).slice(0, COLORS).sort((a, b) => a - b);
+  return load.map((n, e) => (busiest.includes(e) ? `e${busiest.indexOf(e)}` : "other"));
 }
 
 /** One layer's load, a colored share for each expert. */
 export function bars(name, load) {
   const all = load.reduce((a, b) => a + b, 0) || 1;
+  const classes = colors(load);
   const shares = load.map((n, e) => {
-    const share = hue(el("div", { className: "share", title: `expert ${e}: ${percent(n / all, 1)}` }), e);
+    const share = el("div", { className: `share ${classes[e]}`, title: `expert ${e}: ${percent(n / all, 1)}` });
     share.style.width = percent(n / all, 2).replace(" ", "");
     if (n / all > 0.06) share.textContent = String(e);
     return share;

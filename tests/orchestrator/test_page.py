@@ -1,6 +1,7 @@
 """The gateway's page in a real browser, over a real engine with two adapters."""
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,12 @@ from workers.spec import ModelSpec
 KEY = "a key of the page's test"
 SLOW_KEY = "a key that may ask once a second"
 DARK = {"name": "prefers-color-scheme", "value": "dark"}
+EXPERT_COLORS = (
+    "rgb(119, 170, 221)",
+    "rgb(238, 136, 102)",
+    "rgb(238, 221, 136)",
+    "rgb(255, 170, 187)",
+)
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 """What a model, or a person with a reason, might say."""
 
@@ -150,12 +157,14 @@ def test_a_person_enters_the_key_chats_and_sees_all(tab: Page, url: str, tmp_pat
     assert right.startswith("tiny-llama")
     assert "24 tokens" in left
     assert not tab.js("document.querySelectorAll('.turn.failed').length")
-    assert "Experts: " in tab.text("#left .experts summary")
     assert not tab.js("document.querySelectorAll('#right .experts').length")
-    tab.click("#left .experts summary")
-    tab.until("document.querySelectorAll('#left .layer').length >= 2")
-    tab.until("document.querySelectorAll('#left .token').length > 24")
+    seen = "[...document.querySelectorAll('#left .{}')].filter(one => one.checkVisibility()).length"
+    assert tab.js(seen.format("answer .token")) == 23, "at once; the last one is never routed"
+    assert tab.js(seen.format("layer")) == 0
     tab.screenshot(tmp_path / "chat.png")
+    tab.click("#left .experts summary")
+    assert tab.js(seen.format("layer")) == 2
+    assert tab.js(seen.format("prompt .token")) > len(EVIL) / 10
     ground = "getComputedStyle(document.body).backgroundColor"
     light = tab.js(ground)
     tab.do("Emulation.setEmulatedMedia", features=[DARK])
@@ -178,6 +187,60 @@ def test_a_person_enters_the_key_chats_and_sees_all(tab: Page, url: str, tmp_pat
     assert tab.js("document.title") == "moetune"
     assert all(asked.startswith(url) or asked == "about:blank" for asked in tab.asked)
     assert [w for w in tab.wrong if "401" not in w] == []
+
+
+@NEEDS_BROWSER
+def test_a_layers_experts_have_its_own_colours_and_are_never_summed_over_layers(tab: Page) -> None:
+    tab.fill("#key", KEY)
+    tab.until("document.querySelectorAll('#model option').length >= 4")
+    ask(tab, "the kitchen light", 2)
+    style = "getComputedStyle(document.querySelector('#left .answer .e{}')).backgroundColor"
+    shown = tab.js("[...document.querySelectorAll('#left .answer .token')].map(t => t.className)")
+    first = next(int(one[-1]) for one in shown if one.startswith("token e"))
+    assert tab.js(style.format(first)) == EXPERT_COLORS[first]
+    layers = tab.js("[...document.querySelectorAll('#left .experts option')].map(o => o.text)")
+    told = [tab.text("#left .key")]
+    titles = "[...document.querySelectorAll('#left .answer .token')].map(t => t.title)"
+    assert all(title.startswith(f"{layers[0]}\nexpert ") for title in tab.js(titles))
+    tab.fill("#left .experts select", "1")
+    told.append(tab.text("#left .key"))
+    assert all(title.startswith(f"{layers[1]}\nexpert ") for title in tab.js(titles))
+    for key in told:  # of one layer each: its experts' shares are a whole
+        assert key.count("expert ") == 4
+        assert sum(int(share) for share in re.findall(r"(\d+) %", key)) in range(97, 104)
+
+
+@NEEDS_BROWSER
+def test_a_question_alone_takes_nothing_of_the_talk_along(tab: Page) -> None:
+    tab.fill("#key", KEY)
+    tab.until("document.querySelectorAll('#model option').length >= 4")
+    tab.js(
+        "(() => { const get = fetch; window.sent = []; window.fetch = (url, options) => {"
+        "if (options?.body) sent.push(JSON.parse(options.body).messages.map(m => m.content));"
+        "return get(url, options); }; })()"
+    )
+    ask(tab, "one", 2)
+    ask(tab, "two", 4)
+    assert {len(contents) for contents in tab.js("sent.slice(2)")} == {3}, "with history"
+    tab.click("#alone")
+    ask(tab, "three", 6)
+    ask(tab, "four", 8)
+    assert tab.js("sent.slice(4)") == [["three"]] * 2 + [["four"]] * 2
+    facts = tab.js("[...document.querySelectorAll('#left .facts')].map(f => f.innerText)")
+    assert ["asked alone" in one for one in facts] == [False, False, True, True]
+    tab.click("#alone")
+    ask(tab, "five", 10)
+    assert [contents[0] for contents in tab.js("sent.slice(8)")] == ["four"] * 2, "goes on from it"
+    assert tab.wrong == [] or all("401" in one for one in tab.wrong)
+
+
+def ask(tab: Page, question: str, answers: int) -> None:
+    """Ask, and wait until there are so many answers of both sides."""
+    tab.fill("#tokens", "6")
+    tab.fill("#question", question)
+    tab.click("#send")
+    tab.until(f"document.querySelectorAll('.facts').length === {answers}")
+    tab.until("document.querySelector('#send').innerText === 'Send'")
 
 
 @NEEDS_BROWSER
