@@ -1,62 +1,16 @@
 """The gate before a name: what a version must be like to become its champion."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator.records import Event, Version
 from orchestrator.registry import Registry
 from orchestrator.study import value_at
-from workers.adapter.config import read_config
 from workers.adapter.manifest import Manifest
-from workers.configuration import InputError, StorageError
+from workers.configuration import InputError
 
 Mode = Literal["min", "max"]
 LOSS = "validation/loss"
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What a version must be like to become the champion.
-
-    A router has collapsed in a layer where the top_k busiest experts together get more than
-    `max_top_share` of the routed tokens (the choice has become constant), or where more than
-    `max_dead` of the experts get less than `dead_share` of an even share.
-    """
-
-    max_top_share: float = 0.95
-    dead_share: float = 0.05
-    max_dead: float = 0.5
-
-    def router_reasons(self, registry: Registry, version: Version) -> list[str]:
-        """Layers whose router has collapsed; also when none was measured. Plain LoRA has none."""
-        try:
-            config, _ = read_config(version.folder)
-        except InputError as error:
-            raise StorageError(str(error)) from None
-        if config.num_experts == 1:
-            return []
-        loads = registry.manifest(version).expert_load
-        if not loads:
-            return ["no expert load was recorded, so that the router cannot be checked"]
-        top_k = config.fewest_slots
-        if all(len(load) <= top_k for load in loads.values()):
-            return [f"its router sends every token to all {top_k} experts, so it selects nothing"]
-        return [r for layer, load in loads.items() for r in self._layer(layer, load, top_k)]
-
-    def _layer(self, layer: str, load: Sequence[float], top_k: int) -> list[str]:
-        total, experts = sum(load), len(load)
-        if total <= 0:
-            return [f"router of {layer} sent no token anywhere"]
-        shares = sorted((share / total for share in load), reverse=True)
-        reasons = []
-        top = sum(shares[:top_k])
-        if experts > top_k and top > self.max_top_share:
-            reasons.append(f"router of {layer} gives {top_k} of {experts} experts {top:.1%}")
-        dead = sum(share < self.dead_share / experts for share in shares)
-        if dead > self.max_dead * experts:
-            reasons.append(f"router of {layer} leaves {dead} of {experts} experts unused")
-        return reasons
 
 
 def compare(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from orchestrator.gate import Gate, Mode, compare, metric_reasons
+from orchestrator.gate import Mode, compare, metric_reasons
 from orchestrator.records import BASE, Event, Version, base_id
 from orchestrator.registry import Registry
 from orchestrator.rollout.back import abort, rollback
@@ -10,6 +10,7 @@ from orchestrator.rollout.ended import guard_reasons
 from orchestrator.rollout.log import Decision, appended, this_user
 from orchestrator.rollout.plan import Stage
 from orchestrator.rollout.state import Rollout, state_of
+from orchestrator.router_gate import RouterGate
 from workers.spec import InputError
 
 __all__ = ["GateRefused", "abort", "promote", "rollback", "this_user"]
@@ -36,7 +37,6 @@ def promote(  # noqa: PLR0913
     mode: Mode = "min",
     reason: str = "",
     force: bool = False,
-    gate: Gate | None = None,
     stage: Stage | None = None,
 ) -> Event:
     """Make a version the champion of a name, or its canary or shadow as `stage` says; or raise
@@ -54,7 +54,7 @@ def promote(  # noqa: PLR0913
         raise InputError(f"{to}: a forced promotion needs a reason")
     registry.verify(chosen)
     _check_own_name(registry, chosen, to)
-    router = (gate or Gate()).router_reasons(registry, chosen)
+    router = RouterGate().reasons(registry, chosen)
 
     def decide(events: list[Event]) -> Decision:
         champion = _standing(registry, to, chosen, stage, state_of(events))

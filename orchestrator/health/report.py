@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from orchestrator.gate import Gate
 from orchestrator.health.drift import Source
 from orchestrator.health.places import Array
 from orchestrator.health.tally import Tally
+from orchestrator.router_gate import RouterGate
 from workers.configuration import Spec
 
 
@@ -112,5 +112,5 @@ def _layer(name: str, load_E: Array, weight_E: Array, doubt: float, margin: floa
         entropy=float(-(positive * np.log(positive)).sum() / math.log(max(experts, 2))),
         doubt=doubt,
         margin=margin,
-        dead=tuple(np.flatnonzero(load_E < Gate.dead_share / experts).tolist()),
+        dead=tuple(np.flatnonzero(load_E < RouterGate.dead_share / experts).tolist()),
     )

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.comparison import compare
-from orchestrator.gate import Gate
 from orchestrator.promotion import promote, this_user
 from orchestrator.registry import Registry, Version
 from orchestrator.retraining.diary import Kind
 from orchestrator.retraining.policy import Policy
 from orchestrator.rollout.plan import Stage, parse_plan
+from orchestrator.router_gate import RouterGate
 from orchestrator.spec import ClusterSpec
 from orchestrator.study import Study, value_at
 from workers.spec import InputError, TrainSpec, override, validated
@@ -47,7 +47,8 @@ class Contest:
         """Propose the candidate, or start a canary of it as the policy says; keep the champion
         where that is no worse, or where the candidate's router has collapsed. Raises InputError."""
         evidence = self._measured()
-        reasons = Gate().router_reasons(self.registry, self.candidate) + self._no_better(evidence)
+        reasons = RouterGate().reasons(self.registry, self.candidate)
+        reasons += self._no_better(evidence)
         id = self.candidate.id
         if reasons:
             return Outcome("kept", "; ".join(reasons), id, evidence)

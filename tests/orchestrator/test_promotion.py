@@ -39,13 +39,14 @@ def put(registry: Registry, tmp_path: Path) -> Put:
         loss: float | None = 1.0,
         study: str = "s",
         load: tuple[float, ...] = (0.25,) * 4,
+        loads: dict[str, tuple[float, ...]] | None = None,
         data: str | None = "d",
         base: dict[str, float] | None = None,
         **more: float,
     ) -> Any:
         metrics = {"validation": {**more, **({} if loss is None else {"loss": loss})}}
-        loads = {"layers.0.mlp": (0.25,) * 4, "layers.1.mlp": load} if load else {}
-        lineage = {"data_digest": data, "expert_load": loads}
+        two = {"layers.0.mlp": (0.25,) * 4, "layers.1.mlp": load} if load else {}
+        lineage = {"data_digest": data, "expert_load": loads or two}
         lineage |= {"base_metrics": {"validation": base}} if base else {}
         return registry.register(study, 1, source, metrics, lineage)
 
@@ -158,16 +159,30 @@ def test_a_router_that_selects_nothing_is_refused(registry: Registry, tmp_path: 
 @pytest.mark.parametrize(
     ("load", "why"),
     [
-        ((0.5, 0.48, 0.01, 0.01), "router of layers.1.mlp gives 2 of 4 experts 98.0%"),
-        ((1.0, 0.0, 0.0, 0.0), "router of layers.1.mlp leaves 3 of 4 experts unused"),
-        ((0.0, 0.0, 0.0, 0.0), "router of layers.1.mlp sent no token anywhere"),
-        ((), "no expert load was recorded"),
+        ((0.5, 0.48, 0.01, 0.01), "2 of 4 experts get 98.0%"),
+        ((1.0, 0.0, 0.0, 0.0), "2 of 4 experts get 100.0%, 3 of 4 are unused"),
+        ((0.0, 0.0, 0.0, 0.0), "no token reaches any of 4 experts"),
     ],
 )
 def test_a_collapsed_router_is_refused_even_without_a_champion(
     load: tuple[float, ...], why: str, registry: Registry, put: Put
 ) -> None:
-    assert any(why in reason for reason in refused(registry, put(load=load)))
+    told = f"its router has collapsed in layers.1.mlp: {why}"
+    assert refused(registry, put(load=load)) == [told]
+
+
+def test_a_router_that_nobody_measured_is_refused(registry: Registry, put: Put) -> None:
+    (reason,) = refused(registry, put(load=()))
+    assert reason.startswith("no expert load was recorded")
+
+
+def test_many_collapsed_layers_are_one_clause_with_the_worst(registry: Registry, put: Put) -> None:
+    """A model of 30 layers was refused in 60 clauses."""
+    fine, bad, worst = (0.25,) * 4, (0.5, 0.46, 0.02, 0.02), (0.9, 0.09, 0.005, 0.005)
+    loads = {f"layers.{layer}.mlp": fine if layer % 3 else bad for layer in range(30)}
+    version = put(loads=loads | {"layers.12.mlp": worst})
+    told = "its router has collapsed in 10 of 30 layers, worst in layers.12.mlp: 2 of 4 experts"
+    assert refused(registry, version) == [f"{told} get 99.0%"]
 
 
 @pytest.mark.parametrize("load", [(0.5, 0.4, 0.1, 0.0), (0.45, 0.45, 0.1, 0.0), (9, 8, 7, 6)])
@@ -188,7 +203,7 @@ def test_plain_lora_has_no_router_to_check(registry: Registry, tmp_path: Path) -
 def test_all_reasons_are_listed(registry: Registry, put: Put) -> None:
     promote(registry, put(2.0), "home", actor="ann", metric=LOSS)
     reasons = refused(registry, put(3.0, data="other", load=(1.0, 0.0, 0.0, 0.0)))
-    assert len(reasons) == 4
+    assert len(reasons) == 3
     assert "measured on other data" in reasons[0]
 
 
@@ -221,7 +236,7 @@ def test_force_overrides_with_a_reason_and_is_logged(registry: Registry, put: Pu
     )
     assert event.reason == "pilot in Graz"
     assert event.evidence["forced"] is True
-    assert len(event.evidence["reasons"]) == 3
+    assert len(event.evidence["reasons"]) == 2
     easy = promote(registry, put(1.0), "home", actor="a", metric=LOSS, force=True, reason="sure")
     assert easy.evidence["forced"] is False, "nothing had to be overridden"
 
@@ -330,11 +345,11 @@ def test_a_shadow_passes_but_cannot_be_asked_for(registry: Registry, put: Put) -
     promote(registry, put(2.0), "home", actor="ann", metric=LOSS)
     worse = put(3.0, load=(1.0, 0.0, 0.0, 0.0))
     event = promote(registry, worse, "home", actor="ann", metric=LOSS, stage=stage(shadow=True))
-    assert (event.action, len(event.evidence["reasons"])) == ("shadow", 3)
+    assert (event.action, len(event.evidence["reasons"])) == ("shadow", 2)
     assert event.evidence["forced"] is False
     with pytest.raises(InputError, match="was never promoted to home"):
         registry.resolve(f"home@{worse.id}")
-    assert len(refused(registry, worse)) == 3
+    assert len(refused(registry, worse)) == 2
 
 
 def test_a_rollback_takes_back_the_last_step(registry: Registry, put: Put) -> None:
