@@ -4,7 +4,6 @@ A server keeps them with a connection, SQLite with a file beside its own; both l
 process that holds one dies.
 """
 
-import fcntl
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from functools import partial
 from typing import IO
 
 import sqlalchemy as sa
+from filelock import lock_descriptor
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.connections import engine_of
@@ -55,7 +55,7 @@ def _lock(url: str, name: str) -> Iterator[Take]:
         yield lambda: True  # nobody else sees it
     elif dialect == "sqlite":
         with _opened(f"{file}.{name}.lock") as beside:
-            yield partial(_flock, beside)
+            yield partial(lock_descriptor, beside.fileno(), blocking=False)
     elif dialect in _TRY:
         with engine.connect() as connection:
             yield _server_lock(connection, sa.text(_TRY[dialect]).bindparams(key=_number(name)))
@@ -81,14 +81,6 @@ def _opened(path: str) -> IO[str]:
         return open(path, "a")
     except OSError as error:
         raise StorageError(f"store sqlite:///{path}: cannot be used: {error.strerror}") from None
-
-
-def _flock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _number(name: str) -> int:

@@ -4,7 +4,6 @@ It is Parquet, which only a whole file is. While records come they go into a hid
 batches, of which a reader finds all that was written, whenever the writer is killed.
 """
 
-import fcntl
 import logging
 import os
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import lock_descriptor
 
 from orchestrator.answered import Answered
 from orchestrator.audit.row import SCHEMA, Row, row
@@ -62,7 +62,7 @@ class AuditFile:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
         path = folder / f"audit-{stamp}-{os.getpid()}.parquet"
         lock = _new(_hidden(path))
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_descriptor(lock.fileno())
         return cls(path, text, lock)
 
     @property
@@ -112,10 +112,8 @@ def recover(folder: Path) -> None:
     for hidden in folder.glob(".audit-*.parquet.part"):
         try:
             with hidden.open("r+b") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _publish(hidden.with_name(hidden.name.removeprefix(".").removesuffix(".part")))
-        except BlockingIOError:
-            continue
+                if lock_descriptor(lock.fileno(), blocking=False):
+                    _publish(hidden.with_name(hidden.name.removeprefix(".").removesuffix(".part")))
         except (OSError, pa.ArrowException) as error:
             log.warning("audit: %s is left as it is: %s", hidden, error)
 

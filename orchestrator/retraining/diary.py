@@ -3,7 +3,6 @@
 So it may run for ever or once an hour from cron, and be killed in between.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import lock_descriptor
 from pydantic import Field, ValidationError
 
 from workers.configuration import InputError, Spec
@@ -59,10 +59,8 @@ class Diary:
         """Keep other watches of the name out; InputError where one is at it."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.with_suffix(".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{self._path.parent}: another watch is at it") from None
+            if not lock_descriptor(file.fileno(), blocking=False):
+                raise InputError(f"{self._path.parent}: another watch is at it")
             yield
 
     def entries(self) -> list[Entry]:

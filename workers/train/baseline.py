@@ -4,11 +4,12 @@ STUDY/inputs/KEY.base.json   of a study's trials (KEY as in workers.train.used)
 RUN/base.json                of a run alone
 """
 
-import fcntl
 import json
 import time
 from contextlib import ExitStack
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from workers.spec import InputError
 from workers.train.loop import TrainingRun
@@ -70,9 +71,8 @@ def _taken(path: Path, turn: ExitStack) -> bool:
     with ExitStack() as opened:
         file = opened.enter_context(path.open("w"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            if not lock_descriptor(file.fileno(), blocking=False):
+                return False
         except OSError:  # a filesystem without locks, where several may measure at once
             return True
         turn.enter_context(opened.pop_all())
