@@ -12,6 +12,8 @@ from sqlalchemy import exc
 from workers.configuration import InputError, one_line
 from workers.credentials import without_credentials
 
+BACKENDS = ("postgresql", "sqlite")
+"""Databases whose locks a study can be held by, and which the tests run on."""
 PATIENCE_SECONDS = 60.0
 """How long a study waits for a server that is away."""
 _LONGEST_WAIT_SECONDS = 5.0
@@ -59,11 +61,15 @@ def engine_options(url: str, connect: Connect) -> dict[str, Any]:
 
 
 def parsed(url: str) -> sa.URL:
-    """InputError where it is no SQLAlchemy URL."""
+    """InputError where it is no SQLAlchemy URL, or one of a database that we do not know."""
     try:
-        return sa.make_url(url)
+        place = sa.make_url(url)
     except (exc.ArgumentError, ValueError):  # ValueError: a port that is no number
         raise InputError("store: is no SQLAlchemy URL, as in sqlite:///path") from None
+    if place.get_backend_name() not in BACKENDS:
+        shown = without_credentials(url)
+        raise InputError(f"store {shown}: is neither PostgreSQL nor SQLite, and no other will do")
+    return place
 
 
 def engine_of(url: str, patience: float = 0.0, **options: Any) -> sa.Engine:

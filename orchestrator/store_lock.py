@@ -1,6 +1,6 @@
 """Locks that belong to a store: one process on any machine holds each. Loaded only when it is used.
 
-A server keeps them with a connection, SQLite with a file beside its own; both let go when the
+PostgreSQL keeps them with a connection, SQLite with a file beside its own; both let go when the
 process that holds one dies.
 """
 
@@ -23,9 +23,7 @@ Take = Callable[[], bool]
 MAKING_SECONDS = 120.0
 """How long one process waits while another makes the tables."""
 _LOOK_SECONDS = 0.1
-_POSTGRES = "SELECT pg_try_advisory_lock(:key)"
-_MYSQL = "SELECT GET_LOCK(CONCAT('moetune-', :key), 0)"
-_TRY = {"postgresql": _POSTGRES, "mysql": _MYSQL, "mariadb": _MYSQL}
+_TRY = "SELECT pg_try_advisory_lock(:key)"
 
 
 class Held(InputError):  # noqa: N818
@@ -56,11 +54,9 @@ def _lock(url: str, name: str) -> Iterator[Take]:
     elif dialect == "sqlite":
         with _opened(f"{file}.{name}.lock") as beside:
             yield partial(lock_descriptor, beside.fileno(), blocking=False)
-    elif dialect in _TRY:
-        with engine.connect() as connection:
-            yield _server_lock(connection, sa.text(_TRY[dialect]).bindparams(key=_number(name)))
     else:
-        raise InputError(f"store: {dialect} has no locks here; take PostgreSQL, MySQL or SQLite")
+        with engine.connect() as connection:
+            yield _server_lock(connection, sa.text(_TRY).bindparams(key=_number(name)))
 
 
 def _server_lock(connection: sa.Connection, query: sa.TextClause) -> Take:

@@ -67,6 +67,7 @@ BAD = [
     ({"cluster.store": "sqlite://"}, "a database in memory"),
     ({"cluster.store": "nonsense"}, "is no SQLAlchemy URL"),
     ({"cluster.store": "postgresql+nodriver://host/db"}, "no driver"),
+    ({"cluster.store": "mysql+pymysql://host/db"}, "is neither PostgreSQL nor SQLite"),
     ({"cluster.store": "sqlite:////no/such/folder/db"}, "cannot be used"),
 ]
 

@@ -319,7 +319,8 @@ def test_it_shares_a_database_with_optuna(registry: Registry, put: Put, tmp_path
     [
         ("nonsense", "is no SQLAlchemy URL"),
         ("postgresql://host:port/db", "is no SQLAlchemy URL"),
-        ("martian://host/db", "martian://host/db: no driver for it"),
+        ("postgresql+martian://host/db", "martian://host/db: no driver for it"),
+        ("mysql://host/db", "mysql://host/db: is neither PostgreSQL nor SQLite"),
         ("sqlite:////proc/nowhere/moetune.db", "moetune.db: cannot be used: No such file"),
         ("sqlite:////proc/version", "store sqlite:////proc/version"),
     ],
