@@ -36,8 +36,8 @@ class RequestRouting:
     last one, which is drawn and never read. Where another replica or a new generation thread takes
     an answer up again, what the former one counted is gone with it, and the tokens count as they
     pass there. Tokens of a prefix that was in the cache already do not pass, and are not counted;
-    a request that asks for `by_token` has its own cache. An answer that a stop string ends may
-    count a token or two that were read before it was seen."""
+    a request that asks for `by_token` has its own cache. An answer that a stop string ends also
+    counts what was read before that was seen: a token or two, more on a busy machine."""
     layers: tuple[LayerRouting, ...]
     by_token: tuple[tuple[TokenRouting, ...], ...] = ()
     """For each token of prompt and answer in order, its choice in each of `layers`; only where a

@@ -37,11 +37,13 @@ class TokenTexts:
         )
 
     def named(self, routing: RequestRouting | None, tokens: Sequence[int]) -> RequestRouting | None:
-        """The routing with the texts of its tokens, where it has each token's choice."""
+        """The routing with the texts of its tokens, where it has each token's choice; of those that
+        the engine had read beyond these, as it does until it hears of a stop string, without it."""
         if routing is None or not routing.by_token:
             return routing
-        read = tokens[: len(routing.by_token)]
-        return replace(routing, texts=tuple(self._text(token, 0.0).text for token in read))
+        by_token = routing.by_token[: len(tokens)]
+        texts = tuple(self._text(token, 0.0).text for token in tokens[: len(by_token)])
+        return replace(routing, by_token=by_token, texts=texts)
 
     def raw(self, token: int) -> bytes:
         """What it adds to an answer: a special token nothing."""
