@@ -1,5 +1,6 @@
 """`moetune adapter …`: adapters on disk, without a cluster."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,18 +9,22 @@ import typer
 from orchestrator.commands.options import AsJson, print_json, print_table
 
 app = typer.Typer(no_args_is_help=True)
-_LINE = 56
+_LINE = 60
+_SHAPE = ("experts", "num_experts", "routing", "rank", "alpha", "target_modules")
+_OF_ROUTING = {"top_k": "top_k", "top_p": "top_p", "switch": "expert_capacity"}
+_NESTED = ("spec", "metrics", "base_metrics", "expert_load")
 
 
 @app.command()
 def inspect(folder: Path, as_json: AsJson = False) -> None:
-    """Show what an adapter folder holds, a line each; whole with --json."""
+    """Show on one screen what an adapter folder holds; all of it with --json."""
     from workers.adapter.files import inspect as inspect_folder
 
     facts = inspect_folder(folder)
     if as_json:
         return print_json(facts)
-    return print_table(("field", "value"), [(name, _brief(fact)) for name, fact in facts.items()])
+    shown = [(name, _brief(fact)) for name, fact in _on_a_screen(facts).items()]
+    return print_table(("field", "value"), shown)
 
 
 @app.command("import")
@@ -56,7 +61,28 @@ def export(
     print(f"exported {folder} to {to}")
 
 
+def _on_a_screen(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is not set, options at their defaults, and, but for the losses, nested ones."""
+    from orchestrator.study import value_at
+    from workers.spec import AdapterSpec
+
+    shape = {*_SHAPE, _OF_ROUTING[facts["routing"]]}
+    defaults = {name: field.default for name, field in AdapterSpec.model_fields.items()}
+    losses = {
+        "loss": value_at(facts.get("metrics", {}), "validation/loss"),
+        "base_loss": value_at(facts.get("base_metrics", {}), "validation/loss"),
+    }
+    return {
+        name: fact
+        for name, fact in {**facts, **losses}.items()
+        if name not in _NESTED
+        and fact not in (None, [])
+        and (name in shape or name not in defaults or fact != defaults[name])
+    }
+
+
 def _brief(fact: Any) -> Any:
-    """Its beginning, where it is long: a training's specification, loads of every layer."""
-    shown = str(fact)
-    return fact if len(shown) <= _LINE else f"{shown[: _LINE - 1]}…"
+    """Its beginning, where it is long: a digest, the linears of a large model."""
+    shown = " ".join(map(str, fact)) if isinstance(fact, list) else str(fact)
+    long = len(shown) > _LINE
+    return f"{shown[: _LINE - 1]}…" if long else shown if isinstance(fact, list) else fact

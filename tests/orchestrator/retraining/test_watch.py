@@ -126,11 +126,19 @@ class Elsewhere:
 
 @pytest.mark.slow
 def test_drift_leads_to_a_training_and_its_better_version_to_a_canary(
-    policy: Policy, place: ClusterSpec, trained: Trained, ray_cluster: object
+    policy: Policy,
+    place: ClusterSpec,
+    trained: Trained,
+    ray_cluster: object,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     watch = watching(policy, place, monitor_of(place, trained, windows=3))
     said = watch.look()
     assert "canary" in said, said
+    shown = capsys.readouterr().err
+    for line in ("trial 0 · started · optimizer.lr 0.02", "trial 0 · finished · 40/40 steps"):
+        assert line in shown, "a training that it waits for is shown as it goes on"
+    assert "1 of 1 trials ended" in shown
     begun, ended = watch.diary.entries()
     assert (begun.kind, ended.kind) == ("submitted", "canary")
     assert "3 windows in a row" in begun.why
