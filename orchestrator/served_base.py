@@ -1,6 +1,7 @@
-"""The base model that an endpoint serves, checked before anything starts."""
+"""What an endpoint serves, checked before anything starts."""
 
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,24 @@ OWN = {"device": "auto", "attention": "sdpa", "activation_checkpointing": False}
 """Where and how the training ran says nothing about the machines that serve."""
 
 
+@dataclass(frozen=True)
+class ServedBase:
+    """A base model that an endpoint can serve, and the registry whose names it serves beside it.
+    Only `served_base` makes it: it reads the weights, which takes its time."""
+
+    model: ModelSpec
+    """By its whole path."""
+    store_url: str = field(repr=False)
+    storage: Path
+    """Folder of the registry's versions."""
+    name: str | None
+    """Which the endpoint must serve; None: whatever there is."""
+
+
 def served_base(
     store_url: str, storage: str | Path, name: str | None, model: ModelSpec | None = None
-) -> ModelSpec:
-    """`model`, or the base model that `name`'s champion was trained on, by its whole path.
+) -> ServedBase:
+    """Of `model`, or of the base model that `name`'s champion was trained on.
 
     Raises InputError where both are None, `name` has no champion, the model cannot be served here,
     its weights are not those that the champion was trained on, or requests know it by the id that
@@ -27,7 +42,7 @@ def served_base(
     with closing(Registry(store_url, storage)) as registry:
         base = _servable(model) if name is None else _base_of(registry, name, model)
         _check_own_id(registry, base)
-    return base
+    return ServedBase(base, store_url, Path(storage).resolve(), name)
 
 
 def _base_of(registry: Registry, name: str, model: ModelSpec | None) -> ModelSpec:

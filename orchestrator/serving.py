@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.errors import ClusterGone
@@ -19,9 +18,9 @@ from orchestrator.endpoint import EndpointSpec
 from orchestrator.ingress import Ingress
 from orchestrator.proxy import free_port, running_address, start
 from orchestrator.replica import Replica
-from orchestrator.served_base import served_base
+from orchestrator.served_base import ServedBase
 from orchestrator.spec import ServeSpec
-from workers.spec import InputError, ModelSpec
+from workers.spec import InputError
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -63,35 +62,28 @@ def check_endpoint(serve: ServeSpec, where: ClusterSpec) -> None:
         free_port(serve.host, serve.port)
 
 
-def deploy(
-    serve: ServeSpec,
-    model: ModelSpec | None,
-    store_url: str,
-    storage: str | Path,
-    name: str | None,
-) -> Endpoint:
+def deploy(serve: ServeSpec, base: ServedBase) -> Endpoint:
     """Start the endpoint on the cluster that this process is connected to, and wait for it.
 
-    It serves the base model and every name in the registry whose champion belongs to that base.
-    `name` must have a champion; where `model` is None its base model is taken. An endpoint that is
-    there already is replaced. The key is read from MOETUNE_API_KEY or the file that
-    MOETUNE_API_KEY_FILE names. Raises InputError before anything starts where something is wrong,
-    and ClusterError where there is no room for the replicas in time.
+    It serves the base model and every name in the registry whose champion belongs to that base. An
+    endpoint that is there already is replaced. The key is read from MOETUNE_API_KEY or the file
+    that MOETUNE_API_KEY_FILE names. Raises InputError before anything starts where something is
+    wrong, and ClusterError where there is no room for the replicas in time.
     """
     spec = EndpointSpec(
         serve=serve,
-        model=served_base(store_url, storage, name, model),
-        store_url=store_url,
-        storage=str(Path(storage).resolve()),
+        model=base.model,
+        store_url=base.store_url,
+        storage=str(base.storage),
         accepted_key=accepted_key(serve.host),
     )
-    check_keys(store_url, storage)
+    check_keys(base.store_url, base.storage)
     _wait_for_room(serve)
     url = start(serve)
     try:
         _run(spec)
         _wait_until_ready(url, serve.tls)
-        needs_key = _check_served(name)
+        needs_key = _check_served(base.name)
     except BaseException:  # Ctrl-C too: the cluster may not be ours, and stay
         _remove()
         raise

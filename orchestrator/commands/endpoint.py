@@ -51,10 +51,10 @@ def serve(
     spec, where = _endpoint(job, set_ or (), address, storage, store)
     if detach and where.address is None:
         raise InputError("serve --detach: needs --address: a local cluster ends with the command")
-    served_base(where.store_url(), where.storage, name)  # Wrong at once, not after a start.
+    base = served_base(where.store_url(), where.storage, name)  # wrong at once, not after a start
     check_endpoint(spec, where)
     with session(where.address) as cluster:
-        endpoint = deploy(spec, None, where.store_url(), where.storage, name)
+        endpoint = deploy(spec, base)
         key = " to who has a key" if endpoint.needs_key else ""
         print(f"serving {name} and {endpoint.base} at {endpoint.openai_url}{key}", flush=True)
         if detach:

@@ -140,6 +140,7 @@ def run_demo(storage: Path, assignments: Sequence[str] = ()) -> None:
     from orchestrator.commands.options import print_table
     from orchestrator.registry import Registry
     from orchestrator.report import write
+    from orchestrator.served_base import served_base
     from orchestrator.serving import check_endpoint, deploy, undeploying
 
     folder = storage.resolve() / datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S")
@@ -160,7 +161,8 @@ def run_demo(storage: Path, assignments: Sequence[str] = ()) -> None:
             result = demo.compare()
         print_table(result.columns(), result.rows(), "unseen phrasings, before and after")
         with journal.stage("serve"):
-            endpoint = deploy(job.serve, None, job.store_url(), job.cluster.storage, NAME)
+            base = served_base(job.store_url(), job.cluster.storage, NAME)
+            endpoint = deploy(job.serve, base)
         journal.summary["endpoint"] = endpoint.openai_url
         with undeploying():
             with journal.stage("ask"):

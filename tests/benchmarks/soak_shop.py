@@ -13,6 +13,7 @@ from orchestrator.promotion import promote
 from orchestrator.records import Version
 from orchestrator.registry import Registry
 from orchestrator.rollout.plan import stage
+from orchestrator.served_base import served_base
 from orchestrator.serving import deploy, undeploy
 from orchestrator.spec import ServeSpec
 from tests.tiny import write_adapter, write_model
@@ -77,7 +78,7 @@ def opened(folder: Path, versions: int, replicas: int, tokens: int) -> Iterator[
         max_adapters=versions,
     )
     with session(num_cpus=2):
-        endpoint = deploy(serve, None, url, folder, NAME)
+        endpoint = deploy(serve, served_base(url, folder, NAME))
         yield Shop(endpoint.url, registry, made, expected)
         undeploy()
 

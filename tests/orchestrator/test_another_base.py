@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from cluster.session import Session
+from orchestrator.served_base import served_base
 from orchestrator.serving import Endpoint, deploy, undeploy
 from orchestrator.spec import ServeSpec
 from workers.spec import ModelSpec
@@ -27,7 +28,7 @@ def deployed(
     """Puts an endpoint with that base model on the cluster."""
     monkeypatch.delenv("MOETUNE_API_KEY", raising=False)
     url = f"sqlite:///{tmp_path}/moetune.db"
-    yield lambda model: deploy(SPEC, ModelSpec(path=str(model)), url, tmp_path, None)
+    yield lambda model: deploy(SPEC, served_base(url, tmp_path, None, ModelSpec(path=str(model))))
     undeploy()
 
 
@@ -37,9 +38,6 @@ def other_model_dir(tiny_model_dir: Path, tmp_path: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    model.config.tie_word_embeddings = False
-    rows = model.get_input_embeddings().weight.detach()
-    model.lm_head.weight = torch.nn.Parameter(rows.roll(1, dims=0))  # it says the next letter
     model.config.tie_word_embeddings = False
     rows = model.get_input_embeddings().weight.detach()
     model.lm_head.weight = torch.nn.Parameter(rows.roll(1, dims=0))  # it says the next letter

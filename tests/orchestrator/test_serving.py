@@ -33,6 +33,7 @@ from orchestrator.promotion import promote
 from orchestrator.proxy import free_port, running_address
 from orchestrator.registry import Registry, Version
 from orchestrator.rollout.plan import stage
+from orchestrator.served_base import served_base
 from orchestrator.serving import Endpoint, _last_words, build, deploy, undeploy
 from orchestrator.spec import ServeSpec
 from tests.orchestrator.prometheus import value
@@ -114,7 +115,7 @@ def shop(ray_cluster: Session, store: tuple[str, Path, list[Version]]) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MOETUNE_API_KEY", KEY)
         Shop(Endpoint("", "", True), registry, versions, client).promote(versions[0])
-        endpoint = deploy(SPEC, None, url, folder, "home")
+        endpoint = deploy(SPEC, served_base(url, folder, "home"))
         yield Shop(endpoint, registry, versions, client.copy(base_url=endpoint.openai_url))
         undeploy()
 
@@ -419,7 +420,7 @@ def test_a_new_deployment_loses_no_request(
     with ThreadPoolExecutor(2) as pool:
         loops = [pool.submit(loop, number) for number in range(2)]
         try:
-            deploy(SPEC, None, store[0], store[1], "home")
+            deploy(SPEC, served_base(store[0], store[1], "home"))
         finally:
             done.set()
         assert all(one.result() > 0 for one in loops)
@@ -492,10 +493,11 @@ def test_the_small_client_asks_and_explains(shop: Shop) -> None:
         assert "\n" not in str(caught.value)
 
 
-def refused(match: str, *changes: Any, **fields: Any) -> None:
-    """deploy() with the shop's arguments but for `changes` raises one line for people."""
+def refused(match: str, *base: Any, **fields: Any) -> None:
+    """An endpoint of this base (by `served_base`'s arguments), the shop's but for `fields`, is
+    refused in one line for people."""
     with pytest.raises((InputError, ClusterError), match=match) as caught:
-        deploy(SPEC.model_copy(update=fields), *changes)
+        deploy(SPEC.model_copy(update=fields), served_base(*base))
     assert "\n" not in str(caught.value)
 
 
@@ -508,21 +510,19 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(
 ) -> None:
     url, folder, _ = store
     port = int(shop.endpoint.url.rpartition(":")[2])
-    refused("name a model", None, url, folder, None)
-    refused("nobody", None, url, folder, "nobody")
-    refused("cannot be read", ModelSpec(path=str(tmp_path)), url, folder, "home")
-    refused(
-        "wants 4 replicas of 100 CPUs", None, url, folder, "home", replicas=4, cpus_per_replica=100
-    )
-    refused("and 1 GPU, and has no room", None, url, folder, "home", gpus_per_replica=1)
-    refused("listens on", None, url, folder, "home", port=port + 1)
+    refused("name a model", url, folder, None)
+    refused("nobody", url, folder, "nobody")
+    refused("cannot be read", url, folder, "home", ModelSpec(path=str(tmp_path)))
+    refused("wants 4 replicas of 100 CPUs", url, folder, "home", replicas=4, cpus_per_replica=100)
+    refused("and 1 GPU, and has no room", url, folder, "home", gpus_per_replica=1)
+    refused("listens on", url, folder, "home", port=port + 1)
     monkeypatch.setenv("MOETUNE_API_KEY", "short")
-    refused("at least 16", None, url, folder, "home")
+    refused("at least 16", url, folder, "home")
     monkeypatch.delenv("MOETUNE_API_KEY")
-    refused("set a key", None, url, folder, "home", host="0.0.0.0")
-    refused("set a key", None, url, folder, "home", host="my.host.example")
+    refused("set a key", url, folder, "home", host="0.0.0.0")
+    refused("set a key", url, folder, "home", host="my.host.example")
     monkeypatch.setenv("MOETUNE_API_KEY_FILE", str(tmp_path / "missing"))
-    refused("MOETUNE_API_KEY_FILE", None, url, folder, "home")
+    refused("MOETUNE_API_KEY_FILE", url, folder, "home")
     assert shop.text().choices[0].text
 
 
@@ -570,11 +570,11 @@ def test_a_key_that_was_made_does_not_stop_an_endpoint_on_loopback(
             time.sleep(0.1)
 
     monkeypatch.delenv("MOETUNE_API_KEY")
-    assert deploy(SPEC, None, url, folder, "home") == replace(shop.endpoint, needs_key=True)
+    assert deploy(SPEC, served_base(url, folder, "home")) == replace(shop.endpoint, needs_key=True)
     until((401, 200))
     kept.revoke("k-1", now)
     until((401, 401))
-    assert deploy(SPEC, None, url, folder, "home").needs_key
+    assert deploy(SPEC, served_base(url, folder, "home")).needs_key
     kept.delete("k-1", now)
     MadeKeys(kept.all, folder).forget()
     until((200, 200))
@@ -624,7 +624,7 @@ def test_a_name_of_another_base_is_refused_and_leaves_nothing_running(
     model.save_pretrained(other)
     AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(other)
     undeploy()  # it has gone already unless this test runs alone
-    refused("belongs to another base model", ModelSpec(path=str(other)), url, folder, "home")
+    refused("belongs to another base model", url, folder, "home", ModelSpec(path=str(other)))
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{shop.endpoint.url}/health")
 
@@ -649,7 +649,7 @@ def test_a_cluster_that_serves_something_else_is_left_alone(
         serve.run(Other.bind(), name="other", route_prefix="/")
         url, folder, _ = store
         refused(
-            "is being used by application", ModelSpec(path=str(tiny_model_dir)), url, folder, None
+            "is being used by application", url, folder, None, ModelSpec(path=str(tiny_model_dir))
         )
         assert list(serve.status().applications) == ["other"]
     finally:
@@ -668,5 +668,5 @@ def test_serve_that_does_not_start_says_why_and_is_gone(
         SERVE_MIDDLEWARE, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "missing:in_front"
     )
     url, folder, _ = store
-    refused("No module named 'missing'", ModelSpec(path=str(tiny_model_dir)), url, folder, None)
+    refused("No module named 'missing'", url, folder, None, ModelSpec(path=str(tiny_model_dir)))
     assert running_address() is None

@@ -29,6 +29,7 @@ import psutil
 from soak_processes import actors
 
 from cluster.session import session
+from orchestrator.served_base import served_base
 from orchestrator.serving import deploy, undeploy
 from orchestrator.spec import ServeSpec
 from tests.tiny import write_model
@@ -66,7 +67,8 @@ def endpoint() -> Iterator[str]:
         try:
             with session(num_cpus=2):
                 model = ModelSpec(path=str(base), device="cpu")
-                yield deploy(spec, model, f"sqlite:///{folder}/moetune.db", folder, None).url
+                place = f"sqlite:///{folder}/moetune.db", folder
+                yield deploy(spec, served_base(*place, None, model)).url
                 undeploy()
         finally:
             os.environ.clear()
