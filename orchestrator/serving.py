@@ -1,6 +1,5 @@
 """Put an endpoint on a cluster with Ray Serve, and take it off again."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from cluster.session import starts_here
 from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.edge.made_keys import check_keys
 from orchestrator.edge.operator_key import accepted_key
-from orchestrator.edge.tls import TlsSpec, own
 from orchestrator.endpoint import EndpointSpec
 from orchestrator.ingress import Ingress
 from orchestrator.proxy import free_port, running_address, start
+from orchestrator.readiness import APP, application, check_served, wait_until_ready, why_not
 from orchestrator.replica import Replica
 from orchestrator.served_base import ServedBase
 from orchestrator.spec import ServeSpec
@@ -24,10 +23,7 @@ from workers.spec import InputError
 
 if TYPE_CHECKING:
     from ray.serve import Application
-    from ray.serve.schema import ApplicationStatusOverview
 
-APP = "moetune"
-READY_SECONDS = 120
 DRAIN_SECONDS = 600
 """Longer than requests take; they have a limit of their own."""
 UNBOUNDED = 100_000
@@ -82,8 +78,8 @@ def deploy(serve: ServeSpec, base: ServedBase) -> Endpoint:
     url = start(serve)
     try:
         _run(spec)
-        _wait_until_ready(url, serve.tls)
-        needs_key = _check_served(base.name)
+        wait_until_ready(url, serve.tls)
+        needs_key = check_served(base.name)
     except BaseException:  # Ctrl-C too: the cluster may not be ours, and stay
         _remove()
         raise
@@ -113,7 +109,7 @@ def undeploy() -> None:
 
     if running_address() is None:
         return
-    app = _application()
+    app = application()
     if app and app.status == "RUNNING":
         with suppress(RayServeException, RayError, TimeoutError):  # a gateway that is gone
             serve.get_app_handle(APP).drain.remote().result(timeout_s=DRAIN_SECONDS)
@@ -172,15 +168,8 @@ def _wait_for_room(serve: ServeSpec) -> None:
     room for its successor."""
     each = serve.cpus_per_replica, serve.gpus_per_replica
     demand = Demand("the endpoint", "replica", serve.replicas, *each)
-    if not (_application() and fits(demand, inventory())):
+    if not (application() and fits(demand, inventory())):
         wait_for_room(demand, serve.wait_seconds)
-
-
-def _application() -> "ApplicationStatusOverview | None":
-    """Ours on this cluster, if it is there."""
-    from ray import serve
-
-    return None if running_address() is None else serve.status().applications.get(APP)
 
 
 def _run(spec: EndpointSpec) -> None:
@@ -190,48 +179,4 @@ def _run(spec: EndpointSpec) -> None:
     try:
         serve.run(build(spec), name=APP, route_prefix="/")
     except (RuntimeError, RayServeException) as error:
-        why = _last_words(_said_by_replicas()) or _last_words(str(error))
-        raise InputError(f"serve: the endpoint does not start: {why}") from error
-
-
-def _said_by_replicas() -> str:
-    """What the deployments that failed tell of their replicas: a traceback, as a rule."""
-    app = _application()
-    deployments = app.deployments.values() if app else ()
-    return "\n".join(one.message for one in deployments if one.status == "DEPLOY_FAILED")
-
-
-def _last_words(said: str) -> str:
-    """The last line of it; of an InputError only what it says."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()] or [""]
-    return lines[-1].rpartition("InputError: ")[2]
-
-
-def _wait_until_ready(url: str, tls: TlsSpec) -> None:
-    """Wait until the endpoint says at its address that it answers; that takes no key."""
-    import httpx
-
-    deadline = time.monotonic() + READY_SECONDS
-    verify = own(tls.cert) if tls.cert else True
-    with httpx.Client(base_url=url, timeout=READY_SECONDS, verify=verify) as client:
-        while True:
-            try:
-                if client.get("/ready").is_success:
-                    return
-            except httpx.HTTPError:
-                pass
-            if time.monotonic() > deadline:
-                raise InputError(f"serve: {url} does not get ready; see Serve's logs")
-            time.sleep(0.1)
-
-
-def _check_served(name: str | None) -> bool:
-    """Make sure that the gateway serves the name; whether it wants a key of those who ask. It is
-    asked as its application, not over HTTP: whoever starts an endpoint need not hold a key of it.
-    """
-    from ray import serve
-
-    told = serve.get_app_handle(APP).serving.remote(name).result(timeout_s=READY_SECONDS)
-    if told.refused is not None:
-        raise InputError(f"serve: {told.refused}")
-    return bool(told.needs_key)
+        raise InputError(f"serve: the endpoint does not start: {why_not(error)}") from error

@@ -34,7 +34,7 @@ from orchestrator.proxy import free_port, running_address
 from orchestrator.registry import Registry, Version
 from orchestrator.rollout.plan import stage
 from orchestrator.served_base import served_base
-from orchestrator.serving import Endpoint, _last_words, build, deploy, undeploy
+from orchestrator.serving import Endpoint, build, deploy, undeploy
 from orchestrator.spec import ServeSpec
 from tests.orchestrator.prometheus import value
 from workers.spec import InputError, ModelSpec
@@ -524,15 +524,6 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(
     monkeypatch.setenv("MOETUNE_API_KEY_FILE", str(tmp_path / "missing"))
     refused("MOETUNE_API_KEY_FILE", url, folder, "home")
     assert shop.text().choices[0].text
-
-
-def test_of_what_a_replica_said_the_last_words_are_told() -> None:
-    told = (
-        "Error:\nTraceback (most recent call last):\n  File …\nworkers.spec.InputError: no room\n"
-    )
-    assert _last_words(told) == "no room"
-    assert _last_words("Deploying failed.\n\n") == "Deploying failed."
-    assert not _last_words("")
 
 
 def test_a_port_in_use_is_refused_without_starting_serve() -> None:
