@@ -1,7 +1,6 @@
 """Tune, promote, serve and ask, through the real command line, Ray and OpenAI's client."""
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typer.testing import CliRunner
 
 from cluster.session import Session
 from orchestrator.cli import app
+from tests.served import serving
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Read = Callable[..., Any]
@@ -101,7 +101,7 @@ def test_the_champion_answers_and_a_promotion_shows(
     user_environment: dict[str, str],
 ) -> None:
     moetune("promote", "colours", "--to", "served")
-    with serving("served", workspace, user_environment) as url:
+    with until_ctrl_c("served", workspace, user_environment) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
         names = {model.id for model in client.models.list()}
         assert {"served", "tiny-llama"} <= names
@@ -161,30 +161,13 @@ def watched(study: str, *at: str) -> tuple[dict[str, Any], str]:
 
 
 @contextmanager
-def serving(name: str, workspace: Path, environment: dict[str, str]) -> Iterator[str]:
+def until_ctrl_c(name: str, workspace: Path, environment: dict[str, str]) -> Iterator[str]:
     """`moetune serve` until the block ends; then Ctrl-C, which must end it in order."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.cli", "serve", name, "--set", "port=0"],
-        cwd=workspace,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        match = re.search(r"http://[\d.:]+", line)
-        if match is None:
-            pytest.fail(f"serve said {line!r}, {server.communicate(timeout=60)}")
-        yield match[0]
-    finally:
+    with serving(name, cwd=workspace, env=environment) as (server, url):
+        yield url
         server.send_signal(signal.SIGINT)
-        try:
-            server.communicate(timeout=60)
-        finally:
-            server.kill()
-    assert server.returncode == 130
+        said = server.communicate(timeout=60)
+    assert server.returncode == 130, said
 
 
 def chat(client: openai.OpenAI, model: str) -> Any:

@@ -73,31 +73,39 @@ def ask(app: FastAPI, path: str, *bodies: dict[str, Any]) -> list[httpx.Response
     return asyncio.run(asyncio.wait_for(main(), 60))
 
 
-def chat(app: FastAPI, **fields: Any) -> Any:
-    [response] = ask(app, "/v1/chat/completions", {**CHAT, **fields})
+def answered(app: FastAPI, path: str, body: dict[str, Any]) -> Any:
+    """The reply to a body that must be taken; of a stream its pieces."""
+    [response] = ask(app, path, body)
     assert response.is_success, response.text
-    ChatCompletion.model_validate(response.json())
-    return response.json()
+    return pieces(response) if body.get("stream") else response.json()
+
+
+def chat(app: FastAPI, **fields: Any) -> Any:
+    reply = answered(app, "/v1/chat/completions", {**CHAT, **fields})
+    ChatCompletion.model_validate(reply)
+    return reply
 
 
 def text(app: FastAPI, **fields: Any) -> Any:
-    [response] = ask(app, "/v1/completions", {**TEXT, **fields})
-    assert response.is_success, response.text
-    Completion.model_validate(response.json())
-    return response.json()
+    reply = answered(app, "/v1/completions", {**TEXT, **fields})
+    Completion.model_validate(reply)
+    return reply
 
 
 def streamed(app: FastAPI, **fields: Any) -> list[dict[str, Any]]:
-    [response] = ask(app, "/v1/chat/completions", {**CHAT, "stream": True, **fields})
-    events = pieces(response)
+    events: list[dict[str, Any]] = answered(
+        app, "/v1/chat/completions", {**CHAT, "stream": True, **fields}
+    )
     for event in events:
         ChatCompletionChunk.model_validate(event)
     return events
 
 
 def streamed_text(app: FastAPI, **fields: Any) -> list[dict[str, Any]]:
-    [response] = ask(app, "/v1/completions", {**TEXT, "stream": True, **fields})
-    return pieces(response)
+    events: list[dict[str, Any]] = answered(
+        app, "/v1/completions", {**TEXT, "stream": True, **fields}
+    )
+    return events
 
 
 def pieces(response: httpx.Response) -> list[dict[str, Any]]:
@@ -150,24 +158,19 @@ def test_several_prompts_are_answered_as_each_alone_would_be(app: FastAPI) -> No
 @pytest.mark.parametrize("name", [*recorded_bodies.CHATS])
 def test_what_clients_chat_with_is_answered(app: FastAPI, name: str) -> None:
     body = recorded_bodies.CHATS[name]
-    [response] = ask(app, "/v1/chat/completions", body)
-    assert response.is_success, response.text
-    if body.get("stream"):
-        assert pieces(response)
-    else:
-        ChatCompletion.model_validate(response.json())
+    reply = answered(app, "/v1/chat/completions", body)
+    assert reply if body.get("stream") else ChatCompletion.model_validate(reply)
 
 
 @pytest.mark.parametrize("name", [*recorded_bodies.TEXTS])
 def test_what_clients_have_completed_is_answered(app: FastAPI, name: str) -> None:
     body = recorded_bodies.TEXTS[name]
-    [response] = ask(app, "/v1/completions", body)
-    assert response.is_success, response.text
+    reply = answered(app, "/v1/completions", body)
     if body.get("stream"):
-        assert {c["index"] for e in pieces(response) for c in e["choices"]} == {0, 1}
+        assert {choice["index"] for event in reply for choice in event["choices"]} == {0, 1}
     else:
         prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
-        assert len(Completion.model_validate(response.json()).choices) == len(prompts)
+        assert len(Completion.model_validate(reply).choices) == len(prompts)
 
 
 def test_one_choice_that_is_refused_refuses_all(app: FastAPI) -> None:

@@ -2,14 +2,10 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +25,7 @@ from orchestrator.proxy import running_address
 from orchestrator.registry import Registry
 from orchestrator.served_base import served_base
 from orchestrator.spec import ClusterSpec
+from tests.served import serving
 from tests.tiny import write_adapter
 from workers.adapter.manifest import read_manifest, write_manifest
 from workers.spec import InputError, ModelSpec, TrainSpec, override
@@ -156,27 +153,10 @@ def test_a_base_whose_id_is_a_name_is_refused_without_a_cluster(
         served_base(place.store_url(), place.storage, None, ModelSpec(path=str(bases[1])))
 
 
-@contextmanager
-def serving(storage: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`moetune serve home` with its URL, killed at the end."""
+def environment() -> dict[str, str]:
+    """Ours without what would lead to another cluster, storage or key."""
     ours = ("RAY_", "MOETUNE_")
-    words = ("serve", "home", "--set=port=0", "--storage", storage, *options)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.cli", *words],
-        env={name: text for name, text in os.environ.items() if not name.startswith(ours)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        found = re.search(r"http://[\d.:]+", line)
-        assert found, f"serve said {line!r}, {server.communicate(timeout=60)}"
-        yield server, found[0]
-    finally:
-        server.kill()
-        server.communicate()
+    return {name: text for name, text in os.environ.items() if not name.startswith(ours)}
 
 
 @pytest.fixture
@@ -197,7 +177,8 @@ def test_sigterm_ends_answers_endpoint_and_serve_on_a_cluster_that_stays(
     ray_cluster: Session, served: str
 ) -> None:
     body = {"model": "home", "prompt": "hello", "max_tokens": 200, "stream": True}
-    with serving(served, "--address", ray_cluster.address) as (server, url):
+    words = ("home", "--storage", served)
+    with serving(*words, "--address", ray_cluster.address, env=environment()) as (server, url):
         with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
             lines = (one for one in answer.iter_lines() if one)
             events = [next(lines)]
@@ -213,7 +194,7 @@ def test_sigterm_ends_answers_endpoint_and_serve_on_a_cluster_that_stays(
 
 @pytest.mark.slow
 def test_a_dead_head_ends_serve(served: str) -> None:
-    with serving(served) as (server, _):
+    with serving("home", "--storage", served, env=environment()) as (server, _):
         ours = psutil.Process(server.pid).children(recursive=True)
         [head] = [one for one in ours if one.name() == "gcs_server"]
         head.kill()
