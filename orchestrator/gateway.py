@@ -1,7 +1,7 @@
 """The gateway's routes: models, chat, completions, and whether it is well."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Annotated, Any, Protocol
@@ -38,6 +38,10 @@ class Backend(Protocol):
 
     def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
         """The answer, piece by piece; closing it takes the request back."""
+        ...
+
+    async def encode(self, requests: Sequence[TextRequest]) -> tuple[tuple[int, ...], ...]:
+        """Token ids of their prompts; RequestError for the first one that would be refused."""
         ...
 
     async def load(self, adapter: Adapter) -> None:
@@ -159,7 +163,17 @@ class Gateway:
         answering.asked(requests[0])
         if route.shadow is not None and body.answers == 1:
             self._cast(route.shadow, requests[0], answering)
+        if len(requests) > 1:  # a later one's fault would come after the status
+            requests = await self._encoded(requests, answering)
         return reply, answering.follow(choices(self._backend.generate, requests, body.n))
+
+    async def _encoded(
+        self, requests: Sequence[TextRequest], answering: Answering
+    ) -> tuple[TextRequest, ...]:
+        prompts = await self._backend.encode(requests)
+        answering.read(sum(map(len, prompts)))
+        pairs = zip(requests, prompts, strict=True)
+        return tuple(replace(request, prompt=prompt) for request, prompt in pairs)
 
     def _cast(self, shadow: Served, request: TextRequest, answering: Answering) -> None:
         """Let a shadow answer the request too."""

@@ -2,7 +2,7 @@
 
 import logging
 import platform
-from collections.abc import AsyncGenerator, Collection, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -45,6 +45,13 @@ class Replica:
         async with aclosing(self._text.generate(request)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def encode(
+        self, base: Base, requests: Sequence[TextRequest]
+    ) -> tuple[tuple[int, ...], ...]:
+        """See `orchestrator.gateway.Backend`."""
+        self._must_be(base)
+        return await self._text.encode(requests)
 
     async def load(self, base: Base, adapter: Adapter) -> None:
         """See `orchestrator.gateway.Backend`; for this replica."""

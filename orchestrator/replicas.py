@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -31,13 +31,22 @@ class Replicas:
     def __init__(self, handle: "DeploymentHandle", base: Base) -> None:
         self._handle, self._base = handle, base
 
+    async def encode(self, requests: Sequence[TextRequest]) -> tuple[tuple[int, ...], ...]:
+        """See `orchestrator.gateway.Backend`: what one of the replicas says."""
+        tries = _Tries()
+        while True:
+            try:
+                ids: Any = await self._handle.encode.remote(self._base, requests)
+            except Exception as error:
+                await tries.after(_original(error))
+            else:
+                return tuple(ids)
+
     async def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
         """The answer; when the replica dies halfway, another one goes on from where it was. One
         that makes way for ours is asked again: another may be chosen then."""
-        from ray.exceptions import RayActorError
-
-        tokens, deaths, others = request.generated, 0, 0
-        while deaths <= RESUMES and others <= OTHERS:
+        tokens, tries = request.generated, _Tries()
+        while True:
             try:
                 stream = self._stream(replace(request, generated=tokens))
                 async with aclosing(stream):
@@ -45,16 +54,8 @@ class Replicas:
                         tokens += chunk.tokens
                         yield chunk
                 return
-            except RayActorError as error:
-                deaths += 1
-                log.warning("a replica died under a request, resume %d: %s", deaths, error)
-            except OtherBase:
-                others += 1
-                await asyncio.sleep(OTHERS_SECONDS / OTHERS)
-        why = (
-            "the replicas keep dying; see their logs" if deaths > RESUMES else "no replica is there"
-        )
-        raise RequestError(why, None, 503, "unavailable")
+            except Exception as error:
+                await tries.after(error)
 
     async def load(self, adapter: Adapter) -> None:
         """Hold an adapter ready on every replica that lives; later ones read the registry."""
@@ -109,6 +110,34 @@ class Replicas:
         finally:
             if not finished:
                 response.cancel()
+
+
+class _Tries:
+    """How often replicas have died under a request, or had another base."""
+
+    def __init__(self) -> None:
+        self._deaths = self._others = 0
+
+    async def after(self, error: BaseException) -> None:
+        """Returns when it is to be tried again; else raises what the client is to be told."""
+        from ray.exceptions import RayActorError
+
+        if isinstance(error, RayActorError):
+            self._deaths += 1
+            log.warning("a replica died under a request, resume %d: %s", self._deaths, error)
+            if self._deaths > RESUMES:
+                raise _unavailable("the replicas keep dying; see their logs")
+        elif isinstance(error, OtherBase):
+            self._others += 1
+            if self._others > OTHERS:
+                raise _unavailable("no replica is there")
+            await asyncio.sleep(OTHERS_SECONDS / OTHERS)
+        else:
+            raise error
+
+
+def _unavailable(why: str) -> RequestError:
+    return RequestError(why, None, 503, "unavailable")
 
 
 def _original(error: BaseException) -> BaseException:

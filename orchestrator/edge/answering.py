@@ -50,7 +50,7 @@ class Answering:
         self.reservation: Reservation | None = None
         """Of the caller's quota."""
         self.ended = asyncio.Event()
-        self._prompt_tokens = 0
+        self._prompt_tokens = self._read = 0
         self._first: float | None = None
         self._routing: RequestRouting | None = None
         self._timing: Timing | None = None
@@ -93,6 +93,13 @@ class Answering:
                 self._failed(error)
                 raise
 
+    def read(self, prompt_tokens: int) -> None:
+        """The prompts have so many tokens, as far as that is known; raises where they are too many
+        for the caller's quota."""
+        if self.reservation is not None and prompt_tokens > self._read:
+            self._read = prompt_tokens
+            self.reservation.read(prompt_tokens)
+
     @contextmanager
     def until_failure(self) -> Iterator[None]:
         """A failure in here ends the request."""
@@ -131,8 +138,7 @@ class Answering:
             return await anext(chunks, None)
 
     def _count(self, chunk: Chunk) -> None:
-        if self.reservation is not None and chunk.prompt_tokens > self._prompt_tokens:
-            self.reservation.read(chunk.prompt_tokens)  # may refuse
+        self.read(chunk.prompt_tokens)
         if self._first is None and chunk.tokens:
             self._first = time.monotonic() - self._begun
         self.tokens += chunk.tokens

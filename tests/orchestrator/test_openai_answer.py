@@ -151,8 +151,6 @@ def test_several_prompts_are_answered_as_each_alone_would_be(app: FastAPI) -> No
         own = of_index(events, index)
         assert "".join(choice["text"] for choice in own) == whole
         assert own[-1]["finish_reason"]
-    [refused] = ask(app, "/v1/completions", {**TEXT, "prompt": ["hello", ""]})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
 
 
 @pytest.mark.parametrize("name", [*recorded_bodies.CHATS])
@@ -171,6 +169,30 @@ def test_what_clients_have_completed_is_answered(app: FastAPI, name: str) -> Non
     else:
         prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
         assert len(Completion.model_validate(reply).choices) == len(prompts)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("bad", "param", "why"),
+    [
+        ("", "prompt.12", "the prompt is empty"),
+        ([5, 100_000], "prompt.12", "token id 100000 is not in"),
+        ("x" * 505, "max_tokens", "the prompt has 505 tokens and max_tokens is 16"),
+        ("x" * 4000, "prompt.12", "the prompt has 4000 tokens, but at most"),
+    ],
+    ids=["empty", "no-token", "no-room", "too-long"],
+)
+def test_one_bad_prompt_among_many_is_refused_before_the_first_answer(
+    app: FastAPI, stream: bool, bad: Any, param: str, why: str
+) -> None:
+    """It comes after those that are answered at a time: a stream said 200 before it was seen."""
+    body = {**TEXT, "prompt": [*["hello"] * 12, bad, "hello"], "stream": stream}
+    [response] = ask(app, "/v1/completions", body)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert error["message"].startswith(f"prompt.12: {why}")
+    assert "\n" not in error["message"]
 
 
 def test_one_choice_that_is_refused_refuses_all(app: FastAPI) -> None:

@@ -438,6 +438,14 @@ def kill_engine() -> None:
     ray.kill(ray.get_actor(name, namespace="serve"))
 
 
+def test_the_fault_of_one_prompt_among_many_comes_before_a_stream(shop: Shop) -> None:
+    several = ["hello", [72, 105], *["hello"] * 10]
+    pieces = list(shop.text(prompt=several, max_tokens=2, stream=True))
+    assert {piece.choices[0].index for piece in pieces} == {*range(12)}
+    with pytest.raises(openai.BadRequestError, match=r"prompt\.12: the prompt is empty"):
+        shop.text(prompt=[*several, ""], max_tokens=2, stream=True)
+
+
 def test_an_answer_outlives_its_replica(shop: Shop) -> None:
     fields: dict[str, Any] = {"max_tokens": 300, "temperature": 1, "seed": 3, "prompt": "tell me"}
     whole = shop.text(**fields)

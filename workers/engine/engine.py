@@ -95,6 +95,28 @@ class ContinuousEngine:
         held, known = len(self._slots.held), self._loop.statistics()
         return replace(known, adapters=held, passes=passes, rows=rows, tokens=tokens)
 
+    def check(
+        self, prompt: Sequence[int], sampling: Sampling, generated: Sequence[int] = ()
+    ) -> None:
+        """Refuse here what would end the generation thread, and with it everyone's requests."""
+        if not prompt:
+            raise RequestError("the prompt is empty", "prompt")
+        if sampling.max_tokens > self.limits.max_new_tokens:
+            raise RequestError(
+                f"max_tokens is {sampling.max_tokens}, but at most {self.limits.max_new_tokens}",
+                "max_tokens",
+            )
+        if len(prompt) + sampling.max_tokens > self.max_length:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens and max_tokens is {sampling.max_tokens}, but "
+                f"together they may have {self.max_length}",
+                "max_tokens",
+                code="context_length_exceeded",
+            )
+        bad = next((i for i in (*prompt, *generated) if not 0 <= i < self._vocabulary), None)
+        if bad is not None:
+            raise RequestError(f"token id {bad} is not in 0 … {self._vocabulary - 1}", "prompt")
+
     async def generate(
         self,
         prompt: Sequence[int],
@@ -104,7 +126,7 @@ class ContinuousEngine:
         asker: Asker = NOBODY,
     ) -> AsyncGenerator[Piece, bool | None]:
         """See `protocol.Engine`."""
-        self._check(prompt, sampling, generated)
+        self.check(prompt, sampling, generated)
         if finish := self._ended(sampling, generated):
             yield Piece((), finish)
             return
@@ -155,26 +177,6 @@ class ContinuousEngine:
             return piece
         routing = await asyncio.to_thread(self._capture.routing, generation.tally)
         return replace(piece, routing=routing)
-
-    def _check(self, prompt: Sequence[int], sampling: Sampling, generated: Sequence[int]) -> None:
-        """Refuse here what would end the generation thread, and with it everyone's requests."""
-        if not prompt:
-            raise RequestError("the prompt is empty", "prompt")
-        if sampling.max_tokens > self.limits.max_new_tokens:
-            raise RequestError(
-                f"max_tokens is {sampling.max_tokens}, but at most {self.limits.max_new_tokens}",
-                "max_tokens",
-            )
-        if len(prompt) + sampling.max_tokens > self.max_length:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens and max_tokens is {sampling.max_tokens}, but "
-                f"together they may have {self.max_length}",
-                "max_tokens",
-                code="context_length_exceeded",
-            )
-        bad = next((i for i in (*prompt, *generated) if not 0 <= i < self._vocabulary), None)
-        if bad is not None:
-            raise RequestError(f"token id {bad} is not in 0 … {self._vocabulary - 1}", "prompt")
 
     def _ended(self, sampling: Sampling, generated: Sequence[int]) -> Finish | None:
         """Whether an answer that comes from another replica was complete already."""

@@ -41,6 +41,12 @@ class Engine(Protocol):
         """How much it has to do, and has done."""
         ...
 
+    def check(
+        self, prompt: Sequence[int], sampling: Sampling, generated: Sequence[int] = ()
+    ) -> None:
+        """Raises the RequestError that `generate` would begin with."""
+        ...
+
     def generate(
         self,
         prompt: Sequence[int],

@@ -41,6 +41,10 @@ class TextEngine:
         """Whether the engine generates."""
         return self.engine.healthy
 
+    async def encode(self, requests: Sequence[TextRequest]) -> tuple[tuple[int, ...], ...]:
+        """Token ids of their prompts; RequestError for the first one that would be refused."""
+        return tuple([await self._checked(at, one) for at, one in enumerate(requests)])
+
     async def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
         """The answer, piece by piece; closing the iterator takes the request off the engine."""
         prompt = await self._prompts.ids(request, self._allowed)
@@ -76,6 +80,17 @@ class TextEngine:
                 )
                 if end:
                     return
+
+    async def _checked(self, at: int, request: TextRequest) -> tuple[int, ...]:
+        """The ids of one of several prompts; an error says of which."""
+        try:
+            ids = await self._prompts.ids(request, self._allowed)
+            self.engine.check(ids, self._sampling(request, len(ids)))
+        except RequestError as error:
+            where = f"{request.param}.{at}"
+            param = where if error.param == request.param else error.param
+            raise RequestError(f"{where}: {error}", param, error.status, error.code) from None
+        return ids
 
     def _prompt_ids(self, request: TextRequest) -> tuple[int, ...]:
         if isinstance(request.prompt, Chat) and not self._tokenizer.chat_template:

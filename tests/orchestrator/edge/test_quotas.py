@@ -85,6 +85,23 @@ def test_each_prompt_of_one_request_is_set_aside_and_counts(open_gateway: OpenGa
     assert within(open_gateway, edge, ask, SECRET) == [400, 429]
 
 
+def test_several_prompts_beyond_the_quota_are_refused_before_a_stream_begins(
+    open_gateway: OpenGateway,
+) -> None:
+    """Their tokens are known before the first answer, though the guess was a quarter of them."""
+    body = {**TEXT, "prompt": ["x" * 40] * 3, "stream": True}
+    edge = edge_of(quota=Allowance(3 * (40 + 8) - 1, "day"))
+
+    async def ask(web: httpx.AsyncClient) -> int:
+        return (await post(web, body)).status_code
+
+    assert within(open_gateway, edge, ask, SECRET) == 400
+    assert used(edge) == Spent(0, 0)
+    edge = edge_of(quota=Allowance(3 * (40 + 8), "day"))
+    assert within(open_gateway, edge, ask, SECRET) == 200
+    assert used(edge).reserved == 0
+
+
 def test_who_leaves_early_is_charged_for_what_was_computed(
     open_gateway: OpenGateway, engine: TextEngine
 ) -> None:
