@@ -26,6 +26,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no GPU here: what only a GPU runs is not tested")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """What a test of the shared cluster has left keeps no CPU from the next one."""
+    if "ray_cluster" in getattr(item, "fixturenames", ()):
+        from tests.leftovers import free_the_cluster
+
+        free_the_cluster()
+
+
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """A case of bytes is named by its argument: bytes may hold the hour (gzip's header does), and
     pytest-xdist refuses a run whose processes name their tests differently."""

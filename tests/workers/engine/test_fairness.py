@@ -284,21 +284,28 @@ def test_a_request_larger_than_its_share_is_answered_beside_a_crowd_of_short_one
 
 
 def test_what_waits_in_vain_for_a_tenant_goes_to_the_next_though_nothing_ends(
-    engine: ContinuousEngine, monkeypatch: pytest.MonkeyPatch
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Long answers in a larger cache: this process must see them run, however busy the machine."""
     monkeypatch.setattr(room, "RETURNS", 0.02)
+    base = load_base(ModelSpec(path=str(tiny_model_dir), device="cpu"))
+    limits = Limits(max_batch_tokens=64, cache_tokens=1440, max_new_tokens=440, max_queued=8)
+    filling = Sampling(max_tokens=435, temperature=0.0)
 
-    async def main() -> None:
-        crowd = [asyncio.create_task(answer(engine, "crowd", FILLING)) for _ in range(3)]
+    async def main(engine: ContinuousEngine) -> None:
+        crowd = [asyncio.create_task(answer(engine, "crowd", filling)) for _ in range(3)]
         while engine.statistics().running < 3:
-            await asyncio.sleep(0.01)
+            assert not any(one.done() for one in crowd)
+            await asyncio.sleep(0.001)
         await answer(engine, "victim", SHORT)
         while engine.statistics().waiting:
             await asyncio.sleep(0.001)
         assert not any(one.done() for one in crowd)
         await asyncio.gather(*crowd)
 
-    run(main())
+    engine = ContinuousEngine(base, limits)
+    run(main(engine))
+    engine.close()
 
 
 def test_an_answer_by_a_schema_goes_on_where_it_was_taken_back(engine: ContinuousEngine) -> None:

@@ -266,6 +266,7 @@ FORMS = {"plain": plain_form, "gated": gated, "gate first": gate_first, "gate la
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_layer_computes_as_on_its_eager_path(form: str) -> None:
+    torch.manual_seed(0)
     D, F = 12, 20
     sizes = {"plain": [F], "gated": [F, F]}.get(form, [2 * F])
     inner = {f"in_{place}": nn.Linear(D, size) for place, size in enumerate(sizes)}
@@ -284,7 +285,8 @@ def test_the_layer_computes_as_on_its_eager_path(form: str) -> None:
         output_TD = experts(block, hidden_TD)
         results.append((output_TD, *torch.autograd.grad(output_TD.square().sum(), leaves)))
     for got, want in zip(*results, strict=True):
-        assert float((got - want).detach().norm()) <= 1e-5 * float(want.detach().norm())
+        # Each of the two is within 1e-5 of float64.
+        assert float((got - want).detach().norm()) <= 2e-5 * float(want.detach().norm())
 
 
 @pytest.mark.parametrize("flaw", [torch.inf, torch.nan])
