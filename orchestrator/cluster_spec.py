@@ -1,18 +1,17 @@
 """The cluster of a job. Apart from the job's other parts, which take a while to load."""
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from pydantic import AfterValidator
 
+from orchestrator.beside import sqlite_placed
 from workers.configuration import Spec
 from workers.credentials import refuse_credentials, without_credentials
 
 STORE_VARIABLE = "MOETUNE_STORE"
-_SQLITE_BESIDE_US = re.compile(r"(?P<scheme>sqlite(\+\w+)?:///)(?!/|:memory:|file:)(?P<path>[^?]+)")
 
 
 def _no_password(url: str) -> str:
@@ -57,9 +56,5 @@ class ClusterSpec(Spec):
 
 
 def _whole(url: str) -> str:
-    """The URL with the whole path of a SQLite file, quoted as SQLAlchemy reads it."""
-    return _SQLITE_BESIDE_US.sub(
-        lambda found: f"{found['scheme']}{quote(str(Path(unquote(found['path'])).resolve()))}",
-        url,
-        count=1,
-    )
+    """The URL with the whole path of a SQLite file."""
+    return sqlite_placed(url, lambda path: Path(path).resolve())

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from orchestrator.audit.spec import AuditSpec
-from orchestrator.beside import JOB, JOB_NAMES, beside, elsewhere
+from orchestrator.beside import JOB, JOB_NAMES, JOB_STORES, beside, elsewhere
 from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.edge.limits import LimitsSpec
 from orchestrator.edge.tls import TlsSpec
@@ -169,7 +169,7 @@ def load_job(
     if not isinstance(values, dict):
         raise InputError(f"{path}: a job file is a mapping with `name` and `train`")
     if not ours:
-        values = beside(Path(path).parent, values, JOB, JOB_NAMES)
+        values = beside(Path(path).parent, values, JOB, JOB_NAMES, JOB_STORES)
     job = override_job(validated(JobSpec, values, str(path)), changes, "options")
     job = override_job(job, assigned(assignments), "--set")
     job.search_space()

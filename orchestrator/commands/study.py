@@ -38,7 +38,8 @@ def check(
     job: Job, set_: Assignments = None, storage: JobStorage = None, as_json: AsJson = False
 ) -> None:
     """Check a job and all of its rows without a cluster; print it with every default written out,
-    and what its rows lose to data.max_length. Paths in a job begin at its own folder."""
+    and what its rows lose to data.max_length. Paths in a job, a SQLite store's too, begin at its
+    folder."""
     from orchestrator.preflight import preflight, remarks
     from orchestrator.progress import rows_progress
     from orchestrator.spec import dump_job, portable

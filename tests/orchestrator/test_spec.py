@@ -100,7 +100,7 @@ def test_paths_in_a_job_begin_at_its_folder(
             "data": {"train": "rows/*.jsonl", "validation": "s3://bucket/rows.jsonl"},
         },
         "search": {"space": "space.yaml"},
-        "cluster": {"storage": "../runs"},
+        "cluster": {"storage": "../runs", "store": "sqlite+pysqlite:///my%20db?timeout=3"},
         "serve": {"tls": {"cert": "/etc/cert.pem", "key": "key.pem"}},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(values))
@@ -112,10 +112,16 @@ def test_paths_in_a_job_begin_at_its_folder(
     assert job.train.data.validation == "s3://bucket/rows.jsonl"
     assert job.search_space().varied() == ["optimizer.lr"]
     assert portable(job).cluster.storage == f"{tmp_path}/runs"
+    whole = f"sqlite+pysqlite:///{folder}/my%20db?timeout=3"
+    assert job.store_url() == portable(job).cluster.store == whole
+    own = load_job("jobs/job.yaml", ["cluster.store=sqlite:///own.db"])
+    assert own.store_url() == f"sqlite:///{tmp_path}/own.db", "--set is of the shell's folder"
     assert (job.serve.tls.cert, job.serve.tls.key) == ("/etc/cert.pem", "jobs/key.pem")
     values["train"]["model"] = {"path": "org/model"}
+    values["cluster"]["store"] = "postgresql://me@host/db"
     (folder / "job.yaml").write_text(yaml.safe_dump(values))
     assert load_job("jobs/job.yaml").train.model.path == "org/model", "a name, of no file there"
+    assert load_job("jobs/job.yaml").store_url() == "postgresql://me@host/db"
     assert load_job("smoke").train.data.train == "train.jsonl", "what comes along is of no folder"
 
 
