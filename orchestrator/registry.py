@@ -38,7 +38,8 @@ class Registry:
         """`store_url`: any SQLAlchemy URL (`JobSpec.store_url`); opened on first use. A server that
         is away is waited for `patience` seconds."""
         self._url, self._patience = store_url, patience
-        self._files = VersionFiles(Path(storage_folder).resolve() / "versions")
+        folder = Path(storage_folder).resolve()
+        self._files = VersionFiles(folder / "versions", ours=folder / "studies")
         self._opening = threading.Lock()
         self._opened: Store | None = None
         self._logs = Logs(self._events)
@@ -51,10 +52,11 @@ class Registry:
         metrics: Mapping[str, Any],
         lineage: Mapping[str, Any] | None = None,
     ) -> Version:
-        """Copy an adapter into the registry; the same content again is the same version.
+        """Take an adapter into the registry; the same content again is the same version. A trial's
+        weights are not copied: trial and version are two names of the same files.
 
         `metrics` (nested, as reported) and `lineage` (fields of `Manifest`, such as `data_digest`
-        and `expert_load`) go into the copy's manifest, so they are part of what is hashed.
+        and `expert_load`) go into its own manifest, so they are part of what is hashed.
         """
         check_name(study, "study")
         for path, value in _leaves(metrics):

@@ -23,9 +23,10 @@ Stamp = tuple[tuple[str, int, int], ...]
 class VersionFiles:
     """Adds folders, and notices lost or altered ones."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder` may not exist yet."""
-        self._folder = folder
+    def __init__(self, folder: Path, ours: Path) -> None:
+        """`folder` may not exist yet. Below `ours` nobody but moetune writes, and always whole new
+        files (`workers.adapter.folder.written_whole`): they may stand in both places at once."""
+        self._folder, self._ours = folder, ours
         self._check = lru_cache(VERIFIED)(self._hash)  # remembers no failure
 
     def path(self, digest: str) -> Path:
@@ -33,12 +34,14 @@ class VersionFiles:
         return self._folder / digest
 
     def add(self, source: Path, facts: Mapping[str, Any]) -> str:
-        """Copy an adapter with `facts` written into its manifest; returns its digest."""
+        """Take an adapter in, with `facts` written into its manifest; returns its digest. Ours
+        stands on disk once: the version's files are further names (hard links) of the source's, as
+        far as the file system has such; any other adapter is copied."""
         temporary = self._folder / f".{uuid.uuid4().hex}"
         try:
             temporary.mkdir(parents=True)
-            # The copy is what is checked: the source may change under our hands.
-            _copy(source, temporary)
+            # What was taken is what is checked: the source may change under our hands.
+            _take(source, temporary, source.resolve().is_relative_to(self._ours.resolve()))
             _complete(temporary, facts, source)
             digest = folder_digest(temporary)
             folders.sweep(temporary, f".{'[0-9a-f]' * len(temporary.name[1:])}")
@@ -92,11 +95,25 @@ class VersionFiles:
                     raise
 
 
-def _copy(source: Path, target: Path) -> None:
+def _take(source: Path, target: Path, ours: bool) -> None:
     if folders.member(folders.existing(source), folders.MANIFEST) is None:
         raise InputError(f"{source}: has no manifest; bring it in with `moetune adapter import`")
     for name in KEPT:
-        shutil.copyfile(folders.required(source, name), target / name, follow_symlinks=False)
+        path = folders.required(source, name)
+        # The manifest gets facts, and so is another file.
+        if not (ours and name != folders.MANIFEST and _linked(path, target / name)):
+            shutil.copyfile(path, target / name, follow_symlinks=False)
+
+
+def _linked(path: Path, target: Path) -> bool:
+    """A further name for our own file; False where there can be none: on another device, say."""
+    if path.lstat().st_uid != os.geteuid():  # its owner could write to it
+        return False
+    try:
+        os.link(path, target, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def _complete(folder: Path, facts: Mapping[str, Any], source: Path) -> None:
@@ -107,6 +124,6 @@ def _complete(folder: Path, facts: Mapping[str, Any], source: Path) -> None:
         manifest = read(folder).manifest
     except InputError as error:
         raise InputError(str(error).replace(str(folder), str(source))) from None
-    assert manifest is not None, "_copy has seen to it"
+    assert manifest is not None, "_take has seen to it"
     values = {**manifest.model_dump(mode="json"), **facts}
     write_manifest(folder, validated(Manifest, values, f"{source}: lineage"))

@@ -21,6 +21,7 @@ from orchestrator.spec import JobSpec, dump_job, override_job
 from orchestrator.study import Study, TrialRow
 from orchestrator.tuner import CutOff, preflight, run
 from workers.adapter import files
+from workers.adapter.folder import WEIGHTS
 from workers.spec import InputError, TrainSpec, override
 from workers.train.record import read_progress
 
@@ -78,6 +79,13 @@ class Ran:
         return [event.kind for event in self.events if event.number == number]
 
 
+def stands_once(ran: Ran, row: TrialRow) -> bool:
+    """Whether a trial's weights and its version's are one file."""
+    registry = Registry(ran.job.store_url(), ran.job.cluster.storage)
+    version = registry.version(row.version or "")
+    return (version.folder / WEIGHTS).samefile(ran.folder(row.number) / "adapter" / WEIGHTS)
+
+
 def run_through(job: JobSpec, resume: bool = False) -> Ran:
     events: list[TrialEvent] = []
     preflight(job, resume)
@@ -99,6 +107,7 @@ def test_every_trial_leaves_its_record_and_a_version(whole: Ran) -> None:
         assert (version.study, version.trial, version.id) == ("tiny", row.number, row.version)
         assert version.metrics["validation"]["loss"] == row.value
         registry.verify(version)
+        assert stands_once(whole, row)
         trial = whole.study.optuna.trials[row.number]
         spec = TrainSpec.model_validate_json((whole.folder(row.number) / "train.json").read_text())
         assert spec == override(whole.job.train, trial.user_attrs["values"], "test")
@@ -294,6 +303,7 @@ def test_several_workers_make_one_trial(
     (row,) = ran.rows
     assert (row.state, row.steps) == ("finished", 6)
     assert row.version
+    assert stands_once(ran, row)
     (trial,) = ran.study.optuna.trials
     assert list(trial.intermediate_values) == [2, 4, 6]
     assert ran.kinds(0) == ["started", "reported", "reported", "reported", "finished"]
