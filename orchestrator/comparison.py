@@ -59,7 +59,7 @@ class Measurement:
     """How it was trained, on the rows to measure."""
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913
         cls,
         registry: "Registry",
         reference: str,
@@ -67,22 +67,24 @@ class Measurement:
         rows: int,
         *,
         generate: bool = True,
+        base: str | None = None,
     ) -> "Measurement":
         """On up to `rows` rows a task of `source`, or of the validation rows of its training,
-        encoded as in its training; with `generate`, answers too. Needs no cluster.
+        encoded as in its training; with `generate`, answers too. `base` is the folder where its
+        base model is now, if that was moved. Needs no cluster.
 
         Raises InputError for a version, a base model or a row that cannot be used.
         """
+        from orchestrator.trained_base import trained_base
         from workers.data.rows import validation_rows
-        from workers.model import check_base
 
         version = registry.resolve(reference)
-        trained = registry.manifest(version).spec
-        if trained is None:
+        manifest = registry.manifest(version)
+        if manifest.spec is None:
             raise InputError(
                 f"{reference}: was not trained by moetune; nothing says how to prompt it"
             )
-        known = validated(TrainSpec, trained, reference)
+        known = validated(TrainSpec, manifest.spec, reference)
         source = source or known.data.validation
         changes = {
             "data.train": source,  # what it was trained on may be gone
@@ -93,7 +95,8 @@ class Measurement:
             "parallel": {},
         }
         spec = override(known, changes, reference)
-        check_base(spec.model)
+        model = trained_base(reference, manifest.base, spec.model, base)
+        spec = spec.model_copy(update={"model": model})
         validation_rows(spec.data)
         return cls(reference, version.folder, spec)
 

@@ -5,9 +5,9 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from orchestrator.records import base_id
 from orchestrator.rollout.golden import EXACT, ROUNDED, Golden
 from orchestrator.spec import ServeSpec
+from workers.adapter.manifest import base_id
 from workers.engine.request import Limits
 from workers.spec import ModelSpec, Spec
 

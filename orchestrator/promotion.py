@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from orchestrator.gate import Mode, compare, metric_reasons
-from orchestrator.records import BASE, Event, Version, base_id
+from orchestrator.records import BASE, Event, Version
 from orchestrator.registry import Registry
 from orchestrator.rollout.back import abort, rollback
 from orchestrator.rollout.ended import guard_reasons
@@ -75,7 +75,7 @@ def promote(  # noqa: PLR0913
 
 
 def _check_own_name(registry: Registry, chosen: Version, to: str) -> None:
-    if to == base_id(registry.manifest(chosen).base.path):
+    if to == registry.manifest(chosen).base.name:
         raise InputError(
             f"{to}: is what requests call the bare base of version {chosen.id}; promote to another "
             "name"

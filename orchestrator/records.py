@@ -13,11 +13,6 @@ BASE = "base"
 """Stands for the bare base model where a version's id is expected."""
 
 
-def base_id(path: str) -> str:
-    """What requests call the bare base: the last part of its folder's or hub name."""
-    return path.rstrip("/").rpartition("/")[2]
-
-
 class Record(Spec):
     """Base of all of them."""
 

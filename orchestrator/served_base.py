@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.records import base_id
 from orchestrator.registry import Registry
+from orchestrator.trained_base import check_same_base, checked_base, trained_base
+from workers.adapter.manifest import base_id
 from workers.spec import InputError, ModelSpec, validated
 
 if TYPE_CHECKING:
@@ -31,25 +32,38 @@ class ServedBase:
 
 
 def served_base(
-    store_url: str, storage: str | Path, name: str | None, model: ModelSpec | None = None
+    store_url: str,
+    storage: str | Path,
+    name: str | None,
+    model: ModelSpec | None = None,
+    at: str | None = None,
 ) -> ServedBase:
-    """Of `model`, or of the base model that `name`'s champion was trained on.
+    """Of `model`, or of the base model that `name`'s champion was trained on; `at` is the folder
+    where that is now, if it was moved.
 
     Raises InputError where both are None, `name` has no champion, the model cannot be served here,
     its weights are not those that the champion was trained on, or requests know it by the id that
     is a name of the registry too.
     """
     with closing(Registry(store_url, storage)) as registry:
-        base = _servable(model) if name is None else _base_of(registry, name, model)
+        base = _named(model) if name is None else _base_of(registry, name, model, at)
         _check_own_id(registry, base)
     return ServedBase(base, store_url, Path(storage).resolve(), name)
 
 
-def _base_of(registry: Registry, name: str, model: ModelSpec | None) -> ModelSpec:
+def _named(model: ModelSpec | None) -> ModelSpec:
+    if model is None:
+        raise InputError("serve: name a model of the registry, or a base model")
+    return checked_base(model)
+
+
+def _base_of(registry: Registry, name: str, model: ModelSpec | None, at: str | None) -> ModelSpec:
     version = registry.resolve(name)
     reference, manifest = f"{name}@{version.id}", registry.manifest(version)
-    base = _servable(model or _trained_base(reference, manifest))
-    _check_same_base(reference, manifest, base)
+    if model is None:
+        return trained_base(reference, manifest.base, _in_training(reference, manifest), at)
+    base = checked_base(model)
+    _check_same(reference, manifest, base)
     return base
 
 
@@ -62,34 +76,13 @@ def _check_own_id(registry: Registry, base: ModelSpec) -> None:
         )
 
 
-def _trained_base(reference: str, manifest: "Manifest") -> ModelSpec:
+def _in_training(reference: str, manifest: "Manifest") -> ModelSpec:
     trained = (manifest.spec or {}).get("model", {"path": manifest.base.path})
     return validated(ModelSpec, {**trained, **OWN}, f"{reference}: its base model")
 
 
-def _servable(model: ModelSpec | None) -> ModelSpec:
-    """The model by its whole path, if it is a folder: replicas run somewhere else."""
-    from workers.model import check_base
-
-    if model is None:
-        raise InputError("serve: name a model of the registry, or a base model")
-    folder = Path(model.path)
-    if folder.is_dir():
-        model = model.model_copy(update={"path": str(folder.resolve())})
-    check_base(model)
-    return model
-
-
-def _check_same_base(reference: str, manifest: "Manifest", model: ModelSpec) -> None:
+def _check_same(reference: str, manifest: "Manifest", model: ModelSpec) -> None:
     """Refuse another base than the champion's, as far as this machine has its weights. Replicas
     refuse it too, but what they say then is in their logs."""
-    from workers.adapter.digest import base_digest
-
-    trained = manifest.base
-    if not trained.digest or trained.path == model.path or not Path(model.path).is_dir():
-        return
-    if base_digest(model.path) != trained.digest:
-        raise InputError(
-            f"serve: {reference}: belongs to another base model, {trained.path}: the weights of "
-            f"{model.path} differ"
-        )
+    if manifest.base.path != model.path and Path(model.path).is_dir():
+        check_same_base(f"serve: {model.path}", reference, manifest.base, Path(model.path))

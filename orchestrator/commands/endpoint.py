@@ -11,6 +11,7 @@ from orchestrator.commands.options import (
     Address,
     AsJson,
     JobStorage,
+    MovedBase,
     Store,
     cluster_spec,
     job_spec,
@@ -38,6 +39,7 @@ def serve(
         str | None,
         typer.Option(metavar="FILE", help="Job file: its sections serve and cluster hold."),
     ] = None,
+    base: MovedBase = None,
     address: Address = None,
     storage: JobStorage = None,
     store: Store = None,
@@ -51,10 +53,11 @@ def serve(
     spec, where = _endpoint(job, set_ or (), address, storage, store)
     if detach and where.address is None:
         raise InputError("serve --detach: needs --address: a local cluster ends with the command")
-    base = served_base(where.store_url(), where.storage, name)  # wrong at once, not after a start
+    # wrong at once, not after a start
+    found = served_base(where.store_url(), where.storage, name, at=base)
     check_endpoint(spec, where)
     with session(where.address) as cluster:
-        endpoint = deploy(spec, base)
+        endpoint = deploy(spec, found)
         key = " to who has a key" if endpoint.needs_key else ""
         print(f"serving {name} and {endpoint.base} at {endpoint.openai_url}{key}", flush=True)
         if detach:

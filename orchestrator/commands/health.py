@@ -11,6 +11,7 @@ from orchestrator.commands.options import (
     DEFAULT_STORAGE,
     Address,
     AsJson,
+    MovedBase,
     Storage,
     Store,
     cluster_spec,
@@ -79,6 +80,7 @@ def experts(
         str | None, typer.Option(help="Rows with their tasks; left out: its validation rows.")
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Take so many rows of each task.")] = 50,
+    base: MovedBase = None,
     address: Address = None,
     storage: Storage = DEFAULT_STORAGE,
     store: Store = None,
@@ -89,7 +91,8 @@ def experts(
     from orchestrator.comparison import Measurement
     from orchestrator.health.tasks import COLUMNS, expert_tasks
 
-    measurement = Measurement.of(registry(storage, store), name, data, rows, generate=False)
+    book = registry(storage, store)
+    measurement = Measurement.of(book, name, data, rows, generate=False, base=base)
     with session(address):
         layers = expert_tasks(measurement)
     if as_json:
@@ -104,6 +107,7 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="One look, as from cron.")] = False,
     url: Url = HERE,
     ca: Ca = None,
+    base: MovedBase = None,
     address: Address = None,
     storage: Storage = DEFAULT_STORAGE,
     store: Store = None,
@@ -129,12 +133,12 @@ def watch(
 
     check_name(name, "name")
     rules, book = load_policy(policy), registry(storage, store)
-    check_policy(rules, book, name)
+    check_policy(rules, book, name, base)
     if address:
         check_joinable(address)
     drift = endpoint_drift(_client(url, ca), name)
     runs = ClusterRuns(JobClient(address)) if address else HereRuns()
-    signals = Signals(drift, measured_quality(book, name, address))
+    signals = Signals(drift, measured_quality(book, name, address, base))
     watching = Watch(name, rules, book, cluster_spec(storage, store), signals, runs, address)
     while True:
         try:

@@ -54,6 +54,15 @@ Store = Annotated[
         "one, or SQLite in the storage."
     ),
 ]
+MovedBase = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="PATH",
+        envvar="MOETUNE_BASE",
+        help="Where the version's base model is now, if its folder was moved.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Reason = Annotated[str | None, typer.Option(help="Why; kept in the name's history.")]
 

@@ -8,6 +8,7 @@ from orchestrator.commands.options import (
     DEFAULT_STORAGE,
     Address,
     AsJson,
+    MovedBase,
     Storage,
     Store,
     cluster_spec,
@@ -58,6 +59,7 @@ def evaluate(
     name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
     data: Annotated[str, typer.Option(help="Rows that training never saw, as a job names them.")],
     rows: Annotated[int, typer.Option(min=1, help="Take so many rows of each task.")] = 50,
+    base: MovedBase = None,
     address: Address = None,
     storage: Storage = DEFAULT_STORAGE,
     store: Store = None,
@@ -67,7 +69,7 @@ def evaluate(
     from cluster.session import session
     from orchestrator.comparison import Measurement, compare_version
 
-    measurement = Measurement.of(registry(storage, store), name, data, rows)
+    measurement = Measurement.of(registry(storage, store), name, data, rows, base=base)
     with session(address):
         result = compare_version(measurement)
     if as_json:

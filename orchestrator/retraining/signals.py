@@ -42,22 +42,23 @@ def endpoint_drift(client: Client, name: str) -> Callable[[str], Verdict | None]
     return drift
 
 
-def check_policy(policy: Policy, registry: Registry, name: str) -> None:
-    """InputError for a job or labelled rows that cannot be used: it may be days until they are."""
+def check_policy(policy: Policy, registry: Registry, name: str, base: str | None = None) -> None:
+    """InputError for a job or labelled rows that cannot be used: it may be days until they are.
+    `base`: see `Measurement.of`."""
     override_job(load_job(policy.job), policy.set, "set")
     rule = policy.when.quality
     if rule and registry.champion(name):
-        Measurement.of(registry, name, rule.data, rule.rows)
+        Measurement.of(registry, name, rule.data, rule.rows, base=base)
 
 
 def measured_quality(
-    registry: Registry, name: str, address: str | None = None
+    registry: Registry, name: str, address: str | None = None, base: str | None = None
 ) -> Callable[[QualityRule], float]:
     """Labelled rows answered by the champion, on the cluster at `address`; None is the connected
-    one, or else a local one."""
+    one, or else a local one. `base`: see `Measurement.of`."""
 
     def quality(rule: QualityRule) -> float:
-        measurement = Measurement.of(registry, name, rule.data, rule.rows)
+        measurement = Measurement.of(registry, name, rule.data, rule.rows, base=base)
         with session(address):
             metrics = compare_version(measurement).results[name]
         if rule.metric in ("score", "loss"):

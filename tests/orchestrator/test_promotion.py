@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.promotion import GateRefused, abort, promote, rollback, this_user
-from orchestrator.records import BASE, base_id
+from orchestrator.records import BASE
 from orchestrator.registry import Registry
 from orchestrator.rollout.log import Decision, append
 from orchestrator.rollout.plan import stage
@@ -394,7 +394,7 @@ def test_after_a_fallback_the_gate_compares_with_what_stands(registry: Registry,
 
 def test_the_bases_own_id_is_no_name_to_promote_to(registry: Registry, put: Put) -> None:
     version = put()
-    own = base_id(registry.manifest(version).base.path)
+    own = registry.manifest(version).base.name
     with pytest.raises(InputError, match=f"^{own}: is what requests call the bare base") as caught:
         promote(registry, version, own, actor="ann", metric=LOSS, force=True, reason="x")
     assert "\n" not in str(caught.value)

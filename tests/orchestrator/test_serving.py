@@ -623,7 +623,7 @@ def test_a_name_of_another_base_is_refused_and_leaves_nothing_running(
     model.save_pretrained(other)
     AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(other)
     undeploy()  # it has gone already unless this test runs alone
-    refused("belongs to another base model", url, folder, "home", ModelSpec(path=str(other)))
+    refused("is another base model than", url, folder, "home", ModelSpec(path=str(other)))
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{shop.endpoint.url}/health")
 

@@ -20,11 +20,18 @@ def code_version() -> str:
         return "unknown"
 
 
+def base_id(path: str) -> str:
+    """What a base model is called: the last part of its folder's or hub name."""
+    return path.rstrip("/").rpartition("/")[2]
+
+
 class BaseRecord(Spec):
-    """The frozen base model that an adapter belongs to."""
+    """The frozen base model that an adapter belongs to: that of this digest, wherever it lies."""
 
     path: str
-    """Hub name or folder that it was loaded from."""
+    """Hub name or folder that it was loaded from; it may have moved since."""
+    name: str = Field(default_factory=lambda known: base_id(known["path"]))
+    """What it was called there."""
     digest: str | None = None
     """`workers.adapter.digest.base_digest` of its weights; None where it was never seen."""
 

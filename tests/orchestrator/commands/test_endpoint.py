@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -69,6 +70,7 @@ def home(
     promote(registry, version, "home", actor="test", metric="validation/loss")
     registry.close()
     monkeypatch.setattr("cluster.session.session", none)
+    monkeypatch.setattr("orchestrator.retraining.signals.session", none)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return Home(base, place.storage)
 
@@ -87,11 +89,94 @@ def test_a_base_that_has_become_another_is_refused(home: Home) -> None:
     assert said.startswith(f"model.path: {home.base}: holds an adapter")
 
 
-def test_a_lost_base_is_refused(home: Home) -> None:
-    shutil.rmtree(home.base)
-    for command in ("serve", "evaluate", "experts"):
-        data = ("--data", "rows.jsonl") if command == "evaluate" else ()
-        assert f"model.path: {home.base}" in home.refused(command, "home", *data)
+COMMANDS = ("serve", "evaluate", "experts", "watch")
+
+
+def words(command: str, folder: Path) -> tuple[str, ...]:
+    """A command that loads the base of `home`, with rows that are there."""
+    rows = folder / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "target": "b"}\n')
+    if command == "watch":
+        rule = {"data": str(rows), "limit": 0.8}
+        values = {"job": "smoke", "data": str(rows), "when": {"quality": rule}}
+        (folder / "policy.yaml").write_text(yaml.safe_dump(values))
+        return command, "home", "--policy", str(folder / "policy.yaml")
+    return (command, "home", *(("--data", str(rows)) if command != "serve" else ()))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_base_that_has_moved_is_asked_for(home: Home, command: str, tmp_path: Path) -> None:
+    home.base.rename(tmp_path / "moved")
+    said = home.refused(*words(command, tmp_path))
+    assert re.fullmatch(
+        rf"home(@[0-9a-f]{{12}})?: its base model base is not at {home.base} any more; "
+        "--base PATH says where it is now",
+        said,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_base_says_where_it_is_now(
+    home: Home, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next thing that they want is a cluster; `home` has none."""
+    moved = home.base.rename(tmp_path / "moved")
+    asked = [*words(command, tmp_path), "--storage", home.storage]
+    asked += ["--set", "port=0"] if command == "serve" else []
+    if command == "watch":
+        asked += ["--once", "--url", "http://127.0.0.1:9"]
+    for given, variable in ((["--base", str(moved)], {}), ([], {"MOETUNE_BASE": str(moved)})):
+        result = CliRunner().invoke(app, asked + given, env=variable)
+        assert isinstance(result.exception, AssertionError), result.exception
+        assert str(result.exception) == "a cluster was asked for"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_another_base_is_refused_by_its_digest(
+    home: Home, command: str, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    other = Path(shutil.copytree(tiny_model_dir, tmp_path / "other"))
+    model = AutoModelForCausalLM.from_pretrained(other)
+    model.get_input_embeddings().weight.data.mul_(1.5)
+    model.save_pretrained(other)
+    for lost in (False, True):
+        if lost:
+            shutil.rmtree(home.base)
+        said = home.refused(*words(command, tmp_path), "--base", str(other))
+        assert re.fullmatch(
+            rf"--base {other}: is another base model than base, which home(@[0-9a-f]{{12}})? was "
+            "trained on: the weights differ",
+            said,
+        )
+
+
+def test_a_folder_that_is_no_base_is_refused(home: Home, tmp_path: Path) -> None:
+    for folder, why in (("lost", "there is no such folder"), ("runs", "is no folder of a base")):
+        said = home.refused("serve", "home", "--base", str(tmp_path / folder))
+        assert why in said
+        assert str(tmp_path / folder) in said
+
+
+def test_a_manifest_of_old_names_its_base_by_the_path_alone(home: Home, tmp_path: Path) -> None:
+    """Without a digest any base is taken whose shapes fit: nothing is known of it."""
+    place = ClusterSpec(storage=home.storage)
+    registry = Registry(place.store_url(), place.storage)
+    adapter = tmp_path / "adapter"
+    path = adapter / "manifest.json"
+    values = json.loads(path.read_text())
+    assert values["base"]["name"] == "base"
+    for known in ({"path": str(home.base)}, {**values["base"]}):
+        known.pop("name", None)
+        path.write_text(json.dumps({**values, "base": known}))
+        version = registry.register("study", 0, adapter, {"validation": {"loss": 1.0}})
+        assert registry.manifest(version).base.name == "base"
+        name = f"old{len(known)}"
+        promote(registry, version, name, actor="t", metric="validation/loss")
+        at = str(home.base)
+        found = served_base(place.store_url(), place.storage, name, at=at)
+        before = served_base(place.store_url(), place.storage, name)
+        assert found.model.path == at == before.model.path
+    registry.close()
 
 
 def test_lost_rows_are_refused(home: Home, tmp_path: Path) -> None:
@@ -190,6 +275,20 @@ def test_sigterm_ends_answers_endpoint_and_serve_on_a_cluster_that_stays(
     assert events[-1] == "data: [DONE]", "the answer ended whole"
     assert json.loads(events[-2].removeprefix("data: "))["choices"][0]["finish_reason"]
     assert running_address() is None
+
+
+@pytest.mark.slow
+def test_a_base_that_has_moved_is_served(ray_cluster: Session, home: Home, tmp_path: Path) -> None:
+    moved = str(home.base.rename(tmp_path / "moved"))
+    words = ("home", "--storage", home.storage, "--address", ray_cluster.address, "--base", moved)
+    with serving(*words, env=environment()) as (server, url):
+        asked = {"prompt": "hello", "max_tokens": 4}
+        for model in ("home", "moved"):
+            body = {"model": model, **asked}
+            answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+            assert answer.is_success, answer.text
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=120)
 
 
 @pytest.mark.slow
