@@ -46,9 +46,9 @@ _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def loopback() -> dict[str, str]:
-    """Settings of a local cluster; gloo's connections stay on the loopback interface too."""
-    interface = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    return {**LOOPBACK, **interface, **direct()}
+    """Settings of a local cluster; the workers of a run meet on the loopback interface too."""
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if sys.platform == "linux" else ()
+    return {**LOOPBACK, **dict.fromkeys(names, "lo"), **direct()}
 
 
 def direct() -> dict[str, str]:

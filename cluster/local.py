@@ -3,8 +3,8 @@
 It is a `ray start --head --block` process of ours. Every server of it listens on loopback only, and
 answers only to its token. What stays open: other users of this machine reach the ports (the token
 stops them at Ray's core, jobs and dashboard, not at the metrics ports), Ray Serve's proxy has no
-authentication of its own, and PyTorch's rendezvous store listens on all interfaces while a run of
-several workers lasts.
+authentication of its own, and Serve's replicas take each other's calls on all interfaces, for which
+Ray has no setting (the token stops strangers there).
 """
 
 import ctypes

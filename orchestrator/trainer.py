@@ -143,15 +143,16 @@ def _trainer(
     from functools import partial
 
     from ray import train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     from orchestrator.failures import FailureNotes
+    from workers.train.ray_process_group import ProcessGroupConfig
     from workers.train.ray_worker import train_in_group
 
     on_gpu = search.gpus_per_worker > 0 and task.spec.model.device != "cpu"
     return TorchTrainer(
         partial(train_in_group, task),
-        torch_config=TorchConfig(
+        torch_config=ProcessGroupConfig(
             backend="nccl" if on_gpu else "gloo",
             timeout_s=int(task.spec.parallel.hang_timeout_s) + _AFTER_THE_WATCHDOG_S,
         ),

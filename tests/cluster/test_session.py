@@ -11,12 +11,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cluster.errors import ClusterError
 from cluster.session import Session, check_joinable, session
 from tests.cluster.conftest import Start
+from tests.listening import cluster_processes, listeners
 from tests.orchestrator.browser import NEEDS_BROWSER, browser
 
 OWNER = """
@@ -39,41 +39,22 @@ except ClusterError as error:
 """
 
 
-def _cluster_processes(folder: Path) -> list[psutil.Process]:
-    """Processes whose command line or environment names the folder of a cluster."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if str(folder) in " ".join(process.cmdline()) + process.environ().get(
-                "RAY_AUTH_TOKEN_PATH", ""
-            ):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
 def _gone(folder: Path, process: subprocess.Popen[str], seconds: float = 20) -> bool:
     end = time.monotonic() + seconds
     process.wait(seconds)
-    while time.monotonic() < end and _cluster_processes(folder):
+    while time.monotonic() < end and cluster_processes(folder):
         time.sleep(0.2)
-    return not _cluster_processes(folder)
+    return not cluster_processes(folder)
 
 
 def test_listens_on_loopback_only(ray_cluster: Session) -> None:
+    """A cluster with nothing on it; tests/test_listening.py has one that trains and serves."""
     assert ray_cluster.token_file is not None
-    processes = _cluster_processes(ray_cluster.token_file.parent)
-    listening = [
-        connection.laddr.ip.removeprefix("::ffff:")
-        for process in processes
-        if process.is_running()
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    ]
+    processes = cluster_processes(ray_cluster.token_file.parent)
+    there = listeners(processes)
     assert len(processes) >= 4
-    assert len(listening) >= 6
-    assert set(listening) == {"127.0.0.1"}
+    assert len(there) >= 6
+    assert [one for one in there if not one.on_loopback] == []
 
 
 def test_keeps_the_token_to_this_user(ray_cluster: Session) -> None:
@@ -84,7 +65,7 @@ def test_keeps_the_token_to_this_user(ray_cluster: Session) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(file.parent.parent.stat().st_mode) == 0o700
-    for process in _cluster_processes(file.parent):
+    for process in cluster_processes(file.parent):
         assert token not in " ".join(process.cmdline())
         assert token not in process.environ().values()
     for path in file.parent.rglob("*"):
@@ -214,7 +195,7 @@ def test_is_found_by_other_processes_and_ends_with_ctrl_c(start: Start, short_tm
     for given in ("auto", address):
         said = json.loads(start(JOINER, given).communicate(timeout=60)[0])
         assert said == [address, dashboard, False, 1.0]
-    assert _cluster_processes(short_tmp)
+    assert cluster_processes(short_tmp)
     owner.send_signal(signal.SIGINT)
     assert _gone(short_tmp, owner)
     assert [path.name for path in short_tmp.glob("moetune-*/*")] == ["lock"], "files left behind"

@@ -1,4 +1,4 @@
-"""The train loop's two ways to start on Ray. Nothing else in workers knows Ray.
+"""The train loop's two ways to start on Ray. Only this and `ray_process_group` know Ray here.
 
 A trial of one worker runs in a Tune actor that goes from trial to trial and keeps the base model
 loaded. A run of several workers is a Ray Train group, which is started again after a failure and
