@@ -11,6 +11,7 @@ from sqlalchemy import exc
 
 from workers.configuration import InputError, one_line
 from workers.credentials import without_credentials
+from workers.extras import installing
 
 BACKENDS = ("postgresql", "sqlite")
 """Databases whose locks a study can be held by, and which the tests run on."""
@@ -82,7 +83,8 @@ def engine_of(url: str, patience: float = 0.0, **options: Any) -> sa.Engine:
         connect = Connect(lambda: url, patience)
         return sa.create_engine(shown, **engine_options(url, connect), **options)
     except (exc.ArgumentError, ImportError) as error:
-        raise InputError(f"store {shown}: no driver for it: {one_line(error)}") from None
+        how = f"; {installing('postgres')}" if place.get_backend_name() == "postgresql" else ""
+        raise InputError(f"store {shown}: no driver for it: {one_line(error)}{how}") from None
     except OSError as error:
         raise InputError(f"store {shown}: cannot be used: {error.strerror}") from None
 

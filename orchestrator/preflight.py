@@ -46,7 +46,8 @@ def preflight(
     """
     job.search_space()
     _check_workers(job)
-    _check_files(job)
+    check_storage(job)
+    _check_database(job)
     if resume is not None:
         check_study(job, resume)
     if resume and not accept_new_data:
@@ -81,8 +82,8 @@ def _check_workers(job: JobSpec) -> None:
         )
 
 
-def _check_files(job: JobSpec) -> None:
-    """The storage folder can be made and written, with room; the database can be opened."""
+def check_storage(job: JobSpec) -> None:
+    """InputError unless the storage folder can be made and written, with room."""
     where = f"cluster.storage: {job.cluster.storage}"
     if "://" in job.cluster.storage:
         raise InputError(f"{where}: is a URL; give a folder that all nodes see")
@@ -101,7 +102,6 @@ def _check_files(job: JobSpec) -> None:
             f"{where}: the disk is full: {free >> 20} MiB free, wanted are "
             f"{MINIMUM_FREE_BYTES >> 20} MiB"
         )
-    _check_database(job)
 
 
 def _check_database(job: JobSpec) -> None:

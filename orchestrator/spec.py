@@ -34,6 +34,7 @@ __all__ = [
     "SearchSpec",
     "ServeSpec",
     "assigned",
+    "comes_along",
     "dump_job",
     "load_job",
     "override_job",
@@ -161,7 +162,7 @@ def load_job(
 
     A bare name, such as `smoke`, is one of the job files that come with moetune.
     """
-    ours = _ours(Path(path))
+    ours = comes_along(path)
     try:
         values = read_yaml((ours or Path(path)).read_bytes(), str(path))
     except OSError as error:
@@ -210,8 +211,9 @@ def dump_job(job: JobSpec) -> str:
     return json.dumps(job.model_dump(mode="json"), indent=2) + "\n"
 
 
-def _ours(path: Path) -> Path | None:
+def comes_along(job: str | Path) -> Path | None:
     """The job file of this name that comes with moetune, if that is meant."""
+    path = Path(job)
     ours = Path(__file__).parent / "jobs" / f"{path.name}.yaml"
     return ours if path.name == str(path) and ours.exists() and not path.is_file() else None
 

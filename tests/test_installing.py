@@ -3,11 +3,16 @@
 A local CPU build of torch requires other packages than the index's own, and hides a conflict.
 """
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from cluster.staging import PACKAGES
+from workers.extras import installing
 
 ROOT = Path(__file__).parents[1]
 SOURCES_ONLY = ("deepspeed", "rouge-score")
@@ -52,3 +57,23 @@ def test_a_conflict_is_found(index_torch: Path) -> None:
     done = resolve(index_torch, "3.11")
     assert done.returncode == NO_SOLUTION
     assert "triton" in done.stderr
+
+
+def test_extras_are_named_as_they_can_be_had() -> None:
+    """From a clone: `pip install moetune[…]` asks an index that knows no moetune."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    code = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    asked: set[str] = set()
+    for path in (ROOT / "README.md", *code):
+        text = path.read_text()
+        assert "moetune[" not in text, path
+        asked |= {
+            *re.findall(r"installing\(.(\w+).\)", text),
+            *re.findall(r"-e '\.\[(\w+)\]", text),
+        }
+    assert asked >= {"gpu", "quantized", "postgres", "demo"}
+    assert asked <= extras.keys()
+    assert "pip install -c constraints.txt -e '.[gpu]'" in installing("gpu")
+    assert (ROOT / "constraints.txt").is_file()

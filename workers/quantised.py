@@ -15,6 +15,7 @@ from transformers import (
     TorchAoConfig,
 )
 
+from workers.extras import installing
 from workers.spec import InputError, ModelSpec
 
 LIBRARIES = {"bnb_nf4": "bitsandbytes", "bnb_int8": "bitsandbytes", "torchao_int8": "torchao"}
@@ -33,7 +34,7 @@ def check_quantised(spec: ModelSpec, config: PretrainedConfig) -> None:
     if library and library in LIBRARIES.values() and find_spec(library) is None:
         wish = f"model.quantization is {spec.quantization}"
         wish = f"model.path: {spec.path}: is quantised" if stored else wish
-        raise InputError(f"{wish}, which needs {library}: pip install 'moetune[quantized]'")
+        raise InputError(f"{wish}, which needs {library}: {installing('quantized')}")
 
 
 def quantising(spec: ModelSpec, device: torch.device) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class ModelSpec(Spec):
     """Precision of the frozen base. Adapter weights are always float32."""
     quantization: Literal["bnb_nf4", "bnb_int8", "torchao_int8"] | None = None
     """Pack the frozen linears when they are loaded: to 4 bits (bitsandbytes, QLoRA's NF4) or 8
-    (bitsandbytes' LLM.int8(), torchao's weight-only int8). Needs `moetune[quantized]`; dtype is
+    (bitsandbytes' LLM.int8(), torchao's weight-only int8). Needs the extra `quantized`; dtype is
     then what the rest is kept and computed in."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model lies; auto takes a GPU if the process sees one."""

@@ -14,9 +14,9 @@ from orchestrator.commands.options import (
     JobStorage,
     Resume,
     Storage,
-    job_spec,
     print_json,
     print_table,
+    study_job,
 )
 
 app = typer.Typer()
@@ -39,7 +39,7 @@ def submit(
     from cluster.jobs import JobClient
     from orchestrator.submission import submit as submit_job
 
-    spec = job_spec(job, set_, {"storage": storage})
+    spec = study_job(job, set_, {"storage": storage})
     client = JobClient(address or spec.cluster.address or "auto")
     job_id = submit_job(client, spec, resume, accept_new_data=accept_new_data)
     if as_json:

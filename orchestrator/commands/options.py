@@ -118,6 +118,17 @@ def job_spec(job: str, assignments: Sequence[str] | None, options: Mapping[str, 
     return load_job(job, assignments or (), given)
 
 
+def study_job(
+    job: str, assignments: Sequence[str] | None, options: Mapping[str, str | None]
+) -> Any:
+    """`job_spec` of a job whose rows and model are needed: those of `smoke` are made."""
+    from orchestrator.demo.smoke import JOB, with_its_files
+    from orchestrator.spec import comes_along
+
+    spec = job_spec(job, assignments, options)
+    return with_its_files(spec) if job == JOB and comes_along(job) else spec
+
+
 def cluster_spec(storage: str, store: str | None, address: str | None = None) -> Any:
     """The part of a job that says where studies and versions lie; a missing folder is an error."""
     from orchestrator.cluster_spec import ClusterSpec

@@ -22,9 +22,9 @@ from orchestrator.commands.options import (
     Storage,
     Store,
     cluster_spec,
-    job_spec,
     print_json,
     print_table,
+    study_job,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def check(
     from orchestrator.progress import rows_progress
     from orchestrator.spec import dump_job, portable
 
-    spec = job_spec(job, set_, {"storage": storage})
+    spec = study_job(job, set_, {"storage": storage})
     with rows_progress() as tell:
         counts = preflight(spec, tell=tell)
     said = remarks(spec)
@@ -77,7 +77,7 @@ def tune(
     from orchestrator.storage import study_names
     from orchestrator.tuner import CutOff, run
 
-    spec = job_spec(job, set_, {"storage": storage, "address": address})
+    spec = study_job(job, set_, {"storage": storage, "address": address})
     resume = resume or accept_new_data
     with rows_progress() as tell:
         counts = preflight(spec, resume, tell, accept_new_data=accept_new_data)

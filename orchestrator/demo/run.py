@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,16 @@ from orchestrator.display import run_display, study_display
 from orchestrator.progress import Narrator, dashboard_line, training_line
 from orchestrator.spec import JobSpec, load_job, override_job
 from orchestrator.study import Study, trial_name
-from workers.spec import TrainSpec, override
+from workers.extras import installing
+from workers.spec import InputError, TrainSpec, override
 from workers.train.record import RunPlan, write_text
 
 if TYPE_CHECKING:
     from orchestrator.registry import Registry
 
 NAME = "home"
+PACKAGES = ("hassil", "home_assistant_intents", "gguf")
+"""What it needs beside moetune's own."""
 LONGER = {"optimizer.steps": 50, "evaluation.every": 25, "parallel.workers": 2}
 """How the winner is trained on: with two workers and a fresh schedule."""
 QUESTIONS = (
@@ -178,6 +182,7 @@ def run_demo(storage: Path, assignments: Sequence[str] = ()) -> None:
 
 def _job(folder: Path, assets: Path, assignments: Sequence[str]) -> JobSpec:
     """The demo's job, with its base model and data made or found below `assets`."""
+    _check_packages()
     from orchestrator.demo.base_model import prepare
     from orchestrator.demo.smart_home import make
 
@@ -189,3 +194,9 @@ def _job(folder: Path, assets: Path, assignments: Sequence[str]) -> JobSpec:
         "cluster.storage": str(folder),
     }
     return override_job(load_job("demo", assignments), places, "demo")
+
+
+def _check_packages() -> None:
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise InputError(f"the demo needs {', '.join(missing)}: {installing('demo')}")

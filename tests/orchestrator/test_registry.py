@@ -331,6 +331,14 @@ def test_an_unusable_store_is_one_clear_line(bad: str, why: str, tmp_path: Path)
     assert "\n" not in str(refused.value)
 
 
+def test_a_missing_driver_of_postgresql_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # What Python has where it finds nothing.
+    with pytest.raises(InputError, match=r"no driver for it: .*psycopg.*; in .* -e '\.\[postgres"):
+        Registry("postgresql+psycopg://host/db", tmp_path).names()
+
+
 def test_the_registry_loads_without_the_heavy_packages() -> None:
     code = (
         "import sys, orchestrator.promotion; "

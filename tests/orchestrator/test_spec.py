@@ -122,7 +122,9 @@ def test_paths_in_a_job_begin_at_its_folder(
     (folder / "job.yaml").write_text(yaml.safe_dump(values))
     assert load_job("jobs/job.yaml").train.model.path == "org/model", "a name, of no file there"
     assert load_job("jobs/job.yaml").store_url() == "postgresql://me@host/db"
-    assert load_job("smoke").train.data.train == "train.jsonl", "what comes along is of no folder"
+    assert load_job("smoke").train.data.train == "smoke/train.jsonl", (
+        "what comes along is of no folder"
+    )
 
 
 def test_paths_in_a_policy_begin_at_its_folder(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from workers.adapter.digest import base_digest
 from workers.adapter.files import load_into, save
 from workers.adapter.manifest import BaseRecord, Manifest
+from workers.extras import installing
 from workers.inject import Adapter, inject
 from workers.model import Base, check_base, load_base
 from workers.quantised import LIBRARIES
@@ -24,7 +25,7 @@ QUANTIZATIONS = [
     pytest.param(
         name,
         marks=pytest.mark.skipif(
-            find_spec(library) is None, reason=f"needs {library}: pip install 'moetune[quantized]'"
+            find_spec(library) is None, reason=f"needs {library}: {installing('quantized')}"
         ),
     )
     for name, library in LIBRARIES.items()
@@ -164,7 +165,7 @@ def test_a_package_that_is_missing_is_named(
     library = LIBRARIES[quantization]
     monkeypatch.setitem(sys.modules, library, None)  # What Python has where it finds nothing.
     spec: dict[str, Any] = {"path": str(tiny_model_dir), "quantization": quantization}
-    with pytest.raises(InputError, match=rf"needs {library}: pip install 'moetune\[quantized\]'"):
+    with pytest.raises(InputError, match=rf"needs {library}: in .*\[quantized\]"):
         check_base(ModelSpec.model_validate(spec))
 
 
@@ -184,5 +185,7 @@ def test_files_that_are_quantised_already(
     with pytest.raises(InputError, match=r"are quantised already \(bitsandbytes\); leave it out"):
         load(folder, quantization)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(InputError, match="is quantised, which needs bitsandbytes: pip install"):
+    with pytest.raises(
+        InputError, match="is quantised, which needs bitsandbytes: in moetune's clone"
+    ):
         load(folder, None)

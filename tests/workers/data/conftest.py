@@ -16,7 +16,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from tests.tiny import CHATML
+from orchestrator.demo.base_model import CHAT_TEMPLATE
 
 TEXT = [
     "Switch the lamp in the kitchen on. Then, end the story: im_start, im_end, endoftext!",
@@ -39,7 +39,7 @@ def byte_level() -> PreTrainedTokenizerBase:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|pad|>"
     )
-    fast.chat_template = CHATML.replace("'<|im_start|>' + m", "'<|u|><|im_start|>' + m")
+    fast.chat_template = CHAT_TEMPLATE.replace("'<|im_start|>' + m", "'<|u|><|im_start|>' + m")
     return fast
 
 
