@@ -3,19 +3,27 @@
 import asyncio
 import logging
 import shlex
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster import environment
 from cluster.address import resolve
 from cluster.errors import ClusterError
 from cluster.handshake import ANSWER_SECONDS, bearer, check_dashboard, find_dashboard
+from cluster.inventory import Inventory, Node
 from cluster.notes import SUBMITTED, note_name
 from cluster.staging import staged
 
+if TYPE_CHECKING:
+    import httpx
+
 FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")
+_MOST_NODES = 10_000  # more the dashboard does not tell
+_WRITTEN_AGAIN_SECONDS = 4.0
+"""Ray looks after a job once a second, and writes one that it finds gone on its list as failed."""
 _PYTHON_FILE = "cluster_python.sh"
 _PYTHON = r"""# Runs the Python that the cluster's own workers run with, as the raylet above us was
 # told it: the one on PATH may be another, or none.
@@ -58,6 +66,8 @@ class JobClient:
         """`address`: http://host:port of a dashboard, host:port of the cluster (GCS), or auto."""
         endpoint = resolve(address)
         self.dashboard_url = endpoint.dashboard_url or find_dashboard(endpoint)
+        self.grows = endpoint.token_file is None
+        """Whether the cluster may get more nodes: a local one of ours does not."""
         self._headers = bearer(endpoint)
         check_dashboard(self.dashboard_url, self._headers)
         from ray.job_submission import JobSubmissionClient
@@ -118,19 +128,10 @@ class JobClient:
 
     def note(self, job: Job) -> str | None:
         """What the job's driver wrote last with `cluster.notes`, if anything."""
-        import httpx
-
         if not (job.driver and job.node):
             return None
-        try:
-            reply = httpx.get(
-                f"{self.dashboard_url}/api/v0/logs/file",
-                params={"node_id": job.node, "filename": note_name(job.driver), "lines": 1},
-                headers=self._headers,
-                timeout=ANSWER_SECONDS,
-            )
-        except httpx.HTTPError as error:
-            raise ClusterError(f"{self.dashboard_url}: {error}") from None
+        asked = {"node_id": job.node, "filename": note_name(job.driver), "lines": 1}
+        reply = self._get("logs/file", asked)
         return reply.text.strip() or None if reply.is_success else None
 
     def logs(self, job_id: str) -> str:
@@ -150,6 +151,43 @@ class JobClient:
         """Ask the job to end; False if it had ended already."""
         with self._errors(job_id):
             return bool(self._client.stop_job(job_id))
+
+    def remove(self, job_id: str, seconds: float = 20.0) -> None:
+        """Take the job off the cluster's list; it is stopped if it runs, and stays on the list
+        where it does not end within `seconds`."""
+        self.stop(job_id)
+        end = time.monotonic() + seconds
+        while self.status(job_id).state not in FINISHED:
+            if time.monotonic() > end:
+                return
+            time.sleep(0.2)
+        again = time.monotonic() + _WRITTEN_AGAIN_SECONDS
+        while time.monotonic() < again:
+            if job_id in [job.id for job in self.list()]:
+                with self._errors(job_id):
+                    self._client.delete_job(job_id)
+            time.sleep(0.5)
+
+    def nodes(self) -> Inventory:
+        """The living nodes of the cluster, by its dashboard alone."""
+        asked = {"limit": _MOST_NODES, "filter_keys": "state", "filter_predicates": "="}
+        reply = self._get("nodes", {**asked, "filter_values": "ALIVE"})
+        if not reply.is_success:
+            raise ClusterError(f"{self.dashboard_url}: does not tell the cluster's nodes")
+        return Inventory(tuple(map(_node, reply.json()["data"]["result"]["result"])))
+
+    def _get(self, path: str, asked: Mapping[str, Any]) -> "httpx.Response":
+        import httpx
+
+        try:
+            return httpx.get(
+                f"{self.dashboard_url}/api/v0/{path}",
+                params=asked,
+                headers=self._headers,
+                timeout=ANSWER_SECONDS,
+            )
+        except httpx.HTTPError as error:
+            raise ClusterError(f"{self.dashboard_url}: {error}") from None
 
     @contextmanager
     def _errors(self, job_id: str | None = None) -> Iterator[None]:
@@ -175,6 +213,12 @@ def _job(details: Any) -> Job:
         driver=details.job_id,
         node=details.driver_node_id,
     )
+
+
+def _node(told: Mapping[str, Any]) -> Node:
+    has = told["resources_total"]
+    memory = int(has.get("memory", 0))
+    return Node(told["node_id"], told["node_ip"], has.get("CPU", 0.0), has.get("GPU", 0.0), memory)
 
 
 async def _next(pieces: Any) -> str | None:

@@ -4,17 +4,20 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.errors import ClusterError
+from orchestrator.requirements import installed_here, unmet
+
+if TYPE_CHECKING:
+    from orchestrator.nodes import NodeReport
 
 PYTHON = (3, 11)
 DISK_BYTES = 2 * 2**30
 MEMORY_BYTES = 4 * 2**30
-_DISTRIBUTION = "moetune"
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,10 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-    from packaging.requirements import Requirement
-
-    wrong = []
-    required = [Requirement(line) for line in metadata.requires(_DISTRIBUTION) or ()]
-    needed = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
-    for one in needed:
-        try:
-            found = metadata.version(one.name)
-        except metadata.PackageNotFoundError:
-            wrong.append(f"{one.name} is missing (wanted: {one.specifier})")
-            continue
-        if not one.specifier.contains(found, prereleases=True):
-            wrong.append(f"{one.name} {found} (wanted: {one.specifier})")
-    versions = f"torch {metadata.version('torch')}, ray {metadata.version('ray')}"
-    return Check("packages", not wrong, "; ".join(wrong) or f"{len(needed)} as wanted; {versions}")
+    versions = installed_here()
+    wrong = unmet(versions)
+    said = f"{len(versions)} as wanted; torch {versions.get('torch')}, ray {versions.get('ray')}"
+    return Check("packages", not wrong, "; ".join(wrong) or said)
 
 
 def _devices() -> Check:
@@ -116,9 +108,10 @@ def _loopback() -> Check:
 
 
 def _cluster(address: str) -> Iterator[Check]:
-    """Reach, authentication and jobs, each by its own line."""
+    """Reach, authentication, jobs, and each kind of node, each by its own line."""
     from cluster.handshake import reach
     from cluster.jobs import JobClient
+    from orchestrator.nodes import probe
 
     try:
         yield Check("cluster", True, reach(address))
@@ -130,6 +123,24 @@ def _cluster(address: str) -> Iterator[Check]:
         yield Check("jobs", True, f"{len(client.list())} jobs at {client.dashboard_url}")
     except ClusterError as error:
         yield Check("jobs", False, str(error))
+        return
+    try:
+        yield from _nodes(probe(client))
+    except ClusterError as error:
+        yield Check("nodes", False, str(error))
+
+
+def _nodes(reports: "Sequence[NodeReport]") -> Iterator[Check]:
+    """One line for each kind of node; and one where none of them has a CPU."""
+    alike: dict[tuple[str, bool], list[str]] = {}
+    for one in reports:
+        faults = "; ".join(one.faults)
+        alike.setdefault((faults or str(one), not faults), []).append(one.host)
+    for (detail, ok), hosts in alike.items():
+        others = f" and {len(hosts) - 1} alike" if len(hosts) > 1 else ""
+        yield Check(f"node {hosts[0]}{others}", ok, detail)
+    if not any(one.cpus for one in reports):
+        yield Check("room", False, "no node has a CPU, and none came that has")
 
 
 def _gib(size: int) -> str:

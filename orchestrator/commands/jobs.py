@@ -1,5 +1,6 @@
 """Commands on a cluster's jobs: submit, logs, stop; and doctor."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -79,8 +80,12 @@ def stop(id_: Id, address: Address = None) -> None:
 def doctor(
     address: Address = None, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False
 ) -> None:
-    """Check Python, packages, devices, disk, storage and the cluster's reach."""
+    """Check Python, packages, devices, disk and storage here; with --address also whether the
+    cluster lets us in, and what each of its nodes can run."""
     from orchestrator.doctor import checks
+
+    if address:
+        print("a job looks at the cluster's nodes; this takes a minute", file=sys.stderr)
 
     results = checks(address, storage)
     if as_json:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from cluster.errors import ClusterError
+from cluster.inventory import inventory
 from cluster.jobs import FINISHED, JobClient
 from cluster.session import Session
 from cluster.staging import PACKAGES, staged
@@ -86,8 +87,24 @@ def test_stops_and_tells_of_failure(client: JobClient) -> None:
     assert client.status(waiting).state == "STOPPED"
 
 
+@pytest.mark.slow
+def test_removes_jobs_that_run_and_that_have_ended(client: JobClient) -> None:
+    ended = client.submit(["true"])
+    "".join(client.follow(ended))
+    running = client.submit(["sleep", "100"])
+    for job_id in (ended, running):
+        client.remove(job_id)
+        assert job_id not in [job.id for job in client.list()]
+
+
+def test_tells_the_clusters_nodes(client: JobClient, ray_cluster: Session) -> None:
+    assert client.nodes() == inventory()
+    assert client.nodes().cpus == 4
+    assert not client.grows
+
+
 def test_says_which_job_is_unknown(client: JobClient) -> None:
-    asks = (client.find, client.status, client.logs, client.stop)
+    asks = (client.find, client.status, client.logs, client.stop, client.remove)
     for ask in (*asks, lambda name: list(client.follow(name))):
         with pytest.raises(ClusterError, match=r"job nothing: no such job$"):
             ask("nothing")
