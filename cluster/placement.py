@@ -42,9 +42,15 @@ class Demand:
         return [wanted] * self.count if wanted else []
 
 
+def parts_on(demand: Demand, there: Inventory) -> list[int]:
+    """How many of its parts each node could hold if nothing else ran; at most as many as it has
+    where they want nothing."""
+    return [_parts_on(node.cpus, node.gpus, demand) for node in there.nodes]
+
+
 def fits(demand: Demand, there: Inventory) -> bool:
     """Whether the nodes could hold it if nothing else ran."""
-    return sum(_parts_on(node.cpus, node.gpus, demand) for node in there.nodes) >= demand.count
+    return sum(parts_on(demand, there)) >= demand.count
 
 
 def say(text: str) -> None:

@@ -1,14 +1,13 @@
 """What can be known to go wrong before a cluster starts. Everything here raises InputError."""
 
 import difflib
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.session import starts_here
 from orchestrator.begin import check_data_same, check_study
+from orchestrator.demand import too_small_here
 from orchestrator.spec import JobSpec
 from orchestrator.storage import database_file, study_names
 from workers.spec import InputError
@@ -39,13 +38,14 @@ def preflight(
     accept_new_data: bool = False,
 ) -> "dict[str, RowCounts]":
     """Check a job's space, metric, files, base model and data as far as a driver can; with
-    `resume` given, also that the study can be begun (False) or gone on with (True), on the rows
-    that it began with unless new ones are accepted.
+    `resume` given, also that the study can be begun (False) or gone on with (True) here, on the
+    rows that it began with unless new ones are accepted.
 
     Returns what encoding does to the `train` and `validation` rows; `tell` hears how far it is.
     """
     job.search_space()
-    _check_workers(job)
+    if resume is not None and (short := too_small_here(job)):
+        raise InputError(short)
     check_storage(job)
     _check_database(job)
     if resume is not None:
@@ -67,19 +67,6 @@ def remarks(job: JobSpec) -> list[str]:
         "keeps top_k smaller)"
         for top_k in blind
     ]
-
-
-def _check_workers(job: JobSpec) -> None:
-    """On a cluster that we start, one trial must fit into this machine."""
-    if not starts_here(job.cluster.address):
-        return  # a cluster of its own size, which may grow
-    workers, each = job.train.parallel.min_workers, job.search.cpus_per_worker
-    cores = os.cpu_count() or 1
-    if workers * each > cores:
-        raise InputError(
-            f"search.cpus_per_worker: a trial wants {workers} x {each:g} CPU cores, but this "
-            f"machine has {cores}"
-        )
 
 
 def check_storage(job: JobSpec) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from cluster.errors import ClusterGone
 from cluster.inventory import inventory
-from cluster.placement import Demand, fits, wait_for_room
+from cluster.placement import fits, wait_for_room
 from cluster.session import starts_here
 from orchestrator.cluster_spec import ClusterSpec
+from orchestrator.demand import endpoint_demand
 from orchestrator.edge.made_keys import check_keys
 from orchestrator.edge.operator_key import accepted_key
 from orchestrator.endpoint import EndpointSpec
@@ -166,8 +167,7 @@ def _surge(serve: ServeSpec) -> int:
 def _wait_for_room(serve: ServeSpec) -> None:
     """Serve itself would wait without an end and a word. An endpoint that is there already makes
     room for its successor."""
-    each = serve.cpus_per_replica, serve.gpus_per_replica
-    demand = Demand("the endpoint", "replica", serve.replicas, *each)
+    demand = endpoint_demand(serve)
     if not (application() and fits(demand, inventory())):
         wait_for_room(demand, serve.wait_seconds)
 

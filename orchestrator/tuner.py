@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.placement import Demand, wait_for_room
+from cluster.placement import wait_for_room
 from orchestrator.begin import begin, check_study, ended, locked
+from orchestrator.demand import trial_demand
 from orchestrator.events import TrialEvent
 from orchestrator.preflight import preflight
 from orchestrator.spec import JobSpec, portable
@@ -135,9 +136,7 @@ def _wait_for_room(job: JobSpec, resume: bool) -> None:
         with storage(job.cluster) as store:
             if ended(optuna.load_study(study_name=job.name, storage=store)) >= job.search.trials:
                 return
-    search, workers = job.search, job.train.parallel.min_workers
-    demand = Demand("a trial", "worker", workers, search.cpus_per_worker, search.gpus_per_worker)
-    wait_for_room(demand, search.wait_seconds)
+    wait_for_room(trial_demand(job), job.search.wait_seconds)
 
 
 def _tune_folder(job: JobSpec) -> Path:

@@ -28,6 +28,7 @@ from orchestrator.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from orchestrator.spec import JobSpec
     from orchestrator.study import Study, TrialRow
 
 app = typer.Typer()
@@ -35,9 +36,19 @@ app = typer.Typer()
 
 @app.command()
 def check(
-    job: Job, set_: Assignments = None, storage: JobStorage = None, as_json: AsJson = False
+    job: Job,
+    set_: Assignments = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MOETUNE_ADDRESS",
+            help="Cluster that it is to run on: what the job wants is compared with its nodes.",
+        ),
+    ] = None,
+    storage: JobStorage = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Check a job and all of its rows without a cluster; print it with every default written out,
+    """Check a job and all of its rows without running it; print it with every default written out,
     and what its rows lose to data.max_length. Paths in a job, a SQLite store's too, begin at its
     folder."""
     from orchestrator.preflight import preflight, remarks
@@ -45,9 +56,10 @@ def check(
     from orchestrator.spec import dump_job, portable
 
     spec = study_job(job, set_, {"storage": storage})
+    room = _room(spec, address)
     with rows_progress() as tell:
         counts = preflight(spec, tell=tell)
-    said = remarks(spec)
+    said = [*remarks(spec), *room]
     spec = portable(spec)  # what is printed may go into a file in another folder
     if as_json:
         data = {name: one.as_dict() for name, one in counts.items()}
@@ -146,6 +158,18 @@ def demo(
     from orchestrator.demo.run import run_demo
 
     run_demo(storage, set_ or ())
+
+
+def _room(job: "JobSpec", address: str | None) -> list[str]:
+    """How the job goes with the cluster; without one, whether this machine is too small for it."""
+    from cluster.jobs import JobClient
+    from orchestrator.demand import room_for, too_small_here
+
+    if address is None:
+        short = too_small_here(job)
+        return [f"{short}; a cluster is looked at by check --address"] if short else []
+    client = JobClient(address)
+    return list(room_for(job, client.nodes(), client.grows))
 
 
 def _fail_without_a_winner(study: "Study") -> None:

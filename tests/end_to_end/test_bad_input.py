@@ -74,7 +74,6 @@ def variants() -> Iterator[tuple[str, str]]:
     yield "search.space={adapter.num_experts: {choice: [2, [2, 3, 4]]}}", "has 3 numbers, one for"
     yield "search.space={adapter.use_dora: {choice: [false, true]}}", "use_dora: block experts"
     yield "search.space={adapter.routing: {choice: [top]}}", "adapter.routing: Input should be"
-    yield "search.cpus_per_worker=4096", "wants 1 x 4096 CPU cores"
     yield "data.train=missing.jsonl", "missing.jsonl"
     yield "data.train=empty.jsonl", "empty.jsonl"
     yield "data.train=broken.jsonl", "broken.jsonl"
@@ -109,7 +108,12 @@ def commands() -> Iterator[tuple[list[str], str]]:
     yield ["check", "cyclic.yaml"], "cyclic.yaml: nests more than 32 levels deep, or an alias"
     yield ["tune", "job.yaml", "--resume"], "no studies there yet"
     yield ["tune", "job.yaml", "--address", "127.0.0.1:1"], "127.0.0.1:1"
-    big = ("--set", "search.cpus_per_worker=4096")  # the cluster may have them
+    big = ("--set", "search.cpus_per_worker=4096")
+    yield ["tune", "job.yaml", *big], "a trial wants 1 worker of 4096 CPUs; this machine has 1 node"
+    many = ("--set", "search.gpus_per_worker=64")
+    yield ["tune", "job.yaml", *many], "a trial wants 1 worker of 1 CPU and 64 GPUs; this machine"
+    yield ["check", "job.yaml", "--address", "127.0.0.1:1"], "127.0.0.1:1: no cluster"
+    # The cluster may have them.
     yield ["tune", "job.yaml", "--address", "127.0.0.1:1", *big], "127.0.0.1:1: no cluster"
     yield ["submit", "job.yaml", "--address", "http://127.0.0.1:1"], "http://127.0.0.1:1"
     yield ["status", "--address", "http://127.0.0.1:1"], "http://127.0.0.1:1"
