@@ -35,6 +35,7 @@ _MAY_CHANGE = (
     "search.wait_seconds",
     "search.repeat",
     "train.checkpoint",
+    "train.evaluation.samples",
     "train.parallel.hang_timeout_s",
     "train.parallel.threads",
 )

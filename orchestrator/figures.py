@@ -8,11 +8,10 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative, sample_colorscale
 
 from orchestrator.effective import with_effective_values
-from orchestrator.study import Study, TrialRow, trial_name, value_at
+from orchestrator.study import Study
 
 ENOUGH_FOR_IMPORTANCE = 4
 _FEW = 12
-_DASHES = {"finished": "solid", "stopped": "dash", "failed": "dot", "running": "dashdot"}
 _FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#1f2933"}
 
 
@@ -25,9 +24,9 @@ def study_figures(study: Study) -> dict[str, go.Figure]:
         return {}
     plots = optuna.visualization
     history = plots.plot_optimization_history(whole, target_name=study.metric)
-    figures = {"history": _whole_numbers(history, range(len(whole.trials)))}
+    figures = {"history": whole_numbers(history, range(len(whole.trials)))}
     if not varied or len(finished) == 1:
-        return {name: _styled(figure) for name, figure in figures.items()}
+        return {name: styled(figure) for name, figure in figures.items()}
     parallel = plots.plot_parallel_coordinate(whole, target_name=study.metric)
     figures["parallel"] = _parallel(parallel, dark_is_low=study.mode == "min")
     figures["slice"] = _slice(plots.plot_slice(whole, target_name=study.metric))
@@ -36,31 +35,7 @@ def study_figures(study: Study) -> dict[str, go.Figure]:
         with warnings.catch_warnings():  # an evaluator that Optuna calls experimental
             warnings.simplefilter("ignore")
             figures["importance"] = plots.plot_param_importances(whole, target_name=study.metric)
-    return {name: _styled(figure) for name, figure in figures.items()}
-
-
-def learning_curves(study: Study, rows: Sequence[TrialRow]) -> go.Figure | None:
-    """The study's metric over optimizer steps, a line for each trial, the best one thick."""
-    figure, best = go.Figure(), study.best()
-    for row in sorted(rows, key=lambda row: row.number):
-        points = [(r["step"], value_at(r, study.metric)) for r in study.progress(row.number)]
-        if not points:
-            continue
-        first = best is not None and row.number == best.number
-        color = qualitative.D3[row.number % len(qualitative.D3)]
-        figure.add_scatter(
-            x=[step for step, _ in points],
-            y=[value for _, value in points],
-            name=f"{trial_name(row.number)} {'best' if first else row.state}",
-            mode="lines+markers",
-            line={"width": 4 if first else 1.5, "color": color, "dash": _DASHES[row.state]},
-            marker={"size": 8 if first else 5},
-            hovertemplate=f"{study.metric} %{{y:.4g}} at step %{{x}}",
-        )
-    if not figure.data:
-        return None
-    figure.update_layout(xaxis_title="optimizer step", yaxis_title=study.metric)
-    return _whole_numbers(_styled(figure), [step for trace in figure.data for step in trace.x])
+    return {name: styled(figure) for name, figure in figures.items()}
 
 
 def expert_load(load: dict[str, list[float]]) -> go.Figure | None:
@@ -90,7 +65,7 @@ def expert_load(load: dict[str, list[float]]) -> go.Figure | None:
         )
     )
     figure.update_yaxes(autorange="reversed", type="category")
-    figure = _styled(figure)
+    figure = styled(figure)
     return figure.update_layout(height=max(240, 110 + 28 * len(layers)))
 
 
@@ -127,14 +102,15 @@ def _slice(figure: go.Figure) -> go.Figure:
     return figure
 
 
-def _whole_numbers(figure: go.Figure, values: Sequence[int]) -> go.Figure:
+def whole_numbers(figure: go.Figure, values: Sequence[int]) -> go.Figure:
     """Label the horizontal axis at whole numbers only: those given, where they are few."""
     if len(set(values)) <= _FEW:
         return figure.update_xaxes(tickvals=sorted(set(values)))
     return figure.update_xaxes(tickformat="d")
 
 
-def _styled(figure: go.Figure) -> go.Figure:
+def styled(figure: go.Figure) -> go.Figure:
+    """The look of all of them."""
     return figure.update_layout(
         title=None,
         template="plotly_white",

@@ -1,11 +1,15 @@
 """A study's report: one HTML page with everything in it, readable without a network."""
 
+from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from orchestrator import templates
+from orchestrator.gain import Gain
+from orchestrator.promoted import Promotions, promotions
+from orchestrator.registry import Registry
 from orchestrator.spec import ClusterSpec
 from orchestrator.study import Study, TrialRow, trial_name
 from orchestrator.words import duration, number
@@ -24,19 +28,23 @@ def write(cluster: ClusterSpec, name: str) -> Path:
     study = Study.open(cluster, name)
     path = study.folder / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, render(study))
+    with closing(Registry(cluster.store_url(), cluster.storage)) as registry:
+        promoted = promotions(registry, name)
+    write_text(path, render(study, promoted))
     return path
 
 
-def render(study: Study) -> str:
+def render(study: Study, promoted: Promotions) -> str:
     """The page. A study that still runs, or where trials failed, gives a page too."""
     from plotly.offline import get_plotlyjs
 
     return templates.render(
         Path(__file__).with_name("report.html.j2"),
-        {"number": _number, "duration": _duration, "trial": trial_name},
+        {"number": _number, "duration": _duration, "trial": trial_name, "minute": _minute},
         plotly_js=get_plotlyjs(),
         figures={name: _html(figure, name) for name, figure in _figures(study).items()},
+        gain=Gain.of(study, study.best()),
+        promoted=promoted,
         **_facts(study),
     )
 
@@ -65,12 +73,13 @@ def _facts(study: Study) -> dict[str, Any]:
 
 
 def _figures(study: Study) -> dict[str, Any]:
-    from orchestrator import figures
+    from orchestrator import curves, figures
 
-    best = study.best()
+    best, rows = study.best(), study.leaderboard()
     drawn = {
         **figures.study_figures(study),
-        "curves": figures.learning_curves(study, study.leaderboard()),
+        "curves": curves.learning_curves(study, rows),
+        "training": curves.training_curves(study, rows),
         "load": figures.expert_load(study.expert_load(best.number)) if best else None,
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
@@ -112,6 +121,10 @@ def _words(entry: Any) -> str:
 def _number(value: Any) -> str:
     """Four digits for a fraction, everything else as it is."""
     return _NOTHING if value is None else number(value)
+
+
+def _minute(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _duration(seconds: float | None) -> str:

@@ -60,7 +60,12 @@ def score(metric: str, prediction: str, gold: Gold) -> float:
 
 
 def score_choices(metric: str, log_likelihoods: Sequence[float], gold: Gold) -> float:
-    """1 if the right choice has the highest log-likelihood (acc_norm: per character), else 0.
+    """1 if the right choice is the likeliest, else 0."""
+    return float(likeliest(metric, log_likelihoods, gold) == gold.answer_index)
+
+
+def likeliest(metric: str, log_likelihoods: Sequence[float], gold: Gold) -> int:
+    """The choice with the highest log-likelihood (acc_norm: per character).
 
     `log_likelihoods` are sums over each choice's tokens, in the order of `gold.choices`.
     """
@@ -68,7 +73,7 @@ def score_choices(metric: str, log_likelihoods: Sequence[float], gold: Gold) -> 
         raise InputError(f"score: {metric} wants a text; {', '.join(CHOICE_METRICS)} want choices")
     lengths = [max(len(choice), 1) if metric == "acc_norm" else 1 for choice in gold.choices]
     values = [value / length for value, length in zip(log_likelihoods, lengths, strict=True)]
-    return float(values.index(max(values)) == gold.answer_index)
+    return values.index(max(values))
 
 
 def exact_match(prediction: str, answer: str) -> float:

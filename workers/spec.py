@@ -180,6 +180,9 @@ class EvaluationSpec(Spec):
     """Also score each row by its metric (generates text), not by the loss alone."""
     max_new_tokens: PositiveInt = 48
     """Longest generated answer."""
+    samples: Annotated[int, Field(ge=0, le=50)] = 6
+    """So many rows, with what the base and each trial answered to them, are kept in the study's
+    folder for its report; 0 keeps none. Without `generate` they are answered once, at the end."""
     batch_size: PositiveInt | None = None
     """Rows of one forward pass; None takes as many as training does, which fit into memory."""
 

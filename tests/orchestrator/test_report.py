@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,18 @@ from typing import Any
 import pytest
 
 from orchestrator import figures
+from orchestrator.gain import Gain, Line
+from orchestrator.promotion import promote
+from orchestrator.registry import Registry
 from orchestrator.report import write
 from orchestrator.spec import ClusterSpec, JobSpec, override_job
 from orchestrator.study import Study
-from workers.spec import InputError
+from workers.spec import InputError, TrainSpec
+from workers.train.samples import Sample, samples_beside, write_samples
+from workers.train.used import base_file
 
 Play = Callable[..., list[dict[str, Any]]]
-ALL = {"curves", "history", "parallel", "importance", "slice", "load"}
+ALL = {"curves", "training", "history", "parallel", "importance", "slice", "load"}
 
 
 class Page(HTMLParser):
@@ -51,6 +57,7 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = ""
+        self.text += " "
 
     def figure(self, name: str) -> list[dict[str, Any]]:
         """The traces that the page hands to plotly for a figure."""
@@ -90,6 +97,13 @@ def test_every_figure_is_there_with_the_studys_values(page: Page, home: Study) -
     thick = [trace for trace in curves if trace["line"]["width"] == 4]
     assert [trace["name"] for trace in thick] == [f"T{best.number:03d} best"]
     assert thick[0]["y"][-1] == pytest.approx(best.value)
+    assert {trace["opacity"] < 0.5 for trace in curves if trace not in thick} == {True}
+    training = {trace["name"]: trace for trace in page.figure("training")}
+    assert len(training) == 11
+    reports = home.progress(best.number)
+    for name, part in (("best", "train"), ("validation", "validation")):
+        drawn = training[f"T{best.number:03d} {name}"]["y"]
+        assert drawn == pytest.approx([report[part]["loss"] for report in reports])
     points = page.figure("history")[0]
     told = [(n, v) for n, v in zip(points["x"], points["y"], strict=True) if v is not None]
     ran = [(row.number, row.value) for row in home.leaderboard() if row.state == "finished"]
@@ -132,10 +146,10 @@ def test_trials_without_a_router_are_in_optunas_plots_too(job: JobSpec, play: Pl
 @pytest.mark.parametrize(
     ("ends", "figures"),
     [
-        (["finished"], {"curves", "history", "load"}),
-        (["finished", "finished"], {"curves", "history", "parallel", "slice", "load"}),
-        (["failed"], {"curves"}),
-        (["cut"], {"curves"}),
+        (["finished"], {"curves", "training", "history", "load"}),
+        (["finished", "finished"], {"curves", "training", "history", "parallel", "slice", "load"}),
+        (["failed"], {"curves", "training"}),
+        (["cut"], {"curves", "training"}),
         ([], set()),
     ],
 )
@@ -176,6 +190,106 @@ def test_plain_lora_has_no_heat_map(job: JobSpec, play: Play) -> None:
     play(override_job(job, {"search.space": plain}, "test"), ["finished", "finished"])
     page = Page(write(job.cluster, "home"))
     assert "one expert and no router" in page.text
+
+
+EVIL = "<script>alert('x')</script>"
+
+
+def leave_base(study: Study, samples: int = 2) -> None:
+    """What the trials of a study leave of the base and of their own answers."""
+    best = study.best()
+    assert best is not None
+    trial = study.folder / "trials" / f"T{best.number:03d}"
+    spec = TrainSpec.model_validate_json((trial / "train.json").read_text())
+    task = {"metric": "exact_match", "rows": 20, "value": 0.25, "loss": 9.0}
+    validation = {"loss": 8.0, "score": 0.9, "tasks": {"intent": task}}
+    figures = base_file(study.folder, spec)
+    figures.parent.mkdir(exist_ok=True)
+    figures.write_text(json.dumps({"used": {}, "metrics": {"validation": validation}}))
+    row = {"task": "intent", "metric": "exact_match", "expected": "on"}
+    asked = [Sample(**row, question=f"{n} {EVIL}", answer="", score=0) for n in range(samples)]
+    write_samples(samples_beside(figures), asked)
+    taught = [one.model_copy(update={"answer": EVIL, "score": 1.0}) for one in asked]
+    write_samples(trial / "samples.json", taught)
+
+
+def test_the_page_tells_what_was_gained_and_what_was_promoted(
+    job: JobSpec, play: Play, store: str, make_adapter: Callable[..., Path]
+) -> None:
+    job = override_job(job, {"cluster.store": store}, "test")
+    play(job, ["finished", "finished"])
+    study = Study.open(job.cluster, "home")
+    leave_base(study)
+    best = study.best()
+    assert best is not None
+    with closing(Registry(job.store_url(), job.cluster.storage)) as registry:
+        version = registry.register("home", best.number, make_adapter(71), {})
+        promote(registry, version, "desk", actor="ada", metric="x", reason=EVIL, force=True)
+    path = write(job.cluster, "home")
+    page = Page(path)
+    assert page.sections >= {"gain", "samples", "promoted", "training"}
+    assert EVIL not in path.read_text()
+    words = " ".join(page.text.split())
+    intent = best.metrics["validation"]["tasks"]["intent"]
+    for base, ours, measure in (
+        (0.25, intent["value"], "exact_match"),
+        (9.0, intent["loss"], "loss"),
+    ):
+        assert f"{base:.4g} {ours:.4g} {ours - base:+.4g}" in words, measure
+    assert "all mean of the tasks \N{EN DASH} 0.9 0.5 -0.4" in words
+    assert f"0 {EVIL} on (nothing) exact_match 0 {EVIL} exact_match 1" in words
+    assert f"desk {version.id} T{best.number:03d} promote" in words
+    assert f"ada {EVIL} champion" in words
+    assert page.loads == []
+
+
+def test_better_and_worse_are_told_by_the_measures_own_sense(job: JobSpec, play: Play) -> None:
+    play(job, ["finished"])
+    study = Study.open(job.cluster, "home")
+    leave_base(study)
+    told = {(one.task, one.measure): one for one in Gain.of(study, study.best()).lines}
+    assert told["all", "loss a token"].verdict == "better"
+    assert told["all", "mean of the tasks"].verdict == "worse"
+    assert told["reply", "rouge_l"].base is None, "a task that the base was not asked"
+    assert told["reply", "rouge_l"].change is None
+    assert Line("a", "acc", 1, 0.5, 0.5).verdict == "same"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sections"),
+    [
+        ("KEY.base.json", None, {"gain", "samples"}),
+        ("KEY.base.json", "{", {"gain", "samples"}),
+        ("KEY.base.json", '{"metrics": 3}', {"gain", "samples"}),
+        ("KEY.base.samples.json", None, {"gain", "samples"}),
+        ("KEY.base.samples.json", "[3]", {"gain", "samples"}),
+        ("samples.json", None, {"gain"}),
+        ("samples.json", "nonsense", {"gain"}),
+        ("train.json", '{"of": "an older version"}', {"gain", "samples"}),
+        ("train.json", None, {"gain", "samples"}),
+    ],
+)
+def test_what_a_study_lacks_is_left_out(
+    job: JobSpec, play: Play, name: str, text: str | None, sections: set[str]
+) -> None:
+    play(job, ["finished"])
+    study = Study.open(job.cluster, "home")
+    leave_base(study)
+    [figures] = study.folder.glob("inputs/*.base.json")
+    places = {
+        "KEY.base.json": figures,
+        "KEY.base.samples.json": samples_beside(figures),
+        "samples.json": study.folder / "trials" / "T000" / "samples.json",
+        "train.json": study.folder / "trials" / "T000" / "train.json",
+    }
+    if text is None:
+        places[name].unlink()
+    else:
+        places[name].write_text(text)
+    page = Page(write(job.cluster, "home"))
+    assert page.sections & {"gain", "samples", "promoted"} == sections
+    if name in ("KEY.base.json", "train.json"):
+        assert "The bare base was not measured" in page.text
 
 
 def test_no_report_of_an_unknown_study(job: JobSpec, play: Play) -> None:

@@ -165,6 +165,7 @@ def test_a_study_is_begun_once_and_gone_on_with_unchanged(job: JobSpec, play: Pl
         check_study(job, resume=False)
     check_study(job, resume=True)
     check_study(changed(job, search__trials=20, cluster__address="auto"), resume=True)
+    check_study(changed(job, evaluation__samples=0), resume=True)
     with pytest.raises(InputError, match=r"train.optimizer.lr is 0.01, was 0.0002"):
         check_study(changed(job, optimizer__lr=0.01), resume=True)
     narrower = {**job.search_space().definition, "adapter.rank": {"choice": [4, 8]}}

@@ -19,6 +19,7 @@ from workers.spec import InputError, TrainSpec
 from workers.train.events import read_events
 from workers.train.loop import TrainingRun
 from workers.train.record import Metrics, RunPlan, read_progress
+from workers.train.samples import read_samples
 
 pytestmark = pytest.mark.slow
 BEGUN = ("started", "resumed")
@@ -57,6 +58,9 @@ def test_two_ray_train_workers_equal_one_process(
         for path in ("step", "train/loss", "train/load_balance", "validation/loss"):
             assert value_at(ours, path) == pytest.approx(value_at(theirs, path), rel=1e-5)
         assert ours["validation"]["score"] == theirs["validation"]["score"]
+    assert read_samples(plan.folder / "samples.json") == expected.samples
+    base = read_samples(plan.folder / "base.samples.json")
+    assert [one.question for one in base] == [one.question for one in expected.samples]
     saved = files.read(adapter)
     for name, tensor in expected.adapter.state_dict().items():
         torch.testing.assert_close(saved.tensors[name], tensor, atol=1e-5, rtol=0)

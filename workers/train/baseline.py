@@ -2,6 +2,8 @@
 
 STUDY/inputs/KEY.base.json   of a study's trials (KEY as in workers.train.used)
 RUN/base.json                of a run alone
+
+Some of its answers lie beside it (workers.train.samples).
 """
 
 import json
@@ -14,7 +16,8 @@ from filelock import lock_descriptor
 from workers.spec import InputError
 from workers.train.loop import TrainingRun
 from workers.train.record import Metrics, write_text
-from workers.train.used import used_file
+from workers.train.samples import samples_beside, write_samples
+from workers.train.used import base_file
 
 LOOK_SECONDS = 0.5
 """How often a run looks whether another one has measured the base."""
@@ -29,8 +32,9 @@ def baseline(run: TrainingRun) -> Metrics:
             run.heart.moving()
             time.sleep(LOOK_SECONDS)
         if not known:
-            known = run.measure_base()
+            known, samples = run.measure_base()
             if run.world.is_first:
+                write_samples(samples_beside(file), samples)
                 used = run.inputs.used.model_dump(mode="json")
                 write_text(file, json.dumps({"used": used, "metrics": known}, indent=2) + "\n")
         return known
@@ -39,7 +43,7 @@ def baseline(run: TrainingRun) -> Metrics:
 def _file(run: TrainingRun) -> Path:
     if run.plan.shared is None:
         return run.plan.folder / "base.json"
-    return used_file(run.plan.shared, run.spec).with_suffix(".base.json")
+    return base_file(run.plan.shared, run.spec)
 
 
 def _agreed(run: TrainingRun, file: Path, turn: ExitStack) -> Metrics | None:

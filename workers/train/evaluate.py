@@ -4,27 +4,28 @@ Each worker measures its own rows; what the rows gave is then gathered, so that 
 workers gives the same figures. Tensor suffixes: B rows, S positions.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig
 
-from workers.data.batches import collate, collate_prompts
+from workers.data.batches import collate
 from workers.data.encode import Example
+from workers.data.rows import Row
 from workers.inject import Adapter
 from workers.losses import row_losses
-from workers.metrics import CHOICE_METRICS, score, score_choices
+from workers.metrics import CHOICE_METRICS, likeliest, score, score_choices
 from workers.parallel.whole import is_sharded
 from workers.parallel.world import World
 from workers.spec import TrainSpec
 from workers.train.forward import recorded, scored_logits
+from workers.train.generate import generate
 from workers.train.inputs import Inputs
 from workers.train.record import Metrics
 from workers.train.results import ExpertCounts, Measured, RowResult, summarise
 from workers.train.sampled import SAMPLED, cached_prefix, drawn
+from workers.train.samples import Answer, sample, sample_rows
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,29 @@ class Evaluation:
         return self.measure().metrics
 
     @torch.no_grad()
-    def measure(self) -> Measured:
+    def measure(self, *, last: bool = False) -> Measured:
         """`{"loss", "score", "tasks": {task: {"metric", "value", "loss", "rows"}}, "routing":
         {layer: {"load": [share of each expert], "entropy": 0 … 1}}}`; `score` (the mean of the
-        tasks' values) and `value` only with `evaluation.generate`."""
+        tasks' values) and `value` only with `evaluation.generate`. Without it, sample rows are
+        answered in the `last` evaluation alone."""
         mine = self.world.share(range(len(self.inputs.validation)))
         sampled = drawn(len(self.inputs.validation), self.kept_rows)
         kept = frozenset(at for at, index in enumerate(mine) if index in sampled)
         counts = ExpertCounts(kept=kept, prefix=cached_prefix(self.inputs.validation_examples))
         losses = self._losses([self.inputs.validation_examples[i] for i in mine], counts)
-        scores = self._scores(mine) if self.spec.evaluation.generate else [None] * len(mine)
+        shown, scored = self._shown(last), self.spec.evaluation.generate
+        asked = mine if scored else [index for index in mine if index in shown]
+        answers = self._answers(asked) if scored or shown else {}
         results = [
-            RowResult(index, loss, tokens, value, counts.rows.get(at, {}))
-            for at, (index, (loss, tokens), value) in enumerate(
-                zip(mine, losses, scores, strict=True)
+            RowResult(
+                index,
+                loss,
+                tokens,
+                answers[index].score if scored else None,
+                counts.rows.get(at, {}),
+                answers[index] if index in shown else None,
             )
+            for at, (index, (loss, tokens)) in enumerate(zip(mine, losses, strict=True))
         ]
         everything, whole = [], ExpertCounts()
         for part, layers in self.world.gather((results, counts.layers)):
@@ -70,7 +79,24 @@ class Evaluation:
         routing = {"routing": whole.summary()} if whole.layers else {}
         metrics = summarise(self.inputs.validation, everything) | routing
         everything.sort(key=lambda result: result.index)
-        return Measured(metrics, everything, counts.prefix)
+        samples = [
+            sample(self.inputs.validation[result.index], result.answer)
+            for result in everything
+            if result.answer
+        ]
+        return Measured(metrics, everything, counts.prefix, samples)
+
+    def _shown(self, last: bool) -> frozenset[int]:
+        """Rows whose answers people are shown; the same for every worker. Of rows that nothing else
+        answers, those for whose answers the model has room."""
+        shown = sample_rows(self.inputs.validation, self.spec.evaluation.samples)
+        if self.spec.evaluation.generate:
+            return shown
+        config = self.inputs.base.model.config.get_text_config()
+        room = getattr(config, "max_position_embeddings", None) or math.inf
+        longest = room - self.spec.evaluation.max_new_tokens
+        examples = self.inputs.validation_examples
+        return frozenset(i for i in shown if last and len(examples[i].prompt) <= longest)
 
     def _losses(
         self, examples: Sequence[Example], counts: ExpertCounts | None = None
@@ -89,55 +115,39 @@ class Evaluation:
                 results[index] = value
         return results
 
-    def _scores(self, indices: Sequence[int]) -> list[float]:
-        """Each of the validation rows by its own metric."""
-        metrics = {index: self.inputs.validation[index].metric for index in indices}
-        chosen = [index for index in indices if metrics[index] in CHOICE_METRICS]
-        written = [index for index in indices if metrics[index] not in CHOICE_METRICS]
-        scores = dict(zip(chosen, self._choose(chosen), strict=True))
-        for index, answer in zip(written, self._write(written), strict=True):
-            scores[index] = score(metrics[index], answer, self.inputs.validation[index])
-        return [scores[index] for index in indices]
+    def _answers(self, indices: Sequence[int]) -> dict[int, Answer]:
+        """The answers to validation rows, scored by each row's own metric."""
+        rows = self.inputs.validation
+        chosen = [index for index in indices if rows[index].metric in CHOICE_METRICS]
+        written = [index for index in indices if rows[index].metric not in CHOICE_METRICS]
+        answers = dict(zip(chosen, self._choose([rows[index] for index in chosen]), strict=True))
+        for index, text in zip(written, self._write(written), strict=True):
+            answers[index] = Answer(text, score(rows[index].metric, text, rows[index]))
+        return answers
 
-    def _choose(self, indices: Sequence[int]) -> list[float]:
-        """Scores of rows with choices; the choices of all rows share batches."""
-        rows = [self.inputs.validation[index] for index in indices]
+    def _choose(self, rows: Sequence[Row]) -> list[Answer]:
+        """Answers to rows with choices; the choices of all rows share batches."""
         choices = [choice for row in rows for choice in self.inputs.encoder.choices(row)]
         losses = iter(self._losses(choices))
+        likelihoods = [[-next(losses)[0] for _ in row.choices] for row in rows]
         return [
-            score_choices(row.metric, [-next(losses)[0] for _ in row.choices], row) for row in rows
+            Answer(
+                row.choices[likeliest(row.metric, values, row)],
+                score_choices(row.metric, values, row),
+            )
+            for row, values in zip(rows, likelihoods, strict=True)
         ]
 
     def _write(self, indices: Sequence[int]) -> list[str]:
         """Greedy answers to the rows' prompts."""
         prompts = [self.inputs.validation_examples[index].prompt for index in indices]
         answers = [""] * len(prompts)
+        longest = self.spec.evaluation.max_new_tokens
         for group in self._groups([len(prompt) for prompt in prompts]):
-            rows = [prompts[i] for i in group] or [self.inputs.validation_examples[0].prompt]
-            texts = self._generate(*collate_prompts(rows, self.inputs.pad_token_id))
+            some = [prompts[i] for i in group] or [self.inputs.validation_examples[0].prompt]
+            texts = generate(self.inputs, some, longest, together=self._together)
             for index, text in zip(group, texts, strict=bool(group)):
                 answers[index] = text
-        return answers
-
-    def _generate(self, ids_BS: Tensor, mask_BS: Tensor) -> list[str]:
-        tokenizer, device = self.inputs.base.tokenizer, self.inputs.base.device
-        ends = {self.inputs.encoder.end[0], tokenizer.eos_token_id} - {None}
-        config = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=self.spec.evaluation.max_new_tokens,
-            eos_token_id=sorted(ends),
-            pad_token_id=self.inputs.pad_token_id,
-        )
-        whole_BS = self.inputs.base.model.generate(
-            ids_BS.to(device),
-            attention_mask=mask_BS.to(device),
-            generation_config=config,
-            synced_gpus=self._together,
-        )
-        answers = []
-        for ids in whole_BS[:, ids_BS.shape[1] :].tolist():
-            length = next((at for at, token in enumerate(ids) if token in ends), len(ids))
-            answers.append(tokenizer.decode(ids[:length], skip_special_tokens=True).strip())
         return answers
 
     def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -145,7 +155,7 @@ class Evaluation:
         must run the model together all have as many, the last ones perhaps empty."""
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         size = self.spec.evaluated_at_once
-        count = ceil(len(order) / size)
+        count = math.ceil(len(order) / size)
         if self._together:
             count = max(self.world.gather(count))
         for first in range(0, count * size, size):

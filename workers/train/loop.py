@@ -28,6 +28,7 @@ from workers.train.inputs import Inputs
 from workers.train.progress import Meter
 from workers.train.record import Metrics, RunPlan
 from workers.train.rows_taken import note_rows
+from workers.train.samples import Sample
 from workers.train.step import DivergedError, StepResult, TrainStep
 from workers.train.used import UsedInputs, check_same, read_used, used_file
 
@@ -56,6 +57,8 @@ class TrainingRun:
         """The last report."""
         self.base_metrics: Metrics = {}
         """The same of the bare base, as far as it has any; kept with the adapter."""
+        self.samples: list[Sample] = []
+        """Some validation rows with what was answered to them in the last report, if it has any."""
         self._sample: RoutingSample | None = None
         self._earlier_data: tuple[str, ...] = ()
         self._results: list[StepResult] = []
@@ -116,7 +119,7 @@ class TrainingRun:
         self._results, self._seconds = [], 0.0
         self.heart.beat("evaluate")
         with self._shards.gathered():
-            validation, rows, prefix = self._evaluate.measure()
+            validation, rows, prefix, self.samples = self._evaluate.measure(last=self.done)
         self._sample = RoutingSample.of([row.sent for row in rows if row.sent], prefix)
         self.metrics = {
             "step": self.step,
@@ -127,15 +130,16 @@ class TrainingRun:
         _check_finite(self.metrics, self.step)
         return self.metrics
 
-    def measure_base(self) -> Metrics:
-        """Validation without the adapter, as part of a report; the same on every worker."""
+    def measure_base(self) -> tuple[Metrics, list[Sample]]:
+        """Validation without the adapter, as part of a report, and samples of its answers; the same
+        on every worker."""
         model = self.inputs.base.model.eval()
         self.heart.beat("evaluate")
         with self._shards.gathered(), row_map(model).everywhere(None):
-            measured = replace(self._evaluate, adapter=None).measure()
+            measured = replace(self._evaluate, adapter=None).measure(last=True)
         metrics = {"validation": measured.metrics}
         _check_finite(metrics, self.step)
-        return metrics
+        return metrics, measured.samples
 
     def save_adapter(self, folder: Path) -> None:
         """The adapter alone, with its lineage, whole or not at all."""

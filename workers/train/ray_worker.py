@@ -22,6 +22,7 @@ from workers.train.inputs import Inputs
 from workers.train.keeper import Keeper
 from workers.train.loop import TrainingRun
 from workers.train.record import Metrics, Observer, RunPlan, RunRecord
+from workers.train.samples import write_samples
 from workers.train.used import hold_to_study, used_file
 from workers.train.watchdog import Watchdog
 
@@ -94,6 +95,7 @@ class Attempt:
         metrics = run.metrics if ended else run.advance(self.keeper.after_step)
         run.save_adapter(self.record.adapter)
         if run.world.is_first:
+            write_samples(self.record.samples, run.samples)
             self.record.add(metrics)
         if not ended:
             self.keeper.after_report(run)

@@ -4,6 +4,7 @@ train.json      the resolved specification
 exchange.json   with expert parallelism, which exchange it takes, why, and the predicted bytes
 progress.jsonl  one line of metrics for each report
 adapter/        the latest complete adapter
+samples.json    some validation rows with its answers, at the latest evaluation that has any
 ranks/          where each worker is at the moment (workers.train.heartbeat)
 checkpoints/    what the run can be gone on with from (workers.train.keeper)
 events.jsonl    what happened to it, over all attempts (workers.train.events)
@@ -57,6 +58,11 @@ class RunRecord:
     def adapter(self) -> Path:
         """Folder of the latest complete adapter."""
         return self.folder / "adapter"
+
+    @property
+    def samples(self) -> Path:
+        """Some rows with the adapter's answers (workers.train.samples)."""
+        return self.folder / "samples.json"
 
     def begin(self, spec: TrainSpec) -> None:
         """A new attempt at the run: forget why the last one failed."""

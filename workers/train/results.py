@@ -16,6 +16,7 @@ from torch.nn import functional
 from workers.data.rows import Row
 from workers.inject import LayerRecord
 from workers.train.record import Metrics
+from workers.train.samples import Answer, Sample
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class RowResult:
     sent: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Slots that went to each expert, by place: of the tokens that a server would route if this
     row were asked of it, and only of rows that are kept for a sample."""
+    answer: Answer | None = None
+    """Of a row that people are shown."""
 
 
 class Measured(NamedTuple):
@@ -43,6 +46,8 @@ class Measured(NamedTuple):
     """Of all workers, in the order of the validation rows."""
     prefix: int
     """Tokens at the beginning of every row that `RowResult.sent` leaves out."""
+    samples: list[Sample]
+    """A few rows with what was answered to them."""
 
 
 @dataclass

@@ -32,6 +32,11 @@ def used_file(study: Path, spec: TrainSpec) -> Path:
     return study / "inputs" / f"{key}.json"
 
 
+def base_file(study: Path, spec: TrainSpec) -> Path:
+    """Where a study keeps what the bare base gives on these rows (workers.train.baseline)."""
+    return used_file(study, spec).with_suffix(".base.json")
+
+
 def read_used(path: Path) -> UsedInputs | None:
     """What a study uses, None before its first trial could read it."""
     if not path.exists():

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from workers.adapter.routing_sample import CACHE_PAGE
 from workers.data.encode import Example
 from workers.metrics import score, score_choices
 from workers.parallel.world import World
-from workers.spec import TrainSpec
+from workers.spec import TrainSpec, override
 from workers.train.evaluate import Evaluation
 from workers.train.loop import TrainingRun
 from workers.train.record import RunPlan
@@ -141,6 +142,54 @@ def test_rows_per_task_and_loss_alone(make_spec: SpecMaker, tmp_path: Path) -> N
     assert "score" not in validation
     assert "value" not in validation["tasks"]["call"]
     assert "routing" not in validation, "plain LoRA has no router"
+
+
+@torch.no_grad()
+def test_samples_are_what_was_answered_to_the_rows(run: TrainingRun) -> None:
+    rows, encoder = run.inputs.validation, run.inputs.encoder
+    assert [one.task for one in run.samples] == ["call", "room"] * 3
+    for row, told in zip(rows, run.samples, strict=False):
+        assert (told.question, told.expected) == (row.prompt, row.answer)
+        if row.choices:
+            likelihoods = [log_likelihood(run, choice) for choice in encoder.choices(row)]
+            assert told.answer == row.choices[likelihoods.index(max(likelihoods))]
+            assert told.score == (told.answer == row.answer)
+        else:
+            assert told.answer == answer(run, encoder.example(row).prompt)
+            assert told.score == score(row.metric, told.answer, row)
+
+
+def test_where_nothing_else_generates_samples_are_answered_at_the_end(
+    make_spec: SpecMaker, tmp_path: Path
+) -> None:
+    spec = make_spec(optimizer__lr=2e-2, evaluation__generate=False)
+    run = TrainingRun(spec, RunPlan(tmp_path, "study"))
+    run.advance()
+    assert run.samples == []
+    told = run.advance()
+    assert run.done
+    assert "score" not in told["validation"]
+    loud = replace(run._evaluate, spec=override(spec, {"evaluation.generate": True}, "test"))
+    assert run.samples == loud.measure().samples
+    assert len(run.samples) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"evaluation__samples": 2}, 2),
+        ({"evaluation__samples": 0}, 0),
+        ({"evaluation__max_new_tokens": 100_000}, 0),
+        ({"evaluation__rows_per_task": 1}, 2),
+    ],
+)
+def test_how_many_samples_there_are(
+    make_spec: SpecMaker, tmp_path: Path, changes: dict[str, int], expected: int
+) -> None:
+    """None for which the model has no room: it would fail, and nobody has asked for them."""
+    run = TrainingRun(make_spec(optimizer__steps=2, **changes), RunPlan(tmp_path, "study"))
+    run.advance()
+    assert len(run.samples) == expected
 
 
 def test_a_worker_without_rows_takes_part(run: TrainingRun) -> None:

@@ -19,6 +19,7 @@ from workers.train.judge import evaluate_folder
 from workers.train.loop import TrainingRun
 from workers.train.ray_worker import Task, TuneWorker
 from workers.train.record import Metrics, RunPlan, read_progress
+from workers.train.samples import read_samples
 from workers.train.used import used_file
 
 SpecMaker = Callable[..., TrainSpec]
@@ -160,6 +161,11 @@ def test_the_base_is_measured_once_a_study_and_kept_with_every_adapter(
         assert one.manifest.base_metrics == known
     for name, tensor in first.tensors.items():
         assert torch.equal(tensor, second.tensors[name]), "measuring changes nothing"
+    bare = read_samples(file.with_suffix(".samples.json"))
+    taught = read_samples(folders[0] / "samples.json")
+    assert [one.question for one in bare] == [one.question for one in taught]
+    assert len(bare) == 6
+    assert bare != taught
 
 
 def test_who_comes_while_another_run_measures_the_base_waits_for_it(
