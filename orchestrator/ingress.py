@@ -15,6 +15,8 @@ from orchestrator.edge.metrics import RequestMetrics
 from orchestrator.edge.parts import Edge
 from orchestrator.edge.wrong_keys import WrongKeys
 from orchestrator.endpoint import EndpointSpec, Serving, begun
+from orchestrator.examples import Examples
+from orchestrator.examples import routes as example_routes
 from orchestrator.health.parts import HealthParts
 from orchestrator.registry import Registry
 from orchestrator.replicas import Replicas
@@ -69,6 +71,7 @@ class Ingress:
         meter = Meter(serve.limits)
         health = HealthParts.of(self._registry, serve, self._spec.storage)
         rollout = RolloutParts.of(self._registry, catalogue, serve.guard, health.monitor.drift)
+        examples = Examples(self._registry, self._spec.storage, serve.examples)
         return Edge(
             keys=keys,
             meter=meter,
@@ -76,7 +79,7 @@ class Ingress:
             max_new_tokens=serve.max_new_tokens,
             observers=(rollout.observe, health.observe, metrics),
             texts=serve.audit.text,
-            routers=(rollout.router, health.router),
+            routers=(rollout.router, health.router, example_routes(examples, catalogue)),
             tasks=(
                 partial(keeper.run, keys, meter),
                 partial(keep_all, self._backend.keep, lambda: catalogue.led_to),

@@ -121,6 +121,9 @@ class ServeSpec(Spec):
     """Limits of requests, and of those who send them."""
     tls: TlsSpec = TlsSpec()
     """HTTPS instead of HTTP, where its files are named."""
+    examples: Annotated[int, Field(ge=0, le=20)] = 0
+    """So many questions of a version's validation rows (`evaluation.samples`) are offered on the
+    page, to everybody who may ask there; 0 offers none."""
     cors_origins: Listed[Origin] = ()
     """Other sites whose pages may call the endpoint, as in https://app.example; none by default."""
     allowed_hosts: Listed[HostName] = ()

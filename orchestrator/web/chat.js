@@ -24,6 +24,19 @@ export async function offer() {
   $("model").replaceChildren(...options.map(([value, text]) => el("option", { value }, text)));
   if (options.some(([value]) => value === kept)) $("model").value = kept;
   title();
+  await examples();
+}
+
+/** Questions of the chosen version's own rows, where the gateway tells any. */
+async function examples() {
+  const model = $("model").value;
+  const path = `/moetune/v1/examples/${encodeURIComponent(model)}`;
+  const { questions } = model === base ? { questions: [] } : await get(path).catch(() => ({ questions: [] }));
+  if (model !== $("model").value) return; // another one was chosen meanwhile
+  const button = (question) =>
+    el("button", { type: "button", title: question, onclick: () => Object.assign($("question"), { value: question }).focus() }, question);
+  $("examples").replaceChildren(...questions.map(button));
+  $("examples").hidden = !questions.length;
 }
 
 function title() {
@@ -119,6 +132,7 @@ export function begin() {
   $("model").addEventListener("change", () => {
     clear();
     title();
+    examples();
   });
   $("question").addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;

@@ -19,6 +19,8 @@ from orchestrator.catalogue import Catalogue
 from orchestrator.edge.allowance import Allowance
 from orchestrator.edge.keys import Caller, Key, KeyRing, key_hash
 from orchestrator.edge.parts import Edge
+from orchestrator.examples import Examples
+from orchestrator.examples import routes as example_routes
 from orchestrator.health.monitor import RouterHealth
 from orchestrator.health.routes import routes as health_routes
 from orchestrator.health.spec import HealthSpec
@@ -34,6 +36,7 @@ from workers.engine.request import Limits
 from workers.engine.text import TextEngine
 from workers.model import load_base
 from workers.spec import ModelSpec
+from workers.train.samples import Sample, write_samples
 
 KEY = "a key of the page's test"
 SLOW_KEY = "a key that may ask once a second"
@@ -58,6 +61,7 @@ def url(
     folder = tmp_path_factory.mktemp("registry")
     registry = Registry(f"sqlite:///{folder}/moetune.db", folder)
     versions = [registry.register("study", n, make_adapter(n), {}) for n in (51, 52)]
+    leave_samples(folder / "studies" / "study" / "trials" / "T051")
     force = partial(
         promote, registry, to="home", actor="<b>test</b>", metric="validation/loss", force=True
     )
@@ -77,7 +81,11 @@ def url(
     edge = Edge(
         keys,
         observers=(rollout.observe, health),
-        routers=(rollout.router, health_routes(health)),
+        routers=(
+            rollout.router,
+            health_routes(health),
+            example_routes(Examples(registry, folder, 2), catalogue),
+        ),
     )
     port = free_port("127.0.0.1", 0)
     app = create_app(backend, catalogue, edge)
@@ -92,6 +100,15 @@ def url(
     server.should_exit = True
     thread.join(60)
     engine.close()
+
+
+def leave_samples(folder: Path) -> None:
+    """What the champion's trial left: of these, two are whole, differ and are offered."""
+    asked = [("part of a talk", False), (EVIL, True), (EVIL, True), ("lights?", True), ("3", True)]
+    row = {"task": "t", "metric": "m", "expected": "secret", "answer": "secret", "score": 1}
+    folder.mkdir(parents=True)
+    samples = [Sample(**row, question=text, whole=whole) for text, whole in asked]
+    write_samples(folder / "samples.json", samples)
 
 
 def _ready(address: str) -> bool:
@@ -232,6 +249,26 @@ def test_a_question_alone_takes_nothing_of_the_talk_along(tab: Page) -> None:
     ask(tab, "five", 10)
     assert [contents[0] for contents in tab.js("sent.slice(8)")] == ["four"] * 2, "goes on from it"
     assert tab.wrong == [] or all("401" in one for one in tab.wrong)
+
+
+@NEEDS_BROWSER
+def test_questions_of_the_versions_own_rows_are_offered_and_no_others(tab: Page) -> None:
+    tab.fill("#key", KEY)
+    offered = "[...document.querySelectorAll('#examples button')].map(b => b.textContent)"
+    tab.until("document.querySelectorAll('#examples button').length === 2")
+    assert tab.js(offered) == [EVIL, "lights?"]
+    tab.click("#examples button:last-child")
+    assert tab.js("document.querySelector('#question').value") == "lights?"
+    assert tab.js("document.querySelectorAll('.turn').length") == 0, "nothing is sent by itself"
+    options = tab.js("[...document.querySelectorAll('#model option')].map(o => o.value)")
+    canary = next(one for one in options if "@" in one and one != options[1])
+    for other in (canary, "tiny-llama"):
+        tab.fill("#model", "home")
+        tab.until("document.querySelectorAll('#examples button').length === 2")
+        tab.fill("#model", other)
+        tab.until("document.querySelector('#examples').hidden")
+        assert tab.js(offered) == []
+    assert all("401" in one for one in tab.wrong)
 
 
 def ask(tab: Page, question: str, answers: int) -> None:

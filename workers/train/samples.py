@@ -32,6 +32,8 @@ class Sample(Spec):
     task: str
     metric: str
     question: str
+    whole: bool = False
+    """Whether the question alone is the whole prompt: one turn, not cut."""
     expected: str
     answer: str
     score: float
@@ -52,6 +54,7 @@ def sample(row: Row, answer: Answer) -> Sample:
         task=row.task,
         metric=row.metric,
         question=_cut(row.prompt),
+        whole=len(row.messages) == 1 and len(row.prompt) <= LONGEST,
         expected=_cut(row.answer),
         answer=_cut(answer.text),
         score=answer.score,

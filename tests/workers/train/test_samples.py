@@ -48,7 +48,7 @@ def test_what_is_written_is_read_and_long_texts_keep_both_ends(tmp_path: Path) -
     assert read_samples(path) == samples
     assert samples[0] == Sample(
         task="call", metric="rouge_l", question="on or off?", expected="on", answer="été <b>",
-        score=0.25,
+        score=0.25, whole=True,
     )  # fmt: skip
     assert samples[1].question.startswith("begin x")
     assert samples[1].question.endswith("x end?")
@@ -66,3 +66,13 @@ def test_what_cannot_be_read_is_nothing(tmp_path: Path, text: str | None) -> Non
 def test_nothing_to_show_leaves_no_file(tmp_path: Path) -> None:
     write_samples(tmp_path / "samples.json", [])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("contents", "whole"), [(["on?"], True), (["be short", "on?"], False), (["x" * 601], False)]
+)
+def test_only_a_whole_prompt_of_one_turn_can_be_asked_again(
+    contents: list[str], whole: bool
+) -> None:
+    turns = tuple({"role": "user", "content": content} for content in contents)
+    assert sample(replace(ROW, messages=turns), Answer("", 0.0)).whole == whole

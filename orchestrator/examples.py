@@ -1,0 +1,53 @@
+"""Example questions for the gateway's page: those of a version's own validation rows alone.
+
+Rows may be private, so a gateway tells none unless `serve.examples` says how many.
+"""
+
+import asyncio
+from pathlib import Path as Folder
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path
+
+from orchestrator.catalogue import Catalogue
+from orchestrator.edge.keys import Caller, wants
+from orchestrator.health.routes import NAME
+from orchestrator.registry import Registry
+from orchestrator.spec import ClusterSpec
+from orchestrator.study import trial_name
+from workers.train.samples import read_samples
+
+Reader = Annotated[Caller, Depends(wants("infer"))]
+
+
+class Examples:
+    """Reads the questions that trials have left (`workers.train.samples`)."""
+
+    def __init__(self, registry: Registry, storage: str | Folder, count: int) -> None:
+        """`count`: so many of a version, at most."""
+        self._registry, self._count = registry, count
+        self._cluster = ClusterSpec(storage=str(storage))
+
+    def of(self, version: str) -> list[str]:
+        """Questions of the rows that a version was measured on; none where nobody left any."""
+        found = self._registry.version(version)
+        if self._count == 0 or found.trial is None:
+            return []
+        folder = self._cluster.study_folder(found.study) / "trials" / trial_name(found.trial)
+        samples = read_samples(folder / "samples.json")
+        whole = dict.fromkeys(one.question for one in samples if one.whole)
+        return list(whole)[: self._count]
+
+
+def routes(examples: Examples, catalogue: Catalogue) -> APIRouter:
+    """`GET /examples/{name}`, to be included under /moetune/v1 for keys that may ask (`infer`)."""
+    router = APIRouter()
+
+    @router.get("/examples/{name}")
+    async def questions(name: Annotated[str, Path(pattern=NAME)], _: Reader) -> dict[str, Any]:
+        """Questions to try on a name, of the rows that its version was measured on."""
+        adapter = (await catalogue.find(name)).adapter
+        found = await asyncio.to_thread(examples.of, adapter.slot) if adapter else []
+        return {"name": name, "questions": found}
+
+    return router
