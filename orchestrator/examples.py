@@ -12,9 +12,11 @@ from fastapi import APIRouter, Depends, Path
 from orchestrator.catalogue import Catalogue
 from orchestrator.edge.keys import Caller, wants
 from orchestrator.health.routes import NAME
+from orchestrator.records import BASE
 from orchestrator.registry import Registry
 from orchestrator.spec import ClusterSpec
 from orchestrator.study import trial_name
+from workers.engine.request import RequestError
 from workers.train.samples import read_samples
 
 Reader = Annotated[Caller, Depends(wants("infer"))]
@@ -46,8 +48,18 @@ def routes(examples: Examples, catalogue: Catalogue) -> APIRouter:
     @router.get("/examples/{name}")
     async def questions(name: Annotated[str, Path(pattern=NAME)], _: Reader) -> dict[str, Any]:
         """Questions to try on a name, of the rows that its version was measured on."""
-        adapter = (await catalogue.find(name)).adapter
-        found = await asyncio.to_thread(examples.of, adapter.slot) if adapter else []
+        version = _version(catalogue, name)
+        found = await asyncio.to_thread(examples.of, version) if version else []
         return {"name": name, "questions": found}
 
     return router
+
+
+def _version(catalogue: Catalogue, name: str) -> str | None:
+    """What a name's roll-out has under NAME, or as NAME@VERSION; nothing is loaded for that."""
+    bare, _, exact = name.partition("@")
+    state = catalogue.states.get(bare)
+    if state is None:
+        raise RequestError(f"nothing was promoted to {bare}", "name", 404, "not_found")
+    version = exact or state.champion
+    return version if version != BASE and version in state.concerned else None

@@ -251,8 +251,24 @@ def test_a_question_alone_takes_nothing_of_the_talk_along(tab: Page) -> None:
     assert tab.wrong == [] or all("401" in one for one in tab.wrong)
 
 
+def test_only_what_a_roll_out_has_tells_questions(url: str) -> None:
+    def told(name: str, **headers: str) -> httpx.Response:
+        return httpx.get(f"{url}/moetune/v1/examples/{name}", headers=headers)
+
+    key = {"Authorization": f"Bearer {KEY}"}
+    champion = httpx.get(f"{url}/moetune/v1/rollouts/home", headers=key).json()["champion"]
+    for name in ("home", f"home@{champion}"):
+        assert told(name, **key).json() == {"name": name, "questions": [EVIL, "lights?"]}
+    assert told("home@0123456789ab", **key).json()["questions"] == []
+    assert told("house", **key).status_code == 404
+    assert told("home@latest", **key).status_code == 400
+    assert told("home").status_code == 401
+
+
 @NEEDS_BROWSER
-def test_questions_of_the_versions_own_rows_are_offered_and_no_others(tab: Page) -> None:
+def test_questions_of_the_versions_own_rows_are_offered_and_no_others(
+    tab: Page, tmp_path: Path
+) -> None:
     tab.fill("#key", KEY)
     offered = "[...document.querySelectorAll('#examples button')].map(b => b.textContent)"
     tab.until("document.querySelectorAll('#examples button').length === 2")
@@ -260,6 +276,7 @@ def test_questions_of_the_versions_own_rows_are_offered_and_no_others(tab: Page)
     tab.click("#examples button:last-child")
     assert tab.js("document.querySelector('#question').value") == "lights?"
     assert tab.js("document.querySelectorAll('.turn').length") == 0, "nothing is sent by itself"
+    tab.screenshot(tmp_path / "examples.png")
     options = tab.js("[...document.querySelectorAll('#model option')].map(o => o.value)")
     canary = next(one for one in options if "@" in one and one != options[1])
     for other in (canary, "tiny-llama"):
