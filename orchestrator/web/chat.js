@@ -24,7 +24,7 @@ export async function offer() {
   $("model").replaceChildren(...options.map(([value, text]) => el("option", { value }, text)));
   if (options.some(([value]) => value === kept)) $("model").value = kept;
   title();
-  await examples();
+  examples(); // beside: what the page says of itself does not wait for them
 }
 
 /** Questions of the chosen version's own rows, where the gateway tells any. */
