@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 from orchestrator.records import BASE
@@ -96,6 +96,7 @@ class Catalogue:
             revision = await asyncio.to_thread(self._registry.revision)
             if revision != self._revision:
                 self.states = await asyncio.to_thread(self._registry.rollouts)
+                self._forget(set(await asyncio.to_thread(self._registry.deleted_names)))
                 self._revision = revision
             self.readable = True
         except Exception as error:
@@ -132,6 +133,16 @@ class Catalogue:
         self._exact[model] = found
         if len(self._exact) > EXACT:  # a dictionary's first is its oldest
             del self._exact[next(iter(self._exact))]
+
+    def _forget(self, deleted: Collection[str]) -> None:
+        """Names and versions that somebody has deleted. A name that the registry has lost without
+        such a word goes on."""
+        gone = {f"{s.name}@{version}" for s in self.states.values() for version in s.gone}
+        for model, served in list(self._exact.items()):
+            if served.name in deleted or served.id in gone:
+                del self._exact[model]
+        for name in deleted:
+            self._lines.pop(name, None)
 
     def _apply(self) -> None:
         states = list(self.states.values())

@@ -15,6 +15,8 @@ from workers.configuration import StorageError
 from workers.credentials import without_credentials
 
 Row = sa.RowMapping
+Work = Callable[[sa.Connection], object]
+"""A part of a transaction."""
 ATTEMPTS = 5
 """Of a write that others may cross."""
 
@@ -52,29 +54,34 @@ class Database:
         with self.transaction() as connection:
             return connection.execute(query).mappings().all()
 
-    def insert(self, table: sa.Table, row: Mapping[str, Any]) -> bool:
+    def insert(self, table: sa.Table, row: Mapping[str, Any], *around: Work) -> bool:
         """Insert a row; False where there is one of its primary key, StoreError where the
-        database refuses it for anything else."""
+        database refuses it for anything else. What is to be done `around` it is done before and
+        after, in the same transaction: what raises there leaves all as it was."""
         try:
             with self.transaction() as connection:
+                for work in around:
+                    work(connection)
                 connection.execute(sa.insert(table), dict(row))
+                for work in around:
+                    work(connection)
         except exc.IntegrityError as error:
             if not self.rows(sa.select(sa.true()).where(*_same_key(table, row))):
                 raise self._failed(error) from None
             return False
         return True
 
-    def attempt(self, work: Callable[[sa.Connection], None]) -> None:
+    def attempt(self, work: Work) -> None:
         """Do `work` in a transaction of its own, again where others wrote the same rows in this
         moment. StoreError where that does not end, so that it was something else."""
         for left in reversed(range(ATTEMPTS)):
             try:
                 with self.transaction() as connection:
-                    return work(connection)
+                    work(connection)
+                return
             except exc.IntegrityError as error:
                 if not left:
                     raise self._failed(error) from None
-        return None
 
     def close(self) -> None:
         """Close the pooled connections."""

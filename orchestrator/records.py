@@ -7,8 +7,19 @@ from typing import Any, Literal
 from workers.configuration import Spec
 
 Action = Literal[
-    "promote", "rollback", "canary", "shadow", "advance", "abort", "fallback", "compare"
+    "promote",
+    "rollback",
+    "canary",
+    "shadow",
+    "advance",
+    "abort",
+    "fallback",
+    "compare",
+    "drop",
+    "delete",
 ]
+ENDS: tuple[Action, ...] = ("abort", "compare", "drop", "delete")
+"""Those whose version need not be there (any more)."""
 BASE = "base"
 """Stands for the bare base model where a version's id is expected."""
 
@@ -44,7 +55,9 @@ class Event(Record):
     """`promote`, `rollback`: `version` is the champion from here on. `fallback`: the same, on the
     guard's own decision; `version` may be `base`. `canary`, `shadow`: `version` stands beside the
     champion. `advance`: the canary's plan took its next step. `abort`: the canary or shadow
-    `version` ended. `compare`: what a shadow's answers were like; changes nothing."""
+    `version` ended. `compare`: what a shadow's answers were like; changes nothing. `drop`:
+    `version`, which had a part in the past, was deleted; rollbacks pass it over. `delete`: the
+    name was deleted with all that its log had before; `version` was its champion."""
     version: str
     previous: str | None
     """The champion before this event."""

@@ -1,19 +1,20 @@
 """Immutable adapter versions, and the names that point at them through an append-only log.
 
 A version is a folder named by the hash of its content, and a row. A name (`home`) has a log of
-events, and `rollout.state` says what they come to. Nothing is ever updated or deleted, so any
-number of threads, processes and machines may work on one registry.
+events, and `rollout.state` says what they come to. Nothing is ever updated, and deleted only as a
+whole (`orchestrator.deletion`), so any number of threads, processes and machines may work on one
+registry.
 """
 
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.records import BASE, Event, Version
+from orchestrator.records import BASE, ENDS, Event, Version
 from orchestrator.rollout.logs import Logs, event_of
 from orchestrator.rollout.state import Rollout
 from orchestrator.version_files import VersionFiles
@@ -27,6 +28,8 @@ __all__ = ["Event", "Registry", "Version", "check_name"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 PREFIX = re.compile(r"[0-9a-f]{4,64}")
 ID_LENGTH = 12
+Decide = Callable[[list[Event]], Iterable[Event]]
+"""The events that a log gets, from those that it has."""
 PLAIN = (str, int, float, type(None))
 """What a metric may be: what JSON has."""
 
@@ -90,9 +93,13 @@ class Registry:
         """All names that something was promoted to."""
         return self._store.names()
 
+    def deleted_names(self) -> list[str]:
+        """Names that were deleted, and nothing was promoted to since."""
+        return self._store.names(deleted=True)
+
     def revision(self) -> int:
         """Grows with every event of any name: one cheap question, asked often."""
-        return self._store.count_events()
+        return self._store.revision()
 
     def rollouts(self) -> dict[str, Rollout]:
         """Every name's state: what a server that watches the registry asks for. A name whose log
@@ -168,9 +175,40 @@ class Registry:
         The bare compare-and-set under `promotion` and the guard, which are what to call.
         """
         check_name(event.name, "name")
-        if event.version != BASE and event.action not in ("abort", "compare"):
+        row = event.model_dump(mode="json")
+        if event.action == "delete":
+            return self._store.end_log(row)
+        needed = event.version != BASE and event.action not in ENDS
+        if needed:
             self.verify(self.version(event.version))
-        return self._store.add_event(event.model_dump(mode="json"))
+        try:
+            return self._store.add_event(row, version_there=needed)
+        except LookupError:
+            raise InputError(f"version {event.version}: has just been deleted") from None
+
+    def remove(self, version: Version, decide: Decide) -> list[Event]:
+        """Delete a version: its row and what was kept of its answers, then its files. `decide` says
+        what the log of each name that has had it gets, which is returned; where it raises, all
+        stays.
+
+        The bare deletion under `orchestrator.deletion`, which is what to call.
+        """
+
+        def rows(log: "Sequence[Row]") -> "list[dict[str, Any]]":
+            return [event.model_dump(mode="json") for event in decide([*map(event_of, log)])]
+
+        written = self._store.remove_version(version.digest, version.id, rows)
+        self._files.remove(version.digest)
+        return [*map(event_of, written)]
+
+    def remove_files(self, id: str) -> bool:
+        """Delete the files of a version whose row is gone: of a deletion that was cut off. Whether
+        there were any."""
+        digest = self._files.only(id) if PREFIX.fullmatch(id) else None
+        if digest is None or self._store.versions(prefix=digest):
+            return False
+        self._files.remove(digest)
+        return True
 
     def close(self) -> None:
         """Close the database connections."""

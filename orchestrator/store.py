@@ -1,6 +1,7 @@
 """The registry's tables, in the same database as Optuna's. Loaded only when it is used."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -9,6 +10,8 @@ from orchestrator.database import Database, Row
 
 __all__ = ["Row", "Store"]
 
+Decide = Callable[[Sequence[Row]], Iterable[Mapping[str, Any]]]
+"""The rows that a log gets, from what it has."""
 METADATA = sa.MetaData()
 
 VERSIONS = sa.Table(
@@ -21,8 +24,9 @@ VERSIONS = sa.Table(
     sa.Column("created", sa.String(32), nullable=False),
 )
 
-# Rows are only ever inserted. The key makes an insert the compare-and-set: of two writers that
-# have both seen revision n, one gets n + 1 and the other an integrity error.
+# Rows are inserted, and never changed. The key makes an insert the compare-and-set: of two writers
+# that have both seen revision n, one gets n + 1 and the other an integrity error. A name's last row
+# stays, also of one that was deleted: revisions only grow.
 EVENTS = sa.Table(
     "moetune_events",
     METADATA,
@@ -59,9 +63,38 @@ class Store:
         """Insert a version; one that is there stays as it is."""
         self._database.insert(VERSIONS, row)
 
-    def add_event(self, row: Mapping[str, Any]) -> bool:
-        """Append an event; False where its (name, revision) was taken in the meantime."""
-        return self._database.insert(EVENTS, row)
+    def add_event(self, row: Mapping[str, Any], version_there: bool = False) -> bool:
+        """Append an event; False where its (name, revision) was taken in the meantime.
+        `version_there`: LookupError where its version has been deleted by then."""
+        there = [partial(_keep_version, id=row["version"])] if version_there else []
+        return self._database.insert(EVENTS, row, *there)
+
+    def end_log(self, row: Mapping[str, Any]) -> bool:
+        """Put an event in the place of all that its name's log had before; False as `add_event`."""
+        before = sa.and_(EVENTS.c.name == row["name"], EVENTS.c.revision < row["revision"])
+        return self._database.insert(
+            EVENTS, row, lambda c: c.execute(sa.delete(EVENTS).where(before))
+        )
+
+    def remove_version(self, digest: str, id: str, decide: Decide) -> list[Mapping[str, Any]]:
+        """Delete a version with its answers, and append what `decide` says of each log that names
+        it, which is returned; where that raises, all stays. No promotion of it can come in between.
+        """
+        written: list[Mapping[str, Any]] = []
+
+        def work(connection: sa.Connection) -> None:
+            written.clear()
+            for table in (VERSIONS, ANSWERS):
+                connection.execute(sa.delete(table).where(table.c.digest == digest))
+            named = sa.select(EVENTS.c.name).where(EVENTS.c.version == id).distinct()
+            for name in connection.execute(named.order_by(EVENTS.c.name)).scalars().all():
+                log = connection.execute(_log(name)).mappings().all()
+                written.extend(decide(log))
+            for row in written:
+                connection.execute(sa.insert(EVENTS), dict(row))
+
+        self._database.attempt(work)
+        return written
 
     def add_answer(self, row: Mapping[str, Any]) -> None:
         """Insert an answer; one that is there stays as it is."""
@@ -83,8 +116,7 @@ class Store:
 
     def events(self, name: str, since: int = 0) -> Sequence[Row]:
         """The log of a name from a revision on, oldest first."""
-        query = sa.select(EVENTS).where(EVENTS.c.name == name, EVENTS.c.revision >= since)
-        return self._database.rows(query.order_by(EVENTS.c.revision))
+        return self._database.rows(_log(name).where(EVENTS.c.revision >= since))
 
     def was_given(self, name: str, version: str) -> bool:
         """Whether users of a name have ever met a version."""
@@ -95,16 +127,36 @@ class Store:
         )
         return bool(self._database.rows(query.limit(1)))
 
-    def names(self) -> list[str]:
-        """All names that have events."""
+    def names(self, deleted: bool = False) -> list[str]:
+        """All names that have events; or those of which only their end is left."""
+        live = EVENTS.c.action != "delete"
         query = sa.select(EVENTS.c.name).distinct().order_by(EVENTS.c.name)
+        if deleted:
+            query = query.where(EVENTS.c.name.not_in(sa.select(EVENTS.c.name).where(live)))
+        else:
+            query = query.where(live)
         return [row["name"] for row in self._database.rows(query)]
 
-    def count_events(self) -> int:
-        """Events of all names."""
-        [row] = self._database.rows(sa.select(sa.func.count().label("events")).select_from(EVENTS))
-        return int(row["events"])
+    def revision(self) -> int:
+        """The sum of all names' revisions."""
+        latest = sa.select(sa.func.max(EVENTS.c.revision).label("revision")).group_by(EVENTS.c.name)
+        total = sa.func.coalesce(sa.func.sum(latest.subquery().c.revision), 0).label("revision")
+        [row] = self._database.rows(sa.select(total))
+        return int(row["revision"])
 
     def close(self) -> None:
         """Close the pooled connections."""
         self._database.close()
+
+
+def _log(name: str) -> sa.Select[Any]:
+    return sa.select(EVENTS).where(EVENTS.c.name == name).order_by(EVENTS.c.revision)
+
+
+def _keep_version(connection: sa.Connection, id: str) -> None:
+    """LookupError where there is no such version; to the transaction's end nobody deletes it. A
+    server locks its row; SQLite, which writes one transaction at a time, from the first write on.
+    """
+    query = sa.select(VERSIONS.c.digest).where(VERSIONS.c.digest.startswith(id, autoescape=True))
+    if connection.execute(query.with_for_update(read=True)).first() is None:
+        raise LookupError(id)

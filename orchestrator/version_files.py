@@ -75,6 +75,26 @@ class VersionFiles:
             raise StorageError(f"{folder}: cannot be read: {error.strerror}") from None
         self._check(digest, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
 
+    def only(self, id: str) -> str | None:
+        """The digest of the one folder whose name begins so; None where there is none, or there
+        are several."""
+        found = [path.name for path in self._folder.glob(f"{id}*") if path.is_dir()]
+        return found[0] if len(found) == 1 else None
+
+    def remove(self, digest: str) -> None:
+        """Delete a folder, if it is there: whole, or else under a name that is swept."""
+        temporary = self._folder / f".{uuid.uuid4().hex}"
+        try:
+            os.replace(self.path(digest), temporary)
+            folders.sync_names(self._folder)
+            shutil.rmtree(temporary)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(
+                f"{self.path(digest)}: cannot be deleted: {error.strerror}"
+            ) from None
+
     def _hash(self, digest: str, stamp: Stamp) -> None:
         folder = self.path(digest)
         if {name for name, *_ in stamp} != set(KEPT) or folder_digest(folder) != digest:

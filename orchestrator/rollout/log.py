@@ -10,7 +10,7 @@ from pydantic import Field
 
 from orchestrator.records import Action, Event
 from orchestrator.registry import Registry, check_name
-from orchestrator.rollout.state import Rollout, state_of
+from orchestrator.rollout.state import state_of
 from workers.configuration import InputError, Spec, StorageError
 
 MAX_ACTOR = 200
@@ -46,7 +46,7 @@ def append(registry: Registry, name: str, actor: str, decide: Decide) -> Event |
         decision = decide(events)
         if decision is None:
             return None
-        event = _next(name, actor.strip(), decision, state_of(events))
+        event = next_event(name, actor.strip(), decision, events)
         if registry.append(event):
             return event
     raise StorageError(f"{name}: {ROUNDS} times others wrote into its log first; try again")
@@ -59,10 +59,12 @@ def appended(registry: Registry, name: str, actor: str, decide: Decide) -> Event
     return event
 
 
-def _next(name: str, actor: str, decision: Decision, before: Rollout | None) -> Event:
+def next_event(name: str, actor: str, decision: Decision, events: list[Event]) -> Event:
+    """The event that a decision on this log is."""
+    before = state_of(events)
     return Event(
         name=name,
-        revision=before.revision + 1 if before else 1,
+        revision=events[-1].revision + 1 if events else 1,
         previous=before.champion if before else None,
         actor=actor,
         at=datetime.now(UTC),

@@ -57,6 +57,8 @@ class Rollout:
     shadow: str | None = None
     compared: int = 0
     """Answers of the shadow that the log tells of."""
+    gone: frozenset[str] = frozenset()
+    """Versions that users met, and that were deleted since."""
 
     @property
     def champion(self) -> str:
@@ -112,7 +114,8 @@ class Unreadable(StorageError):  # noqa: N818
 
 def state_of(events: Iterable[Event], before: Rollout | None = None) -> Rollout | None:
     """The state after these events: a name's whole log, or what came after the state `before`;
-    None where there is nothing. Unreadable where an event's evidence is not what belongs to it."""
+    None where there is nothing, or the name was deleted. Unreadable where an event's evidence is
+    not what belongs to it."""
     line = list(before.line) if before else []
     state = before
     for event in events:
@@ -123,7 +126,12 @@ def state_of(events: Iterable[Event], before: Rollout | None = None) -> Rollout 
     return replace(state, line=tuple(line)) if state else None
 
 
-def _after(state: Rollout | None, event: Event, line: list[str]) -> Rollout:
+def _after(state: Rollout | None, event: Event, line: list[str]) -> Rollout | None:
+    if event.action == "delete":
+        line.clear()
+        return None
+    if state and event.action == "drop":
+        return _dropped(state, event, line)
     if state is None or event.action in ("promote", "rollback", "fallback"):
         return _with_champion(state, event, line)
     return replace(_beside(state, event), revision=event.revision)
@@ -137,11 +145,35 @@ def _with_champion(state: Rollout | None, event: Event, line: list[str]) -> Roll
     """
     fallbacks = state.fallbacks + 1 if state and event.action == "fallback" else 0
     replaced = state.champion if state and event.action == "promote" else None
+    gone = state.gone - {event.version} if state else frozenset()
     if state and event.action != "promote":  # back, or to the base in place of what failed
         line.pop()
     if line[-1:] != [event.version] or event.action == "promote":
         line.append(event.version)
-    return Rollout(event.name, event.revision, tuple(line[-2:]), event.at, fallbacks, replaced)
+    return Rollout(
+        event.name,
+        event.revision,
+        tuple(line[-2:]),
+        event.at,
+        fallbacks,
+        replaced,
+        gone=gone,
+    )
+
+
+def _dropped(state: Rollout, event: Event, line: list[str]) -> Rollout:
+    """A version that was deleted is nothing that a rollback could lead to."""
+    left = [version for version in line if version != event.version]
+    line[:] = [now for before, now in zip(["", *left], left, strict=False) if now != before]
+    if not line or state.champion == event.version:
+        raise ValueError("the champion cannot be deleted")
+    return replace(
+        state,
+        revision=event.revision,
+        line=tuple(line[-2:]),
+        predecessor=None if state.predecessor == event.version else state.predecessor,
+        gone=state.gone | {event.version},
+    )
 
 
 def _beside(state: Rollout, event: Event) -> Rollout:
@@ -149,7 +181,8 @@ def _beside(state: Rollout, event: Event) -> Rollout:
     match event.action:
         case "canary":
             plan = plan_of(event.evidence)
-            return replace(kept, canary=Canary(event.version, plan, event.at, event.at))
+            canary = Canary(event.version, plan, event.at, event.at)
+            return replace(kept, canary=canary, gone=kept.gone - {event.version})
         case "shadow":
             return replace(kept, shadow=event.version, compared=0)
         case "advance":

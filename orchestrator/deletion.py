@@ -1,0 +1,71 @@
+"""Deletion: of a version, or of a name with its history. Nothing that answers requests goes."""
+
+from orchestrator.records import Event, Version
+from orchestrator.registry import Registry
+from orchestrator.rollout.log import Decision, appended, next_event
+from orchestrator.rollout.state import Rollout, state_of
+from workers.configuration import InputError
+
+
+def delete_name(registry: Registry, name: str, *, actor: str, reason: str = "") -> Event:
+    """Delete a name with all that its log has: what is left is this event. The versions stay.
+
+    InputError where the name has a canary or a shadow, and for one that nobody has used.
+    """
+
+    def decide(events: list[Event]) -> Decision:
+        state = state_of(events)
+        if state is None:
+            known = ", ".join(registry.names()) or "none yet"
+            raise InputError(f"{name}: nothing was promoted to this name; names are: {known}")
+        if beside := _beside(state):
+            raise InputError(f"{name}: {beside}; end that first: moetune abort {name}")
+        since = next((e.at for e in events if e.action != "delete"), events[0].at)
+        evidence = {"events": len(events), "since": since.isoformat()}
+        why = reason.strip() or "deleted"
+        return Decision(action="delete", version=state.champion, reason=why, evidence=evidence)
+
+    return appended(registry, name, actor, decide)
+
+
+def delete_version(registry: Registry, id: str, *, actor: str, reason: str = "") -> list[Event]:
+    """Delete a version with its files; returns what went into the logs of names that have had it.
+
+    InputError where a name leads to it (champion, canary, shadow) or a rollback of one would. A
+    deletion that was cut off is finished.
+    """
+    try:
+        version = registry.version(id)
+    except InputError:
+        if registry.remove_files(id):
+            return []
+        raise
+
+    def decide(events: list[Event]) -> list[Event]:
+        state = state_of(events)
+        if state is None:  # the name was deleted
+            return []
+        _refuse(state, version)
+        why = reason.strip() or "deleted"
+        decision = Decision(action="drop", version=version.id, reason=why)
+        return [next_event(state.name, actor, decision, events)]
+
+    return registry.remove(version, decide)
+
+
+def _beside(state: Rollout) -> str:
+    if state.canary:
+        return f"version {state.canary.version} is its canary"
+    return f"version {state.shadow} is its shadow" if state.shadow else ""
+
+
+def _refuse(state: Rollout, version: Version) -> None:
+    parts = {
+        "the champion of": state.champion,
+        "the canary of": state.canary and state.canary.version,
+        "the shadow of": state.shadow,
+        "what a rollback leads back to for": state.previous,
+    }
+    part = next((part for part, id in parts.items() if id == version.id), None)
+    if part:
+        raise InputError(f"version {version.id}: is {part} {state.name}, and is not deleted")
