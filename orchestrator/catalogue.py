@@ -57,6 +57,11 @@ class Catalogue:
         return [self.base.id, *sorted(self._lines)]
 
     @property
+    def names(self) -> list[str]:
+        """The registry's names that are served."""
+        return list(self._lines)
+
+    @property
     def refused(self) -> Mapping[str, str]:
         """Versions that get no traffic although the registry wants it, and why."""
         return self._loaded.refused

@@ -1,10 +1,38 @@
 """Deletion: of a version, or of a name with its history. Nothing that answers requests goes."""
 
+from contextlib import closing
+
+from orchestrator.begin import has_driver
+from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.records import Event, Version
-from orchestrator.registry import Registry
+from orchestrator.registry import PREFIX, Registry
 from orchestrator.rollout.log import Decision, appended, next_event
+from orchestrator.rollout.presence import is_served
 from orchestrator.rollout.state import Rollout, state_of
 from workers.configuration import InputError
+
+
+def delete(
+    place: ClusterSpec, what: str, *, actor: str, reason: str = "", force: bool = False
+) -> list[Event]:
+    """Delete a name with its history, or the version of an id; returns what went into logs.
+
+    InputError for what `delete_name` and `delete_version` refuse, for a version whose study is
+    running, since further trials may get it, and without `force` for a name that is served.
+    """
+    with closing(Registry(place.store_url(), place.storage)) as registry:
+        if what in registry.names():
+            if not force and is_served(place.store_url(), what):
+                raise InputError(
+                    f"{what}: an endpoint serves it, and its requests would fail; stop that first, "
+                    "or delete it with --force"
+                )
+            return [delete_name(registry, what, actor=actor, reason=reason)]
+        if not PREFIX.fullmatch(what):
+            known = ", ".join(registry.names()) or "none yet"
+            raise InputError(f"{what}: no name and no version; names are: {known}")
+        _check_no_study(registry, place, what)
+        return delete_version(registry, what, actor=actor, reason=reason)
 
 
 def delete_name(registry: Registry, name: str, *, actor: str, reason: str = "") -> Event:
@@ -51,6 +79,15 @@ def delete_version(registry: Registry, id: str, *, actor: str, reason: str = "")
         return [next_event(state.name, actor, decision, events)]
 
     return registry.remove(version, decide)
+
+
+def _check_no_study(registry: Registry, place: ClusterSpec, id: str) -> None:
+    try:
+        study = registry.version(id).study
+    except InputError:  # what is wrong with it, the deletion says
+        return
+    if has_driver(place, study):
+        raise InputError(f"version {id}: its study {study} is running, and may need it")
 
 
 def _beside(state: Rollout) -> str:

@@ -24,6 +24,7 @@ from orchestrator.rollout.acknowledge import TwoPhases
 from orchestrator.rollout.first_answers import FirstAnswers
 from orchestrator.rollout.kept import keep_all
 from orchestrator.rollout.parts import RolloutParts
+from orchestrator.rollout.presence import Presence
 from workers.configuration import InputError
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Ingress:
         health = HealthParts.of(self._registry, serve, self._spec.storage)
         rollout = RolloutParts.of(self._registry, catalogue, serve.guard, health.monitor.drift)
         examples = Examples(self._registry, self._spec.storage, serve.examples)
+        presence = Presence(self._spec.store_url, lambda: catalogue.names)
         return Edge(
             keys=keys,
             meter=meter,
@@ -85,6 +87,7 @@ class Ingress:
                 partial(keep_all, self._backend.keep, lambda: catalogue.led_to),
                 rollout.run,
                 rollout.show,
+                presence.run,
                 health.run,
             ),
             cors_origins=serve.cors_origins,

@@ -1,6 +1,6 @@
 """Commands on names and versions: models, evaluate."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,7 @@ from orchestrator.commands.options import (
     Address,
     AsJson,
     MovedBase,
+    Reason,
     Storage,
     Store,
     cluster_spec,
@@ -17,15 +18,46 @@ from orchestrator.commands.options import (
     registry,
 )
 
+if TYPE_CHECKING:
+    from orchestrator.cluster_spec import ClusterSpec
+
 app = typer.Typer()
 
 
 @app.command()
 def models(
-    storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False
+    delete: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|ID", help="Delete a name with its history, or a version."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete a name although an endpoint serves it.")
+    ] = False,
+    reason: Reason = None,
+    storage: Storage = DEFAULT_STORAGE,
+    store: Store = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the names that can be served: the champion of each, and what stands beside it; and the
-    studies that there are."""
+    studies that there are. With --delete, delete what nothing leads to any more."""
+    if delete is None:
+        return _list(storage, store, as_json)
+    return _delete(delete, reason or "", force, cluster_spec(storage, store), as_json)
+
+
+def _delete(what: str, reason: str, force: bool, place: "ClusterSpec", as_json: bool) -> None:
+    from orchestrator.deletion import delete
+    from orchestrator.rollout.log import this_user
+    from orchestrator.rollout.words import outcome
+
+    events = delete(place, what, actor=this_user(), reason=reason, force=force)
+    if as_json:
+        return print_json({"deleted": what, "events": [event.as_dict() for event in events]})
+    said = [outcome(event) for event in events] or [f"version {what} is deleted"]
+    return print("\n".join(said))
+
+
+def _list(storage: str, store: str | None, as_json: bool) -> None:
     from orchestrator.records import BASE
     from orchestrator.rollout.words import percent
     from orchestrator.status import status_from_outside

@@ -17,6 +17,7 @@ def evidence_line(event: Event) -> str:
         f"{percent(evidence['share'])} of the users" if event.action == "advance" else None,
         _judged(evidence) if "metric" in evidence else None,
         _gate(evidence) if evidence.get("reasons") else None,
+        f"{_lost(event)} deleted" if event.action == "delete" else None,
         _compared(evidence) if event.action == "compare" else None,
         _seen(evidence.get("seen", evidence)) if {"seen", "check"} & evidence.keys() else None,
     )
@@ -84,4 +85,16 @@ def outcome(event: Event) -> str:
             return f"{version} is the canary of {event.name}: {plan} of the users {STICKY}"
         case "shadow":
             return f"{version} is the shadow of {event.name}"
-    return f"{version} has ended; {event.name} stays {event.name}@{before}"
+    return _over(event)
+
+
+def _lost(event: Event) -> str:
+    count = event.evidence["events"]
+    return f"{count} event{'' if count == 1 else 's'}"
+
+
+def _over(event: Event) -> str:
+    if event.action == "delete":
+        return f"{event.name} is deleted with its history ({_lost(event)})"
+    how = "is deleted" if event.action == "drop" else "has ended"
+    return f"{event.name}@{event.version} {how}; {event.name} stays {event.name}@{event.previous}"

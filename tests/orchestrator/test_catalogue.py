@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.catalogue import Catalogue
+from orchestrator.deletion import delete_name, delete_version
 from orchestrator.promotion import abort, promote, rollback
 from orchestrator.registry import Registry, Version
 from orchestrator.rollout.acknowledge import Acknowledged, TwoPhases, acknowledge
@@ -163,6 +164,44 @@ def test_what_nothing_leads_to_is_unloaded_and_the_previous_champion_stays(
         await catalogue.refresh()
         held.append(fleet.loaded)
         assert held == [{a}, {a, b}, {b, c}, {a, b}]
+
+    asyncio.run(main())
+
+
+def test_a_deleted_name_is_served_no_more_and_a_deleted_version_nowhere(
+    registry: Registry, versions: list[Version], put: Any, fleet: Fleet
+) -> None:
+    a, b, c = (version.id for version in versions[:3])
+    catalogue = follow(registry, fleet)
+
+    async def lost(*models: str) -> None:
+        for model in models:
+            with pytest.raises(RequestError) as caught:
+                await catalogue.route(model, "ann")
+            assert caught.value.status == 404
+
+    async def main() -> None:
+        for number in range(3):
+            put(number)
+        put(2, "garden")
+        await catalogue.refresh()
+        for exact in (f"home@{a}", f"home@{b}"):
+            assert (await catalogue.find(exact)).id == exact
+        delete_version(registry, a, actor="test")
+        await catalogue.refresh()
+        await lost(f"home@{a}")
+        assert (await catalogue.find(f"home@{b}")).id == f"home@{b}"
+        delete_name(registry, "home", actor="test")
+        await catalogue.refresh()
+        await lost("home", f"home@{b}", f"home@{c}")
+        assert catalogue.ids == ["tiny-llama", "garden"]
+        assert catalogue.names == ["garden"]
+        assert (await catalogue.find("garden")).fingerprint == c
+        await catalogue.refresh()
+        assert fleet.loaded >= {c}
+        put(1)
+        await catalogue.refresh()
+        assert (await catalogue.find("home")).fingerprint == b, "it can be used anew"
 
     asyncio.run(main())
 

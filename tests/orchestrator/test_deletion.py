@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.deletion import delete_name, delete_version
+from orchestrator.begin import locked
+from orchestrator.deletion import delete, delete_name, delete_version
 from orchestrator.promotion import promote, rollback
 from orchestrator.records import Event, Version
 from orchestrator.registry import Registry
 from orchestrator.rollout.back import abort
 from orchestrator.rollout.plan import stage
+from orchestrator.spec import ClusterSpec, JobSpec
 from orchestrator.store import Store
 from orchestrator.version_files import VersionFiles
 from workers.adapter.convert import import_folder
@@ -297,6 +299,18 @@ def test_a_promotion_that_was_decided_before_the_deletion_is_refused(
             put(1)
     assert [event.version for event in registry.history("home")] == [versions[0].id]
     assert gone(registry, versions[1])
+
+
+def test_a_version_stays_while_its_study_runs(
+    versions: list[Version], store: str, job: JobSpec
+) -> None:
+    """Where a setting comes again, a further trial gets it."""
+    place = ClusterSpec(storage=str(versions[0].folder.parents[1]), store=store)
+    running = job.model_copy(update={"name": "s", "cluster": place})
+    with locked(running), pytest.raises(InputError, match="its study s is running"):
+        delete(place, versions[0].id, actor="ann")
+    delete(place, versions[0].id, actor="ann")
+    assert not versions[0].folder.exists()
 
 
 RACER = """

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,6 +288,30 @@ def test_a_base_that_has_moved_is_served(ray_cluster: Session, home: Home, tmp_p
             body = {"model": model, **asked}
             answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
             assert answer.is_success, answer.text
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=120)
+
+
+@pytest.mark.slow
+def test_a_name_that_is_served_is_deleted_by_force_and_then_unknown(
+    ray_cluster: Session, served: str
+) -> None:
+    body = {"model": "home", "prompt": "hello", "max_tokens": 2}
+    words = ["models", "--delete", "home", "--storage", served]
+    with serving(served, "--address", ray_cluster.address) as (server, url):
+        said = CliRunner().invoke(app, words)
+        assert isinstance(said.exception, InputError), said.output
+        assert str(said.exception).startswith("home: an endpoint serves it")
+        assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).is_success
+        said = CliRunner().invoke(app, [*words, "--force", "--reason", "over"])
+        assert said.output == "home is deleted with its history (1 event)\n"
+        for _ in range(600):
+            answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+            if not answer.is_success:
+                break
+            time.sleep(0.1)
+        assert answer.status_code == 404, answer.text
+        assert answer.json()["error"]["code"] == "model_not_found"
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=120)
 

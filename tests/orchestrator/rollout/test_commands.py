@@ -63,6 +63,31 @@ def test_rollback_and_abort_say_what_they_have_done(
             run(*words)
 
 
+def test_models_deletes_versions_and_names(run: Run, begin: Begin, versions: list[Version]) -> None:
+    a, b, c = (version.id for version in versions)
+    for number in range(3):
+        begin(number)
+    assert run("models", "--delete", a[:8], "--reason", "old") == (
+        f"home@{a} is deleted; home stays home@{c}\n"
+    )
+    assert run("history", "home").splitlines()[-1].split()[-1] == "old"
+    for words, why in (
+        (("models", "--delete", a), f"version {a}: there is none in the registry"),
+        (("models", "--delete", b), f"version {b}: is what a rollback leads back to for home"),
+        (("models", "--delete", c), f"version {c}: is the champion of home"),
+        (("models", "--delete", "hom"), "hom: no name and no version; names are: home"),
+    ):
+        with pytest.raises(InputError, match=why):
+            run(*words)
+    told = json.loads(run("models", "--delete", "home", "--json"))
+    assert told["deleted"] == "home"
+    assert [event["action"] for event in told["events"]] == ["delete"]
+    assert json.loads(run("models", "--json"))["names"] == {}
+    [_, line] = run("history", "home").splitlines()
+    assert line.endswith("4 events deleted")
+    assert run("models", "--delete", b) == f"version {b} is deleted\n"
+
+
 def test_models_show_what_stands_behind_each_name(
     run: Run, begin: Begin, versions: list[Version]
 ) -> None:

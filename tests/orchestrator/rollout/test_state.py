@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.records import Event
-from orchestrator.rollout.state import Rollout, state_of
+from orchestrator.rollout.state import Rollout, Unreadable, state_of
 
 Log = Callable[..., list[Event]]
 
@@ -38,6 +38,11 @@ def test_an_empty_log_is_no_name() -> None:
         (["promote a", "fallback base", "promote b", "rollback base"], "base"),
         (["promote a", "promote b", "fallback base", "rollback a"], "a"),
         (["promote a", "canary b 5%", "shadow c", "abort b", "abort c"], "a"),
+        (["promote a", "promote b", "promote c", "drop a"], "b c"),
+        (["promote a", "promote b", "promote a", "promote c", "drop b"], "a c"),
+        (["promote a", "promote b", "promote c", "drop a", "rollback b"], "b"),
+        (["promote a", "delete a", "promote b"], "b"),
+        (["promote a", "promote b", "delete b", "promote a", "promote c"], "a c"),
     ],
 )
 def test_the_line_of_champions(lines: list[str], line: str, log: Log) -> None:
@@ -46,6 +51,25 @@ def test_the_line_of_champions(lines: list[str], line: str, log: Log) -> None:
     assert state.line == (*earlier, champion)
     assert state.champion == champion
     assert state.previous == (earlier[-1] if earlier else None)
+
+
+def test_a_deleted_name_has_no_state(log: Log) -> None:
+    events = log("promote a", "promote b", "delete b")
+    assert state_of(events) is None
+    assert state_of(events[2:]) is None
+    assert state_of(events[2:], state_of(events[:2])) is None
+
+
+def test_deleted_versions_are_known_until_they_come_again(log: Log) -> None:
+    lines = ["promote a", "promote b", "canary c 5%", "abort c", "promote d", "drop a", "drop c"]
+    lines += ["canary c 5%", "promote a"]
+    gone = [now(log(*lines[:n])).gone for n in range(5, 10)]
+    assert gone == [set(), {"a"}, {"a", "c"}, {"a"}, set()]
+
+
+def test_the_champion_is_never_dropped(log: Log) -> None:
+    with pytest.raises(Unreadable, match=r"revision 2 .* the champion cannot be deleted"):
+        state_of(log("promote a", "drop a"))
 
 
 def test_fallbacks_are_counted_until_a_person_decides(log: Log) -> None:
