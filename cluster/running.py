@@ -57,18 +57,34 @@ def running() -> list[LocalCluster]:
     return sorted(up, key=lambda one: one.folder.stat().st_mtime, reverse=True)
 
 
+def abandoned() -> list[Path]:
+    """Folders of clusters whose owner was killed. The next cluster that starts removes them."""
+    with _guarded() as home:
+        return _without_owner(home)
+
+
+def _without_owner(home: Path) -> list[Path]:
+    return [folder for folder in home.iterdir() if folder.is_dir() and not _is_owned(folder)]
+
+
+@contextmanager
+def _guarded() -> Iterator[Path]:
+    """The folder of all clusters; nobody else begins one meanwhile."""
+    home = _home()
+    with open(home / "lock", "w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        yield home
+
+
 @contextmanager
 def claimed() -> Iterator[LocalCluster]:
     """A new cluster's folder with its token; removed at the end.
 
     Folders whose owner was killed are removed too: the kernel has let go of their locks.
     """
-    home = _home()
-    with open(home / "lock", "w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        for folder in home.iterdir():
-            if folder.is_dir() and not _is_owned(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+    with _guarded() as home:
+        for folder in _without_owner(home):
+            shutil.rmtree(folder, ignore_errors=True)
         cluster = LocalCluster(Path(tempfile.mkdtemp(prefix="", dir=home)))
         owner = open(cluster.folder / "owner", "w")  # noqa: SIM115 (held until the end)
         fcntl.flock(owner, fcntl.LOCK_EX)

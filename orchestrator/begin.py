@@ -111,15 +111,25 @@ def locked(job: JobSpec) -> Iterator[Callable[[], bool]]:
         yield take
 
 
-def has_driver(cluster: ClusterSpec, study: str) -> bool:
-    """Whether a process, on any machine, runs the study."""
+@contextmanager
+def idle(cluster: ClusterSpec, study: str) -> Iterator[bool]:
+    """Whether no process, on any machine, runs the study; then none will until the block ends."""
     from orchestrator.store_lock import Held, store_lock
 
-    try:
-        with store_errors(cluster), store_lock(cluster.store_url(), _lock_name(study)):
-            return False
-    except Held:
-        return True
+    with ExitStack() as stack:
+        try:
+            with store_errors(cluster):
+                stack.enter_context(store_lock(cluster.store_url(), _lock_name(study)))
+        except Held:
+            yield False
+        else:
+            yield True
+
+
+def has_driver(cluster: ClusterSpec, study: str) -> bool:
+    """Whether a process, on any machine, runs the study."""
+    with idle(cluster, study) as nobody:
+        return not nobody
 
 
 def ended(study: "optuna.Study") -> int:

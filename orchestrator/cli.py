@@ -14,6 +14,7 @@ from cluster.environment import direct
 from cluster.errors import ClusterGone
 from orchestrator.commands import (
     adapter,
+    clean,
     endpoint,
     health,
     jobs,
@@ -33,7 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (study.app, rollout.app, versions.app, endpoint.app, health.app, jobs.app, status.app):
+PARTS = (study, rollout, versions, endpoint, health, jobs, status, clean)
+for part in (one.app for one in PARTS):
     app.registered_commands += part.registered_commands
 app.add_typer(adapter.app, name="adapter", help="Adapters on disk: inspect, import, export.")
 app.add_typer(keys.app, name="keys", help="Keys of the endpoint: create, list, revoke, delete.")

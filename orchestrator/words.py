@@ -9,6 +9,16 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def size(count: int) -> str:
+    """Bytes as in 312 kB, 1.25 GB."""
+    amount, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if amount < 999.5:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.3g} {unit}"
+
+
 def duration(seconds: float) -> str:
     """As in 12 s, 3 min 05 s, 2 h 07 min; to the second below an hour."""
     if not math.isfinite(seconds):

@@ -90,12 +90,18 @@ def load(experts: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def play() -> Play:
-    """play(job, ends, resume=False): run trials through Optuna and their folders as Tune would,
-    without Tune. `ends` says how each one ends: finished, stopped, failed or cut (off)."""
+    """play(job, ends, resume=False, register=…): run trials through Optuna and their folders as
+    Tune would, without Tune. `ends` says how each one ends: finished, stopped, failed or cut (off);
+    `register` gives the version of one that has finished, by its number."""
     return _play
 
 
-def _play(job: JobSpec, ends: list[str], resume: bool = False) -> list[dict[str, Any]]:
+def _play(
+    job: JobSpec,
+    ends: list[str],
+    resume: bool = False,
+    register: Callable[[int], str] = "{:012x}".format,
+) -> list[dict[str, Any]]:
     from ray.tune.utils.util import flatten_dict
 
     from orchestrator.search import StudySearch
@@ -103,7 +109,7 @@ def _play(job: JobSpec, ends: list[str], resume: bool = False) -> list[dict[str,
     job.study_folder().mkdir(parents=True, exist_ok=True)
     with storage(job.cluster, create=True) as store:
         study = begin(job, resume, store)
-        search = StudySearch(job, study, lambda number: f"{number:012x}")
+        search = StudySearch(job, study, register)
         suggested = []
         for index, end in enumerate(ends):
             trial_id = f"{index}{'resumed' if resume else ''}"

@@ -1,0 +1,119 @@
+"""What lies in a storage folder, and what of it may go: nothing that anybody needs."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from cluster.running import abandoned
+from orchestrator.begin import idle
+from orchestrator.cluster_spec import ClusterSpec
+from orchestrator.disk.study_use import running_item, study_items
+from orchestrator.disk.use import Item, entries, is_old, left_over, remove
+from orchestrator.registry import Registry
+from orchestrator.storage import database_file
+from orchestrator.study import Study, all_studies
+
+_OTHERS = {
+    "audit": ("audit log", "of the endpoint's requests"),
+    "watch": ("watches", "what `moetune watch` has done"),
+}
+_KILLED = "of processes that were killed"
+
+
+class _Known(NamedTuple):
+    """What the registry knows."""
+
+    versions: dict[str, Path]
+    """Their folders, by id."""
+    led_to: int
+    """Versions that names lead to."""
+
+
+def survey(place: ClusterSpec, unfinished: bool = False) -> list[Item]:
+    """All that is there. `unfinished`: see `study_items`. Changes nothing."""
+    known, studies = _known(place), all_studies(place)
+    of_studies = [item for one in studies for item in _of_study(place, one, known, unfinished)]
+    ours, folder = {study.name for study in studies}, Path(place.storage).resolve() / "studies"
+    strange = tuple(path for path in entries(folder) if path.name not in ours)
+    others = Item("other studies", "this store does not know them", strange)
+    return [item for item in (*of_studies, others, *_apart(place, known)) if item.paths]
+
+
+def clean(place: ClusterSpec, unfinished: bool = False) -> None:
+    """Delete what may go, as it is now; of a study only while it is kept from being run."""
+    known = _known(place)
+    _remove(_apart(place, known))
+    for study in all_studies(place):
+        with idle(place, study.name) as nobody:
+            if nobody:
+                _remove(study_items(study, known.versions, unfinished))
+
+
+def _remove(items: Iterable[Item]) -> None:
+    remove(path for item in items if item.goes for path in item.paths)
+
+
+def _apart(place: ClusterSpec, known: _Known) -> list[Item]:
+    """What is no study's."""
+    folder = Path(place.storage).resolve()
+    return [*_versions(folder / "versions", known), *_others(folder), *_of_machine()]
+
+
+def _of_study(place: ClusterSpec, study: Study, known: _Known, unfinished: bool) -> list[Item]:
+    with idle(place, study.name) as nobody:
+        if not nobody:
+            return [running_item(study)]
+    return study_items(study, known.versions, unfinished)
+
+
+def _known(place: ClusterSpec) -> _Known:
+    """A SQLite file that is not there is not made."""
+    file = database_file(place)
+    if file and not file.exists():
+        return _Known({}, 0)
+    with closing(Registry(place.store_url(), place.storage)) as registry:
+        versions = {version.id: version.folder for version in registry.versions()}
+        states = registry.rollouts().values()
+    return _Known(versions, len({id for state in states for id in state.line} & versions.keys()))
+
+
+def _versions(folder: Path, known: _Known) -> Iterator[Item]:
+    rows = {path.name for path in known.versions.values()}
+    there = [path for path in entries(folder) if not path.name.startswith(".")]
+    mine = tuple(path for path in there if path.name in rows)
+    yield Item("versions", f"{len(mine)}, names lead to {known.led_to}", mine)
+    others = tuple(path for path in there if path.name not in rows)
+    yield Item("other versions", "this store does not know them", others)
+    hidden = [path for path in entries(folder) if path.name.startswith(".")]
+    yield Item("left-overs", _KILLED, tuple(filter(left_over, hidden)), goes=True)
+    fresh = tuple(path for path in hidden if not left_over(path))
+    yield Item("new versions", "somebody makes them, perhaps", fresh)
+
+
+def _others(folder: Path) -> Iterator[Item]:
+    rest = []
+    for path in entries(folder):
+        if path.name in _OTHERS:
+            yield Item(*_OTHERS[path.name], (path,))
+        elif path.name not in ("versions", "studies"):
+            rest.append(path)
+    database = tuple(path for path in rest if path.name.startswith("moetune.db"))
+    yield Item("database", "studies, names and keys", database)
+    yield Item("other files", "not known here", tuple(set(rest) - {*database}))
+
+
+def _of_machine() -> Iterator[Item]:
+    """What commands leave on this machine, whatever the storage folder."""
+    yield Item("local clusters", _KILLED, tuple(abandoned()), goes=True)
+    temporary = Path(tempfile.gettempdir())
+    staged = tuple(path for path in temporary.glob("moetune-job-*") if _is_our_old(path))
+    yield Item("submitted jobs", _KILLED, staged, goes=True)
+
+
+def _is_our_old(path: Path) -> bool:
+    with suppress(OSError):
+        return path.lstat().st_uid == os.getuid() and is_old(path)
+    return False
