@@ -12,6 +12,7 @@ from orchestrator.begin import idle
 from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.disk.study_use import running_item, study_items
 from orchestrator.disk.use import Item, entries, is_old, left_over, remove
+from orchestrator.edge.made_keys import MARK
 from orchestrator.registry import Registry
 from orchestrator.storage import database_file
 from orchestrator.study import Study, all_studies
@@ -100,7 +101,7 @@ def _others(folder: Path) -> Iterator[Item]:
             yield Item(*_OTHERS[path.name], (path,))
         elif path.name not in ("versions", "studies"):
             rest.append(path)
-    database = tuple(path for path in rest if path.name.startswith("moetune.db"))
+    database = tuple(path for path in rest if path.name.startswith(("moetune.db", MARK)))
     yield Item("database", "studies, names and keys", database)
     yield Item("other files", "not known here", tuple(set(rest) - {*database}))
 

@@ -298,7 +298,8 @@ def test_a_name_that_is_served_is_deleted_by_force_and_then_unknown(
 ) -> None:
     body = {"model": "home", "prompt": "hello", "max_tokens": 2}
     words = ["models", "--delete", "home", "--storage", served]
-    with serving(served, "--address", ray_cluster.address) as (server, url):
+    place = ("--storage", served, "--address", ray_cluster.address)
+    with serving("home", *place, env=environment()) as (server, url):
         said = CliRunner().invoke(app, words)
         assert isinstance(said.exception, InputError), said.output
         assert str(said.exception).startswith("home: an endpoint serves it")
