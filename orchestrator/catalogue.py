@@ -58,8 +58,10 @@ class Catalogue:
 
     @property
     def names(self) -> list[str]:
-        """The registry's names that are served."""
-        return list(self._lines)
+        """The registry's names that are served, or are about to be: their champions are not
+        refused here."""
+        states, lines, refused = self.states, self._lines, self.refused
+        return [name for name in states if name in lines or states[name].champion not in refused]
 
     @property
     def refused(self) -> Mapping[str, str]:

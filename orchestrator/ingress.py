@@ -59,6 +59,7 @@ class Ingress:
                 await state.gateway.find(name)
         except InputError as error:
             refused = str(error)
+        await self._presence.tell()  # from now on nobody deletes the name unknowingly
         return Serving(needs_key=not state.edge.keys.open, refused=refused)
 
     async def drain(self) -> None:
@@ -73,7 +74,7 @@ class Ingress:
         health = HealthParts.of(self._registry, serve, self._spec.storage)
         rollout = RolloutParts.of(self._registry, catalogue, serve.guard, health.monitor.drift)
         examples = Examples(self._registry, self._spec.storage, serve.examples)
-        presence = Presence(self._spec.store_url, lambda: catalogue.names)
+        self._presence = Presence(self._spec.store_url, lambda: catalogue.names)
         return Edge(
             keys=keys,
             meter=meter,
@@ -87,7 +88,7 @@ class Ingress:
                 partial(keep_all, self._backend.keep, lambda: catalogue.led_to),
                 rollout.run,
                 rollout.show,
-                presence.run,
+                self._presence.run,
                 health.run,
             ),
             cors_origins=serve.cors_origins,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BEAT_SECONDS = 1.0
-SILENT_SECONDS = 10.0
+SILENT_SECONDS = 20.0
 """A gateway that is silent for so long is gone."""
 _LOOK_SECONDS = 0.2
 
@@ -31,10 +31,14 @@ class Presence:
         """Go on until cancelled. While the database is away, nothing is said."""
         try:
             while True:
-                await self._try(self.beat)
+                await self.tell()
                 await asyncio.sleep(BEAT_SECONDS)
         finally:
             await self._try(self.leave)
+
+    async def tell(self) -> None:
+        """Say it now. Never raises."""
+        await self._try(self.beat)
 
     def beat(self) -> None:
         """Say it once. Blocks."""
