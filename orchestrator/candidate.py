@@ -1,13 +1,19 @@
 """What is to be promoted, and what it is compared with others on."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from orchestrator.arrival import Arrival
 from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.gate import LOSS, Mode, judged_by
+from orchestrator.promotion import check_own_name
 from orchestrator.records import Version
-from orchestrator.registry import Registry
+from orchestrator.registry import PREFIX, Registry
+from orchestrator.spec import load_job
 from orchestrator.storage import study_names
 from orchestrator.study import Study
+from orchestrator.yardstick import Yardstick
+from workers.adapter.manifest import base_id
 from workers.configuration import InputError
 
 
@@ -19,40 +25,94 @@ class Candidate:
     metric: str
     mode: Mode
 
-    @classmethod
-    def of_study(
-        cls, registry: Registry, place: ClusterSpec, study: str, trial: int | None
-    ) -> "Candidate":
-        """A trial's version, by the study's metric; of the best finished trial where none is
-        named."""
-        record = Study.open(place, study)
-        return cls(registry.version(record.version(trial)), record.metric, record.mode)
 
-    @classmethod
-    def of_version(
-        cls, registry: Registry, place: ClusterSpec, id: str, name: str, study: str | None = None
-    ) -> "Candidate":
-        """Any version that the registry has, whatever name or study it is of.
+@dataclass(frozen=True)
+class Wish:
+    """The words of `moetune promote`: STUDY --to NAME [--trial N], or NAME --version ID|FOLDER.
 
-        It is compared as `study` compares, where one is named; else as the name's versions were
-        so far; else, on a new name, as its own study does.
-        """
-        version = registry.version(id)
-        judged = None if study else judged_by(registry.history(name))
-        if judged is None and (study or version.study in study_names(place)):
-            record = Study.open(place, study or version.study)
+    With both STUDY --to NAME and --version, the version is compared as the study compares.
+    """
+
+    first: str
+    """STUDY, or the name where `to` is None."""
+    to: str | None = None
+    trial: int | None = None
+    version: str | None = None
+    job: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name to promote to."""
+        return self.to or self.first
+
+    def check(self) -> None:
+        """InputError where the words do not go together."""
+        if self.version is None and self.to is None:
+            raise InputError(
+                f"--to is missing: promote {self.first} --to NAME takes a trial of the study "
+                f"{self.first}, promote {self.first} --version ID|FOLDER brings a version to the "
+                f"name {self.first}"
+            )
+        if self.version is not None and self.trial is not None:
+            raise InputError("take one of --trial and --version")
+        if self.job is not None and (self.version is None or self._names_an_id()):
+            raise InputError("--job says by what a FOLDER is measured: it wants --version FOLDER")
+        if self.job is not None and self.to is not None:
+            raise InputError(
+                f"take one of {self.first} --to {self.to} and {self.to} --job {self.job}: each "
+                "says by what the version is measured"
+            )
+
+    def candidate(
+        self, registry: Registry, place: ClusterSpec, address: str | None = None
+    ) -> Candidate:
+        """What is meant. A folder is measured on the cluster at `address` (None: a local one)
+        unless it was before."""
+        if self.version is None:
+            record = Study.open(place, self.first)
+            version = registry.version(record.version(self.trial))
+            return Candidate(version, record.metric, record.mode)
+        if self._names_an_id():
+            version = registry.version(self.version)
+            return Candidate(version, *self._judged(registry, place, version))
+        yardstick = self._yardstick(registry, place)
+        check_own_name(self.name, base_id(yardstick.spec.model.path), self.version)
+        version = Arrival(registry, Path(self.version), yardstick).version(address)
+        return Candidate(version, yardstick.metric, yardstick.mode)
+
+    @property
+    def _study(self) -> str | None:
+        return self.first if self.to else None
+
+    def _names_an_id(self) -> bool:
+        assert self.version is not None
+        if PREFIX.fullmatch(self.version):
+            return True
+        if not Path(self.version).is_dir():
+            raise InputError(
+                f"--version {self.version}: is neither an id (4 to 64 hex digits) nor a folder"
+            )
+        return False
+
+    def _judged(self, registry: Registry, place: ClusterSpec, version: Version) -> tuple[str, Mode]:
+        """As the study compares, where one is named; else as the name's versions were so far; else,
+        on a new name, as the version's own study does."""
+        judged = None if self._study else judged_by(registry.history(self.name))
+        if judged is None and (self._study or version.study in study_names(place)):
+            record = Study.open(place, self._study or version.study)
             judged = record.metric, record.mode
-        return cls(version, *(judged or (LOSS, "min")))
+        return judged or (LOSS, "min")
 
-
-def target(study: str, to: str | None, version: str | None, trial: int | None) -> str:
-    """The name that is meant by `promote STUDY --to NAME`, or by `promote NAME --version …`.
-    InputError where the words do not go together."""
-    if version is not None and trial is not None:
-        raise InputError("take one of --trial and --version")
-    if version is None and to is None:
-        raise InputError(
-            f"--to is missing: promote {study} --to NAME takes a trial of the study {study}, "
-            f"promote {study} --version ID a version to the name {study}"
-        )
-    return to or study
+    def _yardstick(self, registry: Registry, place: ClusterSpec) -> Yardstick:
+        if self.job is not None:
+            return Yardstick.of_job(load_job(self.job))
+        if self._study is not None:
+            return Yardstick.of_study(registry, place, self._study)
+        found = Yardstick.of_name(registry, place, self.name)
+        if found is None:
+            raise InputError(
+                f"{self.name}: has no version yet that says on which rows {self.version} is to be "
+                "measured against the base; take a study's (moetune promote STUDY --to "
+                f"{self.name} --version {self.version}) or a job's (--job FILE)"
+            )
+        return found

@@ -1,11 +1,11 @@
 """Before and after: the base model and its adapters on the same rows, by task."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from cluster.placement import Demand, wait_for_room
+from cluster.placement import WAIT_SECONDS, Demand, wait_for_room
 from workers.spec import InputError, TrainSpec, override, validated
 from workers.train.record import Metrics
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from orchestrator.registry import Registry
 
 BASE = "base"
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ class Measurement:
 
         version = registry.resolve(reference)
         manifest = registry.manifest(version)
-        if manifest.spec is None:
+        if manifest.asked_with is None:
             raise InputError(
                 f"{reference}: was not trained by moetune; nothing says how to prompt it"
             )
-        known = validated(TrainSpec, manifest.spec, reference)
+        known = validated(TrainSpec, manifest.asked_with, reference)
         source = source or known.data.validation
         changes = {
             "data.train": source,  # what it was trained on may be gone
@@ -104,16 +105,32 @@ class Measurement:
 def compare(spec: TrainSpec, folders: Mapping[str, Path | None], cpus: float = 1) -> Comparison:
     """Measure adapters (None: the bare base) on `spec.data.validation` on the connected cluster,
     at the same time where there is room; each takes `cpus` cores."""
-    import ray
-
     from workers.train.judge import evaluate_folder
 
-    wait_for_room(Demand("the evaluation", "task", 1, cpus))
+    return Comparison(on_cluster(evaluate_folder, spec, folders, evaluation(cpus)))
 
-    task = ray.remote(num_cpus=cpus, max_retries=1)(evaluate_folder)
+
+def evaluation(cpus: float, gpus: float = 0) -> Demand:
+    """What one takes of a cluster."""
+    return Demand("the evaluation", "task", 1, cpus, gpus)
+
+
+def on_cluster(
+    measure: Callable[[TrainSpec, Path | None], Result],
+    spec: TrainSpec,
+    folders: Mapping[str, Path | None],
+    demand: Demand,
+    wait_seconds: float = WAIT_SECONDS,
+) -> dict[str, Result]:
+    """What `measure` gives for each folder, each in a task of the connected cluster that takes
+    what is demanded."""
+    import ray
+
+    wait_for_room(demand, wait_seconds)
+    task = ray.remote(num_cpus=demand.cpus, num_gpus=demand.gpus, max_retries=1)(measure)
     running = {label: task.remote(spec, folder) for label, folder in folders.items()}
     try:
-        return Comparison({label: ray.get(result) for label, result in running.items()})
+        return {label: ray.get(result) for label, result in running.items()}
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None

@@ -26,6 +26,7 @@ def compare(
                 "trial": version.trial,
                 "value": value_at(version.metrics, metric),
                 "data_digest": (kept := _manifest(registry, version)) and kept.data_digest,
+                **({"origin": kept.origin.path} if kept and kept.origin else {}),
             }
     if champion is None:
         lineage = _manifest(registry, chosen)
@@ -59,7 +60,7 @@ def metric_reasons(
     if mine["value"] is None:
         return [f"it has no metric {metric}"]
     if champion is None:
-        return _base_reasons(**evidence["base"])
+        return _unmeasured(mine, evidence["base"]) or _base_reasons(**evidence["base"])
     theirs = evidence["champion"]
     reasons = []
     judged = next(e for e in reversed(events) if e.version == champion.id and _was_judged(e))
@@ -77,6 +78,13 @@ def metric_reasons(
             f"{theirs['value']:.6g} of champion {champion.id}"
         )
     return reasons
+
+
+def _unmeasured(candidate: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    """Of what was trained elsewhere, nothing is believed that was not measured here."""
+    if "origin" not in candidate or base["value"] is not None:
+        return []
+    return [f"it comes from {candidate['origin']}, and nobody has measured its base here"]
 
 
 def _base_reasons(

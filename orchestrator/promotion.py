@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from orchestrator.gate import Mode, compare, metric_reasons
 from orchestrator.records import BASE, Event, Version
-from orchestrator.registry import Registry
+from orchestrator.registry import Registry, check_name
 from orchestrator.rollout.back import abort, rollback
 from orchestrator.rollout.ended import guard_reasons
 from orchestrator.rollout.log import Decision, appended, this_user
@@ -50,14 +50,15 @@ def promote(  # noqa: PLR0913
     """
     chosen = registry.version(version) if isinstance(version, str) else version
     stage = stage or Stage()
-    if force and not reason.strip():
-        raise InputError(f"{to}: a forced promotion needs a reason")
+    check_stage(registry, to, stage, reason, force=force)
     registry.verify(chosen)
-    _check_own_name(registry, chosen, to)
+    check_own_name(to, registry.manifest(chosen).base.name, f"version {chosen.id}")
     router = RouterGate().reasons(registry, chosen)
 
     def decide(events: list[Event]) -> Decision:
-        champion = _standing(registry, to, chosen, stage, state_of(events))
+        state = state_of(events)
+        _check_begun(to, stage, state)
+        champion = _standing(registry, to, chosen, state)
         evidence = compare(registry, chosen, champion, metric, mode)
         reasons = [
             *guard_reasons(chosen, events),
@@ -74,21 +75,32 @@ def promote(  # noqa: PLR0913
     return appended(registry, to, actor, decide)
 
 
-def _check_own_name(registry: Registry, chosen: Version, to: str) -> None:
-    if to == registry.manifest(chosen).base.name:
+def check_stage(registry: Registry, to: str, stage: Stage, reason: str, *, force: bool) -> None:
+    """What is wrong whatever the version is: InputError, before one is measured for it, say."""
+    check_name(to, "name")
+    if force and not reason.strip():
+        raise InputError(f"{to}: a forced promotion needs a reason")
+    _check_begun(to, stage, registry.rollout(to))
+
+
+def _check_begun(name: str, stage: Stage, state: Rollout | None) -> None:
+    if state is None and stage.action != "promote":
+        raise InputError(f"{name}: has no champion yet; promote without --{stage.action} first")
+
+
+def check_own_name(to: str, base: str, whose: str) -> None:
+    """InputError where the name is that of the base."""
+    if to == base:
         raise InputError(
-            f"{to}: is what requests call the bare base of version {chosen.id}; promote to another "
-            "name"
+            f"{to}: is what requests call the bare base of {whose}; promote to another name"
         )
 
 
 def _standing(
-    registry: Registry, name: str, chosen: Version, stage: Stage, state: Rollout | None
+    registry: Registry, name: str, chosen: Version, state: Rollout | None
 ) -> Version | None:
     """The champion to judge against; None where it is the bare base, as it is at first."""
     if state is None:
-        if stage.action != "promote":
-            raise InputError(f"{name}: has no champion yet; promote without --{stage.action} first")
         return None
     if state.champion == chosen.id:
         raise InputError(f"{name}: version {chosen.id} is its champion already")

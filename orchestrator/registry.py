@@ -10,6 +10,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,10 @@ class Registry:
         created = datetime.now(UTC).isoformat()
         self._store.add_version({"digest": digest, **facts, "created": created})
         return self.version(digest)
+
+    def staging(self) -> AbstractContextManager[Path]:
+        """A folder in the storage for an adapter that is not yet a version; gone at the end."""
+        return self._files.staging()
 
     def versions(self, study: str | None = None) -> list[Version]:
         """All versions, or a study's, oldest first."""

@@ -77,7 +77,7 @@ def _check_own_id(registry: Registry, base: ModelSpec) -> None:
 
 
 def _in_training(reference: str, manifest: "Manifest") -> ModelSpec:
-    trained = (manifest.spec or {}).get("model", {"path": manifest.base.path})
+    trained = (manifest.asked_with or {}).get("model", {"path": manifest.base.path})
     return validated(ModelSpec, {**trained, **OWN}, f"{reference}: its base model")
 
 

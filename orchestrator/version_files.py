@@ -3,7 +3,8 @@
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,20 @@ class VersionFiles:
             shutil.rmtree(temporary, ignore_errors=True)
         self.verify(digest)
         return digest
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A folder for an adapter on its way in, which every node sees; gone afterwards. `add`
+        sweeps what killed processes left."""
+        temporary = self._folder / f".{uuid.uuid4().hex}"
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise StorageError(f"{self._folder}: cannot be written: {error.strerror}") from None
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def manifest(self, digest: str) -> Manifest:
         """The lineage in a verified folder."""

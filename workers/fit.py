@@ -5,12 +5,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from workers.adapter.files import AdapterFiles, check_activation
+from workers.adapter.modules import check_modules
+from workers.adapter.stacking import MATRICES
 from workers.inject import check_places
+from workers.layers.feed_forward import linear_sizes
 from workers.model import loading_options, readable
-from workers.sites import decoder_layers
-from workers.spec import AdapterSpec, InputError, TrainSpec
+from workers.sites import decoder_layers, linears
+from workers.spec import AdapterSpec, InputError, ModelSpec, TrainSpec
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,7 @@ def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
     Makes one decoder layer with random weights, and the rest of the model without any.
     """
     adapters = tuple(adapters) or (spec.adapter,)
-    with readable(spec.model):
-        config = AutoConfig.from_pretrained(spec.model.path, **loading_options(spec.model))
+    config = _config(spec.model)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context and spec.data.max_length > context:
         raise InputError(
@@ -44,9 +47,7 @@ def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
         )
     if spec.model.quantization or getattr(config, "quantization_config", None):
         _check_numbers(adapters)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    _, layers = decoder_layers(skeleton)
+    _, layers = decoder_layers(_skeleton(config))
     first: nn.Module = layers[0].to_empty(device="cpu").eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -54,6 +55,52 @@ def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
             weight.normal_(0.0, 0.05, generator=generator)
     shapes = dict.fromkeys(_shape(adapter, len(layers)) for adapter in adapters)
     return Fit(len(layers), {shape: check_places([first], shape) for shape in shapes})
+
+
+def check_adapter(model: ModelSpec, files: AdapterFiles, where: str) -> None:
+    """Raise InputError where an adapter does not lie on the linears of the base model. What only
+    the weights show, `load_into` refuses."""
+    config = _config(model)
+    skeleton = _skeleton(config)
+    check_activation(config, files, where)
+    if files.config.peft_type == "LORA":
+        check_modules(skeleton, files.tensors, files.layer_list, files.config, where)
+    _, layers = decoder_layers(skeleton)
+    sizes = {
+        place.path: linear_sizes(place.bare)
+        for index, layer in enumerate(layers)
+        for place in linears(layer, f"layers.{index}")
+    }
+    for name, tensor in files.tensors.items():
+        path, _, leaf = name.rpartition(".")
+        if leaf not in MATRICES:
+            continue
+        wanted = sizes.get(path)
+        if wanted is None:
+            raise InputError(
+                f"{where}: does not fit {model.path}: it adapts {path}, and the {len(layers)} "
+                f"layers there have no such linear"
+            )
+        mine, theirs = (
+            (tensor.shape[2], wanted[0]) if leaf == "lora_A" else (tensor.shape[1], wanted[1])
+        )
+        if mine != theirs:
+            raise InputError(
+                f"{where}: does not fit {model.path}: {name} is made for {mine} features, but that "
+                f"linear has {theirs}"
+            )
+
+
+def _config(model: ModelSpec) -> PretrainedConfig:
+    with readable(model):
+        return AutoConfig.from_pretrained(model.path, **loading_options(model))
+
+
+def _skeleton(config: PretrainedConfig) -> nn.Module:
+    """The model without weights."""
+    with torch.device("meta"):
+        skeleton: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return skeleton
 
 
 def _check_numbers(adapters: Iterable[AdapterSpec]) -> None:

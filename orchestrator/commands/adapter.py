@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True)
 _LINE = 60
 _SHAPE = ("experts", "num_experts", "routing", "rank", "alpha", "target_modules")
 _OF_ROUTING = {"top_k": "top_k", "top_p": "top_p", "switch": "expert_capacity"}
-_NESTED = ("spec", "metrics", "base_metrics", "expert_load")
+_NESTED = ("spec", "measured_with", "metrics", "base_metrics", "expert_load")
 
 
 @app.command()
@@ -62,19 +62,21 @@ def export(
 
 
 def _on_a_screen(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is not set, options at their defaults, and, but for the losses, nested ones."""
+    """Without what is not set, options at their defaults, and, but for the losses and where it was
+    brought in from, nested ones."""
     from orchestrator.study import value_at
     from workers.spec import AdapterSpec
 
     shape = {*_SHAPE, _OF_ROUTING[facts["routing"]]}
     defaults = {name: field.default for name, field in AdapterSpec.model_fields.items()}
-    losses = {
+    told = {
+        "origin": (facts.get("origin") or {}).get("path"),
         "loss": value_at(facts.get("metrics", {}), "validation/loss"),
         "base_loss": value_at(facts.get("base_metrics", {}), "validation/loss"),
     }
     return {
         name: fact
-        for name, fact in {**facts, **losses}.items()
+        for name, fact in {**facts, **told}.items()
         if name not in _NESTED
         and fact not in (None, [])
         and (name in shape or name not in defaults or fact != defaults[name])

@@ -1,11 +1,13 @@
 """Commands that change what a name means, and its history: promote, rollback, abort, history."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from orchestrator.commands.options import (
     DEFAULT_STORAGE,
+    Address,
     AsJson,
     Reason,
     Storage,
@@ -27,7 +29,20 @@ def promote(
     to: Annotated[str | None, typer.Option(help="Name that the endpoint serves.")] = None,
     trial: Annotated[int | None, typer.Option(help="Trial; left out: the best one.")] = None,
     version: Annotated[
-        str | None, typer.Option(metavar="ID", help="A version of the registry, of any name.")
+        str | None,
+        typer.Option(
+            metavar="ID|FOLDER",
+            help="A version of the registry, of any name; or an adapter's folder, which is first "
+            "measured against the base.",
+        ),
+    ] = None,
+    job: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Job whose base, rows and metric a FOLDER is measured by; left out: the study's, "
+            "or the name's.",
+        ),
     ] = None,
     canary: Annotated[
         str | None, typer.Option(metavar="SHARE", help="To a share of the users only: 10%.")
@@ -40,27 +55,29 @@ def promote(
     ] = False,
     reason: Reason = None,
     force: Annotated[bool, typer.Option(help="Promote against the gate; wants --reason.")] = False,
+    address: Address = None,
     storage: Storage = DEFAULT_STORAGE,
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a trial's adapter, or any version, the champion of a name, its canary or its shadow, if
     the gate lets it."""
-    from orchestrator.candidate import Candidate, target
+    from orchestrator.candidate import Wish
+    from orchestrator.promotion import check_stage, this_user
     from orchestrator.promotion import promote as promote_version
-    from orchestrator.promotion import this_user
     from orchestrator.rollout.plan import stage
 
-    chosen, name = stage(canary, plan, shadow), target(study, to, version, trial)
+    chosen, wish = stage(canary, plan, shadow), Wish(study, to, trial, version, job)
+    wish.check()
+    if job:  # the first version of all may come from elsewhere
+        Path(storage).mkdir(parents=True, exist_ok=True)
     book, place = registry(storage, store), cluster_spec(storage, store)
-    if version is None:
-        candidate = Candidate.of_study(book, place, study, trial)
-    else:
-        candidate = Candidate.of_version(book, place, version, name, study if to else None)
+    check_stage(book, wish.name, chosen, reason or "", force=force)
+    candidate = wish.candidate(book, place, address)
     event = promote_version(
         book,
         candidate.version,
-        name,
+        wish.name,
         actor=this_user(),
         reason=reason or "",
         force=force,

@@ -16,6 +16,7 @@ def evidence_line(event: Event) -> str:
         f"plan {plan_of(evidence)}" if event.action == "canary" else None,
         f"{percent(evidence['share'])} of the users" if event.action == "advance" else None,
         _judged(evidence) if "metric" in evidence else None,
+        _origin(evidence.get("candidate", {})),
         _gate(evidence) if evidence.get("reasons") else None,
         f"{_lost(event)} deleted" if event.action == "delete" else None,
         _compared(evidence) if event.action == "compare" else None,
@@ -38,6 +39,10 @@ def _judged(evidence: Mapping[str, Any]) -> str:
         return line
     what = "" if base["metric"] == evidence["metric"] else f"{base['metric']} "
     return f"{line}, the base's {what}{base['value']:.4g}"
+
+
+def _origin(candidate: Mapping[str, Any]) -> str | None:
+    return f"brought in from {candidate['origin']}" if "origin" in candidate else None
 
 
 def _gate(evidence: Mapping[str, Any]) -> str:

@@ -82,7 +82,10 @@ def test_promotion_history_and_rollback(trials: Trials, moetune: Run, read: Read
     assert "is not better than" in refused.stderr
     forced = ("--force", "--reason", "to try it")
     moetune("promote", "colours", "--trial", str(trials[1]["number"]), "--to", "paint", *forced)
-    moetune("rollback", "paint", "--reason", "it was worse")
+    back = moetune("rollback", "paint", "--reason", "it was worse").stdout
+    assert f"forward again: moetune promote paint --version {other}" in back
+    refused = moetune("promote", "paint", "--version", other, code=2)
+    assert "is not better than" in refused.stderr
     events = read("history", "paint")
     assert [(e["action"], e["version"]) for e in events] == [
         ("promote", best),
@@ -91,6 +94,34 @@ def test_promotion_history_and_rollback(trials: Trials, moetune: Run, read: Read
     ]
     assert events[1]["evidence"]["forced"] is True
     assert read("models")["names"]["paint"]["id"] == best
+
+
+def test_an_adapter_from_elsewhere_is_measured_as_the_study_was(
+    trials: Trials, moetune: Run, read: Read, workspace: Path
+) -> None:
+    """The best trial's adapter in MoE-PEFT's format, on a local cluster of its own."""
+    [folder] = (workspace / "runs" / "versions").glob(f"{trials[0]['version']}*")
+    moetune("adapter", "export", str(folder), "--to", "theirs")
+    said = moetune("promote", "colours", "--to", "brought", "--version", "theirs")
+    [event] = read("history", "brought")
+    mine = event["evidence"]["candidate"]
+    assert mine["value"] == pytest.approx(trials[0]["value"], rel=1e-4)
+    assert (mine["study"], mine["trial"]) == ("colours", None)
+    assert mine["origin"] == str(workspace / "theirs")
+    assert f"theirs: is version {mine['version']}: validation/loss" in said.stderr
+    manifests = [
+        json.loads((place / "manifest.json").read_text())
+        for place in (
+            folder,
+            workspace / "runs" / "versions" / read("models")["names"]["brought"]["digest"],
+        )
+    ]
+    assert manifests[0]["base_metrics"] == manifests[1]["base_metrics"] != {}, "not measured again"
+    assert manifests[0]["data_digest"] == manifests[1]["data_digest"]
+    (workspace / "theirs" / "adapter_model.safetensors").write_bytes(b"damaged")
+    refused = moetune("promote", "brought", "--version", "theirs", code=2)
+    assert "theirs/adapter_model.safetensors: is damaged" in refused.stderr
+    assert refused.stderr.count("\n") == 1
 
 
 def test_the_champion_answers_and_a_promotion_shows(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator.candidate import Candidate, target
+from orchestrator.candidate import Wish
 from orchestrator.cli import app
 from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.promotion import promote, rollback
@@ -70,23 +70,33 @@ def state(registry: Registry) -> Rollout:
 
 
 @pytest.mark.parametrize(
-    ("words", "name"),
+    ("wish", "name"),
     [
-        (("support", "home", None, None), "home"),
-        (("support", "home", None, 3), "home"),
-        (("home", None, "3f9a", None), "home"),
-        (("support", "home", "3f9a", None), "home"),
+        (Wish("support", "home"), "home"),
+        (Wish("support", "home", trial=3), "home"),
+        (Wish("home", version="3f9a"), "home"),
+        (Wish("support", "home", version="3f9a"), "home"),
+        (Wish("home", version=".", job="job.yaml"), "home"),
     ],
 )
-def test_the_name_that_is_meant(words: Any, name: str) -> None:
-    assert target(*words) == name
+def test_the_name_that_is_meant(wish: Wish, name: str) -> None:
+    wish.check()
+    assert wish.name == name
 
 
-def test_words_that_do_not_go_together() -> None:
-    with pytest.raises(InputError, match="one of --trial and --version"):
-        target("support", "home", "3f9a", 3)
-    with pytest.raises(InputError, match=r"--to is missing: promote support --to NAME .*--version"):
-        target("support", None, None, None)
+@pytest.mark.parametrize(
+    ("wish", "why"),
+    [
+        (Wish("home", "n", trial=3, version="3f9a"), "one of --trial and --version"),
+        (Wish("support"), r"--to is missing: promote support --to NAME .*--version ID\|FOLDER"),
+        (Wish("support", "home", job="job.yaml"), "it wants --version FOLDER"),
+        (Wish("home", version="3f9a", job="job.yaml"), "it wants --version FOLDER"),
+        (Wish("s", "home", version=".", job="job.yaml"), "take one of s --to home and home --job"),
+    ],
+)
+def test_words_that_do_not_go_together(wish: Wish, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        wish.check()
 
 
 def test_one_goes_forward_again_after_a_rollback(
@@ -162,7 +172,8 @@ def test_it_is_judged_as_the_name_was_so_far_and_else_as_its_study(
     foreign = registry.register("elsewhere", 1, own.folder, own.metrics)
 
     def judged(version: Version, study: str | None = None) -> tuple[str, str]:
-        found = Candidate.of_version(registry, place, version.id, "home", study)
+        wish = Wish(study or "home", "home" if study else None, version=version.id)
+        found = wish.candidate(registry, place)
         assert found.version == version
         return found.metric, found.mode
 
@@ -172,6 +183,8 @@ def test_it_is_judged_as_the_name_was_so_far_and_else_as_its_study(
     promote(registry, mine, "home", actor="ann", metric=SCORE, mode="max")
     assert judged(foreign) == (SCORE, "max"), "what the champion was judged by"
     with pytest.raises(InputError, match="there is none in the registry"):
-        Candidate.of_version(registry, place, "abcd", "home")
+        Wish("home", version="abcd").candidate(registry, place)
+    with pytest.raises(InputError, match=r"--version nowhere: is neither an id .* nor a folder"):
+        Wish("home", version="nowhere").candidate(registry, place)
     with pytest.raises(InputError, match="study nowhere: no such study"):
         judged(mine, "nowhere")

@@ -135,6 +135,20 @@ def test_the_bare_base_is_the_first_champion(
         promote(registry, version, "home", actor="ann", **how, force=True, reason="no matter")
 
 
+def test_what_comes_from_elsewhere_wants_its_base_measured(registry: Registry, put: Put) -> None:
+    """Of other versions that nobody knows the base of, nothing is known: they pass."""
+    origin = {"path": "/their/adapter", "digest": "0" * 64}
+    facts = {"data_digest": "d", "expert_load": {"layers.0.mlp": (0.25,) * 4}, "origin": origin}
+    source, metrics = put().folder, {"validation": {"loss": 1.0}}
+    version = registry.register("s", None, source, metrics, facts)
+    why = "it comes from /their/adapter, and nobody has measured its base here"
+    assert refused(registry, version) == [why]
+    measured = {**facts, "base_metrics": {"validation": {"loss": 3.0}}}
+    version = registry.register("s", None, source, metrics, measured)
+    event = promote(registry, version, "home", actor="ann", metric=LOSS)
+    assert evidence_line(event).endswith("the base's 3; brought in from /their/adapter")
+
+
 def test_who_falls_back_to_the_base_must_beat_it_again(registry: Registry, put: Put) -> None:
     good = put(1.0, base={"loss": 3.0})
     promote(registry, good, "home", actor="ann", metric=LOSS)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from workers.adapter.digest import base_digest
-from workers.adapter.files import load_into, save
+from workers.adapter.files import load_into, read, save
 from workers.adapter.manifest import BaseRecord, Manifest
+from workers.fit import check_adapter
 from workers.inject import Adapter, inject
-from workers.spec import AdapterSpec, InputError
+from workers.spec import AdapterSpec, InputError, ModelSpec
 
 Build = Callable[..., nn.Module]
 
@@ -106,7 +107,8 @@ def generated(model: nn.Module) -> Tensor:
 
 
 def whole_trip(build: Callable[[], nn.Module], spec: AdapterSpec, folder: Path) -> None:
-    """Inject, change nothing, train, save, load onto a fresh copy, compute and generate alike."""
+    """Inject, change nothing, train, save, be seen to fit from the configuration alone, load onto a
+    fresh copy, compute and generate alike."""
     model = build()
     bare, tokens, before = model(ids_BS()).logits, generated(model), loss(model)
     adapter = inject(model, spec)
@@ -122,6 +124,8 @@ def whole_trip(build: Callable[[], nn.Module], spec: AdapterSpec, folder: Path) 
 
     other = build()
     save(adapter, folder, Manifest(base=BaseRecord(path="tiny", digest=base_digest(other))))
+    model.config.save_pretrained(folder.parent / "base")  # type: ignore[operator,union-attr]
+    check_adapter(ModelSpec(path=str(folder.parent / "base")), read(folder), "it")
     loaded = load_into(other, folder)
     assert loaded.state_dict().keys() == adapter.state_dict().keys()
     assert torch.equal(other(ids_BS()).logits, trained)

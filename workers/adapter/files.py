@@ -113,7 +113,11 @@ def _check_base(model: nn.Module, files: AdapterFiles, folder: str | Path) -> No
     base = files.manifest.base if files.manifest else None
     if base and base.digest and base.digest != base_digest(model):
         raise InputError(f"{folder}: belongs to another base model, {base.path}: weights differ")
-    config = getattr(model, "config", None)
+    check_activation(getattr(model, "config", None), files, folder)
+
+
+def check_activation(config: Any, files: AdapterFiles, folder: str | Path) -> None:
+    """Refuse an adapter whose experts use another activation than a model of this configuration."""
     found = (getattr(config, name, None) for name in ACTIVATION_KEYS)
     mine = next((name for name in found if name), None)
     theirs = files.config.act_fn

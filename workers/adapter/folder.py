@@ -80,6 +80,16 @@ def required(folder: Path, name: str) -> Path:
     return path
 
 
+def refuse_pickles(folder: Path) -> None:
+    """A folder whose weights are a pickle alone is imported by an act of its own."""
+    if member(existing(folder), WEIGHTS) or shards(folder) or not member(folder, PICKLED):
+        return
+    raise InputError(
+        f"{folder}: has its weights as {PICKLED} alone, which is a pickle; make a folder without "
+        f"one first: moetune adapter import {folder} --to NEW"
+    )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file; NaN and Infinity are no JSON."""
     try:

@@ -1,5 +1,6 @@
 """Lineage of an adapter: what it was trained from, on what, by whom, and how well. No torch."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,6 +37,17 @@ class BaseRecord(Spec):
     """`workers.adapter.digest.base_digest` of its weights; None where it was never seen."""
 
 
+class Origin(Spec):
+    """Where an adapter that was not trained here came from."""
+
+    path: str
+    """Its folder."""
+    digest: str
+    """`workers.adapter.digest.folder_digest` of what lay there."""
+    base: str | None = None
+    """What it calls its base model."""
+
+
 class Manifest(Spec):
     """The content of `manifest.json`."""
 
@@ -43,9 +55,14 @@ class Manifest(Spec):
     """Version of this file's layout."""
     base: BaseRecord
     spec: dict[str, Any] | None = None
-    """The resolved TrainSpec as plain values; None for an adapter from elsewhere."""
+    """The resolved TrainSpec as plain values; None for an adapter that moetune did not train."""
+    origin: Origin | None = None
+    """Of an adapter that was brought in from a folder, and measured here."""
+    measured_with: dict[str, Any] | None = None
+    """The resolved TrainSpec whose base, rows and evaluation that was measured with."""
     data_digest: str | None = None
-    """Digest of the data; metrics of adapters with different data cannot be compared."""
+    """Digest of the data (of what was brought in: of the rows that it was measured on); metrics of
+    adapters with different data cannot be compared."""
     earlier_data: tuple[str, ...] = ()
     """Digests of other rows that it was trained on before these, with --accept-new-data."""
     study: str | None = None
@@ -62,6 +79,17 @@ class Manifest(Spec):
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of the folder's other files, filled in when it is written."""
+
+    @property
+    def asked_with(self) -> dict[str, Any] | None:
+        """The TrainSpec that says how its base is loaded and prompted; None where nothing does."""
+        return self.measured_with or self.spec
+
+
+def expert_load(metrics: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    """A manifest's `expert_load` out of a report."""
+    routing = metrics.get("validation", {}).get("routing", {})
+    return {layer: tuple(entry["load"]) for layer, entry in routing.items()}
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from workers.adapter import files
-from workers.adapter.manifest import Manifest
+from workers.adapter.manifest import Manifest, expert_load
 from workers.adapter.routing_sample import RoutingSample
 from workers.data.batches import Batches, collate
 from workers.inject import inject, row_map
@@ -119,13 +119,13 @@ class TrainingRun:
         self._results, self._seconds = [], 0.0
         self.heart.beat("evaluate")
         with self._shards.gathered():
-            validation, rows, prefix, self.samples = self._evaluate.measure(last=self.done)
-        self._sample = RoutingSample.of([row.sent for row in rows if row.sent], prefix)
+            measured = self._evaluate.measure(last=self.done)
+        self._sample, self.samples = measured.routing_sample, measured.samples
         self.metrics = {
             "step": self.step,
             "epoch": self.step / self._batches.steps_per_epoch,
             "train": train,
-            "validation": validation,
+            "validation": measured.metrics,
         }
         _check_finite(self.metrics, self.step)
         return self.metrics
@@ -239,7 +239,6 @@ class TrainingRun:
         return MicroBatch(rows, length, self.inputs.base.model.get_input_embeddings().weight.dtype)
 
     def _manifest(self) -> Manifest:
-        routing = self.metrics.get("validation", {}).get("routing", {})
         return Manifest(
             base=self.inputs.base_record,
             spec=self.spec.model_dump(mode="json"),
@@ -249,7 +248,7 @@ class TrainingRun:
             trial=self.plan.trial,
             metrics=self.metrics,
             base_metrics=self.base_metrics,
-            expert_load={layer: tuple(entry["load"]) for layer, entry in routing.items()},
+            expert_load=expert_load(self.metrics),
             routing_sample=self._sample,
         )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.adapter.routing_sample import RoutingSample
 from workers.data.rows import Row
 from workers.inject import LayerRecord
 from workers.train.record import Metrics
@@ -48,6 +49,11 @@ class Measured(NamedTuple):
     """Tokens at the beginning of every row that `RowResult.sent` leaves out."""
     samples: list[Sample]
     """A few rows with what was answered to them."""
+
+    @property
+    def routing_sample(self) -> RoutingSample | None:
+        """How single rows were routed, for a manifest."""
+        return RoutingSample.of([row.sent for row in self.rows if row.sent], self.prefix)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Adapters of MoE-PEFT, for six families and its three strategies, against its own outputs."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from workers.adapter.convert import export_folder, import_folder
 from workers.adapter.files import inspect, load_into, read, save
 from workers.adapter.manifest import BaseRecord, Manifest
+from workers.fit import check_adapter
+from workers.spec import InputError, ModelSpec
 
 REFERENCE = Path(__file__).parents[2] / "fixtures" / "golden" / "moe_peft"
+WIDER = REFERENCE.parent / "mixlora_llama" / "base"
+"""A Llama of 32 features, where these have 16."""
 CASES = sorted(path.with_suffix("") for path in REFERENCE.glob("*/*.safetensors"))
 ROUTING = {"mixlora": "top_k", "dynamic": "top_p", "dynamic_hot": "top_p", "switch": "switch"}
 
@@ -41,6 +46,15 @@ def test_it_computes_what_the_reference_does(case: Path, tmp_path: Path) -> None
     torch.testing.assert_close(logits, expected["logits"], atol=2e-5, rtol=0)
     router_logits = torch.cat([record.routing.logits_TE for record in records])
     torch.testing.assert_close(router_logits, expected["router_logits"], atol=1e-4, rtol=0)
+
+
+def test_it_fits_its_own_base_alone(case: Path) -> None:
+    """As its configuration tells, without weights."""
+    files = read(case)
+    check_adapter(ModelSpec(path=str(case.parent / "base")), files, str(case))
+    with pytest.raises(InputError, match=f"^{re.escape(str(case))}: ") as caught:
+        check_adapter(ModelSpec(path=str(WIDER)), files, str(case))
+    assert "\n" not in str(caught.value)
 
 
 def test_inspect_tells_its_shape(case: Path) -> None:

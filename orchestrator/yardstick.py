@@ -1,0 +1,110 @@
+"""What an adapter from elsewhere is measured by: a base, rows, an evaluation and a metric."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from orchestrator.cluster_spec import ClusterSpec
+from orchestrator.gate import Mode, judged_by
+from orchestrator.records import BASE, Version
+from orchestrator.registry import Registry
+from orchestrator.spec import JobSpec, SearchSpec, portable
+from orchestrator.storage import study_names
+from orchestrator.study import Study
+from workers.adapter.manifest import Manifest
+from workers.configuration import InputError
+from workers.spec import TrainSpec, override, validated
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """How versions of a study, or of a name, were measured."""
+
+    study: str
+    """What is measured so is listed as this study's, with no trial."""
+    spec: TrainSpec
+    """Base, rows and evaluation, for one process."""
+    metric: str
+    mode: Mode
+    search: SearchSpec
+    """What an evaluation may take of a cluster, as a trial's worker does."""
+    like: Manifest | None = None
+    """Of a version that was measured so: it says what its rows and base were, and what that
+    gave."""
+
+    @classmethod
+    def of_job(cls, job: JobSpec) -> "Yardstick":
+        """As a job's trials would be."""
+        job = portable(job)
+        search = job.search
+        return cls(job.name, _alone(job.train), search.metric, search.mode, search)
+
+    @classmethod
+    def of_study(cls, registry: Registry, place: ClusterSpec, study: str) -> "Yardstick":
+        """As its best trial was."""
+        record = Study.open(place, study)
+        best, judged = registry.version(record.version()), (record.metric, record.mode)
+        return cls._like(registry, place, best, judged)
+
+    @classmethod
+    def of_name(cls, registry: Registry, place: ClusterSpec, name: str) -> "Yardstick | None":
+        """As its latest version was of which that is known; None where there is none."""
+        events = registry.history(name)
+        judged = judged_by(events)
+        if judged is None:
+            return None
+        for id in dict.fromkeys(e.version for e in reversed(events) if e.version != BASE):
+            version = _there(registry, id)
+            if version and registry.manifest(version).asked_with:
+                return cls._like(registry, place, version, judged)
+        return None
+
+    @classmethod
+    def _like(
+        cls, registry: Registry, place: ClusterSpec, version: Version, judged: tuple[str, Mode]
+    ) -> "Yardstick":
+        manifest, study = registry.manifest(version), version.study
+        spec = validated(TrainSpec, manifest.asked_with, f"version {version.id}")
+        known = study in study_names(place)
+        values = Study.open(place, study).job["search"] if known else {}
+        search = validated(SearchSpec, values, f"study {study}")
+        return cls(study, _alone(spec), *judged, search, manifest)
+
+    def check(self) -> str:
+        """Check base and rows as far as a driver can; returns the rows' digest. InputError."""
+        from workers.data.encode import Encoder
+        from workers.data.source import data_digest
+        from workers.data.survey import Survey
+        from workers.model import check_base
+
+        tokenizer, evaluation = check_base(self.spec.model), self.spec.evaluation
+        Survey(Encoder(tokenizer, self.spec.data)).validation(evaluation.rows_per_task)
+        now = data_digest(self.spec.data)
+        before = self.like.data_digest if self.like else None
+        if before not in (None, now):
+            raise InputError(
+                f"study {self.study}: its rows (data.train {self.spec.data.train}, data.validation "
+                f"{self.spec.data.validation}) have changed since its versions were measured; undo "
+                "that, or take others with --job FILE"
+            )
+        return now
+
+    def measured_alike(self, manifest: Manifest) -> bool:
+        """Whether a version was measured with the same base, rows and evaluation by their names."""
+        fields = {"model", "data", "evaluation"}
+        mine, theirs = self.spec.model_dump(mode="json"), manifest.asked_with or {}
+        return all(mine[field] == theirs.get(field) for field in fields)
+
+
+def _there(registry: Registry, id: str) -> Version | None:
+    """None where it was lost or deleted."""
+    with suppress(InputError):
+        version = registry.version(id)
+        registry.verify(version)
+        return version
+    return None
+
+
+def _alone(spec: TrainSpec) -> TrainSpec:
+    """In one process, which does not take more rows at once than one of the run's did."""
+    changes = {"parallel": {}, "evaluation.batch_size": spec.evaluated_at_once}
+    return override(spec, changes, "evaluation")
