@@ -39,6 +39,8 @@ class Wish:
     trial: int | None = None
     version: str | None = None
     job: str | None = None
+    base: str | None = None
+    """Where the base of the versions that a folder is measured like is now, if it was moved."""
 
     @property
     def name(self) -> str:
@@ -107,8 +109,8 @@ class Wish:
         if self.job is not None:
             return Yardstick.of_job(load_job(self.job))
         if self._study is not None:
-            return Yardstick.of_study(registry, place, self._study)
-        found = Yardstick.of_name(registry, place, self.name)
+            return Yardstick.of_study(registry, place, self._study, self.base)
+        found = Yardstick.of_name(registry, place, self.name, self.base)
         if found is None:
             raise InputError(
                 f"{self.name}: has no version yet that says on which rows {self.version} is to be "

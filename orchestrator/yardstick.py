@@ -10,6 +10,7 @@ from orchestrator.registry import Registry
 from orchestrator.spec import JobSpec, SearchSpec, portable
 from orchestrator.storage import study_names
 from orchestrator.study import Study
+from orchestrator.trained_base import trained_base
 from workers.adapter.manifest import Manifest
 from workers.configuration import InputError
 from workers.spec import TrainSpec, override, validated
@@ -39,33 +40,45 @@ class Yardstick:
         return cls(job.name, _alone(job.train), search.metric, search.mode, search)
 
     @classmethod
-    def of_study(cls, registry: Registry, place: ClusterSpec, study: str) -> "Yardstick":
-        """As its best trial was."""
+    def of_study(
+        cls, registry: Registry, place: ClusterSpec, study: str, base: str | None = None
+    ) -> "Yardstick":
+        """As its best trial was; `base` is the folder where its base model is now."""
         record = Study.open(place, study)
         best, judged = registry.version(record.version()), (record.metric, record.mode)
-        return cls._like(registry, place, best, judged)
+        return cls._like(place, best, registry.manifest(best), judged, base)
 
     @classmethod
-    def of_name(cls, registry: Registry, place: ClusterSpec, name: str) -> "Yardstick | None":
-        """As its latest version was of which that is known; None where there is none."""
+    def of_name(
+        cls, registry: Registry, place: ClusterSpec, name: str, base: str | None = None
+    ) -> "Yardstick | None":
+        """The same of the name's latest version that says how; None where none does."""
         events = registry.history(name)
         judged = judged_by(events)
         if judged is None:
             return None
         for id in dict.fromkeys(e.version for e in reversed(events) if e.version != BASE):
             version = _there(registry, id)
-            if version and registry.manifest(version).asked_with:
-                return cls._like(registry, place, version, judged)
+            manifest = registry.manifest(version) if version else None
+            if version and manifest and manifest.asked_with:
+                return cls._like(place, version, manifest, judged, base)
         return None
 
     @classmethod
     def _like(
-        cls, registry: Registry, place: ClusterSpec, version: Version, judged: tuple[str, Mode]
+        cls,
+        place: ClusterSpec,
+        version: Version,
+        manifest: Manifest,
+        judged: tuple[str, Mode],
+        base: str | None,
     ) -> "Yardstick":
-        manifest, study = registry.manifest(version), version.study
-        spec = validated(TrainSpec, manifest.asked_with, f"version {version.id}")
-        known = study in study_names(place)
-        values = Study.open(place, study).job["search"] if known else {}
+        study, reference = version.study, f"version {version.id}"
+        known = validated(TrainSpec, manifest.asked_with, reference)
+        model = trained_base(reference, manifest.base, known.model, base)
+        spec = known.model_copy(update={"model": model})
+        there = study in study_names(place)
+        values = Study.open(place, study).job["search"] if there else {}
         search = validated(SearchSpec, values, f"study {study}")
         return cls(study, _alone(spec), *judged, search, manifest)
 

@@ -9,6 +9,7 @@ from orchestrator.commands.options import (
     DEFAULT_STORAGE,
     Address,
     AsJson,
+    MovedBase,
     Reason,
     Storage,
     Store,
@@ -55,6 +56,7 @@ def promote(
     ] = False,
     reason: Reason = None,
     force: Annotated[bool, typer.Option(help="Promote against the gate; wants --reason.")] = False,
+    base: MovedBase = None,
     address: Address = None,
     storage: Storage = DEFAULT_STORAGE,
     store: Store = None,
@@ -67,7 +69,7 @@ def promote(
     from orchestrator.promotion import promote as promote_version
     from orchestrator.rollout.plan import stage
 
-    chosen, wish = stage(canary, plan, shadow), Wish(study, to, trial, version, job)
+    chosen, wish = stage(canary, plan, shadow), Wish(study, to, trial, version, job, base)
     wish.check()
     if job:  # the first version of all may come from elsewhere
         Path(storage).mkdir(parents=True, exist_ok=True)

@@ -410,12 +410,7 @@ def test_an_adapter_of_another_base_is_refused(
     here: Here, elsewhere: Elsewhere, tmp_path: Path
 ) -> None:
     """Of the same shapes, by its digest; and where the base is known from the name's versions."""
-    from transformers import AutoModelForCausalLM
-
-    other = write_model(tmp_path / "other")
-    model = AutoModelForCausalLM.from_pretrained(other)
-    model.get_input_embeddings().weight.data.mul_(1.5)
-    model.save_pretrained(other)
+    other = changed(write_model(tmp_path / "other"))
     foreign = write_adapter(other, tmp_path / "foreign", 1)
     by_job = ("paint", "--version", str(foreign), "--job", str(here.job))
     assert f"{foreign}: belongs to another base model, {other}" in here.refused(*by_job)
@@ -451,6 +446,31 @@ def test_rows_that_are_gone_or_changed_are_refused(
     second = a_study(here, elsewhere, 0.5, data_digest="0" * 64, spec=lost)
     here.promote("paint", "--version", second.id)
     assert "lost.jsonl: no such file" in here.refused(*words)
+
+
+def test_a_base_that_has_moved_is_named(here: Here, elsewhere: Elsewhere, tmp_path: Path) -> None:
+    now, gone = elsewhere.spec.model.path, str(tmp_path / "gone")
+    spec = elsewhere.spec.model_dump(mode="json")
+    spec["model"]["path"] = gone
+    record = {"path": gone, "digest": base_digest(now)}
+    first = a_study(here, elsewhere, 1.0, spec=spec, base=record)
+    here.promote("paint", "--version", first.id)
+    words = ("paint", "--version", str(elsewhere.peft))
+    assert f"is not at {gone} any more; --base PATH says where it is now" in here.refused(*words)
+    with pytest.raises(AssertionError, match="a cluster was asked for"):
+        here.promote(*words, "--base", now)
+    other = write_model(tmp_path / "other", context=64)
+    assert "is another base model" in here.refused(*words, "--base", str(changed(other)))
+
+
+def changed(base: Path) -> Path:
+    """A base model with other weights."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.get_input_embeddings().weight.data.mul_(1.5)
+    model.save_pretrained(base)
+    return base
 
 
 def test_a_cluster_is_asked_for_only_when_all_else_is_well(
