@@ -27,7 +27,7 @@ def folder(make_spec: Callable[..., TrainSpec], tmp_path: Path) -> Path:
         adapter__dropout=0.05,
     )
     run = TrainingRun(spec, RunPlan(tmp_path / "run", "a study", trial=0))
-    run.base_metrics = run.measure_base()
+    run.base_metrics, _ = run.measure_base()
     run.advance()
     run.save_adapter(tmp_path / "adapter")
     run.close()
