@@ -65,8 +65,13 @@ def delete_version(registry: Registry, id: str, *, actor: str, reason: str = "")
     try:
         version = registry.version(id)
     except InputError:
-        if registry.remove_files(id):
+        if registry.finish_removal(id):
             return []
+        if registry.has_strange_files(id):
+            raise InputError(
+                f"version {id}: this store does not know it; its files stay, since another store "
+                "may (--store, MOETUNE_STORE)"
+            ) from None
         raise
 
     def decide(events: list[Event]) -> list[Event]:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +70,12 @@ class Registry:
             ):
                 raise InputError(f"study {study}, trial {trial}: metric {path} is {value!r}")
         facts = {"study": study, "trial": trial, "metrics": dict(metrics)}
-        digest = self._files.add(Path(adapter_folder), {**(lineage or {}), **facts})
+        source, manifest = Path(adapter_folder), {**(lineage or {}), **facts}
+        digest = self._files.add(source, manifest)
         created = datetime.now(UTC).isoformat()
         self._store.add_version({"digest": digest, **facts, "created": created})
+        if not self._files.path(digest).is_dir():  # a deletion was under way until then
+            self._files.add(source, manifest)
         return self.version(digest)
 
     def staging(self) -> AbstractContextManager[Path]:
@@ -203,22 +207,31 @@ class Registry:
             return [event.model_dump(mode="json") for event in decide([*map(event_of, log)])]
 
         written = self._store.remove_version(version.digest, version.id, rows)
-        self._files.remove(version.digest)
+        self._remove_files(version.digest)
         return [*map(event_of, written)]
 
-    def remove_files(self, id: str) -> bool:
-        """Delete the files of a version whose row is gone: of a deletion that was cut off. Whether
-        there were any."""
-        digest = self._files.only(id) if PREFIX.fullmatch(id) else None
-        if digest is None or self._store.versions(prefix=digest):
+    def finish_removal(self, id: str) -> bool:
+        """Delete the files of the one version that begins so and whose deletion was cut off;
+        whether there was one. What has no row may be another store's, or on its way in."""
+        if not PREFIX.fullmatch(id) or self._store.versions(prefix=id):
             return False
-        self._files.remove(digest)
-        return True
+        found = self._store.removed(id)
+        if len(found) == 1:
+            self._remove_files(found[0])
+        return len(found) == 1
+
+    def has_strange_files(self, id: str) -> bool:
+        """Whether there are files of a version of which this store knows nothing."""
+        known = PREFIX.fullmatch(id) is None or self._store.versions(prefix=id)
+        return not known and self._files.there(id)
 
     def close(self) -> None:
         """Close the database connections."""
         if self._opened is not None:
             self._opened.close()
+
+    def _remove_files(self, digest: str) -> None:
+        self._store.remove_files(digest, partial(self._files.remove, digest))
 
     def _events(self, name: str, since: int) -> "Sequence[Row]":
         return self._store.events(name, since)

@@ -51,6 +51,12 @@ ANSWERS = sa.Table(
     sa.Column("at", sa.String(32), nullable=False),
 )
 
+# Versions whose row is gone, and whose files go next: what finishes a deletion that was cut off
+# knows by it that there was one.
+REMOVED = sa.Table(
+    "moetune_removed", METADATA, sa.Column("digest", sa.String(64), primary_key=True)
+)
+
 
 class Store:
     """Reads and appends rows; every statement is its own transaction."""
@@ -60,8 +66,8 @@ class Store:
         self._database = Database(url, METADATA, patience)
 
     def add_version(self, row: Mapping[str, Any]) -> None:
-        """Insert a version; one that is there stays as it is."""
-        self._database.insert(VERSIONS, row)
+        """Insert a version; one that is there stays as it is. Its files are not to go any more."""
+        self._database.insert(VERSIONS, row, partial(_take_back, digest=row["digest"]))
 
     def add_event(self, row: Mapping[str, Any], version_there: bool = False) -> bool:
         """Append an event; False where its (name, revision) was taken in the meantime.
@@ -79,6 +85,7 @@ class Store:
     def remove_version(self, digest: str, id: str, decide: Decide) -> list[Mapping[str, Any]]:
         """Delete a version with its answers, and append what `decide` says of each log that names
         it, which is returned; where that raises, all stays. No promotion of it can come in between.
+        Its files are to go next, by `remove_files`.
         """
         written: list[Mapping[str, Any]] = []
 
@@ -86,6 +93,8 @@ class Store:
             written.clear()
             for table in (VERSIONS, ANSWERS):
                 connection.execute(sa.delete(table).where(table.c.digest == digest))
+            _take_back(connection, digest)
+            connection.execute(sa.insert(REMOVED), {"digest": digest})
             named = sa.select(EVENTS.c.name).where(EVENTS.c.version == id).distinct()
             for name in connection.execute(named.order_by(EVENTS.c.name)).scalars().all():
                 log = connection.execute(_log(name)).mappings().all()
@@ -95,6 +104,18 @@ class Store:
 
         self._database.attempt(work)
         return written
+
+    def removed(self, prefix: str) -> list[str]:
+        """Digests that begin so, of versions whose files are still to go."""
+        query = sa.select(REMOVED).where(REMOVED.c.digest.startswith(prefix, autoescape=True))
+        return [row["digest"] for row in self._database.rows(query)]
+
+    def remove_files(self, digest: str, remove: Callable[[], None]) -> None:
+        """Call `remove` if the version's files are still to go, and note that they are gone. Who
+        adds the version again waits meanwhile."""
+        with self._database.transaction() as connection:
+            if _take_back(connection, digest):
+                remove()
 
     def add_answer(self, row: Mapping[str, Any]) -> None:
         """Insert an answer; one that is there stays as it is."""
@@ -151,6 +172,11 @@ class Store:
 
 def _log(name: str) -> sa.Select[Any]:
     return sa.select(EVENTS).where(EVENTS.c.name == name).order_by(EVENTS.c.revision)
+
+
+def _take_back(connection: sa.Connection, digest: str) -> bool:
+    """Strike a version from those whose files are to go; whether it was one."""
+    return bool(connection.execute(sa.delete(REMOVED).where(REMOVED.c.digest == digest)).rowcount)
 
 
 def _keep_version(connection: sa.Connection, id: str) -> None:

@@ -90,11 +90,9 @@ class VersionFiles:
             raise StorageError(f"{folder}: cannot be read: {error.strerror}") from None
         self._check(digest, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
 
-    def only(self, id: str) -> str | None:
-        """The digest of the one folder whose name begins so; None where there is none, or there
-        are several."""
-        found = [path.name for path in self._folder.glob(f"{id}*") if path.is_dir()]
-        return found[0] if len(found) == 1 else None
+    def there(self, id: str) -> bool:
+        """Whether there is a folder whose name begins so."""
+        return any(path.is_dir() for path in self._folder.glob(f"{id}*"))
 
     def remove(self, digest: str) -> None:
         """Delete a folder, if it is there: whole, or else under a name that is swept."""

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from orchestrator.begin import locked
 from orchestrator.deletion import delete, delete_name, delete_version
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden" / "mixlora_llama" / "adapter"
 LOSS = "validation/loss"
 Promote = Callable[..., Event]
+Again = Callable[[], Version]
 
 
 @pytest.fixture
@@ -56,6 +59,28 @@ def put(registry: Registry, versions: list[Version]) -> Promote:
         return promote(registry, versions[number], name, actor="ann", metric=LOSS, stage=chosen)
 
     return promoted
+
+
+@pytest.fixture
+def again(registry: Registry, tmp_path: Path) -> Again:
+    """Register the first version once more."""
+    lineage = {"data_digest": "d", "expert_load": {f"layers.{i}.mlp": (0.25,) * 4 for i in (0, 1)}}
+    facts = {"validation": {"loss": 4.0}}
+    return lambda: registry.register("s", 0, tmp_path / "adapter", facts, lineage)
+
+
+def cut_off(registry: Registry, version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its deletion is killed between row and files."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VersionFiles, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            delete_version(registry, version.id, actor="ann")
+    assert version.folder.exists()
+    assert version.id not in [one.id for one in registry.versions()]
 
 
 def refused(registry: Registry, version: Version, why: str) -> None:
@@ -133,7 +158,7 @@ def test_names_that_have_had_it_are_told_and_pass_it_over(
 
 
 def test_a_deleted_version_can_be_had_again(
-    registry: Registry, versions: list[Version], put: Promote, tmp_path: Path
+    registry: Registry, versions: list[Version], put: Promote, again: Again
 ) -> None:
     for number in range(3):
         put(number)
@@ -141,15 +166,13 @@ def test_a_deleted_version_can_be_had_again(
     state = registry.rollout("home")
     assert state is not None
     assert state.gone == {versions[0].id}
-    manifest = {"data_digest": "d", "expert_load": {f"layers.{i}.mlp": (0.25,) * 4 for i in (0, 1)}}
-    facts = {"validation": {"loss": 4.0}}
-    again = registry.register("s", 0, tmp_path / "adapter", facts, manifest)
-    assert again.id == versions[0].id
-    promote(registry, again, "home", actor="a", metric=LOSS, force=True, reason="back")
-    assert registry.resolve(f"home@{again.id}") == again
+    back = again()
+    assert back.id == versions[0].id
+    promote(registry, back, "home", actor="a", metric=LOSS, force=True, reason="back")
+    assert registry.resolve(f"home@{back.id}") == back
     state = registry.rollout("home")
     assert state is not None
-    assert (state.champion, state.gone) == (again.id, frozenset())
+    assert (state.champion, state.gone) == (back.id, frozenset())
 
 
 def test_a_name_goes_with_its_history(
@@ -236,33 +259,84 @@ def test_there_is_nothing_of_that_name(
     assert others.is_dir()
 
 
-def test_only_what_has_no_row_is_taken_for_a_deletion_that_was_cut_off(
-    registry: Registry, versions: list[Version]
+def test_what_another_store_knows_stays(
+    registry: Registry, versions: list[Version], put: Promote, tmp_path: Path
 ) -> None:
-    """Several begin like this one: none goes."""
-    twin = versions[0].digest[:20] + "f" * 44
-    (versions[0].folder.parent / twin).mkdir()
-    assert not registry.remove_files(versions[0].digest[:16])
-    assert not registry.remove_files(versions[1].id)
-    assert registry.remove_files(twin[:24])
+    """Who has forgotten --store, or whose registration is between files and row, loses nothing."""
+    put(0)
+    place = ClusterSpec(storage=str(tmp_path / "storage"), store=f"sqlite:///{tmp_path}/other.db")
+    for id in (versions[0].id, versions[0].digest, versions[1].digest[:4]):
+        with pytest.raises(InputError, match=f"version {id}: this store does not know it") as told:
+            delete(place, id, actor="ann")
+        assert "\n" not in str(told.value)
     for version in versions:
-        registry.verify(version)
+        registry.verify(registry.version(version.id))
 
 
 def test_a_deletion_that_was_killed_between_row_and_files_is_finished(
     registry: Registry, versions: list[Version], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(VersionFiles, "remove", killed)
-        with pytest.raises(KeyboardInterrupt):
-            delete_version(registry, versions[0].id, actor="ann")
-    assert versions[0].folder.exists()
-    assert versions[0].id not in [one.id for one in registry.versions()]
+    cut_off(registry, versions[0], monkeypatch)
+    assert not registry.finish_removal(versions[1].id)
     assert delete_version(registry, versions[0].id, actor="ann") == []
     assert gone(registry, versions[0])
+    with pytest.raises(InputError, match="there is none in the registry"):
+        delete_version(registry, versions[0].id, actor="ann")
+
+
+def test_a_version_that_came_again_is_no_deletion_to_finish(
+    registry: Registry, versions: list[Version], again: Again, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off(registry, versions[0], monkeypatch)
+    assert again().id == versions[0].id
+    assert not registry.finish_removal(versions[0].digest)
+    registry.verify(registry.version(versions[0].id))
+    delete_version(registry, versions[0].id, actor="ann")
+    assert gone(registry, versions[0])
+
+
+@pytest.mark.parametrize("moment", ["before the row", "before the files"])
+def test_what_is_registered_while_it_is_deleted_has_its_files(
+    moment: str,
+    registry: Registry,
+    versions: list[Version],
+    again: Again,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both have seen the files: the registration as there already, the deletion as its own."""
+    add, remove = Store.add_version, Store.remove_version
+
+    def late(self: Store, row: Any) -> None:
+        monkeypatch.setattr(Store, "add_version", add)
+        delete_version(registry, versions[0].id, actor="bob")
+        add(self, row)
+
+    def overtaken(self: Store, *which: Any) -> Any:
+        written = remove(self, *which)
+        again()
+        return written
+
+    if moment == "before the row":
+        monkeypatch.setattr(Store, "add_version", late)
+        again()
+    else:
+        monkeypatch.setattr(Store, "remove_version", overtaken)
+        delete_version(registry, versions[0].id, actor="bob")
+    registry.verify(registry.version(versions[0].id))
+
+
+def test_a_database_from_before_takes_deletions(
+    registry: Registry, versions: list[Version], store: str, tmp_path: Path
+) -> None:
+    """It has no table of them yet."""
+    registry.close()
+    engine = sa.create_engine(store)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE moetune_removed"))
+    engine.dispose()
+    with closing(Registry(store, tmp_path / "storage")) as anew:
+        delete_version(anew, versions[0].id, actor="ann")
+        assert gone(anew, versions[0])
 
 
 def test_a_deletion_that_fails_on_its_way_changes_nothing(
