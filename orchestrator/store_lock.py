@@ -5,6 +5,7 @@ process that holds one dies.
 """
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ def _lock(url: str, name: str) -> Iterator[Take]:
     if dialect == "sqlite" and file in (None, ":memory:"):
         yield lambda: True  # nobody else sees it
     elif dialect == "sqlite":
-        with _opened(f"{file}.{name}.lock") as beside:
+        with _opened(f"{os.path.realpath(file)}.{name}.lock") as beside:
             yield partial(lock_descriptor, beside.fileno(), blocking=False)
     else:
         with engine.connect() as connection:

@@ -83,6 +83,19 @@ def test_a_study_is_run_once_whatever_folder_it_writes_to(
         pass
 
 
+def test_a_study_is_run_once_whatever_way_leads_to_its_database(
+    job: JobSpec, tmp_path: Path
+) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near").symlink_to("far")
+    (tmp_path / "far" / "link.db").symlink_to("one.db")
+    ways = [f"sqlite:///{tmp_path}/{way}" for way in ("far/one.db", "near/one.db", "far/link.db")]
+    with locked(at(job, ways[0])):
+        for way in ways[1:]:
+            with pytest.raises(InputError, match="another process is running"), locked(at(job, way)):
+                pass
+
+
 @pytest.mark.parametrize("name", ["what?", "50%20x", "a{b}c", "#1 & co", "ä+ö:@[x]"])
 def test_a_folder_may_have_any_name(
     name: str, job: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
