@@ -9,7 +9,7 @@ from orchestrator.gate import LOSS, Mode, judged_by
 from orchestrator.promotion import check_own_name
 from orchestrator.records import Version
 from orchestrator.registry import PREFIX, Registry
-from orchestrator.spec import load_job
+from orchestrator.spec import JobSpec
 from orchestrator.storage import study_names
 from orchestrator.study import Study
 from orchestrator.yardstick import Yardstick
@@ -40,7 +40,7 @@ class Wish:
     version: str | None = None
     job: str | None = None
     base: str | None = None
-    """Where the base of the versions that a folder is measured like is now, if it was moved."""
+    """Where the base that a folder is measured beside is now, if it was moved."""
 
     @property
     def name(self) -> str:
@@ -57,6 +57,8 @@ class Wish:
             )
         if self.version is not None and self.trial is not None:
             raise InputError("take one of --trial and --version")
+        if self.version == "":
+            raise InputError("--version: is empty; give an id or a folder")
         if self.job is not None and (self.version is None or self._names_an_id()):
             raise InputError("--job says by what a FOLDER is measured: it wants --version FOLDER")
         if self.job is not None and self.to is not None:
@@ -66,10 +68,14 @@ class Wish:
             )
 
     def candidate(
-        self, registry: Registry, place: ClusterSpec, address: str | None = None
+        self,
+        registry: Registry,
+        place: ClusterSpec,
+        address: str | None = None,
+        job: JobSpec | None = None,
     ) -> Candidate:
         """What is meant. A folder is measured on the cluster at `address` (None: a local one)
-        unless it was before."""
+        unless it was before; as the trials of `job` are, where one is given."""
         if self.version is None:
             record = Study.open(place, self.first)
             version = registry.version(record.version(self.trial))
@@ -77,7 +83,7 @@ class Wish:
         if self._names_an_id():
             version = registry.version(self.version)
             return Candidate(version, *self._judged(registry, place, version))
-        yardstick = self._yardstick(registry, place)
+        yardstick = self._yardstick(registry, place, job)
         check_own_name(self.name, base_id(yardstick.spec.model.path), self.version)
         version = Arrival(registry, Path(self.version), yardstick).version(address)
         return Candidate(version, yardstick.metric, yardstick.mode)
@@ -105,9 +111,9 @@ class Wish:
             judged = record.metric, record.mode
         return judged or (LOSS, "min")
 
-    def _yardstick(self, registry: Registry, place: ClusterSpec) -> Yardstick:
-        if self.job is not None:
-            return Yardstick.of_job(load_job(self.job))
+    def _yardstick(self, registry: Registry, place: ClusterSpec, job: JobSpec | None) -> Yardstick:
+        if job is not None:
+            return Yardstick.of_job(job, self.base)
         if self._study is not None:
             return Yardstick.of_study(registry, place, self._study, self.base)
         found = Yardstick.of_name(registry, place, self.name, self.base)

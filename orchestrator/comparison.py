@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cluster.errors import ClusterError
 from cluster.placement import WAIT_SECONDS, Demand, wait_for_room
+from workers.configuration import one_line
 from workers.spec import InputError, TrainSpec, override, validated
 from workers.train.record import Metrics
 
@@ -134,7 +136,9 @@ def on_cluster(
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
-        raise
+        raise ClusterError(f"{demand.who} failed: {one_line(error.cause)}") from None
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"{demand.who} failed: {one_line(error)}") from None
 
 
 def compare_version(measurement: Measurement) -> Comparison:

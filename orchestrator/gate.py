@@ -1,6 +1,7 @@
 """The gate before a name: what a version must be like to become its champion."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.records import Event, Version
@@ -26,7 +27,7 @@ def compare(
                 "trial": version.trial,
                 "value": value_at(version.metrics, metric),
                 "data_digest": (kept := _manifest(registry, version)) and kept.data_digest,
-                **({"origin": kept.origin.path} if kept and kept.origin else {}),
+                **({"origin": Path(kept.origin.path).name} if kept and kept.origin else {}),
             }
     if champion is None:
         lineage = _manifest(registry, chosen)

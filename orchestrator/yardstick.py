@@ -1,19 +1,24 @@
 """What an adapter from elsewhere is measured by: a base, rows, an evaluation and a metric."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.gate import Mode, judged_by
 from orchestrator.records import BASE, Version
 from orchestrator.registry import Registry
-from orchestrator.spec import JobSpec, SearchSpec, portable
+from orchestrator.spec import JobSpec, SearchSpec, override_job, portable
 from orchestrator.storage import study_names
 from orchestrator.study import Study
 from orchestrator.trained_base import trained_base
 from workers.adapter.manifest import Manifest
 from workers.configuration import InputError
 from workers.spec import TrainSpec, override, validated
+
+_FREE = ("samples", "batch_size")
+"""Of an evaluation: what changes no figure."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,10 @@ class Yardstick:
     gave."""
 
     @classmethod
-    def of_job(cls, job: JobSpec) -> "Yardstick":
-        """As a job's trials would be."""
-        job = portable(job)
+    def of_job(cls, job: JobSpec, base: str | None = None) -> "Yardstick":
+        """As a job's trials would be; `base` is the folder where its base model is now."""
+        moved = {"model.path": base} if base else {}
+        job = portable(override_job(job, moved, "--base"))
         search = job.search
         return cls(job.name, _alone(job.train), search.metric, search.mode, search)
 
@@ -102,10 +108,25 @@ class Yardstick:
         return now
 
     def measured_alike(self, manifest: Manifest) -> bool:
-        """Whether a version was measured with the same base, rows and evaluation by their names."""
-        fields = {"model", "data", "evaluation"}
-        mine, theirs = self.spec.model_dump(mode="json"), manifest.asked_with or {}
-        return all(mine[field] == theirs.get(field) for field in fields)
+        """Whether a version was measured with the same base, by its digest where that is known
+        here, and with the same rows and evaluation by their names."""
+        if manifest.asked_with is None:
+            return False
+        mine, theirs = self.spec.model_dump(mode="json"), manifest.asked_with
+        known = self.like.base.digest if self.like else None
+        same_base = known is not None and known == manifest.base.digest
+        return _measures(mine, same_base) == _measures(theirs, same_base)
+
+
+def _measures(spec: Mapping[str, Any], same_base: bool) -> dict[str, dict[str, Any]]:
+    """What of a specification its figures depend on; but for the base's place where it is known to
+    be the same."""
+    place = ("path",) if same_base else ()
+    free: dict[str, tuple[str, ...]] = {"model": place, "data": (), "evaluation": _FREE}
+    return {
+        part: {field: value for field, value in spec.get(part, {}).items() if field not in left}
+        for part, left in free.items()
+    }
 
 
 def _there(registry: Registry, id: str) -> Version | None:

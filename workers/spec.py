@@ -4,7 +4,7 @@ Other packages take everything from here; the parts lie in modules of their own.
 """
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -318,9 +318,14 @@ class TrainSpec(Spec):
 
     def same_run(self, other: Self) -> bool:
         """Whether `other` may go on with this run: spread over its workers in another way, perhaps,
-        and with other checkpoints."""
-        free = {"parallel", "checkpoint"}
-        return self.model_dump(exclude=free) == other.model_dump(exclude=free)
+        with other checkpoints, and keeping other answers."""
+        return self._decides() == other._decides()
+
+    def _decides(self) -> dict[str, Any]:
+        """What a run computes."""
+        values = self.model_dump(exclude={"parallel", "checkpoint"})
+        del values["evaluation"]["samples"]
+        return values
 
     @property
     def micro_batch_size(self) -> int | None:

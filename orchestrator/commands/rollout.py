@@ -9,6 +9,7 @@ from orchestrator.commands.options import (
     DEFAULT_STORAGE,
     Address,
     AsJson,
+    JobStorage,
     MovedBase,
     Reason,
     Storage,
@@ -17,6 +18,7 @@ from orchestrator.commands.options import (
     print_json,
     print_table,
     registry,
+    study_job,
 )
 
 app = typer.Typer()
@@ -58,7 +60,7 @@ def promote(
     force: Annotated[bool, typer.Option(help="Promote against the gate; wants --reason.")] = False,
     base: MovedBase = None,
     address: Address = None,
-    storage: Storage = DEFAULT_STORAGE,
+    storage: JobStorage = None,
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
@@ -71,11 +73,15 @@ def promote(
 
     chosen, wish = stage(canary, plan, shadow), Wish(study, to, trial, version, job, base)
     wish.check()
-    if job:  # the first version of all may come from elsewhere
+    like = study_job(job, (), {"storage": storage, "store": store}) if job else None
+    if like:  # the first version of all may come from elsewhere
+        storage, store = like.cluster.storage, like.cluster.store
+        address = address or like.cluster.address
         Path(storage).mkdir(parents=True, exist_ok=True)
+    storage = storage or DEFAULT_STORAGE
     book, place = registry(storage, store), cluster_spec(storage, store)
     check_stage(book, wish.name, chosen, reason or "", force=force)
-    candidate = wish.candidate(book, place, address)
+    candidate = wish.candidate(book, place, address, like)
     event = promote_version(
         book,
         candidate.version,

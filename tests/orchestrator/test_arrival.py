@@ -14,19 +14,22 @@ import yaml
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from cluster.errors import ClusterError
 from cluster.session import Session
 from orchestrator import arrival
 from orchestrator.cli import app
 from orchestrator.cluster_spec import ClusterSpec
-from orchestrator.comparison import Measurement
+from orchestrator.comparison import Measurement, evaluation, on_cluster
 from orchestrator.records import Version
 from orchestrator.registry import Registry
 from orchestrator.served_base import served_base
+from orchestrator.spec import SearchSpec
+from orchestrator.yardstick import Yardstick
 from tests.tiny import write_adapter, write_model
 from workers.adapter.convert import export_folder, import_folder
 from workers.adapter.digest import base_digest, folder_digest
-from workers.adapter.manifest import Origin
-from workers.spec import InputError, TrainSpec
+from workers.adapter.manifest import BaseRecord, Manifest, Origin
+from workers.spec import InputError, TrainSpec, override
 from workers.train.loop import TrainingRun
 from workers.train.record import RunPlan
 
@@ -480,3 +483,51 @@ def test_a_cluster_is_asked_for_only_when_all_else_is_well(
         with pytest.raises(AssertionError, match="a cluster was asked for"):
             here.promote("paint", "--version", str(folder), "--job", str(here.job))
         assert here.versions() == [], "the copy is gone"
+
+
+def test_a_job_says_where_versions_lie_and_may_be_smoke(
+    elsewhere: Elsewhere, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a storage folder yet, which no job that is refused makes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MOETUNE_STORAGE", raising=False)
+    words = ("promote", "home", "--version", str(elsewhere.peft), "--job")
+    refused = CliRunner().invoke(app, [*words, "nowhere.yaml", "--storage", "new"])
+    assert "nowhere.yaml" in str(refused.exception)
+    assert not Path("new").exists()
+
+    job = yaml.safe_load(here.job.read_text()) | {"cluster": {"storage": "told"}}
+    here.job.write_text(yaml.safe_dump(job))
+    for name, where in ((str(here.job), "told"), ("smoke", "runs")):
+        asked = CliRunner().invoke(app, [*words, name])
+        assert "a cluster was asked for" in str(asked.exception), asked.output
+        assert (tmp_path / where).is_dir()
+
+
+def test_the_same_measure_is_told_by_the_bases_digest_and_what_changes_figures(
+    elsewhere: Elsewhere,
+) -> None:
+    spec = elsewhere.spec
+
+    def manifest(digest: str | None, **changes: object) -> Manifest:
+        asked = override(spec, changes, "test").model_dump(mode="json")
+        record = BaseRecord(path=asked["model"]["path"], digest=digest)
+        return Manifest(base=record, measured_with=asked)
+
+    measure = Yardstick("s", spec, LOSS, "min", SearchSpec(), manifest("b"))
+    moved = {"model.path": "moved", "evaluation.samples": 0, "evaluation.batch_size": 1}
+    assert measure.measured_alike(manifest("b", **moved))
+    assert not measure.measured_alike(manifest("c", **moved))
+    assert not measure.measured_alike(manifest("b", **{"evaluation.rows_per_task": 1}))
+    assert not measure.measured_alike(Manifest(base=BaseRecord(path="b", digest="b")))
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_breaks_is_told_in_one_line(
+    ray_cluster: Session, elsewhere: Elsewhere
+) -> None:
+    def breaks(spec: TrainSpec, folder: Path | None) -> None:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(ClusterError, match=r"^the evaluation failed: .*out of memory"):
+        on_cluster(breaks, elsewhere.spec, {"base": None}, evaluation(1))

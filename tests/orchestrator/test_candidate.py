@@ -88,6 +88,7 @@ def test_the_name_that_is_meant(wish: Wish, name: str) -> None:
     ("wish", "why"),
     [
         (Wish("home", "n", trial=3, version="3f9a"), "one of --trial and --version"),
+        (Wish("home", version=""), "--version: is empty"),
         (Wish("support"), r"--to is missing: promote support --to NAME .*--version ID\|FOLDER"),
         (Wish("support", "home", job="job.yaml"), "it wants --version FOLDER"),
         (Wish("home", version="3f9a", job="job.yaml"), "it wants --version FOLDER"),

@@ -141,12 +141,13 @@ def test_what_comes_from_elsewhere_wants_its_base_measured(registry: Registry, p
     facts = {"data_digest": "d", "expert_load": {"layers.0.mlp": (0.25,) * 4}, "origin": origin}
     source, metrics = put().folder, {"validation": {"loss": 1.0}}
     version = registry.register("s", None, source, metrics, facts)
-    why = "it comes from /their/adapter, and nobody has measured its base here"
+    why = "it comes from adapter, and nobody has measured its base here"
     assert refused(registry, version) == [why]
     measured = {**facts, "base_metrics": {"validation": {"loss": 3.0}}}
     version = registry.register("s", None, source, metrics, measured)
     event = promote(registry, version, "home", actor="ann", metric=LOSS)
-    assert evidence_line(event).endswith("the base's 3; brought in from /their/adapter")
+    assert evidence_line(event).endswith("the base's 3; brought in from adapter")
+    assert "/their" not in event.model_dump_json(), "a name's history is told to all who may ask"
 
 
 def test_who_falls_back_to_the_base_must_beat_it_again(registry: Registry, put: Put) -> None:

@@ -87,6 +87,14 @@ def test_override_replaces_and_checks_the_whole() -> None:
         override(spec(), {"adapter.rank.deep": 1}, "--set")
 
 
+def test_what_a_run_that_goes_on_may_change() -> None:
+    run = spec()
+    free = {"evaluation.samples": 0, "checkpoint.every": 3, "parallel.workers": 2}
+    assert run.same_run(override(run, free, "job.yaml"))
+    for field in ("evaluation.rows_per_task", "optimizer.steps"):
+        assert not run.same_run(override(run, {field: 7}, "job.yaml")), field
+
+
 def test_rank_stabilised_scale() -> None:
     assert spec(adapter={"rank": 4, "alpha": 8}).adapter.scale == 2
     assert spec(adapter={"rank": 4, "alpha": 8, "use_rslora": True}).adapter.scale == 4
