@@ -189,7 +189,7 @@ def test_a_folder_is_measured_against_the_base_and_promoted(
         assert set(manifest.expert_load) == {"layers.0.mlp", "layers.1.mlp"}
         assert manifest.routing_sample is not None
     [event] = there.registry.history("paint")
-    assert event.evidence["candidate"]["origin"] == str(folder)
+    assert event.evidence["candidate"]["origin"] == folder.name
     assert event.evidence["base"]["value"] == manifest.base_metrics["validation"]["loss"]
     assert there.versions() == [version.digest]
     shown = CliRunner().invoke(app, ["adapter", "inspect", str(version.folder)]).output
