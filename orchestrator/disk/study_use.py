@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.disk.use import Item, entries, left_over
+from orchestrator.disk.left_overs import Place, left_over
+from orchestrator.disk.use import Item, entries
 from orchestrator.study import Study, trial_name
 
 if TYPE_CHECKING:
@@ -101,7 +102,12 @@ def _state(folders: Iterable[Path]) -> list[Path]:
 
 def _left_overs(folder: Path, gone: Collection[Path]) -> list[Path]:
     """Of killed processes, where they write in a study's folder; but for what goes as a whole."""
-    trials = entries(folder / "trials")
-    places = [folder, folder / "inputs", *trials, *(trial / "checkpoints" for trial in trials)]
-    found = [path for place in places if place not in gone for path in entries(place)]
-    return [path for path in found if left_over(path)]
+    places: list[tuple[Path, Place]] = [(folder, "study"), (folder / "inputs", "inputs")]
+    for trial in entries(folder / "trials"):
+        places += (
+            (trial, "trial"),
+            (trial / "ranks", "ranks"),
+            (trial / "checkpoints", "checkpoints"),
+        )
+    there = [(path, kind) for place, kind in places if place not in gone for path in entries(place)]
+    return [path for path, kind in there if left_over(path, kind)]

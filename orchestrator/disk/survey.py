@@ -10,8 +10,9 @@ from typing import NamedTuple
 from cluster.running import abandoned
 from orchestrator.begin import idle
 from orchestrator.cluster_spec import ClusterSpec
+from orchestrator.disk.left_overs import GOING, is_old, left_over
 from orchestrator.disk.study_use import running_item, study_items
-from orchestrator.disk.use import Item, entries, is_old, left_over, remove
+from orchestrator.disk.use import Item, entries, remove
 from orchestrator.edge.made_keys import MARK
 from orchestrator.registry import Registry
 from orchestrator.storage import database_file
@@ -89,8 +90,9 @@ def _versions(folder: Path, known: _Known) -> Iterator[Item]:
     others = tuple(path for path in there if path.name not in rows)
     yield Item("other versions", "this store does not know them", others)
     hidden = [path for path in entries(folder) if path.name.startswith(".")]
-    yield Item("left-overs", _KILLED, tuple(filter(left_over, hidden)), goes=True)
-    fresh = tuple(path for path in hidden if not left_over(path))
+    left = tuple(path for path in hidden if left_over(path, "versions"))
+    yield Item("left-overs", _KILLED, left, goes=True)
+    fresh = tuple(path for path in hidden if path not in left)
     yield Item("new versions", "somebody makes them, perhaps", fresh)
 
 
@@ -103,14 +105,17 @@ def _others(folder: Path) -> Iterator[Item]:
             rest.append(path)
     database = tuple(path for path in rest if path.name.startswith(("moetune.db", MARK)))
     yield Item("database", "studies, names and keys", database)
-    yield Item("other files", "not known here", tuple(set(rest) - {*database}))
+    left = tuple(path for path in rest if left_over(path, "storage"))
+    yield Item("left-overs", _KILLED, left, goes=True)
+    yield Item("other files", "not known here", tuple(set(rest) - {*database, *left}))
 
 
 def _of_machine() -> Iterator[Item]:
     """What commands leave on this machine, whatever the storage folder."""
     yield Item("local clusters", _KILLED, tuple(abandoned()), goes=True)
     temporary = Path(tempfile.gettempdir())
-    staged = tuple(path for path in temporary.glob("moetune-job-*") if _is_our_old(path))
+    found = [path for name in ("moetune-job-", GOING) for path in temporary.glob(f"{name}*")]
+    staged = tuple(path for path in found if _is_our_old(path))
     yield Item("submitted jobs", _KILLED, staged, goes=True)
 
 

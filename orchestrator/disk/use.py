@@ -1,22 +1,17 @@
 """What takes how much disk, and how it goes."""
 
 import os
-import re
 import shutil
-import time
-import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workers.adapter.folder import LEFT_SECONDS
+from orchestrator.disk.left_overs import going
 
 _BLOCK = 512
 """What `st_blocks` counts in, whatever the file system's own blocks are."""
-_UNFINISHED = re.compile(r"\.(step-.+|.+\.([0-9a-f]{32}|\d+)(\.old)?|[0-9a-f]{32})")
-"""What a writer names that has not got its own name yet: a process that was killed leaves it."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +57,6 @@ def measured(items: Sequence[Item]) -> list[Use]:
     return [Use(item, counted[id(item)]) for item in items]
 
 
-def left_over(path: Path) -> bool:
-    """Whether a process that was killed has left it: it has a name for the time of its making, and
-    nobody has written to it for a day."""
-    with suppress(OSError):
-        return bool(_UNFINISHED.fullmatch(path.name)) and is_old(path)
-    return False
-
-
-def is_old(path: Path) -> bool:
-    """Whether nobody has written to it for a day. Raises OSError where it is gone."""
-    return path.lstat().st_mtime < time.time() - LEFT_SECONDS
-
-
 def entries(folder: Path) -> list[Path]:
     """What is in a folder, by name; nothing where there is no such folder."""
     try:
@@ -86,7 +68,7 @@ def entries(folder: Path) -> list[Path]:
 def remove(paths: Iterable[Path]) -> None:
     """Delete files and folders. Each loses its name first: who looks finds all of it or nothing."""
     for path in paths:
-        hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        hidden = going(path)
         with suppress(FileNotFoundError):
             os.replace(path, hidden)
             if hidden.is_dir() and not hidden.is_symlink():

@@ -1,5 +1,6 @@
 """Folders that are there whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,13 @@ def test_who_comes_second_takes_what_the_first_has_made(tmp_path: Path) -> None:
 
     assert (whole(tmp_path / "target", overtaken) / "file").read_text() == "first"
     assert list(tmp_path.iterdir()) == [tmp_path / "target"]
+
+
+def test_what_killed_makers_left_goes_after_a_day(tmp_path: Path) -> None:
+    old, young, mine = (tmp_path / f".target.{end}" for end in ("a" * 32, "b" * 32, "backup"))
+    for folder in (old, young, mine):
+        folder.mkdir()
+    for folder in (old, mine):
+        os.utime(folder, (0, 0))
+    whole(tmp_path / "target", _fill)
+    assert {*tmp_path.iterdir()} == {young, mine, tmp_path / "target"}

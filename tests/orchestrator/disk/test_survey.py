@@ -16,6 +16,7 @@ from orchestrator.begin import locked
 from orchestrator.cli import app
 from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.deletion import delete_name, delete_version
+from orchestrator.disk.left_overs import GOING
 from orchestrator.disk.survey import clean, survey
 from orchestrator.disk.use import Item, measured
 from orchestrator.promotion import promote
@@ -226,32 +227,68 @@ def test_another_store_makes_nothing_go(
     assert files(Path(job.cluster.storage)) == before
 
 
+def unfinished(job: JobSpec, trials: list[Path], pid: int, key: str) -> list[Path]:
+    """What a killed writer of each kind leaves."""
+    folder, study, random = Path(job.cluster.storage), job.study_folder(), key * 32
+    files = ("train.json", "exchange.json", "samples.json", "progress.jsonl", "error.txt")
+    return [
+        folder / f".smoke.{random}",
+        folder / "versions" / f".{random}",
+        folder / "versions" / f"{GOING}{random}",
+        trials[0] / f".adapter.{random}",
+        trials[0] / f".adapter.{random}.old",
+        *(trials[0] / f".{name}.{pid}" for name in files),
+        trials[0] / "ranks" / f".0.json.{pid}",
+        trials[3] / "checkpoints" / f".step-00000030.{random}",
+        trials[3] / "checkpoints" / f".step-0000003{pid % 10}.fetched",
+        study / "inputs" / f".{key * 12}.json.{random}",
+        study / "inputs" / f".{key * 12}.base.json.{pid}",
+        study / "inputs" / f".{key * 12}.base.samples.json.{pid}",
+        study / f".job.json.{pid}",
+        study / f".report.html.{pid}",
+        study / f"{GOING}{random}",
+    ]
+
+
 def test_left_overs_of_killed_processes_go_after_a_day(
     job: JobSpec, trials: list[Path], version: Version, temporary: Path
 ) -> None:
-    folder = Path(job.cluster.storage)
-    names = [
-        folder / "versions" / f".{'a' * 32}" / "x",
-        trials[0] / f".adapter.{'b' * 32}" / "x",
-        trials[3] / "checkpoints" / ".step-00000030.1" / "x",
-        job.study_folder() / f".trials.{'c' * 32}" / "x",
-    ]
-    old = [fill(path, LONG_AGO).parent for path in names]
-    young = [
-        fill(path.parent.with_name(f"{path.parent.name[:-1]}4") / "x").parent for path in names
-    ]
-    mine = [
-        fill(trials[0] / ".notes" / "x", LONG_AGO),
-        fill(folder / "versions" / ".k" / "x", LONG_AGO),
-    ]
-    staged = fill(temporary / "moetune-job-abc" / "x", LONG_AGO).parent
-    fresh = fill(temporary / "moetune-job-def" / "x").parent
+    old = unfinished(job, trials, 4711, "a")
+    young = unfinished(job, trials, 4712, "b")
+    old += [temporary / "moetune-job-abc", temporary / f"{GOING}{'a' * 32}"]
+    young.append(temporary / "moetune-job-def")
+    for path in old:
+        fill(path / "x", LONG_AGO)
+    for path in young:
+        fill(path / "x")
     found = {path for paths in going(job.cluster).values() for path in paths}
-    assert {*old, staged} <= found
-    assert {*young, *mine, fresh} & found == set()
+    assert {*old} - found == set()
+    assert {*young} & found == set()
     clean(job.cluster)
-    assert not any(path.exists() for path in (*old, staged))
-    assert all(path.exists() for path in (*young, *mine, fresh))
+    assert [path for path in old if path.exists()] == []
+    assert [path for path in young if not path.exists()] == []
+
+
+def test_what_somebody_hides_stays_however_old(
+    job: JobSpec, trials: list[Path], version: Version
+) -> None:
+    """Its name is none of a writer's, or none of one that writes there."""
+    folder, study, random = Path(job.cluster.storage), job.study_folder(), "a" * 32
+    hidden = {
+        folder: [".backup.20261101", f".notes.{random}", f".{random}"],
+        folder / "versions": [".k", ".backup.20261101", f".adapter.{random}"],
+        study: [".backup.20261101", f".trials.{random}", ".train.json.4711", f".{random}"],
+        study / "inputs": [".rows.20261101", f".rows.json.{random}"],
+        trials[0]: [".notes", ".backup.20261101", f".notes.{random}", ".job.json.4711"],
+        trials[0] / "ranks": [".notes.4711"],
+        trials[3] / "checkpoints": [".step-best", ".step-00000030.1", f".best.{random}"],
+    }
+    theirs = {place / name for place, names in hidden.items() for name in names}
+    kept = {fill(path / "x", LONG_AGO) for path in theirs}
+    found = {path for paths in going(job.cluster).values() for path in paths}
+    assert theirs & found == set()
+    clean(job.cluster)
+    assert {path for path in kept if not path.exists()} == set()
 
 
 def test_clusters_whose_owner_was_killed_go(job: JobSpec, trials: list[Path]) -> None:
@@ -302,7 +339,7 @@ def test_a_killed_clean_is_finished_by_the_next(
         with pytest.raises(KeyboardInterrupt):
             clean(job.cluster)
     assert not (trials[0] / "checkpoints").exists()
-    [hidden] = trials[0].glob(".checkpoints.*")
+    [hidden] = trials[0].glob(f"{GOING}*")
     os.utime(hidden, (0, 0))
     clean(job.cluster)
     assert not hidden.exists()
