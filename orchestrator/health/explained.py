@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from workers.engine.routing import RequestRouting
 from workers.spec import InputError
@@ -41,9 +41,9 @@ class Explained:
                 question=question,
                 answer=str(body["choices"][0]["message"]["content"]),
                 prompt_tokens=int(body["usage"]["prompt_tokens"]),
-                routing=_ROUTING.validate_python(body["moetune"]["routing"]),
+                routing=_routing(body["moetune"]["routing"]),
             )
-        except (KeyError, IndexError, TypeError, ValidationError):
+        except (KeyError, IndexError, TypeError, ValueError):
             raise InputError(
                 f"{body.get('model', 'the answer')}: tells no routing: only adapters with several "
                 "experts have one"
@@ -82,3 +82,15 @@ class Explained:
             "prompt_tokens": self.prompt_tokens,
             "routing": _ROUTING.dump_python(self.routing, mode="json"),
         }
+
+
+def _routing(told: Any) -> RequestRouting:
+    """As an endpoint tells it; ValueError where it tells of no token, of no layer, or of tokens
+    that did not choose in each layer."""
+    routing = _ROUTING.validate_python(told)
+    layers = len(routing.layers)
+    if not (layers and routing.by_token and all(layer.load for layer in routing.layers)):
+        raise ValueError("no token has gone to an expert")
+    if any(len(choices) != layers for choices in routing.by_token):
+        raise ValueError("tokens and layers do not match")
+    return routing

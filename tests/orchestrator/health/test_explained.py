@@ -146,7 +146,18 @@ def test_a_reader_chooses_a_layer_and_sees_its_colours(tmp_path: Path) -> None:
         assert str(tab.js("document.title")).startswith("home@3f9a1b2c3d4e ")
 
 
-@pytest.mark.parametrize("answer", [body(None), body(moetune={"routing": {"tokens": 1}}), {}])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(body(None), id="none"),
+        pytest.param(body(moetune={"routing": {"tokens": 1}}), id="half"),
+        pytest.param({}, id="nothing"),
+        pytest.param(body(RequestRouting(2, (), ((), ()), ("a", "b"))), id="no layer"),
+        pytest.param(body(RequestRouting(0, LAYERS)), id="no token"),
+        pytest.param(body(RequestRouting(0, ())), id="neither"),
+        pytest.param(body(RequestRouting(1, LAYERS, (BY_TOKEN[0][:1],))), id="too few layers"),
+    ],
+)
 def test_an_answer_without_routing_is_refused_in_one_line(answer: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="tells no routing"):
         Explained.of("?", answer)
