@@ -1,5 +1,6 @@
 """Commands on names and versions: models, evaluate."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -50,11 +51,26 @@ def _delete(what: str, reason: str, force: bool, place: "ClusterSpec", as_json: 
     from orchestrator.rollout.log import this_user
     from orchestrator.rollout.words import outcome
 
+    if not force:
+        _say_that_it_looks(place, what)
     events = delete(place, what, actor=this_user(), reason=reason, force=force)
     if as_json:
         return print_json({"deleted": what, "events": [event.as_dict() for event in events]})
     said = [outcome(event) for event in events] or [f"version {what} is deleted"]
     return print("\n".join(said))
+
+
+def _say_that_it_looks(place: "ClusterSpec", name: str) -> None:
+    """Why nothing is to be seen for a while."""
+    from orchestrator.rollout.presence import SILENT_SECONDS, is_said_to_be_served
+    from orchestrator.words import plain
+
+    if is_said_to_be_served(place.store_url(), name):
+        line = (
+            f"looking whether the endpoint that says it serves {name} is still there "
+            f"(up to {SILENT_SECONDS:.0f} s)"
+        )
+        print(plain(line), file=sys.stderr, flush=True)
 
 
 def _list(storage: str, store: str | None, as_json: bool) -> None:

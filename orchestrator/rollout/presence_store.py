@@ -34,10 +34,11 @@ class PresenceStore:
 
         self._database.attempt(work)
 
-    def beats(self, name: str) -> dict[str, int]:
-        """By gateway that says it serves the name, its latest beat."""
+    def beats(self, name: str | None = None) -> dict[str, int]:
+        """By gateway, of those that say they serve the name if one is given, the latest beat."""
         rows = self._database.rows(sa.select(SERVING))
-        return {row["gateway"]: row["beats"] for row in rows if name in row["names"]}
+        told = [row for row in rows if name is None or name in row["names"]]
+        return {row["gateway"]: row["beats"] for row in told}
 
     def forget(self, gateway: str, beats: int | None = None) -> None:
         """It is gone; unless it has said more than `beats` meanwhile."""

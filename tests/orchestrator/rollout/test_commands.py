@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.records import Event, Version
+from orchestrator.rollout.presence import Presence
 from workers.spec import InputError
 
 Begin = Callable[..., Event]
@@ -86,6 +88,25 @@ def test_models_deletes_versions_and_names(run: Run, begin: Begin, versions: lis
     [_, line] = run("history", "home").splitlines()
     assert line.endswith("4 events deleted")
     assert run("models", "--delete", b) == f"version {b} is deleted\n"
+
+
+def test_who_deletes_a_name_is_told_why_nothing_is_to_be_seen(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed endpoint is told by its silence, which takes its time."""
+    monkeypatch.setattr("orchestrator.deletion.is_served", lambda *_: False)
+    place = ClusterSpec(storage=str(tmp_path))
+    words = ["models", "--delete", "home", "--json", "--storage", str(tmp_path)]
+    for options, said in (
+        ([], "looking whether the endpoint that says it serves home is still there (up to 20 s)\n"),
+        (["--force"], ""),
+    ):
+        begin(0)
+        Presence(place.store_url(), lambda: ["home"]).beat()
+        result = CliRunner().invoke(app, [*words, *options])
+        assert result.exit_code == 0, result.output
+        assert result.stderr == said
+        assert json.loads(result.stdout)["deleted"] == "home"
 
 
 def test_models_show_what_stands_behind_each_name(

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
@@ -11,7 +12,13 @@ from orchestrator.deletion import delete
 from orchestrator.promotion import promote
 from orchestrator.records import Version
 from orchestrator.registry import Registry
-from orchestrator.rollout.presence import Presence, is_served
+from orchestrator.rollout.presence import (
+    LOST_SECONDS,
+    Presence,
+    is_said_to_be_served,
+    is_served,
+)
+from orchestrator.rollout.presence_store import PresenceStore
 from orchestrator.spec import ClusterSpec
 from workers.configuration import InputError
 
@@ -55,6 +62,34 @@ def test_a_gateway_that_was_killed_is_forgotten(store: str) -> None:
     dead.beat()
     assert not is_served(store, "home", patience=SOON)
     assert not is_served(store, "home", patience=3600), "it is not asked for again"
+
+
+def test_a_gateway_forgets_those_that_stood_still_for_long(store: str) -> None:
+    """By its own clock alone; one that beats stays however seldom it is looked at."""
+    now = [0.0]
+    mine, dead, slow = (Presence(store, lambda: ["home"], lambda: now[0]) for _ in range(3))
+    for one in (mine, dead, slow):
+        one.beat()
+    with closing(PresenceStore(store)) as rows:
+        for seconds, left in ((0, 3), (LOST_SECONDS - 1, 3), (LOST_SECONDS, 2), (1e9, 2)):
+            now[0] = seconds
+            slow.beat()
+            mine.forget_lost()
+            assert len(rows.beats()) == left, seconds
+        assert is_said_to_be_served(store, "home")
+        dead.beat()
+        assert len(rows.beats("home")) == 3, "it has come back"
+
+
+def test_a_gateway_looks_for_lost_ones_by_itself(store: str) -> None:
+    now = [0.0]
+    Presence(store, lambda: ["home"]).beat()
+    mine = Presence(store, list, lambda: now[0])
+    for seconds in (0.0, LOST_SECONDS):
+        now[0] = seconds
+        for _ in range(60):
+            mine.beat()
+    assert not is_said_to_be_served(store, "home")
 
 
 def test_of_two_gateways_the_living_one_counts(store: str) -> None:
