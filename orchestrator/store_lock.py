@@ -50,9 +50,9 @@ def _lock(url: str, name: str) -> Iterator[Take]:
     # Without a pool the lock ends with the connection, which is in no transaction meanwhile.
     engine = engine_of(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
     dialect, file = engine.dialect.name, engine.url.database
-    if dialect == "sqlite" and file in (None, ":memory:"):
+    if dialect == "sqlite" and (not file or file == ":memory:"):
         yield lambda: True  # nobody else sees it
-    elif dialect == "sqlite":
+    elif dialect == "sqlite" and file:
         with _opened(f"{os.path.realpath(file)}.{name}.lock") as beside:
             yield partial(lock_descriptor, beside.fileno(), blocking=False)
     else:

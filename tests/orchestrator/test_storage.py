@@ -92,7 +92,10 @@ def test_a_study_is_run_once_whatever_way_leads_to_its_database(
     ways = [f"sqlite:///{tmp_path}/{way}" for way in ("far/one.db", "near/one.db", "far/link.db")]
     with locked(at(job, ways[0])):
         for way in ways[1:]:
-            with pytest.raises(InputError, match="another process is running"), locked(at(job, way)):
+            with (
+                pytest.raises(InputError, match="another process is running"),
+                locked(at(job, way)),
+            ):
                 pass
 
 
