@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cluster_spec import ClusterSpec
 from orchestrator.spec import JobSpec, dump_job, portable
 from orchestrator.storage import storage, store_errors, study_names
+from orchestrator.study_folder import check_folder, take_folder
 from workers.spec import InputError
 from workers.train.record import write_text
 from workers.train.used import check_same_data, read_used, used_file
@@ -43,7 +44,7 @@ _MAY_CHANGE = (
 
 def check_study(job: JobSpec, resume: bool) -> None:
     """Raise InputError for a new study that exists already, for one to go on with that is not
-    there, or whose job was another. Writes nothing."""
+    there, or whose job was another, and for one whose folder is another store's. Writes nothing."""
     import optuna
 
     where = job.cluster.storage
@@ -53,7 +54,7 @@ def check_study(job: JobSpec, resume: bool) -> None:
                 f"study {job.name}: exists already in {where}; go on with it by --resume, or give "
                 "the job another name (--set name=NAME)"
             )
-        return
+        return check_folder(job.study_folder(), None)
     with storage(job.cluster) as store:
         known = sorted(optuna.get_all_study_names(store))
         if job.name not in known:
@@ -61,7 +62,9 @@ def check_study(job: JobSpec, resume: bool) -> None:
                 f"study {job.name}: nothing to go on with in {where}; there is "
                 f"{', '.join(known) or 'no study yet'}"
             )
-        _check_same(job, optuna.load_study(study_name=job.name, storage=store))
+        study = optuna.load_study(study_name=job.name, storage=store)
+        check_folder(job.study_folder(), study)
+        return _check_same(job, study)
 
 
 def check_data_same(job: JobSpec) -> None:
@@ -77,12 +80,15 @@ def begin(job: JobSpec, resume: bool, store: "optuna.storages.RDBStorage") -> "o
     """The study in Optuna's storage, made if it is new, with its job noted in it and beside it."""
     import optuna
 
+    if not resume:
+        check_folder(job.study_folder(), None)
     study = optuna.create_study(
         study_name=job.name,
         storage=store,
         direction="minimize" if job.search.mode == "min" else "maximize",
         load_if_exists=resume,
     )
+    take_folder(job.study_folder(), study)
     with warnings.catch_warnings():  # Optuna calls it experimental; optuna-dashboard shows it
         warnings.simplefilter("ignore")
         study.set_metric_names([job.search.metric])
@@ -90,7 +96,6 @@ def begin(job: JobSpec, resume: bool, store: "optuna.storages.RDBStorage") -> "o
     study.set_user_attr("job", _facts(job))
     if "began" not in study.user_attrs:
         study.set_user_attr("began", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
-    job.study_folder().mkdir(parents=True, exist_ok=True)
     write_text(job.study_folder() / "job.json", dump_job(portable(job)))
     return study
 

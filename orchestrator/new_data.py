@@ -15,6 +15,7 @@ from orchestrator.begin import SUCCESSOR, begin
 from orchestrator.spec import JobSpec, override_job
 from orchestrator.storage import storage
 from orchestrator.study import COMES_FROM, trial_name
+from orchestrator.study_folder import is_anothers
 from workers.spec import InputError, override
 from workers.train.used import note_used, read_used, used_file
 
@@ -56,9 +57,14 @@ def _renamed(job: JobSpec, former: optuna.Study, known: Collection[str]) -> JobS
             f"study {job.name}: all of its {job.search.trials} trials have ended on the rows that "
             "it began with; tune the new ones under another name (--set name=NAME)"
         )
-    free = (name for number in count(2) if (name := f"{job.name}-{number}") not in known)
+    names = (f"{job.name}-{number}" for number in count(2))
+    free = (name for name in names if name not in known and not _is_anothers(job, name))
     name = former.user_attrs.get(SUCCESSOR) or next(free)
     return override_job(job, {"name": name, "search.trials": left}, f"job {job.name}")
+
+
+def _is_anothers(job: JobSpec, name: str) -> bool:
+    return is_anothers(job.cluster.study_folder(name), None)
 
 
 def _moved(trial: FrozenTrial, new: optuna.Study) -> int:

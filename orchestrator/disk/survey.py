@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from orchestrator.edge.made_keys import MARK
 from orchestrator.registry import Registry
 from orchestrator.storage import database_file
 from orchestrator.study import Study, all_studies
+from orchestrator.study_folder import is_anothers
 
 _OTHERS = {
     "audit": ("audit log", "of the endpoint's requests"),
@@ -36,9 +37,12 @@ class _Known(NamedTuple):
 
 def survey(place: ClusterSpec, unfinished: bool = False) -> list[Item]:
     """All that is there. `unfinished`: see `study_items`. Changes nothing."""
-    known, studies = _known(place), all_studies(place)
-    of_studies = [item for one in studies for item in _of_study(place, one, known, unfinished)]
-    ours, folder = {study.name for study in studies}, Path(place.storage).resolve() / "studies"
+    known, of_studies, ours = _known(place), [], set()
+    for study in _studies(place):
+        with _of_study(place, study, unfinished) as items:
+            of_studies += items
+        ours.add(study.name)
+    folder = Path(place.storage).resolve() / "studies"
     strange = tuple(path for path in entries(folder) if path.name not in ours)
     others = Item("other studies", "this store does not know them", strange)
     return [item for item in (*of_studies, others, *_apart(place, known)) if item.paths]
@@ -46,12 +50,10 @@ def survey(place: ClusterSpec, unfinished: bool = False) -> list[Item]:
 
 def clean(place: ClusterSpec, unfinished: bool = False) -> None:
     """Delete what may go, as it is now; of a study only while it is kept from being run."""
-    known = _known(place)
-    _remove(_apart(place, known))
-    for study in all_studies(place):
-        with idle(place, study.name) as nobody:
-            if nobody:
-                _remove(study_items(study, known.versions, unfinished))
+    _remove(_apart(place, _known(place)))
+    for study in _studies(place):
+        with _of_study(place, study, unfinished) as items:
+            _remove(items)
 
 
 def _remove(items: Iterable[Item]) -> None:
@@ -64,11 +66,20 @@ def _apart(place: ClusterSpec, known: _Known) -> list[Item]:
     return [*_versions(folder / "versions", known), *_others(folder), *_of_machine()]
 
 
-def _of_study(place: ClusterSpec, study: Study, known: _Known, unfinished: bool) -> list[Item]:
+def _studies(place: ClusterSpec) -> list[Study]:
+    """Those whose folders are not another store's, in which they may be running."""
+    return [one for one in all_studies(place) if not is_anothers(one.folder, one.optuna)]
+
+
+@contextmanager
+def _of_study(place: ClusterSpec, study: Study, unfinished: bool) -> Iterator[list[Item]]:
+    """A study's items. Unless somebody runs it, nobody does until the block ends: what its trials
+    have registered is known then."""
     with idle(place, study.name) as nobody:
-        if not nobody:
-            return [running_item(study)]
-    return study_items(study, known.versions, unfinished)
+        if nobody:
+            yield study_items(study, _known(place).versions, unfinished)
+        else:
+            yield [running_item(study)]
 
 
 def _known(place: ClusterSpec) -> _Known:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from orchestrator.begin import check_study, locked
 from orchestrator.spec import ClusterSpec, JobSpec, override_job
+from orchestrator.storage import study_names
 from orchestrator.study import Study, value_at
 from workers.spec import InputError
 
@@ -187,6 +189,55 @@ def test_a_study_is_gone_on_with_from_another_folder(
     check_study(changed(job, **moved, data__validation="../validation.jsonl"), resume=True)
     with pytest.raises(InputError, match=r"model.path is .*base', was '/"):
         check_study(changed(job, model__path="base"), resume=True)
+
+
+def test_the_folder_of_another_stores_study_is_refused(
+    job: JobSpec, play: Play, tmp_path: Path
+) -> None:
+    play(job, ["finished", "cut"])
+    record = job.study_folder() / "job.json"
+    before = record.read_text()
+    other = changed(job, cluster__store=f"sqlite:///{tmp_path}/other.db", search__trials=7)
+    why = "study home: its folder .* belongs to a study of this name in another store"
+    for begins in (lambda: check_study(other, resume=False), lambda: play(other, ["finished"])):
+        with pytest.raises(InputError, match=why) as told:
+            begins()
+        assert "\n" not in str(told.value)
+        assert study_names(other.cluster) == []
+    apart = changed(other, cluster__storage=str(tmp_path / "apart"))
+    play(apart, ["cut"])
+    for begins in (
+        lambda: check_study(other, resume=True),
+        lambda: play(other, ["finished"], resume=True),
+    ):
+        with pytest.raises(InputError, match=why):
+            begins()
+    assert record.read_text() == before
+    check_study(apart, resume=True)
+
+
+def test_folder_and_database_may_be_moved(job: JobSpec, play: Play, tmp_path: Path) -> None:
+    play(job, ["finished", "cut"])
+    Path(job.cluster.storage).rename(tmp_path / "moved")
+    (tmp_path / "moved" / "moetune.db").rename(tmp_path / "moved.db")
+    store = f"sqlite:///{tmp_path}/moved.db"
+    moved = changed(job, cluster__storage=str(tmp_path / "moved"), cluster__store=store)
+    check_study(moved, resume=True)
+    play(moved, ["finished"], resume=True)
+
+
+def test_a_study_from_before_folders_had_owners_is_gone_on_with(job: JobSpec, play: Play) -> None:
+    play(job, ["finished", "cut"])
+    note = job.study_folder() / "study.id"
+    note.unlink()
+    engine = sa.create_engine(job.cluster.shown_store())
+    with engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM study_user_attributes WHERE key = 'id'"))
+    engine.dispose()
+    check_study(job, resume=True)
+    play(job, ["finished"], resume=True)
+    assert note.exists()
+    check_study(job, resume=True)
 
 
 def test_two_processes_do_not_run_one_study(job: JobSpec) -> None:

@@ -23,7 +23,7 @@ from orchestrator.promotion import promote
 from orchestrator.records import Version
 from orchestrator.registry import Registry
 from orchestrator.spec import JobSpec
-from orchestrator.study import trial_name
+from orchestrator.study import Study, all_studies, trial_name
 from workers.adapter.convert import import_folder
 from workers.configuration import InputError
 
@@ -248,6 +248,48 @@ def unfinished(job: JobSpec, trials: list[Path], pid: int, key: str) -> list[Pat
         study / f".report.html.{pid}",
         study / f"{GOING}{random}",
     ]
+
+
+def test_a_study_of_the_same_name_in_another_store_makes_nothing_go(
+    job: JobSpec, trials: list[Path], version: Version, play: Play, tmp_path: Path
+) -> None:
+    """It was begun in another storage folder, or before there were notes of whose a folder is."""
+    before = files(job.study_folder())
+    wrong = job.cluster.model_copy(update={"store": f"sqlite:///{tmp_path}/wrong.db"})
+    apart = wrong.model_copy(update={"storage": str(tmp_path / "apart")})
+    play(job.model_copy(update={"cluster": apart}), ENDS)
+    with locked(job):
+        assert going(wrong, unfinished=True) == {}
+        [others] = [item for item in survey(wrong) if item.what == "other studies"]
+        assert (others.paths, others.goes) == ((job.study_folder(),), False)
+        clean(wrong, unfinished=True)
+    assert files(job.study_folder()) == before
+    assert going(job.cluster), "its own store lets go"
+
+
+@pytest.mark.parametrize("look", [survey, clean])
+def test_a_trial_that_ends_while_somebody_looks_keeps_its_adapter(
+    look: Callable[[ClusterSpec], Any],
+    job: JobSpec,
+    trials: list[Path],
+    play: Play,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one that was cut off goes on and becomes a version, and then nobody runs the study."""
+    adapter = trials[3] / "adapter"
+
+    def register(number: int) -> str:
+        with closing(Registry(job.store_url(), job.cluster.storage)) as registry:
+            metrics = {"validation": {"loss": 0.5}}
+            return registry.register(job.name, number, adapter, metrics).id
+
+    def studies_later(place: ClusterSpec) -> list[Study]:
+        play(job, ["finished"], resume=True, register=register)
+        return all_studies(place)
+
+    monkeypatch.setattr("orchestrator.disk.survey.all_studies", studies_later)
+    dropped = [item for item in look(job.cluster) or [] if item.what == "  dropped adapters"]
+    assert (dropped, (adapter / WEIGHTS).is_file()) == ([], True)
 
 
 def test_left_overs_of_killed_processes_go_after_a_day(
