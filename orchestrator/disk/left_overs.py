@@ -17,7 +17,7 @@ _HEX = "[0-9a-f]{32}"
 _WRITERS: dict[Place, re.Pattern[str]] = {
     "storage": re.compile(rf"\.smoke\.{_HEX}"),
     "versions": re.compile(rf"\.{_HEX}"),
-    "study": re.compile(r"\.(job\.json|report\.html)\.\d+"),
+    "study": re.compile(r"\.(job\.json|study\.id|report\.html)\.\d+"),
     "inputs": re.compile(rf"\.[0-9a-f]{{12}}(\.json\.{_HEX}|\.base(\.samples)?\.json\.\d+)"),
     "trial": re.compile(
         rf"\.adapter\.{_HEX}(\.old)?"

@@ -245,6 +245,7 @@ def unfinished(job: JobSpec, trials: list[Path], pid: int, key: str) -> list[Pat
         study / "inputs" / f".{key * 12}.base.json.{pid}",
         study / "inputs" / f".{key * 12}.base.samples.json.{pid}",
         study / f".job.json.{pid}",
+        study / f".study.id.{pid}",
         study / f".report.html.{pid}",
         study / f"{GOING}{random}",
     ]
