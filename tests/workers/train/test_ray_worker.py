@@ -18,7 +18,7 @@ from workers.train.events import read_events
 from workers.train.judge import evaluate_folder
 from workers.train.loop import TrainingRun
 from workers.train.ray_worker import Task, TuneWorker
-from workers.train.record import Metrics, RunPlan, read_progress
+from workers.train.record import Metrics, RunPlan, read_progress, write_text
 from workers.train.samples import read_samples
 from workers.train.used import used_file
 
@@ -184,7 +184,7 @@ def test_who_comes_while_another_run_measures_the_base_waits_for_it(
         assert waiting.is_alive()
         metrics = {"validation": {"loss": 3.5}}
         used = run.inputs.used.model_dump(mode="json")
-        file.write_text(json.dumps({"used": used, "metrics": metrics}))
+        write_text(file, json.dumps({"used": used, "metrics": metrics}))  # whole at once
     waiting.join(timeout=30)
     assert told == [metrics]
     file.write_text(json.dumps({"used": {**used, "data": "other"}, "metrics": metrics}))
