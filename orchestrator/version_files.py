@@ -38,19 +38,16 @@ class VersionFiles:
         """Take an adapter in, with `facts` written into its manifest; returns its digest. Ours
         stands on disk once: the version's files are further names (hard links) of the source's, as
         far as the file system has such; any other adapter is copied."""
-        temporary = self._folder / f".{uuid.uuid4().hex}"
         try:
-            temporary.mkdir(parents=True)
-            # What was taken is what is checked: the source may change under our hands.
-            _take(source, temporary, source.resolve().is_relative_to(self._ours.resolve()))
-            _complete(temporary, facts, source)
-            digest = folder_digest(temporary)
-            folders.sweep(temporary, f".{'[0-9a-f]' * len(temporary.name[1:])}")
-            self._settle(temporary, digest)
+            with self.staging() as temporary:
+                # What was taken is what is checked: the source may change under our hands.
+                _take(source, temporary, source.resolve().is_relative_to(self._ours.resolve()))
+                _complete(temporary, facts, source)
+                digest = folder_digest(temporary)
+                folders.sweep(temporary, f".{'[0-9a-f]' * len(temporary.name[1:])}")
+                self._settle(temporary, digest)
         except OSError as error:
             raise StorageError(f"{self._folder}: cannot be written: {error.strerror}") from None
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         self.verify(digest)
         return digest
 
