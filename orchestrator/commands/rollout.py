@@ -73,11 +73,13 @@ def promote(
 
     chosen, wish = stage(canary, plan, shadow), Wish(study, to, trial, version, job, base)
     wish.check()
-    like = study_job(job, (), {"storage": storage, "store": store}) if job else None
-    if like:  # the first version of all may come from elsewhere
-        storage, store = like.cluster.storage, like.cluster.store
-        address = address or like.cluster.address
-        Path(storage).mkdir(parents=True, exist_ok=True)
+    where = {"storage": storage, "store": store, "address": address}
+    like = study_job(job, (), where) if job else None
+    if like:
+        told = like.cluster
+        storage, store, address = told.storage, told.store, told.address
+        # The first version of all may come from elsewhere.
+        Path(told.storage).mkdir(parents=True, exist_ok=True)
     storage = storage or DEFAULT_STORAGE
     book, place = registry(storage, store), cluster_spec(storage, store)
     check_stage(book, wish.name, chosen, reason or "", force=force)
