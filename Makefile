@@ -30,7 +30,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup .venv/quantized lint
-	PYTHONPATH=.venv/quantized $(BIN)/python -m pytest --quiet tests/workers/test_quantised.py
+	PYTHONPATH=.venv/quantized $(BIN)/python -m pytest --quiet tests/workers/models/test_quantization.py
 	@# Two files at a time: many wait for clusters and processes to start and end.
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 

@@ -2,7 +2,7 @@
 
 MAX_BODY_VARIABLE = "MOETUNE_MAX_BODY_BYTES"
 SERVE_MIDDLEWARE = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "orchestrator.edge.text_headers:in_front"
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "orchestrator.gateway.header_middleware:in_front"
 }
 """Environment of Serve's controller; its proxies inherit it, and read it when they start."""
 

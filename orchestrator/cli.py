@@ -12,19 +12,11 @@ import typer
 
 from cluster.environment import direct
 from cluster.errors import ClusterGone
-from orchestrator.commands import (
-    adapter,
-    clean,
-    endpoint,
-    health,
-    jobs,
-    keys,
-    rollout,
-    status,
-    study,
-    versions,
-)
-from orchestrator.words import plain
+from orchestrator.commands import adapter, clean, jobs, keys, rollout, status, study
+from orchestrator.commands import models as versions
+from orchestrator.commands import routers as health
+from orchestrator.commands import serve as endpoint
+from orchestrator.monitoring.format import plain
 
 app = typer.Typer(
     name="moetune",
@@ -111,13 +103,13 @@ def _silence_libraries() -> None:
 def _for_people(error: Exception) -> str | None:
     """What says all that the user needs; None where it is a fault of ours."""
     from cluster.errors import ClusterError
-    from workers.configuration import InputError
+    from workers.config.base import InputError
 
     if isinstance(error, InputError | ClusterError | OSError):
         return str(error)
     if "sqlalchemy" not in sys.modules:
         return None
-    from orchestrator.connections import store_fault
+    from orchestrator.store.connections import store_fault
 
     fault = store_fault(error)
     return fault and f"the store failed: {fault}"

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from orchestrator.edge.operator_key import KEY_VARIABLE
-from orchestrator.edge.tls import trusting
+from orchestrator.auth.operator_key import KEY_VARIABLE
+from orchestrator.serve.tls import trusting
+from workers.config.train import InputError
 from workers.engine.request import RequestError
-from workers.spec import InputError
 
 CONNECT_SECONDS, READ_SECONDS = 5, 300
 CHATS = "/v1/chat/completions"

@@ -22,7 +22,7 @@ from search_spaces.parameters import (
     read_parameter,
 )
 from search_spaces.ranges import Range, size
-from workers.spec import InputError, TrainSpec, override
+from workers.config.train import InputError, TrainSpec, override
 
 if TYPE_CHECKING:
     import optuna
@@ -54,7 +54,7 @@ class SearchSpace:
         return resolved
 
     def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
-        """Values by dotted field, fixed ones included, for `workers.spec.override`."""
+        """Values by dotted field, fixed ones included, for `workers.config.train.override`."""
         return self._assemble(lambda path, asked: asked.suggest(trial, path))
 
     __call__ = suggest

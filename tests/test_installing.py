@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.staging import PACKAGES
-from workers.extras import installing
+from workers.config.extras import installing
 
 ROOT = Path(__file__).parents[1]
 SOURCES_ONLY = ("deepspeed", "rouge-score")

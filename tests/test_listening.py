@@ -9,15 +9,15 @@ import psutil
 import pytest
 
 from cluster.session import Session
-from orchestrator.promotion import promote
-from orchestrator.registry import Registry
-from orchestrator.served_base import served_base
-from orchestrator.serving import deploy, undeploy
-from orchestrator.spec import ServeSpec
-from orchestrator.trainer import fit
+from orchestrator.config.job import ServeSpec
+from orchestrator.registry.promote import promote
+from orchestrator.registry.registry import Registry
+from orchestrator.serve.deploy import deploy, undeploy
+from orchestrator.serve.served_base import served_base
+from orchestrator.tuning.trainer import fit
 from tests.listening import Listener, cluster_processes, listeners
-from workers.spec import TrainSpec
-from workers.train.record import Metrics, RunPlan
+from workers.config.train import TrainSpec
+from workers.run.files import Metrics, RunPlan
 
 pytestmark = pytest.mark.slow
 GROUP, REPLICA = "ray::RayTrainWorker", "ray::ServeReplica:"

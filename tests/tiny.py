@@ -18,8 +18,8 @@ def write_adapter(
     from workers.adapter.digest import base_digest
     from workers.adapter.files import save
     from workers.adapter.manifest import BaseRecord, Manifest
-    from workers.inject import inject
-    from workers.spec import AdapterSpec
+    from workers.config.train import AdapterSpec
+    from workers.injection.inject import inject
 
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     shape = {"num_experts": 4, "top_k": 2, "rank": 4, "alpha": 8.0, **fields}

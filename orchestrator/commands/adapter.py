@@ -37,8 +37,8 @@ def import_(
 ) -> None:
     """Read an adapter of MixLoRA, MoELoRA or PEFT (safetensors or .bin) into our format."""
     from workers.adapter.convert import import_folder
-    from workers.model import load_base
-    from workers.spec import ModelSpec
+    from workers.config.train import ModelSpec
+    from workers.models.base import load_base
 
     import_folder(folder, to, load_base(ModelSpec(path=base)).model if base else None)
     print(f"imported {folder} into {to}")
@@ -64,8 +64,8 @@ def export(
 def _on_a_screen(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Without what is not set, options at their defaults, and, but for the losses and where it was
     brought in from, nested ones."""
-    from orchestrator.study import value_at
-    from workers.spec import AdapterSpec
+    from orchestrator.tuning.study import value_at
+    from workers.config.train import AdapterSpec
 
     shape = {*_SHAPE, _OF_ROUTING[facts["routing"]]}
     defaults = {name: field.default for name, field in AdapterSpec.model_fields.items()}

@@ -13,7 +13,7 @@ from orchestrator.commands.options import (
     print_json,
     print_table,
 )
-from orchestrator.words import size
+from orchestrator.monitoring.format import size
 
 if TYPE_CHECKING:
     from orchestrator.disk.use import Use

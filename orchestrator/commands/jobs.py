@@ -38,7 +38,7 @@ def submit(
 ) -> None:
     """Send a job and the code to a cluster as a Ray Job, and return at once."""
     from cluster.jobs import JobClient
-    from orchestrator.submission import submit as submit_job
+    from orchestrator.tuning.submit import submit as submit_job
 
     spec = study_job(job, set_, {"storage": storage})
     client = JobClient(address or spec.cluster.address or "auto")
@@ -82,7 +82,7 @@ def doctor(
 ) -> None:
     """Check Python, packages, devices, disk and storage here; with --address also whether the
     cluster lets us in, and what each of its nodes can run."""
-    from orchestrator.doctor import checks
+    from orchestrator.doctor.doctor import checks
 
     if address:
         print("a job looks at the cluster's nodes; this takes a minute", file=sys.stderr)

@@ -36,10 +36,10 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make a key and show it, this once: only its hash is kept."""
-    from orchestrator.edge.keys import Key, key_hash
-    from orchestrator.edge.made_keys import MadeKeys
-    from orchestrator.edge.operator_key import KEY_VARIABLE
-    from orchestrator.rollout.log import this_user
+    from orchestrator.auth.keys import Key, key_hash
+    from orchestrator.auth.made_keys import MadeKeys
+    from orchestrator.auth.operator_key import KEY_VARIABLE
+    from orchestrator.registry.log import this_user
 
     caller = _caller(scope, rate, quota)
     text, now = f"mt-{secrets.token_urlsafe(32)}", datetime.now(UTC)
@@ -60,7 +60,7 @@ def create(
 def list_(storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False) -> None:
     """List all keys that were made and not deleted, and what they used of their quotas by now. The
     keys themselves are nowhere."""
-    from orchestrator.edge.meter import window_of
+    from orchestrator.auth.rate_limit import window_of
 
     now, keys = datetime.now(UTC), _key_store(storage, store)
     usage = keys.usage()
@@ -78,7 +78,7 @@ def list_(storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJs
 @app.command()
 def revoke(id_: Id, storage: Storage = DEFAULT_STORAGE, store: Store = None) -> None:
     """Take a key back: running endpoints refuse it within a few seconds."""
-    from orchestrator.rollout.log import this_user
+    from orchestrator.registry.log import this_user
 
     _key_store(storage, store).revoke(id_, datetime.now(UTC), this_user())
     print(f"key {id_} is revoked")
@@ -90,8 +90,8 @@ def delete(
 ) -> None:
     """Take a key off the list. Without any key left, an endpoint on loopback asks for none again;
     nothing else makes it so."""
-    from orchestrator.edge.made_keys import MadeKeys
-    from orchestrator.rollout.log import this_user
+    from orchestrator.auth.made_keys import MadeKeys
+    from orchestrator.registry.log import this_user
 
     kept, why = _key_store(storage, store), _one_line(reason or "", "--reason")
     left = kept.delete(id_, datetime.now(UTC), this_user(), why)
@@ -114,15 +114,15 @@ def history(
 
 
 def _key_store(storage: str, store: str | None) -> Any:
-    from orchestrator.edge.key_store import KeyStore
+    from orchestrator.auth.key_store import KeyStore
 
     return KeyStore(cluster_spec(storage, store).store_url())
 
 
 def _caller(scopes: str, rate: str | None, quota: str | None) -> Any:
-    from orchestrator.edge.allowance import Allowance
-    from orchestrator.edge.keys import SCOPES, Caller
-    from workers.spec import InputError
+    from orchestrator.auth.keys import SCOPES, Caller
+    from orchestrator.config.limits import Allowance
+    from workers.config.train import InputError
 
     wanted = {scope.strip() for scope in scopes.split(",")}
     chosen = frozenset(scope for scope in SCOPES if scope in wanted)
@@ -133,13 +133,13 @@ def _caller(scopes: str, rate: str | None, quota: str | None) -> Any:
 
 
 def _end(expires: str | None, now: datetime) -> datetime | None:
-    from orchestrator.edge.allowance import span_seconds
+    from orchestrator.config.limits import span_seconds
 
     return now + timedelta(seconds=span_seconds(expires)) if expires else None
 
 
 def _one_line(note: str, option: str) -> str:
-    from workers.spec import InputError
+    from workers.config.train import InputError
 
     if len(note) > 200 or not note.isprintable():
         raise InputError(f"{option}: write at most 200 printable characters, on one line")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.words import plain
+from orchestrator.monitoring.format import plain
 
 Job = Annotated[
     str, typer.Argument(metavar="JOB", help="Job file; or smoke, demo, llama8b_cluster.")
@@ -112,7 +112,7 @@ def plain_answer(text: str) -> str:
 def job_spec(job: str, assignments: Sequence[str] | None, options: Mapping[str, str | None]) -> Any:
     """A job file's job with the options that name a part of its cluster (None: not given), and
     what --set assigns."""
-    from orchestrator.spec import load_job
+    from orchestrator.config.job import load_job
 
     given = {f"cluster.{field}": value for field, value in options.items() if value is not None}
     return load_job(job, assignments or (), given)
@@ -122,8 +122,8 @@ def study_job(
     job: str, assignments: Sequence[str] | None, options: Mapping[str, str | None]
 ) -> Any:
     """`job_spec` of a job whose rows and model are needed: those of `smoke` are made."""
+    from orchestrator.config.job import comes_along
     from orchestrator.demo.smoke import JOB, with_its_files
-    from orchestrator.spec import comes_along
 
     spec = job_spec(job, assignments, options)
     return with_its_files(spec) if job == JOB and comes_along(job) else spec
@@ -131,8 +131,8 @@ def study_job(
 
 def cluster_spec(storage: str, store: str | None, address: str | None = None) -> Any:
     """The part of a job that says where studies and versions lie; a missing folder is an error."""
-    from orchestrator.cluster_spec import ClusterSpec
-    from workers.configuration import InputError, validated
+    from orchestrator.config.cluster import ClusterSpec
+    from workers.config.base import InputError, validated
 
     values = {"storage": storage, "store": store, "address": address}
     cluster = validated(ClusterSpec, values, "--store")
@@ -143,7 +143,7 @@ def cluster_spec(storage: str, store: str | None, address: str | None = None) ->
 
 def registry(storage: str, store: str | None) -> Any:
     """The registry of a storage folder."""
-    from orchestrator.registry import Registry
+    from orchestrator.registry.registry import Registry
 
     spec = cluster_spec(storage, store)
     return Registry(spec.store_url(), Path(spec.storage).resolve())

@@ -66,10 +66,10 @@ def promote(
 ) -> None:
     """Make a trial's adapter, or any version, the champion of a name, its canary or its shadow, if
     the gate lets it."""
-    from orchestrator.candidate import Wish
-    from orchestrator.promotion import check_stage, this_user
-    from orchestrator.promotion import promote as promote_version
-    from orchestrator.rollout.plan import stage
+    from orchestrator.candidates.candidate import Wish
+    from orchestrator.registry.plan import stage
+    from orchestrator.registry.promote import check_stage, this_user
+    from orchestrator.registry.promote import promote as promote_version
 
     chosen, wish = stage(canary, plan, shadow), Wish(study, to, trial, version, job, base)
     wish.check()
@@ -107,8 +107,8 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Take back what was done last: end a name's canary, or return to the champion before."""
-    from orchestrator.rollout.back import rollback as roll_back
-    from orchestrator.rollout.log import this_user
+    from orchestrator.registry.back import rollback as roll_back
+    from orchestrator.registry.log import this_user
 
     book = registry(storage, store)
     return _print(roll_back(book, name, actor=this_user(), reason=reason or ""), as_json)
@@ -123,8 +123,8 @@ def abort(
     as_json: AsJson = False,
 ) -> None:
     """End a name's canary; where it has none, its shadow. The champion stays."""
-    from orchestrator.rollout.back import abort as end
-    from orchestrator.rollout.log import this_user
+    from orchestrator.registry.back import abort as end
+    from orchestrator.registry.log import this_user
 
     book = registry(storage, store)
     return _print(end(book, name, actor=this_user(), reason=reason or ""), as_json)
@@ -135,8 +135,8 @@ def history(
     name: str, storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False
 ) -> None:
     """Show all that happened to a name: who, when, why, and on what evidence."""
-    from orchestrator.rollout.words import evidence_line
-    from workers.configuration import InputError
+    from orchestrator.registry.describe import evidence_line
+    from workers.config.base import InputError
 
     book = registry(storage, store)
     events = book.history(name)
@@ -151,6 +151,6 @@ def history(
 
 
 def _print(event: Any, as_json: bool) -> None:
-    from orchestrator.rollout.words import outcome
+    from orchestrator.registry.describe import outcome
 
     return print_json(event.as_dict()) if as_json else print(outcome(event))

@@ -16,11 +16,11 @@ from orchestrator.commands.options import (
     print_json,
     print_table,
 )
-from orchestrator.words import duration
+from orchestrator.monitoring.format import duration
 
 if TYPE_CHECKING:
     from cluster.jobs import Job, JobClient
-    from orchestrator.status import StudyStatus
+    from orchestrator.monitoring.status import StudyStatus
 
 app = typer.Typer()
 _FRESH_SECONDS = 30.0
@@ -44,8 +44,8 @@ def status(
     """
     from cluster.errors import ClusterError
     from cluster.jobs import JobClient
-    from orchestrator.spec import ClusterSpec
-    from workers.spec import InputError
+    from orchestrator.config.job import ClusterSpec
+    from workers.config.train import InputError
 
     here = name if name and ClusterSpec(storage=storage).study_folder(name).is_dir() else None
     if here and not address:
@@ -70,8 +70,8 @@ def status(
 
 
 def _show_study(name: str, storage: str, store: str | None, as_json: bool) -> None:
-    from orchestrator.status import status_from_outside
-    from orchestrator.study import Study
+    from orchestrator.monitoring.status import status_from_outside
+    from orchestrator.tuning.study import Study
 
     place = cluster_spec(storage, store)
     now = status_from_outside(Study.open(place, name), place)
@@ -109,7 +109,7 @@ def _progress(client: "JobClient", job: "Job") -> "StudyStatus | None":
     """What the job's driver said last; None before that, or if it was another version of ours."""
     from pydantic import ValidationError
 
-    from orchestrator.status import StudyStatus
+    from orchestrator.monitoring.status import StudyStatus
 
     note = client.note(job)
     try:

@@ -28,8 +28,8 @@ from orchestrator.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.spec import JobSpec
-    from orchestrator.study import Study, TrialRow
+    from orchestrator.config.job import JobSpec
+    from orchestrator.tuning.study import Study, TrialRow
 
 app = typer.Typer()
 
@@ -51,9 +51,9 @@ def check(
     """Check a job and all of its rows without running it; print it with every default written out,
     and what its rows lose to data.max_length. Paths in a job, a SQLite store's too, begin at its
     folder."""
-    from orchestrator.preflight import preflight, remarks
-    from orchestrator.progress import rows_progress
-    from orchestrator.spec import dump_job, portable
+    from orchestrator.config.job import dump_job, portable
+    from orchestrator.monitoring.console import rows_progress
+    from orchestrator.tuning.preflight import preflight, remarks
 
     spec = study_job(job, set_, {"storage": storage})
     room = _room(spec, address)
@@ -83,11 +83,11 @@ def tune(
     """Search the shape of the experts; every finished trial becomes a version."""
     from cluster.notes import own_note
     from cluster.session import session
-    from orchestrator.display import study_display
-    from orchestrator.preflight import preflight, remarks
-    from orchestrator.progress import Narrator, dashboard_line, rows_progress
-    from orchestrator.storage import study_names
-    from orchestrator.tuner import CutOff, run
+    from orchestrator.monitoring.console import Narrator, dashboard_line, rows_progress
+    from orchestrator.monitoring.display import study_display
+    from orchestrator.tuning.preflight import preflight, remarks
+    from orchestrator.tuning.storage import study_names
+    from orchestrator.tuning.tuner import CutOff, run
 
     spec = study_job(job, set_, {"storage": storage, "address": address})
     resume = resume or accept_new_data
@@ -119,8 +119,8 @@ def leaderboard(
     study: str, storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False
 ) -> None:
     """Rank a study's trials."""
-    from orchestrator.begin import resume_command
-    from orchestrator.study import Study
+    from orchestrator.tuning.lifecycle import resume_command
+    from orchestrator.tuning.study import Study
 
     place = cluster_spec(storage, store)
     record = Study.open(place, study)
@@ -138,7 +138,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the study's report: one HTML page that needs no network."""
-    from orchestrator.report import write
+    from orchestrator.report.report import write
 
     spec = cluster_spec(storage, store)
     path = write(spec, study)
@@ -163,7 +163,7 @@ def demo(
 def _room(job: "JobSpec", address: str | None) -> list[str]:
     """How the job goes with the cluster; without one, whether this machine is too small for it."""
     from cluster.jobs import JobClient
-    from orchestrator.demand import room_for, too_small_here
+    from orchestrator.doctor.demand import room_for, too_small_here
 
     if address is None:
         short = too_small_here(job)

@@ -11,17 +11,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.comparison import Comparison, Measurement, compare_version
-from orchestrator.display import run_display, study_display
-from orchestrator.progress import Narrator, dashboard_line, training_line
-from orchestrator.spec import JobSpec, load_job, override_job
-from orchestrator.study import Study, trial_name
-from workers.extras import installing
-from workers.spec import InputError, TrainSpec, override
-from workers.train.record import RunPlan, write_text
+from orchestrator.config.job import JobSpec, load_job, override_job
+from orchestrator.evaluation.compare import Comparison, Measurement, compare_version
+from orchestrator.monitoring.console import Narrator, dashboard_line, training_line
+from orchestrator.monitoring.display import run_display, study_display
+from orchestrator.tuning.study import Study, trial_name
+from workers.config.extras import installing
+from workers.config.train import InputError, TrainSpec, override
+from workers.run.files import RunPlan, write_text
 
 if TYPE_CHECKING:
-    from orchestrator.registry import Registry
+    from orchestrator.registry.registry import Registry
 
 NAME = "home"
 PACKAGES = ("hassil", "home_assistant_intents", "gguf")
@@ -67,7 +67,7 @@ class Demo:
 
     def tune(self) -> Study:
         """Search."""
-        from orchestrator.tuner import preflight, run
+        from orchestrator.tuning.tuner import preflight, run
 
         preflight(self.job, resume=False)
         with study_display(self.job, self.journal.narrator) as display:
@@ -79,7 +79,7 @@ class Demo:
 
     def train_on(self, study: Study) -> str:
         """Train the best trial's adapter for longer with two workers; its version's id."""
-        from orchestrator.trainer import fit
+        from orchestrator.tuning.trainer import fit
 
         best = study.row(self.journal.summary["best_trial"])
         trial = study.folder / "trials" / trial_name(best.number)
@@ -98,7 +98,7 @@ class Demo:
 
     def promote(self, study: Study, versions: Sequence[str]) -> None:
         """Promote each version in turn, as far as the gate lets it."""
-        from orchestrator.promotion import GateRefused, promote, this_user
+        from orchestrator.registry.promote import GateRefused, promote, this_user
 
         for version in versions:
             try:
@@ -142,10 +142,10 @@ def run_demo(storage: Path, assignments: Sequence[str] = ()) -> None:
     Ctrl-C; otherwise everything that was started is stopped at the end."""
     from cluster.session import session
     from orchestrator.commands.options import print_table
-    from orchestrator.registry import Registry
-    from orchestrator.report import write
-    from orchestrator.served_base import served_base
-    from orchestrator.serving import check_endpoint, deploy, undeploying
+    from orchestrator.registry.registry import Registry
+    from orchestrator.report.report import write
+    from orchestrator.serve.deploy import check_endpoint, deploy, undeploying
+    from orchestrator.serve.served_base import served_base
 
     folder = storage.resolve() / datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S")
     journal = Journal()

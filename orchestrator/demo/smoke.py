@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from orchestrator.config.job import JobSpec, load_job, override_job
 from orchestrator.demo.tiny_model import write_model
 from orchestrator.demo.whole import whole
-from orchestrator.preflight import check_storage
-from orchestrator.spec import JobSpec, load_job, override_job
+from orchestrator.tuning.preflight import check_storage
 
 JOB = "smoke"
 COLOURS = {"the sky": "blue", "grass": "green", "snow": "white", "coal": "black", "blood": "red"}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.disk.left_overs import Place, left_over
 from orchestrator.disk.use import Item, entries
-from orchestrator.study import Study, trial_name
+from orchestrator.tuning.study import Study, trial_name
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster.running import abandoned
-from orchestrator.begin import idle
-from orchestrator.cluster_spec import ClusterSpec
+from orchestrator.auth.made_keys import MARK
+from orchestrator.config.cluster import ClusterSpec
 from orchestrator.disk.left_overs import GOING, is_old, left_over
 from orchestrator.disk.study_use import running_item, study_items
 from orchestrator.disk.use import Item, entries, remove
-from orchestrator.edge.made_keys import MARK
-from orchestrator.registry import Registry
-from orchestrator.storage import database_file
-from orchestrator.study import Study, all_studies
-from orchestrator.study_folder import is_anothers
+from orchestrator.registry.registry import Registry
+from orchestrator.tuning.lifecycle import idle
+from orchestrator.tuning.storage import database_file
+from orchestrator.tuning.study import Study, all_studies
+from orchestrator.tuning.study_folder import is_anothers
 
 _OTHERS = {
     "audit": ("audit log", "of the endpoint's requests"),

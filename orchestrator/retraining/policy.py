@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from orchestrator.beside import beside
-from workers.configuration import InputError, NonNegative, PositiveInt, Spec, validated
-from workers.yaml_text import read_yaml
+from orchestrator.config.relative_paths import beside
+from workers.config.base import InputError, NonNegative, PositiveInt, Spec, validated
+from workers.config.yaml_text import read_yaml
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -73,7 +73,7 @@ class Policy(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        from orchestrator.rollout.plan import parse_plan
+        from orchestrator.registry.plan import parse_plan
 
         try:
             parse_plan(self.canary)

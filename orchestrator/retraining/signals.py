@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from cluster.session import session
 from orchestrator.client import Client
-from orchestrator.comparison import Measurement, compare_version
-from orchestrator.health.monitor import QUIET
-from orchestrator.health.report import Health, Verdict
-from orchestrator.registry import Registry
+from orchestrator.config.job import load_job, override_job
+from orchestrator.evaluation.compare import Measurement, compare_version
+from orchestrator.registry.registry import Registry
 from orchestrator.retraining.policy import Policy, QualityRule
-from orchestrator.spec import load_job, override_job
+from orchestrator.router_health.monitor import QUIET
+from orchestrator.router_health.report import Health, Verdict
+from workers.config.train import InputError, validated
 from workers.engine.request import RequestError
-from workers.spec import InputError, validated
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.session import session
-from orchestrator.registry import Registry, Version
-from orchestrator.retraining.diary import Diary, Entry, Kind
-from orchestrator.retraining.fresh import with_fresh
-from orchestrator.retraining.outcome import Contest, Outcome
+from orchestrator.config.job import ClusterSpec, JobSpec, load_job, override_job
+from orchestrator.registry.registry import Registry, Version
+from orchestrator.retraining.backends import End, Runs
+from orchestrator.retraining.conclusion import Contest, Outcome
+from orchestrator.retraining.data import with_fresh
+from orchestrator.retraining.journal import Diary, Entry, Kind
 from orchestrator.retraining.policy import Policy
-from orchestrator.retraining.runs import End, Runs
 from orchestrator.retraining.signals import Signals
-from orchestrator.spec import ClusterSpec, JobSpec, load_job, override_job
-from workers.spec import InputError, one_line
+from workers.config.train import InputError, one_line
 
 DAY = timedelta(days=1)
 

@@ -3,11 +3,11 @@
 import logging
 from datetime import UTC, datetime, timedelta
 
-from orchestrator.records import BASE
-from orchestrator.rollout.judge import Breach, Drift, drifting, failing, not_finite, slower
-from orchestrator.rollout.log import Decision
-from orchestrator.rollout.spec import GuardSpec
-from orchestrator.rollout.state import Canary, Rollout
+from orchestrator.config.rollout import GuardSpec
+from orchestrator.registry.log import Decision
+from orchestrator.registry.models import BASE
+from orchestrator.registry.state import Canary, Rollout
+from orchestrator.rollout.checks import Breach, Drift, drifting, failing, not_finite, slower
 from orchestrator.rollout.window import Windows
 
 log = logging.getLogger(__name__)

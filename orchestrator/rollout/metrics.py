@@ -8,10 +8,10 @@ set any more.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from orchestrator.clock import steady
-from orchestrator.edge.series import Series
-from orchestrator.rollout.shadow import Comparisons
-from orchestrator.rollout.state import Rollout
+from orchestrator.registry.state import Rollout
+from orchestrator.rollout.shadow_stats import Comparisons
+from orchestrator.telemetry.clock import steady
+from orchestrator.telemetry.series import Series
 
 OF_SHADOW = ("name", "version")
 OF_SIDE = (*OF_SHADOW, "side")

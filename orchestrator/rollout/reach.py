@@ -7,9 +7,9 @@ without saying for whom, the canary may meet nobody at all, or all of them.
 from datetime import datetime
 from typing import Any
 
-from orchestrator.rollout.state import Rollout
+from orchestrator.registry.describe import percent
+from orchestrator.registry.state import Rollout
 from orchestrator.rollout.window import Windows, counts
-from orchestrator.rollout.words import percent
 
 FEWEST = 20
 """Requests before anything is odd."""

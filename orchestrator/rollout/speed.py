@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.answered import Answered
+from orchestrator.telemetry.request_record import Answered
 from workers.engine.timing import Company, Part, Span
 
 Array = NDArray[np.float64]

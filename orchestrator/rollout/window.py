@@ -9,8 +9,8 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from orchestrator.answered import Answered
-from orchestrator.rollout.spec import GuardSpec
+from orchestrator.config.rollout import GuardSpec
+from orchestrator.telemetry.request_record import Answered
 
 FAULTS = frozenset({"engine_error", "non_finite"})
 """Codes of failures that are the version's own. All others are the request's (a schema, a limit, a
@@ -77,7 +77,7 @@ class Windows:
     """An observer that keeps the last requests of each version under each name, but for those that
     have pinned it: who chooses a version says nothing of the users. It is called in the event loop
     and read in other threads: what is read is copied first. All times are by
-    `orchestrator.clock.steady`."""
+    `orchestrator.telemetry.clock.steady`."""
 
     def __init__(self, spec: GuardSpec) -> None:
         self._spec = spec
@@ -86,7 +86,7 @@ class Windows:
         )
 
     def __call__(self, answered: Answered) -> None:
-        """See `orchestrator.answered.Observer`."""
+        """See `orchestrator.telemetry.request_record.Observer`."""
         if answered.role != "pinned" and (counts(answered) or answered.timing):
             slim = replace(answered, routing=None, prompt=None, answer=None)
             self._seen[_key(answered)].append(slim)

@@ -27,12 +27,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from workers.config.train import (
+    AdapterSpec,
+    DataSpec,
+    LossSpec,
+    ModelSpec,
+    OptimizerSpec,
+    TrainSpec,
+)
 from workers.data.batches import Batch
-from workers.inject import inject
-from workers.losses import IGNORED
-from workers.model import Base
+from workers.injection.inject import inject
+from workers.losses.auxiliary import IGNORED
+from workers.models.base import Base
 from workers.parallel.update import Replicated
-from workers.spec import AdapterSpec, DataSpec, LossSpec, ModelSpec, OptimizerSpec, TrainSpec
 from workers.train.step import TrainStep
 
 WEIGHTS = {"without": 0.0, "with": 0.01}

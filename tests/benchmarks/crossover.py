@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from layer_step import GatedBlock, Sizes
 
-from workers.layers import bank as banks
-from workers.layers import mixture as mixtures
+from workers.config.train import AdapterSpec
+from workers.layers import expert_bank as banks
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward, find_feed_forward
-from workers.spec import AdapterSpec
+from workers.layers.mixture import select as mixtures
 
 NEVER, ALWAYS = -1, 2**62
 

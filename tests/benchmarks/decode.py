@@ -27,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from layer_step import NAMES, GatedBlock
 from layer_step import Sizes as BlockSizes
 
+from workers.config.train import AdapterSpec
+from workers.injection.row_map import RowMap
+from workers.injection.wrapper import Site
 from workers.layers.experts import BlockExperts
 from workers.layers.feed_forward import find_feed_forward
-from workers.rows import RowMap
-from workers.site import Site
-from workers.spec import AdapterSpec
 
 GOAL = 1.3
 

@@ -29,17 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from workers.data.batches import Batch
-from workers.inject import Adapter, inject
-from workers.losses import IGNORED
-from workers.model import Base
-from workers.parallel.cost import Choice, RoutedPlace, token_bytes, weight_bytes
-from workers.parallel.mesh import Mesh
-from workers.parallel.plan import routed_places, share_out
-from workers.parallel.shards import ExpertShards
-from workers.parallel.trial import MicroBatch
-from workers.parallel.update import Replicated
-from workers.spec import (
+from workers.config.train import (
     AdapterSpec,
     DataSpec,
     LossSpec,
@@ -48,6 +38,16 @@ from workers.spec import (
     ParallelSpec,
     TrainSpec,
 )
+from workers.data.batches import Batch
+from workers.injection.inject import Adapter, inject
+from workers.losses.auxiliary import IGNORED
+from workers.models.base import Base
+from workers.parallel.cost import Choice, RoutedPlace, token_bytes, weight_bytes
+from workers.parallel.exchange_choice import routed_places, share_out
+from workers.parallel.expert_shards import ExpertShards
+from workers.parallel.mesh import Mesh
+from workers.parallel.trial import MicroBatch
+from workers.parallel.update import Replicated
 from workers.train.step import TrainStep
 
 WAYS = [(1, "none"), *((size, way) for size in (2, 4) for way in ("tokens", "weights"))]

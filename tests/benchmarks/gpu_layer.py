@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from workers.injection.wrapper import Site
 from workers.layers.experts import BlockExperts
-from workers.layers.fused import fused_mixture, supports
-from workers.site import Site
+from workers.layers.kernels.mixture import fused_mixture, supports
 
 SIZES = Sizes(width=4096, feed_forward=14336, rank=16, top_k=2, rounds=40)
 WARM_UP = 8

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from workers.config.train import AdapterSpec
+from workers.injection.row_map import RowMap
+from workers.injection.wrapper import Site
 from workers.layers.experts import BlockExperts
 from workers.layers.feed_forward import FeedForward, find_feed_forward
 from workers.layers.router import Router
-from workers.rows import RowMap
-from workers.site import Site
-from workers.spec import AdapterSpec
 
 NAMES = ("gate_proj", "up_proj", "down_proj")
 

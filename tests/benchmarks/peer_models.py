@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from workers.adapter.convert import export_folder
 from workers.adapter.files import save
 from workers.adapter.manifest import BaseRecord, Manifest
-from workers.inject import inject
-from workers.model import load_base
-from workers.spec import AdapterSpec, ModelSpec
+from workers.config.train import AdapterSpec, ModelSpec
+from workers.injection.inject import inject
+from workers.models.base import load_base
 
 HEAD = 64
 """Width of an attention head."""

@@ -10,12 +10,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from workers.adapter.files import load_into
+from workers.config.train import DataSpec, ModelSpec, OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
-from workers.inject import row_map
-from workers.losses import IGNORED
-from workers.model import load_base
+from workers.injection.inject import row_map
+from workers.losses.auxiliary import IGNORED
+from workers.models.base import load_base
 from workers.parallel.update import Replicated
-from workers.spec import DataSpec, ModelSpec, OptimizerSpec, TrainSpec
 from workers.train.forward import scored_logits
 from workers.train.step import TrainStep
 

@@ -3,7 +3,8 @@
     python tests/benchmarks/product_order.py [--json PATH|-]
 
 The linears take turns, as in a real step, so that their weights come from memory; one thread,
-process CPU time, medians. Where the ratio is below 1 workers/layers/frozen.py turns the product.
+process CPU time, medians. Where the ratio is below 1
+workers/layers/inference/frozen_linear.py turns the product.
 Shapes: T rows, I and O the linear's input and output size.
 """
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from workers.layers.frozen import frozen_product
+from workers.layers.inference.frozen_linear import frozen_product
 
 
 @dataclass(frozen=True)

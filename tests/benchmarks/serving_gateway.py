@@ -20,15 +20,15 @@ from serving_process import answer_all
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from orchestrator.api import create_app
-from orchestrator.catalogue import Catalogue
-from orchestrator.promotion import promote
-from orchestrator.registry import Registry
+from orchestrator.gateway.app import create_app
+from orchestrator.registry.promote import promote
+from orchestrator.registry.registry import Registry
+from orchestrator.rollout.catalog import Catalogue
+from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
-from workers.engine.text import TextEngine
-from workers.model import load_base
-from workers.spec import ModelSpec
+from workers.engine.text_engine import TextEngine
+from workers.models.base import load_base
 
 
 def start(options: dict[str, Any]) -> Callable[..., Any]:

@@ -18,8 +18,8 @@ from workers.adapter.convert import export_folder
 from workers.adapter.digest import base_digest
 from workers.adapter.files import save
 from workers.adapter.manifest import BaseRecord, Manifest
-from workers.inject import inject
-from workers.spec import AdapterSpec
+from workers.config.train import AdapterSpec
+from workers.injection.inject import inject
 
 
 def random_base(sizes: Sizes, folder: Path) -> Path:

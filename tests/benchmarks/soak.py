@@ -26,8 +26,8 @@ from soak_shop import NAME, Shop, opened
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from orchestrator.promotion import rollback
-from workers.spec import InputError
+from orchestrator.registry.promote import rollback
+from workers.config.train import InputError
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cluster.session import session
-from orchestrator.promotion import promote
-from orchestrator.records import Version
-from orchestrator.registry import Registry
-from orchestrator.rollout.plan import stage
-from orchestrator.served_base import served_base
-from orchestrator.serving import deploy, undeploy
-from orchestrator.spec import ServeSpec
+from orchestrator.config.job import ServeSpec
+from orchestrator.registry.models import Version
+from orchestrator.registry.plan import stage
+from orchestrator.registry.promote import promote
+from orchestrator.registry.registry import Registry
+from orchestrator.serve.deploy import deploy, undeploy
+from orchestrator.serve.served_base import served_base
 from tests.tiny import write_adapter, write_model
 
 NAME = "soak"

@@ -1,4 +1,4 @@
-"""What a process finds in its own Python; tests/orchestrator/test_doctor.py has whole clusters."""
+"""What a process finds in its own Python; tests/orchestrator/doctor has whole clusters."""
 
 import json
 import platform

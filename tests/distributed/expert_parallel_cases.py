@@ -7,12 +7,19 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from workers import losses
+from workers.config.train import (
+    AdapterSpec,
+    DataSpec,
+    LossSpec,
+    ModelSpec,
+    OptimizerSpec,
+    TrainSpec,
+)
 from workers.data.batches import Batch
-from workers.inject import Adapter, inject
+from workers.injection.inject import Adapter, inject
 from workers.layers.router import Routing
-from workers.model import Base
-from workers.spec import AdapterSpec, DataSpec, LossSpec, ModelSpec, OptimizerSpec, TrainSpec
+from workers.losses import auxiliary as losses
+from workers.models.base import Base
 
 STEPS = 4
 ALL_LOSSES = LossSpec(

@@ -9,18 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from workers.data.batches import Batch, collate
-from workers.data.encode import Example
-from workers.inject import Adapter, inject
-from workers.model import Base, load_base
-from workers.parallel.cost import Choice, Passes
-from workers.parallel.deepspeed import DeepSpeedUpdate
-from workers.parallel.loading import reading
-from workers.parallel.mesh import Mesh
-from workers.parallel.shards import ExpertShards
-from workers.parallel.strategy import update_for
-from workers.parallel.update import State, Update
-from workers.spec import (
+from workers.config.train import (
     AdapterSpec,
     DataSpec,
     LossSpec,
@@ -29,6 +18,17 @@ from workers.spec import (
     ParallelSpec,
     TrainSpec,
 )
+from workers.data.batches import Batch, collate
+from workers.data.encode import Example
+from workers.injection.inject import Adapter, inject
+from workers.models.base import Base, load_base
+from workers.models.sharded_loading import reading
+from workers.parallel.cost import Choice, Passes
+from workers.parallel.deepspeed import DeepSpeedUpdate
+from workers.parallel.expert_shards import ExpertShards
+from workers.parallel.mesh import Mesh
+from workers.parallel.strategy import update_for
+from workers.parallel.update import State, Update
 from workers.train.step import StepResult, TrainStep
 
 STEPS = 4

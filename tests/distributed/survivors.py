@@ -21,15 +21,15 @@ import pytest
 import torch.distributed as dist
 
 from cluster import environment
-from orchestrator.spec import SearchSpec
-from orchestrator.trainer import fit
+from orchestrator.config.job import SearchSpec
+from orchestrator.tuning.trainer import fit
+from workers.config.train import TrainSpec
 from workers.parallel.world import World
-from workers.spec import TrainSpec
-from workers.train import heartbeat
-from workers.train.events import RunEvent, read_events
+from workers.run import heartbeat
+from workers.run.events import RunEvent, read_events
+from workers.run.files import Metrics, RunPlan, read_progress
+from workers.run.rows_taken import read_rows
 from workers.train.loop import TrainingRun
-from workers.train.record import Metrics, RunPlan, read_progress
-from workers.train.rows_taken import read_rows
 
 ROWS = 24
 """Training rows; with batches of 8 an epoch has three steps."""
@@ -41,10 +41,10 @@ DRIVER = """
 import sys
 from pathlib import Path
 from cluster.session import session
-from orchestrator.spec import SearchSpec
-from orchestrator.trainer import fit
-from workers.spec import TrainSpec
-from workers.train.record import RunPlan
+from orchestrator.config.job import SearchSpec
+from orchestrator.tuning.trainer import fit
+from workers.config.train import TrainSpec
+from workers.run.files import RunPlan
 spec, search, folder, address = sys.argv[1:]
 with session(address):
     plan = RunPlan(Path(folder), "study")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch.multiprocessing as mp
 
-from orchestrator.spec import SearchSpec
+from orchestrator.config.job import SearchSpec
 from tests.distributed.survivors import (
     DRIVER,
     PATIENCE,
@@ -22,9 +22,9 @@ from tests.distributed.survivors import (
     trained,
     wait_until,
 )
-from workers.spec import TrainSpec, override
-from workers.train.events import read_events
-from workers.train.rows_taken import read_rows
+from workers.config.train import TrainSpec, override
+from workers.run.events import read_events
+from workers.run.rows_taken import read_rows
 
 pytestmark = pytest.mark.endurance
 SpecMaker = Callable[..., TrainSpec]

@@ -16,15 +16,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.distributed.expert_parallel_cases import CASES, RECOMPUTED, Case, batches, build
 from tests.processes import run_together
-from workers.inject import inject
+from workers.config.train import AdapterSpec, ParallelSpec, TrainSpec, override
+from workers.injection.inject import inject
 from workers.parallel.cost import Choice, Passes
+from workers.parallel.exchange_choice import share_out
+from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.mesh import Mesh
-from workers.parallel.plan import share_out
-from workers.parallel.shards import ExpertShards
 from workers.parallel.trial import MicroBatch
 from workers.parallel.update import Replicated
 from workers.parallel.world import World
-from workers.spec import AdapterSpec, ParallelSpec, TrainSpec, override
 from workers.train.step import TrainStep
 
 TOKENS = (4, 64)

@@ -17,11 +17,11 @@ from tests.distributed.expert_parallel_cases import (
     reference,
 )
 from tests.processes import run_together
+from workers.config.train import ParallelSpec
 from workers.parallel.cost import Choice, Passes
+from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.mesh import Mesh
-from workers.parallel.shards import ExpertShards
 from workers.parallel.update import Replicated
-from workers.spec import ParallelSpec
 from workers.train.step import TrainStep
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from cluster.session import Session
-from orchestrator.trainer import fit
+from orchestrator.tuning.trainer import fit
 from workers.adapter import files
+from workers.config.train import TrainSpec, override
 from workers.parallel.world import World
-from workers.spec import TrainSpec, override
-from workers.train.events import read_events
+from workers.run.events import read_events
+from workers.run.files import RunPlan
 from workers.train.loop import TrainingRun
-from workers.train.record import RunPlan
 
 pytestmark = pytest.mark.slow
 

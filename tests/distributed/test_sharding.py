@@ -32,15 +32,15 @@ from tests.distributed.sharding_cases import (
     micro_batches,
 )
 from tests.processes import run_together
-from workers import losses
 from workers.adapter.digest import base_digest
-from workers.model import load_base
+from workers.config.train import ParallelSpec, TrainSpec, override
+from workers.losses import auxiliary as losses
+from workers.models.base import load_base
 from workers.parallel.mesh import Mesh
 from workers.parallel.update import State
-from workers.spec import ParallelSpec, TrainSpec, override
+from workers.run.files import Metrics, RunPlan
 from workers.train.forward import scored_logits
 from workers.train.loop import TrainingRun
-from workers.train.record import Metrics, RunPlan
 
 MICRO = 2
 NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}

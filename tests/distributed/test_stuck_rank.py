@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from orchestrator.stalls import Stall, stalls
-from orchestrator.status import run_status
-from workers.spec import TrainSpec
-from workers.train.heartbeat import Heart, read
+from orchestrator.monitoring.stalls import Stall, stalls
+from orchestrator.monitoring.status import run_status
+from workers.config.train import TrainSpec
+from workers.run.files import RunPlan
+from workers.run.heartbeat import Heart, read
 from workers.train.loop import TrainingRun
-from workers.train.record import RunPlan
 
 STUCK_AFTER = 8
 

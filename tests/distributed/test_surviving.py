@@ -11,7 +11,7 @@ import pytest
 import torch.multiprocessing as mp
 
 from cluster.session import Session
-from orchestrator.spec import SearchSpec
+from orchestrator.config.job import SearchSpec
 from tests.distributed.survivors import (
     DRIVER,
     PATIENCE,
@@ -27,8 +27,8 @@ from tests.distributed.survivors import (
     trained,
     wait_until,
 )
-from workers.spec import InputError, TrainSpec, override
-from workers.train.events import read_events
+from workers.config.train import InputError, TrainSpec, override
+from workers.run.events import read_events
 
 pytestmark = pytest.mark.slow
 SpecMaker = Callable[..., TrainSpec]

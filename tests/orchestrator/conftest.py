@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.begin import begin
-from orchestrator.spec import JobSpec
-from orchestrator.storage import storage
-from orchestrator.study import trial_name
+from orchestrator.config.job import JobSpec
+from orchestrator.tuning.lifecycle import begin
+from orchestrator.tuning.storage import storage
+from orchestrator.tuning.study import trial_name
 from tests.orchestrator.postgres import Postgres, missing, running
 from tests.orchestrator.traffic import Trained, train_on_home
-from workers.spec import AdapterSpec, TrainSpec, override
-from workers.train.record import RunRecord
+from workers.config.train import AdapterSpec, TrainSpec, override
+from workers.run.files import RunRecord
 
 Play = Callable[..., Any]
 
@@ -104,7 +104,7 @@ def _play(
 ) -> list[dict[str, Any]]:
     from ray.tune.utils.util import flatten_dict
 
-    from orchestrator.search import StudySearch
+    from orchestrator.tuning.searcher import StudySearch
 
     job.study_folder().mkdir(parents=True, exist_ok=True)
     with storage(job.cluster, create=True) as store:

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from orchestrator.answered import Answered
-from orchestrator.clock import steady
+from orchestrator.telemetry.clock import steady
+from orchestrator.telemetry.request_record import Answered
 from workers.adapter.manifest import Manifest, read_manifest
+from workers.config.train import TrainSpec
 from workers.data.batches import collate
 from workers.data.rows import read_rows
-from workers.engine.routing import LayerRouting, RequestRouting
-from workers.inject import LayerRecord
-from workers.spec import TrainSpec
+from workers.engine.routing.types import LayerRouting, RequestRouting
+from workers.injection.inject import LayerRecord
+from workers.run.files import RunPlan
 from workers.train.forward import recorded
 from workers.train.loop import TrainingRun
-from workers.train.record import RunPlan
 
 Row = Mapping[str, str]
 ROOMS = ("kitchen", "office", "hall", "cellar", "bedroom", "bathroom", "garage", "attic")

@@ -9,9 +9,9 @@ import optuna
 import pytest
 import yaml
 
-from orchestrator.spec import load_job
+from orchestrator.config.job import load_job
 from search_spaces.space import SearchSpace
-from workers.spec import InputError, TrainSpec, override, validated
+from workers.config.train import InputError, TrainSpec, override, validated
 
 TRAIN = validated(
     TrainSpec, {"model": {"path": "m"}, "data": {"train": "a", "validation": "b"}}, "test"

@@ -12,10 +12,10 @@ from pydantic import ConfigDict, Field
 
 from workers.adapter import folder as folders
 from workers.adapter import legacy
-from workers.adapter.strategy import RoutingKeys, most_experts
+from workers.adapter.routing_keys import RoutingKeys, most_experts
 from workers.adapter.targets import TargetKeys
-from workers.configuration import Size
-from workers.spec import AdapterSpec, Fraction, InputError, Spec, validated
+from workers.config.base import Size
+from workers.config.train import AdapterSpec, Fraction, InputError, Spec, validated
 
 PeftType = Literal["MIXLORA", "MOELORA", "LORA"]
 Alpha = Annotated[float, Field(gt=0)]

@@ -11,12 +11,12 @@ from typing import Literal
 from torch import nn
 
 from workers.adapter.digest import base_digest
+from workers.adapter.export_limits import as_mixlora
 from workers.adapter.files import load_into
-from workers.adapter.foreign import as_mixlora
 from workers.adapter.manifest import BaseRecord, Manifest
 from workers.adapter.raw import RawAdapter, read_raw, write_raw
 from workers.adapter.stacking import to_canonical
-from workers.spec import InputError
+from workers.config.train import InputError
 
 Format = Literal["mixlora", "moelora", "peft"]
 _FORMATS: dict[str, Format] = {"MIXLORA": "mixlora", "MOELORA": "moelora", "LORA": "peft"}

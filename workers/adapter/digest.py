@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.adapter import folder as folders
-from workers.configuration import InputError
+from workers.config.base import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -55,13 +55,13 @@ def _is_elsewhere(model: Any) -> bool:
     """Whether this process does not have the weights as they were."""
     if getattr(model, "hf_quantizer", None):
         return True
-    from workers.parallel.whole import is_sharded
+    from workers.injection.sharded import is_sharded
 
     return hasattr(model, "parameters") and is_sharded(model)
 
 
 def _loaded(model: "torch.nn.Module") -> "Iterator[torch.Tensor]":
-    from workers.site import Site
+    from workers.injection.wrapper import Site
 
     sites = [module for module in model.modules() if isinstance(module, Site)]
     adapters = {id(weight) for site in sites for weight in site.adapters.parameters()}

@@ -10,12 +10,12 @@ from workers.adapter.config import AdapterConfig
 from workers.adapter.digest import base_digest, folder_digest
 from workers.adapter.manifest import Manifest
 from workers.adapter.modules import check_modules
-from workers.adapter.names import Tensors, target_names, to_disk
 from workers.adapter.raw import read_raw, write_raw
 from workers.adapter.stacking import to_canonical
+from workers.adapter.tensor_names import Tensors, target_names, to_disk
 from workers.adapter.written import config_values, peft_type
-from workers.inject import Adapter, inject
-from workers.spec import AdapterSpec, InputError
+from workers.config.train import AdapterSpec, InputError
+from workers.injection.inject import Adapter, inject
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

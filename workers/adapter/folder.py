@@ -13,7 +13,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NoReturn
 
-from workers.configuration import InputError, StorageError
+from workers.config.base import InputError, StorageError
 
 WEIGHTS = "adapter_model.safetensors"
 INDEXES = ("adapter_model.safetensors.index.json", "model.safetensors.index.json")

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from workers.adapter import folder as folders
 from workers.adapter.routing_sample import RoutingSample
-from workers.configuration import Spec, validated
+from workers.config.base import Spec, validated
 
 
 def code_version() -> str:

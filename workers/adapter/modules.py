@@ -3,11 +3,11 @@
 from torch import nn
 
 from workers.adapter.config import AdapterConfig
-from workers.adapter.names import Tensors
-from workers.inject import row_map
-from workers.parallel.whole import whole
-from workers.sites import decoder_layers, linears
-from workers.spec import InputError
+from workers.adapter.tensor_names import Tensors
+from workers.config.train import InputError
+from workers.injection.inject import row_map
+from workers.injection.sharded import whole
+from workers.injection.targets import decoder_layers, linears
 
 
 def check_modules(

@@ -14,7 +14,7 @@ from typing import Annotated, Self
 
 from pydantic import Field
 
-from workers.configuration import InputError, PositiveInt, Spec
+from workers.config.base import InputError, PositiveInt, Spec
 
 CACHE_PAGE = 32
 """Tokens of a page of an engine's cache. What all prompts begin with is read once, page by page,

@@ -9,9 +9,9 @@ import torch
 from torch.nn.functional import pad
 
 from workers.adapter.config import AdapterConfig
-from workers.adapter.names import Parts, Place, Tensors
-from workers.adapter_spec import is_named
-from workers.spec import AdapterSpec, InputError
+from workers.adapter.tensor_names import Parts, Place, Tensors
+from workers.config.adapter import is_named
+from workers.config.train import AdapterSpec, InputError
 
 MATRICES = ("lora_A", "lora_B")
 MAGNITUDE = "lora_magnitude"

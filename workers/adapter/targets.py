@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from workers.adapter_spec import is_named
-from workers.configuration import Spec
+from workers.config.adapter import is_named
+from workers.config.base import Spec
 
 INDEX = r"(?:0|[1-9]\d{0,5})"
 """A number in a module's path."""

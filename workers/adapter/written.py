@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from workers.adapter.config import OURS, AdapterConfig, PeftType
-from workers.adapter.strategy import routing_keys
-from workers.spec import AdapterSpec
+from workers.adapter.routing_keys import routing_keys
+from workers.config.train import AdapterSpec
 
 
 def peft_type(spec: AdapterSpec) -> PeftType:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from workers.config.train import InputError
 from workers.data.values import is_empty, string
-from workers.spec import InputError
 
 FIELDS = ("role", "content")
 TOOLS = ("tools", "functions")

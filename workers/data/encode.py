@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from workers.config.train import DataSpec, InputError
 from workers.data.counts import RowCounts
 from workers.data.rows import Row
 from workers.data.text_encoder import TextEncoder
-from workers.spec import DataSpec, InputError
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
+from workers.config.train import InputError, one_line
 from workers.data.values import repeated
-from workers.spec import InputError, one_line
 
 
 def json_record(line: bytes, where: str) -> dict[str, Any]:

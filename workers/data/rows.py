@@ -6,11 +6,11 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from workers.config.train import DataSpec, InputError
 from workers.data.chat import TOOLS, Turn, chat, check_tools
 from workers.data.source import records
+from workers.data.text_metrics import CHOICE_METRICS, check_metric
 from workers.data.values import text, texts
-from workers.metrics import CHOICE_METRICS, check_metric
-from workers.spec import DataSpec, InputError
 
 EXTRA_COLUMNS = ("id", "choices", "answer", "answer_index", "references")
 """Columns that are read where they are there."""

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
+from workers.config.train import DataSpec, InputError, one_line
 from workers.data.json_line import json_record
 from workers.data.values import repeated
-from workers.spec import DataSpec, InputError, one_line
 
 HUB = "hub:"
 PARQUET = (".parquet", ".pq")

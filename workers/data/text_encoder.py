@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from workers.config.train import InputError, one_line
 from workers.data.control_tokens import ControlTokens
-from workers.spec import InputError, one_line
 
 _MARK = "moetune-marks-a-turn"
 _ROLES = 64

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from workers.config.train import InputError
 from workers.engine.sequences import Packed, Seen, attend
-from workers.spec import InputError
 
 BY_SEQUENCE = "moetune_by_sequence"
 LOOKING = "moetune_looking"

@@ -11,11 +11,9 @@ from typing import Any
 from torch import nn
 
 from workers.data.text_encoder import TextEncoder
+from workers.engine.adapter_slots import SlotStore
 from workers.engine.attention import check_attention
-from workers.engine.capture import RoutingCapture
-from workers.engine.company import Company
-from workers.engine.generation import Generation
-from workers.engine.loop import GenerationLoop
+from workers.engine.recent_adapters import Company
 from workers.engine.request import (
     NOBODY,
     Adapter,
@@ -26,14 +24,16 @@ from workers.engine.request import (
     RequestError,
     Sampling,
 )
+from workers.engine.routing.capture import RoutingCapture
 from workers.engine.sampler import GREEDY, Draw, Drawing, Sampler
-from workers.engine.schemas import Schemas
-from workers.engine.slots import SlotStore
+from workers.engine.scheduler import GenerationLoop
+from workers.engine.sequence import Generation
 from workers.engine.statistics import Statistics
+from workers.engine.structured_output.schemas import Schemas
 from workers.engine.timing import PassClock, Passing
-from workers.inject import Adapter as Injected
-from workers.inject import row_map
-from workers.model import Base
+from workers.injection.inject import Adapter as Injected
+from workers.injection.inject import row_map
+from workers.models.base import Base
 
 
 class ContinuousEngine:

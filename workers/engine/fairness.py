@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from workers.engine.generation import Generation
+from workers.engine.sequence import Generation
 
 REMEMBERED = 1024
 """Tenants, and users of one, that have got more than the others and asked for nothing since."""

@@ -6,9 +6,9 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from workers.engine.routing import RequestRouting
+from workers.config.train import InputError, PositiveInt, Spec
+from workers.engine.routing.types import RequestRouting
 from workers.engine.timing import Timing
-from workers.spec import InputError, PositiveInt, Spec
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]

@@ -5,8 +5,8 @@ import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from workers.engine.generation import Generation
-from workers.engine.prefix import PAGE
+from workers.engine.prefix_cache import PAGE
+from workers.engine.sequence import Generation
 
 RETURNS = 1.0
 """Seconds for which the room that was made for a tenant waits for its next request: were it filled

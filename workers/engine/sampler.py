@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from workers.engine.request import RequestError, Sampling, TokenLogprobs
-from workers.engine.schema import Schema, refused_schema
+from workers.engine.structured_output.schema import Schema, refused_schema
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from workers.engine.request import TokenLogprobs, TokenText
-from workers.engine.routing import RequestRouting
+from workers.engine.routing.types import RequestRouting
 
 
 class TokenTexts:

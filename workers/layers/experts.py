@@ -15,7 +15,9 @@ from typing import NamedTuple, Self, cast
 import torch
 from torch import Tensor, nn
 
-from workers.layers.adapt import (
+from workers.config.train import AdapterSpec
+from workers.layers.assignments import Pairs
+from workers.layers.block import (
     ITSELF,
     Adapted,
     Frozen,
@@ -24,15 +26,13 @@ from workers.layers.adapt import (
     adapt_prepared,
     plain_lora,
 )
-from workers.layers.bank import Bank
 from workers.layers.dispatch import Dispatched, LocalTokenDispatcher, TokenDispatcher
-from workers.layers.dora import factor, row_norms
+from workers.layers.expert_bank import Bank
 from workers.layers.feed_forward import FeedForward, linear_sizes
-from workers.layers.mixture import Mode
-from workers.layers.pairs import Pairs
-from workers.layers.prepared import Prepared, PreparedExperts
+from workers.layers.inference.prepared import Prepared, PreparedExperts
+from workers.layers.mixture.select import Mode
+from workers.layers.ops.dora import factor, row_norms
 from workers.layers.router import Router, Routing
-from workers.spec import AdapterSpec
 
 _VERSION = attrgetter("_version")
 

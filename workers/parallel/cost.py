@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import comb
 
-from workers.spec import TrainSpec
+from workers.config.train import TrainSpec
 
 INDEX_BYTES = 8
 GATE_BYTES = 4

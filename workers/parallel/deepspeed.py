@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workers.inject import Adapter
+from workers.config.train import TrainSpec
+from workers.injection.inject import Adapter
+from workers.injection.wrapper import Site
 from workers.parallel.update import State, adamw
 from workers.parallel.world import World
-from workers.site import Site
-from workers.spec import TrainSpec
 
 BUCKET = 50_000_000
 """Most gradients that are sent as one message."""
@@ -49,7 +49,7 @@ class DeepSpeedUpdate:
         *,
         keep_whole: int = 100_000,
     ) -> None:
-        """With ZeRO-3 `model` must have been read in partitions (workers.parallel.loading), and
+        """With ZeRO-3 `model` must have been read in partitions (models.sharded_loading), and
         tensors of up to `keep_whole` numbers stay whole: norms and routers cost more to gather than
         to keep."""
         import deepspeed

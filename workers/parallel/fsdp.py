@@ -1,8 +1,8 @@
 """FSDP2: parameters, gradients and the optimizer's state in shards over all workers.
 
-The base was cut while it was read (workers.parallel.loading), layer by layer. Each of the adapter's
-layers is a unit of its own beside it: float32 next to a base that may be bfloat16, and the only one
-whose gradients travel.
+The base was cut while it was read (workers.models.sharded_loading), layer by layer. Each of the
+adapter's layers is a unit of its own beside it: float32 next to a base that may be bfloat16, and
+the only one whose gradients travel.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -13,11 +13,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from workers.inject import Adapter
-from workers.parallel.shards import ExpertShards
+from workers.config.train import OptimizerSpec
+from workers.injection.inject import Adapter
+from workers.injection.wrapper import Site
+from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.update import NamedUpdate, adamw
-from workers.site import Site
-from workers.spec import OptimizerSpec
 
 
 class Sharded(NamedUpdate):

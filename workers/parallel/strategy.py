@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from workers.inject import Adapter
-from workers.parallel.shards import ExpertShards
+from workers.config.train import TrainSpec
+from workers.injection.inject import Adapter
+from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.update import Replicated, Update
-from workers.spec import TrainSpec
 
 
 def update_for(spec: TrainSpec, model: nn.Module, adapter: Adapter, shards: ExpertShards) -> Update:

@@ -17,12 +17,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from workers.inject import Adapter
+from workers.injection.inject import Adapter
+from workers.injection.sharded import whole
+from workers.injection.targets import decoder_layers
+from workers.injection.wrapper import Site
 from workers.parallel.cost import Choice
-from workers.parallel.shards import ExpertShards
-from workers.parallel.whole import whole
-from workers.site import Site
-from workers.sites import decoder_layers
+from workers.parallel.expert_shards import ExpertShards
 
 TRIES = 7
 """Of each exchange, in turns, after one that does not count."""

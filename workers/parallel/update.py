@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from workers.inject import Adapter
+from workers.config.train import OptimizerSpec
+from workers.injection.inject import Adapter
+from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.mesh import Mesh
-from workers.parallel.shards import ExpertShards
 from workers.parallel.world import World
-from workers.spec import OptimizerSpec
 
 State = Mapping[str, Mapping[str, Tensor]]
 """Whole tensors on the CPU, whatever the layout: `adapter`, AdamW's `exp_avg` and `exp_avg_sq`, and

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from workers.data.batches import Batch
-from workers.inject import Adapter, LayerRecord
-from workers.losses import IGNORED
-from workers.model import Base
+from workers.injection.inject import Adapter, LayerRecord
+from workers.losses.auxiliary import IGNORED
+from workers.models.base import Base
 
 
 def scored_logits(base: Base, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,12 @@ from functools import cached_property
 
 from workers.adapter.digest import base_digest
 from workers.adapter.manifest import BaseRecord
+from workers.config.train import TrainSpec
 from workers.data.counts import RowCounts
 from workers.data.encode import Encoder, Example
 from workers.data.rows import Row, training_rows, validation_rows
 from workers.data.source import data_digest
-from workers.model import Base, load_base
-from workers.spec import TrainSpec
+from workers.models.base import Base, load_base
 from workers.train.used import UsedInputs
 
 

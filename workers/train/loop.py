@@ -12,23 +12,23 @@ import torch
 from workers.adapter import files
 from workers.adapter.manifest import Manifest, expert_load
 from workers.adapter.routing_sample import RoutingSample
+from workers.config.train import AdapterSpec, InputError, TrainSpec
 from workers.data.batches import Batches, collate
-from workers.inject import inject, row_map
+from workers.injection.inject import inject, row_map
+from workers.parallel.exchange_choice import share_out
 from workers.parallel.mesh import Mesh
-from workers.parallel.plan import share_out
 from workers.parallel.strategy import update_for
 from workers.parallel.trial import MicroBatch
 from workers.parallel.world import World
-from workers.spec import AdapterSpec, InputError, TrainSpec
-from workers.train import checkpoint
-from workers.train.evaluate import Evaluation
-from workers.train.events import EventLog
-from workers.train.heartbeat import Heart
+from workers.run.events import EventLog
+from workers.run.files import Metrics, RunPlan
+from workers.run.heartbeat import Heart
+from workers.run.progress import Meter
+from workers.run.rows_taken import note_rows
+from workers.run.samples import Sample
+from workers.train.checkpoint import state as checkpoint
+from workers.train.evaluation.evaluator import Evaluation
 from workers.train.inputs import Inputs
-from workers.train.progress import Meter
-from workers.train.record import Metrics, RunPlan
-from workers.train.rows_taken import note_rows
-from workers.train.samples import Sample
 from workers.train.step import DivergedError, StepResult, TrainStep
 from workers.train.used import UsedInputs, check_same, read_used, used_file
 

@@ -13,18 +13,18 @@ from typing import Any
 import ray.train
 from ray.tune import Trainable
 
+from workers.config.train import TrainSpec
 from workers.parallel.world import World
-from workers.spec import TrainSpec
-from workers.train.baseline import baseline
-from workers.train.events import EventLog, read_events
-from workers.train.heartbeat import Heart
+from workers.run.events import EventLog, read_events
+from workers.run.files import Metrics, Observer, RunPlan, RunRecord
+from workers.run.heartbeat import Heart
+from workers.run.samples import write_samples
+from workers.run.watchdog import Watchdog
+from workers.train.checkpoint.manager import Keeper
+from workers.train.evaluation.baseline import baseline
 from workers.train.inputs import Inputs
-from workers.train.keeper import Keeper
 from workers.train.loop import TrainingRun
-from workers.train.record import Metrics, Observer, RunPlan, RunRecord
-from workers.train.samples import write_samples
 from workers.train.used import hold_to_study, used_file
-from workers.train.watchdog import Watchdog
 
 MakeObserver = Callable[[RunPlan], Observer]
 """Called once for each run, in the process of its first worker."""

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from workers import losses
+from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
-from workers.inject import Adapter, LayerRecord
+from workers.injection.inject import Adapter, LayerRecord
 from workers.layers.router import Routing
-from workers.model import Base
+from workers.losses import auxiliary as losses
+from workers.models.base import Base
 from workers.parallel.update import Update
-from workers.spec import OptimizerSpec, TrainSpec
+from workers.run.heartbeat import Heart
 from workers.train.forward import recorded, scored_logits
-from workers.train.heartbeat import Heart
 
 
 class DivergedError(RuntimeError):

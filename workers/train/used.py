@@ -11,8 +11,8 @@ import os
 import uuid
 from pathlib import Path
 
-from workers.configuration import InputError, Spec, validated
-from workers.spec import TrainSpec
+from workers.config.base import InputError, Spec, validated
+from workers.config.train import TrainSpec
 
 
 class UsedInputs(Spec):
@@ -33,7 +33,7 @@ def used_file(study: Path, spec: TrainSpec) -> Path:
 
 
 def base_file(study: Path, spec: TrainSpec) -> Path:
-    """Where a study keeps what the bare base gives on these rows (workers.train.baseline)."""
+    """Where a study keeps what the bare base gives on these rows (`evaluation.baseline`)."""
     return used_file(study, spec).with_suffix(".base.json")
 
 

@@ -29,11 +29,11 @@ import psutil
 from soak_processes import actors
 
 from cluster.session import session
-from orchestrator.served_base import served_base
-from orchestrator.serving import deploy, undeploy
-from orchestrator.spec import ServeSpec
+from orchestrator.config.job import ServeSpec
+from orchestrator.serve.deploy import deploy, undeploy
+from orchestrator.serve.served_base import served_base
 from tests.tiny import write_model
-from workers.spec import ModelSpec
+from workers.config.train import ModelSpec
 
 KEY = "a-key-that-no-attacker-has"
 BYTES = 800 * 2**20

@@ -25,10 +25,10 @@ import harness
 import torch
 
 from tests.tiny import write_model
+from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Asker, Limits, RequestError, Sampling
-from workers.model import load_base
-from workers.spec import ModelSpec
+from workers.models.base import load_base
 
 PROMPT, ANSWER = 20, 8
 """Tokens of the victim's requests."""

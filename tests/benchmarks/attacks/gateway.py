@@ -20,18 +20,18 @@ import torch
 from serving_gateway import listen
 from serving_process import answer_all
 
-from orchestrator.api import create_app
-from orchestrator.catalogue import Catalogue
-from orchestrator.edge.keys import Caller, Key, KeyRing, key_hash
-from orchestrator.edge.parts import Edge
-from orchestrator.endpoint import begun
-from orchestrator.registry import Registry
+from orchestrator.auth.keys import Caller, Key, KeyRing, key_hash
+from orchestrator.gateway.app import create_app
+from orchestrator.gateway.services import Edge
+from orchestrator.registry.registry import Registry
+from orchestrator.replicas.endpoint import begun
+from orchestrator.rollout.catalog import Catalogue
 from tests.tiny import write_model
+from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
-from workers.engine.text import TextEngine
-from workers.model import load_base
-from workers.spec import ModelSpec
+from workers.engine.text_engine import TextEngine
+from workers.models.base import load_base
 
 GLANCE = 0.005
 """Seconds between two looks at the loop."""

@@ -22,11 +22,11 @@ import harness
 from attacks.guard_cases import ATTACKS, CANARY, CHAMPION, FAULTS, HONEST, PLAN, SECONDS, TURN, Case
 from attacks.guard_engine import Engine, moment
 
+from orchestrator.config.rollout import GuardSpec
+from orchestrator.registry.log import Decision
+from orchestrator.registry.state import Canary, Rollout
 from orchestrator.rollout.guard import Guard
-from orchestrator.rollout.log import Decision
-from orchestrator.rollout.plans import Plans
-from orchestrator.rollout.spec import GuardSpec
-from orchestrator.rollout.state import Canary, Rollout
+from orchestrator.rollout.progression import Plans
 from orchestrator.rollout.window import Windows
 
 

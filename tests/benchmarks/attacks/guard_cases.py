@@ -8,8 +8,8 @@ from typing import Literal
 
 from attacks.guard_engine import Ask
 
-from orchestrator.rollout.plan import parse_plan
-from orchestrator.rollout.route import Line, Served
+from orchestrator.registry.plan import parse_plan
+from orchestrator.rollout.traffic import Line, Served
 from workers.engine.request import Adapter
 
 CHAMPION, CANARY = "a", "b"

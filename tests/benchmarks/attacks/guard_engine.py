@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
-from orchestrator.answered import Answered
+from orchestrator.telemetry.request_record import Answered
 from workers.engine.timing import Passing, Timer, account
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

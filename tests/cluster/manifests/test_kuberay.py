@@ -151,11 +151,11 @@ def test_job_travels_to_the_head_beside_its_cluster() -> None:
 def test_service_holds_a_serve_configuration_that_ray_takes() -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    manifest = ray_service(VALUES, "orchestrator.serving:application", {"name": "home"})
+    manifest = ray_service(VALUES, "orchestrator.serve.deploy:application", {"name": "home"})
     [manifest] = _read(manifest)
     spec = _valid(manifest, "RayService", SERVICE)
     config = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
-    assert config.applications[0].import_path == "orchestrator.serving:application"
+    assert config.applications[0].import_path == "orchestrator.serve.deploy:application"
     assert config.applications[0].args == {"name": "home"}
     assert config.controller_options is not None
     assert config.controller_options.runtime_env == {"env_vars": SERVE_MIDDLEWARE}
@@ -163,7 +163,7 @@ def test_service_holds_a_serve_configuration_that_ray_takes() -> None:
 
 def test_what_bodies_a_service_takes_its_proxies_take_too() -> None:
     arguments = {"serve": {"limits": {"max_body_bytes": 5_000_000}}}
-    manifest = ray_service(VALUES, "orchestrator.serving:application", arguments)
+    manifest = ray_service(VALUES, "orchestrator.serve.deploy:application", arguments)
     config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
     environment = config["controller_options"]["runtime_env"]["env_vars"]
     assert environment == {**SERVE_MIDDLEWARE, MAX_BODY_VARIABLE: "5000000"}

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 import cluster.manifests
-from orchestrator.edge.series import OF_ENGINES, OF_REQUESTS, WRONG_KEYS
-from orchestrator.health.metrics import LAYERS, VERSIONS
 from orchestrator.rollout.metrics import OF_SHADOWS
+from orchestrator.router_health.metrics import LAYERS, VERSIONS
+from orchestrator.telemetry.series import OF_ENGINES, OF_REQUESTS, WRONG_KEYS
 
 FOLDER = Path(cluster.manifests.__path__[0])
 SERIES = (*OF_REQUESTS, WRONG_KEYS, *OF_ENGINES, *LAYERS, *VERSIONS, *OF_SHADOWS)

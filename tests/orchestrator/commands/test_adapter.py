@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from workers.spec import TrainSpec
+from workers.config.train import TrainSpec
+from workers.run.files import RunPlan
 from workers.train.loop import TrainingRun
-from workers.train.record import RunPlan
 
 ROWS, COLUMNS = 24, 80
 """Of the smallest terminal in use."""

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator.begin import locked
 from orchestrator.cli import app
-from orchestrator.spec import JobSpec
-from workers.spec import InputError
+from orchestrator.config.job import JobSpec
+from orchestrator.tuning.lifecycle import locked
+from workers.config.train import InputError
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cluster.session import Session
 from orchestrator.cli import app
-from workers.spec import InputError
+from workers.config.train import InputError
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.demo import base_model
+from workers.config.train import InputError, ModelSpec
 from workers.data.batches import collate_prompts
 from workers.data.text_encoder import TextEncoder
-from workers.model import load_base
-from workers.spec import InputError, ModelSpec
+from workers.models.base import load_base
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.demo.run import run_demo
-from workers.spec import InputError
+from workers.config.train import InputError
 
 
 def test_packages_that_are_missing_are_named(

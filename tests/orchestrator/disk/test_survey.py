@@ -12,20 +12,20 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.running import claimed
-from orchestrator.begin import locked
 from orchestrator.cli import app
-from orchestrator.cluster_spec import ClusterSpec
-from orchestrator.deletion import delete_name, delete_version
+from orchestrator.config.cluster import ClusterSpec
+from orchestrator.config.job import JobSpec
+from orchestrator.disk.deletion import delete_name, delete_version
 from orchestrator.disk.left_overs import GOING
 from orchestrator.disk.survey import clean, survey
 from orchestrator.disk.use import Item, measured
-from orchestrator.promotion import promote
-from orchestrator.records import Version
-from orchestrator.registry import Registry
-from orchestrator.spec import JobSpec
-from orchestrator.study import Study, all_studies, trial_name
+from orchestrator.registry.models import Version
+from orchestrator.registry.promote import promote
+from orchestrator.registry.registry import Registry
+from orchestrator.tuning.lifecycle import locked
+from orchestrator.tuning.study import Study, all_studies, trial_name
 from workers.adapter.convert import import_folder
-from workers.configuration import InputError
+from workers.config.base import InputError
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden" / "mixlora_llama" / "adapter"
 WEIGHTS = "adapter_model.safetensors"

@@ -20,24 +20,24 @@ from typer.testing import CliRunner
 from cluster.errors import ClusterError
 from cluster.jobs import JobClient
 from cluster.session import Session
-from orchestrator.api import create_app
-from orchestrator.catalogue import Catalogue
 from orchestrator.cli import app
-from orchestrator.edge.parts import Edge
-from orchestrator.health.monitor import RouterHealth
-from orchestrator.health.routes import routes as health_routes
-from orchestrator.health.spec import HealthSpec
-from orchestrator.promotion import promote
-from orchestrator.proxy import free_port
-from orchestrator.registry import Registry
-from orchestrator.retraining.diary import Diary
-from orchestrator.retraining.fresh import with_fresh
-from orchestrator.retraining.outcome import Contest
+from orchestrator.config.health import HealthSpec
+from orchestrator.config.job import ClusterSpec, JobSpec, dump_job
+from orchestrator.gateway.app import create_app
+from orchestrator.gateway.router_routes import routes as health_routes
+from orchestrator.gateway.services import Edge
+from orchestrator.registry.promote import promote
+from orchestrator.registry.registry import Registry
+from orchestrator.retraining.backends import End, HereRuns
+from orchestrator.retraining.conclusion import Contest
+from orchestrator.retraining.data import with_fresh
+from orchestrator.retraining.journal import Diary
 from orchestrator.retraining.policy import Policy, load_policy
-from orchestrator.retraining.runs import End, HereRuns
 from orchestrator.retraining.signals import Signals, measured_quality
 from orchestrator.retraining.watch import Watch
-from orchestrator.spec import ClusterSpec, JobSpec, dump_job
+from orchestrator.rollout.catalog import Catalogue
+from orchestrator.router_health.monitor import RouterHealth
+from orchestrator.serve.proxy import free_port
 from tests.orchestrator.traffic import (
     Trained,
     answered,
@@ -46,9 +46,9 @@ from tests.orchestrator.traffic import (
     rows_of,
     write_rows,
 )
+from workers.config.train import InputError, TrainSpec
 from workers.data.rows import training_rows
 from workers.engine.request import Adapter, Chunk, TextRequest
-from workers.spec import InputError, TrainSpec
 
 
 @pytest.fixture
@@ -339,7 +339,7 @@ def test_a_name_without_a_champion_cannot_be_watched(policy: Policy, tmp_path: P
 def test_fresh_rows_come_first_and_a_fifth_is_held_out(
     policy: Policy, trained: Trained, tmp_path: Path
 ) -> None:
-    from orchestrator.spec import load_job
+    from orchestrator.config.job import load_job
 
     job = with_fresh(load_job(policy.job), policy.data, policy.min_rows, tmp_path / "joined")
     rows = {

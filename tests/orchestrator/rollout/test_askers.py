@@ -12,26 +12,26 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.answered import Answered
-from orchestrator.api import create_app
-from orchestrator.catalogue import Catalogue
-from orchestrator.edge.limits import LimitsSpec
-from orchestrator.edge.parts import Edge
-from orchestrator.promotion import promote
-from orchestrator.records import Event
-from orchestrator.registry import Registry, Version
-from orchestrator.rollout.parts import RolloutParts
-from orchestrator.rollout.plan import stage
-from orchestrator.rollout.route import Line, Served
-from orchestrator.rollout.spec import GuardSpec
-from tests.orchestrator.edge.test_gateway import streaming
+from orchestrator.config.edge_limits import LimitsSpec
+from orchestrator.config.rollout import GuardSpec
+from orchestrator.gateway.app import create_app
+from orchestrator.gateway.rollout_parts import RolloutParts
+from orchestrator.gateway.services import Edge
+from orchestrator.registry.models import Event
+from orchestrator.registry.plan import stage
+from orchestrator.registry.promote import promote
+from orchestrator.registry.registry import Registry, Version
+from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.traffic import Line, Served
+from orchestrator.telemetry.request_record import Answered
+from tests.orchestrator.gateway.test_gateway import streaming
 from tests.tiny import write_adapter
+from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Adapter, Limits
-from workers.engine.text import TextEngine
-from workers.inject import row_map
-from workers.model import load_base
-from workers.spec import ModelSpec
+from workers.engine.text_engine import TextEngine
+from workers.injection.inject import row_map
+from workers.models.base import load_base
 
 QUICK = GuardSpec(min_requests=4, plan_requests=2)
 TEXT: dict[str, Any] = {"model": "home", "prompt": "hello", "temperature": 0, "max_tokens": 4}

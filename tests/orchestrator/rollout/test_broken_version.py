@@ -9,22 +9,22 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.api import create_app
-from orchestrator.catalogue import Catalogue
-from orchestrator.edge.parts import Edge
-from orchestrator.promotion import promote
-from orchestrator.registry import Registry, Version
-from orchestrator.rollout.acknowledge import Acknowledged, TwoPhases, acknowledge
-from orchestrator.rollout.golden import Golden
-from orchestrator.rollout.parts import RolloutParts
-from orchestrator.rollout.plan import stage
-from orchestrator.rollout.spec import GuardSpec
+from orchestrator.config.rollout import GuardSpec
+from orchestrator.gateway.app import create_app
+from orchestrator.gateway.rollout_parts import RolloutParts
+from orchestrator.gateway.services import Edge
+from orchestrator.registry.plan import stage
+from orchestrator.registry.promote import promote
+from orchestrator.registry.registry import Registry, Version
+from orchestrator.replicas.golden import Golden
+from orchestrator.replicas.readiness import Acknowledged, TwoPhases, acknowledge
+from orchestrator.rollout.catalog import Catalogue
 from tests.tiny import write_adapter
+from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Adapter, Limits
-from workers.engine.text import TextEngine
-from workers.model import load_base
-from workers.spec import ModelSpec
+from workers.engine.text_engine import TextEngine
+from workers.models.base import load_base
 
 TEXT: dict[str, Any] = {"model": "home", "prompt": "hello", "temperature": 0, "max_tokens": 4}
 

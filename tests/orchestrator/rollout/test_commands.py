@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.cluster_spec import ClusterSpec
-from orchestrator.records import Event, Version
-from orchestrator.rollout.presence import Presence
-from workers.spec import InputError
+from orchestrator.config.cluster import ClusterSpec
+from orchestrator.registry.models import Event, Version
+from orchestrator.registry.presence import Presence
+from workers.config.train import InputError
 
 Begin = Callable[..., Event]
 Run = Callable[..., str]
@@ -94,7 +94,7 @@ def test_who_deletes_a_name_is_told_why_nothing_is_to_be_seen(
     begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A killed endpoint is told by its silence, which takes its time."""
-    monkeypatch.setattr("orchestrator.deletion.is_served", lambda *_: False)
+    monkeypatch.setattr("orchestrator.disk.deletion.is_served", lambda *_: False)
     place = ClusterSpec(storage=str(tmp_path))
     words = ["models", "--delete", "home", "--json", "--storage", str(tmp_path)]
     for options, said in (

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.config.rollout import GuardSpec
+from orchestrator.registry.log import Decision
+from orchestrator.registry.state import Rollout
 from orchestrator.rollout.guard import Guard
-from orchestrator.rollout.log import Decision
-from orchestrator.rollout.spec import GuardSpec
-from orchestrator.rollout.state import Rollout
 from orchestrator.rollout.window import Windows
 from tests.orchestrator.rollout.traffic import (
     NOW,

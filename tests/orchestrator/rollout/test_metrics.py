@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from orchestrator.answered import Answered
+from orchestrator.config.rollout import GuardSpec
 from orchestrator.rollout.metrics import OF_SHADOWS, of_shadow, of_sides
-from orchestrator.rollout.shadow import Comparisons
-from orchestrator.rollout.spec import GuardSpec
+from orchestrator.rollout.shadow_stats import Comparisons
 from orchestrator.rollout.window import Windows
+from orchestrator.telemetry.request_record import Answered
 from tests.orchestrator.rollout.traffic import NOW, answered, computed, failed, observed, rollout
 
 SHADOW: dict[str, Any] = {"role": "shadow", "completion_tokens": 20, "timing": computed(2)}

@@ -2,8 +2,8 @@
 
 import pytest
 
+from orchestrator.config.rollout import GuardSpec
 from orchestrator.rollout.reach import reach
-from orchestrator.rollout.spec import GuardSpec
 from orchestrator.rollout.window import Windows
 from tests.orchestrator.rollout.traffic import NOW, ago, answered, canary, observed, rollout
 

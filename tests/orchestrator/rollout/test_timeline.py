@@ -5,10 +5,10 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from orchestrator.config.rollout import GuardSpec
+from orchestrator.registry.state import Rollout
 from orchestrator.rollout.guard import Guard
-from orchestrator.rollout.plans import Plans
-from orchestrator.rollout.spec import GuardSpec
-from orchestrator.rollout.state import Rollout
+from orchestrator.rollout.progression import Plans
 from orchestrator.rollout.timeline import Timeline
 from orchestrator.rollout.window import Windows
 from tests.orchestrator.rollout.traffic import NOW, answered, canary, failed, observed, rollout

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.rollout.spec import GuardSpec
+from orchestrator.config.rollout import GuardSpec
 from orchestrator.rollout.window import Window, Windows, counts
 from tests.orchestrator.rollout.traffic import NOW, ago, answered, computed, failed, observed
-from workers.engine.routing import RequestRouting
+from workers.engine.routing.types import RequestRouting
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 429, 499])

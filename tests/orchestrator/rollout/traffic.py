@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from orchestrator.answered import Answered
-from orchestrator.rollout.plan import Plan, parse_plan
-from orchestrator.rollout.state import Canary, Rollout
+from orchestrator.registry.plan import Plan, parse_plan
+from orchestrator.registry.state import Canary, Rollout
+from orchestrator.telemetry.request_record import Answered
 from workers.engine.timing import Part, Span, Timing
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

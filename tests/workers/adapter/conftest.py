@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from workers.adapter.digest import base_digest
 from workers.adapter.files import save
 from workers.adapter.manifest import BaseRecord, Manifest
-from workers.inject import Adapter, inject
-from workers.spec import AdapterSpec
+from workers.config.train import AdapterSpec
+from workers.injection.inject import Adapter, inject
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden" / "mixlora_llama"
 

@@ -19,8 +19,8 @@ from workers.adapter import folder as folders
 from workers.adapter.convert import export_folder, import_folder
 from workers.adapter.files import attach, inspect, load_into, read, save
 from workers.adapter.manifest import BaseRecord, Manifest
-from workers.inject import inject
-from workers.spec import AdapterSpec, InputError
+from workers.config.train import AdapterSpec, InputError
+from workers.injection.inject import inject
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden" / "mixlora_llama"
 WEIGHTS, PICKLED = folders.WEIGHTS, folders.PICKLED

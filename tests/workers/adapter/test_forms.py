@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from workers.adapter import folder as folders
 from workers.adapter.convert import export_folder
 from workers.adapter.files import inspect, read
-from workers.adapter.names import target_names, to_disk
 from workers.adapter.raw import write_raw
+from workers.adapter.tensor_names import target_names, to_disk
 from workers.adapter.written import config_values
-from workers.spec import AdapterSpec, InputError
+from workers.config.train import AdapterSpec, InputError
 
 SIZES = {"self_attn.q_proj": (8, 8), "mlp.up_proj": (8, 12), "mlp.down_proj": (12, 8)}
 """Path of each linear in a layer, and its input and output size."""

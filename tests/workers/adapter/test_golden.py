@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from workers.adapter.convert import export_folder, import_folder
 from workers.adapter.files import attach, load_into, read, save
 from workers.adapter.manifest import BaseRecord, Manifest
-from workers.inject import row_map
+from workers.injection.inject import row_map
 from workers.layers.router import Routing
-from workers.losses import load_balance
+from workers.losses.auxiliary import load_balance
 
 
 def test_the_imported_adapter_computes_what_the_reference_does(

@@ -27,8 +27,8 @@ from workers.adapter.convert import export_folder, import_folder
 from workers.adapter.files import attach, inspect, load_into, read, save
 from workers.adapter.manifest import BaseRecord, Manifest
 from workers.adapter.targets import TargetKeys
-from workers.inject import inject
-from workers.spec import AdapterSpec, InputError
+from workers.config.train import AdapterSpec, InputError
+from workers.injection.inject import inject
 
 
 def llama() -> LlamaForCausalLM:

@@ -3,8 +3,8 @@
 import pytest
 
 from workers.adapter.routing_sample import CACHE_PAGE, LARGEST, MAX_NUMBERS, RoutingSample
-from workers.engine.prefix import PAGE
-from workers.spec import InputError
+from workers.config.train import InputError
+from workers.engine.prefix_cache import PAGE
 
 ROWS = [
     {"layers.10.mlp": [5, 0], "layers.2.mlp": [1, 2, 3]},

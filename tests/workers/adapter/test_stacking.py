@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from workers.adapter.convert import export_folder, import_folder
 from workers.adapter.files import attach
-from workers.inject import row_map
+from workers.injection.inject import row_map
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], **config: object) -> Path:

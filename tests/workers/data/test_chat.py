@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from workers.config.train import DataSpec, InputError
 from workers.data.rows import Row, training_rows
-from workers.spec import DataSpec, InputError
 
 USER = {"role": "user", "content": "u"}
 ANSWER = {"role": "assistant", "content": "a"}

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from tests.workers.data.conftest import byte_level
+from workers.config.train import InputError
 from workers.data.control_tokens import ControlTokens
-from workers.spec import InputError
 
 WIDE = "\uff1c\uff5cFOLDED\uff5c\uff1e"
 """In wide letters, which NFKC makes usual ones."""

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from workers.config.train import DataSpec, InputError
 from workers.data.counts import RowCounts
 from workers.data.encode import Encoder
 from workers.data.rows import Row
 from workers.data.text_encoder import TextEncoder
-from workers.spec import DataSpec, InputError
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from workers.config.train import DataSpec, InputError
 from workers.data.rows import read_rows, training_rows, validation_rows
-from workers.spec import DataSpec, InputError
 
 
 def spec(tmp_path: Path, rows: list[dict[str, Any]], **changes: Any) -> DataSpec:

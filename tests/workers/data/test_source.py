@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from workers.config.train import InputError
 from workers.data.source import digest, records
-from workers.spec import InputError
 
 ROWS = [{"prompt": f"p{i}", "target": f"t{i}", "other": i} for i in range(5)]
 

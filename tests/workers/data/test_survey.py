@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from workers.config.train import DataSpec, InputError
 from workers.data import survey
 from workers.data.encode import Encoder
 from workers.data.survey import Survey
-from workers.spec import DataSpec, InputError
 
 Rows = Sequence[dict[str, Any]]
 

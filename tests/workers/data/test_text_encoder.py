@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.workers.data.conftest import byte_level, metaspace
+from workers.config.train import InputError
 from workers.data.text_encoder import TextEncoder
-from workers.spec import InputError
 
 LETTERS = "abc de<|im_start end>/s[INST]\n\n  \tÄ✓☃"
 QUESTION = [{"role": "user", "content": "{}"}]

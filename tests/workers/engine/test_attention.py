@@ -21,11 +21,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from workers.config.train import InputError
 from workers.engine.attention import BY_SEQUENCE, check_attention
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits, Sampling
-from workers.model import Base
-from workers.spec import InputError
+from workers.models.base import Base
 
 SIZES: dict[str, Any] = {
     "vocab_size": 260,

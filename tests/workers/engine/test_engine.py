@@ -12,12 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from workers.adapter.files import attach
+from workers.config.train import InputError, ModelSpec
 from workers.engine.attention import BY_SEQUENCE
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Adapter, Limits, RequestError, Sampling
-from workers.inject import row_map
-from workers.model import Base, load_base
-from workers.spec import InputError, ModelSpec
+from workers.injection.inject import row_map
+from workers.models.base import Base, load_base
 
 LIMITS = Limits(
     max_batch_tokens=48, cache_tokens=640, max_new_tokens=64, max_queued=8, max_adapters=2

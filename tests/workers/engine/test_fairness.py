@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from workers.config.train import ModelSpec
 from workers.engine import room
 from workers.engine.engine import ContinuousEngine
 from workers.engine.fairness import REMEMBERED, Accounts, Ledger, gives_way
-from workers.engine.generation import QUANTUM, Generation
 from workers.engine.request import Adapter, Asker, Limits, RequestError, Sampling
-from workers.model import load_base
-from workers.spec import ModelSpec
+from workers.engine.sequence import QUANTUM, Generation
+from workers.models.base import load_base
 
 LIMITS = Limits(max_batch_tokens=64, cache_tokens=480, max_new_tokens=400, max_queued=8)
 PROMPT = tuple(range(20, 60))

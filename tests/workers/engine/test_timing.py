@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits, Piece, Sampling
 from workers.engine.timing import PassClock, Passing, Span, Timer, Timing, account
-from workers.model import load_base
-from workers.spec import ModelSpec
+from workers.models.base import load_base
 
 LONG = tuple(range(7, 107))
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from workers.inject import inject
-from workers.spec import AdapterSpec
+from workers.config.train import AdapterSpec
+from workers.injection.inject import inject
 
 SPECS = {
     "block": AdapterSpec(num_experts=4, rank=4),

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.layers.chunked import chunked_mixture
+from workers.config.train import AdapterSpec, InputError
+from workers.layers.assignments import Pairs
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward, find_feed_forward
-from workers.layers.pairs import Pairs
-from workers.spec import AdapterSpec, InputError
+from workers.layers.mixture.chunked import chunked_mixture
 
 ROUTING = {
     "top_k": {"top_k": 2},
@@ -27,9 +27,9 @@ WAYS = {"plain": (10**9, 256), "chunked": (0, 256), "grouped": (0, -1)}
 @pytest.fixture(params=WAYS, autouse=True)
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     few, dense = WAYS[request.param]
-    monkeypatch.setattr("workers.layers.mixture.PLAIN_PRODUCTS", few)
-    monkeypatch.setattr("workers.layers.bank.DENSE_RANKS", dense)
-    monkeypatch.setattr("workers.layers.chunked.CHUNK_BYTES", 2000)
+    monkeypatch.setattr("workers.layers.mixture.select.PLAIN_PRODUCTS", few)
+    monkeypatch.setattr("workers.layers.expert_bank.DENSE_RANKS", dense)
+    monkeypatch.setattr("workers.layers.mixture.chunked.CHUNK_BYTES", 2000)
 
 
 class Gated(nn.Module):

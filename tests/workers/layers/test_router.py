@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from workers.config.train import AdapterSpec
 from workers.layers.router import Router, Routing
-from workers.spec import AdapterSpec
 
 DIM, EXPERTS = 6, 5
 STRATEGIES = ("top_k", "top_p", "switch")

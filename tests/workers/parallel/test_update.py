@@ -8,13 +8,13 @@ import torch
 from torch.nn import Parameter
 from torch.optim.optimizer import ParamsT
 
+from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import collate
-from workers.inject import inject
+from workers.injection.inject import inject
 from workers.parallel import update as module
+from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.mesh import Mesh
-from workers.parallel.shards import ExpertShards
 from workers.parallel.update import Replicated
-from workers.spec import OptimizerSpec, TrainSpec
 from workers.train.inputs import Inputs
 from workers.train.step import TrainStep
 

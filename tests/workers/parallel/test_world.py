@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 from tests.processes import run_together
 from workers.adapter import files
+from workers.config.train import TrainSpec, override
 from workers.parallel.world import World
-from workers.spec import TrainSpec, override
+from workers.run.files import Metrics, RunPlan, RunRecord, read_progress
 from workers.train.loop import TrainingRun
-from workers.train.record import Metrics, RunPlan, RunRecord, read_progress
 
 SpecMaker = Callable[..., TrainSpec]
 

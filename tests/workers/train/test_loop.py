@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from workers.adapter import files
-from workers.site import Site
-from workers.spec import InputError, TrainSpec
-from workers.train.events import read_events
+from workers.config.train import InputError, TrainSpec
+from workers.injection.wrapper import Site
+from workers.run.events import read_events
+from workers.run.files import Metrics, RunPlan
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
-from workers.train.record import Metrics, RunPlan
 from workers.train.step import DivergedError
 
 SpecMaker = Callable[..., TrainSpec]

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from workers.adapter import files
-from workers.spec import TrainSpec
-from workers.train.baseline import baseline
-from workers.train.events import read_events
-from workers.train.judge import evaluate_folder
+from workers.config.train import TrainSpec
+from workers.run.events import read_events
+from workers.run.files import Metrics, RunPlan, read_progress, write_text
+from workers.run.samples import read_samples
+from workers.train.evaluation.baseline import baseline
+from workers.train.evaluation.judge import evaluate_folder
 from workers.train.loop import TrainingRun
 from workers.train.ray_worker import Task, TuneWorker
-from workers.train.record import Metrics, RunPlan, read_progress, write_text
-from workers.train.samples import read_samples
 from workers.train.used import used_file
 
 SpecMaker = Callable[..., TrainSpec]

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from workers.spec import InputError, TrainSpec, override
-from workers.train.events import read_events
+from workers.config.train import InputError, TrainSpec, override
+from workers.run.events import read_events
+from workers.run.files import Metrics, RunPlan, RunRecord
+from workers.run.rows_taken import read_rows
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.ray_worker import _begin
-from workers.train.record import Metrics, RunPlan, RunRecord
-from workers.train.rows_taken import read_rows
 
 SpecMaker = Callable[..., TrainSpec]
 LONG = {"prompt": "say", "target": "t" * 120, "task": "call"}

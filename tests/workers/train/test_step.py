@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import get_scheduler
 
+from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import collate
-from workers.inject import LayerRecord, inject
+from workers.injection.inject import LayerRecord, inject
 from workers.layers.router import Routing
-from workers.losses import load_balance
+from workers.losses.auxiliary import load_balance
 from workers.parallel.update import Replicated
-from workers.spec import OptimizerSpec, TrainSpec
+from workers.train.evaluation.results import ExpertCounts
 from workers.train.inputs import Inputs
-from workers.train.results import ExpertCounts
 from workers.train.step import TrainStep, share_of_peak
 
 SpecMaker = Callable[..., TrainSpec]

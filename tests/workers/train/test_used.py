@@ -11,11 +11,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from workers.adapter.manifest import read_manifest
+from workers.config.train import InputError, TrainSpec, override
 from workers.parallel.world import World
-from workers.spec import InputError, TrainSpec, override
-from workers.train.keeper import Keeper
+from workers.run.files import RunPlan
+from workers.train.checkpoint.manager import Keeper
 from workers.train.loop import TrainingRun
-from workers.train.record import RunPlan
 from workers.train.used import UsedInputs, hold_to_study, note_used, read_used, used_file
 
 SpecMaker = Callable[..., TrainSpec]

@@ -1,0 +1,73 @@
+"""What a job wants of a cluster, and how that goes with the nodes that are there."""
+
+import os
+from collections.abc import Iterator
+
+from cluster.inventory import Inventory, Node
+from cluster.placement import Demand, fits, parts_on
+from cluster.session import starts_here
+from orchestrator.config.job import JobSpec, ServeSpec
+from workers.config.train import InputError
+
+
+def trial_demand(job: JobSpec, workers: int | None = None) -> Demand:
+    """Of one trial, with its fewest workers unless told."""
+    search = job.search
+    each = search.cpus_per_worker, search.gpus_per_worker
+    return Demand("a trial", "worker", workers or job.train.parallel.min_workers, *each)
+
+
+def endpoint_demand(serve: ServeSpec) -> Demand:
+    """Of the endpoint's replicas."""
+    each = serve.cpus_per_replica, serve.gpus_per_replica
+    return Demand("the endpoint", "replica", serve.replicas, *each)
+
+
+def too_small_here(job: JobSpec) -> str | None:
+    """What this machine lacks for one trial, where it would run on a cluster that we start here;
+    None otherwise: other clusters have sizes of their own."""
+    if not starts_here(job.cluster.address):
+        return None
+    gpus = _gpus_here() if job.search.gpus_per_worker else 0
+    here = Inventory((Node("here", "localhost", os.cpu_count() or 1, gpus, 0),))
+    trial = trial_demand(job)
+    return None if fits(trial, here) else _short(trial, here, "this machine")
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def room_for(job: JobSpec, there: Inventory, grows: bool = True) -> Iterator[str]:
+    """What such nodes mean for the job's trials and its endpoint, in one line each. InputError for
+    a trial that never has room, where the cluster does not grow."""
+    trial, endpoint = trial_demand(job), endpoint_demand(job.serve)
+    if fits(trial, there):
+        yield from _trials(job, there)
+    elif grows:
+        yield f"{_short(trial, there)}: it waits {job.search.wait_seconds:g} s for an autoscaler"
+    else:
+        raise InputError(f"{_short(trial, there)}, and does not grow")
+    if not fits(endpoint, there):
+        yield _short(endpoint, there)
+
+
+def _trials(job: JobSpec, there: Inventory) -> Iterator[str]:
+    parallel, trial = job.train.parallel, trial_demand(job)
+    parts, wanted = parts_on(trial, there), min(job.search.max_concurrent, job.search.trials)
+    at_once = min(sum(parts) // trial.count, wanted)
+    less = f", {wanted} are wanted (search.max_concurrent)" * (at_once < wanted)
+    yield f"{_short(trial, there)}: room for {at_once} at a time{less}"
+    if not fits(most := trial_demand(job, parallel.max_workers), there):
+        yield f"{_short(most, there)}: it takes as many workers as have room"
+    if parallel.ep_size > max(parts):
+        yield (
+            f"parallel.ep_size: {parallel.ep_size} workers share the experts, and a node holds "
+            f"{max(parts)} of them at most: the exchange goes over the network"
+        )
+
+
+def _short(demand: Demand, there: Inventory, place: str = "the cluster") -> str:
+    return f"{demand.who} wants {demand}; {place} has {there}"

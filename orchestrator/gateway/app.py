@@ -1,0 +1,74 @@
+"""The gateway: OpenAI's HTTP interface as a FastAPI application over any backend that generates."""
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+
+from orchestrator.auth.keys import wants
+from orchestrator.gateway import page
+from orchestrator.gateway.access import AccessControl, Rules
+from orchestrator.gateway.body_limit import BodyLimit
+from orchestrator.gateway.completions import Backend, Gateway
+from orchestrator.gateway.errors import add_handlers
+from orchestrator.gateway.head import Head
+from orchestrator.gateway.inflate import Inflate
+from orchestrator.gateway.openapi import OPEN, Description, takes
+from orchestrator.gateway.services import Edge
+from orchestrator.openai.schema import ChatBody, CompletionBody
+from orchestrator.rollout.catalog import Catalogue
+
+OPENAPI = "/openapi.json"
+NO_KEY = frozenset({*OPEN, OPENAPI, *page.PATHS.values()})
+"""What anybody may get: whether it runs, the page, and the description of all routes."""
+
+
+def create_app(backend: Backend, catalogue: Catalogue, edge: Edge | None = None) -> FastAPI:
+    """The application; without `edge` an open one that tells nobody."""
+    edge = edge or Edge()
+    gateway = Gateway(backend, catalogue, edge)
+    app = FastAPI(
+        title="moetune",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=gateway.lifespan,
+    )
+    app.state.edge, app.state.gateway, app.state.pace = edge, gateway, gateway.pace
+    app.include_router(_routes(gateway))
+    for router in edge.routers:
+        app.include_router(
+            router, prefix="/moetune/v1", dependencies=[Depends(wants(None, counts="manages"))]
+        )
+    app.include_router(page.routes())
+    app.get(OPENAPI, include_in_schema=False)(Description(app).answer)
+    add_handlers(app)
+    app.add_middleware(AccessControl, Rules(app, NO_KEY), edge)  # the last one added is asked first
+    app.add_middleware(BodyLimit, edge.limits.max_body_bytes)
+    app.add_middleware(Inflate)
+    app.add_middleware(Head)
+    _let_in(app, edge.cors_origins)
+    return app
+
+
+def _routes(gateway: Gateway) -> APIRouter:
+    router = APIRouter()
+    router.get("/v1/models")(gateway.list_models)
+    router.get("/v1/models/", include_in_schema=False)(gateway.list_models)
+    router.get("/v1/models/{model:path}")(gateway.show_model)
+    router.post("/v1/chat/completions", **takes(ChatBody, "ChatCompletion"))(gateway.chat)
+    router.post("/v1/completions", **takes(CompletionBody, "Completion"))(gateway.complete)
+    router.get("/health")(gateway.health)
+    router.get("/ready", responses={503: {"description": "Not now."}})(gateway.ready)
+    return router
+
+
+def _let_in(app: FastAPI, origins: tuple[str, ...]) -> None:
+    """Other sites' pages may call, where their sites are named; browsers keep the others out."""
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),  # clients' libraries send what they like: x-stainless-os, …
+            allow_private_network=True,
+            expose_headers=("Retry-After", "X-Request-ID"),
+        )

@@ -1,0 +1,189 @@
+"""The gateway's routes: models, chat, completions, and whether it is well."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Annotated, Any, Protocol
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from orchestrator.auth.keys import Caller, wants
+from orchestrator.auth.rate_limit import Reservation
+from orchestrator.gateway.body import before, read_body, while_there
+from orchestrator.gateway.event_stream import EventStream
+from orchestrator.gateway.pace import Pace
+from orchestrator.gateway.request_context import Answering
+from orchestrator.gateway.running import Running
+from orchestrator.gateway.services import Edge
+from orchestrator.gateway.shadow import Shadows
+from orchestrator.openai.choices import choices
+from orchestrator.openai.parse import parsed
+from orchestrator.openai.response import ChatReply, Reply
+from orchestrator.openai.schema import ChatBody, CompletionBase, CompletionBody
+from orchestrator.openai.stream import events, whole
+from orchestrator.rollout.catalog import Catalogue, Served
+from workers.engine.request import Adapter, Chunk, TextRequest
+from workers.engine.turns import Turns
+
+Asker = Annotated[Caller, Depends(wants("infer"))]
+Reader = Annotated[Caller, Depends(wants("infer", counts="asks"))]
+WAITING = 256
+"""Large bodies of one key that may wait to be read."""
+
+
+class Backend(Protocol):
+    """What generates: a `TextEngine`, or a Serve handle to replicas of it."""
+
+    def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
+        """The answer, piece by piece; closing it takes the request back."""
+        ...
+
+    async def encode(self, requests: Sequence[TextRequest]) -> tuple[tuple[int, ...], ...]:
+        """Token ids of their prompts; RequestError for the first one that would be refused."""
+        ...
+
+    async def load(self, adapter: Adapter) -> None:
+        """Hold an adapter ready everywhere."""
+        ...
+
+    async def ready(self) -> bool:
+        """Whether a request would be answered now."""
+        ...
+
+
+class Gateway:
+    """The routes."""
+
+    def __init__(self, backend: Backend, catalogue: Catalogue, edge: Edge) -> None:
+        self._backend, self._catalogue = backend, catalogue
+        self._running, self._shadows, self.pace = Running(), Shadows(), Pace()
+        self._turns = Turns(WAITING)
+        self._edge = replace(edge, observers=(*edge.observers, self.pace))
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Follow the registry for as long as the application runs; at its end drain."""
+        tasks = [asyncio.create_task(run()) for run in (self._catalogue.watch, *self._edge.tasks)]
+        yield
+        await self.drain()
+        await self._shadows.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def running(self) -> int:
+        """Requests between arrival and end."""
+        return self._running.count
+
+    async def drain(self) -> None:
+        """Be unready, let no more requests in, and return when the last has ended."""
+        await self._running.drain(self._edge.limits.request_seconds)
+
+    async def health(self) -> dict[str, str]:
+        """The gateway runs."""
+        return {"status": "ok"}
+
+    async def ready(self) -> JSONResponse:
+        """An engine answers; also whether the registry does."""
+        settled = self._catalogue.settled and self._edge.keys.settled
+        ready = settled and not self._running.draining and await self._backend.ready()
+        status = {"ready": ready, "registry": self._catalogue.readable}
+        return JSONResponse(status, 200 if ready else 503)
+
+    async def list_models(self, _: Reader) -> dict[str, Any]:
+        """The base and every name that is served."""
+        return {"object": "list", "data": [_model(id) for id in self._catalogue.ids]}
+
+    async def show_model(self, model: str, _: Reader) -> dict[str, Any]:
+        """One model; NAME@VERSION too."""
+        await self.find(model)
+        return _model(model)
+
+    async def find(self, model: str) -> Served:
+        """What it means now; InputError where it is not served."""
+        return await self._catalogue.find(model)
+
+    async def chat(self, request: Request, caller: Asker) -> Response:
+        """Answer a chat."""
+        return await self._answer(request, caller, ChatBody, ChatReply)
+
+    async def complete(self, request: Request, caller: Asker) -> Response:
+        """Continue a text."""
+        return await self._answer(request, caller, CompletionBody, Reply)
+
+    async def _answer(
+        self, request: Request, caller: Caller, body: type[CompletionBase], kind: type[Reply]
+    ) -> Response:
+        answering = Answering(caller, self._edge)
+        with answering.until_failure():
+            self._running.add(answering)
+            self._edge.meter.admit(caller)
+            async with before(answering.deadline):
+                raw = await read_body(request)
+                asked = await parsed(body, raw, self._turns, caller.id)
+                self._edge.meter.admit(caller, asked.answers, counted=1)
+                answering.reservation = self._reserve(caller, asked)
+                work = self._stream if asked.stream else self._whole
+                return await while_there(request, work(asked, kind, answering))
+
+    def _reserve(self, caller: Caller, body: CompletionBase) -> Reservation | None:
+        longest = self._edge.max_new_tokens, self._edge.limits.max_prompt_tokens
+        return self._edge.meter.reserve(caller, *body.likely_tokens(*longest), body.prompt_field)
+
+    async def _whole(
+        self, body: CompletionBase, kind: type[Reply], answering: Answering
+    ) -> Response:
+        reply, chunks = await self._begin(body, kind, answering)
+        response = JSONResponse(await whole(reply, chunks))
+        answering.end()
+        return response
+
+    async def _stream(
+        self, body: CompletionBase, kind: type[Reply], answering: Answering
+    ) -> Response:
+        reply, chunks = await self._begin(body, kind, answering)
+        try:
+            first = await anext(chunks)  # what is wrong with the request shows here, as a status
+        except BaseException:
+            await chunks.aclose()
+            raise
+        return EventStream(events(reply, first, chunks, body.include_usage), chunks, answering)
+
+    async def _begin(
+        self, body: CompletionBase, kind: type[Reply], answering: Answering
+    ) -> tuple[Reply, AsyncGenerator[Chunk]]:
+        route = await self._catalogue.route(body.model, answering.asked_for(body.end_user))
+        served = route.served
+        requests = body.requests(served.adapter, answering.caller.id)
+        reply = kind(served.id, served.fingerprint, body.tells_routing)
+        answering.by(served, route.role, reply.id)
+        answering.asked(requests[0])
+        if route.shadow is not None and body.answers == 1:
+            self._cast(route.shadow, requests[0], answering)
+        if len(requests) > 1:  # a later one's fault would come after the status
+            requests = await self._encoded(requests, answering)
+        return reply, answering.follow(choices(self._backend.generate, requests, body.n))
+
+    async def _encoded(
+        self, requests: Sequence[TextRequest], answering: Answering
+    ) -> tuple[TextRequest, ...]:
+        prompts = await self._backend.encode(requests)
+        answering.read(sum(map(len, prompts)))
+        pairs = zip(requests, prompts, strict=True)
+        return tuple(replace(request, prompt=prompt) for request, prompt in pairs)
+
+    def _cast(self, shadow: Served, request: TextRequest, answering: Answering) -> None:
+        """Let a shadow answer the request too."""
+        beside = Answering(answering.caller, self._edge)
+        beside.by(shadow, "shadow", answering.request)
+        beside.asked_for(answering.user)
+        beside.asked(request)
+        chunks = self._backend.generate(replace(request, adapter=shadow.adapter))
+        self._shadows.begin(beside, chunks, answering)
+
+
+def _model(id: str) -> dict[str, Any]:
+    return {"id": id, "object": "model", "created": 0, "owned_by": "moetune"}

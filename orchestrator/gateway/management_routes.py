@@ -1,0 +1,176 @@
+"""Roll-out over HTTP: what stands behind each name, promote, rollback and abort."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+
+from orchestrator.auth.keys import Caller, wants
+from orchestrator.openai.body import Body
+from orchestrator.registry.gate import judged_by
+from orchestrator.registry.models import Event
+from orchestrator.registry.plan import stage
+from orchestrator.registry.promote import GateRefused, abort, promote, rollback
+from orchestrator.registry.registry import Registry
+from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.reach import reach
+from orchestrator.rollout.shadow_stats import Comparisons
+from orchestrator.rollout.timeline import Timeline
+from orchestrator.rollout.window import Windows
+from orchestrator.telemetry.clock import steady
+from workers.config.base import InputError, StorageError
+from workers.engine.request import RequestError
+
+Reader = Annotated[Caller, Depends(wants("infer"))]
+Promoter = Annotated[Caller, Depends(wants("promote"))]
+Text = Annotated[str, Field(max_length=1000)]
+
+
+EVENTS = 200
+"""Of a name's log, told at once."""
+
+
+class Why(Body):
+    """Body of a rollback or an abort."""
+
+    reason: Text = ""
+
+
+class Promotion(Why):
+    """Body of a promotion."""
+
+    version: Annotated[str, Field(max_length=64)]
+    """A version's id, as `moetune history` and the studies' reports name it."""
+    canary: Annotated[str, Field(max_length=20)] | None = None
+    """Share of the users, such as `10%`."""
+    plan: Annotated[str, Field(max_length=200)] | None = None
+    """Such as `5%,25%,100% every 30m`."""
+    shadow: bool = False
+    force: bool = False
+    metric: Annotated[str, Field(max_length=200)] | None = None
+    """What versions are compared on; left out: what the champion was judged by."""
+    mode: Literal["min", "max"] = "min"
+
+
+def routes(
+    registry: Registry,
+    catalogue: Catalogue,
+    comparisons: Comparisons,
+    windows: Windows,
+    timeline: Timeline,
+) -> APIRouter:
+    """`GET /rollouts`, `GET /rollouts/NAME`, `GET /rollouts/NAME/history`,
+    `POST /rollouts/NAME/{promote,rollback,abort}`."""
+    desk = Desk(registry, catalogue, comparisons, windows, timeline)
+    router = APIRouter(prefix="/rollouts", tags=["roll-out"])
+    router.get("")(desk.all)
+    router.get("/{name}")(desk.one)
+    router.get("/{name}/history")(desk.history)
+    router.post("/{name}/promote")(desk.promote)
+    router.post("/{name}/rollback")(desk.rollback)
+    router.post("/{name}/abort")(desk.abort)
+    return router
+
+
+class Desk:
+    """The routes."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        catalogue: Catalogue,
+        comparisons: Comparisons,
+        windows: Windows,
+        timeline: Timeline,
+    ) -> None:
+        self._registry, self._catalogue = registry, catalogue
+        self._comparisons, self._windows, self._timeline = comparisons, windows, timeline
+
+    async def all(self, _: Reader) -> dict[str, Any]:
+        """Every name's state."""
+        return {"rollouts": [self._state(name) for name in sorted(self._catalogue.states)]}
+
+    async def one(self, name: str, _: Reader) -> dict[str, Any]:
+        """A name's state."""
+        return self._state(name)
+
+    async def history(self, name: str, _: Reader) -> dict[str, Any]:
+        """A name's log: its latest events, oldest first."""
+        state = self._catalogue.states.get(name)
+        events = await self._events(name, since=state.revision - EVENTS if state else 0)
+        return {"name": name, "events": [event.as_dict() for event in events[-EVENTS:]]}
+
+    async def promote(self, name: str, body: Promotion, caller: Promoter) -> dict[str, Any]:
+        """Make a version champion, canary or shadow, if the gate lets it."""
+        with of_the_request():
+            chosen = stage(body.canary, body.plan, body.shadow)
+        events = await self._events(name)
+        judged = (body.metric, body.mode) if body.metric else judged_by(events)
+        if judged is None:
+            raise RequestError(f"nothing was judged for {name} yet: name a metric", "metric")
+        metric, mode = judged
+        return await self._done(
+            lambda: promote(
+                self._registry,
+                body.version,
+                name,
+                actor=caller.id,
+                metric=metric,
+                mode=mode,
+                reason=body.reason,
+                force=body.force,
+                stage=chosen,
+            )
+        )
+
+    async def rollback(self, name: str, body: Why, caller: Promoter) -> dict[str, Any]:
+        """End the canary, or return to the champion before."""
+        return await self._done(
+            lambda: rollback(self._registry, name, actor=caller.id, reason=body.reason)
+        )
+
+    async def abort(self, name: str, body: Why, caller: Promoter) -> dict[str, Any]:
+        """End the canary, or the shadow."""
+        return await self._done(
+            lambda: abort(self._registry, name, actor=caller.id, reason=body.reason)
+        )
+
+    async def _done(self, decide: Callable[[], Event]) -> dict[str, Any]:
+        """The event; by then this gateway's traffic has moved, if the version is loaded."""
+        with of_the_request():
+            event = await run_in_threadpool(decide)
+        await self._catalogue.poll()
+        return event.as_dict()
+
+    async def _events(self, name: str, since: int = 0) -> list[Event]:
+        with of_the_request():
+            return await run_in_threadpool(self._registry.history, name, since)
+
+    def _state(self, name: str) -> dict[str, Any]:
+        state = self._catalogue.states.get(name)
+        if state is None:
+            raise RequestError(f"nothing was promoted to {name}", "name", 404, "not_found")
+        now, ours = steady(), self._timeline(state)
+        refused = {v: why for v, why in self._catalogue.refused.items() if v in state.concerned}
+        return {
+            **state.as_dict(),
+            "shadow_seen": self._comparisons.figures(ours, now),
+            "requests": reach(ours, self._windows, now),
+            "refused": refused,
+        }
+
+
+@contextmanager
+def of_the_request() -> Iterator[None]:
+    """What is refused in here is wrong with the request, unless it is our storage that fails."""
+    try:
+        yield
+    except (RequestError, StorageError):
+        raise
+    except GateRefused as error:
+        raise RequestError(str(error), "version", 409, "gate_refused") from None
+    except InputError as error:
+        raise RequestError(str(error)) from None

@@ -1,0 +1,75 @@
+"""What the endpoint's processes need to know."""
+
+import gc
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
+
+from orchestrator.config.job import ServeSpec
+from orchestrator.replicas.golden import EXACT, ROUNDED, Golden
+from workers.adapter.manifest import base_id
+from workers.config.train import ModelSpec, Spec
+from workers.engine.request import Limits
+
+Base = tuple[str | None, ...]
+
+
+class EndpointSpec(Spec):
+    """Everything that the endpoint's processes need to know. No key is in it."""
+
+    serve: ServeSpec
+    model: ModelSpec
+    store_url: Annotated[str, Field(repr=False)]
+    """Database of the registry, with its password: the gateway has no other way to it."""
+    storage: str
+    """Folder of the registry's versions."""
+    accepted_key: str | None = None
+    """`orchestrator.auth.keys.key_hash` of the key."""
+
+    @property
+    def base_id(self) -> str:
+        """What requests call the bare base."""
+        return base_id(self.model.path)
+
+    @property
+    def base(self) -> Base:
+        """What tells its base from another endpoint's: answers differ between them."""
+        model = self.model
+        return model.path, model.revision, model.dtype, model.quantization
+
+    def limits(self) -> Limits:
+        """The engine's share of the serving specification."""
+        return Limits(
+            max_batch_tokens=self.serve.max_batch_tokens,
+            cache_tokens=self.serve.cache_tokens,
+            max_new_tokens=self.serve.max_new_tokens,
+            max_prompt_tokens=self.serve.limits.max_prompt_tokens,
+            schemas=self.serve.limits.schemas,
+            request_seconds=self.serve.limits.request_seconds,
+            max_queued=self.serve.max_queued_requests,
+            max_adapters=self.serve.max_adapters,
+            share_prefixes=self.serve.share_prefixes,
+        )
+
+    def golden(self) -> Golden:
+        """What every replica is asked before a version gets traffic."""
+        asked, exact = self.serve.rollout, self.model.dtype == "float32"
+        tolerance = EXACT if exact and self.model.quantization is None else ROUNDED
+        return Golden(asked.golden_prompt, asked.golden_tokens, tolerance)
+
+
+class Serving(NamedTuple):
+    """What a gateway says of itself to those who started it."""
+
+    needs_key: bool
+    """Whether who asks needs a key: the operator's, or one that was made."""
+    refused: str | None
+    """Why the name that is asked for is not served."""
+
+
+def begun() -> None:
+    """This process of the endpoint holds what it keeps to its end. The garbage collector looks at
+    that no more: each of its full turns took a second in which nothing else ran, and what requests
+    leave behind brings them about."""
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,131 @@
+"""A study's report: one HTML page with everything in it, readable without a network."""
+
+from contextlib import closing
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from orchestrator import templates
+from orchestrator.config.job import ClusterSpec
+from orchestrator.monitoring.format import duration, number
+from orchestrator.registry.promoted import Promotions, promotions
+from orchestrator.registry.registry import Registry
+from orchestrator.report.gain import Gain
+from orchestrator.tuning.study import Study, TrialRow, trial_name
+from search_spaces.ranges import BESIDE
+from workers.run.files import Metrics, write_text
+
+_TASK_TRIALS = 5
+_NOTHING = "\N{EN DASH}"
+
+
+def write(cluster: ClusterSpec, name: str) -> Path:
+    """Write the report of a study into its folder, and return its path.
+
+    Raises InputError for a study that is not there.
+    """
+    study = Study.open(cluster, name)
+    path = study.folder / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(Registry(cluster.store_url(), cluster.storage)) as registry:
+        promoted = promotions(registry, name)
+    write_text(path, render(study, promoted))
+    return path
+
+
+def render(study: Study, promoted: Promotions) -> str:
+    """The page. A study that still runs, or where trials failed, gives a page too."""
+    from plotly.offline import get_plotlyjs
+
+    return templates.render(
+        Path(__file__).with_name("report.html.j2"),
+        {"number": _number, "duration": _duration, "trial": trial_name, "minute": _minute},
+        plotly_js=get_plotlyjs(),
+        figures={name: _html(figure, name) for name, figure in _figures(study).items()},
+        gain=Gain.of(study, study.best()),
+        promoted=promoted,
+        **_facts(study),
+    )
+
+
+def _facts(study: Study) -> dict[str, Any]:
+    """What the page says in words and tables."""
+    from orchestrator.report.effective import short
+
+    rows = study.leaderboard()
+    states = [row.state for row in rows]
+    began = study.optuna.user_attrs.get("began")
+    return {
+        "study": study,
+        "job": study.job,
+        "rows": rows,
+        "best": study.best(),
+        "counts": {state: states.count(state) for state in dict.fromkeys(states)},
+        "seconds": sum(row.seconds or 0 for row in rows),
+        "columns": [(path, short(path)) for path in study.optuna.user_attrs["varied"]],
+        "tasks": _tasks(rows),
+        "space": {field: _words(entry) for field, entry in study.job["search"]["space"].items()},
+        "began": began,
+        "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "version": version("moetune"),
+    }
+
+
+def _figures(study: Study) -> dict[str, Any]:
+    from orchestrator.report import curves, figures
+
+    best, rows = study.best(), study.leaderboard()
+    drawn = {
+        **figures.study_figures(study),
+        "curves": curves.learning_curves(study, rows),
+        "training": curves.training_curves(study, rows),
+        "load": figures.expert_load(study.expert_load(best.number)) if best else None,
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _html(figure: Any, name: str) -> str:
+    config = {"displayModeBar": False, "responsive": True}
+    text: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, config=config, div_id=f"figure-{name}"
+    )
+    return text
+
+
+def _tasks(rows: list[TrialRow]) -> dict[str, Any]:
+    """The best trials' validation by task: {trials, tasks: {task: [report of each trial]}}."""
+    shown = [row for row in rows if row.state == "finished"][:_TASK_TRIALS]
+    reports: list[Metrics] = [row.metrics.get("validation", {}).get("tasks", {}) for row in shown]
+    names = sorted({task for report in reports for task in report})
+    return {
+        "trials": [row.number for row in shown],
+        "tasks": {task: [report.get(task, {}) for report in reports] for task in names},
+    }
+
+
+def _words(entry: Any) -> str:
+    """A range of the search space in words."""
+    if not isinstance(entry, dict):
+        return f"{entry} (fixed)"
+    when = "".join(f", where {path}: {test}" for path, test in entry.get("when", {}).items())
+    kind, value = next((k, v) for k, v in entry.items() if k not in BESIDE)
+    if kind == "choice":
+        return f"one of {', '.join(map(str, value))}{when}"
+    scale = {"log": " (log scale)", "int": " (whole numbers)", "float": ""}[kind]
+    step = f" in steps of {entry['step']}" if "step" in entry else ""
+    below = f", below {entry['below']}" if "below" in entry else ""
+    return f"{value[0]} to {value[1]}{scale}{step}{below}{when}"
+
+
+def _number(value: Any) -> str:
+    """Four digits for a fraction, everything else as it is."""
+    return _NOTHING if value is None else number(value)
+
+
+def _minute(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _duration(seconds: float | None) -> str:
+    return _NOTHING if seconds is None else duration(seconds)

@@ -1,0 +1,146 @@
+"""Metrics of serving: what sets the series, from requests that ended and from engines."""
+
+import asyncio
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.series import (
+    ANSWER_TOKENS,
+    BY_VERSION,
+    DURATION,
+    FIRST_TOKEN,
+    OF_ENGINES,
+    OF_REQUESTS,
+    PER_TOKEN,
+    PROMPT_TOKENS,
+    REQUESTS,
+    WRONG_KEYS,
+    Series,
+)
+from workers.engine.statistics import Statistics
+
+log = logging.getLogger(__name__)
+VERSIONS = 64
+"""Pairs of name and version with labels of their own; later ones are `other`: what a process has
+once shown, it shows for ever."""
+REFRESH_SECONDS = 2.0
+"""Ray drops a gauge that was not set for two of its reporting intervals (10 s by default)."""
+
+
+async def keep_showing(show: Callable[[], None]) -> None:
+    """Have gauges set in another thread, again and again until cancelled."""
+    while True:
+        await asyncio.sleep(REFRESH_SECONDS)
+        try:
+            await asyncio.to_thread(show)
+        except Exception:
+            log.exception("metrics were not set")
+
+
+class RequestMetrics:
+    """An observer of requests. To be made inside Ray."""
+
+    def __init__(self) -> None:
+        self._made = {series: series.make() for series in (*OF_REQUESTS, WRONG_KEYS)}
+        self._seen: set[tuple[str, str]] = set()
+
+    def __call__(self, answered: Answered) -> None:
+        """Count and time one request."""
+        labels = self._labels(answered)
+        self._made[REQUESTS].inc(1, {**labels, "outcome": outcome(answered.status)})
+        for series, tokens in (
+            (PROMPT_TOKENS, answered.prompt_tokens),
+            (ANSWER_TOKENS, answered.completion_tokens),
+        ):
+            if tokens:
+                self._made[series].inc(tokens, labels)
+        for series, seconds in times(answered).items():
+            self._made[series].observe(seconds, labels)
+
+    def wrong_key(self) -> None:
+        """Count a request whose key opens nothing."""
+        self._made[WRONG_KEYS].inc()
+
+    def _labels(self, answered: Answered) -> dict[str, str]:
+        who = (answered.name or "", answered.version)
+        if who not in self._seen and len(self._seen) >= VERSIONS:
+            who = ("other", "other")
+        self._seen.add(who)
+        return dict(zip(BY_VERSION, (*who, answered.role), strict=True))
+
+
+def times(answered: Answered) -> dict[Series, float]:
+    """What a request's times tell: of whole answers only its duration, of all the first token, and
+    what was computed for each that followed."""
+    first = answered.first_token_seconds
+    told = {DURATION: answered.seconds} if answered.error is None else {}
+    if first is not None:
+        told[FIRST_TOKEN] = first
+    if answered.timing and answered.timing.answer.tokens:
+        span = answered.timing.answer
+        told[PER_TOKEN] = span.seconds / span.tokens  # however slowly the client reads
+    return told
+
+
+def outcome(status: int) -> str:
+    """How a request ended, in few words; `limited` and `gone` are nobody's fault."""
+    match status:
+        case 200:
+            return "ok"
+        case 429:
+            return "limited"
+        case 499:
+            return "gone"
+        case 504:
+            return "timeout"
+    return "failed" if status >= 500 else "refused"
+
+
+class Tells(Protocol):
+    """An engine that says how it is."""
+
+    def statistics(self) -> Statistics:
+        """How much it has to do."""
+        ...
+
+
+class EngineMetrics:
+    """Shows an engine's figures until the engine is gone. To be made inside Ray."""
+
+    def __init__(self, engine: Tells, replica: str) -> None:
+        self._made = {series.name: series.make() for series in OF_ENGINES}
+        self._labels = {"replica": replica}
+        self._ended = threading.Event()
+        weakref.finalize(engine, self._ended.set)
+        self._engine = weakref.ref(engine)
+        threading.Thread(target=self._refresh, name="engine-metrics", daemon=True).start()
+
+    def _refresh(self) -> None:
+        before = Statistics()
+        while not self._ended.wait(REFRESH_SECONDS):
+            engine = self._engine()
+            if engine is None:
+                return
+            now = engine.statistics()
+            del engine
+            for name, value in figures(before, now).items():
+                self._made[name].set(value, self._labels)
+            before = now
+
+
+def figures(before: Statistics, now: Statistics) -> dict[str, float]:
+    """The engine's series, from two looks at it."""
+    passes = now.passes - before.passes
+    values = (
+        now.running,
+        now.waiting,
+        now.adapters,
+        now.reserved,
+        (now.rows - before.rows) / passes if passes else 0,
+        (now.tokens - before.tokens) / passes if passes else 0,
+    )
+    return {s.name: float(value) for s, value in zip(OF_ENGINES, values, strict=True)}

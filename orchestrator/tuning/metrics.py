@@ -1,0 +1,126 @@
+"""Metrics of runs and studies for Ray's dashboard and Prometheus, as series `ray_moetune_…`."""
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.tuning.events import TrialEvent
+from orchestrator.tuning.study import STATES
+
+if TYPE_CHECKING:
+    from workers.run.files import RunPlan
+
+
+@dataclass(frozen=True)
+class Series:
+    """A gauge, and the place of its value in a report."""
+
+    name: str
+    path: tuple[str, ...]
+    help: str
+
+
+SERIES = (
+    Series("moetune_step", ("step",), "Optimizer steps done"),
+    Series("moetune_loss", ("train", "loss"), "Training loss, the adapter's own terms included"),
+    Series("moetune_validation_loss", ("validation", "loss"), "Cross-entropy on validation rows"),
+    Series("moetune_validation_score", ("validation", "score"), "Mean of the tasks' metrics"),
+    Series("moetune_load_balance", ("train", "load_balance"), "Balance loss unweighted; 1 is even"),
+    Series("moetune_learning_rate", ("train", "lr"), "Learning rate of the step"),
+    Series("moetune_tokens_per_second", ("train", "tokens_per_second"), "Tokens trained on"),
+    Series("moetune_step_seconds", ("train", "step_seconds"), "Seconds that a step takes"),
+    Series("moetune_epoch", ("epoch",), "Passes over the training rows"),
+    Series("moetune_steps", ("steps",), "Optimizer steps in all"),
+    Series("moetune_eta_seconds", ("eta_seconds",), "Seconds until the run's end"),
+    Series("moetune_workers", ("workers",), "Workers that train together"),
+)
+REFRESH_SECONDS = 2.0
+"""Ray drops a gauge that was not set for two of its reporting intervals (10 s by default)."""
+
+
+class _Values:
+    """What gauges show: set again and again in a thread, for as long as `owner` is referenced."""
+
+    def __init__(self, owner: object) -> None:
+        self._values: dict[tuple[Any, tuple[tuple[str, str], ...]], float] = {}
+        self._ended = threading.Event()
+        weakref.finalize(owner, self._ended.set)
+        threading.Thread(target=self._refresh, name="moetune-metrics", daemon=True).start()
+
+    def set(self, gauge: Any, value: float, **labels: str) -> None:
+        """Show the value from now on."""
+        self._values[gauge, tuple(labels.items())] = value
+        gauge.set(value, labels)
+
+    def _refresh(self) -> None:
+        import ray
+
+        while not self._ended.wait(REFRESH_SECONDS) and ray.is_initialized():
+            for (gauge, labels), value in list(self._values.items()):
+                gauge.set(value, dict(labels))
+
+
+class TrainingMetrics:
+    """An observer of one run: sets its gauges from every report and every step's figures. To be
+    made inside Ray."""
+
+    def __init__(self, study: str, trial: int | None) -> None:
+        from ray.util.metrics import Gauge
+
+        self._values = _Values(self)
+        labels = {"study": study, "trial": "" if trial is None else str(trial)}
+        self._gauges = {
+            one: Gauge(one.name, one.help, tag_keys=tuple(labels)).set_default_tags(labels)
+            for one in SERIES
+        }
+        self._load = Gauge(
+            "moetune_expert_load",
+            "Share of the validation tokens' choices that an expert got",
+            tag_keys=(*labels, "layer", "expert"),
+        ).set_default_tags(labels)
+
+    @classmethod
+    def of(cls, plan: "RunPlan") -> "TrainingMetrics":
+        """The observer of a run; workers call this in the process of the first of them."""
+        return cls(plan.study, plan.trial)
+
+    def __call__(self, report: Mapping[str, Any]) -> None:
+        """Set what the report holds; what it lacks keeps its last value."""
+        for series, gauge in self._gauges.items():
+            value = _at(report, series.path)
+            if value is not None:
+                self._values.set(gauge, float(value))
+        for layer, expert, share in _loads(report):
+            self._values.set(self._load, share, layer=layer, expert=str(expert))
+
+
+class StudyMetrics:
+    """A listener to a study: `moetune_trials` by state. To be made in the connected driver."""
+
+    def __init__(self, study: str) -> None:
+        from ray.util.metrics import Gauge
+
+        self._values = _Values(self)
+        self._trials = Gauge(
+            "moetune_trials", "Trials of a study by state", tag_keys=("study", "state")
+        ).set_default_tags({"study": study})
+
+    def __call__(self, event: TrialEvent) -> None:
+        """Show the study's counts. All states are set: none keeps a stale one."""
+        for state in STATES.values():
+            self._values.set(self._trials, event.states.get(state, 0), state=state)
+
+
+def _at(report: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    value: Any = report
+    for part in path:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _loads(report: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
+    for layer, routing in (_at(report, ("validation", "routing")) or {}).items():
+        for expert, share in enumerate(routing["load"]):
+            yield layer, expert, float(share)

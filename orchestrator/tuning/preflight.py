@@ -1,0 +1,173 @@
+"""What can be known to go wrong before a cluster starts. Everything here raises InputError."""
+
+import difflib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.config.job import JobSpec
+from orchestrator.doctor.demand import too_small_here
+from orchestrator.tuning.lifecycle import check_data_same, check_study
+from orchestrator.tuning.storage import database_file, study_names
+from workers.config.train import InputError
+from workers.run.reported import (
+    LARGER_IS_BETTER,
+    SMALLER_IS_BETTER,
+    of_routers,
+    of_tasks,
+    reported,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from workers.config.train import TrainSpec
+    from workers.data.counts import RowCounts
+    from workers.data.survey import Tell
+    from workers.models.compatibility import Fit
+
+MINIMUM_FREE_BYTES = 256 * 2**20
+
+
+def preflight(
+    job: JobSpec,
+    resume: bool | None = None,
+    tell: "Tell" = lambda *_: None,
+    *,
+    accept_new_data: bool = False,
+) -> "dict[str, RowCounts]":
+    """Check a job's space, metric, files, base model and data as far as a driver can; with
+    `resume` given, also that the study can be begun (False) or gone on with (True) here, on the
+    rows that it began with unless new ones are accepted.
+
+    Returns what encoding does to the `train` and `validation` rows; `tell` hears how far it is.
+    """
+    job.search_space()
+    if resume is not None and (short := too_small_here(job)):
+        raise InputError(short)
+    check_storage(job)
+    _check_database(job)
+    if resume is not None:
+        check_study(job, resume)
+    if resume and not accept_new_data:
+        check_data_same(job)
+    _check_mode(job)
+    _check_upload(job)
+    return _check_model_and_data(job, tell)
+
+
+def remarks(job: JobSpec) -> list[str]:
+    """What is allowed, and most likely not meant, in one line each."""
+    shapes = [trial.adapter for trial in job.search_space().samples()]
+    blind = sorted({one.top_k for one in shapes if one.selects_nothing})
+    return [
+        f"adapter.top_k {top_k} of {top_k} experts, which a trial may have, sends every token to "
+        "all of them: such a router selects nothing (in a space, below: adapter.num_experts "
+        "keeps top_k smaller)"
+        for top_k in blind
+    ]
+
+
+def check_storage(job: JobSpec) -> None:
+    """InputError unless the storage folder can be made and written, with room."""
+    where = f"cluster.storage: {job.cluster.storage}"
+    if "://" in job.cluster.storage:
+        raise InputError(f"{where}: is a URL; give a folder that all nodes see")
+    place = Path(job.cluster.storage).resolve()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"{where}: {place} is a file, not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            free = shutil.disk_usage(place).free
+    except OSError as error:
+        raise InputError(f"{where}: cannot be written: {error.strerror}") from None
+    if free < MINIMUM_FREE_BYTES:
+        raise InputError(
+            f"{where}: the disk is full: {free >> 20} MiB free, wanted are "
+            f"{MINIMUM_FREE_BYTES >> 20} MiB"
+        )
+
+
+def _check_database(job: JobSpec) -> None:
+    """The database can be opened, or made where it is to lie; nothing is made here."""
+    file = database_file(job.cluster)
+    if file is None or file.exists():
+        study_names(job.cluster)
+    elif job.cluster.named_store:
+        try:
+            with tempfile.TemporaryFile(dir=file.parent):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"cluster.store {job.cluster.shown_store()}: cannot be used: {error.strerror}"
+            ) from None
+
+
+def _check_upload(job: JobSpec) -> None:
+    """Checkpoints can be copied to where they are to be."""
+    if job.train.checkpoint.upload:
+        from workers.train.checkpoint.upload import Place
+
+        Place.of(job.train.checkpoint.upload).try_out()
+
+
+def _check_mode(job: JobSpec) -> None:
+    leaf = job.search.metric.rpartition("/")[2]
+    wanted = "min" if leaf in SMALLER_IS_BETTER else "max" if leaf in LARGER_IS_BETTER else None
+    if wanted and wanted != job.search.mode:
+        raise InputError(
+            f"search.mode: {job.search.metric} is better when it is "
+            f"{'smaller' if wanted == 'min' else 'larger'}: write mode: {wanted}"
+        )
+
+
+def _check_model_and_data(job: JobSpec, tell: "Tell") -> "dict[str, RowCounts]":
+    """The quick checks first: a large source takes minutes."""
+    from workers.data.encode import Encoder
+    from workers.data.survey import Survey
+    from workers.models.base import check_base
+    from workers.models.compatibility import check_fit
+
+    tokenizer, trials = check_base(job.train.model), list(job.search_space().samples())
+    fit = check_fit(job.train, (trial.adapter for trial in trials))
+    _check_metric(job, trials, fit)
+    surveys = [
+        Survey(Encoder(tokenizer, data), tell)
+        for data in dict.fromkeys((job.train.data, *(trial.data for trial in trials)))
+    ]
+    train, *_ = [one.training() for one in surveys]  # trials may have sources of their own
+    validation = surveys[0].validation(job.train.evaluation.rows_per_task)
+    return {"train": train, "validation": validation}
+
+
+def _check_metric(job: JobSpec, trials: "Sequence[TrainSpec]", fit: "Fit") -> None:
+    """Every trial will report the metric: it is looked up among what they report for this data."""
+    metric = job.search.metric
+    lacking = [trial for trial in trials if metric not in reported(trial)]
+    tasks = of_tasks(job.train, _tasks(job)) if lacking else []
+    if metric not in tasks:
+        lacking = [t for t in lacking if metric not in of_routers(fit.routers(t.adapter))]
+    if metric in tasks or not lacking:
+        return
+    if len(lacking) < len(trials):
+        weights = {name: weight for name, weight in lacking[0].loss.auxiliary().items() if weight}
+        raise InputError(
+            f"search.metric: {metric}: not every trial reports it: not one with adapter."
+            f"num_experts {lacking[0].adapter.num_experts} and weights of losses {weights}"
+        )
+    known = [*reported(trials[0]), *tasks]
+    routers = of_routers(fit.routers(trials[0].adapter))
+    close = difflib.get_close_matches(metric, [*known, *routers], n=1)
+    hint = f"trials report {', '.join([*known, *routers[:1]])}"
+    hint = f"did you mean {close[0]}?" if close else hint
+    raise InputError(f"search.metric: {metric}: no such metric; {hint}")
+
+
+def _tasks(job: JobSpec) -> list[str]:
+    """Those of the validation rows."""
+    from workers.data.rows import validation_rows
+
+    return sorted({row.task for row in validation_rows(job.train.data)})

@@ -1,0 +1,84 @@
+"""ASHA for a study: it stops trials that fall behind at a rung of optimizer steps."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from ray import cloudpickle
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler
+
+from orchestrator.config.job import JobSpec
+from orchestrator.tuning.failures import bad_input
+from orchestrator.tuning.searcher import StudySearch
+from orchestrator.tuning.study import SAME_AS, trial_name
+from workers.config.train import InputError
+from workers.run.files import reason
+
+_LONGEST_REASON = 500
+
+
+class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
+    """ASHA that knows a resumed study's past, and tells the searcher why a trial failed."""
+
+    def __init__(self, job: JobSpec, search: StudySearch, study: optuna.Study) -> None:
+        steps = int(job.search_space().highest("optimizer.steps"))
+        super().__init__(
+            time_attr="step",
+            metric=job.search.metric,
+            mode=job.search.mode,
+            max_t=steps,
+            grace_period=min(steps, job.search.grace_evaluations * job.train.evaluation.every),
+            reduction_factor=job.search.reduction_factor,
+        )
+        self._search, self._job = search, job
+        for trial in study.get_trials(deepcopy=False):
+            if SAME_AS not in trial.user_attrs:  # others were trained once for all of them
+                self._replay(trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """A trial failed, or is about to be tried again. Bad input would fail again, and every
+        trial after it: an error that is raised here ends the study, as if it was interrupted."""
+        if self._search.refusal:
+            raise self._search.refusal
+        super().on_trial_error(tune_controller, trial)
+        written = self._search.folder(trial.trial_id) / "error.txt"
+        error = _last_error(trial)
+        why = written.read_text() if written.exists() else reason(error)
+        self._search.note_failure(trial.trial_id, why.strip()[:_LONGEST_REASON])
+        if found := bad_input(error):
+            name = self._search.names.by_id[trial.trial_id]
+            self._search.refusal = InputError(
+                f"study {self._job.name}: trial {name}: {found} (once that is mended, the study "
+                "goes on with --resume)"
+            )
+            raise self._search.refusal
+
+    def _replay(self, past: optuna.trial.FrozenTrial) -> None:
+        """Fill the rungs with what a trial reported in an earlier life of the study."""
+        from workers.train.checkpoint.state import CheckpointStore
+
+        alike = _Past(f"past-{past.number}")
+        self.on_trial_add(None, alike)
+        own = self._job.study_folder() / "trials" / trial_name(past.number)
+        last = CheckpointStore(own / "checkpoints").last_step()
+        for step, value in sorted(past.intermediate_values.items()):
+            if past.state.is_finished() or step <= last:  # later ones will be reported again
+                self.on_trial_result(None, alike, {"step": step, self._metric: value})
+
+
+def _last_error(trial: Trial) -> BaseException:
+    """Tune's own `get_pickled_error` looks where a file is copied to some seconds later."""
+    path = trial.pickled_error_file
+    if path is None or not Path(path).exists():
+        return RuntimeError("no reason is known")
+    error: BaseException = cloudpickle.loads(Path(path).read_bytes())
+    return error
+
+
+@dataclass(frozen=True)
+class _Past:
+    """Stands for a trial of an earlier life: ASHA looks at a trial's id only."""
+
+    trial_id: str

@@ -1,0 +1,205 @@
+"""Reading studies: Optuna's storage for trials and values, the trials' folders for their curves.
+
+Nothing here starts Ray, and nothing writes.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestrator.config.job import ClusterSpec
+from orchestrator.tuning.storage import storage, study_names
+from workers.config.train import InputError
+from workers.run.files import Metrics, read_progress
+
+if TYPE_CHECKING:
+    import optuna
+
+STATES = {
+    "WAITING": "waiting",
+    "RUNNING": "running",
+    "COMPLETE": "finished",
+    "PRUNED": "stopped",
+    "FAIL": "failed",
+}
+"""Optuna's states, in the words that people see."""
+ENDS = ("finished", "stopped", "failed")
+"""Those in which a trial stays."""
+SAME_AS = "same_as"
+"""Note of a trial that was not trained: the number of the one with the same setting."""
+COMES_FROM = "comes_from"
+"""Note of a trial that was moved here from a study on other rows: its number there."""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial of a study, as a leaderboard shows it."""
+
+    number: int
+    state: str
+    """waiting, running, finished, stopped (early, by ASHA) or failed."""
+    value: float | None
+    """The study's metric at the trial's end; of a stopped or running trial, its latest."""
+    params: dict[str, Any]
+    """What the trial was given, by dotted field: only what the space varies."""
+    metrics: Metrics = field(repr=False)
+    """The latest report, nested."""
+    version: str | None
+    """Its adapter's version in the registry, if it finished."""
+    reason: str | None
+    """Why it failed, or was not trained."""
+    seconds: float | None
+    """From start to end, also over a restart of the driver."""
+    steps: int
+    """Optimizer steps taken."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def all_studies(cluster: ClusterSpec) -> "list[Study]":
+    """The studies that moetune made there, by name."""
+    found = []
+    for name in study_names(cluster):
+        with suppress(InputError):  # another program's
+            found.append(Study.open(cluster, name))
+    return found
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that was begun, whether or not it runs or is finished."""
+
+    name: str
+    folder: Path
+    """Where its trials write."""
+    optuna: "optuna.Study"
+
+    @classmethod
+    def open(cls, cluster: ClusterSpec, name: str) -> "Study":
+        """The study of this name; an InputError lists those there are."""
+        import optuna
+
+        with storage(cluster) as store:
+            known = optuna.get_all_study_names(store)
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there is {_listed(known)}"
+                raise InputError(f"study {name}: no such study in {cluster.storage}; {hint}")
+            study = optuna.load_study(study_name=name, storage=store)
+        if "job" not in study.user_attrs:
+            raise InputError(f"study {name}: was not made by moetune")
+        return cls(name, cluster.study_folder(name), study)
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """The resolved job, as plain values."""
+        return dict(self.optuna.user_attrs["job"])
+
+    @property
+    def metric(self) -> str:
+        """What trials are compared on, as a path into their reports."""
+        return str(self.job["search"]["metric"])
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Whether a smaller or a larger value is better."""
+        return "min" if self.job["search"]["mode"] == "min" else "max"
+
+    def leaderboard(self) -> list[TrialRow]:
+        """Every trial: the finished ones best first, then the others by number."""
+        rows = [self._row(trial) for trial in self.optuna.get_trials(deepcopy=False)]
+        sign = 1 if self.mode == "min" else -1
+        finished = [row for row in rows if row.state == "finished" and row.value is not None]
+        finished.sort(key=lambda row: (sign * (row.value or 0.0), row.number))
+        return finished + [row for row in rows if row not in finished]
+
+    def best(self) -> TrialRow | None:
+        """The best finished trial."""
+        first = next(iter(self.leaderboard()), None)
+        return first if first and first.state == "finished" else None
+
+    def row(self, number: int) -> TrialRow:
+        """One trial; InputError if there is none of this number."""
+        rows = self.leaderboard()
+        for row in rows:
+            if row.number == number:
+                return row
+        raise InputError(f"study {self.name}: no trial {number}; it has 0 to {len(rows) - 1}")
+
+    def version(self, number: int | None = None) -> str:
+        """Id of a trial's version, of the best finished trial if no number is given."""
+        row = self.best() if number is None else self.row(number)
+        if row is None:
+            raise InputError(f"study {self.name}: no trial has finished yet")
+        if row.version is None:
+            why = f": {row.reason}" if row.reason else ""
+            raise InputError(
+                f"study {self.name}: trial {row.number} has no version, it is {row.state}{why}"
+            )
+        return row.version
+
+    def progress(self, number: int) -> list[Metrics]:
+        """All reports of a trial, in order."""
+        return read_progress(self.folder / "trials" / trial_name(number))
+
+    def expert_load(self, number: int) -> dict[str, list[float]]:
+        """Share of the validation tokens that each expert got, by layer; empty without a router."""
+        reports = self.progress(number)
+        routing = reports[-1].get("validation", {}).get("routing", {}) if reports else {}
+        return {layer: list(statistics["load"]) for layer, statistics in routing.items()}
+
+    def _row(self, trial: "optuna.trial.FrozenTrial") -> TrialRow:
+        reports = self.progress(trial.user_attrs.get(SAME_AS, trial.number))
+        latest = reports[-1] if reports else {}
+        finished = trial.state.name == "COMPLETE"
+        attributes = trial.user_attrs
+        varied = self.optuna.user_attrs["varied"]
+        values = attributes.get("values", {})
+        return TrialRow(
+            number=trial.number,
+            state=STATES[trial.state.name],
+            value=trial.value if finished else value_at(latest, self.metric),
+            params={path: values[path] for path in varied if path in values},
+            metrics=latest,
+            version=attributes.get("version"),
+            reason=attributes.get("reason"),
+            seconds=trial.duration.total_seconds() if trial.duration else None,
+            steps=int(latest.get("step", 0)),
+        )
+
+
+def best_of(
+    trials: "Iterable[optuna.trial.FrozenTrial]", mode: str
+) -> "optuna.trial.FrozenTrial | None":
+    """The best finished one; of several alike the first."""
+    sign = 1 if mode == "min" else -1
+    finished = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    return min(finished, key=lambda t: (sign * (t.value or 0.0), t.number), default=None)
+
+
+def trial_name(number: int) -> str:
+    """Name of a trial's folder, and of its lineage: T000 for the first."""
+    return f"T{number:03d}"
+
+
+def value_at(metrics: Mapping[str, Any], path: str) -> float | None:
+    """The number at a path such as validation/loss in nested or flat metrics; None if it is not
+    there. A task's own name may hold slashes."""
+    for key, value in metrics.items():
+        if key == path:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            return float(value) if number else None
+        if isinstance(value, Mapping) and path.startswith(f"{key}/"):
+            found = value_at(value, path[len(key) + 1 :])
+            if found is not None:
+                return found
+    return None
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(sorted(names)) or "none yet"

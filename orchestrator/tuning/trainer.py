@@ -1,0 +1,192 @@
+"""Starts training runs on Ray: as trials of a study, or one run with several workers.
+
+A trial's configuration is its values by dotted field of TrainSpec, its name that of its folder
+(`study.trial_name`). Trials report what `TrainingRun.advance` gives, and `folder`.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.config.job import JobSpec, SearchSpec
+from workers.config.train import InputError, ParallelSpec, TrainSpec, WorkerRange, override
+from workers.run.files import Metrics, RunPlan, read_progress, reason
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
+    from ray.train.torch import TorchTrainer
+
+    from workers.train.ray_worker import Task
+
+_AFTER_THE_WATCHDOG_S = 60
+"""A collective fails by itself only after the watchdog could say who is missing."""
+TELL_SECONDS = 0.5
+"""How often a run's progress is looked at."""
+
+
+def trial_trainable(job: JobSpec) -> Any:
+    """What Ray Tune runs for each trial of the job, with the resources that it takes.
+
+    One worker: a class for actors that Tune reuses, which keep the base model from trial to
+    trial. Several: a function that runs a Ray Train group of its own.
+    """
+    return _in_one_actor(job) if job.train.parallel.max_workers == 1 else _in_group(job)
+
+
+def fit(
+    spec: TrainSpec,
+    plan: RunPlan,
+    search: SearchSpec | None = None,
+    on_progress: Callable[[Metrics], None] | None = None,
+) -> tuple[Path, Metrics]:
+    """Train one adapter with `spec.parallel.workers` Ray Train workers on the connected cluster;
+    returns its folder and the last report.
+
+    `search` gives each worker's CPUs and GPUs, and how often the run is tried again from its last
+    checkpoint. A folder that holds this very run already is gone on with, also by another number
+    of workers. Raises InputError for a folder that holds another run, and for a run that fails
+    (its reason is in `error.txt` too).
+    """
+    search = search or SearchSpec()
+    _refuse_another_run(spec, plan)
+    trainer = _trainer(_task(spec, plan), search, search.retries)
+    # In a thread, because Ray Train would otherwise take over Ctrl-C for the rest of the process.
+    training = _Training(trainer)
+    tell = on_progress or (lambda _: None)
+    told = max((report["step"] for report in read_progress(plan.folder)), default=0)
+    training.start()
+    while training.is_alive():
+        training.join(TELL_SECONDS)
+        for report in read_progress(plan.folder):
+            if report["step"] > told:
+                told = report["step"]
+                tell(report)
+    if training.error:
+        raise InputError(f"training {plan.folder.name}: {_why(plan, training.error)}")
+    return plan.folder / "adapter", read_progress(plan.folder)[-1]
+
+
+class _Training(threading.Thread):
+    """A Ray Train run. As a daemon it does not keep an interrupted process alive."""
+
+    def __init__(self, trainer: "TorchTrainer") -> None:
+        super().__init__(name="ray-train", daemon=True)
+        self._trainer = trainer
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Run to the end and keep the error, if any."""
+        try:
+            self._trainer.fit()
+        except Exception as error:
+            self.error = error
+
+
+def _in_one_actor(job: JobSpec) -> Any:
+    from ray import tune
+
+    from workers.train.ray_worker import Task, TuneWorker
+
+    class Trial(TuneWorker):
+        """One trial of the job in a reused actor."""
+
+        @classmethod
+        def task(cls, name: str, config: Mapping[str, Any]) -> Task:
+            """The trial's run."""
+            return _trial_task(job, name, config)
+
+    resources = {"CPU": job.search.cpus_per_worker, "GPU": job.search.gpus_per_worker}
+    return tune.with_resources(Trial, tune.PlacementGroupFactory([resources]))
+
+
+def _in_group(job: JobSpec) -> Any:
+    from ray import tune
+
+    def trial(config: dict[str, Any]) -> None:
+        """One trial of the job, with several workers."""
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        task = _trial_task(job, tune.get_context().get_trial_name(), config)
+        # Tune tries a failed trial again, so Ray Train need not.
+        _trainer(task, job.search, retries=0, callbacks=[TuneReportCallback()]).fit()
+
+    # The workers' resources are Ray Train's to reserve. The function itself only waits, but Tune
+    # wants a resource of every trial: a byte of memory is one that all nodes have to give.
+    return tune.with_resources(trial, tune.PlacementGroupFactory([{"memory": 1}]))
+
+
+def _trial_task(job: JobSpec, name: str, config: Mapping[str, Any]) -> "Task":
+    spec = override(job.train, config, f"trial {name}")
+    folder = job.study_folder() / "trials" / name
+    plan = RunPlan(folder, job.name, _number(name), shared=job.study_folder())
+    return _task(spec, plan)
+
+
+def _number(name: str) -> int | None:
+    """The trial's number in a name such as T007."""
+    digits = name.removeprefix("T")
+    return int(digits) if digits.isdigit() else None
+
+
+def _task(spec: TrainSpec, plan: RunPlan) -> "Task":
+    from orchestrator.tuning.metrics import TrainingMetrics
+    from workers.train.ray_worker import Task
+
+    return Task(spec, plan, TrainingMetrics.of)
+
+
+def _trainer(
+    task: "Task", search: SearchSpec, retries: int, callbacks: "Iterable[UserCallback]" = ()
+) -> "TorchTrainer":
+    """A Ray Train group for one run. Its name is stable, so a further start goes on with it."""
+    from functools import partial
+
+    from ray import train
+    from ray.train.torch import TorchTrainer
+
+    from orchestrator.tuning.failures import FailureNotes
+    from workers.train.ray_process_group import ProcessGroupConfig
+    from workers.train.ray_worker import train_in_group
+
+    on_gpu = search.gpus_per_worker > 0 and task.spec.model.device != "cpu"
+    return TorchTrainer(
+        partial(train_in_group, task),
+        torch_config=ProcessGroupConfig(
+            backend="nccl" if on_gpu else "gloo",
+            timeout_s=int(task.spec.parallel.hang_timeout_s) + _AFTER_THE_WATCHDOG_S,
+        ),
+        scaling_config=train.ScalingConfig(
+            **_workers(task.spec.parallel),
+            use_gpu=search.gpus_per_worker > 0,
+            resources_per_worker={"CPU": search.cpus_per_worker, "GPU": search.gpus_per_worker},
+        ),
+        run_config=train.RunConfig(
+            name="group",
+            storage_path=str(task.plan.folder),
+            failure_config=train.FailureConfig(max_failures=retries),
+            callbacks=[FailureNotes(task.plan.folder), *callbacks],
+        ),
+    )
+
+
+def _workers(spec: ParallelSpec) -> dict[str, Any]:
+    """The part of Ray Train's ScalingConfig that is about numbers."""
+    if isinstance(spec.workers, WorkerRange) and spec.is_elastic:
+        return {
+            "num_workers": (spec.min_workers, spec.max_workers),
+            "elastic_resize_monitor_interval_s": spec.workers.check_every_s,
+        }
+    return {"num_workers": spec.max_workers}
+
+
+def _refuse_another_run(spec: TrainSpec, plan: RunPlan) -> None:
+    path = plan.folder / "train.json"
+    if path.exists() and not spec.same_run(TrainSpec.model_validate_json(path.read_text())):
+        raise InputError(f"{plan.folder}: holds a run with another specification; name a new one")
+
+
+def _why(plan: RunPlan, error: Exception) -> str:
+    """The reason that a worker wrote down; a worker that was killed wrote none."""
+    written = plan.folder / "error.txt"
+    return written.read_text().strip() if written.exists() else reason(error)

@@ -1,0 +1,145 @@
+"""Job specifications, away from where they were written."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.config.job import (
+    ClusterSpec,
+    JobSpec,
+    ServeSpec,
+    dump_job,
+    load_job,
+    override_job,
+    portable,
+)
+from orchestrator.replicas.endpoint import EndpointSpec
+from orchestrator.retraining.policy import load_policy
+from workers.config.train import InputError, ModelSpec
+
+
+@pytest.mark.parametrize(
+    ("store", "url"),
+    [
+        (None, "sqlite:///{here}/runs/moetune.db"),
+        ("sqlite:///my.db", "sqlite:///{here}/my.db"),
+        ("sqlite+pysqlite:///a/my.db?timeout=3", "sqlite+pysqlite:///{here}/a/my.db?timeout=3"),
+        ("sqlite:////srv/my.db", "sqlite:////srv/my.db"),
+        ("sqlite://", "sqlite://"),
+        ("postgresql://me@host/my.db", "postgresql://me@host/my.db"),
+    ],
+)
+def test_a_database_is_one_wherever_a_process_runs(
+    store: str | None, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ClusterSpec(store=store).store_url() == url.format(here=tmp_path)
+
+
+def test_a_portable_job_has_no_relative_path(
+    job: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cluster = ClusterSpec(storage="runs", store="sqlite:///my.db", address="head:6379")
+    moved = portable(job.model_copy(update={"cluster": cluster}))
+    assert moved.train.model.path == f"{tmp_path}/base"
+    assert moved.train.data.train == f"{tmp_path}/train.jsonl"
+    assert moved.cluster.storage == f"{tmp_path}/runs"
+    assert moved.cluster.store == f"sqlite:///{tmp_path}/my.db"
+    assert moved.cluster.address == "head:6379"
+    assert moved.search.space == job.search_space().definition
+    assert portable(moved) == moved
+
+
+SECRET = "postgresql://me:topmost@host/db"
+BARE = "postgresql://me@host/db"
+
+
+@pytest.mark.parametrize("store", [SECRET, f"{BARE}?password=topmost"])
+def test_a_password_in_a_job_is_refused_unseen(store: str, job: JobSpec) -> None:
+    with pytest.raises(InputError, match=r"MOETUNE_STORE .* or PGPASSWORD") as caught:
+        override_job(job, {"cluster.store": store}, "job.yaml")
+    assert "topmost" not in str(caught.value)
+    assert "cluster.store" in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [SECRET, f"{BARE}?password=topmost"])
+def test_the_environment_has_the_password(
+    given: str, job: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOETUNE_STORE", given)
+    named = override_job(job, {"cluster.store": BARE}, "test")
+    for one in (job, named, portable(job), portable(named)):
+        assert one.store_url() == given
+        assert one.cluster.shown_store() == BARE
+        assert "topmost" not in dump_job(one)
+    assert portable(job).cluster.store == BARE
+    other = override_job(job, {"cluster.store": "postgresql://me@other/db"}, "test")
+    assert other.store_url() == "postgresql://me@other/db"
+
+
+def test_a_gateways_specification_shows_no_password() -> None:
+    spec = EndpointSpec(
+        serve=ServeSpec(), model=ModelSpec(path="x"), store_url=SECRET, storage="runs"
+    )
+    assert "topmost" not in f"{spec!r} {spec}"
+
+
+def test_paths_in_a_job_begin_at_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "jobs"
+    (folder / "base").mkdir(parents=True)
+    (folder / "space.yaml").write_text("optimizer.lr: {log: [1.0e-4, 1.0e-3]}")
+    values = {
+        "name": "near",
+        "train": {
+            "model": {"path": "base"},
+            "data": {"train": "rows/*.jsonl", "validation": "s3://bucket/rows.jsonl"},
+        },
+        "search": {"space": "space.yaml"},
+        "cluster": {"storage": "../runs", "store": "sqlite+pysqlite:///my%20db?timeout=3"},
+        "serve": {"tls": {"cert": "/etc/cert.pem", "key": "key.pem"}},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path)
+    job = load_job("jobs/job.yaml", ["data.train=own.jsonl"])
+    assert job.train.model.path == "jobs/base"
+    assert job.train.data.train == "own.jsonl", "--set is of the shell's folder"
+    assert load_job("jobs/job.yaml").train.data.train == "jobs/rows/*.jsonl"
+    assert job.train.data.validation == "s3://bucket/rows.jsonl"
+    assert job.search_space().varied() == ["optimizer.lr"]
+    assert portable(job).cluster.storage == f"{tmp_path}/runs"
+    whole = f"sqlite+pysqlite:///{folder}/my%20db?timeout=3"
+    assert job.store_url() == portable(job).cluster.store == whole
+    own = load_job("jobs/job.yaml", ["cluster.store=sqlite:///own.db"])
+    assert own.store_url() == f"sqlite:///{tmp_path}/own.db", "--set is of the shell's folder"
+    assert (job.serve.tls.cert, job.serve.tls.key) == ("/etc/cert.pem", "jobs/key.pem")
+    values["train"]["model"] = {"path": "org/model"}
+    values["cluster"]["store"] = "postgresql://me@host/db"
+    (folder / "job.yaml").write_text(yaml.safe_dump(values))
+    assert load_job("jobs/job.yaml").train.model.path == "org/model", "a name, of no file there"
+    assert load_job("jobs/job.yaml").store_url() == "postgresql://me@host/db"
+    assert load_job("smoke").train.data.train == "smoke/train.jsonl", (
+        "what comes along is of no folder"
+    )
+
+
+def test_paths_in_a_policy_begin_at_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").touch()
+    rule = {"data": "right.jsonl", "limit": 0.8}
+    values = {"job": "job.yaml", "data": "new/*.jsonl", "when": {"quality": rule}}
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(values))
+    policy = load_policy(tmp_path / "policy.yaml")
+    assert (policy.job, policy.data) == (f"{tmp_path}/job.yaml", f"{tmp_path}/new/*.jsonl")
+    assert policy.when.quality is not None
+    assert policy.when.quality.data == f"{tmp_path}/right.jsonl"
+
+
+def test_one_value_is_a_list_of_one(tmp_path: Path) -> None:
+    options = ["data.prompt_columns=question", "serve.allowed_hosts=chat.example"]
+    job = load_job("smoke", options)
+    assert job.train.data.prompt_columns == ("question",)
+    assert job.serve.allowed_hosts == ("chat.example",)

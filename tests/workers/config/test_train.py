@@ -1,0 +1,118 @@
+"""The typed tree: what it refuses and how it says so."""
+
+import pytest
+
+from workers.config.train import InputError, TrainSpec, override, validated
+
+MINIMAL = {"model": {"path": "base"}, "data": {"train": "t.jsonl", "validation": "v.jsonl"}}
+
+
+def spec(**parts: object) -> TrainSpec:
+    return validated(TrainSpec, MINIMAL | parts, "job.yaml")
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"adapter": {"rnak": 3}}, "adapter.rnak: no such field; did you mean rank?"),
+        ({"adapter": {"top_k": 9}}, "top_k is 9, but must be at most num_experts, which is 8"),
+        ({"adapter": {"rank": 0}}, "adapter.rank: Input should be greater than 0, not 0"),
+        ({"adapter": {"alpha": float("nan")}}, "adapter.alpha"),
+        ({"adapter": {"target_modules": []}}, "target_modules is empty"),
+        (
+            {"adapter": {"target_modules": "q"}},
+            "target_modules: Input should be 'all-linear' or a list",
+        ),
+        (
+            {"adapter": {"num_experts": [2, 0]}},
+            "num_experts.1: Input should be greater than 0, not 0",
+        ),
+        ({"adapter": {"shared_a": True}, "loss": {"contrastive_weight": 1}}, "so it must be 0"),
+        ({"optimizer": {"lr": "fast"}}, "optimizer.lr"),
+        ({"optimizer": {"steps": 5, "warmup_steps": 5}}, "warmup_steps is 5, but must be below"),
+        ({"optimizer": {"batch_size": 3}, "parallel": {"workers": 2}}, "must be a multiple of"),
+        ({"optimizer": {"batch_size": 6, "micro_batch_size": 4}}, "must divide the 6 rows"),
+        (
+            {"parallel": {"workers": {"min": 1, "max": 4}}},
+            "every number from 1 to 4, which parallel",
+        ),
+        ({"parallel": {"workers": {"min": 3, "max": 2}}}, "min is 3, but must be at most max"),
+        (
+            {"parallel": {"workers": {"min": 2, "max": 4}, "ep_size": 2}},
+            "ep_size is 2, but must be 1",
+        ),
+        ({"parallel": {"workers": 4, "ep_size": 3}}, "ep_size is 3, but must divide workers"),
+        (
+            {"parallel": {"workers": 4, "ep_size": 4}, "adapter": {"num_experts": [4, 6]}},
+            "ep_size is 4, but must divide adapter.num_experts, which is 6",
+        ),
+        (
+            {"parallel": {"workers": 2, "ep_size": 2, "strategy": "deepspeed"}},
+            "would average the gradients of different experts",
+        ),
+        (
+            {
+                "parallel": {"workers": 2, "ep_size": 2, "exchange": "tokens"},
+                "adapter": {"use_dora": True},
+            },
+            "take weights or auto",
+        ),
+        ({"parallel": {"offload_optimizer": True}}, "is for strategy deepspeed, not ddp"),
+        (
+            {
+                "model": {"path": "x", "quantization": "torchao_int8"},
+                "parallel": {"workers": 2, "strategy": "fsdp2"},
+            },
+            "packed weights cannot be cut",
+        ),
+        ({"seed": 2**64}, "seed: Input should be less than 4294967296"),
+        ({"weird": 1}, "weird: no such field; allowed are model, adapter"),
+        ({"model": {}}, "model.path: Field required"),
+    ],
+)
+def test_a_wrong_field_is_named_in_one_line(parts: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        spec(**parts)
+    assert said in str(error.value)
+    assert str(error.value).startswith("job.yaml: ")
+    assert "\n" not in str(error.value)
+
+
+def test_override_replaces_and_checks_the_whole() -> None:
+    changed = override(spec(), {"adapter.rank": 16, "optimizer.lr": 1e-3}, "--set")
+    assert (changed.adapter.rank, changed.optimizer.lr) == (16, 1e-3)
+    with pytest.raises(InputError, match="top_k is 2"):
+        override(spec(), {"adapter.num_experts": 1}, "--set")
+    with pytest.raises(InputError, match=r"adapter\.rank\.deep: no such field"):
+        override(spec(), {"adapter.rank.deep": 1}, "--set")
+
+
+def test_what_a_run_that_goes_on_may_change() -> None:
+    run = spec()
+    free = {"evaluation.samples": 0, "checkpoint.every": 3, "parallel.workers": 2}
+    assert run.same_run(override(run, free, "job.yaml"))
+    for field in ("evaluation.rows_per_task", "optimizer.steps"):
+        assert not run.same_run(override(run, {field: 7}, "job.yaml")), field
+
+
+def test_rank_stabilised_scale() -> None:
+    assert spec(adapter={"rank": 4, "alpha": 8}).adapter.scale == 2
+    assert spec(adapter={"rank": 4, "alpha": 8, "use_rslora": True}).adapter.scale == 4
+
+
+def test_experts_by_groups_of_layers() -> None:
+    adapter = spec(adapter={"num_experts": [2, 4, 8]}).adapter
+    assert [adapter.experts_in(layer, 7) for layer in range(7)] == [2, 2, 2, 4, 4, 8, 8]
+    with pytest.raises(InputError, match="has 3 numbers, one for each group"):
+        adapter.experts_in(0, 2)
+
+
+def test_an_elastic_number_of_workers_shares_every_batch_evenly() -> None:
+    elastic = spec(
+        parallel={"workers": {"min": 1, "max": 4}}, optimizer={"batch_size": 24, "steps": 9}
+    )
+    assert (elastic.parallel.min_workers, elastic.parallel.max_workers) == (1, 4)
+    assert elastic.micro_batch_size == 6  # what each of four has: one has it in four passes
+    assert spec(parallel={"workers": 4}).micro_batch_size is None
+    assert not spec(parallel={"workers": {"min": 2, "max": 2}}).parallel.is_elastic
+    assert TrainSpec.model_validate_json(elastic.model_dump_json()) == elastic

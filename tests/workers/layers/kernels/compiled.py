@@ -1,0 +1,65 @@
+"""The fused kernels compiled for a GPU that need not be there: what the interpreter cannot check.
+
+`test_mixture.py` runs this file in a process of its own, without Triton's interpreter.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from workers.layers.kernels.backward_kernels import backward_experts_kernel, backward_tokens_kernel
+from workers.layers.kernels.forward_kernels import forward_kernel
+from workers.layers.kernels.launch import Given, Job, Tile, padded
+
+AMPERE_SHARED = 99 * 1024
+"""Shared memory of a program on the GPUs that have the least of it (8.6, 8.9)."""
+BF16 = Job("silu", (0.1, 1), 4096, 14336, 2, 8, 16, 16, torch.bfloat16)
+INTEGERS = {"weight_ptr": "*fp32", "share_ptr": "*fp32"} | dict.fromkeys(
+    ("expert_ptr", "order_ptr", "pair_ptr", "start_ptr"), "*i64"
+)
+KERNELS = {
+    forward_kernel: lambda job: job.token_tile(job.top_k * padded(job.rank_out)),
+    backward_tokens_kernel: lambda job: job.token_tile(2 * job.top_k * padded(job.rank)),
+    backward_experts_kernel: lambda job: job.pair_tile(),
+}
+
+
+def compiled(kernel: Any, job: Job, tile: Tile, capability: int) -> Any:
+    """As a launch would compile it, every projection adapted."""
+    own = "*bf16" if job.dtype is torch.bfloat16 else "*fp32"
+    empty = torch.empty(0, 0, dtype=job.dtype)
+    values = job.arguments(Given(*[empty] * 8))
+    values |= {"BT": tile.rows, "BP": tile.rows, "BF": tile.features}
+    signature: dict[str, str] = {}
+    constants, aligned = {}, {}
+    for place, parameter in enumerate(kernel.params):
+        name = parameter.name
+        if parameter.is_constexpr:
+            signature[name], constants[(place,)] = "constexpr", values[name]
+        elif name.endswith("_ptr"):
+            signature[name] = INTEGERS.get(name, own)
+            aligned[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if name == "drop" else "i32"
+    source = ASTSource(kernel, signature, constants, aligned)
+    options = {"enable_fp_fusion": values["enable_fp_fusion"]}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.fn.__name__)
+def test_compiles_for_hopper_onto_its_tensor_cores(kernel: Any) -> None:
+    made = compiled(kernel, BF16, KERNELS[kernel](BF16), 90)
+    assert "wgmma.mma_async" in made.asm["ptx"]
+    assert made.metadata.shared <= AMPERE_SHARED
+
+
+def test_compiles_for_ampere_at_the_largest_rank() -> None:
+    job = replace(BF16, rank=64, rank_out=64)
+    made = compiled(backward_experts_kernel, job, job.pair_tile(), 86)
+    assert "mma.sync" in made.asm["ptx"]
+    assert made.metadata.shared <= AMPERE_SHARED

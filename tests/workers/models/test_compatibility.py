@@ -1,0 +1,62 @@
+"""What does not fit a base model is refused from its configuration alone."""
+
+from collections.abc import Callable
+
+import pytest
+
+from workers.config.train import InputError, TrainSpec
+from workers.models.compatibility import check_fit
+
+SpecMaker = Callable[..., TrainSpec]
+
+
+@pytest.mark.parametrize("experts", ["block", "linear"])
+def test_what_fits_passes(make_spec: SpecMaker, experts: str) -> None:
+    check_fit(make_spec(adapter__experts=experts, data__max_length=512))
+    check_fit(make_spec(adapter__experts=experts, adapter__num_experts=[1, 4], adapter__top_k=1))
+    check_fit(make_spec(adapter__use_dora=True, adapter__target_modules=["up_proj", "q_proj"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapter__target_modules": ["fc1"]}, "no linear is called fc1; there are .*up_proj"),
+        (
+            {"adapter__target_modules": ["q_proj"]},
+            "block experts need a linear of the feed-forward",
+        ),
+        (
+            {"adapter__num_experts": [2, 3, 4]},
+            "num_experts has 3 numbers, .* the model has 2 layers",
+        ),
+        (
+            {"adapter__use_dora": True},
+            r"layers\.0\.mlp\.down_proj once .* such as \['gate_proj', 'up",
+        ),
+        (
+            {"adapter__num_experts": [1, 4], "adapter__top_k": 1, "adapter__use_dora": True},
+            "down_proj once",
+        ),
+        (
+            {
+                "adapter__experts": "linear",
+                "adapter__use_dora": True,
+                "model__quantization": "bnb_nf4",
+            },
+            "use_dora: needs the base's weights as numbers",
+        ),
+        ({"data__max_length": 513}, "data.max_length is 513, but the base model reads at most 512"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    make_spec: SpecMaker, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        check_fit(make_spec(**changes))
+
+
+def test_adapters_of_a_search_are_asked_about_instead(make_spec: SpecMaker) -> None:
+    spec = make_spec(adapter__use_dora=True)
+    check_fit(spec, [make_spec().adapter, make_spec(adapter__experts="linear").adapter])
+    with pytest.raises(InputError, match="down_proj once"):
+        check_fit(make_spec(), [make_spec().adapter, spec.adapter])

@@ -1,0 +1,128 @@
+"""Tensor names on disk (MixLoRA, MoELoRA, PEFT): taken apart, and made for what is saved.
+
+On disk every expert has its own tensors: lora_A.weight [R, in], lora_B.weight [out, R] and with
+DoRA lora_magnitude_vector [out]. The layers hold them stacked: lora_A [E, R, in], lora_B
+[E, out, R], lora_magnitude [E, out], with E = 1 for plain LoRA and for an A that all experts share,
+under `layers.{i}.{path}`, whatever the model calls its list of layers. Routers are [E, D] in both.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from workers.adapter.config import PeftType
+from workers.adapter.targets import INDEX
+from workers.adapter.written import peft_type
+from workers.config.train import AdapterSpec, InputError
+
+Tensors = dict[str, torch.Tensor]
+
+_LEAF = r"(?:(?P<leaf>lora_[AB])\.weight|(?P<magnitude>lora_magnitude)_vector(?:\.weight)?)"
+_ROUTED = (
+    rf"\.layers\.(?P<layer>{INDEX})\.(?P<path>[\w.]{{1,200}}?)"
+    rf"(?:\.moe_gate\.weight|(?:\.experts\.(?P<expert>{INDEX}))?\.{_LEAF})"
+)
+_ON_DISK = {
+    "lora_A": "lora_A.weight",
+    "lora_B": "lora_B.weight",
+    "lora_magnitude": "lora_magnitude_vector",
+}
+PATTERNS: dict[PeftType, re.Pattern[str]] = {
+    "MIXLORA": re.compile("mixlora" + _ROUTED),
+    "MOELORA": re.compile("moelora" + _ROUTED),
+    "LORA": re.compile(
+        r"base_model\.model\.(?P<list>[A-Za-z_.]+)"
+        rf"\.(?P<layer>{INDEX})\.(?P<path>[\w.]{{1,200}})\.{_LEAF}"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """One linear of one layer."""
+
+    layer: int
+    path: str
+
+    def __str__(self) -> str:
+        return f"layers.{self.layer}.{self.path}"
+
+    @property
+    def parent(self) -> "Place":
+        """The module that holds the linear: a feed-forward block's router lies there."""
+        return Place(self.layer, self.path.rpartition(".")[0])
+
+
+class Parts:
+    """The tensors of a file, sorted by place."""
+
+    def __init__(self, raw: Tensors, kind: PeftType, where: str) -> None:
+        self.routers: dict[Place, torch.Tensor] = {}
+        self.stacks: dict[tuple[Place, str], dict[int | None, torch.Tensor]] = defaultdict(dict)
+        """By place and canonical leaf: the tensor of each expert, None for a plain one."""
+        lists: set[str] = set()
+        for name, tensor in raw.items():
+            match = PATTERNS[kind].fullmatch(name)
+            if match is None:
+                raise InputError(f"{where}: tensor {name:.200} is no part of a {kind} adapter")
+            part = match.groupdict()
+            lists.add(part.get("list") or "")
+            place = Place(int(part["layer"]), part["path"])
+            leaf, expert = part["leaf"] or part["magnitude"], part.get("expert")
+            index = None if expert is None else int(expert)
+            if leaf is None:
+                self.routers[place] = tensor
+            elif index in self.stacks[place, leaf]:  # With and without its .weight.
+                raise InputError(f"{where}: tensor {name} is there twice")
+            else:
+                self.stacks[place, leaf][index] = tensor
+        if len(lists) > 1:
+            raise InputError(f"{where}: adapts several layer lists: {', '.join(sorted(lists))}")
+        self.layer_list = "".join(lists) or "layers"
+
+    def stack(self, place: Place, leaf: str) -> dict[int | None, torch.Tensor]:
+        """The tensors of one leaf, empty if it is not there."""
+        return self.stacks.get((place, leaf), {})
+
+    def path(self, place: Place) -> str:
+        """A place by its name in the model, as PEFT writes it."""
+        return f"{self.layer_list}.{place.layer}.{place.path}"
+
+    @property
+    def layers(self) -> int:
+        """Number of the model's layers, if the last one has an adapter."""
+        return 1 + max(place.layer for place in self.places)
+
+    @property
+    def places(self) -> list[Place]:
+        """Every adapted linear, in the file's order."""
+        return list(dict.fromkeys(place for place, _ in self.stacks))
+
+
+def to_disk(tensors: Mapping[str, torch.Tensor], spec: AdapterSpec, layer_list: str) -> Tensors:
+    """The named tensors of a file. `layer_list` is the model's own path of its layers, as in
+    `model.layers`, which PEFT's names hold."""
+    kind = peft_type(spec)
+    prefix = f"base_model.model.{layer_list}" if kind == "LORA" else f"{kind.lower()}.layers"
+    raw: Tensors = {}
+    for name, tensor in tensors.items():
+        module, _, leaf = name.replace("layers", prefix, 1).rpartition(".")
+        owner = name.rpartition(".")[0]
+        routed = any(f"{o}.router.weight" in tensors for o in (owner, owner.rpartition(".")[0]))
+        if name.endswith(".router.weight"):
+            raw[f"{module.removesuffix('router')}moe_gate.weight"] = tensor
+        elif routed and not (spec.shared_a and leaf == "lora_A"):
+            for expert, part in enumerate(tensor):
+                raw[f"{module}.experts.{expert}.{_ON_DISK[leaf]}"] = part
+        else:
+            raw[f"{module}.{_ON_DISK[leaf]}"] = tensor[0]
+    return raw
+
+
+def target_names(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the adapted linears, in the order of the first layer that has them."""
+    linears = (name.rpartition(".")[0] for name in tensors if name.endswith(".lora_A"))
+    return list(dict.fromkeys(linear.rpartition(".")[2] for linear in linears))

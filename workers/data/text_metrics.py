@@ -1,0 +1,125 @@
+"""Scores of an answer against a row's gold answer. Pure functions of text and log-likelihoods."""
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+from workers.config.train import InputError
+
+CHOICE_METRICS = ("acc", "acc_norm")
+"""Metrics of rows with choices: the choice with the highest log-likelihood counts."""
+TEXT_METRICS = ("exact_match", "number_match", "slot_f1", "rouge_l")
+"""Metrics of generated answers."""
+
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?|\d+(?:,\d{3})*(?:\.\d+)?")
+_CALL = re.compile(r"\s*([^\W\d]\w*)\((.*?)\)?\s*$", re.DOTALL)
+# A comma parts two pairs only where a key follows: `city: Paris, Texas` is one pair.
+_BETWEEN_PAIRS = re.compile(r"[;\n]|,(?=\s*\w+\s*[:=])")
+_PAIR = re.compile(r"\s*(\w[\w .-]*?)\s*[:=]\s*(.*?)\s*$", re.DOTALL)
+
+
+class Gold(Protocol):
+    """What a score is taken against; `workers.data.rows.Row` is one."""
+
+    @property
+    def answer(self) -> str:
+        """The right answer."""
+
+    @property
+    def references(self) -> Sequence[str]:
+        """Texts that are all right; at least the answer."""
+
+    @property
+    def choices(self) -> Sequence[str]:
+        """Texts to choose from, empty without choices."""
+
+    @property
+    def answer_index(self) -> int:
+        """Which choice is right."""
+
+
+def check_metric(metric: str, where: str) -> None:
+    """Raise InputError for a metric that is not known, listing those that are."""
+    known = (*CHOICE_METRICS, *TEXT_METRICS)
+    if metric not in known:
+        raise InputError(f"{where}: unknown metric {metric!r}; known are {', '.join(known)}")
+
+
+def score(metric: str, prediction: str, gold: Gold) -> float:
+    """Score a generated answer, from 0 to 1."""
+    check_metric(metric, "score")
+    if metric == "exact_match":
+        return exact_match(prediction, gold.answer)
+    if metric == "number_match":
+        return number_match(prediction, gold.answer)
+    if metric == "slot_f1":
+        return slot_f1(prediction, gold.answer)
+    if metric == "rouge_l":
+        return rouge_l(prediction, gold.references)
+    raise InputError(f"score: {metric} wants log-likelihoods of the choices, not a text")
+
+
+def score_choices(metric: str, log_likelihoods: Sequence[float], gold: Gold) -> float:
+    """1 if the right choice is the likeliest, else 0."""
+    return float(likeliest(metric, log_likelihoods, gold) == gold.answer_index)
+
+
+def likeliest(metric: str, log_likelihoods: Sequence[float], gold: Gold) -> int:
+    """The choice with the highest log-likelihood (acc_norm: per character).
+
+    `log_likelihoods` are sums over each choice's tokens, in the order of `gold.choices`.
+    """
+    if metric not in CHOICE_METRICS:
+        raise InputError(f"score: {metric} wants a text; {', '.join(CHOICE_METRICS)} want choices")
+    lengths = [max(len(choice), 1) if metric == "acc_norm" else 1 for choice in gold.choices]
+    values = [value / length for value, length in zip(log_likelihoods, lengths, strict=True)]
+    return values.index(max(values))
+
+
+def exact_match(prediction: str, answer: str) -> float:
+    """Equal up to case and white space."""
+    return float(_plain(prediction) == _plain(answer))
+
+
+def number_match(prediction: str, answer: str) -> float:
+    """The last number of the prediction is the last number of the answer."""
+    found, wanted = _numbers(prediction), _numbers(answer)
+    return float(bool(found and wanted) and abs(found[-1] - wanted[-1]) < 1e-6)
+
+
+def slot_f1(prediction: str, answer: str) -> float:
+    """F1 between the two sets of lower-cased `key: value` or `key=value` pairs.
+
+    A call `Name(key=value, …)` also holds the pair `intent: Name`.
+    """
+    found, wanted = _pairs(prediction), _pairs(answer)
+    if not found or not wanted:
+        return float(found == wanted)
+    return 2 * len(found & wanted) / (len(found) + len(wanted))
+
+
+def rouge_l(prediction: str, references: Sequence[str]) -> float:
+    """ROUGE-L F1 (google-research's rouge_score, no stemming), the best over the references."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"])
+    return float(max(scorer.score(text, prediction)["rougeL"].fmeasure for text in references))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number.replace(",", "")) for number in _NUMBER.findall(text)]
+
+
+def _pairs(text: str) -> set[tuple[str, str]]:
+    pairs = set()
+    if call := _CALL.match(text):
+        pairs.add(("intent", call[1].casefold()))
+        text = call[2]
+    for part in _BETWEEN_PAIRS.split(text):
+        if pair := _PAIR.match(part):
+            pairs.add((_plain(pair[1]), _plain(pair[2])))
+    return pairs

@@ -1,0 +1,184 @@
+"""Several adapters on one frozen base: each row of a batch goes through its own.
+
+The base's matmuls run once for the whole batch, the adapters' once for all adapters together: their
+experts lie one after the other in one bank, and every token names the experts of its own adapter.
+Shapes: T tokens of the batch (its leading dimensions flattened), t tokens of one adapter, K slots,
+R rank, D a site's input, O its output.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from workers.injection.row_map import Split
+from workers.layers.assignments import Pairs
+from workers.layers.block import Adapted, Frozen, adapt_block, adapt_linear, adapt_prepared
+from workers.layers.expert_bank import Bank, join
+from workers.layers.experts import BlockExperts, LinearExperts
+from workers.layers.feed_forward import FeedForward
+from workers.layers.inference.plain_lora import PlainLoras
+from workers.layers.inference.prepared import PreparedExperts
+from workers.layers.mixture.select import Mode
+from workers.layers.router import Routing
+
+Layer = BlockExperts | LinearExperts
+
+
+def packed_block(
+    block: FeedForward,
+    layers: Sequence[BlockExperts | None],
+    split: Split,
+    hidden: Tensor,
+    prepared: PreparedExperts,
+) -> Tensor:
+    """All rows of `hidden` [..., D] through one block and one bank: [T, D]. `layers` are those of
+    the split's names, None for the bare base; `prepared` keeps what serving needs again."""
+    hidden_TD = hidden.reshape(-1, hidden.shape[-1])
+    watched = any(layer.is_watched for layer in layers if layer is not None)
+    made = None if watched else prepared.of(block, layers, hidden_TD)
+    if made is not None and made.router is not None:
+        pairs = made.router.route(hidden_TD, split.name_T)
+        return block.leave(adapt_prepared(block, made, hidden_TD, pairs))
+    members = _members(layers, split, hidden)
+    pairs = _pairs(members, split)
+    if made is not None:
+        return block.leave(adapt_prepared(block, made, hidden_TD, pairs))
+    banks, mode = _block_banks(layers, block, hidden), Mode(_rate(members, split))
+    adapted = adapt_block(block, banks, pairs, hidden_TD, mode)
+    _record(members, adapted)
+    return block.leave(adapted.output_TO)
+
+
+def packed_linear(
+    linear: nn.Module,
+    layers: Sequence[LinearExperts | None],
+    split: Split,
+    hidden: Tensor,
+    loras: PlainLoras,
+) -> Tensor:
+    """All rows of `hidden` [..., D] through one linear and one bank: [T, O]. `layers` as those of
+    `packed_block`; `loras` keeps what serving needs again."""
+    hidden_TD = hidden.reshape(-1, hidden.shape[-1])
+    adapted_TO = loras.adapted(linear, layers, hidden_TD, split.name_T)
+    if adapted_TO is not None:
+        return adapted_TO
+    members = _members(layers, split, hidden)
+    pairs, mode = _pairs(members, split), Mode(_rate(members, split))
+    there = [layer for layer in layers if layer is not None]
+    bank = join([layer.bank(linear, hidden.dtype) for layer in there], void=True)
+    adapted = adapt_linear(Frozen.of(linear, hidden_TD), bank, pairs, hidden_TD, mode)
+    _record(members, adapted)
+    return adapted.output_TO
+
+
+class _Member(NamedTuple):
+    """One adapter's part of a packed batch."""
+
+    layer: Layer | None
+    """None for the rows of the bare base."""
+    token_t: Tensor
+    routing: Routing | None
+    first: int
+    """Its first expert in the bank."""
+
+    @property
+    def experts(self) -> int:
+        """How many experts it has there."""
+        return _experts(self.layer)
+
+    def choice(self, void: int) -> tuple[Tensor, Tensor]:
+        """Experts in the bank and gates of its tokens, [t, K]."""
+        if self.routing is not None:
+            expert_tK, gate_tK = self.routing.expert_TK, self.routing.gate_TK
+            return torch.where(expert_tK < self.experts, expert_tK + self.first, void), gate_tK
+        expert_t1 = torch.full_like(self.token_t, void if self.layer is None else self.first)
+        return expert_t1.unsqueeze(1), torch.ones_like(expert_t1).unsqueeze(1).float()
+
+
+def _members(layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> list[_Member]:
+    """Each layer with its tokens and their routing."""
+    hidden_TD = hidden.reshape(-1, hidden.shape[-1])
+    length = hidden.shape[-2] if hidden.dim() == 3 else None
+    members, first = [], 0
+    for layer, token_t in zip(layers, split.tokens, strict=True):
+        routing = None
+        if layer is not None and layer.router is not None:
+            whole = length if length and len(token_t) % length == 0 else None
+            routing = layer.router(hidden_TD[token_t], whole)
+        members.append(_Member(layer, token_t, routing, first))
+        first += members[-1].experts
+    return members
+
+
+def _pairs(members: Sequence[_Member], split: Split) -> Pairs:
+    """Experts and gates token by token; slots that a member lacks are void with gate 0. The void
+    is the joint bank's last expert."""
+    experts = sum(member.experts for member in members)
+    choices = [member.choice(experts) for member in members]
+    slots = max(expert_tK.shape[1] for expert_tK, _ in choices)
+    precision = reduce(torch.promote_types, (gate_tK.dtype for _, gate_tK in choices))
+    expert_TK = torch.cat([pad(e, (0, slots - e.shape[1]), value=experts) for e, _ in choices])
+    gate_TK = torch.cat([pad(g.to(precision), (0, slots - g.shape[1])) for _, g in choices])
+    return Pairs(expert_TK[split.place_T], gate_TK[split.place_T], experts + 1, apart=True)
+
+
+def _rate(members: Sequence[_Member], split: Split) -> float | Tensor:
+    """The dropout's rate: of all tokens, or of each."""
+    rates = [
+        member.layer.rate if member.layer is not None and member.layer.training else 0.0
+        for member in members
+    ]
+    if len(set(rates)) == 1:
+        return rates[0]
+    # Filled where they lie: a list from the host would make a GPU wait.
+    parts = [
+        torch.full(member.token_t.shape, rate, device=member.token_t.device)
+        for member, rate in zip(members, rates, strict=True)
+    ]
+    return torch.cat(parts)[split.place_T]
+
+
+def _block_banks(
+    layers: Sequence[BlockExperts | None], block: FeedForward, hidden: Tensor
+) -> dict[str, Bank]:
+    """The joint bank of every linear that any of the layers adapts."""
+    blocks = [layer for layer in layers if layer is not None]
+    each = [layer.banks(block, hidden.dtype) for layer in blocks]
+    banks = {}
+    for name in block.linears:
+        if any(name in own for own in each):
+            sizes = block.sizes(name)
+            parts = [
+                own.get(name) or _no_update(layer, sizes, hidden)
+                for layer, own in zip(blocks, each, strict=True)
+            ]
+            banks[name] = join(parts, void=True)
+    return banks
+
+
+def _no_update(layer: BlockExperts, sizes: tuple[int, int], hidden: Tensor) -> Bank:
+    experts = _experts(layer)
+    lora_A_NRI = hidden.new_zeros(experts, 1, sizes[0])
+    return Bank(lora_A_NRI, hidden.new_zeros(experts, sizes[1], 1), 1.0)
+
+
+def _record(members: Sequence[_Member], adapted: Adapted) -> None:
+    """Tell each member's recorder what its rows did."""
+    for member in members:
+        if member.layer is None or member.routing is None or member.layer.recorder is None:
+            continue
+        slots = member.routing.expert_TK.shape[1]
+        recorder = member.layer.recorder
+        terms = adapted.terms(member.layer.compared) if recorder.rank_space else ()
+        own = [one_TKR[member.token_t, :slots] for one_TKR in terms]
+        recorder.note(member.routing, own, member.token_t)
+
+
+def _experts(layer: Layer | None) -> int:
+    if layer is None:
+        return 0
+    return 1 if layer.router is None else layer.router.weight.shape[0]

@@ -1,0 +1,164 @@
+"""Which rows of the running batch belong to which adapter.
+
+Shapes: B rows, S positions, T tokens of the batch (its leading dimensions flattened), D width.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from workers.config.train import InputError
+
+Slot = str | None
+"""Name of an adapter; None is the bare base."""
+
+
+class Split:
+    """The tokens of one batch by slot, for all the sites that see batches of this shape."""
+
+    def __init__(
+        self, names: tuple[Slot, ...], slots: Sequence[Slot], device: torch.device
+    ) -> None:
+        self.names = names
+        found: dict[Slot, list[int]] = {name: [] for name in names}
+        for token, slot in enumerate(slots):
+            found[slot].append(token)
+        self.tokens = [_indices(found[name], device) for name in names]
+        """For each name its tokens, in the batch's order."""
+        self.place_T = torch.cat(self.tokens).argsort()
+        """Where each token lies when the names' tokens follow one another."""
+        self.name_T = _indices([names.index(slot) for slot in slots], device)
+        """Whose each token is, as a place in the names."""
+
+
+@dataclass(frozen=True)
+class _Assignment:
+    slots: tuple[Slot, ...]
+    """One for each row; a single name holds for all rows, however many there are."""
+    company: frozenset[Slot] = frozenset()
+    """Names that count as well, whether they have a row or not."""
+    splits: dict[tuple[object, ...], Split] = field(default_factory=dict)
+    """Made so far, by batch shape and device: all sites of a forward pass share them."""
+    parts: dict[tuple[object, ...], "tuple[Tensor, _Assignment]"] = field(default_factory=dict)
+    """Made so far, by names and device: rows of these names, and the assignment of these alone."""
+
+    @cached_property
+    def names(self) -> tuple[Slot, ...]:
+        """Each slot once. The order does not tell who came first: what is prepared for a set of
+        adapters serves it again."""
+        found = self.company.union(self.slots)
+        return tuple(sorted(found, key=lambda slot: (slot is not None, slot or "")))
+
+
+class RowMap:
+    """Which slot each row of the running batch belongs to; shared by all sites of a model.
+
+    Without an assignment the only adapter there is takes all rows. Under activation checkpointing
+    an assignment must hold until the backward pass is over.
+    """
+
+    def __init__(self) -> None:
+        self.slots: list[str] = []
+        self._current: _Assignment | None = None
+
+    def set(self, slots: Sequence[Slot], company: Collection[Slot] = ()) -> None:
+        """One slot for each token of the batch, or for each row of a [B, S] batch. `company` are
+        slots that come and go: with them the set of adapters stays the same from step to step."""
+        self._current = self._checked(_Assignment(tuple(slots), frozenset(company)))
+
+    def clear(self) -> None:
+        """Forget the assignment."""
+        self._current = None
+
+    @contextmanager
+    def assign(self, slots: Sequence[Slot]) -> Iterator[None]:
+        """`set` for the length of a with block; then the former assignment holds again."""
+        with self._scope(_Assignment(tuple(slots))):
+            yield
+
+    @contextmanager
+    def everywhere(self, slot: Slot) -> Iterator[None]:
+        """All rows to one slot, or to the bare base, for the length of a with block."""
+        with self._scope(_Assignment((slot,))):
+            yield
+
+    def only(self) -> Slot | None:
+        """The slot that all rows belong to."""
+        return self._sole if self._current is None else self._current.names[0]
+
+    def is_mixed(self) -> bool:
+        """Whether rows belong to several slots."""
+        return self._current is not None and len(self._current.names) > 1
+
+    def split(self, hidden: Tensor) -> Split:
+        """The tokens of `hidden` [..., D] by slot; of a mixed batch."""
+        current = self._current
+        assert current is not None
+        key = (*hidden.shape[:-1], hidden.device)
+        if key not in current.splits:
+            slots = _by_token(current.slots, hidden)
+            with torch.inference_mode(mode=False):  # A training step may come after this one.
+                current.splits[key] = Split(current.names, slots, hidden.device)
+        return current.splits[key]
+
+    def by_row(self, hidden: Tensor) -> bool:
+        """Whether the slots are those of the rows of `hidden`, not of its tokens."""
+        return self._current is not None and len(self._current.slots) == len(hidden)
+
+    @contextmanager
+    def narrowed(self, hidden: Tensor, names: frozenset[Slot]) -> Iterator[Tensor]:
+        """Inside the block the batch is the rows of these names alone: gives their indices into
+        `hidden`, or into its tokens where each token has a slot. Of a mixed batch."""
+        current = self._current
+        assert current is not None
+        key = (names, hidden.device)
+        if key not in current.parts:
+            chosen = [row for row, slot in enumerate(current.slots) if slot in names]
+            with torch.inference_mode(mode=False):
+                row_n = _indices(chosen, hidden.device)
+            part = _Assignment(tuple(current.slots[row] for row in chosen))
+            current.parts[key] = row_n, part
+        row_n, part = current.parts[key]
+        with self._scope(part):
+            yield row_n
+
+    @property
+    def _sole(self) -> str:
+        if len(self.slots) != 1:
+            raise InputError(
+                f"adapters {self.slots} share this model: say which rows are whose, with "
+                "row_map(model).assign([...]) or .everywhere(slot)"
+            )
+        return self.slots[0]
+
+    @contextmanager
+    def _scope(self, assignment: _Assignment) -> Iterator[None]:
+        former, self._current = self._current, self._checked(assignment)
+        try:
+            yield
+        finally:
+            self._current = former
+
+    def _checked(self, assignment: _Assignment) -> _Assignment:
+        unknown = set(assignment.names) - {None, *self.slots}
+        if unknown:
+            raise InputError(f"no adapter in slot {unknown.pop()!r}; there are {self.slots}")
+        return assignment
+
+
+def _indices(numbers: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+
+def _by_token(slots: tuple[Slot, ...], hidden: Tensor) -> Sequence[Slot]:
+    """One slot for each token of the flattened batch."""
+    tokens = hidden.shape[:-1].numel()
+    if len(slots) == tokens:
+        return slots
+    if hidden.dim() != 3 or len(slots) != len(hidden):
+        raise InputError(f"the row map has {len(slots)} rows, the batch {tokens} tokens")
+    return [slot for slot in slots for _ in range(hidden.shape[1])]

@@ -1,0 +1,125 @@
+"""Where adapters may attach: the decoder's layers, their linears and feed-forward blocks.
+
+Everything is found by structure; a layer that has a Site already is read as if it had none.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from workers.config.adapter import is_named
+from workers.config.train import AdapterSpec, InputError
+from workers.injection.wrapper import Site
+from workers.layers.feed_forward import FeedForward, find_feed_forward, is_linear, linear_sizes
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module of a decoder layer, and how to put another one in its stead."""
+
+    path: str
+    """Canonical name, such as `layers.0.self_attn.q_proj`."""
+    owner: nn.Module
+    name: str
+    """The owner's attribute that holds it."""
+
+    @property
+    def bare(self) -> nn.Module:
+        """The original module."""
+        return _bare(self.module)
+
+    @property
+    def module(self) -> nn.Module:
+        """What stands there now: the original, or the Site around it."""
+        module = getattr(self.owner, self.name)
+        assert isinstance(module, nn.Module)
+        return module
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
+    """The model's decoder layers, the list of modules that holds most of its parameters, and its
+    path in the model, such as `model.layers`."""
+    lists = {
+        path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)
+    }
+    if not lists:
+        raise InputError(f"{type(model).__name__} has no list of decoder layers: {tree(model)}")
+    sizes = {path: sum(map(_numbers, layers.parameters())) for path, layers in lists.items()}
+    path = max(sizes, key=sizes.__getitem__)
+    return path, list(lists[path])
+
+
+def places(owner: nn.Module, path: str) -> Iterator[Place]:
+    """Every module below `owner`, outermost first."""
+    for name, _ in owner.named_children():
+        place = Place(f"{path}.{name}", owner, name)
+        yield place
+        yield from places(place.bare, place.path)
+
+
+def linears(layer: nn.Module, path: str) -> list[Place]:
+    """Every linear of a decoder layer."""
+    return [
+        place
+        for place in places(layer, path)
+        if linear_sizes(place.bare) and (isinstance(place.module, Site) or is_linear(place.bare))
+    ]
+
+
+def feed_forwards(layer: nn.Module, path: str) -> dict[Place, FeedForward]:
+    """Every feed-forward block of a decoder layer; none is an InputError.
+
+    Adapters that are there already must be switched off.
+    """
+    found = {}
+    for place in places(layer, path):
+        site = place.module
+        view = site.feed_forward if isinstance(site, Site) else None
+        if view is None:  # else it was proved before, and a server's requests wait for us
+            children = {name: _bare(child) for name, child in place.bare.named_children()}
+            view = find_feed_forward(place.bare, children)
+        if view is not None:
+            found[place] = view
+    if not found:
+        raise InputError(f"{path} has no feed-forward block that block experts fit{_why(layer)}")
+    return found
+
+
+def _why(layer: nn.Module) -> str:
+    """The rest of the refusal: what stands there instead, and what is supported on it."""
+    stacks = (f"{name} {list(w.shape)}" for name, w in layer.named_parameters() if w.dim() == 3)
+    if stack := next(stacks, None):
+        return (
+            f": it is a mixture of experts already, stacked as {stack}; supported on it are "
+            "experts: linear, and num_experts: 1, on its attention and other linears"
+        )
+    return (
+        " (a module of its own that holds gate, up and down; gate_up and down; or two linears; "
+        f"each with an activation): {tree(layer)}; experts: linear needs none"
+    )
+
+
+def wanted(path: str, spec: AdapterSpec) -> bool:
+    """Whether the linear at `path` is among the target modules."""
+    names = spec.target_modules
+    return names == "all-linear" or is_named(path, names)
+
+
+def tree(module: nn.Module) -> str:
+    """The module tree in one line, linears with their sizes."""
+    sizes = linear_sizes(module)
+    if sizes:
+        return f"{type(module).__name__} {sizes[0]}x{sizes[1]}"
+    children = (f"{name}: {tree(_bare(child))}" for name, child in module.named_children())
+    inside = ", ".join(children)
+    return f"{type(module).__name__}({inside})" if inside else type(module).__name__
+
+
+def _numbers(weight: nn.Parameter) -> int:
+    """How many there are; ZeRO-3's weights are empty while they are not used."""
+    return int(getattr(weight, "ds_numel", weight.numel()))
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    return module.base if isinstance(module, Site) else module

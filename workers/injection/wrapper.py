@@ -1,0 +1,127 @@
+"""A place of the model where adapters attach.
+
+Shapes: D a site's input, O its output; `...` any leading sizes.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from workers.injection.mixed_batch import Layer, packed_block, packed_linear
+from workers.injection.row_map import RowMap, Slot, Split
+from workers.layers.experts import BlockExperts, LinearExperts
+from workers.layers.feed_forward import FeedForward
+from workers.layers.inference.plain_lora import PlainLoras
+from workers.layers.inference.prepared import PreparedExperts
+
+
+class Site(nn.Module):
+    """A place of the model where adapters attach: the frozen `base` and one layer for each slot."""
+
+    def __init__(
+        self, base: nn.Module, rows: RowMap, feed_forward: FeedForward | None = None
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.adapters = nn.ModuleDict()
+        self._keys: dict[Slot, str] = {}
+        self.rows = rows
+        self.feed_forward = feed_forward
+        """How the base was read, if it is a feed-forward block."""
+        # What adapters that met last need again, of the block (much memory) or of the linear.
+        self._prepared, self._loras = PreparedExperts(capacity=2), PlainLoras(capacity=4)
+        self.training = base.training  # A model in eval mode must not get dropout.
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight: some models look at its type or device."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def add(self, slot: str, layer: Layer) -> None:
+        """Attach `layer` for `slot`, on the base's device and in its mode."""
+        device = next(self.base.parameters()).device
+        self._keys[slot] = _key(slot)
+        self.adapters[_key(slot)] = layer.to(device).train(self.training)
+
+    def take_off(self, slot: str) -> None:
+        """Detach the layer of `slot`."""
+        del self.adapters[self._keys.pop(slot)]
+        self._forget()
+
+    def train(self, mode: bool = True) -> Self:
+        """Forget what was prepared: weights may change without a trace."""
+        if mode:
+            self._forget()
+        return super().train(mode)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The base with each row's adapter: [..., D] to [..., O]."""
+        kind = hidden.device.type
+        if torch.is_autocast_enabled(kind):  # What it leaves alone needs one type all through.
+            hidden = hidden.to(torch.get_autocast_dtype(kind))
+        if not self.rows.is_mixed():
+            return self._one(self._layer(self.rows.only()), hidden)
+        split = self.rows.split(hidden)
+        layers = [self._layer(name) for name in split.names]
+        if not any(layers):
+            output: Tensor = self.base(hidden)
+            return output
+        if not all(layers) and self._has_sites():
+            return self._in_two(layers, split, hidden)
+        output_TO = self._packed(layers, split, hidden)
+        return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
+
+    def _one(self, layer: Layer | None, hidden: Tensor) -> Tensor:
+        """All rows to one layer, or to the base."""
+        if layer is None:
+            output: Tensor = self.base(hidden)
+            return output
+        length = hidden.shape[-2] if hidden.dim() == 3 else None
+        flat_TD = hidden.reshape(-1, hidden.shape[-1])
+        output_TO: Tensor = layer(self.feed_forward or self.base, flat_TD, length)
+        return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
+
+    def _packed(self, layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> Tensor:
+        """All rows, each to its own layer or to the base."""
+        if self.feed_forward is None:
+            linears = [one if isinstance(one, LinearExperts) else None for one in layers]
+            return packed_linear(self.base, linears, split, hidden, self._loras)
+        blocks = [one if isinstance(one, BlockExperts) else None for one in layers]
+        return packed_block(self.feed_forward, blocks, split, hidden, self._prepared)
+
+    def _in_two(self, layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> Tensor:
+        """Rows with block experts, and rows whose adapters sit on the linears inside the block."""
+        rows = hidden if self.rows.by_row(hidden) else hidden.flatten(0, -2)
+        outputs, places = [], []
+        for wanted in (True, False):
+            members = zip(split.names, layers, strict=True)
+            names = frozenset(name for name, layer in members if (layer is not None) is wanted)
+            with self.rows.narrowed(hidden, names) as row_n:
+                if len(row_n):  # else these adapters are there for company only
+                    outputs.append(self(rows[row_n]))
+                    places.append(row_n)
+        output: Tensor = torch.cat(outputs)[torch.cat(places).argsort()]
+        return output.view(*hidden.shape[:-1], output.shape[-1])
+
+    def _layer(self, slot: Slot) -> Layer | None:
+        if slot not in self._keys:
+            return None
+        layer = self.adapters[self._keys[slot]]
+        assert isinstance(layer, BlockExperts | LinearExperts)
+        return layer
+
+    def _forget(self) -> None:
+        self._prepared.forget()
+        self._loras.forget()
+
+    def _has_sites(self) -> bool:
+        return any(isinstance(module, Site) for module in self.base.modules())
+
+
+def _key(slot: str) -> str:
+    """A slot's key in a ModuleDict, which allows neither dots nor names such as `keys`."""
+    return "slot_" + slot.encode().hex()

@@ -1,0 +1,74 @@
+"""One router for several adapters that share a decoding step.
+
+Their routers lie in one matrix, and every token may choose among its own adapter's experts only.
+Shapes: T tokens, D width, M members (adapters, or the bare base), N experts of all, K slots.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from workers.layers.assignments import Pairs
+from workers.layers.router import Choice, Router
+
+
+class JointRouter(NamedTuple):
+    """Top-k routers with renormalised gates, in inference."""
+
+    routers: tuple[Router | None, ...]
+    slots: int
+    weight_ND: Tensor
+    """At least float32, divided by each adapter's temperature; with several members one row more,
+    of zeros, for the void."""
+    other_MN: Tensor | None
+    """For several members: True where an expert is not the member's own; the last one is the void,
+    which is the bare base's own."""
+    beyond_MK: Tensor | None
+    """True for the slots that a member does not have; None if all have the same."""
+
+    def route(self, hidden_TD: Tensor, member_T: Tensor | None = None) -> Pairs:
+        """The pairs of the joint bank; `member_T` says whose a token is, None with one member."""
+        logits_TN = functional.linear(hidden_TD.to(self.weight_ND.dtype), self.weight_ND)
+        if self.other_MN is not None:  # not added to: what others' routers give may be infinite
+            logits_TN.masked_fill_(self.other_MN[member_T], -torch.inf)
+        top_TK, expert_TK = logits_TN.topk(self.slots, dim=-1)
+        if self.beyond_MK is not None:
+            top_TK.masked_fill_(self.beyond_MK[member_T], -torch.inf)
+        if self.other_MN is not None:  # beyond what a member has, topk gives experts of others
+            expert_TK.masked_fill_(top_TK == -torch.inf, len(self.weight_ND) - 1)
+        gate_TK = top_TK.softmax(-1)
+        witness = next(router.witness for router in self.routers if router is not None)
+        if witness is not None:
+            witness(Choice(self.routers, logits_TN, expert_TK, gate_TK))
+        apart = self.other_MN is not None
+        return Pairs(expert_TK, gate_TK, len(self.weight_ND), apart=apart)
+
+
+def join_routers(routers: Sequence[Router | None]) -> JointRouter | None:
+    """The members' routers as one, in their order; None stands for the bare base. No joint router
+    where strategies are others than top-k with gates that sum to 1."""
+    given = [router for router in routers if router is not None]
+    if any((one.spec.routing, one.spec.gate_form) != ("top_k", "renormalised") for one in given):
+        return None
+    dtype = torch.promote_types(given[0].weight.dtype, torch.float32)
+    weights = [one.weight.to(dtype) / one.spec.router_temperature for one in given]
+    slots = max(one.slots for one in given)
+    if len(routers) == 1:
+        return JointRouter(tuple(routers), slots, weights[0], None, None)
+    weight_ND = functional.pad(torch.cat(weights), (0, 0, 0, 1))
+    other_MN = weight_ND.new_ones(len(routers), len(weight_ND), dtype=torch.bool)
+    beyond_MK = torch.zeros_like(other_MN[:, :slots])
+    first = 0
+    for member, router in enumerate(routers):
+        if router is None:
+            other_MN[member, -1] = False
+            continue
+        other_MN[member, first : first + len(router.weight)] = False
+        beyond_MK[member, router.slots :] = True
+        first += len(router.weight)
+    same = all(one.slots == slots for one in given)
+    beyond = None if same else beyond_MK
+    return JointRouter(tuple(routers), slots, weight_ND, other_MN, beyond)

@@ -1,0 +1,187 @@
+"""The frozen base model: found, checked and loaded.
+
+Weights come from safetensors alone, and code from a model's repository never runs.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import find_adapter_config_file
+
+from workers.config.train import InputError, ModelSpec, ParallelSpec
+from workers.models.quantization import check_quantised, make_trainable, quantising
+from workers.models.sharded_loading import reading
+from workers.models.vocabulary import fit_vocabulary
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, ready to take adapters: frozen, in eval mode, on its device."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+
+
+def load_base(spec: ModelSpec, parallel: ParallelSpec | None = None) -> Base:
+    """Load the model and its tokenizer; every parameter has requires_grad False. Where `parallel`
+    wants the base in shards, the workers of the process group load it together.
+
+    Raises InputError where it cannot be found or read, is no causal language model, lacks
+    weights, or wants a device or a package that is not there.
+    """
+    device = _device(spec)
+    tokenizer = check_base(spec)
+    with reading(spec, parallel or ParallelSpec()) as sharding, readable(spec):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            spec.path,
+            dtype=getattr(torch, spec.dtype),
+            attn_implementation=spec.attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            **loading_options(spec),
+            **quantising(spec, device),
+            **sharding,
+        )
+    if missing := sorted(report["missing_keys"]):
+        # transformers would fill them with random numbers, and train on.
+        raise InputError(
+            f"model.path: {spec.path}: its files lack {len(missing)} weights, first {missing[0]}"
+        )
+    _forget_habits(model)
+    make_trainable(model)
+    model.requires_grad_(False).eval().to(device)
+    if spec.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return Base(model, tokenizer, device)
+
+
+def check_base(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Check that the model can be read and is a causal language model, without its weights.
+
+    Returns its tokenizer, with a pad token apart from the end of text where there is one.
+    """
+    options = loading_options(spec)
+    _check_bare(spec, options)
+    with readable(spec):
+        config = AutoConfig.from_pretrained(spec.path, **options)
+    _check_causal(spec, config)
+    check_quantised(spec, config)
+    _check_weights(spec)
+    with readable(spec):
+        tokenizer = AutoTokenizer.from_pretrained(spec.path, **options)
+    fit_vocabulary(tokenizer, config, f"model.path: {spec.path}")
+    return tokenizer
+
+
+def loading_options(spec: ModelSpec) -> dict[str, Any]:
+    """Options of every `from_pretrained`.
+
+    Asks the hub once whether it answers; if not, only its cache is read, since its client would
+    try for half a minute at each file.
+    """
+    local = Path(spec.path).is_dir()
+    if not local:
+        try:
+            HfApi().repo_info(spec.path, revision=spec.revision, timeout=10)
+        except HfHubHTTPError:
+            pass  # it answers; what is wrong shows when a file is read
+        except Exception:  # whatever keeps us from it: no network, offline mode, no valid name
+            local = True
+    return {
+        "revision": spec.revision or "main",
+        "local_files_only": local,
+        "trust_remote_code": False,
+    }
+
+
+@contextmanager
+def readable(spec: ModelSpec) -> Iterator[None]:
+    """Turn the many ways in which reading a model fails into one clear line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        where = f"model.path: {spec.path}"
+        if Path(spec.path).is_dir() or isinstance(error, ImportError):
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"{where}: cannot be read as a causal language model: {reason}"
+            ) from error
+        revision = f" (revision {spec.revision})" if spec.revision else ""
+        raise InputError(
+            f"{where}: no such folder, and the Hugging Face hub has no such model{revision}, "
+            "keeps it from us, or cannot be reached from here"
+        ) from error
+
+
+def _check_causal(spec: ModelSpec, config: PretrainedConfig) -> None:
+    """Refuse encoders, encoder-decoders, and what transformers knows no causal model for."""
+    known = AutoModelForCausalLM._model_mapping
+    fits = type(config) in known and not config.is_encoder_decoder
+    # BERT and its kin have a causal class too; what the files hold says which one is meant.
+    if fits and config.architectures:
+        fits = any(
+            name.endswith(("ForCausalLM", "LMHeadModel")) or name == known[type(config)].__name__
+            for name in config.architectures
+        )
+    if not fits:
+        kind = ", ".join(config.architectures or [config.model_type])
+        raise InputError(f"model.path: {spec.path}: is no causal language model, but {kind}")
+
+
+def _check_bare(spec: ModelSpec, options: Mapping[str, Any]) -> None:
+    """Refuse a model that an adapter lies beside: transformers would put it on by itself."""
+    place = {name: options[name] for name in ("revision", "local_files_only")}
+    with readable(spec):
+        found = find_adapter_config_file(spec.path, **place)
+    if found is not None:
+        raise InputError(
+            f"model.path: {spec.path}: holds an adapter ({Path(found).name}), which would silently "
+            "be part of the base; name a base alone"
+        )
+
+
+def _check_weights(spec: ModelSpec) -> None:
+    folder = Path(spec.path)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"model.path: {spec.path}: holds no *.safetensors file (other formats are not read)"
+        )
+
+
+def _forget_habits(model: PreTrainedModel) -> None:
+    """Keep only the special tokens of the model's own way to generate.
+
+    `generate` would take a repetition penalty and the like from the model's files even where it is
+    given a configuration, and trials would be compared on answers that nobody is served.
+    """
+    habits = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=habits.bos_token_id, eos_token_id=habits.eos_token_id
+    )
+
+
+def _device(spec: ModelSpec) -> torch.device:
+    there = torch.cuda.is_available()
+    if spec.device == "cuda" and not there:
+        raise InputError(
+            "model.device is cuda, but this process sees no GPU; allowed are auto, cpu"
+        )
+    use_gpu: Any = there and spec.device != "cpu"
+    return torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")

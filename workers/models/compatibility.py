@@ -1,0 +1,125 @@
+"""Whether adapter and rows fit a base model, asked before any weights are read."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from workers.adapter.files import AdapterFiles, check_activation
+from workers.adapter.modules import check_modules
+from workers.adapter.stacking import MATRICES
+from workers.config.train import AdapterSpec, InputError, ModelSpec, TrainSpec
+from workers.injection.inject import check_places
+from workers.injection.targets import decoder_layers, linears
+from workers.layers.feed_forward import linear_sizes
+from workers.models.base import loading_options, readable
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Where adapters would have their routers, all decoder layers being like the first."""
+
+    layers: int
+    routed: Mapping[AdapterSpec, list[str]]
+
+    def routers(self, adapter: AdapterSpec) -> list[str]:
+        """Places, as in `layers.0.mlp`, of one of the adapters that were asked about."""
+        first = self.routed[_shape(adapter, self.layers)]
+        several = [i for i in range(self.layers) if adapter.experts_in(i, self.layers) > 1]
+        return [path.replace("layers.0", f"layers.{i}", 1) for i in several for path in first]
+
+
+def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
+    """Raise InputError where the adapter, or the longest row that the data may have, does not fit
+    models of this configuration. `adapters` are asked about in place of the spec's own.
+
+    Makes one decoder layer with random weights, and the rest of the model without any.
+    """
+    adapters = tuple(adapters) or (spec.adapter,)
+    config = _config(spec.model)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context and spec.data.max_length > context:
+        raise InputError(
+            f"data.max_length is {spec.data.max_length}, but the base model reads at most "
+            f"{context} tokens"
+        )
+    if spec.model.quantization or getattr(config, "quantization_config", None):
+        _check_numbers(adapters)
+    _, layers = decoder_layers(_skeleton(config))
+    first: nn.Module = layers[0].to_empty(device="cpu").eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in first.parameters():
+            weight.normal_(0.0, 0.05, generator=generator)
+    shapes = dict.fromkeys(_shape(adapter, len(layers)) for adapter in adapters)
+    return Fit(len(layers), {shape: check_places([first], shape) for shape in shapes})
+
+
+def check_adapter(model: ModelSpec, files: AdapterFiles, where: str) -> None:
+    """Raise InputError where an adapter does not lie on the linears of the base model. What only
+    the weights show, `load_into` refuses."""
+    config = _config(model)
+    skeleton = _skeleton(config)
+    check_activation(config, files, where)
+    if files.config.peft_type == "LORA":
+        check_modules(skeleton, files.tensors, files.layer_list, files.config, where)
+    _, layers = decoder_layers(skeleton)
+    sizes = {
+        place.path: linear_sizes(place.bare)
+        for index, layer in enumerate(layers)
+        for place in linears(layer, f"layers.{index}")
+    }
+    for name, tensor in files.tensors.items():
+        path, _, leaf = name.rpartition(".")
+        if leaf not in MATRICES:
+            continue
+        wanted = sizes.get(path)
+        if wanted is None:
+            raise InputError(
+                f"{where}: does not fit {model.path}: it adapts {path}, and the {len(layers)} "
+                f"layers there have no such linear"
+            )
+        mine, theirs = (
+            (tensor.shape[2], wanted[0]) if leaf == "lora_A" else (tensor.shape[1], wanted[1])
+        )
+        if mine != theirs:
+            raise InputError(
+                f"{where}: does not fit {model.path}: {name} is made for {mine} features, but that "
+                f"linear has {theirs}"
+            )
+
+
+def _config(model: ModelSpec) -> PretrainedConfig:
+    with readable(model):
+        return AutoConfig.from_pretrained(model.path, **loading_options(model))
+
+
+def _skeleton(config: PretrainedConfig) -> nn.Module:
+    """The model without weights."""
+    with torch.device("meta"):
+        skeleton: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return skeleton
+
+
+def _check_numbers(adapters: Iterable[AdapterSpec]) -> None:
+    if any(adapter.use_dora for adapter in adapters):
+        raise InputError(
+            "use_dora: needs the base's weights as numbers, but model.quantization, or the "
+            "model's own files, pack them"
+        )
+
+
+def _shape(adapter: AdapterSpec, layers: int) -> AdapterSpec:
+    """What decides whether an adapter fits a layer, and nothing else, so that it is asked once:
+    with the least that has a router, if any of the layers has one."""
+    most = max(adapter.experts_in(layer, layers) for layer in range(layers))
+    return AdapterSpec(
+        experts=adapter.experts,
+        num_experts=min(most, 2),
+        top_k=1,
+        rank=1,
+        use_dora=adapter.use_dora,
+        target_modules=adapter.target_modules,
+    )

@@ -1,0 +1,83 @@
+"""Which exchange a run takes, from its adapter, its rows and its wires."""
+
+from torch import nn
+
+from workers.config.train import TrainSpec
+from workers.injection.inject import Adapter
+from workers.injection.mixed_batch import Layer
+from workers.layers.experts import BlockExperts
+from workers.parallel.cost import (
+    Choice,
+    Passes,
+    RoutedPlace,
+    faster,
+    token_bytes,
+    weight_bytes,
+)
+from workers.parallel.expert_shards import ExpertShards
+from workers.parallel.mesh import Mesh
+from workers.parallel.trial import MicroBatch, measured
+
+
+def routed_places(adapter: Adapter, *, contrastive: bool) -> list[RoutedPlace]:
+    """The adapter's routed places; `contrastive`: rank space comes back too."""
+    found = (_place(layer, contrastive=contrastive) for layer in adapter.layers)
+    return [place for place in found if place is not None]
+
+
+def share_out(
+    spec: TrainSpec, model: nn.Module, adapter: Adapter, mesh: Mesh, micro: MicroBatch
+) -> ExpertShards:
+    """The one adapter on `model` with its experts in shards over `mesh.ep`, by the exchange that
+    the run takes. A collective of all workers."""
+    if mesh.ep.size == 1:
+        return ExpertShards(adapter, mesh)
+    passes = Passes.of(spec)
+    predicted = _predicted(spec, adapter, mesh.ep.size, micro)
+    choice = _asked_for(spec, predicted)
+    if choice is not None:
+        return ExpertShards(adapter, mesh, choice, passes)
+    shards = ExpertShards(adapter, mesh, Choice("weights"), passes)
+    shards.take(faster(predicted, measured(model, adapter, shards, micro)))
+    return shards
+
+
+def _predicted(
+    spec: TrainSpec, adapter: Adapter, workers: int, micro: MicroBatch
+) -> dict[str, float]:
+    """By exchange, what each of the workers that share the experts sends for one micro-batch."""
+    passes, size = Passes.of(spec), micro.dtype.itemsize
+    places = routed_places(adapter, contrastive=passes.contrastive)
+    # DoRA's weights travel as the optimizer holds them.
+    weight_size = next(adapter.parameters()).itemsize if spec.adapter.use_dora else size
+    return {
+        "tokens": token_bytes(places, workers, micro.tokens, size, recomputed=passes.recomputed),
+        "weights": weight_bytes(places, workers, weight_size),
+    }
+
+
+def _asked_for(spec: TrainSpec, predicted: dict[str, float]) -> Choice | None:
+    """What the specification settles; None leaves it to a trial."""
+    if spec.adapter.use_dora:
+        return Choice("weights", "adapter.use_dora allows no other", predicted)
+    if spec.parallel.exchange != "auto":
+        return Choice(spec.parallel.exchange, "parallel.exchange asks for it", predicted)
+    return None
+
+
+def _place(layer: Layer, *, contrastive: bool) -> RoutedPlace | None:
+    router = layer.router
+    if router is None:
+        return None
+    parameters = layer.expert_parameters()
+    lora_B = next(one for name, one in parameters.items() if name.endswith("lora_B"))
+    width = router.weight.shape[1]
+    out = width if isinstance(layer, BlockExperts) else lora_B.shape[1]
+    rank_space = len(layer.compared) * router.slots * lora_B.shape[2]
+    return RoutedPlace(
+        experts=len(router.weight),
+        slots=router.slots,
+        row=width + out,
+        expert_numbers=sum(one.numel() for one in parameters.values()),
+        rank_space=rank_space if contrastive else 0,
+    )

@@ -1,0 +1,167 @@
+"""Validation by task: loss, the metric that each row names, and where the router sent the tokens.
+
+Each worker measures its own rows; what the rows gave is then gathered, so that any number of
+workers gives the same figures. Tensor suffixes: B rows, S positions.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from workers.config.train import TrainSpec
+from workers.data.batches import collate
+from workers.data.encode import Example
+from workers.data.rows import Row
+from workers.data.text_metrics import CHOICE_METRICS, likeliest, score, score_choices
+from workers.injection.inject import Adapter
+from workers.injection.sharded import is_sharded
+from workers.losses.auxiliary import row_losses
+from workers.parallel.world import World
+from workers.run.files import Metrics
+from workers.run.samples import Answer, sample, sample_rows
+from workers.train.evaluation.generate import generate
+from workers.train.evaluation.results import ExpertCounts, Measured, RowResult, summarise
+from workers.train.evaluation.sample import SAMPLED, cached_prefix, drawn
+from workers.train.forward import recorded, scored_logits
+from workers.train.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measures an adapter on the validation rows. The model must be in eval mode."""
+
+    inputs: Inputs
+    adapter: Adapter | None
+    """None where the bare base is measured: it has no routing."""
+    spec: TrainSpec
+    world: World
+    moving: Callable[[], None] = lambda: None
+    """Called before each forward pass: an evaluation may take long, and workers differ."""
+    kept_rows: int = SAMPLED
+    """Rows, drawn from all of them, whose own routing is kept."""
+
+    def __call__(self) -> Metrics:
+        """The metrics of `measure`."""
+        return self.measure().metrics
+
+    @torch.no_grad()
+    def measure(self, *, last: bool = False) -> Measured:
+        """`{"loss", "score", "tasks": {task: {"metric", "value", "loss", "rows"}}, "routing":
+        {layer: {"load": [share of each expert], "entropy": 0 … 1}}}`; `score` (the mean of the
+        tasks' values) and `value` only with `evaluation.generate`. Without it, sample rows are
+        answered in the `last` evaluation alone."""
+        mine = self.world.share(range(len(self.inputs.validation)))
+        sampled = drawn(len(self.inputs.validation), self.kept_rows)
+        kept = frozenset(at for at, index in enumerate(mine) if index in sampled)
+        counts = ExpertCounts(kept=kept, prefix=cached_prefix(self.inputs.validation_examples))
+        losses = self._losses([self.inputs.validation_examples[i] for i in mine], counts)
+        shown, scored = self._shown(last), self.spec.evaluation.generate
+        asked = mine if scored else [index for index in mine if index in shown]
+        answers = self._answers(asked) if scored or shown else {}
+        results = [
+            RowResult(
+                index,
+                loss,
+                tokens,
+                answers[index].score if scored else None,
+                counts.rows.get(at, {}),
+                answers[index] if index in shown else None,
+            )
+            for at, (index, (loss, tokens)) in enumerate(zip(mine, losses, strict=True))
+        ]
+        everything, whole = [], ExpertCounts()
+        for part, layers in self.world.gather((results, counts.layers)):
+            everything += part
+            for layer, count_E in layers.items():
+                whole.add(layer, count_E)
+        routing = {"routing": whole.summary()} if whole.layers else {}
+        metrics = summarise(self.inputs.validation, everything) | routing
+        everything.sort(key=lambda result: result.index)
+        samples = [
+            sample(self.inputs.validation[result.index], result.answer)
+            for result in everything
+            if result.answer
+        ]
+        return Measured(metrics, everything, counts.prefix, samples)
+
+    def _shown(self, last: bool) -> frozenset[int]:
+        """Rows whose answers people are shown; the same for every worker. Of rows that nothing else
+        answers, those for whose answers the model has room."""
+        shown = sample_rows(self.inputs.validation, self.spec.evaluation.samples)
+        if self.spec.evaluation.generate:
+            return shown
+        config = self.inputs.base.model.config.get_text_config()
+        room = getattr(config, "max_position_embeddings", None) or math.inf
+        longest = room - self.spec.evaluation.max_new_tokens
+        examples = self.inputs.validation_examples
+        return frozenset(i for i in shown if last and len(examples[i].prompt) <= longest)
+
+    def _losses(
+        self, examples: Sequence[Example], counts: ExpertCounts | None = None
+    ) -> list[tuple[float, int]]:
+        """Loss sum and token count of each example; adds to the experts' counts."""
+        results: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
+        for indices in self._groups([len(example) for example in examples]):
+            rows = [examples[i] for i in indices] or self.inputs.validation_examples[:1]
+            batch = collate(rows, self.inputs.pad_token_id)
+            adapter = self.adapter if counts else None
+            with recorded(adapter, self.inputs.base, batch, rank_space=False) as records:
+                sums = row_losses(*scored_logits(self.inputs.base, batch))
+            if counts and indices:
+                counts.count(records, batch.attention_mask_BS, indices)
+            for index, value in zip(indices, sums, strict=bool(indices)):
+                results[index] = value
+        return results
+
+    def _answers(self, indices: Sequence[int]) -> dict[int, Answer]:
+        """The answers to validation rows, scored by each row's own metric."""
+        rows = self.inputs.validation
+        chosen = [index for index in indices if rows[index].metric in CHOICE_METRICS]
+        written = [index for index in indices if rows[index].metric not in CHOICE_METRICS]
+        answers = dict(zip(chosen, self._choose([rows[index] for index in chosen]), strict=True))
+        for index, text in zip(written, self._write(written), strict=True):
+            answers[index] = Answer(text, score(rows[index].metric, text, rows[index]))
+        return answers
+
+    def _choose(self, rows: Sequence[Row]) -> list[Answer]:
+        """Answers to rows with choices; the choices of all rows share batches."""
+        choices = [choice for row in rows for choice in self.inputs.encoder.choices(row)]
+        losses = iter(self._losses(choices))
+        likelihoods = [[-next(losses)[0] for _ in row.choices] for row in rows]
+        return [
+            Answer(
+                row.choices[likeliest(row.metric, values, row)],
+                score_choices(row.metric, values, row),
+            )
+            for row, values in zip(rows, likelihoods, strict=True)
+        ]
+
+    def _write(self, indices: Sequence[int]) -> list[str]:
+        """Greedy answers to the rows' prompts."""
+        prompts = [self.inputs.validation_examples[index].prompt for index in indices]
+        answers = [""] * len(prompts)
+        longest = self.spec.evaluation.max_new_tokens
+        for group in self._groups([len(prompt) for prompt in prompts]):
+            some = [prompts[i] for i in group] or [self.inputs.validation_examples[0].prompt]
+            texts = generate(self.inputs, some, longest, together=self._together)
+            for index, text in zip(group, texts, strict=bool(group)):
+                answers[index] = text
+        return answers
+
+    def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Batches of like lengths, the longest first: too large a batch fails at once. Workers who
+        must run the model together all have as many, the last ones perhaps empty."""
+        order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+        size = self.spec.evaluated_at_once
+        count = math.ceil(len(order) / size)
+        if self._together:
+            count = max(self.world.gather(count))
+        for first in range(0, count * size, size):
+            self.moving()
+            yield order[first : first + size]
+
+    @property
+    def _together(self) -> bool:
+        return self.world.size > 1 and is_sharded(self.inputs.base.model)
