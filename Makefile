@@ -5,7 +5,7 @@ PYTHON ?= $(shell for one in python3.11 python3.12 python3.13 python3.14 python3
     && echo $$one && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test endurance lint setup clean
+.PHONY: demo test endurance lint setup pictures clean
 
 setup: .venv/ready
 
@@ -37,6 +37,10 @@ test: setup .venv/quantized lint
 # What takes minutes of lost nodes, killed drivers and hung workers each; apart from the tests.
 endurance: setup
 	$(BIN)/python -m pytest -m endurance
+
+# Those of README and docs, from the newest run of the demo; without one the demo runs first.
+pictures: setup
+	$(BIN)/python -m tests.pictures.take
 
 clean:
 	rm -rf .venv
