@@ -66,7 +66,7 @@ def test_extras_are_named_as_they_can_be_had() -> None:
     ]
     code = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
     asked: set[str] = set()
-    for path in (ROOT / "README.md", *code):
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *code):
         text = path.read_text()
         assert "moetune[" not in text, path
         asked |= {

@@ -60,7 +60,7 @@ class NodeReport(Spec):
         wrong = unmet(self.packages)
         wrong += [f"{name} cannot be imported: {why}" for name, why in self.broken.items()]
         if wrong:
-            wrong.append(f"install them for {self.executable} (README, On a cluster)")
+            wrong.append(f"install them for {self.executable} (docs/distributed.md says what)")
         if self.gpus > self.gpus_seen:
             torch = self.packages.get("torch")
             wrong.append(f"Ray counts {self.gpus:g} GPUs, torch {torch} sees {self.gpus_seen}")
