@@ -10,7 +10,7 @@ import httpx
 
 from orchestrator.auth.operator_key import KEY_VARIABLE
 from orchestrator.serve.tls import trusting
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.engine.request import RequestError
 
 CONNECT_SECONDS, READ_SECONDS = 5, 300

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.ranges import Condition, Range, read_conditions, read_range
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.config.yaml_text import read_yaml
 
 NUM_EXPERTS, ROUTING, TOP_K = "adapter.num_experts", "adapter.routing", "adapter.top_k"

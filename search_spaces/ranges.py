@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 if TYPE_CHECKING:
     import optuna

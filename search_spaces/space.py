@@ -22,7 +22,8 @@ from search_spaces.parameters import (
     read_parameter,
 )
 from search_spaces.ranges import Range, size
-from workers.config.train import InputError, TrainSpec, override
+from workers.config.base import InputError, override
+from workers.config.train import TrainSpec
 
 if TYPE_CHECKING:
     import optuna
@@ -54,7 +55,7 @@ class SearchSpace:
         return resolved
 
     def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
-        """Values by dotted field, fixed ones included, for `workers.config.train.override`."""
+        """Values by dotted field, fixed ones included, for `workers.config.base.override`."""
         return self._assemble(lambda path, asked: asked.suggest(trial, path))
 
     __call__ = suggest

@@ -9,7 +9,8 @@ import pytest
 
 from cluster.session import Session, session
 from tests.tiny import write_adapter, write_model
-from workers.config.train import TrainSpec, override
+from workers.config.base import override
+from workers.config.train import TrainSpec
 
 # Ray gives a worker of one core one thread. With as many here, before torch is loaded, a run in
 # this process computes the same bits.

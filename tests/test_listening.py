@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from cluster.session import Session
-from orchestrator.config.job import ServeSpec
+from orchestrator.config.serve import ServeSpec
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
 from orchestrator.serve.deploy import deploy, undeploy

@@ -18,7 +18,7 @@ def write_adapter(
     from workers.adapter.digest import base_digest
     from workers.adapter.files import save
     from workers.adapter.manifest import BaseRecord, Manifest
-    from workers.config.train import AdapterSpec
+    from workers.config.adapter import AdapterSpec
     from workers.injection.inject import inject
 
     model = AutoModelForCausalLM.from_pretrained(model_folder)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cluster.middleware import serve_middleware
+from cluster.environment import serve_middleware
 
 Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$")]
 Count = Annotated[int, Field(ge=0)]

@@ -12,7 +12,7 @@ from orchestrator.auth.keys import Caller, Key, Scope
 from orchestrator.auth.rate_limit import Place, Spent, Usage
 from orchestrator.config.limits import SECONDS, Allowance
 from orchestrator.store.database import Database, Row
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 TABLES = sa.MetaData()
 DAY = max(SECONDS.values())

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from orchestrator.auth.keys import OPERATOR, Caller, Counts
-from orchestrator.config.edge_limits import LimitsSpec
-from orchestrator.config.limits import SECONDS, Allowance
+from orchestrator.config.limits import SECONDS, Allowance, LimitsSpec
 from workers.engine.request import RequestError
 
 Place = tuple[str, int]

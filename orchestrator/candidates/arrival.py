@@ -12,11 +12,11 @@ from orchestrator.candidates.yardstick import Yardstick
 from orchestrator.evaluation.compare import BASE, evaluation, on_cluster
 from orchestrator.registry.models import Version
 from orchestrator.registry.registry import Registry
-from orchestrator.tuning.study import value_at
 from workers.adapter import folder as folders
 from workers.adapter.digest import base_digest, folder_digest
 from workers.adapter.manifest import Manifest, Origin, base_id
 from workers.config.base import InputError, StorageError
+from workers.run.files import value_at
 
 ADAPTER = "adapter"
 
@@ -99,7 +99,7 @@ class Arrival:
 
     def _measured(self, copy: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the adapter gave, and the base's metrics: measured too, unless that is known."""
-        from workers.train.evaluation.judge import facts_of_folder
+        from workers.train.evaluation.expert_tasks import facts_of_folder
 
         like, spec = self.yardstick.like, self.yardstick.spec
         known = like.base_metrics if like else {}

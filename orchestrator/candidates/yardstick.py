@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config.cluster import ClusterSpec
-from orchestrator.config.job import JobSpec, SearchSpec, override_job, portable
+from orchestrator.config.job import JobSpec, override_job, portable
 from orchestrator.registry.gate import Mode, judged_by
 from orchestrator.registry.models import BASE, Version
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.trained_base import trained_base
 from orchestrator.tuning.storage import study_names
 from orchestrator.tuning.study import Study
+from search_spaces.spec import SearchSpec
 from workers.adapter.manifest import Manifest
-from workers.config.base import InputError
-from workers.config.train import TrainSpec, override, validated
+from workers.config.base import InputError, override, validated
+from workers.config.train import TrainSpec
 
 _FREE = ("samples", "batch_size")
 """Of an evaluation: what changes no figure."""

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from orchestrator.commands.options import AsJson, print_json, print_table
+from orchestrator.commands.options import AsJson
+from orchestrator.output import print_json, print_table
 
 app = typer.Typer(no_args_is_help=True)
 _LINE = 60
@@ -64,8 +65,8 @@ def export(
 def _on_a_screen(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Without what is not set, options at their defaults, and, but for the losses and where it was
     brought in from, nested ones."""
-    from orchestrator.tuning.study import value_at
-    from workers.config.train import AdapterSpec
+    from workers.config.adapter import AdapterSpec
+    from workers.run.files import value_at
 
     shape = {*_SHAPE, _OF_ROUTING[facts["routing"]]}
     defaults = {name: field.default for name, field in AdapterSpec.model_fields.items()}

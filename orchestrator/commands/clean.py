@@ -4,16 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.commands.options import (
-    DEFAULT_STORAGE,
-    AsJson,
-    Storage,
-    Store,
-    cluster_spec,
-    print_json,
-    print_table,
-)
+from orchestrator.commands.options import DEFAULT_STORAGE, AsJson, Storage, Store, cluster_spec
 from orchestrator.monitoring.format import size
+from orchestrator.output import print_json, print_table
 
 if TYPE_CHECKING:
     from orchestrator.disk.use import Use

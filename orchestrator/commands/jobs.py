@@ -15,10 +15,9 @@ from orchestrator.commands.options import (
     JobStorage,
     Resume,
     Storage,
-    print_json,
-    print_table,
     study_job,
 )
+from orchestrator.output import print_json, print_table
 
 app = typer.Typer()
 Id = Annotated[

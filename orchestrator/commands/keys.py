@@ -14,9 +14,8 @@ from orchestrator.commands.options import (
     Storage,
     Store,
     cluster_spec,
-    print_json,
-    print_table,
 )
+from orchestrator.output import print_json, print_table
 
 app = typer.Typer(no_args_is_help=True)
 Id = Annotated[str, typer.Argument(metavar="ID", help="The key's id, as list shows it.")]
@@ -122,7 +121,7 @@ def _key_store(storage: str, store: str | None) -> Any:
 def _caller(scopes: str, rate: str | None, quota: str | None) -> Any:
     from orchestrator.auth.keys import SCOPES, Caller
     from orchestrator.config.limits import Allowance
-    from workers.config.train import InputError
+    from workers.config.base import InputError
 
     wanted = {scope.strip() for scope in scopes.split(",")}
     chosen = frozenset(scope for scope in SCOPES if scope in wanted)
@@ -139,7 +138,7 @@ def _end(expires: str | None, now: datetime) -> datetime | None:
 
 
 def _one_line(note: str, option: str) -> str:
-    from workers.config.train import InputError
+    from workers.config.base import InputError
 
     if len(note) > 200 or not note.isprintable():
         raise InputError(f"{option}: write at most 200 printable characters, on one line")

@@ -14,10 +14,9 @@ from orchestrator.commands.options import (
     Storage,
     Store,
     cluster_spec,
-    print_json,
-    print_table,
     registry,
 )
+from orchestrator.output import print_json, print_table
 
 if TYPE_CHECKING:
     from orchestrator.config.cluster import ClusterSpec

@@ -15,11 +15,10 @@ from orchestrator.commands.options import (
     Storage,
     Store,
     cluster_spec,
-    print_json,
-    print_table,
     registry,
     study_job,
 )
+from orchestrator.output import print_json, print_table
 
 app = typer.Typer()
 
@@ -107,8 +106,8 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Take back what was done last: end a name's canary, or return to the champion before."""
-    from orchestrator.registry.back import rollback as roll_back
     from orchestrator.registry.log import this_user
+    from orchestrator.registry.promote import rollback as roll_back
 
     book = registry(storage, store)
     return _print(roll_back(book, name, actor=this_user(), reason=reason or ""), as_json)
@@ -123,8 +122,8 @@ def abort(
     as_json: AsJson = False,
 ) -> None:
     """End a name's canary; where it has none, its shadow. The champion stays."""
-    from orchestrator.registry.back import abort as end
     from orchestrator.registry.log import this_user
+    from orchestrator.registry.promote import abort as end
 
     book = registry(storage, store)
     return _print(end(book, name, actor=this_user(), reason=reason or ""), as_json)

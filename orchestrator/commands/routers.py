@@ -15,12 +15,10 @@ from orchestrator.commands.options import (
     Storage,
     Store,
     cluster_spec,
-    plain_answer,
-    print_json,
-    print_table,
     registry,
 )
 from orchestrator.monitoring.format import plain
+from orchestrator.output import plain_answer, print_json, print_table
 
 app = typer.Typer()
 Url = Annotated[str, typer.Option(envvar="MOETUNE_URL", help="The endpoint.")]
@@ -34,7 +32,7 @@ _COLUMNS = ("layer", "load", "cv", "entropy", "doubt", "margin", "dead")
 def health(name: Reference, url: Url = HERE, ca: Ca = None, as_json: AsJson = False) -> None:
     """Show how the versions that answer to a name route: balance of each layer, and drift."""
     from orchestrator.router_health.report import Health
-    from workers.config.train import validated
+    from workers.config.base import validated
 
     body = _client(url, ca).get(f"/moetune/v1/health/{name}")
     told = validated(Health, body, f"the health of {name}")
@@ -129,7 +127,7 @@ def watch(
         measured_quality,
     )
     from orchestrator.retraining.watch import Watch
-    from workers.config.train import one_line
+    from workers.config.base import one_line
 
     check_name(name, "name")
     rules, book = load_policy(policy), registry(storage, store)

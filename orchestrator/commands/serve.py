@@ -15,12 +15,12 @@ from orchestrator.commands.options import (
     Store,
     cluster_spec,
     job_spec,
-    plain_answer,
-    print_json,
 )
+from orchestrator.output import plain_answer, print_json
 
 if TYPE_CHECKING:
-    from orchestrator.config.job import ClusterSpec, ServeSpec
+    from orchestrator.config.cluster import ClusterSpec
+    from orchestrator.config.serve import ServeSpec
 
 app = typer.Typer()
 
@@ -48,7 +48,7 @@ def serve(
     from cluster.session import session
     from orchestrator.serve.deploy import check_endpoint, deploy, undeploying
     from orchestrator.serve.served_base import served_base
-    from workers.config.train import InputError
+    from workers.config.base import InputError
 
     spec, where = _endpoint(job, set_ or (), address, storage, store)
     if detach and where.address is None:
@@ -105,8 +105,9 @@ def _endpoint(
     store: str | None,
 ) -> "tuple[ServeSpec, ClusterSpec]":
     """The endpoint, and where it runs and its files lie: a job's, as far as options say nothing."""
-    from orchestrator.config.job import ServeSpec, assigned
-    from workers.config.train import override
+    from orchestrator.config.job import assigned
+    from orchestrator.config.serve import ServeSpec
+    from workers.config.base import override
 
     if job:
         options = {"storage": storage, "store": store, "address": address}

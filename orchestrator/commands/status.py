@@ -13,10 +13,9 @@ from orchestrator.commands.options import (
     Storage,
     Store,
     cluster_spec,
-    print_json,
-    print_table,
 )
 from orchestrator.monitoring.format import duration
+from orchestrator.output import print_json, print_table
 
 if TYPE_CHECKING:
     from cluster.jobs import Job, JobClient
@@ -44,8 +43,8 @@ def status(
     """
     from cluster.errors import ClusterError
     from cluster.jobs import JobClient
-    from orchestrator.config.job import ClusterSpec
-    from workers.config.train import InputError
+    from orchestrator.config.cluster import ClusterSpec
+    from workers.config.base import InputError
 
     here = name if name and ClusterSpec(storage=storage).study_folder(name).is_dir() else None
     if here and not address:

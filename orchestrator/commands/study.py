@@ -22,10 +22,9 @@ from orchestrator.commands.options import (
     Storage,
     Store,
     cluster_spec,
-    print_json,
-    print_table,
     study_job,
 )
+from orchestrator.output import print_json, print_table
 
 if TYPE_CHECKING:
     from orchestrator.config.job import JobSpec

@@ -1,12 +1,13 @@
-"""So much in so long: what keys are allowed, as people write it."""
+"""What requests may cost: so much in so long, as people write it, and the limits of each."""
 
 import re
 from dataclasses import dataclass
 from typing import Annotated, Self
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
-from workers.config.train import InputError
+from workers.config.base import InputError, PositiveInt, Spec
+from workers.engine.request import SchemaLimits
 
 SECONDS = {"s": 1, "min": 60, "h": 3600, "day": 86400}
 _NAMES = {"sec": "s", "second": "s", "minute": "min", "m": "min", "hour": "h", "d": "day"}
@@ -50,3 +51,21 @@ def span_seconds(text: str) -> int:
         raise InputError(f"{text!r}: write a length of time as 30d, 12h, 10min or 60s")
     unit = "day" if found["unit"] == "d" else found["unit"]
     return int(found["amount"]) * SECONDS[unit]
+
+
+class LimitsSpec(Spec):
+    """Limits of requests and of those who send them. Longest answer and queue are the engine's."""
+
+    max_body_bytes: PositiveInt = 2**20
+    """Largest body of a request. Ray Serve's proxy holds to what it was when Serve started."""
+    max_prompt_tokens: PositiveInt | None = None
+    """Longest prompt in tokens; None is what context and cache leave."""
+    schemas: SchemaLimits = SchemaLimits()
+    """JSON schemas that answers are to obey."""
+    request_seconds: Annotated[float, Field(gt=0)] = 300
+    """From a request's arrival to its end; what takes longer is cut off with 504."""
+    rate: AllowanceText | None = None
+    """Requests, as in 60/min, of each key that has no rate of its own, and of all that send none
+    together; the operator's key has no limit."""
+    quota: AllowanceText | None = None
+    """Tokens, as in 1000000/day, of each key that has no quota of its own; likewise."""

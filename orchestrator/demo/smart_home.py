@@ -20,7 +20,7 @@ from orchestrator.demo.calls import Call
 from orchestrator.demo.replies import reply
 from orchestrator.demo.sentences import Template, Unsayable, grammar
 from orchestrator.demo.split import SPLITS, templates_of
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from cluster.inventory import Inventory, Node
 from cluster.placement import Demand, fits, parts_on
 from cluster.session import starts_here
-from orchestrator.config.job import JobSpec, ServeSpec
-from workers.config.train import InputError
+from orchestrator.config.job import JobSpec
+from orchestrator.config.serve import ServeSpec
+from workers.config.base import InputError
 
 
 def trial_demand(job: JobSpec, workers: int | None = None) -> Demand:

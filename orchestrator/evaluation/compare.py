@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.errors import ClusterError
 from cluster.placement import WAIT_SECONDS, Demand, wait_for_room
-from workers.config.base import one_line
-from workers.config.train import InputError, TrainSpec, override, validated
+from workers.config.base import InputError, one_line, override, validated
+from workers.config.train import TrainSpec
 from workers.run.files import Metrics
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Measurement:
 def compare(spec: TrainSpec, folders: Mapping[str, Path | None], cpus: float = 1) -> Comparison:
     """Measure adapters (None: the bare base) on `spec.data.validation` on the connected cluster,
     at the same time where there is room; each takes `cpus` cores."""
-    from workers.train.evaluation.judge import evaluate_folder
+    from workers.train.evaluation.expert_tasks import evaluate_folder
 
     return Comparison(on_cluster(evaluate_folder, spec, folders, evaluation(cpus)))
 

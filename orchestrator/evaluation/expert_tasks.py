@@ -14,7 +14,8 @@ import numpy as np
 from cluster.placement import Demand, wait_for_room
 from orchestrator.evaluation.compare import Measurement
 from orchestrator.router_health.layout import Array
-from workers.config.train import InputError, TrainSpec
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
 
 PREFERRED = 1.1
 """A task is served by the experts that get so many times the tokens of it that they get of all."""

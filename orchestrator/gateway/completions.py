@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse, Response
 from orchestrator.auth.keys import Caller, wants
 from orchestrator.auth.rate_limit import Reservation
 from orchestrator.gateway.body import before, read_body, while_there
+from orchestrator.gateway.errors import Pace
 from orchestrator.gateway.event_stream import EventStream
-from orchestrator.gateway.pace import Pace
 from orchestrator.gateway.request_context import Answering
 from orchestrator.gateway.running import Running
 from orchestrator.gateway.services import Edge

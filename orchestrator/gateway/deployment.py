@@ -13,9 +13,7 @@ from orchestrator.auth.wrong_keys import WrongKeys
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.examples import Examples
 from orchestrator.gateway.examples import routes as example_routes
-from orchestrator.gateway.rollout_parts import RolloutParts
-from orchestrator.gateway.router_parts import HealthParts
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import Edge, HealthParts, RolloutParts
 from orchestrator.registry.presence import Presence
 from orchestrator.registry.registry import Registry
 from orchestrator.replicas.endpoint import EndpointSpec, Serving, begun

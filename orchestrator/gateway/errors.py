@@ -1,5 +1,7 @@
 """Every refusal and failure in OpenAI's error body."""
 
+import math
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -9,7 +11,8 @@ from starlette.requests import ClientDisconnect
 from orchestrator.auth.rate_limit import TooMany
 from orchestrator.gateway.body import GONE
 from orchestrator.openai.response import error_body, told
-from workers.config.train import InputError
+from orchestrator.telemetry.request_record import Answered
+from workers.config.base import InputError
 from workers.engine.request import RequestError
 
 
@@ -58,3 +61,25 @@ async def _no_route(request: Request, error: Exception) -> JSONResponse:
     message = f"{request.method} {request.url.path}: {error.detail}"
     body = error_body(RequestError(message, None, error.status_code))
     return JSONResponse(body, error.status_code, error.headers)
+
+
+KEPT = 0.9
+"""Weight of what was before, at each new answer."""
+LONGEST = 60
+
+
+class Pace:
+    """An observer: the moving average of the seconds that whole answers took."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def __call__(self, answered: Answered) -> None:
+        """Take an answer into the average."""
+        if answered.status == 200 and answered.role != "shadow":
+            self._seconds = KEPT * self._seconds + (1 - KEPT) * answered.seconds
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds in which those that run now will have ended, most likely."""
+        return min(max(1, math.ceil(self._seconds)), LONGEST)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path
 
 from orchestrator.auth.keys import Caller, wants
-from orchestrator.config.job import ClusterSpec
-from orchestrator.gateway.router_routes import NAME
+from orchestrator.config.cluster import ClusterSpec
+from orchestrator.gateway.management_routes import NAME
 from orchestrator.registry.models import BASE
 from orchestrator.registry.registry import Registry
 from orchestrator.rollout.catalog import Catalogue

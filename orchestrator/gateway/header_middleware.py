@@ -14,8 +14,8 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cluster.middleware import MAX_BODY_VARIABLE
-from orchestrator.config.edge_limits import LimitsSpec
+from cluster.environment import MAX_BODY_VARIABLE
+from orchestrator.config.limits import LimitsSpec
 from orchestrator.gateway.body_limit import BodyLimit
 from orchestrator.gateway.connection import limit_connections
 from orchestrator.openai.response import error_body

@@ -1,10 +1,10 @@
-"""Roll-out over HTTP: what stands behind each name, promote, rollback and abort."""
+"""Names over HTTP: what stands behind each, promote, rollback and abort; and router health."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Path
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
@@ -16,10 +16,12 @@ from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import GateRefused, abort, promote, rollback
 from orchestrator.registry.registry import Registry
 from orchestrator.rollout.catalog import Catalogue
-from orchestrator.rollout.reach import reach
+from orchestrator.rollout.progression import reach
 from orchestrator.rollout.shadow_stats import Comparisons
 from orchestrator.rollout.timeline import Timeline
 from orchestrator.rollout.window import Windows
+from orchestrator.router_health.monitor import RouterHealth
+from orchestrator.router_health.report import Health
 from orchestrator.telemetry.clock import steady
 from workers.config.base import InputError, StorageError
 from workers.engine.request import RequestError
@@ -27,8 +29,7 @@ from workers.engine.request import RequestError
 Reader = Annotated[Caller, Depends(wants("infer"))]
 Promoter = Annotated[Caller, Depends(wants("promote"))]
 Text = Annotated[str, Field(max_length=1000)]
-
-
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}(@[0-9a-f]{4,64})?$"
 EVENTS = 200
 """Of a name's log, told at once."""
 
@@ -174,3 +175,15 @@ def of_the_request() -> Iterator[None]:
         raise RequestError(str(error), "version", 409, "gate_refused") from None
     except InputError as error:
         raise RequestError(str(error)) from None
+
+
+def health_routes(monitor: RouterHealth) -> APIRouter:
+    """`GET /health/{name}`, to be included under /moetune/v1 for keys that may ask (`infer`)."""
+    router = APIRouter()
+
+    @router.get("/health/{name}")
+    def health(name: Annotated[str, Path(pattern=NAME)]) -> Health:
+        """Load, balance and drift of each layer of the versions that answered to a name."""
+        return monitor.health(name)  # no coroutine: it may calibrate, and FastAPI has threads
+
+    return router

@@ -1,16 +1,35 @@
 """What stands around the gateway's routes."""
 
-from collections.abc import Callable, Coroutine
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 
 from orchestrator.auth.keys import KeyRing
 from orchestrator.auth.rate_limit import Meter
 from orchestrator.auth.wrong_keys import WrongKeys
-from orchestrator.config.edge_limits import LimitsSpec
-from orchestrator.telemetry.request_record import Observer
+from orchestrator.config.limits import LimitsSpec
+from orchestrator.config.rollout import GuardSpec
+from orchestrator.gateway.management_routes import health_routes, routes
+from orchestrator.registry.registry import Registry
+from orchestrator.registry.state import Rollout
+from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.checks import Drift
+from orchestrator.rollout.controller import Steward
+from orchestrator.rollout.guard import Guard
+from orchestrator.rollout.metrics import ShadowMetrics
+from orchestrator.rollout.progression import Plans
+from orchestrator.rollout.shadow_stats import Comparisons
+from orchestrator.rollout.timeline import Timeline
+from orchestrator.rollout.window import Windows
+from orchestrator.router_health.metrics import RouterMetrics
+from orchestrator.router_health.monitor import RouterHealth
+from orchestrator.telemetry.audit_log import AuditLog
+from orchestrator.telemetry.request_record import Answered, Observer
+from orchestrator.telemetry.serving_metrics import keep_showing
 from workers.engine.request import Limits
 
 Task = Callable[[], Coroutine[Any, Any, None]]
@@ -39,3 +58,90 @@ class Edge:
     allowed_hosts: tuple[str, ...] = ()
     """Names beyond loopback's that a Host header may have where no key is set."""
     wrong_keys: WrongKeys = field(default_factory=WrongKeys)
+
+
+if TYPE_CHECKING:
+    from orchestrator.config.serve import ServeSpec
+    from orchestrator.registry.registry import Registry
+
+
+@dataclass(frozen=True)
+class HealthParts:
+    """An observer of requests, routes, and a task for the life of the gateway."""
+
+    monitor: RouterHealth
+    audit: AuditLog | None
+    router: APIRouter
+
+    @classmethod
+    def of(cls, registry: "Registry", serve: "ServeSpec", storage: str | Path) -> "HealthParts":
+        """`storage` is the endpoint's folder."""
+        monitor = RouterHealth.of(serve.health, registry)
+        folder = serve.audit.folder or Path(storage) / "audit"
+        audit = AuditLog(serve.audit, folder) if serve.audit.on else None
+        return cls(monitor, audit, health_routes(monitor))
+
+    def observe(self, answered: Answered) -> None:
+        """See `orchestrator.telemetry.request_record.Observer`."""
+        self.monitor(answered)
+        if self.audit is not None:
+            self.audit(answered)
+
+    async def run(self) -> None:
+        """Show metrics until cancelled, and then bring the audit's last records to the disk. To be
+        run inside Ray."""
+        metrics = RouterMetrics(self.monitor)
+        try:
+            await keep_showing(metrics.show)
+        finally:
+            if self.audit is not None:
+                await asyncio.to_thread(self.audit.close)
+
+
+@dataclass(frozen=True)
+class RolloutParts:
+    """An observer of requests, routes, and tasks for the life of the gateway."""
+
+    catalogue: Catalogue
+    windows: Windows
+    comparisons: Comparisons
+    steward: Steward
+    router: APIRouter
+    timeline: Timeline
+
+    @classmethod
+    def of(
+        cls, registry: Registry, catalogue: Catalogue, spec: GuardSpec, drift: Drift | None = None
+    ) -> "RolloutParts":
+        """`drift` judges the routing of a version, if there is somebody who can."""
+        windows = Windows(spec)
+        comparisons = Comparisons(windows)
+        advisers = (Guard(spec, windows, drift), Plans(spec, windows), comparisons)
+        timeline = Timeline()
+        router = routes(registry, catalogue, comparisons, windows, timeline)
+        steward = Steward(registry, advisers)
+        return cls(catalogue, windows, comparisons, steward, router, timeline)
+
+    def observe(self, answered: Answered) -> None:
+        """See `orchestrator.telemetry.request_record.Observer`."""
+        self.windows(answered)
+        self.comparisons.observe(answered)
+
+    async def run(self) -> None:
+        """Look after the names until cancelled."""
+        await self.steward.run(self.states)
+
+    async def show(self) -> None:
+        """Show metrics until cancelled. To be run inside Ray."""
+        metrics = ShadowMetrics(self.comparisons)
+        await keep_showing(lambda: metrics.show(self._now()))
+
+    def _now(self) -> list[Rollout]:
+        return [self.timeline(state) for state in list(self.catalogue.states.values())]
+
+    def states(self) -> Iterable[Rollout]:
+        """What the registry said last, its times by `steady`; the observers forget the rest."""
+        states = self._now()
+        self.windows.forget((s.name, version) for s in states for version in s.concerned)
+        self.comparisons.forget(states)
+        return states

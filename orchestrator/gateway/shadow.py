@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncGenerator
 
 from orchestrator.gateway.request_context import Answering
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.engine.request import Chunk
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from orchestrator.openai.neutral import (
 )
 from orchestrator.openai.openai_parts import PARTS, Extras, Message, ResponseFormat, StreamOptions
 from orchestrator.openai.prompt import Prompts, each
-from workers.config.train import PositiveInt
+from workers.config.base import PositiveInt
 from workers.engine.request import (
     Adapter,
     Chat,

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from orchestrator.registry.models import Event, Version
 from orchestrator.registry.registry import Registry
-from orchestrator.tuning.study import value_at
 from workers.adapter.manifest import Manifest
 from workers.config.base import InputError
+from workers.run.files import value_at
 
 Mode = Literal["min", "max"]
 LOSS = "validation/loss"

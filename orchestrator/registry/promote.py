@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from orchestrator.registry.back import abort, rollback
 from orchestrator.registry.ended import guard_reasons
 from orchestrator.registry.gate import Mode, compare, metric_reasons
 from orchestrator.registry.log import Decision, appended, this_user
@@ -11,7 +10,7 @@ from orchestrator.registry.plan import Stage
 from orchestrator.registry.registry import Registry, check_name
 from orchestrator.registry.router_gate import RouterGate
 from orchestrator.registry.state import Rollout, state_of
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 __all__ = ["GateRefused", "abort", "promote", "rollback", "this_user"]
 
@@ -105,3 +104,42 @@ def _standing(
     if state.champion == chosen.id:
         raise InputError(f"{name}: version {chosen.id} is its champion already")
     return None if state.champion == BASE else registry.version(state.champion)
+
+
+def rollback(registry: Registry, name: str, *, actor: str, reason: str = "") -> Event:
+    """Take back what was done last: end the canary, or go back to the champion before this one.
+
+    Rolling back again goes further back: a version that was rolled back from is not returned to
+    except by promoting it anew. After promotions A, B, C, two rollbacks lead to B and to A; a
+    promotion of D then, rolled back, leads to A.
+    """
+
+    def decide(events: list[Event]) -> Decision:
+        state = _used(name, state_of(events))
+        why = reason.strip() or "rolled back"
+        if state.canary:
+            return Decision(action="abort", version=state.canary.version, reason=why)
+        if state.previous is None:
+            raise InputError(f"{name}: there is no earlier champion to go back to")
+        return Decision(action="rollback", version=state.previous, reason=why)
+
+    return appended(registry, name, actor, decide)
+
+
+def abort(registry: Registry, name: str, *, actor: str, reason: str = "") -> Event:
+    """End what stands beside the champion: the canary, and where there is none, the shadow."""
+
+    def decide(events: list[Event]) -> Decision:
+        state = _used(name, state_of(events))
+        ended = state.canary.version if state.canary else state.shadow
+        if ended is None:
+            raise InputError(f"{name}: it has no canary and no shadow")
+        return Decision(action="abort", version=ended, reason=reason.strip() or "aborted")
+
+    return appended(registry, name, actor, decide)
+
+
+def _used(name: str, state: Rollout | None) -> Rollout:
+    if state is None:
+        raise InputError(f"{name}: nothing was promoted to this name")
+    return state

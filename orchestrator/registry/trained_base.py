@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workers.config.train import InputError, ModelSpec
+from workers.config.base import InputError
+from workers.config.train import ModelSpec
 
 if TYPE_CHECKING:
     from workers.adapter.manifest import BaseRecord

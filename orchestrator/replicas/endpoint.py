@@ -5,10 +5,11 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from orchestrator.config.job import ServeSpec
+from orchestrator.config.serve import ServeSpec
 from orchestrator.replicas.golden import EXACT, ROUNDED, Golden
 from workers.adapter.manifest import base_id
-from workers.config.train import ModelSpec, Spec
+from workers.config.base import Spec
+from workers.config.train import ModelSpec
 from workers.engine.request import Limits
 
 Base = tuple[str | None, ...]

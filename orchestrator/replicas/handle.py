@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.replicas.endpoint import Base
 from orchestrator.replicas.golden import Golden
 from orchestrator.replicas.readiness import Acknowledged, NotNow, OtherBase
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.engine.request import Adapter, Chunk, RequestError, TextRequest
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from orchestrator.replicas.golden import Answer, Golden
 from orchestrator.replicas.golden_store import FirstAnswers
 from orchestrator.replicas.readiness import Acknowledged, Generates, OtherBase, acknowledge, hold
 from orchestrator.rollout.loader import adapter_of, answering, wanted
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.engine.protocol import Engine
 from workers.engine.request import Adapter, Chunk, TextRequest
 

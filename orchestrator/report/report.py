@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import templates
-from orchestrator.config.job import ClusterSpec
+from orchestrator.config.cluster import ClusterSpec
 from orchestrator.monitoring.format import duration, number
 from orchestrator.registry.promoted import Promotions, promotions
 from orchestrator.registry.registry import Registry

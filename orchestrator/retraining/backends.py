@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.config.job import JobSpec
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 if TYPE_CHECKING:
     from cluster.jobs import JobClient

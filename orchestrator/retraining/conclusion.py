@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.config.job import ClusterSpec
+from orchestrator.config.cluster import ClusterSpec
 from orchestrator.evaluation.compare import compare
 from orchestrator.registry.plan import Stage, parse_plan
 from orchestrator.registry.promote import promote, this_user
@@ -11,8 +11,10 @@ from orchestrator.registry.registry import Registry, Version
 from orchestrator.registry.router_gate import RouterGate
 from orchestrator.retraining.journal import Kind
 from orchestrator.retraining.policy import Policy
-from orchestrator.tuning.study import Study, value_at
-from workers.config.train import InputError, TrainSpec, override, validated
+from orchestrator.tuning.study import Study
+from workers.config.base import InputError, override, validated
+from workers.config.train import TrainSpec
+from workers.run.files import value_at
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.job import JobSpec, override_job
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.data.source import records
 from workers.run.files import write_text
 

@@ -11,7 +11,7 @@ from orchestrator.registry.registry import Registry
 from orchestrator.retraining.policy import Policy, QualityRule
 from orchestrator.router_health.monitor import QUIET
 from orchestrator.router_health.report import Health, Verdict
-from workers.config.train import InputError, validated
+from workers.config.base import InputError, validated
 from workers.engine.request import RequestError
 
 

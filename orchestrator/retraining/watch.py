@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.session import session
-from orchestrator.config.job import ClusterSpec, JobSpec, load_job, override_job
+from orchestrator.config.cluster import ClusterSpec
+from orchestrator.config.job import JobSpec, load_job, override_job
 from orchestrator.registry.registry import Registry, Version
 from orchestrator.retraining.backends import End, Runs
 from orchestrator.retraining.conclusion import Contest, Outcome
@@ -14,7 +15,7 @@ from orchestrator.retraining.data import with_fresh
 from orchestrator.retraining.journal import Diary, Entry, Kind
 from orchestrator.retraining.policy import Policy
 from orchestrator.retraining.signals import Signals
-from workers.config.train import InputError, one_line
+from workers.config.base import InputError, one_line
 
 DAY = timedelta(days=1)
 

@@ -1,11 +1,13 @@
 """Plans that go on by themselves: each step at its time, and not before enough was seen of it."""
 
 from datetime import datetime
+from typing import Any
 
 from orchestrator.config.rollout import GuardSpec
+from orchestrator.registry.describe import percent
 from orchestrator.registry.log import Decision
 from orchestrator.registry.state import Rollout
-from orchestrator.rollout.window import Windows
+from orchestrator.rollout.window import Windows, counts
 
 
 class Plans:
@@ -30,3 +32,32 @@ class Plans:
             reason=f"step {step + 1} of {len(canary.plan.steps)} of its plan",
             evidence={"step": step, "share": share, "seen": seen.figures()},
         )
+
+
+FEWEST = 20
+"""Requests before anything is odd."""
+CHANCE = 0.01
+"""That as many users as requests would fall on one side: less than that is odd."""
+ADVICE = "few users ask: name each one in the field `user`, or change the share"
+
+
+def reach(state: Rollout, windows: Windows, now: datetime) -> dict[str, Any] | None:
+    """Requests of this step that this gateway has lately sent to the canary and to the champion,
+    and a warning where one side had none of them, which is hardly chance. None without a canary."""
+    canary = state.canary
+    if canary is None:
+        return None
+    lately = windows.of(state.name, canary.version, canary.at, now)
+    met = sum(answered.role == "canary" and counts(answered) for answered in lately.seen)
+    others = windows.of(state.name, state.champion, canary.at, now).requests
+    return {"canary": met, "champion": others, "warning": _odd(met, others, canary.share)}
+
+
+def _odd(met: int, others: int, share: float) -> str | None:
+    if met + others < FEWEST:
+        return None
+    if not met and (1 - share) ** others < CHANCE:
+        return f"none of the last {others} requests met the canary of {percent(share)}; {ADVICE}"
+    if not others and share**met < CHANCE:
+        return f"all of the last {met} requests met the canary of {percent(share)}; {ADVICE}"
+    return None

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.engine.routing.types import RequestRouting
 
 _ROUTING = TypeAdapter(RequestRouting)

@@ -13,7 +13,7 @@ from orchestrator.router_health.layout import Array, Places
 from orchestrator.router_health.report import Verdict
 from orchestrator.router_health.window import Votes
 from workers.adapter.routing_sample import RoutingSample
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 log = logging.getLogger(__name__)
 FEWEST = 30

@@ -12,7 +12,7 @@ from cluster.session import starts_here
 from orchestrator.auth.made_keys import check_keys
 from orchestrator.auth.operator_key import accepted_key
 from orchestrator.config.cluster import ClusterSpec
-from orchestrator.config.job import ServeSpec
+from orchestrator.config.serve import ServeSpec
 from orchestrator.doctor.demand import endpoint_demand
 from orchestrator.gateway.deployment import Ingress
 from orchestrator.replicas.endpoint import EndpointSpec
@@ -20,7 +20,7 @@ from orchestrator.replicas.replica import Replica
 from orchestrator.serve.proxy import free_port, running_address, start
 from orchestrator.serve.served_base import ServedBase
 from orchestrator.serve.startup import APP, application, check_served, wait_until_ready, why_not
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 if TYPE_CHECKING:
     from ray.serve import Application

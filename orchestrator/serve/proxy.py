@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from cluster.address import is_loopback
-from cluster.middleware import serve_middleware
-from orchestrator.config.job import ServeSpec
-from workers.config.train import InputError
+from cluster.environment import serve_middleware
+from orchestrator.config.serve import ServeSpec
+from workers.config.base import InputError
 
 
 class Address(NamedTuple):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.trained_base import check_same_base, checked_base, trained_base
 from workers.adapter.manifest import base_id
-from workers.config.train import InputError, ModelSpec, validated
+from workers.config.base import InputError, validated
+from workers.config.train import ModelSpec
 
 if TYPE_CHECKING:
     from workers.adapter.manifest import Manifest

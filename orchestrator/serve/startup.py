@@ -3,9 +3,10 @@
 import time
 from typing import TYPE_CHECKING
 
+from orchestrator.config.tls import TlsSpec
 from orchestrator.serve.proxy import running_address
-from orchestrator.serve.tls import TlsSpec, own
-from workers.config.train import InputError
+from orchestrator.serve.tls import own
+from workers.config.base import InputError
 
 if TYPE_CHECKING:
     from ray.serve.schema import ApplicationStatusOverview

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from orchestrator.store.connections import engine_of
+from orchestrator.store.errors import StoreError
 from orchestrator.store.lock import MAKING_SECONDS, store_lock
-from orchestrator.tuning.storage import StoreError
 from workers.config.base import StorageError
 from workers.config.credentials import without_credentials
 

@@ -21,7 +21,7 @@ from orchestrator.telemetry.series import (
     WRONG_KEYS,
     Series,
 )
-from workers.engine.statistics import Statistics
+from workers.engine.protocol import Statistics
 
 log = logging.getLogger(__name__)
 VERSIONS = 64

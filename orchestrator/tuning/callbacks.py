@@ -10,7 +10,8 @@ from ray.tune.experiment import Trial
 
 from orchestrator.tuning.events import Best, Kind, TrialEvent
 from orchestrator.tuning.searcher import StudySearch
-from orchestrator.tuning.study import STATES, best_of, value_at
+from orchestrator.tuning.study import STATES, best_of
+from workers.run.files import value_at
 
 _ENDS: dict[str, Kind] = {"COMPLETE": "finished", "PRUNED": "stopped"}
 

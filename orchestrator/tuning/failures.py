@@ -6,7 +6,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.run.events import EventLog
 from workers.run.files import reason
 

@@ -11,7 +11,7 @@ from orchestrator.config.cluster import ClusterSpec
 from orchestrator.config.job import JobSpec, dump_job, portable
 from orchestrator.tuning.storage import storage, store_errors, study_names
 from orchestrator.tuning.study_folder import check_folder, take_folder
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.run.files import write_text
 from workers.train.used import check_same_data, read_used, used_file
 

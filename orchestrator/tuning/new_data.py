@@ -16,7 +16,7 @@ from orchestrator.tuning.lifecycle import SUCCESSOR, begin
 from orchestrator.tuning.storage import storage
 from orchestrator.tuning.study import COMES_FROM, trial_name
 from orchestrator.tuning.study_folder import is_anothers
-from workers.config.train import InputError, override
+from workers.config.base import InputError, override
 from workers.train.used import note_used, read_used, used_file
 
 _UNFINISHED = tuple(state for state in TrialState if not state.is_finished())

@@ -10,7 +10,7 @@ from orchestrator.config.job import JobSpec
 from orchestrator.doctor.demand import too_small_here
 from orchestrator.tuning.lifecycle import check_data_same, check_study
 from orchestrator.tuning.storage import database_file, study_names
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.run.reported import (
     LARGER_IS_BETTER,
     SMALLER_IS_BETTER,

@@ -13,7 +13,7 @@ from orchestrator.config.job import JobSpec
 from orchestrator.tuning.failures import bad_input
 from orchestrator.tuning.searcher import StudySearch
 from orchestrator.tuning.study import SAME_AS, trial_name
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.run.files import reason
 
 _LONGEST_REASON = 500

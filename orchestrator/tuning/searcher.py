@@ -22,10 +22,10 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator.config.job import JobSpec
 from orchestrator.store.connections import store_fault
+from orchestrator.store.errors import StoreError
 from orchestrator.tuning.repeats import first_with, repeat, settle
-from orchestrator.tuning.storage import StoreError
 from orchestrator.tuning.study import COMES_FROM, SAME_AS, trial_name
-from workers.config.train import InputError, override
+from workers.config.base import InputError, override
 from workers.run.files import write_text
 
 Register = Callable[[int], str]

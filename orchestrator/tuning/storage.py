@@ -5,16 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.config.job import ClusterSpec
+from orchestrator.config.cluster import ClusterSpec
+from orchestrator.store.errors import StoreError
 from workers.config.base import InputError, StorageError, one_line
 
 if TYPE_CHECKING:
     import optuna
     import sqlalchemy as sa
-
-
-class StoreError(StorageError):
-    """The database of studies and registry has failed, or is out of reach."""
 
 
 class CutOff(StorageError):  # noqa: N818

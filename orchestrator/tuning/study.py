@@ -4,16 +4,16 @@ Nothing here starts Ray, and nothing writes.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator.config.job import ClusterSpec
+from orchestrator.config.cluster import ClusterSpec
 from orchestrator.tuning.storage import storage, study_names
-from workers.config.train import InputError
-from workers.run.files import Metrics, read_progress
+from workers.config.base import InputError
+from workers.run.files import Metrics, read_progress, value_at
 
 if TYPE_CHECKING:
     import optuna
@@ -185,20 +185,6 @@ def best_of(
 def trial_name(number: int) -> str:
     """Name of a trial's folder, and of its lineage: T000 for the first."""
     return f"T{number:03d}"
-
-
-def value_at(metrics: Mapping[str, Any], path: str) -> float | None:
-    """The number at a path such as validation/loss in nested or flat metrics; None if it is not
-    there. A task's own name may hold slashes."""
-    for key, value in metrics.items():
-        if key == path:
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            return float(value) if number else None
-        if isinstance(value, Mapping) and path.startswith(f"{key}/"):
-            found = value_at(value, path[len(key) + 1 :])
-            if found is not None:
-                return found
-    return None
 
 
 def _listed(names: list[str]) -> str:

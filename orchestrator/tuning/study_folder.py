@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.run.files import write_text
 
 if TYPE_CHECKING:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.config.job import JobSpec, SearchSpec
-from workers.config.train import InputError, ParallelSpec, TrainSpec, WorkerRange, override
+from orchestrator.config.job import JobSpec
+from search_spaces.spec import SearchSpec
+from workers.config.base import InputError, override
+from workers.config.train import ParallelSpec, TrainSpec, WorkerRange
 from workers.run.files import Metrics, RunPlan, read_progress, reason
 
 if TYPE_CHECKING:

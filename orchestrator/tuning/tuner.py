@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from cluster.placement import wait_for_room
 from orchestrator.config.job import JobSpec, portable
 from orchestrator.doctor.demand import trial_demand
+from orchestrator.store.errors import StoreError
 from orchestrator.tuning.events import TrialEvent
 from orchestrator.tuning.lifecycle import begin, check_study, ended, locked
 from orchestrator.tuning.preflight import preflight
-from orchestrator.tuning.storage import CutOff, StoreError, storage, store_errors
+from orchestrator.tuning.storage import CutOff, storage, store_errors
 from orchestrator.tuning.study import Study, trial_name
 from workers.run.files import read_progress
 

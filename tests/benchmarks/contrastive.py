@@ -27,14 +27,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from workers.config.train import (
-    AdapterSpec,
-    DataSpec,
-    LossSpec,
-    ModelSpec,
-    OptimizerSpec,
-    TrainSpec,
-)
+from workers.config.adapter import AdapterSpec
+from workers.config.train import DataSpec, LossSpec, ModelSpec, OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
 from workers.injection.inject import inject
 from workers.losses.auxiliary import IGNORED

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from layer_step import GatedBlock, Sizes
 
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 from workers.layers import expert_bank as banks
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward, find_feed_forward

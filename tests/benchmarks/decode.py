@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from layer_step import NAMES, GatedBlock
 from layer_step import Sizes as BlockSizes
 
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 from workers.injection.row_map import RowMap
 from workers.injection.wrapper import Site
 from workers.layers.experts import BlockExperts

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from workers.config.adapter import AdapterSpec
 from workers.config.train import (
-    AdapterSpec,
     DataSpec,
     LossSpec,
     ModelSpec,

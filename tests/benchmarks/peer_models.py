@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from workers.adapter.convert import export_folder
 from workers.adapter.files import save
 from workers.adapter.manifest import BaseRecord, Manifest
-from workers.config.train import AdapterSpec, ModelSpec
+from workers.config.adapter import AdapterSpec
+from workers.config.train import ModelSpec
 from workers.injection.inject import inject
 from workers.models.base import load_base
 

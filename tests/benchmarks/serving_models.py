@@ -18,7 +18,7 @@ from workers.adapter.convert import export_folder
 from workers.adapter.digest import base_digest
 from workers.adapter.files import save
 from workers.adapter.manifest import BaseRecord, Manifest
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 from workers.injection.inject import inject
 
 

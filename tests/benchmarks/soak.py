@@ -27,7 +27,7 @@ from soak_shop import NAME, Shop, opened
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from orchestrator.registry.promote import rollback
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from workers.config.train import (
-    AdapterSpec,
-    DataSpec,
-    LossSpec,
-    ModelSpec,
-    OptimizerSpec,
-    TrainSpec,
-)
+from workers.config.adapter import AdapterSpec
+from workers.config.train import DataSpec, LossSpec, ModelSpec, OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
 from workers.injection.inject import Adapter, inject
 from workers.layers.router import Routing

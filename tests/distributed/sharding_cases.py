@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from workers.config.adapter import AdapterSpec
 from workers.config.train import (
-    AdapterSpec,
     DataSpec,
     LossSpec,
     ModelSpec,

@@ -21,14 +21,13 @@ import pytest
 import torch.distributed as dist
 
 from cluster import environment
-from orchestrator.config.job import SearchSpec
 from orchestrator.tuning.trainer import fit
+from search_spaces.spec import SearchSpec
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run import heartbeat
 from workers.run.events import RunEvent, read_events
-from workers.run.files import Metrics, RunPlan, read_progress
-from workers.run.rows_taken import read_rows
+from workers.run.files import Metrics, RunPlan, read_progress, read_rows
 from workers.train.loop import TrainingRun
 
 ROWS = 24
@@ -41,7 +40,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from cluster.session import session
-from orchestrator.config.job import SearchSpec
+from search_spaces.spec import SearchSpec
 from orchestrator.tuning.trainer import fit
 from workers.config.train import TrainSpec
 from workers.run.files import RunPlan

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch.multiprocessing as mp
 
-from orchestrator.config.job import SearchSpec
+from search_spaces.spec import SearchSpec
 from tests.distributed.survivors import (
     DRIVER,
     PATIENCE,
@@ -22,9 +22,10 @@ from tests.distributed.survivors import (
     trained,
     wait_until,
 )
-from workers.config.train import TrainSpec, override
+from workers.config.base import override
+from workers.config.train import TrainSpec
 from workers.run.events import read_events
-from workers.run.rows_taken import read_rows
+from workers.run.files import read_rows
 
 pytestmark = pytest.mark.endurance
 SpecMaker = Callable[..., TrainSpec]

@@ -16,7 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.distributed.expert_parallel_cases import CASES, RECOMPUTED, Case, batches, build
 from tests.processes import run_together
-from workers.config.train import AdapterSpec, ParallelSpec, TrainSpec, override
+from workers.config.adapter import AdapterSpec
+from workers.config.base import override
+from workers.config.train import ParallelSpec, TrainSpec
 from workers.injection.inject import inject
 from workers.parallel.cost import Choice, Passes
 from workers.parallel.exchange_choice import share_out

@@ -10,7 +10,8 @@ import torch
 from cluster.session import Session
 from orchestrator.tuning.trainer import fit
 from workers.adapter import files
-from workers.config.train import TrainSpec, override
+from workers.config.base import override
+from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.events import read_events
 from workers.run.files import RunPlan

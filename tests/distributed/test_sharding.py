@@ -33,7 +33,8 @@ from tests.distributed.sharding_cases import (
 )
 from tests.processes import run_together
 from workers.adapter.digest import base_digest
-from workers.config.train import ParallelSpec, TrainSpec, override
+from workers.config.base import override
+from workers.config.train import ParallelSpec, TrainSpec
 from workers.losses import auxiliary as losses
 from workers.models.base import load_base
 from workers.parallel.mesh import Mesh

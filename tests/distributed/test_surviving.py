@@ -11,7 +11,7 @@ import pytest
 import torch.multiprocessing as mp
 
 from cluster.session import Session
-from orchestrator.config.job import SearchSpec
+from search_spaces.spec import SearchSpec
 from tests.distributed.survivors import (
     DRIVER,
     PATIENCE,
@@ -27,7 +27,8 @@ from tests.distributed.survivors import (
     trained,
     wait_until,
 )
-from workers.config.train import InputError, TrainSpec, override
+from workers.config.base import InputError, override
+from workers.config.train import TrainSpec
 from workers.run.events import read_events
 
 pytestmark = pytest.mark.slow

@@ -263,7 +263,7 @@ def test_check_counts_what_rows_lose(
 
 def test_a_port_in_use_is_refused_before_anything_starts() -> None:
     from orchestrator.serve.proxy import free_port
-    from workers.config.train import InputError
+    from workers.config.base import InputError
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

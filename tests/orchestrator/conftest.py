@@ -12,7 +12,9 @@ from orchestrator.tuning.storage import storage
 from orchestrator.tuning.study import trial_name
 from tests.orchestrator.postgres import Postgres, missing, running
 from tests.orchestrator.traffic import Trained, train_on_home
-from workers.config.train import AdapterSpec, TrainSpec, override
+from workers.config.adapter import AdapterSpec
+from workers.config.base import override
+from workers.config.train import TrainSpec
 from workers.run.files import RunRecord
 
 Play = Callable[..., Any]

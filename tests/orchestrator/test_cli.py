@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 
 def test_tells_its_version_and_helps() -> None:

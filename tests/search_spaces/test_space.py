@@ -11,7 +11,8 @@ import yaml
 
 from orchestrator.config.job import load_job
 from search_spaces.space import SearchSpace
-from workers.config.train import InputError, TrainSpec, override, validated
+from workers.config.base import InputError, override, validated
+from workers.config.train import TrainSpec
 
 TRAIN = validated(
     TrainSpec, {"model": {"path": "m"}, "data": {"train": "a", "validation": "b"}}, "test"

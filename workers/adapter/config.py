@@ -14,8 +14,8 @@ from workers.adapter import folder as folders
 from workers.adapter import legacy
 from workers.adapter.routing_keys import RoutingKeys, most_experts
 from workers.adapter.targets import TargetKeys
-from workers.config.base import Size
-from workers.config.train import AdapterSpec, Fraction, InputError, Spec, validated
+from workers.config.adapter import AdapterSpec
+from workers.config.base import Fraction, InputError, Size, Spec, validated
 
 PeftType = Literal["MIXLORA", "MOELORA", "LORA"]
 Alpha = Annotated[float, Field(gt=0)]

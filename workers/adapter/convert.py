@@ -16,7 +16,7 @@ from workers.adapter.files import load_into
 from workers.adapter.manifest import BaseRecord, Manifest
 from workers.adapter.raw import RawAdapter, read_raw, write_raw
 from workers.adapter.stacking import to_canonical
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 Format = Literal["mixlora", "moelora", "peft"]
 _FORMATS: dict[str, Format] = {"MIXLORA": "mixlora", "MOELORA": "moelora", "LORA": "peft"}

@@ -8,7 +8,8 @@ from workers.adapter.raw import RawAdapter
 from workers.adapter.stacking import to_canonical
 from workers.adapter.tensor_names import Tensors, target_names, to_disk
 from workers.adapter.written import config_values
-from workers.config.train import AdapterSpec, InputError
+from workers.config.adapter import AdapterSpec
+from workers.config.base import InputError
 
 # What decides a trained adapter's outputs. Jitter, dropout and the like only matter in training.
 _COMPUTED = ("num_experts", "gate_form", "gate_scale", "use_dora", "scale")

@@ -14,7 +14,8 @@ from workers.adapter.raw import read_raw, write_raw
 from workers.adapter.stacking import to_canonical
 from workers.adapter.tensor_names import Tensors, target_names, to_disk
 from workers.adapter.written import config_values, peft_type
-from workers.config.train import AdapterSpec, InputError
+from workers.config.adapter import AdapterSpec
+from workers.config.base import InputError
 from workers.injection.inject import Adapter, inject
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

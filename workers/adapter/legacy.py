@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 STRATEGIES = {"mixtral": "mixlora", "switch": "mixlora-switch"}
 LINEARS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}

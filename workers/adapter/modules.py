@@ -4,7 +4,7 @@ from torch import nn
 
 from workers.adapter.config import AdapterConfig
 from workers.adapter.tensor_names import Tensors
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.injection.inject import row_map
 from workers.injection.sharded import whole
 from workers.injection.targets import decoder_layers, linears

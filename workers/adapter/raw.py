@@ -15,7 +15,7 @@ from workers.adapter.config import AdapterConfig, read_config
 from workers.adapter.digest import file_digest
 from workers.adapter.manifest import Manifest, read_manifest, write_manifest
 from workers.adapter.tensor_names import Tensors
-from workers.config.train import InputError, one_line
+from workers.config.base import InputError, one_line
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Of an adapter's tensors; what is coarser (float8) is meant for a base."""

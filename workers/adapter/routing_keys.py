@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from workers.config.base import Size
-from workers.config.train import AdapterSpec, Fraction, NonNegative, PositiveInt, Spec
+from workers.config.adapter import AdapterSpec
+from workers.config.base import Fraction, NonNegative, PositiveInt, Size, Spec
 
 Routing = Literal["top_k", "top_p", "switch"]
 Strategy = Literal["mixlora", "mixlora-dynamic", "mixlora-switch"]

@@ -10,8 +10,8 @@ from torch.nn.functional import pad
 
 from workers.adapter.config import AdapterConfig
 from workers.adapter.tensor_names import Parts, Place, Tensors
-from workers.config.adapter import is_named
-from workers.config.train import AdapterSpec, InputError
+from workers.config.adapter import AdapterSpec, is_named
+from workers.config.base import InputError
 
 MATRICES = ("lora_A", "lora_B")
 MAGNITUDE = "lora_magnitude"

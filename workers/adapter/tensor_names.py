@@ -16,7 +16,8 @@ import torch
 from workers.adapter.config import PeftType
 from workers.adapter.targets import INDEX
 from workers.adapter.written import peft_type
-from workers.config.train import AdapterSpec, InputError
+from workers.config.adapter import AdapterSpec
+from workers.config.base import InputError
 
 Tensors = dict[str, torch.Tensor]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from workers.adapter.config import OURS, AdapterConfig, PeftType
 from workers.adapter.routing_keys import routing_keys
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 
 
 def peft_type(spec: AdapterSpec) -> PeftType:

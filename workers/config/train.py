@@ -11,38 +11,12 @@ from pydantic import AfterValidator, Field, model_validator
 from workers.config.adapter import AdapterSpec
 from workers.config.base import (
     Fraction,
-    InputError,
     Listed,
     NonNegative,
     PositiveInt,
     Spec,
-    one_line,
-    override,
-    validated,
 )
 from workers.config.credentials import refuse_credentials
-
-__all__ = [
-    "AdapterSpec",
-    "CheckpointSpec",
-    "DataSpec",
-    "EvaluationSpec",
-    "Fraction",
-    "InputError",
-    "Listed",
-    "LossSpec",
-    "ModelSpec",
-    "NonNegative",
-    "OptimizerSpec",
-    "ParallelSpec",
-    "PositiveInt",
-    "Spec",
-    "TrainSpec",
-    "WorkerRange",
-    "one_line",
-    "override",
-    "validated",
-]
 
 
 def _no_credentials(uri: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.data.values import is_empty, string
 
 FIELDS = ("role", "content")

@@ -13,7 +13,7 @@ from secrets import token_hex
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 
 class ControlTokens:

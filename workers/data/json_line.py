@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from workers.config.train import InputError, one_line
+from workers.config.base import InputError, one_line
 from workers.data.values import repeated
 
 

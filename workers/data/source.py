@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
-from workers.config.train import DataSpec, InputError, one_line
+from workers.config.base import InputError, one_line
+from workers.config.train import DataSpec
 from workers.data.json_line import json_record
 from workers.data.values import repeated
 

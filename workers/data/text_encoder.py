@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from workers.config.train import InputError, one_line
+from workers.config.base import InputError, one_line
 from workers.data.control_tokens import ControlTokens
 
 _MARK = "moetune-marks-a-turn"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 CHOICE_METRICS = ("acc", "acc_norm")
 """Metrics of rows with choices: the choice with the highest log-likelihood counts."""

@@ -6,7 +6,7 @@ from decimal import Decimal
 from reprlib import repr as short
 from typing import Any
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 
 def text(value: Any, what: str, where: str) -> str:

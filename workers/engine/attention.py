@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.engine.sequences import Packed, Seen, attend
 
 BY_SEQUENCE = "moetune_by_sequence"

@@ -13,6 +13,7 @@ from torch import nn
 from workers.data.text_encoder import TextEncoder
 from workers.engine.adapter_slots import SlotStore
 from workers.engine.attention import check_attention
+from workers.engine.protocol import Statistics
 from workers.engine.recent_adapters import Company
 from workers.engine.request import (
     NOBODY,
@@ -28,7 +29,6 @@ from workers.engine.routing.capture import RoutingCapture
 from workers.engine.sampler import GREEDY, Draw, Drawing, Sampler
 from workers.engine.scheduler import GenerationLoop
 from workers.engine.sequence import Generation
-from workers.engine.statistics import Statistics
 from workers.engine.structured_output.schemas import Schemas
 from workers.engine.timing import PassClock, Passing
 from workers.injection.inject import Adapter as Injected

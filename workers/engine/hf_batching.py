@@ -27,7 +27,7 @@ from transformers.generation.continuous_batching.model_runner import (
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.engine.attention import attend_as_before, attend_by_sequence
 from workers.engine.prefix_cache import PAGE, Salt, SlotCache
 from workers.engine.request import Limits

@@ -1,10 +1,30 @@
 """What any engine can do."""
 
 from collections.abc import AsyncGenerator, Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from workers.engine.request import NOBODY, Adapter, Asker, Limits, Piece, Sampling
-from workers.engine.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """An engine at one moment. The counts grow from its start."""
+
+    running: int = 0
+    """Requests that are generated for."""
+    waiting: int = 0
+    """Requests that wait for room in the cache."""
+    adapters: int = 0
+    """Adapter versions held."""
+    reserved: float = 0.0
+    """Share of the cache that the running requests may come to fill, 0 … 1."""
+    passes: int = 0
+    """Forward passes."""
+    rows: int = 0
+    """Requests in those passes, summed."""
+    tokens: int = 0
+    """Tokens in those passes, summed."""
 
 
 class Engine(Protocol):

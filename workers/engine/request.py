@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from workers.config.train import InputError, PositiveInt, Spec
+from workers.config.base import InputError, PositiveInt, Spec
 from workers.engine.routing.types import RequestRouting
 from workers.engine.timing import Timing
 

@@ -21,11 +21,11 @@ from workers.engine.hf_batching import (
     stop_manager,
 )
 from workers.engine.prefix_cache import Salt, Salts, fresh_salt
+from workers.engine.protocol import Statistics
 from workers.engine.request import Finish, Limits, RequestError
 from workers.engine.room import Room
 from workers.engine.sampler import Sampler
 from workers.engine.sequence import Generation, failed, stopped
-from workers.engine.statistics import Statistics
 
 log = logging.getLogger(__name__)
 BLAMED, UNLUCKY = 2, 4

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.data.text_encoder import TextEncoder
 from workers.engine.prompts import Prompts
 from workers.engine.protocol import Engine

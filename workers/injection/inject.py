@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from workers.config.adapter import is_named
-from workers.config.train import AdapterSpec, InputError
+from workers.config.adapter import AdapterSpec, is_named
+from workers.config.base import InputError
 from workers.injection.mixed_batch import Layer
 from workers.injection.row_map import RowMap
 from workers.injection.sharded import whole

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 Slot = str | None
 """Name of an adapter; None is the bare base."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from workers.config.adapter import is_named
-from workers.config.train import AdapterSpec, InputError
+from workers.config.adapter import AdapterSpec, is_named
+from workers.config.base import InputError
 from workers.injection.wrapper import Site
 from workers.layers.feed_forward import FeedForward, find_feed_forward, is_linear, linear_sizes
 

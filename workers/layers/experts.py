@@ -15,7 +15,7 @@ from typing import NamedTuple, Self, cast
 import torch
 from torch import Tensor, nn
 
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 from workers.layers.assignments import Pairs
 from workers.layers.block import (
     ITSELF,

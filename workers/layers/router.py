@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 
 
 class Routing(NamedTuple):

@@ -10,7 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from workers.adapter.files import AdapterFiles, check_activation
 from workers.adapter.modules import check_modules
 from workers.adapter.stacking import MATRICES
-from workers.config.train import AdapterSpec, InputError, ModelSpec, TrainSpec
+from workers.config.adapter import AdapterSpec
+from workers.config.base import InputError
+from workers.config.train import ModelSpec, TrainSpec
 from workers.injection.inject import check_places
 from workers.injection.targets import decoder_layers, linears
 from workers.layers.feed_forward import linear_sizes

@@ -15,8 +15,9 @@ from transformers import (
     TorchAoConfig,
 )
 
+from workers.config.base import InputError
 from workers.config.extras import installing
-from workers.config.train import InputError, ModelSpec
+from workers.config.train import ModelSpec
 
 LIBRARIES = {"bnb_nf4": "bitsandbytes", "bnb_int8": "bitsandbytes", "torchao_int8": "torchao"}
 """Package that computes with each quantization."""

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from workers.config.train import InputError, ModelSpec, ParallelSpec
+from workers.config.base import InputError
+from workers.config.train import ModelSpec, ParallelSpec
 from workers.injection.targets import decoder_layers
 from workers.parallel.world import World
 

@@ -2,7 +2,7 @@
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 """Tokens that may fill up a batch where a tokenizer names none, in this order."""

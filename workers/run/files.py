@@ -14,13 +14,14 @@ error.txt       why the run failed, if it did
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers.config.train import InputError, TrainSpec
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
 
 Metrics = dict[str, Any]
 """Nested names to numbers, lists of numbers and strings."""
@@ -136,3 +137,29 @@ def write_text(path: Path, text: str) -> None:
 
 def _line(metrics: Metrics) -> str:
     return json.dumps(metrics, allow_nan=False) + "\n"
+
+
+def value_at(metrics: Mapping[str, Any], path: str) -> float | None:
+    """The number at a path such as validation/loss in nested or flat metrics; None if it is not
+    there. A task's own name may hold slashes."""
+    for key, value in metrics.items():
+        if key == path:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            return float(value) if number else None
+        if isinstance(value, Mapping) and path.startswith(f"{key}/"):
+            found = value_at(value, path[len(key) + 1 :])
+            if found is not None:
+                return found
+    return None
+
+
+def note_rows(folder: Path, step: int, by_worker: Sequence[Sequence[int]]) -> None:
+    """Add the rows (numbers from 0 among the training rows that are kept) of a step (from 0)."""
+    with (folder / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "workers": by_worker}) + "\n")
+
+
+def read_rows(folder: Path) -> dict[int, list[list[int]]]:
+    """By step, the rows of each worker that went into the parameters."""
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    return {line["step"]: line["workers"] for line in map(json.loads, lines)}

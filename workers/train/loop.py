@@ -12,7 +12,9 @@ import torch
 from workers.adapter import files
 from workers.adapter.manifest import Manifest, expert_load
 from workers.adapter.routing_sample import RoutingSample
-from workers.config.train import AdapterSpec, InputError, TrainSpec
+from workers.config.adapter import AdapterSpec
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
 from workers.data.batches import Batches, collate
 from workers.injection.inject import inject, row_map
 from workers.parallel.exchange_choice import share_out
@@ -21,10 +23,9 @@ from workers.parallel.strategy import update_for
 from workers.parallel.trial import MicroBatch
 from workers.parallel.world import World
 from workers.run.events import EventLog
-from workers.run.files import Metrics, RunPlan
+from workers.run.files import Metrics, RunPlan, note_rows
 from workers.run.heartbeat import Heart
 from workers.run.progress import Meter
-from workers.run.rows_taken import note_rows
 from workers.run.samples import Sample
 from workers.train.checkpoint import state as checkpoint
 from workers.train.evaluation.evaluator import Evaluation

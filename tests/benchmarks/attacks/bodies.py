@@ -29,7 +29,7 @@ import psutil
 from soak_processes import actors
 
 from cluster.session import session
-from orchestrator.config.job import ServeSpec
+from orchestrator.config.serve import ServeSpec
 from orchestrator.serve.deploy import deploy, undeploy
 from orchestrator.serve.served_base import served_base
 from tests.tiny import write_model

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from cluster.environment import MAX_BODY_VARIABLE, SERVE_MIDDLEWARE
 from cluster.manifests.kuberay import (
     Kubernetes,
     Pod,
@@ -16,7 +17,6 @@ from cluster.manifests.kuberay import (
     ray_service,
     to_yaml,
 )
-from cluster.middleware import MAX_BODY_VARIABLE, SERVE_MIDDLEWARE
 
 VALUES = Kubernetes(
     name="tuning",

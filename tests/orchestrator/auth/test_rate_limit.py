@@ -10,8 +10,7 @@ import pytest
 
 from orchestrator.auth.keys import ANONYMOUS, OPERATOR, Caller
 from orchestrator.auth.rate_limit import Meter, Place, Spent, TooMany, Usage
-from orchestrator.config.edge_limits import LimitsSpec
-from orchestrator.config.limits import Allowance
+from orchestrator.config.limits import Allowance, LimitsSpec
 from workers.engine.request import RequestError
 
 HOUR, DAY = 3600, 86400

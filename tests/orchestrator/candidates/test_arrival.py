@@ -20,16 +20,17 @@ from orchestrator.candidates import arrival
 from orchestrator.candidates.yardstick import Yardstick
 from orchestrator.cli import app
 from orchestrator.config.cluster import ClusterSpec
-from orchestrator.config.job import SearchSpec
 from orchestrator.evaluation.compare import Measurement, evaluation, on_cluster
 from orchestrator.registry.models import Version
 from orchestrator.registry.registry import Registry
 from orchestrator.serve.served_base import served_base
+from search_spaces.spec import SearchSpec
 from tests.tiny import write_adapter, write_model
 from workers.adapter.convert import export_folder, import_folder
 from workers.adapter.digest import base_digest, folder_digest
 from workers.adapter.manifest import BaseRecord, Manifest, Origin
-from workers.config.train import InputError, TrainSpec, override
+from workers.config.base import InputError, override
+from workers.config.train import TrainSpec
 from workers.run.files import RunPlan
 from workers.train.loop import TrainingRun
 

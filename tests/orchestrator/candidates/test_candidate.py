@@ -18,7 +18,7 @@ from orchestrator.registry.promote import promote, rollback
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.state import Rollout
 from tests.orchestrator.conftest import Play
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 LOSS, SCORE = "validation/loss", "validation/score"
 Register = Callable[..., Version]

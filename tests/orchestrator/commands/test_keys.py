@@ -20,12 +20,12 @@ from orchestrator.auth.keys import SCOPES, Caller, Key, KeyRing, Scope, key_hash
 from orchestrator.auth.made_keys import MadeKeys, check_keys
 from orchestrator.auth.operator_key import read_key
 from orchestrator.auth.rate_limit import Spent
-from orchestrator.config.job import ServeSpec
 from orchestrator.config.limits import Allowance
+from orchestrator.config.serve import ServeSpec
 from orchestrator.registry.log import this_user
 from orchestrator.replicas.replica import EndpointSpec
-from workers.config.base import StorageError
-from workers.config.train import InputError, ModelSpec
+from workers.config.base import InputError, StorageError
+from workers.config.train import ModelSpec
 from workers.engine.request import Limits, RequestError
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from orchestrator.commands.options import plain_answer, print_table
+from orchestrator.output import plain_answer, print_table
 
 COLUMNS = ("trial", "state", "validation/loss", "contrastive_weight", "version", "at", "why")
 ROWS = [

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from cluster.session import Session
 from orchestrator.cli import app
-from orchestrator.config.job import ClusterSpec
+from orchestrator.config.cluster import ClusterSpec
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
 from orchestrator.serve.proxy import running_address
@@ -30,7 +30,8 @@ from orchestrator.serve.served_base import served_base
 from tests.served import serving
 from tests.tiny import write_adapter
 from workers.adapter.manifest import read_manifest, write_manifest
-from workers.config.train import InputError, ModelSpec, TrainSpec, override
+from workers.config.base import InputError, override
+from workers.config.train import ModelSpec, TrainSpec
 
 
 @dataclass(frozen=True)

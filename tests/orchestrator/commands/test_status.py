@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.config.job import JobSpec
 from orchestrator.tuning.lifecycle import locked
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 
 @pytest.fixture

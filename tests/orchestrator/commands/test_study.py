@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cluster.session import Session
 from orchestrator.cli import app
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 
 @pytest.fixture(autouse=True)

@@ -5,18 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.config.job import (
-    ClusterSpec,
-    JobSpec,
-    ServeSpec,
-    dump_job,
-    load_job,
-    override_job,
-    portable,
-)
+from orchestrator.config.cluster import ClusterSpec
+from orchestrator.config.job import JobSpec, dump_job, load_job, override_job, portable
+from orchestrator.config.serve import ServeSpec
 from orchestrator.replicas.endpoint import EndpointSpec
 from orchestrator.retraining.policy import load_policy
-from workers.config.train import InputError, ModelSpec
+from workers.config.base import InputError
+from workers.config.train import ModelSpec
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.config.limits import Allowance, span_seconds
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.demo.run import run_demo
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 
 def test_packages_that_are_missing_are_named(

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from orchestrator.config.job import ClusterSpec, JobSpec
+from orchestrator.config.cluster import ClusterSpec
+from orchestrator.config.job import JobSpec
 from orchestrator.disk.deletion import delete, delete_name, delete_version
 from orchestrator.registry.artifacts import VersionFiles
-from orchestrator.registry.back import abort
 from orchestrator.registry.models import Event, Version
 from orchestrator.registry.plan import stage
-from orchestrator.registry.promote import promote, rollback
+from orchestrator.registry.promote import abort, promote, rollback
 from orchestrator.registry.registry import Registry
 from orchestrator.store.schema import Store
 from orchestrator.tuning.lifecycle import locked

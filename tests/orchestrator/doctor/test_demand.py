@@ -8,7 +8,7 @@ import pytest
 from cluster.inventory import Inventory, Node
 from orchestrator.config.job import JobSpec, override_job
 from orchestrator.doctor.demand import room_for, too_small_here
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 
 def _nodes(*sizes: tuple[float, float]) -> Inventory:

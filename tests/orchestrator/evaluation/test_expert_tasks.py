@@ -11,7 +11,7 @@ from orchestrator.evaluation.expert_tasks import by_layer, expert_tasks
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
 from tests.orchestrator.traffic import Trained, clinic, home, rows_of, write_rows
-from workers.config.train import InputError, override
+from workers.config.base import InputError, override
 from workers.train.evaluation.expert_tasks import count_by_task
 
 

@@ -17,13 +17,11 @@ from orchestrator.auth import wrong_keys
 from orchestrator.auth.keys import Caller, Key, KeyRing, key_hash
 from orchestrator.auth.rate_limit import TooMany
 from orchestrator.auth.wrong_keys import WrongKeys
-from orchestrator.config.edge_limits import LimitsSpec
-from orchestrator.config.job import ServeSpec
+from orchestrator.config.limits import LimitsSpec
+from orchestrator.config.serve import ServeSpec
 from orchestrator.gateway import page
 from orchestrator.gateway.app import NO_KEY, create_app
-from orchestrator.gateway.rollout_parts import RolloutParts
-from orchestrator.gateway.router_parts import HealthParts
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import Edge, HealthParts, RolloutParts
 from orchestrator.registry.registry import Registry
 from orchestrator.rollout.catalog import Catalogue
 from tests.orchestrator.backends import Nowhere

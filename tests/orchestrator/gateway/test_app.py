@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from orchestrator.auth.keys import KeyRing, key_hash
-from orchestrator.config.edge_limits import LimitsSpec
+from orchestrator.config.limits import LimitsSpec
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.services import Edge
 from orchestrator.registry.promote import promote, rollback

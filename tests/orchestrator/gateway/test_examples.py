@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config.job import ServeSpec
+from orchestrator.config.serve import ServeSpec
 from orchestrator.gateway.examples import Examples
 from orchestrator.registry.registry import Registry
 from workers.run.samples import Sample, write_samples

@@ -17,8 +17,7 @@ import pytest
 from orchestrator.auth.keys import KeyRing, key_hash
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.rollout_parts import RolloutParts
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import Edge, RolloutParts
 from orchestrator.registry.models import Version
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry

@@ -18,8 +18,7 @@ from orchestrator.auth.key_store import KeyStore
 from orchestrator.auth.keys import Caller, Key, KeyRing, key_hash, wants
 from orchestrator.auth.rate_limit import Meter
 from orchestrator.auth.sync import Keeper
-from orchestrator.config.edge_limits import LimitsSpec
-from orchestrator.config.limits import Allowance
+from orchestrator.config.limits import Allowance, LimitsSpec
 from orchestrator.gateway.services import Edge
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote

@@ -15,12 +15,10 @@ import httpx
 import pytest
 
 from orchestrator.auth.rate_limit import Meter
-from orchestrator.config.job import ServeSpec
 from orchestrator.config.rollout import GuardSpec
+from orchestrator.config.serve import ServeSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.rollout_parts import RolloutParts
-from orchestrator.gateway.router_parts import HealthParts
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import Edge, HealthParts, RolloutParts
 from orchestrator.registry.models import Version
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import abort, promote, rollback

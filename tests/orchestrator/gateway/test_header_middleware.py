@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import Response
 
-from cluster.middleware import MAX_BODY_VARIABLE, SERVE_MIDDLEWARE
+from cluster.environment import MAX_BODY_VARIABLE, SERVE_MIDDLEWARE
 from orchestrator.gateway.header_middleware import in_front
 from orchestrator.serve.proxy import free_port
 

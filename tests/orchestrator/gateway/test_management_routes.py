@@ -12,8 +12,7 @@ from fastapi import FastAPI
 from orchestrator.auth.keys import KeyRing, key_hash
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.rollout_parts import RolloutParts
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import Edge, RolloutParts
 from orchestrator.registry.models import Event, Version
 from orchestrator.registry.registry import Registry
 from orchestrator.rollout.catalog import Catalogue

@@ -23,10 +23,9 @@ from orchestrator.config.health import HealthSpec
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway import openapi
 from orchestrator.gateway.app import create_app
+from orchestrator.gateway.management_routes import health_routes
 from orchestrator.gateway.openapi import describe
-from orchestrator.gateway.rollout_parts import RolloutParts
-from orchestrator.gateway.router_routes import routes as health_routes
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import Edge, RolloutParts
 from orchestrator.registry.registry import Registry
 from orchestrator.rollout.catalog import Catalogue
 from orchestrator.router_health.monitor import RouterHealth

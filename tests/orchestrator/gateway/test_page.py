@@ -21,9 +21,8 @@ from orchestrator.gateway import page
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.examples import Examples
 from orchestrator.gateway.examples import routes as example_routes
-from orchestrator.gateway.rollout_parts import RolloutParts
-from orchestrator.gateway.router_routes import routes as health_routes
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.management_routes import health_routes
+from orchestrator.gateway.services import Edge, RolloutParts
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry

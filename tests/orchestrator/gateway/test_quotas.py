@@ -15,8 +15,7 @@ from orchestrator.auth.key_store import KeyStore
 from orchestrator.auth.keys import KeyRing
 from orchestrator.auth.rate_limit import Meter, Place, Spent, Usage
 from orchestrator.auth.sync import Keeper
-from orchestrator.config.edge_limits import LimitsSpec
-from orchestrator.config.limits import Allowance
+from orchestrator.config.limits import Allowance, LimitsSpec
 from orchestrator.gateway.services import Edge
 from orchestrator.openai.parse import parse
 from orchestrator.openai.schema import ChatBody, CompletionBase, CompletionBody

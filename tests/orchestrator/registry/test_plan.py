@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.registry.plan import Plan, Stage, parse_plan, plan_of, share, stage
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 
 @pytest.mark.parametrize(

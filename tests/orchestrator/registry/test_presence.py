@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from orchestrator.config.job import ClusterSpec
+from orchestrator.config.cluster import ClusterSpec
 from orchestrator.disk.deletion import delete
 from orchestrator.registry.models import Version
 from orchestrator.registry.presence import (

@@ -13,12 +13,13 @@ from orchestrator.registry.models import BASE
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import GateRefused, abort, promote, rollback, this_user
 from orchestrator.registry.registry import Registry
-from orchestrator.tuning.study import value_at
 from workers.adapter.convert import import_folder
 from workers.adapter.files import save
 from workers.adapter.manifest import BaseRecord, Manifest
-from workers.config.train import AdapterSpec, InputError
+from workers.config.adapter import AdapterSpec
+from workers.config.base import InputError
 from workers.injection.inject import inject
+from workers.run.files import value_at
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden" / "mixlora_llama"
 LOSS = "validation/loss"

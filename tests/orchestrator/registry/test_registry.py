@@ -18,8 +18,7 @@ from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Event, Registry
 from workers.adapter.convert import import_folder
 from workers.adapter.manifest import read_manifest
-from workers.config.base import StorageError
-from workers.config.train import InputError
+from workers.config.base import InputError, StorageError
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden" / "mixlora_llama" / "adapter"

@@ -27,7 +27,8 @@ from orchestrator.replicas.golden_store import FirstAnswers
 from orchestrator.replicas.readiness import Acknowledged, TwoPhases, acknowledge
 from orchestrator.replicas.replica import prove
 from workers.adapter.digest import base_digest
-from workers.config.train import InputError, ModelSpec
+from workers.config.base import InputError
+from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Adapter, Limits
 from workers.engine.text_engine import TextEngine

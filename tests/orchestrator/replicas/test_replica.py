@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.job import ServeSpec
+from orchestrator.config.serve import ServeSpec
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry, Version

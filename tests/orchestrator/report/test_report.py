@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.job import ClusterSpec, JobSpec, override_job
+from orchestrator.config.cluster import ClusterSpec
+from orchestrator.config.job import JobSpec, override_job
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
 from orchestrator.report import figures
 from orchestrator.report.gain import Gain, Line
 from orchestrator.report.report import write
 from orchestrator.tuning.study import Study
-from workers.config.train import InputError, TrainSpec
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
 from workers.run.samples import Sample, samples_beside, write_samples
 from workers.train.used import base_file
 

@@ -21,10 +21,11 @@ from cluster.errors import ClusterError
 from cluster.jobs import JobClient
 from cluster.session import Session
 from orchestrator.cli import app
+from orchestrator.config.cluster import ClusterSpec
 from orchestrator.config.health import HealthSpec
-from orchestrator.config.job import ClusterSpec, JobSpec, dump_job
+from orchestrator.config.job import JobSpec, dump_job
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.router_routes import routes as health_routes
+from orchestrator.gateway.management_routes import health_routes
 from orchestrator.gateway.services import Edge
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
@@ -46,7 +47,8 @@ from tests.orchestrator.traffic import (
     rows_of,
     write_rows,
 )
-from workers.config.train import InputError, TrainSpec
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
 from workers.data.rows import training_rows
 from workers.engine.request import Adapter, Chunk, TextRequest
 

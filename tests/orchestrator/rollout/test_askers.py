@@ -12,11 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.config.edge_limits import LimitsSpec
+from orchestrator.config.limits import LimitsSpec
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.rollout_parts import RolloutParts
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import Edge, RolloutParts
 from orchestrator.registry.models import Event
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote

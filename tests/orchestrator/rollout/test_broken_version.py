@@ -11,8 +11,7 @@ import pytest
 
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.rollout_parts import RolloutParts
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import Edge, RolloutParts
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry, Version

@@ -17,7 +17,8 @@ from orchestrator.replicas.golden import Golden
 from orchestrator.replicas.readiness import Acknowledged, TwoPhases, acknowledge
 from orchestrator.rollout.catalog import Catalogue
 from orchestrator.rollout.kept import keep_all
-from workers.config.train import InputError, ModelSpec
+from workers.config.base import InputError
+from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Adapter, Limits, RequestError, TextRequest
 from workers.engine.text_engine import TextEngine

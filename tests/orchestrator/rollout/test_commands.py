@@ -12,7 +12,7 @@ from orchestrator.cli import app
 from orchestrator.config.cluster import ClusterSpec
 from orchestrator.registry.models import Event, Version
 from orchestrator.registry.presence import Presence
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 Begin = Callable[..., Event]
 Run = Callable[..., str]

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.config.rollout import GuardSpec
-from orchestrator.rollout.reach import reach
+from orchestrator.rollout.progression import reach
 from orchestrator.rollout.window import Windows
 from tests.orchestrator.rollout.traffic import NOW, ago, answered, canary, observed, rollout
 

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.router_health.attribution import Explained
 from orchestrator.router_health.attribution_page import render, views
 from tests.orchestrator.browser import NEEDS_BROWSER, browser
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.engine.routing.types import LayerRouting, RequestRouting, TokenRouting
 
 EVIL = '<script>alert("x")</script>'

@@ -12,8 +12,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.session import Session
-from orchestrator.config.job import ServeSpec
-from orchestrator.gateway.router_parts import HealthParts
+from orchestrator.config.serve import ServeSpec
+from orchestrator.gateway.services import HealthParts
 from orchestrator.registry.registry import Registry
 from orchestrator.router_health.metrics import LAYERS, VERSIONS
 from tests.orchestrator.traffic import Trained, answered

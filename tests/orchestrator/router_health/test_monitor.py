@@ -12,7 +12,7 @@ from orchestrator.router_health.monitor import RouterHealth
 from orchestrator.router_health.window import GROUPS, Tally
 from tests.orchestrator.traffic import Trained, answered
 from workers.adapter.routing_sample import CACHE_PAGE, RoutingSample
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.engine.request import RequestError
 from workers.engine.routing.types import LayerRouting, RequestRouting
 

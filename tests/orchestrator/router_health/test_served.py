@@ -20,7 +20,7 @@ from orchestrator.client import Client
 from orchestrator.config.audit import AuditSpec
 from orchestrator.config.health import HealthSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.router_routes import routes
+from orchestrator.gateway.management_routes import routes
 from orchestrator.gateway.services import Edge
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
@@ -29,7 +29,8 @@ from orchestrator.rollout.catalog import Catalogue
 from orchestrator.router_health.metrics import LAYERS, VERSIONS, of_layer, of_version
 from orchestrator.router_health.monitor import RouterHealth
 from orchestrator.telemetry.audit_log import AuditLog
-from workers.config.train import InputError, ModelSpec
+from workers.config.base import InputError
+from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
 from workers.engine.text_engine import TextEngine

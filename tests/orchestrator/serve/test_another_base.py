@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from cluster.session import Session
-from orchestrator.config.job import ServeSpec
+from orchestrator.config.serve import ServeSpec
 from orchestrator.serve.deploy import Endpoint, deploy, undeploy
 from orchestrator.serve.served_base import served_base
 from workers.config.train import ModelSpec

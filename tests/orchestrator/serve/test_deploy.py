@@ -20,14 +20,14 @@ import openai
 import pytest
 from safetensors.torch import load_file, save_file
 
+from cluster.environment import SERVE_MIDDLEWARE
 from cluster.errors import ClusterError
-from cluster.middleware import SERVE_MIDDLEWARE
 from cluster.session import Session
 from orchestrator.auth.key_store import KeyStore
 from orchestrator.auth.keys import Caller, Key, key_hash
 from orchestrator.auth.made_keys import MadeKeys
 from orchestrator.client import Client
-from orchestrator.config.job import ServeSpec
+from orchestrator.config.serve import ServeSpec
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry, Version
@@ -37,7 +37,8 @@ from orchestrator.serve.proxy import free_port, running_address
 from orchestrator.serve.served_base import served_base
 from orchestrator.telemetry.series import OF_ENGINES, OF_REQUESTS, WRONG_KEYS
 from tests.orchestrator.prometheus import value
-from workers.config.train import InputError, ModelSpec
+from workers.config.base import InputError
+from workers.config.train import ModelSpec
 
 pytestmark = pytest.mark.slow
 KEY = "0123456789abcdef-test"

@@ -16,10 +16,11 @@ from cryptography.x509.oid import NameOID
 
 from cluster.session import Session
 from orchestrator.client import Client
-from orchestrator.config.job import ServeSpec
+from orchestrator.config.serve import ServeSpec
+from orchestrator.config.tls import TlsSpec
 from orchestrator.serve.proxy import free_port, start
-from orchestrator.serve.tls import TlsSpec, own
-from workers.config.train import InputError, validated
+from orchestrator.serve.tls import own
+from workers.config.base import InputError, validated
 
 PEM = serialization.Encoding.PEM
 PKCS8 = serialization.PrivateFormat.PKCS8

@@ -10,8 +10,8 @@ from orchestrator.telemetry.clock import steady
 from orchestrator.telemetry.request_record import Answered
 from orchestrator.telemetry.series import DURATION, FIRST_TOKEN, OF_ENGINES, OF_REQUESTS, PER_TOKEN
 from orchestrator.telemetry.serving_metrics import figures, outcome, times
+from workers.engine.protocol import Statistics
 from workers.engine.request import TextRequest
-from workers.engine.statistics import Statistics
 from workers.engine.text_engine import TextEngine
 from workers.engine.timing import Part, Span, Timing
 

@@ -14,7 +14,8 @@ from orchestrator.tuning.preflight import preflight
 from orchestrator.tuning.study import Study
 from orchestrator.tuning.tuner import run
 from workers.adapter.manifest import read_manifest
-from workers.config.train import InputError, TrainSpec
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
 
 pytestmark = pytest.mark.slow
 MakeJob = Callable[..., JobSpec]

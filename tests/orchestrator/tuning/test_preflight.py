@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from orchestrator.config.job import JobSpec, override_job
 from orchestrator.tuning.preflight import preflight, remarks
 from tests.orchestrator.postgres import Postgres
-from workers.config.train import InputError, TrainSpec
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
 from workers.models.compatibility import check_fit
 from workers.run.files import RunPlan
 from workers.run.reported import of_routers, of_tasks, reported

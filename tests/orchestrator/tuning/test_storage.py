@@ -12,13 +12,15 @@ import pytest
 import sqlalchemy as sa
 
 from orchestrator.auth.key_store import KeyStore
-from orchestrator.config.job import ClusterSpec, JobSpec, override_job
+from orchestrator.config.cluster import ClusterSpec
+from orchestrator.config.job import JobSpec, override_job
 from orchestrator.registry.registry import Registry
+from orchestrator.store.errors import StoreError
 from orchestrator.tuning.lifecycle import begin, check_study, locked
 from orchestrator.tuning.searcher import StudySearch, refusing
-from orchestrator.tuning.storage import StoreError, storage, study_names
+from orchestrator.tuning.storage import storage, study_names
 from tests.orchestrator.postgres import Postgres
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 RACERS = 8
 

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from orchestrator.config.job import ClusterSpec, JobSpec, override_job
+from orchestrator.config.cluster import ClusterSpec
+from orchestrator.config.job import JobSpec, override_job
 from orchestrator.tuning.lifecycle import check_study, locked
 from orchestrator.tuning.storage import study_names
-from orchestrator.tuning.study import Study, value_at
-from workers.config.train import InputError
+from orchestrator.tuning.study import Study
+from workers.config.base import InputError
+from workers.run.files import value_at
 
 ENDS = ["finished", "failed", "finished", "stopped", "cut", "finished"]
 Play = Callable[..., list[dict[str, Any]]]

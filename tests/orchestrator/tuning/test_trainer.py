@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from cluster.session import Session
-from orchestrator.config.job import JobSpec, SearchSpec
-from orchestrator.tuning.study import value_at
+from orchestrator.config.job import JobSpec
 from orchestrator.tuning.trainer import fit, trial_trainable
+from search_spaces.spec import SearchSpec
 from workers.adapter import files
-from workers.config.train import InputError, TrainSpec
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.events import read_events
-from workers.run.files import Metrics, RunPlan, read_progress
+from workers.run.files import Metrics, RunPlan, read_progress, value_at
 from workers.run.samples import read_samples
 from workers.train.loop import TrainingRun
 

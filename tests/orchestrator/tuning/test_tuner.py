@@ -22,7 +22,8 @@ from orchestrator.tuning.study import Study, TrialRow
 from orchestrator.tuning.tuner import CutOff, preflight, run
 from workers.adapter import files
 from workers.adapter.folder import WEIGHTS
-from workers.config.train import InputError, TrainSpec, override
+from workers.config.base import InputError, override
+from workers.config.train import TrainSpec
 from workers.run.files import read_progress
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from workers.adapter.digest import base_digest
 from workers.adapter.files import save
 from workers.adapter.manifest import BaseRecord, Manifest
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 from workers.injection.inject import Adapter, inject
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden" / "mixlora_llama"

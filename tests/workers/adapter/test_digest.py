@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from workers.adapter.digest import base_digest, folder_digest
 from workers.adapter.files import attach
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 
 def test_a_base_has_one_digest_from_its_folder_loaded_and_adapted(

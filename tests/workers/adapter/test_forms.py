@@ -17,7 +17,8 @@ from workers.adapter.files import inspect, read
 from workers.adapter.raw import write_raw
 from workers.adapter.tensor_names import target_names, to_disk
 from workers.adapter.written import config_values
-from workers.config.train import AdapterSpec, InputError
+from workers.config.adapter import AdapterSpec
+from workers.config.base import InputError
 
 SIZES = {"self_attn.q_proj": (8, 8), "mlp.up_proj": (8, 12), "mlp.down_proj": (12, 8)}
 """Path of each linear in a layer, and its input and output size."""

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from workers.adapter.convert import export_folder, import_folder
 from workers.adapter.files import attach, inspect, load_into, read
-from workers.config.train import InputError
+from workers.config.base import InputError
 
 LINEARS = {"gate_proj": "w1_proj", "down_proj": "w2_proj", "up_proj": "w3_proj"}
 Rename = Callable[[str], str]

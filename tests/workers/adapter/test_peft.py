@@ -27,7 +27,8 @@ from workers.adapter.convert import export_folder, import_folder
 from workers.adapter.files import attach, inspect, load_into, read, save
 from workers.adapter.manifest import BaseRecord, Manifest
 from workers.adapter.targets import TargetKeys
-from workers.config.train import AdapterSpec, InputError
+from workers.config.adapter import AdapterSpec
+from workers.config.base import InputError
 from workers.injection.inject import inject
 
 

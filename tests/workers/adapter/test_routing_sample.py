@@ -3,7 +3,7 @@
 import pytest
 
 from workers.adapter.routing_sample import CACHE_PAGE, LARGEST, MAX_NUMBERS, RoutingSample
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.engine.prefix_cache import PAGE
 
 ROWS = [

@@ -2,8 +2,9 @@
 
 import pytest
 
+from workers.config.base import InputError, Spec, validated
 from workers.config.credentials import without_credentials
-from workers.config.train import CheckpointSpec, DataSpec, InputError, ModelSpec, Spec, validated
+from workers.config.train import CheckpointSpec, DataSpec, ModelSpec
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import pytest
 
-from workers.config.train import InputError, TrainSpec, override, validated
+from workers.config.base import InputError, override, validated
+from workers.config.train import TrainSpec
 
 MINIMAL = {"model": {"path": "base"}, "data": {"train": "t.jsonl", "validation": "v.jsonl"}}
 

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from workers.config.train import DataSpec, InputError
+from workers.config.base import InputError
+from workers.config.train import DataSpec
 from workers.data.rows import Row, training_rows
 
 USER = {"role": "user", "content": "u"}

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from tests.workers.data.conftest import byte_level
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.data.control_tokens import ControlTokens
 
 WIDE = "\uff1c\uff5cFOLDED\uff5c\uff1e"

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from workers.config.train import DataSpec, InputError
+from workers.config.base import InputError
+from workers.config.train import DataSpec
 from workers.data.counts import RowCounts
 from workers.data.encode import Encoder
 from workers.data.rows import Row

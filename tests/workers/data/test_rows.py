@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from workers.config.train import DataSpec, InputError
+from workers.config.base import InputError
+from workers.config.train import DataSpec
 from workers.data.rows import read_rows, training_rows, validation_rows
 
 

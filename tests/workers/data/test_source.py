@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.data.source import digest, records
 
 ROWS = [{"prompt": f"p{i}", "target": f"t{i}", "other": i} for i in range(5)]

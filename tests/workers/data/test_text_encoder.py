@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.workers.data.conftest import byte_level, metaspace
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.data.text_encoder import TextEncoder
 
 LETTERS = "abc de<|im_start end>/s[INST]\n\n  \tÄ✓☃"

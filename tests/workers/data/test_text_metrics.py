@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.data.text_metrics import check_metric, score, score_choices
 
 

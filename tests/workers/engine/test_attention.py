@@ -21,7 +21,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.engine.attention import BY_SEQUENCE, check_attention
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits, Sampling

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from workers.adapter.files import attach
-from workers.config.train import InputError, ModelSpec
+from workers.config.base import InputError
+from workers.config.train import ModelSpec
 from workers.engine.attention import BY_SEQUENCE
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Adapter, Limits, RequestError, Sampling

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from workers.config.train import AdapterSpec, InputError
+from workers.config.adapter import AdapterSpec
+from workers.config.base import InputError
 from workers.injection.inject import Adapter, LayerRecord, inject, row_map
 from workers.injection.wrapper import Site
 from workers.losses.auxiliary import contrastive, load_balance

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from workers.config.train import AdapterSpec, InputError
+from workers.config.adapter import AdapterSpec
+from workers.config.base import InputError
 from workers.injection.inject import Adapter, inject, row_map
 from workers.injection.row_map import RowMap
 from workers.injection.wrapper import Site

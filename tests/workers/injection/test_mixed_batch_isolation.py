@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 from workers.injection.inject import Adapter, inject, row_map
 
 SPECS: dict[str, dict[str, object]] = {

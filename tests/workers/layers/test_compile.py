@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 from workers.injection.inject import inject
 
 SPECS = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 from workers.layers.experts import BlockExperts, LinearExperts, LoraExperts, Recorder
 from workers.layers.feed_forward import FeedForward, find_feed_forward
 

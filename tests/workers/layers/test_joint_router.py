@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 from workers.layers.joint_router import join_routers
 from workers.layers.router import Router
 

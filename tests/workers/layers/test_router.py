@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 from workers.layers.router import Router, Routing
 
 DIM, EXPERTS = 6, 5

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.benchmarks.harness import peak_bytes
-from workers.config.train import AdapterSpec, LossSpec
+from workers.config.adapter import AdapterSpec
+from workers.config.train import LossSpec
 from workers.layers.router import Router, Routing
 from workers.losses.auxiliary import (
     contrastive,

@@ -18,7 +18,8 @@ from transformers import (
     T5Config,
 )
 
-from workers.config.train import InputError, ModelSpec
+from workers.config.base import InputError
+from workers.config.train import ModelSpec
 from workers.models.base import check_base, load_base
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from workers.config.train import InputError, TrainSpec
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
 from workers.models.compatibility import check_fit
 
 SpecMaker = Callable[..., TrainSpec]

@@ -14,8 +14,10 @@ from torch import Tensor
 from workers.adapter.digest import base_digest
 from workers.adapter.files import load_into, save
 from workers.adapter.manifest import BaseRecord, Manifest
+from workers.config.adapter import AdapterSpec
+from workers.config.base import InputError
 from workers.config.extras import installing
-from workers.config.train import AdapterSpec, InputError, ModelSpec
+from workers.config.train import ModelSpec
 from workers.injection.inject import Adapter, inject
 from workers.models.base import Base, check_base, load_base
 from workers.models.quantization import LIBRARIES

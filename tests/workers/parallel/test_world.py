@@ -9,7 +9,8 @@ import torch.distributed as dist
 
 from tests.processes import run_together
 from workers.adapter import files
-from workers.config.train import TrainSpec, override
+from workers.config.base import override
+from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.files import Metrics, RunPlan, RunRecord, read_progress
 from workers.train.loop import TrainingRun

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.config.train import InputError, TrainSpec
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
 from workers.run.files import RunRecord, read_progress, reason
 from workers.train.step import DivergedError
 

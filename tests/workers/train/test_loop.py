@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from workers.adapter import files
-from workers.config.train import InputError, TrainSpec
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
 from workers.injection.wrapper import Site
 from workers.run.events import read_events
 from workers.run.files import Metrics, RunPlan

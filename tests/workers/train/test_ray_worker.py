@@ -17,7 +17,7 @@ from workers.run.events import read_events
 from workers.run.files import Metrics, RunPlan, read_progress, write_text
 from workers.run.samples import read_samples
 from workers.train.evaluation.baseline import baseline
-from workers.train.evaluation.judge import evaluate_folder
+from workers.train.evaluation.expert_tasks import evaluate_folder
 from workers.train.loop import TrainingRun
 from workers.train.ray_worker import Task, TuneWorker
 from workers.train.used import used_file

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from workers.config.train import InputError, TrainSpec, override
+from workers.config.base import InputError, override
+from workers.config.train import TrainSpec
 from workers.run.events import read_events
-from workers.run.files import Metrics, RunPlan, RunRecord
-from workers.run.rows_taken import read_rows
+from workers.run.files import Metrics, RunPlan, RunRecord, read_rows
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.ray_worker import _begin

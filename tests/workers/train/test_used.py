@@ -11,7 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from workers.adapter.manifest import read_manifest
-from workers.config.train import InputError, TrainSpec, override
+from workers.config.base import InputError, override
+from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.files import RunPlan
 from workers.train.checkpoint.manager import Keeper

@@ -11,7 +11,7 @@ Shapes: N experts, R rank, I and O the linear's input and output size.
 import torch
 from torch import Tensor, nn
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.layers.feed_forward import linear_sizes
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from workers.adapter import files
 from workers.adapter.folder import WriteError
-from workers.config.train import InputError, TrainSpec, validated
+from workers.config.base import InputError, validated
+from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.events import EventLog
 from workers.run.files import RunPlan

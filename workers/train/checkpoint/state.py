@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workers.adapter.folder import sync, sync_names
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.parallel.world import World
 
 STATE = "state.pt"

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from workers.adapter.digest import file_digest
-from workers.config.train import InputError, one_line
+from workers.config.base import InputError, one_line
 
 COMPLETE = "complete.json"
 ATTEMPTS = 5

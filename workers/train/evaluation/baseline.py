@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.run.files import Metrics, write_text
 from workers.run.samples import samples_beside, write_samples
 from workers.train.loop import TrainingRun

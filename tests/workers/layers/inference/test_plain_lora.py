@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 from workers.injection.row_map import RowMap
 from workers.injection.wrapper import Site
 from workers.layers.experts import LinearExperts

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 from workers.layers.experts import BlockExperts
 from workers.layers.feed_forward import FeedForward, find_feed_forward
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.config.train import AdapterSpec
+from workers.config.adapter import AdapterSpec
 from workers.layers.experts import BlockExperts
 from workers.layers.feed_forward import FeedForward, gated
 from workers.layers.feed_forward import fused_gate_first as gate_first

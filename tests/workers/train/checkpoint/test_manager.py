@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from workers.adapter.folder import WriteError
-from workers.config.train import InputError, TrainSpec, override
+from workers.config.base import InputError, override
+from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.events import read_events
-from workers.run.files import Metrics, RunPlan
-from workers.run.rows_taken import read_rows
+from workers.run.files import Metrics, RunPlan, read_rows
 from workers.train.checkpoint.manager import Keeper
 from workers.train.loop import TrainingRun
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.parallel.world import World
 from workers.train.checkpoint import state as checkpoint
 

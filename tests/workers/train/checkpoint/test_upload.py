@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from workers.config.train import InputError
+from workers.config.base import InputError
 from workers.train.checkpoint.upload import ATTEMPTS, COMPLETE, Place, Uploads, fetched
 
 
