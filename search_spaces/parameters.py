@@ -53,7 +53,7 @@ class Parameter:
 
 def read_parameter(path: str, entry: Any, where: str) -> Parameter:
     """The parameter that an entry of a space states; InputError if it cannot vary or be read."""
-    if path.partition(".")[0] in _FIXED_BY_JOB and path not in _STILL_FREE:
+    if not may_vary(path):
         raise InputError(
             f"{where}: {path}: set by the job, the same for every trial; a space may vary "
             f"adapter, loss, optimizer, seed, {', '.join(_STILL_FREE)}"
@@ -65,6 +65,11 @@ def read_parameter(path: str, entry: Any, where: str) -> Parameter:
         when = (Condition(ROUTING, "in", (_READ_WITH[path],)), *when)
     is_selective = _is_selective(path, entry, f"{where}: {path}")
     return Parameter(path, read_range(entry, f"{where}: {path}"), when, is_selective)
+
+
+def may_vary(path: str) -> bool:
+    """Whether trials may differ in this field; others the job sets for all of them."""
+    return path in _STILL_FREE or path.partition(".")[0] not in _FIXED_BY_JOB
 
 
 def _is_selective(path: str, entry: Any, where: str) -> bool:
@@ -87,14 +92,19 @@ def ordered(parameters: list[Parameter], where: str) -> tuple[Parameter, ...]:
         raise InputError(f"{where}: conditions go in a circle: {circle}") from None
 
 
+def presets() -> dict[str, Path]:
+    """The spaces that come with moetune, by name."""
+    return {file.stem: file for file in sorted(_PRESETS.glob("*.yaml"))}
+
+
 def read_definition(space: str) -> Any:
     """What a preset or a YAML file holds; InputError if there is none of this name."""
     where = f"search space {space}"
-    presets = {file.stem: file for file in sorted(_PRESETS.glob("*.yaml"))}
-    file = presets.get(space, Path(space))
+    known = presets()
+    file = known.get(space, Path(space))
     try:
         return read_yaml(file.read_bytes(), where)
     except OSError:
-        close = difflib.get_close_matches(space, presets, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"presets are {', '.join(presets)}"
+        close = difflib.get_close_matches(space, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"presets are {', '.join(known)}"
         raise InputError(f"{where}: no such preset and no such file; {hint}") from None

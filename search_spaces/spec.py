@@ -14,7 +14,9 @@ class SearchSpec(Spec):
     """Name of a preset, path of a YAML file, or the space itself."""
     trials: PositiveInt = 8
     """Trials in all."""
-    metric: str = "validation/loss"
+    metric: Annotated[str, Field(examples=["validation/score", "validation/tasks/TASK/value"])] = (
+        "validation/loss"
+    )
     """Metric that trials are compared on, as trials report it."""
     mode: Literal["min", "max"] = "min"
     """Whether a smaller or a larger metric is better."""

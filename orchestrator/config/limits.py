@@ -12,6 +12,8 @@ from workers.engine.request import SchemaLimits
 SECONDS = {"s": 1, "min": 60, "h": 3600, "day": 86400}
 _NAMES = {"sec": "s", "second": "s", "minute": "min", "m": "min", "hour": "h", "d": "day"}
 _FORM = re.compile(r"(?P<amount>[1-9][0-9]{0,14})\s*/\s*(?P<unit>[a-z]+)")
+_PATTERN = rf"[1-9][0-9]{{0,14}}\s*/\s*({'|'.join([*SECONDS, *_NAMES])})"
+"""The same for those who cannot call Python."""
 _SPAN = re.compile(r"(?P<amount>[1-9][0-9]{0,5})(?P<unit>s|min|h|d)")
 
 
@@ -40,7 +42,13 @@ class Allowance:
         return f"{self.amount}/{self.unit}"
 
 
-AllowanceText = Annotated[str, AfterValidator(lambda text: str(Allowance.parse(text)))]
+AllowanceText = Annotated[
+    str,
+    AfterValidator(lambda text: str(Allowance.parse(text))),
+    Field(
+        examples=["60/min", "1000000/day"], json_schema_extra={"pattern": f"^\\s*{_PATTERN}\\s*$"}
+    ),
+]
 """An allowance in a specification."""
 
 

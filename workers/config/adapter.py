@@ -9,7 +9,7 @@ from workers.config.base import Fraction, InputError, PositiveInt, Size, Spec
 
 
 class AdapterSpec(Spec):
-    """The shape of a routed mixture of LoRA experts (DESIGN §4)."""
+    """The shape of a routed mixture of LoRA experts."""
 
     experts: Literal["block", "linear"] = "block"
     """block: MixLoRA's feed-forward experts; linear: MoELoRA's, one router for each linear."""

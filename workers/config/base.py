@@ -6,8 +6,16 @@ from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, ErrorDetails
+from pydantic_core.core_schema import no_info_before_validator_function
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Size = Annotated[int, Field(gt=0, le=2**16)]
@@ -15,9 +23,26 @@ Size = Annotated[int, Field(gt=0, le=2**16)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Item = TypeVar("Item")
-Listed = Annotated[
-    tuple[Item, ...], BeforeValidator(lambda one: (one,) if isinstance(one, str) else one)
-]
+
+
+class _OneOrMore:
+    """A text stands for a list of one, in values and in their JSON Schema."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return no_info_before_validator_function(
+            lambda one: (one,) if isinstance(one, str) else one, handler(source)
+        )
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        several = handler(core)
+        return {"anyOf": [several["items"], several]}
+
+
+Listed = Annotated[tuple[Item, ...], _OneOrMore()]
 """A list of texts; a text stands for a list of one."""
 
 

@@ -35,7 +35,7 @@ Uri = Annotated[str, AfterValidator(_no_credentials)]
 class ModelSpec(Spec):
     """The frozen base model."""
 
-    path: Uri
+    path: Annotated[Uri, Field(examples=["Qwen/Qwen2.5-0.5B-Instruct", "models/my-base"])]
     """Hub name, or folder, of a Hugging Face causal language model."""
     revision: str | None = None
     """Hub revision; None takes the default branch."""
@@ -55,7 +55,7 @@ class ModelSpec(Spec):
 
 
 class LossSpec(Spec):
-    """Weights of what is added to the cross-entropy (DESIGN §4)."""
+    """Weights of what is added to the cross-entropy."""
 
     load_balance_weight: NonNegative = 0.01
     """Weight of E * sum_e f_e P_e / K, which is 1 for a uniform router."""
@@ -81,9 +81,9 @@ class DataSpec(Spec):
     """Rows to learn from. A source is a path or glob of Parquet or JSONL files (any filesystem
     that pyarrow reads), or `hub:NAME[:CONFIG][#SPLIT]`."""
 
-    train: Uri
+    train: Annotated[Uri, Field(examples=["train.parquet", "s3://bucket/train/*.jsonl"])]
     """Source of the training rows."""
-    validation: Uri
+    validation: Annotated[Uri, Field(examples=["validation.parquet"])]
     """Source of the rows that trials are compared on."""
     prompt_columns: Listed[str] = ("prompt",)
     """Columns that make the prompt, joined by a newline; not read where `messages` is there."""
