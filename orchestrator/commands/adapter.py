@@ -10,6 +10,7 @@ from orchestrator.commands.options import AsJson
 from orchestrator.output import print_json, print_table
 
 app = typer.Typer(no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The adapter.")]
 _LINE = 60
 _SHAPE = ("experts", "num_experts", "routing", "rank", "alpha", "target_modules")
 _OF_ROUTING = {"top_k": "top_k", "top_p": "top_p", "switch": "expert_capacity"}
@@ -17,7 +18,7 @@ _NESTED = ("spec", "measured_with", "metrics", "base_metrics", "expert_load")
 
 
 @app.command()
-def inspect(folder: Path, as_json: AsJson = False) -> None:
+def inspect(folder: Folder, as_json: AsJson = False) -> None:
     """Show on one screen what an adapter folder holds; all of it with --json."""
     from workers.adapter.files import inspect as inspect_folder
 
@@ -30,7 +31,7 @@ def inspect(folder: Path, as_json: AsJson = False) -> None:
 
 @app.command("import")
 def import_(
-    folder: Path,
+    folder: Folder,
     to: Annotated[Path, typer.Option(help="New folder for the adapter.")],
     base: Annotated[
         str | None, typer.Option(help="Base model, to check that the adapter fits it.")
@@ -47,7 +48,7 @@ def import_(
 
 @app.command()
 def export(
-    folder: Path,
+    folder: Folder,
     to: Annotated[Path, typer.Option(help="New folder for the adapter.")],
     format_: Annotated[
         Literal["mixlora", "moelora", "peft"] | None,

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator import completion
 from orchestrator.commands.options import (
     DEFAULT_STORAGE,
     Address,
     AsJson,
     MovedBase,
     Reason,
+    Reference,
     Storage,
     Store,
     cluster_spec,
@@ -28,7 +30,11 @@ app = typer.Typer()
 def models(
     delete: Annotated[
         str | None,
-        typer.Option(metavar="NAME|ID", help="Delete a name with its history, or a version."),
+        typer.Option(
+            metavar="NAME|ID",
+            help="Delete a name with its history, or a version.",
+            autocompletion=completion.names,
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Delete a name although an endpoint serves it.")
@@ -103,7 +109,7 @@ def _list(storage: str, store: str | None, as_json: bool) -> None:
 
 @app.command()
 def evaluate(
-    name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
+    name: Reference,
     data: Annotated[str, typer.Option(help="Rows that training never saw, as a job names them.")],
     rows: Annotated[int, typer.Option(min=1, help="Take so many rows of each task.")] = 50,
     base: MovedBase = None,

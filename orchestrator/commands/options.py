@@ -6,8 +6,31 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator import completion
+
 Job = Annotated[
-    str, typer.Argument(metavar="JOB", help="Job file; or smoke, demo, llama8b_cluster.")
+    str,
+    typer.Argument(
+        metavar="JOB",
+        help="Job file; or smoke, demo, llama8b_cluster.",
+        autocompletion=completion.jobs,
+    ),
+]
+StudyName = Annotated[
+    str,
+    typer.Argument(metavar="STUDY", help="Name of the study.", autocompletion=completion.studies),
+]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="Name that something was promoted to.",
+        autocompletion=completion.names,
+    ),
+]
+Reference = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="NAME or NAME@VERSION.", autocompletion=completion.names),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a study that was cut off.")]
 AcceptNewData = Annotated[
@@ -19,7 +42,12 @@ AcceptNewData = Annotated[
 ]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, as in adapter.rank=16."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Change a field, as in adapter.rank=16.",
+        autocompletion=completion.fields,
+    ),
 ]
 Address = Annotated[
     str | None,

@@ -5,12 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator import completion
 from orchestrator.commands.options import (
     DEFAULT_STORAGE,
     Address,
     AsJson,
     JobStorage,
     MovedBase,
+    Name,
     Reason,
     Storage,
     Store,
@@ -26,9 +28,17 @@ app = typer.Typer()
 @app.command()
 def promote(
     study: Annotated[
-        str, typer.Argument(metavar="STUDY|NAME", help="Study; the name, with --version alone.")
+        str,
+        typer.Argument(
+            metavar="STUDY|NAME",
+            help="Study; the name, with --version alone.",
+            autocompletion=completion.studies_and_names,
+        ),
     ],
-    to: Annotated[str | None, typer.Option(help="Name that the endpoint serves.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="Name that the endpoint serves.", autocompletion=completion.names),
+    ] = None,
     trial: Annotated[int | None, typer.Option(help="Trial; left out: the best one.")] = None,
     version: Annotated[
         str | None,
@@ -44,6 +54,7 @@ def promote(
             metavar="FILE",
             help="Job whose base, rows and metric a FOLDER is measured by; left out: the study's, "
             "or the name's.",
+            autocompletion=completion.jobs,
         ),
     ] = None,
     canary: Annotated[
@@ -99,7 +110,7 @@ def promote(
 
 @app.command()
 def rollback(
-    name: str,
+    name: Name,
     reason: Reason = None,
     storage: Storage = DEFAULT_STORAGE,
     store: Store = None,
@@ -115,7 +126,7 @@ def rollback(
 
 @app.command()
 def abort(
-    name: str,
+    name: Name,
     reason: Reason = None,
     storage: Storage = DEFAULT_STORAGE,
     store: Store = None,
@@ -131,7 +142,7 @@ def abort(
 
 @app.command()
 def history(
-    name: str, storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False
+    name: Name, storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False
 ) -> None:
     """Show all that happened to a name: who, when, why, and on what evidence."""
     from orchestrator.registry.describe import evidence_line

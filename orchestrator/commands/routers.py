@@ -12,6 +12,8 @@ from orchestrator.commands.options import (
     Address,
     AsJson,
     MovedBase,
+    Name,
+    Reference,
     Storage,
     Store,
     cluster_spec,
@@ -23,7 +25,6 @@ from orchestrator.output import plain_answer, print_json, print_table
 app = typer.Typer()
 Url = Annotated[str, typer.Option(envvar="MOETUNE_URL", help="The endpoint.")]
 Ca = Annotated[str | None, typer.Option(metavar="FILE", help="Certificates to trust, for https.")]
-Reference = Annotated[str, typer.Argument(metavar="NAME", help="NAME or NAME@VERSION.")]
 HERE = "http://127.0.0.1:8000"
 _COLUMNS = ("layer", "load", "cv", "entropy", "doubt", "margin", "dead")
 
@@ -48,7 +49,7 @@ def health(name: Reference, url: Url = HERE, ca: Ca = None, as_json: AsJson = Fa
 @app.command()
 def explain(
     name: Reference,
-    text: str,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The question.")],
     url: Url = HERE,
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("explained.html"),
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
@@ -100,7 +101,7 @@ def experts(
 
 @app.command()
 def watch(
-    name: Annotated[str, typer.Argument(help="Name whose champion is watched.")],
+    name: Name,
     policy: Annotated[Path, typer.Option(help="When to train, on what, and what then (YAML).")],
     once: Annotated[bool, typer.Option("--once", help="One look, as from cron.")] = False,
     url: Url = HERE,

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator import completion
 from orchestrator.commands.options import (
     DEFAULT_STORAGE,
     Address,
     AsJson,
     JobStorage,
     MovedBase,
+    Name,
     Store,
     cluster_spec,
     job_spec,
@@ -27,17 +29,26 @@ app = typer.Typer()
 
 @app.command()
 def serve(
-    name: Annotated[str, typer.Argument(help="Name that something was promoted to.")],
+    name: Name,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Field of the endpoint: port=8001."),
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Field of the endpoint: port=8001.",
+            autocompletion=completion.endpoint_fields,
+        ),
     ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Leave it running on the cluster; wants --address.")
     ] = False,
     job: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Job file: its sections serve and cluster hold."),
+        typer.Option(
+            metavar="FILE",
+            help="Job file: its sections serve and cluster hold.",
+            autocompletion=completion.jobs,
+        ),
     ] = None,
     base: MovedBase = None,
     address: Address = None,
@@ -69,8 +80,15 @@ def serve(
 
 @app.command()
 def ask(
-    name: Annotated[str, typer.Argument(help="NAME, NAME@VERSION, or the base model.")],
-    text: str,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="NAME, NAME@VERSION, or the base model.",
+            autocompletion=completion.names,
+        ),
+    ],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The question.")],
     url: Annotated[
         str, typer.Option(envvar="MOETUNE_URL", help="The endpoint.")
     ] = "http://127.0.0.1:8000",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator import completion
 from orchestrator.commands.options import (
     DEFAULT_STORAGE,
     Address,
@@ -30,7 +31,11 @@ _COLUMNS = ("id", "study", "state", "started", "message")
 def status(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="A study, or a job's id. Left out: all jobs."),
+        typer.Argument(
+            metavar="[NAME]",
+            help="A study, or a job's id. Left out: all jobs.",
+            autocompletion=completion.studies,
+        ),
     ] = None,
     address: Address = None,
     storage: Storage = DEFAULT_STORAGE,

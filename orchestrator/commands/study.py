@@ -21,6 +21,7 @@ from orchestrator.commands.options import (
     Resume,
     Storage,
     Store,
+    StudyName,
     cluster_spec,
     study_job,
 )
@@ -115,7 +116,10 @@ def tune(
 
 @app.command()
 def leaderboard(
-    study: str, storage: Storage = DEFAULT_STORAGE, store: Store = None, as_json: AsJson = False
+    study: StudyName,
+    storage: Storage = DEFAULT_STORAGE,
+    store: Store = None,
+    as_json: AsJson = False,
 ) -> None:
     """Rank a study's trials."""
     from orchestrator.tuning.lifecycle import resume_command
@@ -131,7 +135,7 @@ def leaderboard(
 
 @app.command()
 def report(
-    study: str,
+    study: StudyName,
     storage: Storage = DEFAULT_STORAGE,
     store: Store = None,
     as_json: AsJson = False,

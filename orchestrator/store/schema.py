@@ -58,6 +58,15 @@ REMOVED = sa.Table(
 )
 
 
+def names_query(deleted: bool = False) -> sa.Select[tuple[str]]:
+    """All names that have events; or those of which only their end is left."""
+    live = EVENTS.c.action != "delete"
+    query = sa.select(EVENTS.c.name).distinct().order_by(EVENTS.c.name)
+    if deleted:
+        return query.where(EVENTS.c.name.not_in(sa.select(EVENTS.c.name).where(live)))
+    return query.where(live)
+
+
 class Store:
     """Reads and appends rows; every statement is its own transaction."""
 
@@ -150,13 +159,7 @@ class Store:
 
     def names(self, deleted: bool = False) -> list[str]:
         """All names that have events; or those of which only their end is left."""
-        live = EVENTS.c.action != "delete"
-        query = sa.select(EVENTS.c.name).distinct().order_by(EVENTS.c.name)
-        if deleted:
-            query = query.where(EVENTS.c.name.not_in(sa.select(EVENTS.c.name).where(live)))
-        else:
-            query = query.where(live)
-        return [row["name"] for row in self._database.rows(query)]
+        return [row["name"] for row in self._database.rows(names_query(deleted))]
 
     def revision(self) -> int:
         """The sum of all names' revisions."""
