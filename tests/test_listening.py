@@ -17,7 +17,7 @@ from orchestrator.serve.served_base import served_base
 from orchestrator.tuning.trainer import fit
 from tests.listening import Listener, cluster_processes, listeners
 from workers.config.train import TrainSpec
-from workers.run.files import Metrics, RunPlan
+from workers.run.record import Metrics, RunPlan
 
 pytestmark = pytest.mark.slow
 GROUP, REPLICA = "ray::RayTrainWorker", "ray::ServeReplica:"

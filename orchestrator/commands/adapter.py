@@ -67,7 +67,7 @@ def _on_a_screen(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Without what is not set, options at their defaults, and, but for the losses and where it was
     brought in from, nested ones."""
     from workers.config.adapter import AdapterSpec
-    from workers.run.files import value_at
+    from workers.run.record import value_at
 
     shape = {*_SHAPE, _OF_ROUTING[facts["routing"]]}
     defaults = {name: field.default for name, field in AdapterSpec.model_fields.items()}

@@ -19,7 +19,8 @@ from orchestrator.tuning.study import Study, trial_name
 from workers.config.base import InputError, override
 from workers.config.extras import installing
 from workers.config.train import TrainSpec
-from workers.run.files import RunPlan, write_text
+from workers.run.files import write_text
+from workers.run.record import RunPlan
 
 if TYPE_CHECKING:
     from orchestrator.registry.registry import Registry

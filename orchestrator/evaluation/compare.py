@@ -9,7 +9,7 @@ from cluster.errors import ClusterError
 from cluster.placement import WAIT_SECONDS, Demand, wait_for_room
 from workers.config.base import InputError, one_line, override, validated
 from workers.config.train import TrainSpec
-from workers.run.files import Metrics
+from workers.run.record import Metrics
 
 if TYPE_CHECKING:
     from orchestrator.registry.registry import Registry

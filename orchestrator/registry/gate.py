@@ -8,7 +8,7 @@ from orchestrator.registry.models import Event, Version
 from orchestrator.registry.registry import Registry
 from workers.adapter.manifest import Manifest
 from workers.config.base import InputError
-from workers.run.files import value_at
+from workers.run.record import value_at
 
 Mode = Literal["min", "max"]
 LOSS = "validation/loss"

@@ -7,7 +7,7 @@ from plotly.colors import qualitative
 
 from orchestrator.report.figures import styled, whole_numbers
 from orchestrator.tuning.study import Study, TrialRow, trial_name
-from workers.run.files import Metrics, value_at
+from workers.run.record import Metrics, value_at
 
 _DASHES = {"finished": "solid", "stopped": "dash", "failed": "dot", "running": "dashdot"}
 _FAINT = 0.35

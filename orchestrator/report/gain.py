@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.tuning.study import Study, TrialRow, trial_name
 from workers.config.train import TrainSpec
-from workers.run.files import Metrics
+from workers.run.record import Metrics
 from workers.run.samples import Sample, read_samples, samples_beside
 from workers.train.used import base_file
 

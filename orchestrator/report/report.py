@@ -14,7 +14,8 @@ from orchestrator.registry.registry import Registry
 from orchestrator.report.gain import Gain
 from orchestrator.tuning.study import Study, TrialRow, trial_name
 from search_spaces.ranges import BESIDE
-from workers.run.files import Metrics, write_text
+from workers.run.files import write_text
+from workers.run.record import Metrics
 
 _TASK_TRIALS = 5
 _NOTHING = "\N{EN DASH}"

@@ -14,7 +14,7 @@ from orchestrator.retraining.policy import Policy
 from orchestrator.tuning.study import Study
 from workers.config.base import InputError, override, validated
 from workers.config.train import TrainSpec
-from workers.run.files import value_at
+from workers.run.record import value_at
 
 
 @dataclass(frozen=True)

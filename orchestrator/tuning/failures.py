@@ -8,7 +8,7 @@ from ray.train import UserCallback
 
 from workers.config.base import InputError
 from workers.run.events import EventLog
-from workers.run.files import reason
+from workers.run.record import reason
 
 _LONGEST = 300
 

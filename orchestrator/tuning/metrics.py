@@ -10,7 +10,7 @@ from orchestrator.tuning.events import TrialEvent
 from orchestrator.tuning.study import STATES
 
 if TYPE_CHECKING:
-    from workers.run.files import RunPlan
+    from workers.run.record import RunPlan
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from orchestrator.tuning.failures import bad_input
 from orchestrator.tuning.searcher import StudySearch
 from orchestrator.tuning.study import SAME_AS, trial_name
 from workers.config.base import InputError
-from workers.run.files import reason
+from workers.run.record import reason
 
 _LONGEST_REASON = 500
 

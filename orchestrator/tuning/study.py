@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from orchestrator.config.cluster import ClusterSpec
 from orchestrator.tuning.storage import storage, study_names
 from workers.config.base import InputError
-from workers.run.files import Metrics, read_progress, value_at
+from workers.run.record import Metrics, read_progress, value_at
 
 if TYPE_CHECKING:
     import optuna

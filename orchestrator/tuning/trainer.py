@@ -13,7 +13,7 @@ from orchestrator.config.job import JobSpec
 from search_spaces.spec import SearchSpec
 from workers.config.base import InputError, override
 from workers.config.train import ParallelSpec, TrainSpec, WorkerRange
-from workers.run.files import Metrics, RunPlan, read_progress, reason
+from workers.run.record import Metrics, RunPlan, read_progress, reason
 
 if TYPE_CHECKING:
     from ray.train import UserCallback

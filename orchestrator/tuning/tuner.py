@@ -17,7 +17,7 @@ from orchestrator.tuning.lifecycle import begin, check_study, ended, locked
 from orchestrator.tuning.preflight import preflight
 from orchestrator.tuning.storage import CutOff, storage, store_errors
 from orchestrator.tuning.study import Study, trial_name
-from workers.run.files import read_progress
+from workers.run.record import read_progress
 
 if TYPE_CHECKING:
     import optuna

@@ -27,7 +27,7 @@ from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run import heartbeat
 from workers.run.events import RunEvent, read_events
-from workers.run.files import Metrics, RunPlan, read_progress, read_rows
+from workers.run.record import Metrics, RunPlan, read_progress, read_rows
 from workers.train.loop import TrainingRun
 
 ROWS = 24
@@ -43,7 +43,7 @@ from cluster.session import session
 from search_spaces.spec import SearchSpec
 from orchestrator.tuning.trainer import fit
 from workers.config.train import TrainSpec
-from workers.run.files import RunPlan
+from workers.run.record import RunPlan
 spec, search, folder, address = sys.argv[1:]
 with session(address):
     plan = RunPlan(Path(folder), "study")

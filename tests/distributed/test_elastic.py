@@ -25,7 +25,7 @@ from tests.distributed.survivors import (
 from workers.config.base import override
 from workers.config.train import TrainSpec
 from workers.run.events import read_events
-from workers.run.files import read_rows
+from workers.run.record import read_rows
 
 pytestmark = pytest.mark.endurance
 SpecMaker = Callable[..., TrainSpec]

@@ -14,7 +14,7 @@ from workers.config.base import override
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.events import read_events
-from workers.run.files import RunPlan
+from workers.run.record import RunPlan
 from workers.train.loop import TrainingRun
 
 pytestmark = pytest.mark.slow

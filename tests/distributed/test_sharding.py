@@ -39,7 +39,7 @@ from workers.losses import auxiliary as losses
 from workers.models.base import load_base
 from workers.parallel.mesh import Mesh
 from workers.parallel.update import State
-from workers.run.files import Metrics, RunPlan
+from workers.run.record import Metrics, RunPlan
 from workers.train.forward import scored_logits
 from workers.train.loop import TrainingRun
 

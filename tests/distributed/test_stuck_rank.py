@@ -13,8 +13,8 @@ import torch.multiprocessing as mp
 from orchestrator.monitoring.stalls import Stall, stalls
 from orchestrator.monitoring.status import run_status
 from workers.config.train import TrainSpec
-from workers.run.files import RunPlan
 from workers.run.heartbeat import Heart, read
+from workers.run.record import RunPlan
 from workers.train.loop import TrainingRun
 
 STUCK_AFTER = 8

@@ -15,7 +15,7 @@ from tests.orchestrator.traffic import Trained, train_on_home
 from workers.config.adapter import AdapterSpec
 from workers.config.base import override
 from workers.config.train import TrainSpec
-from workers.run.files import RunRecord
+from workers.run.record import RunRecord
 
 Play = Callable[..., Any]
 

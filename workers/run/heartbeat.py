@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from workers.run.files import Metrics, write_text
+from workers.run.files import write_text
 from workers.run.progress import Progress
+from workers.run.record import Metrics
 
 WRITE_SECONDS = 1.0
 """Between two writings of a worker's file, in a run of a few workers."""

@@ -23,9 +23,9 @@ from workers.parallel.strategy import update_for
 from workers.parallel.trial import MicroBatch
 from workers.parallel.world import World
 from workers.run.events import EventLog
-from workers.run.files import Metrics, RunPlan, note_rows
 from workers.run.heartbeat import Heart
 from workers.run.progress import Meter
+from workers.run.record import Metrics, RunPlan, note_rows
 from workers.run.samples import Sample
 from workers.train.checkpoint import state as checkpoint
 from workers.train.evaluation.evaluator import Evaluation

@@ -16,8 +16,8 @@ from ray.tune import Trainable
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.events import EventLog, read_events
-from workers.run.files import Metrics, Observer, RunPlan, RunRecord
 from workers.run.heartbeat import Heart
+from workers.run.record import Metrics, Observer, RunPlan, RunRecord
 from workers.run.samples import write_samples
 from workers.run.watchdog import Watchdog
 from workers.train.checkpoint.manager import Keeper

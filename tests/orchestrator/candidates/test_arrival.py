@@ -31,7 +31,7 @@ from workers.adapter.digest import base_digest, folder_digest
 from workers.adapter.manifest import BaseRecord, Manifest, Origin
 from workers.config.base import InputError, override
 from workers.config.train import TrainSpec
-from workers.run.files import RunPlan
+from workers.run.record import RunPlan
 from workers.train.loop import TrainingRun
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden" / "mixlora_llama"

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from workers.config.train import TrainSpec
-from workers.run.files import RunPlan
+from workers.run.record import RunPlan
 from workers.train.loop import TrainingRun
 
 ROWS, COLUMNS = 24, 80

@@ -12,7 +12,7 @@ from orchestrator.registry.registry import Registry, Version
 from workers.adapter.convert import import_folder
 from workers.adapter.raw import read_raw, write_raw
 from workers.config.base import InputError
-from workers.run.files import RunRecord
+from workers.run.record import RunRecord
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden" / "mixlora_llama" / "adapter"

@@ -10,8 +10,8 @@ from cluster.session import Session
 from orchestrator.tuning.events import TrialEvent
 from orchestrator.tuning.metrics import SERIES, StudyMetrics, TrainingMetrics
 from tests.orchestrator.prometheus import value
-from workers.run.files import Metrics
 from workers.run.progress import Progress
+from workers.run.record import Metrics
 
 REPORT: Metrics = {
     "step": 20,

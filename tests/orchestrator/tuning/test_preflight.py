@@ -19,7 +19,7 @@ from tests.orchestrator.postgres import Postgres
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
 from workers.models.compatibility import check_fit
-from workers.run.files import RunPlan
+from workers.run.record import RunPlan
 from workers.run.reported import of_routers, of_tasks, reported
 from workers.train.loop import TrainingRun
 

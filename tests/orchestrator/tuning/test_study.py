@@ -13,7 +13,7 @@ from orchestrator.tuning.lifecycle import check_study, locked
 from orchestrator.tuning.storage import study_names
 from orchestrator.tuning.study import Study
 from workers.config.base import InputError
-from workers.run.files import value_at
+from workers.run.record import value_at
 
 ENDS = ["finished", "failed", "finished", "stopped", "cut", "finished"]
 Play = Callable[..., list[dict[str, Any]]]

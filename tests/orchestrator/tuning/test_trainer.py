@@ -18,7 +18,7 @@ from workers.config.base import InputError
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.events import read_events
-from workers.run.files import Metrics, RunPlan, read_progress, value_at
+from workers.run.record import Metrics, RunPlan, read_progress, value_at
 from workers.run.samples import read_samples
 from workers.train.loop import TrainingRun
 

@@ -24,7 +24,7 @@ from workers.adapter import files
 from workers.adapter.folder import WEIGHTS
 from workers.config.base import InputError, override
 from workers.config.train import TrainSpec
-from workers.run.files import read_progress
+from workers.run.record import read_progress
 
 pytestmark = pytest.mark.slow
 MakeJob = Callable[..., JobSpec]

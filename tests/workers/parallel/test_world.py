@@ -12,7 +12,7 @@ from workers.adapter import files
 from workers.config.base import override
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
-from workers.run.files import Metrics, RunPlan, RunRecord, read_progress
+from workers.run.record import Metrics, RunPlan, RunRecord, read_progress
 from workers.train.loop import TrainingRun
 
 SpecMaker = Callable[..., TrainSpec]

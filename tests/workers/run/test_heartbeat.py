@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from workers.config.train import TrainSpec
-from workers.run.files import Metrics, RunPlan
 from workers.run.heartbeat import ENDED, Heart, Heartbeat, read
+from workers.run.record import Metrics, RunPlan
 from workers.train.loop import TrainingRun
 
 SpecMaker = Callable[..., TrainSpec]

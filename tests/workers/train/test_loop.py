@@ -14,7 +14,7 @@ from workers.config.base import InputError
 from workers.config.train import TrainSpec
 from workers.injection.wrapper import Site
 from workers.run.events import read_events
-from workers.run.files import Metrics, RunPlan
+from workers.run.record import Metrics, RunPlan
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.step import DivergedError

@@ -14,7 +14,8 @@ import torch
 from workers.adapter import files
 from workers.config.train import TrainSpec
 from workers.run.events import read_events
-from workers.run.files import Metrics, RunPlan, read_progress, write_text
+from workers.run.files import write_text
+from workers.run.record import Metrics, RunPlan, read_progress
 from workers.run.samples import read_samples
 from workers.train.evaluation.baseline import baseline
 from workers.train.evaluation.expert_tasks import evaluate_folder

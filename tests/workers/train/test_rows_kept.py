@@ -10,7 +10,7 @@ import torch
 from workers.config.base import InputError, override
 from workers.config.train import TrainSpec
 from workers.run.events import read_events
-from workers.run.files import Metrics, RunPlan, RunRecord, read_rows
+from workers.run.record import Metrics, RunPlan, RunRecord, read_rows
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.ray_worker import _begin

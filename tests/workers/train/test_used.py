@@ -14,7 +14,7 @@ from workers.adapter.manifest import read_manifest
 from workers.config.base import InputError, override
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
-from workers.run.files import RunPlan
+from workers.run.record import RunPlan
 from workers.train.checkpoint.manager import Keeper
 from workers.train.loop import TrainingRun
 from workers.train.used import UsedInputs, hold_to_study, note_used, read_used, used_file

@@ -15,7 +15,7 @@ from workers.config.base import InputError, validated
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.events import EventLog
-from workers.run.files import RunPlan
+from workers.run.record import RunPlan
 from workers.train.checkpoint.state import CheckpointStore, read_state
 from workers.train.checkpoint.upload import Place, Uploads, fetched
 

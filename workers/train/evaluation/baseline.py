@@ -14,7 +14,8 @@ from pathlib import Path
 from filelock import lock_descriptor
 
 from workers.config.base import InputError
-from workers.run.files import Metrics, write_text
+from workers.run.files import write_text
+from workers.run.record import Metrics
 from workers.run.samples import samples_beside, write_samples
 from workers.train.loop import TrainingRun
 from workers.train.used import base_file

@@ -19,7 +19,7 @@ from workers.injection.inject import Adapter
 from workers.injection.sharded import is_sharded
 from workers.losses.auxiliary import row_losses
 from workers.parallel.world import World
-from workers.run.files import Metrics
+from workers.run.record import Metrics
 from workers.run.samples import Answer, sample, sample_rows
 from workers.train.evaluation.generate import generate
 from workers.train.evaluation.results import ExpertCounts, Measured, RowResult, summarise

@@ -9,7 +9,7 @@ from workers.adapter.manifest import expert_load
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
-from workers.run.files import Metrics
+from workers.run.record import Metrics
 from workers.train.evaluation.evaluator import Evaluation
 from workers.train.evaluation.results import Measured
 from workers.train.inputs import Inputs

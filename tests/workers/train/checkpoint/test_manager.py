@@ -17,7 +17,7 @@ from workers.config.base import InputError, override
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.events import read_events
-from workers.run.files import Metrics, RunPlan, read_rows
+from workers.run.record import Metrics, RunPlan, read_rows
 from workers.train.checkpoint.manager import Keeper
 from workers.train.loop import TrainingRun
 

@@ -16,7 +16,7 @@ from workers.config.train import TrainSpec
 from workers.data.encode import Example
 from workers.data.text_metrics import score, score_choices
 from workers.parallel.world import World
-from workers.run.files import RunPlan
+from workers.run.record import RunPlan
 from workers.train.evaluation.evaluator import Evaluation
 from workers.train.evaluation.results import RowResult, summarise
 from workers.train.loop import TrainingRun

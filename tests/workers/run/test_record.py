@@ -7,7 +7,7 @@ import pytest
 
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
-from workers.run.files import RunRecord, read_progress, reason
+from workers.run.record import RunRecord, read_progress, reason
 from workers.train.step import DivergedError
 
 SpecMaker = Callable[..., TrainSpec]

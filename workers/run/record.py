@@ -1,0 +1,158 @@
+"""What a run leaves on disk for people and for later commands; readable without torch.
+
+train.json      the resolved specification
+exchange.json   with expert parallelism, which exchange it takes, why, and the predicted bytes
+progress.jsonl  one line of metrics for each report
+adapter/        the latest complete adapter
+samples.json    some validation rows with its answers, at the latest evaluation that has any
+ranks/          where each worker is at the moment (workers.run.heartbeat)
+checkpoints/    what the run can be gone on with from (workers.train.checkpoint.manager)
+events.jsonl    what happened to it, over all attempts (workers.run.events)
+error.txt       why the run failed, if it did
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
+from workers.run.files import write_text
+
+Metrics = dict[str, Any]
+"""Nested names to numbers, lists of numbers and strings."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Which run this is, and where its files go."""
+
+    folder: Path
+    """Everything that the run writes lies below; all workers must see it."""
+    study: str
+    """Name of the study, for the adapter's lineage."""
+    trial: int | None = None
+    """Number of the trial, if the run is one of a study's trials."""
+    shared: Path | None = None
+    """Folder of the study, if its trials are held to the same inputs (workers.train.used)."""
+    start_from: Path | None = None
+    """Folder of an adapter of the same shape to begin with; None begins anew."""
+
+
+Observer = Callable[[Metrics], None]
+"""Gets every report, and in between each step's figures about once a second (in another thread), in
+the process of the first worker. Both have the same form; the latter lacks `validation`."""
+
+
+class RunRecord:
+    """Writes the files of one run."""
+
+    def __init__(self, folder: Path, observe: Observer | None = None) -> None:
+        self.folder = folder
+        self.observe = observe
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the latest complete adapter."""
+        return self.folder / "adapter"
+
+    @property
+    def samples(self) -> Path:
+        """Some rows with the adapter's answers (workers.run.samples)."""
+        return self.folder / "samples.json"
+
+    def begin(self, spec: TrainSpec) -> None:
+        """A new attempt at the run: forget why the last one failed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._error.unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "ranks", ignore_errors=True)
+        write_text(self.folder / "train.json", spec.model_dump_json(indent=2) + "\n")
+
+    def exchange(self, choice: Mapping[str, Any]) -> None:
+        """Keep what was decided on the exchange between the workers."""
+        write_text(self.folder / "exchange.json", json.dumps(choice, indent=2) + "\n")
+
+    def go_on(self, step: int) -> None:
+        """Continue after `step`: what was reported later, and lost, is taken back."""
+        kept = [metrics for metrics in read_progress(self.folder) if metrics["step"] <= step]
+        write_text(self.folder / "progress.jsonl", "".join(map(_line, kept)))
+
+    def add(self, metrics: Metrics) -> None:
+        """Append one report, and show it to the observer."""
+        with (self.folder / "progress.jsonl").open("a") as file:
+            file.write(_line(metrics))
+        if self.observe:
+            self.observe(metrics)
+
+    @contextmanager
+    def failure_kept(self) -> Iterator[None]:
+        """Keep the reason of a failure inside the block, as one line. The first of several workers
+        to fail has the cause; the others then fail for want of it."""
+        try:
+            yield
+        except Exception as error:
+            self.failed(reason(error))
+            raise
+
+    def failed(self, why: str) -> None:
+        """Keep the reason of a failure, unless there is one already, or the disk is full."""
+        if not self._error.exists():
+            with suppress(OSError):
+                write_text(self._error, why + "\n")
+
+    @property
+    def _error(self) -> Path:
+        return self.folder / "error.txt"
+
+
+def read_progress(folder: Path) -> list[Metrics]:
+    """All reports of the run in `folder`, in order. A line cut short by a crash ends the list."""
+    path = folder / "progress.jsonl"
+    reports: list[Metrics] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            reports.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return reports
+
+
+def reason(error: BaseException) -> str:
+    """`error` as one line, with its type unless the message was written for people."""
+    message = " ".join(str(error).split())
+    written_for_people = isinstance(error, InputError) or type(error).__name__ == "DivergedError"
+    return message if written_for_people else f"{type(error).__name__}: {message}"
+
+
+def _line(metrics: Metrics) -> str:
+    return json.dumps(metrics, allow_nan=False) + "\n"
+
+
+def value_at(metrics: Mapping[str, Any], path: str) -> float | None:
+    """The number at a path such as validation/loss in nested or flat metrics; None if it is not
+    there. A task's own name may hold slashes."""
+    for key, value in metrics.items():
+        if key == path:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            return float(value) if number else None
+        if isinstance(value, Mapping) and path.startswith(f"{key}/"):
+            found = value_at(value, path[len(key) + 1 :])
+            if found is not None:
+                return found
+    return None
+
+
+def note_rows(folder: Path, step: int, by_worker: Sequence[Sequence[int]]) -> None:
+    """Add the rows (numbers from 0 among the training rows that are kept) of a step (from 0)."""
+    with (folder / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "workers": by_worker}) + "\n")
+
+
+def read_rows(folder: Path) -> dict[int, list[list[int]]]:
+    """By step, the rows of each worker that went into the parameters."""
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    return {line["step"]: line["workers"] for line in map(json.loads, lines)}
