@@ -15,7 +15,7 @@ _DEFAULT_RAY_FILE = Path("/tmp/ray/ray_current_cluster")  # noqa: S108 (written 
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ClusterAddress:
     """Where a cluster is. At least one of `address` and `dashboard_url` is known."""
 
     address: str | None
@@ -26,7 +26,7 @@ class Endpoint:
     """Token of a local cluster of ours; None takes the user's own, if any."""
 
 
-def resolve(address: str) -> Endpoint:
+def resolve(address: str) -> ClusterAddress:
     """The endpoint behind `auto`, host:port or http(s)://host:port; something listens there.
 
     `auto` is RAY_ADDRESS, or else the newest local cluster of this user, or else what `ray start`
@@ -45,8 +45,8 @@ def resolve(address: str) -> Endpoint:
     plain = address.rstrip("/").replace("localhost:", "127.0.0.1:", 1)
     for one in known:
         if plain in (one.address, one.dashboard_url):
-            return Endpoint(one.address, one.dashboard_url, one.token_file)
-    return Endpoint(None, address.rstrip("/")) if is_url else Endpoint(address, None)
+            return ClusterAddress(one.address, one.dashboard_url, one.token_file)
+    return ClusterAddress(None, address.rstrip("/")) if is_url else ClusterAddress(address, None)
 
 
 def probe(address: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster import environment
-from cluster.address import Endpoint, on_loopback, resolve
+from cluster.address import ClusterAddress, on_loopback, resolve
 from cluster.errors import ClusterError
 
 ANSWER_SECONDS = 5.0
@@ -99,13 +99,13 @@ def reach(address: str) -> str:
     return f"{kind} at {endpoint.address} lets us in"
 
 
-def bearer(endpoint: Endpoint) -> dict[str, str]:
+def bearer(endpoint: ClusterAddress) -> dict[str, str]:
     """The HTTP header that carries the token, where there is one."""
     token = environment.token(endpoint.token_file)
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def find_dashboard(endpoint: Endpoint) -> str:
+def find_dashboard(endpoint: ClusterAddress) -> str:
     """Ask the cluster's control service where its dashboard is."""
     address = endpoint.address or ""
     settings = environment.settings(endpoint.token_file, local=on_loopback(address))

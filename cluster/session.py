@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import environment
-from cluster.address import Endpoint, answers, on_loopback, resolve
+from cluster.address import ClusterAddress, answers, on_loopback, resolve
 from cluster.errors import ClusterError, ClusterGone
 from cluster.handshake import check_cluster, own_address
 from cluster.local import local_cluster
@@ -97,7 +97,7 @@ def check_joinable(address: str) -> None:
     _joinable(resolve(address))
 
 
-def _joinable(endpoint: Endpoint) -> str:
+def _joinable(endpoint: ClusterAddress) -> str:
     """The address to join by, which is the cluster's own name for its head. Something that can be
     joined from this machine answers there."""
     if endpoint.address is None:

@@ -19,7 +19,7 @@ BESIDE = ("when", "step", "below")
 
 
 @dataclass(frozen=True)
-class Choice:
+class CategoricalRange:
     """One of several values; one alone is fixed and never asked for."""
 
     values: tuple[Any, ...]
@@ -32,7 +32,7 @@ class Choice:
         """Values that the check tries together with those of other fields."""
         return self.values
 
-    def at_most(self, _limit: int) -> "Choice":
+    def at_most(self, _limit: int) -> "CategoricalRange":
         """Itself: Optuna wants equal choices in every trial, so the answer is clipped instead."""
         return self
 
@@ -76,7 +76,7 @@ class Interval:
         return float(trial.suggest_float(path, self.low, self.high, log=self.log))
 
 
-Range: TypeAlias = Choice | Interval
+Range: TypeAlias = CategoricalRange | Interval
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def read_range(entry: Any, where: str) -> Range:
     """The range that an entry states: {choice | int | float | log: …}, or a bare, fixed value. What
     may stand beside it is `when`, and of an integer `step` and `below`."""
     if not isinstance(entry, Mapping):
-        return Choice((_number(entry),))
+        return CategoricalRange((_number(entry),))
     kinds = [key for key in entry if key not in BESIDE]
     if len(kinds) != 1 or kinds[0] not in _KINDS.split(", "):
         raise InputError(
@@ -147,10 +147,10 @@ def _condition(path: str, test: Any, where: str) -> Condition:
     raise InputError(f"{where}: {name} wants {kind}, not {operand!r}")
 
 
-def _choice(values: Any, where: str) -> Choice:
+def _choice(values: Any, where: str) -> CategoricalRange:
     if not isinstance(values, list) or not values:
         raise InputError(f"{where}: choice wants a list of values, not {values!r}")
-    return Choice(tuple(map(_number, values)))
+    return CategoricalRange(tuple(map(_number, values)))
 
 
 def _interval(kind: str, value: Any, step: Any, where: str) -> Interval:

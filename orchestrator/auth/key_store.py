@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, cast
 import sqlalchemy as sa
 
 from orchestrator.auth.keys import Caller, Key, Scope
-from orchestrator.auth.rate_limit import Place, Spent, Usage
+from orchestrator.auth.rate_limit import Spent, Usage, UsageKey
 from orchestrator.config.limits import SECONDS, Allowance
-from orchestrator.store.database import Database, Row
+from orchestrator.store.database import Database, DatabaseRow
 from workers.config.base import InputError
 
 TABLES = sa.MetaData()
@@ -133,7 +133,7 @@ class KeyStore:
         rows = self._database.rows(sa.select(LOG).order_by(LOG.c.number))
         return [dict(row) for row in rows]
 
-    def exchange(self, gateway: str, save: int, spent: Mapping[Place, Spent]) -> Usage:
+    def exchange(self, gateway: str, save: int, spent: Mapping[UsageKey, Spent]) -> Usage:
         """Write a gateway's totals; returns what all others have used and reserved in the windows
         that may be open. Of two saves the one with the larger number stays, whichever comes last.
         """
@@ -210,7 +210,7 @@ def _put(connection: sa.Connection, place: Mapping[str, Any], values: Mapping[st
         connection.execute(sa.insert(SPENT).values({**place, **values}))
 
 
-def _key(row: Row) -> Key:
+def _key(row: DatabaseRow) -> Key:
     caller = Caller(
         row["id"],
         frozenset(cast(list[Scope], row["scopes"].split(","))),

@@ -15,9 +15,9 @@ from orchestrator.auth.keys import OPERATOR, Caller, Counts
 from orchestrator.config.limits import SECONDS, Allowance, LimitsSpec
 from workers.engine.request import RequestError
 
-Place = tuple[str, int]
+UsageKey = tuple[str, int]
 """A key, and the beginning of a window of its quota, in seconds since 1970."""
-Usage = Counter[Place]
+Usage = Counter[UsageKey]
 """Tokens."""
 
 
@@ -32,7 +32,7 @@ class Spent(NamedTuple):
 LONGEST = max(SECONDS.values())
 Check = Callable[[int, int], int]
 """Of a prompt's tokens, and those that are set aside already: all that the request may take."""
-Save = Callable[[Mapping[Place, Spent]], Usage]
+Save = Callable[[Mapping[UsageKey, Spent]], Usage]
 
 
 class TooMany(RequestError):  # noqa: N818
@@ -46,13 +46,13 @@ class TooMany(RequestError):  # noqa: N818
 class Reservation:
     """What one request may use of a quota, until it is known what it has used."""
 
-    def __init__(self, reserved: Usage, used: Usage, place: Place, check: Check):
+    def __init__(self, reserved: Usage, used: Usage, place: UsageKey, check: Check):
         self._reserved, self._used, self._place, self._check = reserved, used, place, check
         self._held, self._settled = 0, False
 
     def read(self, prompt: int) -> None:
         """The prompt has so many tokens. Where they are more than was set aside, raises as
-        `Meter.reserve` does, and nothing is set aside any more."""
+        `RateLimiter.reserve` does, and nothing is set aside any more."""
         if self._settled:
             return
         held = self._held
@@ -71,7 +71,7 @@ class Reservation:
         self._held = tokens
 
 
-class Meter:
+class RateLimiter:
     """Admits callers within their allowances.
 
     Rates are token buckets (generic cell rate algorithm, ITU-T I.371): a burst of the whole amount,
@@ -97,7 +97,7 @@ class Meter:
         """For each key, when its bucket would be full again."""
         self._used: Usage = Counter()
         self._reserved: Usage = Counter()
-        self._saved: dict[Place, Spent] = {}
+        self._saved: dict[UsageKey, Spent] = {}
         self._others: Usage = Counter()
         """What other gateways have used and reserved."""
 
@@ -145,7 +145,7 @@ class Meter:
         reservation.read(max(0, min(prompt, quota.amount - answer)))
         return reservation
 
-    def _check_left(self, asked: int, quota: Allowance, place: Place) -> None:
+    def _check_left(self, asked: int, quota: Allowance, place: UsageKey) -> None:
         left = quota.amount - self._others[place] - self._used[place]
         takes, per = f"this request may take {asked} tokens", _per(quota)
         if asked > left:

@@ -9,7 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from orchestrator.auth.keys import Key, KeyRing
-from orchestrator.auth.rate_limit import Meter, Place, Spent, Usage
+from orchestrator.auth.rate_limit import RateLimiter, Spent, Usage, UsageKey
 
 if TYPE_CHECKING:
     from orchestrator.auth.key_store import KeyStore
@@ -19,7 +19,7 @@ POLL_SECONDS = 1
 """How soon a key that was revoked opens nothing any more."""
 
 
-class Keeper:
+class KeySync:
     """Reads the keys and writes what they used, every second. Opens the database on first use."""
 
     def __init__(self, url: str) -> None:
@@ -36,7 +36,7 @@ class Keeper:
         """See `KeyStore.given_up`. Blocks."""
         return self._store.given_up()
 
-    async def run(self, ring: KeyRing, meter: Meter) -> None:
+    async def run(self, ring: KeyRing, meter: RateLimiter) -> None:
         """Go on until cancelled. While the database is away, nothing is lost."""
         try:
             while True:
@@ -46,13 +46,13 @@ class Keeper:
         finally:
             await self._save(meter)
 
-    async def _save(self, meter: Meter) -> None:
+    async def _save(self, meter: RateLimiter) -> None:
         try:
             await meter.exchange(partial(self._exchange, next(self._saves)))
         except Exception as error:
             log.debug("usage is not saved now: %s", error)  # the ring has said it already
 
-    def _exchange(self, save: int, spent: Mapping[Place, Spent]) -> Usage:
+    def _exchange(self, save: int, spent: Mapping[UsageKey, Spent]) -> Usage:
         return self._store.exchange(self._gateway, save, spent)
 
     @property

@@ -38,7 +38,7 @@ QUESTIONS = (
 
 
 @dataclass
-class Journal:
+class DemoSummary:
     """What the demo tells, and what `demo-summary.json` will say."""
 
     narrator: Narrator = field(default_factory=Narrator)
@@ -65,7 +65,7 @@ class Demo:
 
     job: JobSpec
     registry: "Registry"
-    journal: Journal
+    journal: DemoSummary
 
     def tune(self) -> Study:
         """Search."""
@@ -150,7 +150,7 @@ def run_demo(storage: Path, assignments: Sequence[str] = ()) -> None:
     from orchestrator.serve.served_base import served_base
 
     folder = storage.resolve() / datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S")
-    journal = Journal()
+    journal = DemoSummary()
     with journal.stage("base model and data"):
         job = _job(folder, storage.resolve() / "assets", assignments)
         check_endpoint(job.serve, job.cluster)  # it comes last, and a port may be taken

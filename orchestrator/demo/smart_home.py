@@ -24,7 +24,7 @@ from workers.config.base import InputError
 
 
 @dataclass(frozen=True)
-class Task:
+class DemoTask:
     """One task of the data set."""
 
     language: str
@@ -38,18 +38,18 @@ class Task:
 # which separates trials long before answers are exactly right; `check` tells the latter.
 TASKS = MappingProxyType(
     {
-        "intent": Task("en", "Call the intent for this request:", "slot_f1", 0.4),
-        "area": Task("en", "Name the area in this request:", "exact_match", 0.15),
-        "reply": Task("en", "Reply to this request:", "rouge_l", 0.15),
-        "intent_de": Task("de", "Call the intent for this German request:", "slot_f1", 0.15),
-        "intent_es": Task("es", "Call the intent for this Spanish request:", "slot_f1", 0.15),
+        "intent": DemoTask("en", "Call the intent for this request:", "slot_f1", 0.4),
+        "area": DemoTask("en", "Name the area in this request:", "exact_match", 0.15),
+        "reply": DemoTask("en", "Reply to this request:", "rouge_l", 0.15),
+        "intent_de": DemoTask("de", "Call the intent for this German request:", "slot_f1", 0.15),
+        "intent_es": DemoTask("es", "Call the intent for this Spanish request:", "slot_f1", 0.15),
     }
 )
 NO_AREA = "none"
 
 
 @dataclass(frozen=True)
-class Check:
+class AnswerCheck:
     """Whether an answer to a request is right."""
 
     expected: Call | None
@@ -68,13 +68,13 @@ def prompt(task: str, request: str) -> str:
     return f"{TASKS[task].instruction} {request}"
 
 
-def check(request: str, answer: str, language: str = "en") -> Check:
+def check(request: str, answer: str, language: str = "en") -> AnswerCheck:
     """Parse the request back and compare the answer's intent and slots with what it says."""
     understood = grammar(language).understand(request)
     expected, found = Call.of(understood) if understood else None, Call.read(answer)
     if expected is None or found is None:
-        return Check(expected, intent=False, slots=False)
-    return Check(expected, expected.intent == found.intent, expected.same_slots(found))
+        return AnswerCheck(expected, intent=False, slots=False)
+    return AnswerCheck(expected, expected.intent == found.intent, expected.same_slots(found))
 
 
 def make(

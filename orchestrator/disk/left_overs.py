@@ -10,11 +10,11 @@ from typing import Literal
 
 from workers.adapter.folder import LEFT_SECONDS
 
-Place = Literal["storage", "versions", "study", "inputs", "trial", "ranks", "checkpoints"]
+FolderKind = Literal["storage", "versions", "study", "inputs", "trial", "ranks", "checkpoints"]
 GOING = ".moetune-deleted-"
 """How the name begins of what is being deleted, wherever it lay."""
 _HEX = "[0-9a-f]{32}"
-_WRITERS: dict[Place, re.Pattern[str]] = {
+_WRITERS: dict[FolderKind, re.Pattern[str]] = {
     "storage": re.compile(rf"\.smoke\.{_HEX}"),
     "versions": re.compile(rf"\.{_HEX}"),
     "study": re.compile(r"\.(job\.json|study\.id|report\.html)\.\d+"),
@@ -30,7 +30,7 @@ _WRITERS: dict[Place, re.Pattern[str]] = {
 _GOING = re.compile(re.escape(GOING) + _HEX)
 
 
-def left_over(path: Path, place: Place) -> bool:
+def left_over(path: Path, place: FolderKind) -> bool:
     """Whether a process that was killed has left it there, in a folder of that kind: it has a name
     for the time of its making or its deletion, and nobody has written to it for a day."""
     with suppress(OSError):

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.disk.left_overs import Place, left_over
+from orchestrator.disk.left_overs import FolderKind, left_over
 from orchestrator.disk.use import Item, entries
 from orchestrator.tuning.study import Study, trial_name
 
@@ -102,7 +102,7 @@ def _state(folders: Iterable[Path]) -> list[Path]:
 
 def _left_overs(folder: Path, gone: Collection[Path]) -> list[Path]:
     """Of killed processes, where they write in a study's folder; but for what goes as a whole."""
-    places: list[tuple[Path, Place]] = [(folder, "study"), (folder / "inputs", "inputs")]
+    places: list[tuple[Path, FolderKind]] = [(folder, "study"), (folder / "inputs", "inputs")]
     for trial in entries(folder / "trials"):
         places += (
             (trial, "trial"),

@@ -26,7 +26,7 @@ _OTHERS = {
 _KILLED = "of processes that were killed"
 
 
-class _Known(NamedTuple):
+class _Registered(NamedTuple):
     """What the registry knows."""
 
     versions: dict[str, Path]
@@ -60,7 +60,7 @@ def _remove(items: Iterable[Item]) -> None:
     remove(path for item in items if item.goes for path in item.paths)
 
 
-def _apart(place: ClusterSpec, known: _Known) -> list[Item]:
+def _apart(place: ClusterSpec, known: _Registered) -> list[Item]:
     """What is no study's."""
     folder = Path(place.storage).resolve()
     return [*_versions(folder / "versions", known), *_others(folder), *_of_machine()]
@@ -82,18 +82,20 @@ def _of_study(place: ClusterSpec, study: Study, unfinished: bool) -> Iterator[li
             yield [running_item(study)]
 
 
-def _known(place: ClusterSpec) -> _Known:
+def _known(place: ClusterSpec) -> _Registered:
     """A SQLite file that is not there is not made."""
     file = database_file(place)
     if file and not file.exists():
-        return _Known({}, 0)
+        return _Registered({}, 0)
     with closing(Registry(place.store_url(), place.storage)) as registry:
         versions = {version.id: version.folder for version in registry.versions()}
         states = registry.rollouts().values()
-    return _Known(versions, len({id for state in states for id in state.line} & versions.keys()))
+    return _Registered(
+        versions, len({id for state in states for id in state.line} & versions.keys())
+    )
 
 
-def _versions(folder: Path, known: _Known) -> Iterator[Item]:
+def _versions(folder: Path, known: _Registered) -> Iterator[Item]:
     rows = {path.name for path in known.versions.values()}
     there = [path for path in entries(folder) if not path.name.startswith(".")]
     mine = tuple(path for path in there if path.name in rows)

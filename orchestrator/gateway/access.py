@@ -16,7 +16,7 @@ from cluster.address import is_loopback
 from orchestrator.auth.keys import Wants
 from orchestrator.auth.wrong_keys import address_of
 from orchestrator.gateway.errors import refusal
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import GatewayServices
 from workers.engine.request import RequestError
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -26,7 +26,7 @@ class AccessControl:
     """ASGI middleware: 401 or 403 for a request whose key has not the scopes of its route, and 403
     for one that a foreign page sends to an endpoint without keys. Bodies stay where they are."""
 
-    def __init__(self, app: ASGIApp, rules: "Rules", edge: Edge) -> None:
+    def __init__(self, app: ASGIApp, rules: "Rules", edge: GatewayServices) -> None:
         self._app, self._rules, self._edge = app, rules, edge
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +98,7 @@ def _wanted(dependant: Any) -> Iterator[Wants]:
         yield from _wanted(one)
 
 
-def _own_page(request: Request, edge: Edge) -> None:
+def _own_page(request: Request, edge: GatewayServices) -> None:
     """Where no key is asked for, a browser must not be talked into asking: a foreign site's page
     reaches us under the site's name if that is made to point here (DNS rebinding)."""
     host, origin = request.headers.get("host"), request.headers.get("origin")
@@ -120,7 +120,7 @@ def _own_page(request: Request, edge: Edge) -> None:
         )
 
 
-def _ours(url: str, edge: Edge) -> bool:
+def _ours(url: str, edge: GatewayServices) -> bool:
     try:
         host = urlsplit(url).hostname or ""
     except ValueError:

@@ -12,19 +12,21 @@ from orchestrator.gateway.errors import add_handlers
 from orchestrator.gateway.head import Head
 from orchestrator.gateway.inflate import Inflate
 from orchestrator.gateway.openapi import OPEN, Description, takes
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import GatewayServices
 from orchestrator.openai.schema import ChatBody, CompletionBody
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 
 OPENAPI = "/openapi.json"
 NO_KEY = frozenset({*OPEN, OPENAPI, *page.PATHS.values()})
 """What anybody may get: whether it runs, the page, and the description of all routes."""
 
 
-def create_app(backend: Backend, catalogue: Catalogue, edge: Edge | None = None) -> FastAPI:
+def create_app(
+    backend: Backend, catalog: ModelCatalog, edge: GatewayServices | None = None
+) -> FastAPI:
     """The application; without `edge` an open one that tells nobody."""
-    edge = edge or Edge()
-    gateway = Gateway(backend, catalogue, edge)
+    edge = edge or GatewayServices()
+    gateway = Gateway(backend, catalog, edge)
     app = FastAPI(
         title="moetune",
         docs_url=None,

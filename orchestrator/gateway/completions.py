@@ -12,19 +12,19 @@ from fastapi.responses import JSONResponse, Response
 from orchestrator.auth.keys import Caller, wants
 from orchestrator.auth.rate_limit import Reservation
 from orchestrator.gateway.body import before, read_body, while_there
-from orchestrator.gateway.errors import Pace
+from orchestrator.gateway.errors import RetryAfter
 from orchestrator.gateway.event_stream import EventStream
-from orchestrator.gateway.request_context import Answering
-from orchestrator.gateway.running import Running
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.request_context import RequestContext
+from orchestrator.gateway.running import InFlight
+from orchestrator.gateway.services import GatewayServices
 from orchestrator.gateway.shadow import Shadows
 from orchestrator.openai.choices import choices
 from orchestrator.openai.parse import parsed
 from orchestrator.openai.response import ChatReply, Reply
 from orchestrator.openai.schema import ChatBody, CompletionBase, CompletionBody
 from orchestrator.openai.stream import events, whole
-from orchestrator.rollout.catalog import Catalogue, Served
-from workers.engine.request import Adapter, Chunk, TextRequest
+from orchestrator.rollout.catalog import ModelCatalog, Served
+from workers.engine.request import AdapterRef, Chunk, TextRequest
 from workers.engine.turns import Turns
 
 Asker = Annotated[Caller, Depends(wants("infer"))]
@@ -44,7 +44,7 @@ class Backend(Protocol):
         """Token ids of their prompts; RequestError for the first one that would be refused."""
         ...
 
-    async def load(self, adapter: Adapter) -> None:
+    async def load(self, adapter: AdapterRef) -> None:
         """Hold an adapter ready everywhere."""
         ...
 
@@ -56,16 +56,16 @@ class Backend(Protocol):
 class Gateway:
     """The routes."""
 
-    def __init__(self, backend: Backend, catalogue: Catalogue, edge: Edge) -> None:
-        self._backend, self._catalogue = backend, catalogue
-        self._running, self._shadows, self.pace = Running(), Shadows(), Pace()
+    def __init__(self, backend: Backend, catalog: ModelCatalog, edge: GatewayServices) -> None:
+        self._backend, self._catalog = backend, catalog
+        self._running, self._shadows, self.pace = InFlight(), Shadows(), RetryAfter()
         self._turns = Turns(WAITING)
         self._edge = replace(edge, observers=(*edge.observers, self.pace))
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         """Follow the registry for as long as the application runs; at its end drain."""
-        tasks = [asyncio.create_task(run()) for run in (self._catalogue.watch, *self._edge.tasks)]
+        tasks = [asyncio.create_task(run()) for run in (self._catalog.watch, *self._edge.tasks)]
         yield
         await self.drain()
         await self._shadows.close()
@@ -88,14 +88,14 @@ class Gateway:
 
     async def ready(self) -> JSONResponse:
         """An engine answers; also whether the registry does."""
-        settled = self._catalogue.settled and self._edge.keys.settled
+        settled = self._catalog.settled and self._edge.keys.settled
         ready = settled and not self._running.draining and await self._backend.ready()
-        status = {"ready": ready, "registry": self._catalogue.readable}
+        status = {"ready": ready, "registry": self._catalog.readable}
         return JSONResponse(status, 200 if ready else 503)
 
     async def list_models(self, _: Reader) -> dict[str, Any]:
         """The base and every name that is served."""
-        return {"object": "list", "data": [_model(id) for id in self._catalogue.ids]}
+        return {"object": "list", "data": [_model(id) for id in self._catalog.ids]}
 
     async def show_model(self, model: str, _: Reader) -> dict[str, Any]:
         """One model; NAME@VERSION too."""
@@ -104,7 +104,7 @@ class Gateway:
 
     async def find(self, model: str) -> Served:
         """What it means now; InputError where it is not served."""
-        return await self._catalogue.find(model)
+        return await self._catalog.find(model)
 
     async def chat(self, request: Request, caller: Asker) -> Response:
         """Answer a chat."""
@@ -117,7 +117,7 @@ class Gateway:
     async def _answer(
         self, request: Request, caller: Caller, body: type[CompletionBase], kind: type[Reply]
     ) -> Response:
-        answering = Answering(caller, self._edge)
+        answering = RequestContext(caller, self._edge)
         with answering.until_failure():
             self._running.add(answering)
             self._edge.meter.admit(caller)
@@ -134,7 +134,7 @@ class Gateway:
         return self._edge.meter.reserve(caller, *body.likely_tokens(*longest), body.prompt_field)
 
     async def _whole(
-        self, body: CompletionBase, kind: type[Reply], answering: Answering
+        self, body: CompletionBase, kind: type[Reply], answering: RequestContext
     ) -> Response:
         reply, chunks = await self._begin(body, kind, answering)
         response = JSONResponse(await whole(reply, chunks))
@@ -142,7 +142,7 @@ class Gateway:
         return response
 
     async def _stream(
-        self, body: CompletionBase, kind: type[Reply], answering: Answering
+        self, body: CompletionBase, kind: type[Reply], answering: RequestContext
     ) -> Response:
         reply, chunks = await self._begin(body, kind, answering)
         try:
@@ -153,9 +153,9 @@ class Gateway:
         return EventStream(events(reply, first, chunks, body.include_usage), chunks, answering)
 
     async def _begin(
-        self, body: CompletionBase, kind: type[Reply], answering: Answering
+        self, body: CompletionBase, kind: type[Reply], answering: RequestContext
     ) -> tuple[Reply, AsyncGenerator[Chunk]]:
-        route = await self._catalogue.route(body.model, answering.asked_for(body.end_user))
+        route = await self._catalog.route(body.model, answering.asked_for(body.end_user))
         served = route.served
         requests = body.requests(served.adapter, answering.caller.id)
         reply = kind(served.id, served.fingerprint, body.tells_routing)
@@ -168,16 +168,16 @@ class Gateway:
         return reply, answering.follow(choices(self._backend.generate, requests, body.n))
 
     async def _encoded(
-        self, requests: Sequence[TextRequest], answering: Answering
+        self, requests: Sequence[TextRequest], answering: RequestContext
     ) -> tuple[TextRequest, ...]:
         prompts = await self._backend.encode(requests)
         answering.read(sum(map(len, prompts)))
         pairs = zip(requests, prompts, strict=True)
         return tuple(replace(request, prompt=prompt) for request, prompt in pairs)
 
-    def _cast(self, shadow: Served, request: TextRequest, answering: Answering) -> None:
+    def _cast(self, shadow: Served, request: TextRequest, answering: RequestContext) -> None:
         """Let a shadow answer the request too."""
-        beside = Answering(answering.caller, self._edge)
+        beside = RequestContext(answering.caller, self._edge)
         beside.by(shadow, "shadow", answering.request)
         beside.asked_for(answering.user)
         beside.asked(request)

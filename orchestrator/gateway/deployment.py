@@ -7,20 +7,20 @@ from fastapi import FastAPI
 
 from orchestrator.auth.keys import KeyRing
 from orchestrator.auth.made_keys import MadeKeys
-from orchestrator.auth.rate_limit import Meter
-from orchestrator.auth.sync import Keeper
+from orchestrator.auth.rate_limit import RateLimiter
+from orchestrator.auth.sync import KeySync
 from orchestrator.auth.wrong_keys import WrongKeys
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.examples import Examples
 from orchestrator.gateway.examples import routes as example_routes
-from orchestrator.gateway.services import Edge, HealthParts, RolloutParts
+from orchestrator.gateway.services import GatewayServices, HealthParts, RolloutParts
 from orchestrator.registry.presence import Presence
 from orchestrator.registry.registry import Registry
 from orchestrator.replicas.endpoint import EndpointSpec, Serving, begun
 from orchestrator.replicas.golden_store import FirstAnswers
 from orchestrator.replicas.handle import Replicas
 from orchestrator.replicas.readiness import TwoPhases
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.rollout.kept import keep_all
 from orchestrator.telemetry.serving_metrics import RequestMetrics
 from workers.config.base import InputError
@@ -42,10 +42,10 @@ class Ingress:
         golden = spec.golden()
         first = FirstAnswers(self._registry, golden, spec.model)
         ready = TwoPhases(self._backend, golden, first)
-        catalogue = Catalogue(
+        catalog = ModelCatalog(
             self._registry, spec.base_id, ready, self._backend.unload, spec.serve.max_adapters
         )
-        self._gateway_app = create_app(self._backend, catalogue, self._edge(catalogue))
+        self._gateway_app = create_app(self._backend, catalog, self._edge(catalog))
         begun()
         return self._gateway_app
 
@@ -64,26 +64,26 @@ class Ingress:
         """Let no more requests in; returns when the last has ended."""
         await self._gateway_app.state.gateway.drain()
 
-    def _edge(self, catalogue: Catalogue) -> Edge:
-        serve, keeper = self._spec.serve, Keeper(self._spec.store_url)
+    def _edge(self, catalog: ModelCatalog) -> GatewayServices:
+        serve, keeper = self._spec.serve, KeySync(self._spec.store_url)
         read = MadeKeys(keeper.read, self._spec.storage, keeper.given_up)
         keys, metrics = KeyRing(self._spec.accepted_key, read), RequestMetrics()
-        meter = Meter(serve.limits)
+        meter = RateLimiter(serve.limits)
         health = HealthParts.of(self._registry, serve, self._spec.storage)
-        rollout = RolloutParts.of(self._registry, catalogue, serve.guard, health.monitor.drift)
+        rollout = RolloutParts.of(self._registry, catalog, serve.guard, health.monitor.drift)
         examples = Examples(self._registry, self._spec.storage, serve.examples)
-        self._presence = Presence(self._spec.store_url, lambda: catalogue.names)
-        return Edge(
+        self._presence = Presence(self._spec.store_url, lambda: catalog.names)
+        return GatewayServices(
             keys=keys,
             meter=meter,
             limits=serve.limits,
             max_new_tokens=serve.max_new_tokens,
             observers=(rollout.observe, health.observe, metrics),
             texts=serve.audit.text,
-            routers=(rollout.router, health.router, example_routes(examples, catalogue)),
+            routers=(rollout.router, health.router, example_routes(examples, catalog)),
             tasks=(
                 partial(keeper.run, keys, meter),
-                partial(keep_all, self._backend.keep, lambda: catalogue.led_to),
+                partial(keep_all, self._backend.keep, lambda: catalog.led_to),
                 rollout.run,
                 rollout.show,
                 self._presence.run,

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from orchestrator.auth.rate_limit import TooMany
 from orchestrator.gateway.body import GONE
 from orchestrator.openai.response import error_body, told
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.request_record import RequestRecord
 from workers.config.base import InputError
 from workers.engine.request import RequestError
 
@@ -68,13 +68,13 @@ KEPT = 0.9
 LONGEST = 60
 
 
-class Pace:
+class RetryAfter:
     """An observer: the moving average of the seconds that whole answers took."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
 
-    def __call__(self, answered: Answered) -> None:
+    def __call__(self, answered: RequestRecord) -> None:
         """Take an answer into the average."""
         if answered.status == 200 and answered.role != "shadow":
             self._seconds = KEPT * self._seconds + (1 - KEPT) * answered.seconds

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from orchestrator.gateway.request_context import Answering
+from orchestrator.gateway.request_context import RequestContext
 from workers.engine.request import Chunk
 
 
@@ -13,7 +13,7 @@ class EventStream(StreamingResponse):
     """Sends the events of an answer; with it ends the request, and what generates stops."""
 
     def __init__(
-        self, events: AsyncIterator[str], chunks: AsyncGenerator[Chunk], answering: Answering
+        self, events: AsyncIterator[str], chunks: AsyncGenerator[Chunk], answering: RequestContext
     ) -> None:
         """`events` are made from `chunks`; those are closed even where no event was ever taken."""
         super().__init__(

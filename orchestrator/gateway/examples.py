@@ -14,7 +14,7 @@ from orchestrator.config.cluster import ClusterSpec
 from orchestrator.gateway.management_routes import NAME
 from orchestrator.registry.models import BASE
 from orchestrator.registry.registry import Registry
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.tuning.study import trial_name
 from workers.engine.request import RequestError
 from workers.run.samples import read_samples
@@ -41,24 +41,24 @@ class Examples:
         return list(whole)[: self._count]
 
 
-def routes(examples: Examples, catalogue: Catalogue) -> APIRouter:
+def routes(examples: Examples, catalog: ModelCatalog) -> APIRouter:
     """`GET /examples/{name}`, to be included under /moetune/v1 for keys that may ask (`infer`)."""
     router = APIRouter()
 
     @router.get("/examples/{name}")
     async def questions(name: Annotated[str, Path(pattern=NAME)], _: Reader) -> dict[str, Any]:
         """Questions to try on a name, of the rows that its version was measured on."""
-        version = _version(catalogue, name)
+        version = _version(catalog, name)
         found = await asyncio.to_thread(examples.of, version) if version else []
         return {"name": name, "questions": found}
 
     return router
 
 
-def _version(catalogue: Catalogue, name: str) -> str | None:
+def _version(catalog: ModelCatalog, name: str) -> str | None:
     """What a name's roll-out has under NAME, or as NAME@VERSION; nothing is loaded for that."""
     bare, _, exact = name.partition("@")
-    state = catalogue.states.get(bare)
+    state = catalog.states.get(bare)
     if state is None:
         raise RequestError(f"nothing was promoted to {bare}", "name", 404, "not_found")
     version = exact or state.champion

@@ -15,7 +15,7 @@ from orchestrator.registry.models import Event
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import GateRefused, abort, promote, rollback
 from orchestrator.registry.registry import Registry
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.rollout.progression import reach
 from orchestrator.rollout.shadow_stats import Comparisons
 from orchestrator.rollout.timeline import Timeline
@@ -58,14 +58,14 @@ class Promotion(Why):
 
 def routes(
     registry: Registry,
-    catalogue: Catalogue,
+    catalog: ModelCatalog,
     comparisons: Comparisons,
     windows: Windows,
     timeline: Timeline,
 ) -> APIRouter:
     """`GET /rollouts`, `GET /rollouts/NAME`, `GET /rollouts/NAME/history`,
     `POST /rollouts/NAME/{promote,rollback,abort}`."""
-    desk = Desk(registry, catalogue, comparisons, windows, timeline)
+    desk = ManagementRoutes(registry, catalog, comparisons, windows, timeline)
     router = APIRouter(prefix="/rollouts", tags=["roll-out"])
     router.get("")(desk.all)
     router.get("/{name}")(desk.one)
@@ -76,23 +76,23 @@ def routes(
     return router
 
 
-class Desk:
+class ManagementRoutes:
     """The routes."""
 
     def __init__(
         self,
         registry: Registry,
-        catalogue: Catalogue,
+        catalog: ModelCatalog,
         comparisons: Comparisons,
         windows: Windows,
         timeline: Timeline,
     ) -> None:
-        self._registry, self._catalogue = registry, catalogue
+        self._registry, self._catalog = registry, catalog
         self._comparisons, self._windows, self._timeline = comparisons, windows, timeline
 
     async def all(self, _: Reader) -> dict[str, Any]:
         """Every name's state."""
-        return {"rollouts": [self._state(name) for name in sorted(self._catalogue.states)]}
+        return {"rollouts": [self._state(name) for name in sorted(self._catalog.states)]}
 
     async def one(self, name: str, _: Reader) -> dict[str, Any]:
         """A name's state."""
@@ -100,7 +100,7 @@ class Desk:
 
     async def history(self, name: str, _: Reader) -> dict[str, Any]:
         """A name's log: its latest events, oldest first."""
-        state = self._catalogue.states.get(name)
+        state = self._catalog.states.get(name)
         events = await self._events(name, since=state.revision - EVENTS if state else 0)
         return {"name": name, "events": [event.as_dict() for event in events[-EVENTS:]]}
 
@@ -143,7 +143,7 @@ class Desk:
         """The event; by then this gateway's traffic has moved, if the version is loaded."""
         with of_the_request():
             event = await run_in_threadpool(decide)
-        await self._catalogue.poll()
+        await self._catalog.poll()
         return event.as_dict()
 
     async def _events(self, name: str, since: int = 0) -> list[Event]:
@@ -151,11 +151,11 @@ class Desk:
             return await run_in_threadpool(self._registry.history, name, since)
 
     def _state(self, name: str) -> dict[str, Any]:
-        state = self._catalogue.states.get(name)
+        state = self._catalog.states.get(name)
         if state is None:
             raise RequestError(f"nothing was promoted to {name}", "name", 404, "not_found")
         now, ours = steady(), self._timeline(state)
-        refused = {v: why for v, why in self._catalogue.refused.items() if v in state.concerned}
+        refused = {v: why for v, why in self._catalog.refused.items() if v in state.concerned}
         return {
             **state.as_dict(),
             "shadow_seen": self._comparisons.figures(ours, now),

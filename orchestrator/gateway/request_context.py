@@ -15,11 +15,11 @@ from starlette.requests import ClientDisconnect
 from orchestrator.auth.keys import ANONYMOUS, Caller
 from orchestrator.auth.rate_limit import Reservation
 from orchestrator.gateway.body import GONE, before
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import GatewayServices
 from orchestrator.openai.response import as_failure
 from orchestrator.rollout.traffic import Role, Served
 from orchestrator.telemetry.clock import steady, today
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.request_record import RequestRecord
 from workers.engine.request import Chat, Chunk, RequestError, TextRequest
 from workers.engine.routing.types import RequestRouting
 from workers.engine.timing import Timing
@@ -27,10 +27,10 @@ from workers.engine.timing import Timing
 log = logging.getLogger(__name__)
 
 
-class Answering:
+class RequestContext:
     """A request that is being answered. Tells every observer exactly once, when it has ended."""
 
-    def __init__(self, caller: Caller, edge: Edge) -> None:
+    def __init__(self, caller: Caller, edge: GatewayServices) -> None:
         self.caller = caller
         self._observers, self._texts = edge.observers, edge.texts
         self._at, self._came, self._begun = today(), steady(), time.monotonic()
@@ -153,9 +153,9 @@ class Answering:
         """The first failure is the cause of the others."""
         self._failure = self._failure or _as_failure(error)
 
-    def _answered(self) -> Answered:
+    def _answered(self) -> RequestRecord:
         failure = self._failure
-        return Answered(
+        return RequestRecord(
             at=self._at,
             came=self._came,
             request=self.request,

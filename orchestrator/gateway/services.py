@@ -9,38 +9,38 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter
 
 from orchestrator.auth.keys import KeyRing
-from orchestrator.auth.rate_limit import Meter
+from orchestrator.auth.rate_limit import RateLimiter
 from orchestrator.auth.wrong_keys import WrongKeys
 from orchestrator.config.limits import LimitsSpec
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.management_routes import health_routes, routes
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.state import Rollout
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.rollout.checks import Drift
-from orchestrator.rollout.controller import Steward
+from orchestrator.rollout.controller import RolloutController
 from orchestrator.rollout.guard import Guard
 from orchestrator.rollout.metrics import ShadowMetrics
-from orchestrator.rollout.progression import Plans
+from orchestrator.rollout.progression import PlanProgression
 from orchestrator.rollout.shadow_stats import Comparisons
 from orchestrator.rollout.timeline import Timeline
 from orchestrator.rollout.window import Windows
 from orchestrator.router_health.metrics import RouterMetrics
 from orchestrator.router_health.monitor import RouterHealth
 from orchestrator.telemetry.audit_log import AuditLog
-from orchestrator.telemetry.request_record import Answered, Observer
+from orchestrator.telemetry.request_record import Observer, RequestRecord
 from orchestrator.telemetry.serving_metrics import keep_showing
 from workers.engine.request import Limits
 
-Task = Callable[[], Coroutine[Any, Any, None]]
+BackgroundTask = Callable[[], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True)
-class Edge:
+class GatewayServices:
     """The gateway's surroundings. The defaults are an open gateway that tells nobody."""
 
     keys: KeyRing = field(default_factory=KeyRing)
-    meter: Meter = field(default_factory=Meter)
+    meter: RateLimiter = field(default_factory=RateLimiter)
     limits: LimitsSpec = field(default_factory=LimitsSpec)
     max_new_tokens: int = Limits().max_new_tokens
     """Longest answer of the engine."""
@@ -51,7 +51,7 @@ class Edge:
     routers: tuple[APIRouter, ...] = ()
     """Further routes, under /moetune/v1, for all who have a key. What changes something says with
     `wants` which scope it takes."""
-    tasks: tuple[Task, ...] = ()
+    tasks: tuple[BackgroundTask, ...] = ()
     """Run for as long as the application does; cancelled at its end."""
     cors_origins: tuple[str, ...] = ()
     """Other sites whose pages may call the gateway."""
@@ -81,7 +81,7 @@ class HealthParts:
         audit = AuditLog(serve.audit, folder) if serve.audit.on else None
         return cls(monitor, audit, health_routes(monitor))
 
-    def observe(self, answered: Answered) -> None:
+    def observe(self, answered: RequestRecord) -> None:
         """See `orchestrator.telemetry.request_record.Observer`."""
         self.monitor(answered)
         if self.audit is not None:
@@ -102,34 +102,38 @@ class HealthParts:
 class RolloutParts:
     """An observer of requests, routes, and tasks for the life of the gateway."""
 
-    catalogue: Catalogue
+    catalog: ModelCatalog
     windows: Windows
     comparisons: Comparisons
-    steward: Steward
+    controller: RolloutController
     router: APIRouter
     timeline: Timeline
 
     @classmethod
     def of(
-        cls, registry: Registry, catalogue: Catalogue, spec: GuardSpec, drift: Drift | None = None
+        cls,
+        registry: Registry,
+        catalog: ModelCatalog,
+        spec: GuardSpec,
+        drift: Drift | None = None,
     ) -> "RolloutParts":
         """`drift` judges the routing of a version, if there is somebody who can."""
         windows = Windows(spec)
         comparisons = Comparisons(windows)
-        advisers = (Guard(spec, windows, drift), Plans(spec, windows), comparisons)
+        advisers = (Guard(spec, windows, drift), PlanProgression(spec, windows), comparisons)
         timeline = Timeline()
-        router = routes(registry, catalogue, comparisons, windows, timeline)
-        steward = Steward(registry, advisers)
-        return cls(catalogue, windows, comparisons, steward, router, timeline)
+        router = routes(registry, catalog, comparisons, windows, timeline)
+        controller = RolloutController(registry, advisers)
+        return cls(catalog, windows, comparisons, controller, router, timeline)
 
-    def observe(self, answered: Answered) -> None:
+    def observe(self, answered: RequestRecord) -> None:
         """See `orchestrator.telemetry.request_record.Observer`."""
         self.windows(answered)
         self.comparisons.observe(answered)
 
     async def run(self) -> None:
         """Look after the names until cancelled."""
-        await self.steward.run(self.states)
+        await self.controller.run(self.states)
 
     async def show(self) -> None:
         """Show metrics until cancelled. To be run inside Ray."""
@@ -137,7 +141,7 @@ class RolloutParts:
         await keep_showing(lambda: metrics.show(self._now()))
 
     def _now(self) -> list[Rollout]:
-        return [self.timeline(state) for state in list(self.catalogue.states.values())]
+        return [self.timeline(state) for state in list(self.catalog.states.values())]
 
     def states(self) -> Iterable[Rollout]:
         """What the registry said last, its times by `steady`; the observers forget the rest."""

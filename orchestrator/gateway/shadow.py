@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 
-from orchestrator.gateway.request_context import Answering
+from orchestrator.gateway.request_context import RequestContext
 from workers.config.base import InputError
 from workers.engine.request import Chunk
 
@@ -19,7 +19,9 @@ class Shadows:
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
 
-    def begin(self, shadow: Answering, chunks: AsyncGenerator[Chunk], returned: Answering) -> None:
+    def begin(
+        self, shadow: RequestContext, chunks: AsyncGenerator[Chunk], returned: RequestContext
+    ) -> None:
         """Generate beside the answer that is returned, if there is room."""
         if len(self._running) < AT_A_TIME:
             task = asyncio.create_task(_run(shadow, chunks, returned))
@@ -33,7 +35,9 @@ class Shadows:
         await asyncio.gather(*self._running, return_exceptions=True)
 
 
-async def _run(shadow: Answering, chunks: AsyncGenerator[Chunk], returned: Answering) -> None:
+async def _run(
+    shadow: RequestContext, chunks: AsyncGenerator[Chunk], returned: RequestContext
+) -> None:
     try:
         with shadow.until_failure():
             async for _ in shadow.follow(chunks):

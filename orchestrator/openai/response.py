@@ -47,7 +47,7 @@ def as_failure(error: BaseException, id: str) -> RequestError:
 
 
 @dataclass
-class Choice:
+class ReplyChoice:
     """One answer, as far as it has come."""
 
     index: int
@@ -80,7 +80,7 @@ class Reply:
             "system_fingerprint": fingerprint,
         }
 
-    def whole(self, choices: Sequence[Choice], usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[ReplyChoice], usage: dict[str, int]) -> dict[str, Any]:
         """The answer in one body."""
         shown = [self._choice(choice) for choice in choices]
         return self._body(self.whole_object, shown, usage=usage, **self._extras(choices[0]))
@@ -89,7 +89,7 @@ class Reply:
         """What a choice's stream begins with."""
         return []
 
-    def piece(self, choice: Choice) -> dict[str, Any]:
+    def piece(self, choice: ReplyChoice) -> dict[str, Any]:
         """One event of a stream."""
         return self._body(self.piece_object, [self._delta(choice)], **self._extras(choice))
 
@@ -97,7 +97,7 @@ class Reply:
         """The last event of a stream that includes usage."""
         return self._body(self.piece_object, [], usage=usage)
 
-    def _choice(self, choice: Choice) -> dict[str, Any]:
+    def _choice(self, choice: ReplyChoice) -> dict[str, Any]:
         return {
             "index": choice.index,
             "text": choice.text,
@@ -107,7 +107,7 @@ class Reply:
 
     _delta = _choice
 
-    def _extras(self, choice: Choice) -> dict[str, Any]:
+    def _extras(self, choice: ReplyChoice) -> dict[str, Any]:
         if not self._tells_routing or choice.routing is None:
             return {}
         return {"moetune": {"routing": asdict(choice.routing)}}
@@ -124,17 +124,17 @@ class ChatReply(Reply):
     def opening(self, index: int, /) -> list[dict[str, Any]]:
         """A choice begins with the role."""
         role = {"role": "assistant", "content": ""}
-        return [self._body(self.piece_object, [_chat(Choice(index), {"delta": role})])]
+        return [self._body(self.piece_object, [_chat(ReplyChoice(index), {"delta": role})])]
 
-    def _choice(self, choice: Choice) -> dict[str, Any]:
+    def _choice(self, choice: ReplyChoice) -> dict[str, Any]:
         message = {"role": "assistant", "content": choice.text, "refusal": None}
         return _chat(choice, {"message": message})
 
-    def _delta(self, choice: Choice) -> dict[str, Any]:
+    def _delta(self, choice: ReplyChoice) -> dict[str, Any]:
         return _chat(choice, {"delta": {"content": choice.text} if choice.text else {}})
 
 
-def _chat(choice: Choice, shown: dict[str, Any]) -> dict[str, Any]:
+def _chat(choice: ReplyChoice, shown: dict[str, Any]) -> dict[str, Any]:
     logprobs = chat_logprobs(choice.logprobs)
     return {"index": choice.index, **shown, "logprobs": logprobs, "finish_reason": choice.finish}
 

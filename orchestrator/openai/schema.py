@@ -29,7 +29,7 @@ from orchestrator.openai.openai_parts import PARTS, Extras, Message, ResponseFor
 from orchestrator.openai.prompt import Prompts, each
 from workers.config.base import PositiveInt
 from workers.engine.request import (
-    Adapter,
+    AdapterRef,
     Chat,
     Seed,
     Temperature,
@@ -126,14 +126,14 @@ class CompletionBase(Neutral):
         guesses = [_likely_tokens(one) for one in self.prompts]
         return sum(min(one, prompt or one) for one in guesses), self.answers * answer
 
-    def requests(self, adapter: Adapter | None, tenant: str = "") -> tuple[TextRequest, ...]:
+    def requests(self, adapter: AdapterRef | None, tenant: str = "") -> tuple[TextRequest, ...]:
         """What the engine is asked, for `tenant`: a request for each prompt. Without a seed every
         body draws its own."""
         first, *others = self.prompts
         request = self._request(first, adapter, tenant)
         return (request, *(replace(request, prompt=prompt) for prompt in others))
 
-    def _request(self, prompt: Prompt, adapter: Adapter | None, tenant: str) -> TextRequest:
+    def _request(self, prompt: Prompt, adapter: AdapterRef | None, tenant: str) -> TextRequest:
         return TextRequest(
             prompt=prompt,
             adapter=adapter,

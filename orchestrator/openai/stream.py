@@ -7,8 +7,8 @@ from typing import Any
 
 from orchestrator.openai.openai_logprobs import Told
 from orchestrator.openai.response import (
-    Choice,
     Reply,
+    ReplyChoice,
     error_body,
     told,
     usage,
@@ -18,10 +18,10 @@ from workers.engine.request import Chunk
 
 async def whole(reply: Reply, chunks: AsyncGenerator[Chunk]) -> dict[str, Any]:
     """The answer in one body, with all its choices."""
-    choices: dict[int, Choice] = {}
+    choices: dict[int, ReplyChoice] = {}
     async with aclosing(chunks):
         async for chunk in chunks:
-            choices.setdefault(chunk.index, Choice(chunk.index)).add(chunk)
+            choices.setdefault(chunk.index, ReplyChoice(chunk.index)).add(chunk)
     assert choices, "a backend gives a last chunk at least"
     in_order = [choices[index] for index in sorted(choices)]
     return reply.whole(in_order, usage(chunk.prompt_tokens, chunk.completion_tokens))
@@ -56,7 +56,7 @@ class _Stream:
     def bodies(self, chunk: Chunk) -> list[dict[str, Any]]:
         """The events of a chunk; of one that shows nothing none, but for a choice's first."""
         opening = [] if chunk.index in self._told else self._reply.opening(chunk.index)
-        piece = Choice(chunk.index, told=self._told.setdefault(chunk.index, Told()))
+        piece = ReplyChoice(chunk.index, told=self._told.setdefault(chunk.index, Told()))
         piece.add(chunk)
         shows = piece.text or piece.finish or piece.logprobs
         return [*opening, self._reply.piece(piece)] if shows or opening else []

@@ -80,7 +80,7 @@ class Presence:
         try:
             await asyncio.to_thread(act)
         except Exception as error:
-            log.debug("what is served is not told now: %s", error)  # the catalogue has warned
+            log.debug("what is served is not told now: %s", error)  # the catalog has warned
 
     @property
     def _store(self) -> "PresenceStore":

@@ -24,7 +24,7 @@ from workers.adapter.manifest import Manifest
 from workers.config.base import InputError
 
 if TYPE_CHECKING:
-    from orchestrator.store.schema import Row, Store
+    from orchestrator.store.schema import DatabaseRow, Store
 
 __all__ = ["Event", "Registry", "Version", "check_name"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -203,7 +203,7 @@ class Registry:
         The bare deletion under `orchestrator.disk.deletion`, which is what to call.
         """
 
-        def rows(log: "Sequence[Row]") -> "list[dict[str, Any]]":
+        def rows(log: "Sequence[DatabaseRow]") -> "list[dict[str, Any]]":
             return [event.model_dump(mode="json") for event in decide([*map(event_of, log)])]
 
         written = self._store.remove_version(version.digest, version.id, rows)
@@ -233,7 +233,7 @@ class Registry:
     def _remove_files(self, digest: str) -> None:
         self._store.remove_files(digest, partial(self._files.remove, digest))
 
-    def _events(self, name: str, since: int) -> "Sequence[Row]":
+    def _events(self, name: str, since: int) -> "Sequence[DatabaseRow]":
         return self._store.events(name, since)
 
     @property
@@ -245,7 +245,7 @@ class Registry:
                 self._opened = Store(self._url, self._patience)
             return self._opened
 
-    def _version(self, row: "Row") -> Version:
+    def _version(self, row: "DatabaseRow") -> Version:
         digest = row["digest"]
         place = {"id": digest[:ID_LENGTH], "folder": self._files.path(digest)}
         return Version.model_validate({**row, **place})

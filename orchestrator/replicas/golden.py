@@ -19,7 +19,7 @@ ROUNDED = 0.25
 """… and so far in bfloat16 or quantised. With SmolLM2-135M the batch moved them by up to 1e-5 and
 0.09, and the one precision was up to 0.16 from the other."""
 LOGPROBS = 2
-"""Likeliest tokens to ask for: what `Place.margin` wants."""
+"""Likeliest tokens to ask for: what `GoldenToken.margin` wants."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Golden:
     """How far answers' log-probabilities may be apart."""
 
 
-class Place(NamedTuple):
+class GoldenToken(NamedTuple):
     """A token of an answer."""
 
     token: int
@@ -45,33 +45,33 @@ class Place(NamedTuple):
         """Whether rounding may lead to another token."""
         return self.margin is None or self.margin <= tolerance
 
-    def apart(self, other: "Place", tolerance: float) -> bool:
+    def apart(self, other: "GoldenToken", tolerance: float) -> bool:
         """Whether more than rounding lies between the two, as far as they are told."""
         if self.logprob is None or other.logprob is None:
             return False
         return abs(self.logprob - other.logprob) > tolerance
 
 
-Answer = tuple[Place, ...]
+GoldenAnswer = tuple[GoldenToken, ...]
 
 
-def places(chunk: Chunk) -> Answer:
+def places(chunk: Chunk) -> GoldenAnswer:
     """A chunk of an answer that tells `LOGPROBS`."""
     told = zip_longest(chunk.tokens, chunk.logprobs)
     return tuple(
-        Place(token, one.logprob, one.top[0].logprob - one.top[1].logprob)
+        GoldenToken(token, one.logprob, one.top[0].logprob - one.top[1].logprob)
         if one
-        else Place(token, None, None)
+        else GoldenToken(token, None, None)
         for token, one in told
     )
 
 
-def from_json(told: Iterable[Sequence[Any]]) -> Answer:
+def from_json(told: Iterable[Sequence[Any]]) -> GoldenAnswer:
     """An answer out of a database."""
-    return tuple(Place(*one) for one in told)
+    return tuple(GoldenToken(*one) for one in told)
 
 
-def alike(mine: Answer, theirs: Answer, tolerance: float) -> bool:
+def alike(mine: GoldenAnswer, theirs: GoldenAnswer, tolerance: float) -> bool:
     """Whether one model can have given both."""
     for one, other in zip(mine, theirs, strict=False):
         if one.apart(other, tolerance):
@@ -81,7 +81,7 @@ def alike(mine: Answer, theirs: Answer, tolerance: float) -> bool:
     return len(mine) == len(theirs)
 
 
-def shown(answer: Answer) -> str:
+def shown(answer: GoldenAnswer) -> str:
     """Its tokens with their log-probabilities, for people: `71:-0.52 9:-1.3 2`."""
     return " ".join(
         str(place.token) if place.logprob is None else f"{place.token}:{place.logprob:.3g}"

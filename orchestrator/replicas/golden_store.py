@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 
 from orchestrator.registry.registry import Registry
-from orchestrator.replicas.golden import Answer, Golden, from_json
+from orchestrator.replicas.golden import Golden, GoldenAnswer, from_json
 from workers.config.train import ModelSpec
 
 
@@ -18,17 +18,17 @@ class FirstAnswers:
         self._base = (golden.prompt, golden.tokens, model.path, model.revision)
         self._precision = (model.dtype, model.quantization)
 
-    def get(self, digest: str, hardware: str) -> Answer | None:
+    def get(self, digest: str, hardware: str) -> GoldenAnswer | None:
         """The first answer; None where there is none. Blocks; InputError where the registry cannot
         be read."""
         told = self._registry.first_answer(digest, self._setting(hardware))
         return None if told is None else from_json(told)
 
-    def keep(self, digest: str, answers: Mapping[str, Answer]) -> Mapping[str, Answer]:
+    def keep(self, digest: str, answers: Mapping[str, GoldenAnswer]) -> Mapping[str, GoldenAnswer]:
         """Keep these, by hardware, where there are none; returns what is kept. Blocks."""
         return {kind: self._first(digest, kind, answer) for kind, answer in answers.items()}
 
-    def _first(self, digest: str, hardware: str, answer: Answer) -> Answer:
+    def _first(self, digest: str, hardware: str, answer: GoldenAnswer) -> GoldenAnswer:
         kept = self.get(digest, hardware)
         if kept is None:  # another gateway may be quicker: then its answer is the first
             self._registry.keep_answer(digest, self._setting(hardware), answer)

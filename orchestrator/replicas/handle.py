@@ -11,7 +11,7 @@ from orchestrator.replicas.endpoint import Base
 from orchestrator.replicas.golden import Golden
 from orchestrator.replicas.readiness import Acknowledged, NotNow, OtherBase
 from workers.config.base import InputError
-from workers.engine.request import Adapter, Chunk, RequestError, TextRequest
+from workers.engine.request import AdapterRef, Chunk, RequestError, TextRequest
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -57,7 +57,7 @@ class Replicas:
             except Exception as error:
                 await tries.after(error)
 
-    async def load(self, adapter: Adapter) -> None:
+    async def load(self, adapter: AdapterRef) -> None:
         """Hold an adapter ready on every replica that lives; later ones read the registry."""
         await self._broadcast("load", adapter)
 
@@ -69,7 +69,7 @@ class Replicas:
         """Say on every replica which slots no others may drive out."""
         await self._broadcast("keep", slots)
 
-    async def check(self, adapter: Adapter, golden: Golden) -> list[Acknowledged]:
+    async def check(self, adapter: AdapterRef, golden: Golden) -> list[Acknowledged]:
         """What every replica says of a version that it has loaded."""
         return await self._broadcast("check", adapter, golden)
 

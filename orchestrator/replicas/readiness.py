@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.replicas.golden import LOGPROBS, Answer, Golden, alike, places, shown
+from orchestrator.replicas.golden import LOGPROBS, Golden, GoldenAnswer, alike, places, shown
 from workers.adapter.digest import folder_digest
 from workers.config.base import InputError
-from workers.engine.request import Adapter, Chunk, RequestError, TextRequest
+from workers.engine.request import AdapterRef, Chunk, RequestError, TextRequest
 
 BUSY = frozenset({"queue_full", "timeout", "engine_stopped"})
 PATIENCE = 60
@@ -38,7 +38,7 @@ class Acknowledged:
 
     digest: str
     """SHA-256 of the folder, as this replica reads it."""
-    answer: Answer
+    answer: GoldenAnswer
     """To the golden prompt."""
     hardware: str = ""
     """What it runs on: answers may differ between kinds."""
@@ -55,11 +55,11 @@ class Generates(Protocol):
 class Fleet(Protocol):
     """All replicas that live."""
 
-    async def load(self, adapter: Adapter) -> None:
+    async def load(self, adapter: AdapterRef) -> None:
         """Hold an adapter ready on all of them; InputError where one of them cannot."""
         ...
 
-    async def check(self, adapter: Adapter, golden: Golden) -> Sequence[Acknowledged]:
+    async def check(self, adapter: AdapterRef, golden: Golden) -> Sequence[Acknowledged]:
         """What each of them says; InputError where one of them cannot answer."""
         ...
 
@@ -67,7 +67,7 @@ class Fleet(Protocol):
 class Records(Protocol):
     """What replicas answered when all of them first acknowledged a version."""
 
-    def keep(self, digest: str, answers: Mapping[str, Answer]) -> Mapping[str, Answer]:
+    def keep(self, digest: str, answers: Mapping[str, GoldenAnswer]) -> Mapping[str, GoldenAnswer]:
         """Keep these, by hardware, where there are none; returns what is kept. Blocks."""
         ...
 
@@ -78,7 +78,7 @@ class TwoPhases:
     def __init__(self, fleet: Fleet, golden: Golden, records: Records | None = None) -> None:
         self._fleet, self._golden, self._records = fleet, golden, records
 
-    async def __call__(self, adapter: Adapter) -> None:
+    async def __call__(self, adapter: AdapterRef) -> None:
         """Return when every replica holds the version and answers alike, today and ever since;
         InputError says what is wrong with it, any other error that it could not be told."""
         await self._fleet.load(adapter)
@@ -95,7 +95,7 @@ class TwoPhases:
             )
         await self._remember(adapter, {one.hardware: one.answer for one in said})
 
-    async def _remember(self, adapter: Adapter, answers: Mapping[str, Answer]) -> None:
+    async def _remember(self, adapter: AdapterRef, answers: Mapping[str, GoldenAnswer]) -> None:
         if self._records is None:
             return
         digest = Path(adapter.folder).name
@@ -104,7 +104,7 @@ class TwoPhases:
             hold(adapter, answer, kept[hardware], self._golden.tolerance)
 
 
-def hold(adapter: Adapter, answer: Answer, kept: Answer, tolerance: float) -> None:
+def hold(adapter: AdapterRef, answer: GoldenAnswer, kept: GoldenAnswer, tolerance: float) -> None:
     """InputError where the answer is not the one that was kept."""
     if not alike(answer, kept, tolerance):
         raise InputError(
@@ -114,7 +114,7 @@ def hold(adapter: Adapter, answer: Answer, kept: Answer, tolerance: float) -> No
         )
 
 
-async def acknowledge(engine: Generates, adapter: Adapter, golden: Golden) -> Acknowledged:
+async def acknowledge(engine: Generates, adapter: AdapterRef, golden: Golden) -> Acknowledged:
     """One replica's word. InputError where the answer fails, as with numbers that are not finite;
     NotNow where the engine is too busy."""
     digest = await asyncio.to_thread(folder_digest, Path(adapter.folder))
@@ -131,8 +131,8 @@ async def acknowledge(engine: Generates, adapter: Adapter, golden: Golden) -> Ac
     raise NotNow(f"version {adapter.slot}: the engine is too busy for the golden prompt")
 
 
-async def _answer(engine: Generates, request: TextRequest) -> Answer:
-    answer: Answer = ()
+async def _answer(engine: Generates, request: TextRequest) -> GoldenAnswer:
+    answer: GoldenAnswer = ()
     async with aclosing(engine.generate(request)) as chunks:
         async for chunk in chunks:
             answer += places(chunk)

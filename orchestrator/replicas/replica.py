@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from orchestrator.registry.registry import Registry
 from orchestrator.replicas.endpoint import Base, EndpointSpec, begun
-from orchestrator.replicas.golden import Answer, Golden
+from orchestrator.replicas.golden import Golden, GoldenAnswer
 from orchestrator.replicas.golden_store import FirstAnswers
 from orchestrator.replicas.readiness import Acknowledged, Generates, OtherBase, acknowledge, hold
 from orchestrator.rollout.loader import adapter_of, answering, wanted
 from workers.config.base import InputError
 from workers.engine.protocol import Engine
-from workers.engine.request import Adapter, Chunk, TextRequest
+from workers.engine.request import AdapterRef, Chunk, TextRequest
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Replica:
         self._must_be(base)
         return await self._text.encode(requests)
 
-    async def load(self, base: Base, adapter: Adapter) -> None:
+    async def load(self, base: Base, adapter: AdapterRef) -> None:
         """See `orchestrator.gateway.completions.Backend`; for this replica."""
         self._must_be(base)
         await self._text.load(adapter)
@@ -68,7 +68,7 @@ class Replica:
         self._must_be(base)
         await self._text.keep(slots)
 
-    async def check(self, base: Base, adapter: Adapter, golden: Golden) -> Acknowledged:
+    async def check(self, base: Base, adapter: AdapterRef, golden: Golden) -> Acknowledged:
         """This replica's word on a version; see `orchestrator.replicas.readiness`."""
         self._must_be(base)
         said = await acknowledge(self._text, adapter, golden)
@@ -125,7 +125,7 @@ def hardware_kind(device: str) -> str:
     return torch.cuda.get_device_name()
 
 
-Promised = tuple[tuple[Adapter, Answer], ...]
+Promised = tuple[tuple[AdapterRef, GoldenAnswer], ...]
 """Versions, and what was answered to the golden prompt when they were first acknowledged."""
 
 

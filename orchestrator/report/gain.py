@@ -19,7 +19,7 @@ LOSS = "loss a token"
 
 
 @dataclass(frozen=True)
-class Line:
+class TaskGain:
     """One measure of one task, by both."""
 
     task: str
@@ -53,7 +53,7 @@ class Pair:
 class Gain:
     """The best trial and the base, as far as they were measured on the same rows."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[TaskGain, ...]
     samples: tuple[Pair, ...]
 
     @classmethod
@@ -89,7 +89,7 @@ def _metrics(figures: Path | None) -> Metrics:
     return found if isinstance(found, dict) else {}
 
 
-def _lines(base: Mapping[str, Any], best: Mapping[str, Any]) -> Iterator[Line]:
+def _lines(base: Mapping[str, Any], best: Mapping[str, Any]) -> Iterator[TaskGain]:
     tasks = {"base": base.get("tasks", {}), "best": best.get("tasks", {})}
     for task in sorted({*tasks["base"], *tasks["best"]}):
         one, other = (tasks[side].get(task, {}) for side in ("base", "best"))
@@ -97,7 +97,7 @@ def _lines(base: Mapping[str, Any], best: Mapping[str, Any]) -> Iterator[Line]:
         for field, measure in (("value", str(told.get("metric", ""))), ("loss", LOSS)):
             if field in told:
                 values = one.get(field), other.get(field)
-                yield Line(task, measure, told.get("rows"), *values)
+                yield TaskGain(task, measure, told.get("rows"), *values)
     for field, measure in (("score", "mean of the tasks"), ("loss", LOSS)):
         if field in base or field in best:
-            yield Line("all", measure, None, base.get(field), best.get(field))
+            yield TaskGain("all", measure, None, base.get(field), best.get(field))

@@ -19,7 +19,7 @@ from workers.run.record import value_at
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended, for the diary."""
+    """How a training ended, for the journal."""
 
     kind: Kind
     why: str
@@ -28,7 +28,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Contest:
+class ChampionChallenge:
     """A study's best version, and the champion that it may follow."""
 
     name: str
@@ -38,7 +38,9 @@ class Contest:
     champion: Version
 
     @classmethod
-    def of(cls, name: str, registry: Registry, cluster: ClusterSpec, study: str) -> "Contest":
+    def of(
+        cls, name: str, registry: Registry, cluster: ClusterSpec, study: str
+    ) -> "ChampionChallenge":
         """Raises InputError where no trial has finished, or the name has no champion by now."""
         record, champion = Study.open(cluster, study), registry.champion(name)
         if champion is None:

@@ -36,7 +36,7 @@ class Entry(Spec):
     evidence: dict[str, Any] = Field(default_factory=dict)
 
 
-class Diary:
+class Journal:
     """The lines about one name."""
 
     def __init__(self, path: Path) -> None:

@@ -10,7 +10,7 @@ from orchestrator.evaluation.compare import Measurement, compare_version
 from orchestrator.registry.registry import Registry
 from orchestrator.retraining.policy import Policy, QualityRule
 from orchestrator.router_health.monitor import QUIET
-from orchestrator.router_health.report import Health, Verdict
+from orchestrator.router_health.report import Health, HealthVerdict
 from workers.config.base import InputError, validated
 from workers.engine.request import RequestError
 
@@ -19,17 +19,17 @@ from workers.engine.request import RequestError
 class Signals:
     """Both are of the name's present champion."""
 
-    drift: Callable[[str], Verdict | None]
+    drift: Callable[[str], HealthVerdict | None]
     """Of a version; None where nothing is known of it."""
     quality: Callable[[QualityRule], float]
     """The rule's metric on its rows."""
 
 
-def endpoint_drift(client: Client, name: str) -> Callable[[str], Verdict | None]:
+def endpoint_drift(client: Client, name: str) -> Callable[[str], HealthVerdict | None]:
     """The word of an endpoint. Raises InputError where it does not answer; an endpoint that nobody
     has asked for anything yet does."""
 
-    def drift(version: str) -> Verdict | None:
+    def drift(version: str) -> HealthVerdict | None:
         try:
             body = client.get(f"/moetune/v1/health/{name}")
         except RequestError as error:

@@ -10,9 +10,9 @@ from orchestrator.config.cluster import ClusterSpec
 from orchestrator.config.job import JobSpec, load_job, override_job
 from orchestrator.registry.registry import Registry, Version
 from orchestrator.retraining.backends import End, Runs
-from orchestrator.retraining.conclusion import Contest, Outcome
+from orchestrator.retraining.conclusion import ChampionChallenge, Outcome
 from orchestrator.retraining.data import with_fresh
-from orchestrator.retraining.journal import Diary, Entry, Kind
+from orchestrator.retraining.journal import Entry, Journal, Kind
 from orchestrator.retraining.policy import Policy
 from orchestrator.retraining.signals import Signals
 from workers.config.base import InputError, one_line
@@ -22,7 +22,7 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Watch:
-    """Watches one name by a policy. All it remembers is in the diary."""
+    """Watches one name by a policy. All it remembers is in the journal."""
 
     name: str
     policy: Policy
@@ -40,18 +40,18 @@ class Watch:
         return Path(self.cluster.storage).resolve() / "watch" / self.name
 
     @property
-    def diary(self) -> Diary:
+    def journal(self) -> Journal:
         """What it has seen and done."""
-        return Diary(self.folder / "diary.jsonl")
+        return Journal(self.folder / "diary.jsonl")
 
     def look(self) -> str:
         """Look once, act, and say in one line what was seen or done. Raises InputError where that
         cannot be told: an endpoint that does not answer, say."""
-        with self.diary.alone():
+        with self.journal.alone():
             return self._look()
 
     def _look(self) -> str:
-        if running := self.diary.running():
+        if running := self.journal.running():
             return self._follow(running)
         champion = self.registry.champion(self.name)
         if champion is None:
@@ -71,34 +71,34 @@ class Watch:
         return f"{verdict.sustained} windows in a row have drifted: {verdict.why}"
 
     def _worsened(self) -> str | None:
-        rule, last = self.policy.when.quality, self.diary.last("measured")
+        rule, last = self.policy.when.quality, self.journal.last("measured")
         if rule is None or (last and _since(last) < timedelta(hours=rule.every_hours)):
             return None
         value = self.signals.quality(rule)
         worse = value > rule.limit if rule.metric == "loss" else value < rule.limit
         said = f"{rule.metric} is {value:.4g} on {rule.data}, the limit {rule.limit:.4g}"
-        self.diary.note("measured", said, evidence={"metric": rule.metric, "value": value})
+        self.journal.note("measured", said, evidence={"metric": rule.metric, "value": value})
         return said if worse else None
 
     def _held(self) -> str | None:
         """Why nothing is trained now."""
-        begun, cooldown = self.diary.begun(), timedelta(hours=self.policy.cooldown_hours)
+        begun, cooldown = self.journal.begun(), timedelta(hours=self.policy.cooldown_hours)
         if begun and _since(last := begun[-1]) < cooldown:
             return f"trained {last.study} at {last.at:%Y-%m-%d %H:%M}, waits for the cooldown"
-        if self.diary.begun_since(DAY) >= self.policy.max_per_day:
+        if self.journal.begun_since(DAY) >= self.policy.max_per_day:
             return f"has trained {self.policy.max_per_day} times in 24 hours, which is the most"
         return None
 
     def _train(self, why: str) -> str:
         job = self._job()
-        self.diary.note("submitted", why, study=job.name)
+        self.journal.note("submitted", why, study=job.name)
         try:
             self.runs.start(job)
         except Exception as error:
             kind: Kind = "unsent" if isinstance(error, ClusterError) else "failed"
-            self.diary.note(kind, one_line(error), study=job.name)
+            self.journal.note(kind, one_line(error), study=job.name)
             raise
-        running = self.diary.running()
+        running = self.journal.running()
         assert running is not None, "it was noted a moment ago"
         return self._follow(running)
 
@@ -117,16 +117,16 @@ class Watch:
         if end is None:
             return f"{running.study} runs since {running.at:%Y-%m-%d %H:%M}: {running.why}"
         outcome = self._outcome(running.study, end, running.why)
-        self.diary.note(**vars(outcome), study=running.study)
+        self.journal.note(**vars(outcome), study=running.study)
         return f"{running.study}: {outcome.kind}: {outcome.why}"
 
     def _outcome(self, study: str, end: End, why: str) -> Outcome:
         if end.failed:
             return Outcome("failed", end.failed)
         try:
-            contest = Contest.of(self.name, self.registry, self.cluster, study)
+            challenge = ChampionChallenge.of(self.name, self.registry, self.cluster, study)
             with session(self.address):
-                return contest.conclude(self.policy, why)
+                return challenge.conclude(self.policy, why)
         except InputError as error:
             return Outcome("failed", str(error))
 

@@ -8,12 +8,12 @@ from contextlib import suppress
 from orchestrator.registry.models import BASE
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.state import Rollout
-from orchestrator.rollout.loader import Load, Loaded, Unload, answering, wanted
-from orchestrator.rollout.traffic import Line, Route, Served
+from orchestrator.rollout.loader import Load, Unload, VersionLoader, answering, wanted
+from orchestrator.rollout.traffic import RequestRoute, Served, TrafficSplit
 from workers.config.base import InputError, StorageError
-from workers.engine.request import Adapter, RequestError
+from workers.engine.request import AdapterRef, RequestError
 
-__all__ = ["Catalogue", "Route", "Served"]
+__all__ = ["ModelCatalog", "RequestRoute", "Served"]
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 """How often the registry is asked whether anything has happened: one count of rows."""
@@ -21,7 +21,7 @@ EXACT = 256
 """`NAME@VERSION` that are known without asking the registry, the latest found."""
 
 
-class Catalogue:
+class ModelCatalog:
     """Resolves `NAME`, `NAME@VERSION` and the base's own id.
 
     A name's traffic moves to a version only after every replica holds it, so no request waits for
@@ -39,9 +39,9 @@ class Catalogue:
     ) -> None:
         """`room`: adapters that a replica holds at once (`ServeSpec.max_adapters`)."""
         self._registry, self._room = registry, room
-        self._loaded = Loaded(registry, load, unload)
+        self._loaded = VersionLoader(registry, load, unload)
         self.base = Served(base_id, None)
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, TrafficSplit] = {}
         self._exact: dict[str, Served] = {}
         self._revision = -1
         self.states: Mapping[str, Rollout] = {}
@@ -113,7 +113,7 @@ class Catalogue:
             return
         self._apply()
 
-    async def route(self, model: str, sticky: str) -> Route:
+    async def route(self, model: str, sticky: str) -> RequestRoute:
         """Where a request goes now; `sticky` names its user, who stays with one version.
 
         RequestError 404 where there is no such model.
@@ -122,7 +122,7 @@ class Catalogue:
         if line:
             return line.route(sticky)
         pinned = "@" in model and model != self.base.id
-        return Route(await self.find(model), "pinned" if pinned else "served")
+        return RequestRoute(await self.find(model), "pinned" if pinned else "served")
 
     async def find(self, model: str) -> Served:
         """The exact model to use now; RequestError 404 where there is none of that name."""
@@ -168,7 +168,7 @@ class Catalogue:
         champion = self._served(state, state.champion) or (old.champion if old else None)
         if champion is None:
             return
-        line = Line(
+        line = TrafficSplit(
             champion,
             self._served(state, canary.version) if canary else None,
             canary.share if canary else 0.0,
@@ -202,5 +202,5 @@ class Catalogue:
         return _served(name, await self._loaded.fetch(version))
 
 
-def _served(name: str, adapter: Adapter) -> Served:
+def _served(name: str, adapter: AdapterRef) -> Served:
     return Served(f"{name}@{adapter.slot}", adapter, name)

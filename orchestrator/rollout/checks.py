@@ -10,7 +10,7 @@ import numpy as np
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.rollout.speed import KINDS, NOBODY, times_as_long
 from orchestrator.rollout.window import Window
-from workers.engine.timing import Company
+from workers.engine.timing import AdapterSet
 
 SURE = 0.001
 """Chance of being wrong that is allowed: the guard asks every second, so it is not easily sure."""
@@ -19,7 +19,7 @@ NON_FINITE = "non_finite"
 """Code of the error of an answer whose numbers were not finite."""
 
 
-class Verdict(Protocol):
+class DriftVerdict(Protocol):
     """What the routing's drift test says of a version's last requests."""
 
     @property
@@ -40,7 +40,7 @@ class Verdict(Protocol):
 class Drift(Protocol):
     """The drift of a version's routing."""
 
-    def __call__(self, version: str) -> Verdict | None:
+    def __call__(self, version: str) -> DriftVerdict | None:
         """None where it cannot tell: too few requests, no router, no record of the training."""
         ...
 
@@ -89,14 +89,16 @@ def failing(own: Window, others: Window, spec: GuardSpec) -> Breach | None:
     )
 
 
-def slower(own: Window, standard: Window, spec: GuardSpec, away: Company = NOBODY) -> Breach | None:
+def slower(
+    own: Window, standard: Window, spec: GuardSpec, away: AdapterSet = NOBODY
+) -> Breach | None:
     """Slower than the standard at like work, at reading prompts or at writing answers, where none
     of the versions `away` took part."""
     breaches = (_slower(kind, own, standard, spec, away) for kind in KINDS)
     return next((breach for breach in breaches if breach), None)
 
 
-def drifting(verdict: Verdict | None) -> Breach | None:
+def drifting(verdict: DriftVerdict | None) -> Breach | None:
     """Routing that is not the training's any more."""
     if verdict is None or not verdict.drifted:
         return None
@@ -104,7 +106,7 @@ def drifting(verdict: Verdict | None) -> Breach | None:
 
 
 def _slower(
-    kind: str, own: Window, standard: Window, spec: GuardSpec, away: Company
+    kind: str, own: Window, standard: Window, spec: GuardSpec, away: AdapterSet
 ) -> Breach | None:
     """By more than the allowed ratio in surely more than half of the requests (the sign test)."""
     limit = spec.latency_ratio

@@ -19,7 +19,7 @@ EVERY_SECONDS = 1.0
 Advisers = Sequence[Callable[[Rollout, datetime], Decision | None]]
 
 
-class Steward:
+class RolloutController:
     """Asks the advisers about every name, in their order, and follows the first that has
     something to say.
 

@@ -11,7 +11,7 @@ from orchestrator.registry.models import BASE, Version
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.state import Rollout
 from workers.config.base import InputError, StorageError
-from workers.engine.request import Adapter, RequestError
+from workers.engine.request import AdapterRef, RequestError
 
 log = logging.getLogger(__name__)
 _PATH = re.compile(r"/[^\s:]*/[^\s:]*")
@@ -20,7 +20,7 @@ REFUSED_SECONDS = 30.0
 FAILED_SECONDS = 0.5
 """… and one that could not be judged, since no replica was there, after so long."""
 
-Load = Callable[[Adapter], Awaitable[None]]
+Load = Callable[[AdapterRef], Awaitable[None]]
 """Makes a version ready on every replica; InputError says what is wrong with it."""
 Unload = Callable[[str], Awaitable[None]]
 """Drops a slot on every replica, once the requests in it have ended."""
@@ -40,13 +40,13 @@ def wanted(states: Collection[Rollout], room: int) -> list[str]:
     return [*first, *spare[: max(0, room - len(first))]]
 
 
-class Loaded:
+class VersionLoader:
     """Loads and unloads in the background: what takes long here holds up no other name, and no
     rollback to what is there already."""
 
     def __init__(self, registry: Registry, load: Load, unload: Unload | None = None) -> None:
         self._registry, self._load, self._unload = registry, load, unload
-        self._held: dict[str, Adapter] = {}
+        self._held: dict[str, AdapterRef] = {}
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._pause: dict[str, float] = {}
         self.refused: dict[str, str] = {}
@@ -54,7 +54,7 @@ class Loaded:
         self.moved = asyncio.Event()
         """Set whenever a version has been loaded, or refused."""
 
-    def get(self, version: str) -> Adapter | None:
+    def get(self, version: str) -> AdapterRef | None:
         """The adapter, if every replica holds it."""
         return self._held.get(version)
 
@@ -88,7 +88,7 @@ class Loaded:
         for task in self._busy.values():
             task.cancel()
 
-    async def fetch(self, version: Version) -> Adapter:
+    async def fetch(self, version: Version) -> AdapterRef:
         """Load a version now, and wait for it; InputError where it is refused."""
         await asyncio.to_thread(self._registry.verify, version)
         adapter = adapter_of(version)
@@ -130,9 +130,9 @@ class Loaded:
             log.warning("version %s is not unloaded: %s", version, error)
 
 
-def adapter_of(version: Version) -> Adapter:
+def adapter_of(version: Version) -> AdapterRef:
     """What an engine needs to know of a version."""
-    return Adapter(version.id, str(version.folder), version.digest)
+    return AdapterRef(version.id, str(version.folder), version.digest)
 
 
 def _shown(error: InputError) -> str:

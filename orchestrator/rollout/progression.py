@@ -10,7 +10,7 @@ from orchestrator.registry.state import Rollout
 from orchestrator.rollout.window import Windows, counts
 
 
-class Plans:
+class PlanProgression:
     """An opinion on every name's state: asked after the guard, which has nothing against it."""
 
     def __init__(self, spec: GuardSpec, windows: Windows) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.registry.log import Decision
 from orchestrator.registry.state import Rollout
 from orchestrator.rollout.window import Windows, failed
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.request_record import RequestRecord
 
 FIRST_REPORT = 100
 """Answers of a shadow that the log is told of first; then ten times as many, and so on."""
@@ -16,7 +16,7 @@ EVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass
-class Tally:
+class ShadowTally:
     """One shadow since this gateway has known it."""
 
     requests: int = 0
@@ -24,7 +24,7 @@ class Tally:
     equal: int = 0
     agreement: float = 0.0
 
-    def add(self, answered: Answered) -> None:
+    def add(self, answered: RequestRecord) -> None:
         """Count an answer in."""
         self.requests += 1
         if answered.agreement is None:
@@ -34,7 +34,7 @@ class Tally:
             self.agreement += answered.agreement
 
 
-def compared(answered: Answered) -> bool:
+def compared(answered: RequestRecord) -> bool:
     """Whether a shadow was compared with what was returned, or is to blame that it was not."""
     return answered.role == "shadow" and (answered.agreement is not None or failed(answered))
 
@@ -44,13 +44,13 @@ class Comparisons:
 
     def __init__(self, windows: Windows) -> None:
         self._windows = windows
-        self._tallies: dict[tuple[str | None, str], Tally] = {}
+        self._tallies: dict[tuple[str | None, str], ShadowTally] = {}
 
-    def observe(self, answered: Answered) -> None:
+    def observe(self, answered: RequestRecord) -> None:
         """See `orchestrator.telemetry.request_record.Observer`."""
         if compared(answered):
             key = (answered.name, answered.version)
-            self._tallies.setdefault(key, Tally()).add(answered)
+            self._tallies.setdefault(key, ShadowTally()).add(answered)
 
     def forget(self, states: Iterable[Rollout]) -> None:
         """Drop the shadows that stand behind none of these names; one that comes again begins

@@ -16,30 +16,30 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.telemetry.request_record import Answered
-from workers.engine.timing import Company, Part, Span
+from orchestrator.telemetry.request_record import RequestRecord
+from workers.engine.timing import AdapterSet, ComputeSpan, SharedPasses
 
 Array = NDArray[np.float64]
 ALIKE = 0.5
 """Powers of two that two sizes may be apart."""
 NEIGHBOURS = 9
 """Pieces of like work, the nearest in time, whose median is the measure."""
-Work = tuple[Span, tuple[float, ...]]
+Work = tuple[ComputeSpan, tuple[float, ...]]
 """Passes of one kind, and what makes them take longer, in tokens."""
-NOBODY: Company = frozenset()
+NOBODY: AdapterSet = frozenset()
 
 
-def _reading(answered: Answered, part: Part) -> Work:
+def _reading(answered: RequestRecord, part: SharedPasses) -> Work:
     """A prompt, up to the first token. What the cache held was not read, but is looked at."""
     return part.prompt, (part.prompt.tokens, answered.prompt_tokens)
 
 
-def _writing(answered: Answered, part: Part) -> Work:
+def _writing(answered: RequestRecord, part: SharedPasses) -> Work:
     """An answer, from the first token on."""
     return part.answer, (answered.prompt_tokens + part.answer.tokens / 2,)
 
 
-KINDS: Mapping[str, Callable[[Answered, Part], Work]] = {
+KINDS: Mapping[str, Callable[[RequestRecord, SharedPasses], Work]] = {
     "first token": _reading,
     "further tokens": _writing,
 }
@@ -50,7 +50,7 @@ class _Piece(NamedTuple):
     """What was computed of one request in the same company."""
 
     at: float
-    company: Company
+    company: AdapterSet
     sizes: tuple[float, ...]
     passes: int
     pace: float
@@ -58,7 +58,10 @@ class _Piece(NamedTuple):
 
 
 def times_as_long(
-    kind: str, own: Sequence[Answered], other: Sequence[Answered], away: Company = NOBODY
+    kind: str,
+    own: Sequence[RequestRecord],
+    other: Sequence[RequestRecord],
+    away: AdapterSet = NOBODY,
 ) -> Array:
     """How many times the other's each own pace is: one number for each request that there is
     enough like work for. Passes that versions of `away` were in are left out."""
@@ -71,11 +74,11 @@ def times_as_long(
     return _ratios([one._replace(company=one.company - theirs) for one in mine], rest)
 
 
-def _versions(seen: Sequence[Answered]) -> Company:
+def _versions(seen: Sequence[RequestRecord]) -> AdapterSet:
     return frozenset(answered.version for answered in seen)
 
 
-def _pieces(kind: str, seen: Sequence[Answered], away: Company) -> Iterator[list[_Piece]]:
+def _pieces(kind: str, seen: Sequence[RequestRecord], away: AdapterSet) -> Iterator[list[_Piece]]:
     """Of each request."""
     for answered in seen:
         works = [

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-from workers.engine.request import Adapter
+from workers.engine.request import AdapterRef
 
 Role = Literal["served", "canary", "pinned"]
 
@@ -15,7 +15,7 @@ class Served:
 
     id: str
     """What responses call it, such as `home@3f9a1b2c3d4e`."""
-    adapter: Adapter | None
+    adapter: AdapterRef | None
     name: str | None = None
     """The registry's name; None for the base asked for by its own id."""
 
@@ -26,7 +26,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Route:
+class RequestRoute:
     """Where one request goes."""
 
     served: Served
@@ -38,7 +38,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Line:
+class TrafficSplit:
     """What stands behind a name: all of it is loaded on every replica."""
 
     champion: Served
@@ -47,13 +47,13 @@ class Line:
     """Of the users, 0 … 1, that the canary answers."""
     shadow: Served | None = None
 
-    def route(self, sticky: str) -> Route:
+    def route(self, sticky: str) -> RequestRoute:
         """The same user is answered by the same version for as long as the share does not shrink;
         a growing share keeps those that were in."""
         canary = self.canary
         if canary is None or _place(canary, sticky) >= self.share:
-            return Route(self.champion, "served", self.shadow)
-        return Route(canary, "canary", self.shadow)
+            return RequestRoute(self.champion, "served", self.shadow)
+        return RequestRoute(canary, "canary", self.shadow)
 
 
 def _place(canary: Served, sticky: str) -> float:

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from orchestrator.config.rollout import GuardSpec
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.request_record import RequestRecord
 
 FAULTS = frozenset({"engine_error", "non_finite"})
 """Codes of failures that are the version's own. All others are the request's (a schema, a limit, a
@@ -23,7 +23,7 @@ P95 = 0.95
 class Window:
     """Requests that were routed to one version, or its answers as a shadow."""
 
-    seen: tuple[Answered, ...]
+    seen: tuple[RequestRecord, ...]
     """Those that count, and others that at least say how long was computed on them."""
 
     @property
@@ -42,7 +42,7 @@ class Window:
         return self.errors.total() / max(1, self.requests)
 
     @property
-    def answers(self) -> Sequence[Answered]:
+    def answers(self) -> Sequence[RequestRecord]:
         """That are whole."""
         return [answered for answered in self.seen if answered.error is None]
 
@@ -81,11 +81,11 @@ class Windows:
 
     def __init__(self, spec: GuardSpec) -> None:
         self._spec = spec
-        self._seen: defaultdict[tuple[str | None, str, bool], deque[Answered]] = defaultdict(
+        self._seen: defaultdict[tuple[str | None, str, bool], deque[RequestRecord]] = defaultdict(
             partial(deque, maxlen=spec.window_requests)
         )
 
-    def __call__(self, answered: Answered) -> None:
+    def __call__(self, answered: RequestRecord) -> None:
         """See `orchestrator.telemetry.request_record.Observer`."""
         if answered.role != "pinned" and (counts(answered) or answered.timing):
             slim = replace(answered, routing=None, prompt=None, answer=None)
@@ -123,15 +123,15 @@ class Windows:
         return Window(tuple(one for one in seen if since <= one.came < until))
 
 
-def counts(answered: Answered) -> bool:
+def counts(answered: RequestRecord) -> bool:
     """Whether the version has answered as it should, or has failed to."""
     return answered.error is None or failed(answered)
 
 
-def failed(answered: Answered) -> bool:
+def failed(answered: RequestRecord) -> bool:
     """Whether the version is to blame that there is no answer."""
     return answered.error in FAULTS
 
 
-def _key(answered: Answered) -> tuple[str | None, str, bool]:
+def _key(answered: RequestRecord) -> tuple[str | None, str, bool]:
     return answered.name, answered.version, answered.role == "shadow"

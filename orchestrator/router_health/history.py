@@ -8,7 +8,7 @@ import numpy as np
 from orchestrator.config.health import HealthSpec
 from orchestrator.router_health.drift import Reference
 from orchestrator.router_health.layout import Array, Places
-from orchestrator.router_health.window import Tally
+from orchestrator.router_health.window import RoutingWindow
 from workers.adapter.routing_sample import CACHE_PAGE
 from workers.engine.routing.types import RequestRouting
 
@@ -28,14 +28,14 @@ class History:
     """Cached tokens and shares [C] of the first requests: a reference where training left none."""
     collects: bool = True
     """Whether the first requests are wanted."""
-    closed: deque[Tally] = field(init=False)
+    closed: deque[RoutingWindow] = field(init=False)
     """The last whole windows, oldest first."""
-    open: Tally = field(init=False)
+    open: RoutingWindow = field(init=False)
     """The window that fills."""
 
     def __post_init__(self) -> None:
         self.closed = deque(maxlen=self.spec.windows)
-        self.open = Tally(self.places)
+        self.open = RoutingWindow(self.places)
 
     def add(self, routing: RequestRouting, read: int, user: str = "") -> None:
         """Count a request of a user that the engine has read `read` tokens of, some of them perhaps
@@ -50,11 +50,11 @@ class History:
         self.requests += 1
         if self.open.requests >= self.spec.window:
             self.closed.append(self.open)
-            self.open = Tally(self.places, self.requests)
+            self.open = RoutingWindow(self.places, self.requests)
 
-    def total(self) -> Tally:
+    def total(self) -> RoutingWindow:
         """All that is kept, as one."""
-        whole = Tally(self.places)
+        whole = RoutingWindow(self.places)
         for window in (*self.closed, self.open):
             whole.include(window)
         return whole

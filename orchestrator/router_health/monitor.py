@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from orchestrator.config.health import HealthSpec
 from orchestrator.router_health.history import History
 from orchestrator.router_health.layout import Places
-from orchestrator.router_health.report import Health, Verdict, VersionHealth, layers
+from orchestrator.router_health.report import Health, HealthVerdict, VersionHealth, layers
 from orchestrator.router_health.verdict import Judge, Samples
-from orchestrator.router_health.window import Tally
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.router_health.window import RoutingWindow
+from orchestrator.telemetry.request_record import RequestRecord
 from workers.engine.request import RequestError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class RouterHealth:
         """With the references that the registry's versions bring along."""
         return cls(spec, lambda id: registry.manifest(registry.version(id)).routing_sample)
 
-    def __call__(self, answered: Answered) -> None:
+    def __call__(self, answered: RequestRecord) -> None:
         """See `orchestrator.telemetry.request_record.Observer`."""
         routing = answered.routing
         if routing is None or not routing.tokens or not routing.layers:
@@ -83,7 +83,7 @@ class RouterHealth:
             names = {name for judge in self._judges.values() for name in judge.history.names}
         return [(name, one) for name in sorted(names) for one in self.health(name).versions]
 
-    def drift(self, version: str) -> Verdict | None:
+    def drift(self, version: str) -> HealthVerdict | None:
         """Whether the requests of a version are still routed as its reference's; None where that
         cannot be told, or not yet."""
         with self._counting:
@@ -94,7 +94,7 @@ class RouterHealth:
             verdict = judge.verdict()
         return None if verdict.state == "unknown" else verdict
 
-    def _told(self, judge: Judge, total: Tally) -> VersionHealth:
+    def _told(self, judge: Judge, total: RoutingWindow) -> VersionHealth:
         with self._judging:
             drift = judge.verdict()
         return VersionHealth(

@@ -11,7 +11,7 @@ import numpy as np
 from orchestrator.registry.router_gate import RouterGate
 from orchestrator.router_health.drift import Source
 from orchestrator.router_health.layout import Array
-from orchestrator.router_health.window import Tally
+from orchestrator.router_health.window import RoutingWindow
 from workers.config.base import Spec
 
 
@@ -35,7 +35,7 @@ class LayerHealth(Spec):
     """Experts that got less than a twentieth of an even share."""
 
 
-class Verdict(Spec):
+class HealthVerdict(Spec):
     """Whether the traffic of a version is still what it was made for."""
 
     version: str
@@ -80,7 +80,7 @@ class VersionHealth(Spec):
     tokens: int
     """Their tokens, as far as these passed through the routers."""
     layers: tuple[LayerHealth, ...]
-    drift: Verdict
+    drift: HealthVerdict
 
 
 class Health(Spec):
@@ -90,7 +90,7 @@ class Health(Spec):
     versions: tuple[VersionHealth, ...]
 
 
-def layers(tally: Tally) -> tuple[LayerHealth, ...]:
+def layers(tally: RoutingWindow) -> tuple[LayerHealth, ...]:
     """Each place of a tally of at least one token."""
     places, tokens = tally.places, max(tally.tokens, 1)
     load = places.split(places.shares(tally.load_C))

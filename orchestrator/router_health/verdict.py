@@ -10,7 +10,7 @@ import numpy as np
 from orchestrator.router_health.drift import Distance, Limit, Reference, Source
 from orchestrator.router_health.history import History
 from orchestrator.router_health.layout import Array, Places
-from orchestrator.router_health.report import Verdict
+from orchestrator.router_health.report import HealthVerdict
 from orchestrator.router_health.window import Votes
 from workers.adapter.routing_sample import RoutingSample
 from workers.config.base import InputError
@@ -33,7 +33,7 @@ class Judge:
     _looked: bool = False
     """Whether the manifest was read."""
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> HealthVerdict:
         """On all whole windows that are kept."""
         spec, limit = self.history.spec, self._calibrated()
         if limit is None:
@@ -81,9 +81,9 @@ class Judge:
             self._looked = True
         return None if wanted == "training" else self.history.beginning()
 
-    def _unknown(self, why: str, source: Source | None = None) -> Verdict:
+    def _unknown(self, why: str, source: Source | None = None) -> HealthVerdict:
         history = self.history
-        return Verdict(
+        return HealthVerdict(
             version=history.version,
             window=history.spec.window,
             state="unknown",
@@ -110,13 +110,13 @@ def from_sample(sample: RoutingSample, places: Places) -> Reference | None:
     return Reference(places, places.shares(counts_NC), "training", sample.prefix)
 
 
-def _verdict(history: History, found: Sequence[Distance], source: Source) -> Verdict:
+def _verdict(history: History, found: Sequence[Distance], source: Source) -> HealthVerdict:
     last = found[-1]
     sustained = sum(1 for _ in takewhile(lambda one: one.score > 1, reversed(found)))
     enough = sustained >= history.spec.sustained
     says = "is routed unlike" if sustained else "is routed like"
     where = {"training": "the validation rows", "served": "the first requests served here"}
-    return Verdict(
+    return HealthVerdict(
         version=history.version,
         window=history.spec.window,
         state="drifted" if enough else "suspect" if sustained else "steady",

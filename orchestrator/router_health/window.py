@@ -27,7 +27,7 @@ class Votes:
 
 
 @dataclass
-class Tally:
+class RoutingWindow:
     """What some requests of one version chose."""
 
     places: Places
@@ -68,7 +68,7 @@ class Tally:
         self.margin_L += one_each(routing, "margin")
         return share_C
 
-    def include(self, other: "Tally") -> None:
+    def include(self, other: "RoutingWindow") -> None:
         """Add another window of the same places."""
         self.requests += other.requests
         self.tokens += other.tokens

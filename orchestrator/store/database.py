@@ -14,7 +14,7 @@ from orchestrator.store.lock import MAKING_SECONDS, store_lock
 from workers.config.base import StorageError
 from workers.config.credentials import without_credentials
 
-Row = sa.RowMapping
+DatabaseRow = sa.RowMapping
 Work = Callable[[sa.Connection], object]
 """A part of a transaction."""
 ATTEMPTS = 5
@@ -49,7 +49,7 @@ class Database:
         with self._errors(), self._engine.begin() as connection:
             yield connection
 
-    def rows(self, query: sa.Select[Any]) -> Sequence[Row]:
+    def rows(self, query: sa.Select[Any]) -> Sequence[DatabaseRow]:
         """What a query finds."""
         with self.transaction() as connection:
             return connection.execute(query).mappings().all()

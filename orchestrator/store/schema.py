@@ -6,11 +6,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from orchestrator.store.database import Database, Row
+from orchestrator.store.database import Database, DatabaseRow
 
-__all__ = ["Row", "Store"]
+__all__ = ["DatabaseRow", "Store"]
 
-Decide = Callable[[Sequence[Row]], Iterable[Mapping[str, Any]]]
+Decide = Callable[[Sequence[DatabaseRow]], Iterable[Mapping[str, Any]]]
 """The rows that a log gets, from what it has."""
 METADATA = sa.MetaData()
 
@@ -130,12 +130,12 @@ class Store:
         """Insert an answer; one that is there stays as it is."""
         self._database.insert(ANSWERS, row)
 
-    def answers(self, digest: str, setting: str) -> Sequence[Row]:
+    def answers(self, digest: str, setting: str) -> Sequence[DatabaseRow]:
         """The first answer of a version in a setting, if there is one."""
         query = sa.select(ANSWERS).where(ANSWERS.c.digest == digest, ANSWERS.c.setting == setting)
         return self._database.rows(query)
 
-    def versions(self, study: str | None = None, prefix: str = "") -> Sequence[Row]:
+    def versions(self, study: str | None = None, prefix: str = "") -> Sequence[DatabaseRow]:
         """Versions of a study, or those whose digest begins with `prefix`, oldest first."""
         query = sa.select(VERSIONS).order_by(VERSIONS.c.created, VERSIONS.c.digest)
         if study is not None:
@@ -144,7 +144,7 @@ class Store:
             query.where(VERSIONS.c.digest.startswith(prefix, autoescape=True))
         )
 
-    def events(self, name: str, since: int = 0) -> Sequence[Row]:
+    def events(self, name: str, since: int = 0) -> Sequence[DatabaseRow]:
         """The log of a name from a revision on, oldest first."""
         return self._database.rows(_log(name).where(EVENTS.c.revision >= since))
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import lock_descriptor
 
-from orchestrator.telemetry.audit_row import SCHEMA, Row, row
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.audit_row import SCHEMA, AuditRow, row
+from orchestrator.telemetry.request_record import RequestRecord
 from workers.adapter.folder import sync_names
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class AuditFile:
     began: float = field(default_factory=time.monotonic)
     rows: int = 0
     """All that were handed over."""
-    _group: list[Row] = field(default_factory=list)
+    _group: list[AuditRow] = field(default_factory=list)
     """Those that wait for others."""
     _characters: int = 0
     _waits_since: float = 0.0
@@ -70,7 +70,7 @@ class AuditFile:
         """When, by the monotonic clock, what waits is to be flushed; None where nothing does."""
         return self._waits_since + FLUSH_SECONDS if self._group else None
 
-    def write(self, records: Sequence[Answered]) -> None:
+    def write(self, records: Sequence[RequestRecord]) -> None:
         """Append records. Where that fails, the file is to be abandoned."""
         self.rows += len(records)
         for record in records:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orchestrator.config.audit import AuditSpec
 from orchestrator.telemetry.audit_file import AuditFile, recover
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.request_record import RequestRecord
 
 log = logging.getLogger(__name__)
 CLOSE_SECONDS = 30
@@ -28,14 +28,14 @@ class AuditLog:
     def __init__(self, spec: AuditSpec, folder: str | Path) -> None:
         """`folder` is made where it is missing, for this user alone."""
         self._spec, self._folder = spec, Path(folder)
-        self._queue: queue.Queue[Answered | None] = queue.Queue(spec.queue)
+        self._queue: queue.Queue[RequestRecord | None] = queue.Queue(spec.queue)
         self._file: AuditFile | None = None
         self.dropped = 0
         """Records that were lost: the queue was full, or the disk refused them."""
         self._thread = threading.Thread(target=self._write_all, name="audit", daemon=True)
         self._thread.start()
 
-    def __call__(self, answered: Answered) -> None:
+    def __call__(self, answered: RequestRecord) -> None:
         """See `orchestrator.telemetry.request_record.Observer`."""
         try:
             self._queue.put_nowait(answered)
@@ -70,10 +70,10 @@ class AuditLog:
         except Exception as error:
             self._lose([], error)
 
-    def _batches(self) -> Iterator[list[Answered]]:
+    def _batches(self) -> Iterator[list[RequestRecord]]:
         """What waits, again and again until the log is closed; empty where nothing came."""
         while True:
-            records: list[Answered] = []
+            records: list[RequestRecord] = []
             try:
                 first = self._queue.get(timeout=self._patience())
                 while first is not None:
@@ -88,7 +88,7 @@ class AuditLog:
             if first is None:
                 return
 
-    def _write(self, records: list[Answered]) -> None:
+    def _write(self, records: list[RequestRecord]) -> None:
         if self._file is None:
             self._file = AuditFile.begin(self._folder, self._spec.text)
         self._file.write(records)
@@ -113,7 +113,7 @@ class AuditLog:
             self._file.close()
             self._file = None
 
-    def _lose(self, records: list[Answered], error: Exception) -> None:
+    def _lose(self, records: list[RequestRecord], error: Exception) -> None:
         """Drop the file that was begun, with all that was handed to it; `records` where there is
         none."""
         file, self._file = self._file, None

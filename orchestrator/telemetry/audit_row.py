@@ -4,9 +4,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.request_record import RequestRecord
 
-Row = dict[str, Any]
+AuditRow = dict[str, Any]
 PLACE = pa.struct(
     [
         ("layer", pa.string()),
@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
 the means over tokens of the router's entropy and of its margin."""
 
 
-def row(answered: Answered, text: bool) -> Row:
+def row(answered: RequestRecord, text: bool) -> AuditRow:
     """A record as plain values by column."""
     routing, tokens = answered.routing, max(answered.routing.tokens if answered.routing else 0, 1)
     values = {name: getattr(answered, name, None) for name in SCHEMA.names}

@@ -9,7 +9,7 @@ from workers.engine.timing import Timing
 
 
 @dataclass(frozen=True)
-class Answered:
+class RequestRecord:
     """A request that ended, well or not. Holds no secret, and text only where that is allowed."""
 
     at: datetime
@@ -48,5 +48,5 @@ class Answered:
     answer: str | None = None
 
 
-Observer = Callable[[Answered], None]
+Observer = Callable[[RequestRecord], None]
 """Called in the gateway's event loop: must return at once, and must not raise."""

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.request_record import RequestRecord
 from orchestrator.telemetry.series import (
     ANSWER_TOKENS,
     BY_VERSION,
@@ -48,7 +48,7 @@ class RequestMetrics:
         self._made = {series: series.make() for series in (*OF_REQUESTS, WRONG_KEYS)}
         self._seen: set[tuple[str, str]] = set()
 
-    def __call__(self, answered: Answered) -> None:
+    def __call__(self, answered: RequestRecord) -> None:
         """Count and time one request."""
         labels = self._labels(answered)
         self._made[REQUESTS].inc(1, {**labels, "outcome": outcome(answered.status)})
@@ -65,7 +65,7 @@ class RequestMetrics:
         """Count a request whose key opens nothing."""
         self._made[WRONG_KEYS].inc()
 
-    def _labels(self, answered: Answered) -> dict[str, str]:
+    def _labels(self, answered: RequestRecord) -> dict[str, str]:
         who = (answered.name or "", answered.version)
         if who not in self._seen and len(self._seen) >= VERSIONS:
             who = ("other", "other")
@@ -73,7 +73,7 @@ class RequestMetrics:
         return dict(zip(BY_VERSION, (*who, answered.role), strict=True))
 
 
-def times(answered: Answered) -> dict[Series, float]:
+def times(answered: RequestRecord) -> dict[Series, float]:
     """What a request's times tell: of whole answers only its duration, of all the first token, and
     what was computed for each that followed."""
     first = answered.first_token_seconds

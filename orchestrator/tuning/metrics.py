@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Series:
+class TrialGauge:
     """A gauge, and the place of its value in a report."""
 
     name: str
@@ -23,24 +23,30 @@ class Series:
 
 
 SERIES = (
-    Series("moetune_step", ("step",), "Optimizer steps done"),
-    Series("moetune_loss", ("train", "loss"), "Training loss, the adapter's own terms included"),
-    Series("moetune_validation_loss", ("validation", "loss"), "Cross-entropy on validation rows"),
-    Series("moetune_validation_score", ("validation", "score"), "Mean of the tasks' metrics"),
-    Series("moetune_load_balance", ("train", "load_balance"), "Balance loss unweighted; 1 is even"),
-    Series("moetune_learning_rate", ("train", "lr"), "Learning rate of the step"),
-    Series("moetune_tokens_per_second", ("train", "tokens_per_second"), "Tokens trained on"),
-    Series("moetune_step_seconds", ("train", "step_seconds"), "Seconds that a step takes"),
-    Series("moetune_epoch", ("epoch",), "Passes over the training rows"),
-    Series("moetune_steps", ("steps",), "Optimizer steps in all"),
-    Series("moetune_eta_seconds", ("eta_seconds",), "Seconds until the run's end"),
-    Series("moetune_workers", ("workers",), "Workers that train together"),
+    TrialGauge("moetune_step", ("step",), "Optimizer steps done"),
+    TrialGauge(
+        "moetune_loss", ("train", "loss"), "Training loss, the adapter's own terms included"
+    ),
+    TrialGauge(
+        "moetune_validation_loss", ("validation", "loss"), "Cross-entropy on validation rows"
+    ),
+    TrialGauge("moetune_validation_score", ("validation", "score"), "Mean of the tasks' metrics"),
+    TrialGauge(
+        "moetune_load_balance", ("train", "load_balance"), "Balance loss unweighted; 1 is even"
+    ),
+    TrialGauge("moetune_learning_rate", ("train", "lr"), "Learning rate of the step"),
+    TrialGauge("moetune_tokens_per_second", ("train", "tokens_per_second"), "Tokens trained on"),
+    TrialGauge("moetune_step_seconds", ("train", "step_seconds"), "Seconds that a step takes"),
+    TrialGauge("moetune_epoch", ("epoch",), "Passes over the training rows"),
+    TrialGauge("moetune_steps", ("steps",), "Optimizer steps in all"),
+    TrialGauge("moetune_eta_seconds", ("eta_seconds",), "Seconds until the run's end"),
+    TrialGauge("moetune_workers", ("workers",), "Workers that train together"),
 )
 REFRESH_SECONDS = 2.0
 """Ray drops a gauge that was not set for two of its reporting intervals (10 s by default)."""
 
 
-class _Values:
+class _GaugeValues:
     """What gauges show: set again and again in a thread, for as long as `owner` is referenced."""
 
     def __init__(self, owner: object) -> None:
@@ -69,7 +75,7 @@ class TrainingMetrics:
     def __init__(self, study: str, trial: int | None) -> None:
         from ray.util.metrics import Gauge
 
-        self._values = _Values(self)
+        self._values = _GaugeValues(self)
         labels = {"study": study, "trial": "" if trial is None else str(trial)}
         self._gauges = {
             one: Gauge(one.name, one.help, tag_keys=tuple(labels)).set_default_tags(labels)
@@ -102,7 +108,7 @@ class StudyMetrics:
     def __init__(self, study: str) -> None:
         from ray.util.metrics import Gauge
 
-        self._values = _Values(self)
+        self._values = _GaugeValues(self)
         self._trials = Gauge(
             "moetune_trials", "Trials of a study by state", tag_keys=("study", "state")
         ).set_default_tags({"study": study})

@@ -109,9 +109,9 @@ def _check_database(job: JobSpec) -> None:
 def _check_upload(job: JobSpec) -> None:
     """Checkpoints can be copied to where they are to be."""
     if job.train.checkpoint.upload:
-        from workers.train.checkpoint.upload import Place
+        from workers.train.checkpoint.upload import RemoteFolder
 
-        Place.of(job.train.checkpoint.upload).try_out()
+        RemoteFolder.of(job.train.checkpoint.upload).try_out()
 
 
 def _check_mode(job: JobSpec) -> None:

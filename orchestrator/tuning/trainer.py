@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
     from ray.train.torch import TorchTrainer
 
-    from workers.train.ray_worker import Task
+    from workers.train.ray_worker import RunTask
 
 _AFTER_THE_WATCHDOG_S = 60
 """A collective fails by itself only after the watchdog could say who is missing."""
@@ -88,13 +88,13 @@ class _Training(threading.Thread):
 def _in_one_actor(job: JobSpec) -> Any:
     from ray import tune
 
-    from workers.train.ray_worker import Task, TuneWorker
+    from workers.train.ray_worker import RunTask, TuneWorker
 
     class Trial(TuneWorker):
         """One trial of the job in a reused actor."""
 
         @classmethod
-        def task(cls, name: str, config: Mapping[str, Any]) -> Task:
+        def task(cls, name: str, config: Mapping[str, Any]) -> RunTask:
             """The trial's run."""
             return _trial_task(job, name, config)
 
@@ -118,7 +118,7 @@ def _in_group(job: JobSpec) -> Any:
     return tune.with_resources(trial, tune.PlacementGroupFactory([{"memory": 1}]))
 
 
-def _trial_task(job: JobSpec, name: str, config: Mapping[str, Any]) -> "Task":
+def _trial_task(job: JobSpec, name: str, config: Mapping[str, Any]) -> "RunTask":
     spec = override(job.train, config, f"trial {name}")
     folder = job.study_folder() / "trials" / name
     plan = RunPlan(folder, job.name, _number(name), shared=job.study_folder())
@@ -131,15 +131,15 @@ def _number(name: str) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
-def _task(spec: TrainSpec, plan: RunPlan) -> "Task":
+def _task(spec: TrainSpec, plan: RunPlan) -> "RunTask":
     from orchestrator.tuning.metrics import TrainingMetrics
-    from workers.train.ray_worker import Task
+    from workers.train.ray_worker import RunTask
 
-    return Task(spec, plan, TrainingMetrics.of)
+    return RunTask(spec, plan, TrainingMetrics.of)
 
 
 def _trainer(
-    task: "Task", search: SearchSpec, retries: int, callbacks: "Iterable[UserCallback]" = ()
+    task: "RunTask", search: SearchSpec, retries: int, callbacks: "Iterable[UserCallback]" = ()
 ) -> "TorchTrainer":
     """A Ray Train group for one run. Its name is stable, so a further start goes on with it."""
     from functools import partial

@@ -1,5 +1,7 @@
 """Holds the layout: one folder a noun, imports that point down, folders that can be looked over."""
 
+import ast
+
 import pytest
 
 from tests.architecture.test_imports import FILES, MODULES, all_imports, module_name
@@ -58,3 +60,12 @@ def test_no_folder_holds_more_files_than_one_can_look_over() -> None:
             folder = module_name(path).rpartition(".")[0]
             counts[folder] = counts.get(folder, 0) + 1
     assert {folder: n for folder, n in counts.items() if n > FILES_OF_ITS_OWN} == {}
+
+
+def test_one_class_name_has_one_meaning() -> None:
+    places: dict[str, list[str]] = {}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

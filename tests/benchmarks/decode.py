@@ -29,7 +29,7 @@ from layer_step import Sizes as BlockSizes
 
 from workers.config.adapter import AdapterSpec
 from workers.injection.row_map import RowMap
-from workers.injection.wrapper import Site
+from workers.injection.wrapper import AdaptedModule
 from workers.layers.experts import BlockExperts
 from workers.layers.feed_forward import find_feed_forward
 
@@ -60,10 +60,10 @@ class Blocks:
         self.rows.slots += [f"adapter {number}" for number in range(sizes.adapters)]
         self.sites = [self._site(GatedBlock(block_sizes), sizes) for _ in range(sizes.layers)]
 
-    def _site(self, block: GatedBlock, sizes: Sizes) -> Site:
+    def _site(self, block: GatedBlock, sizes: Sizes) -> AdaptedModule:
         view = find_feed_forward(block, dict(block.named_children()))
         assert view is not None
-        site = Site(block, self.rows, view)
+        site = AdaptedModule(block, self.rows, view)
         spec = AdapterSpec(num_experts=sizes.experts, rank=sizes.rank, top_k=sizes.top_k)
         for slot in self.rows.slots:
             layer = BlockExperts(view, spec, NAMES)

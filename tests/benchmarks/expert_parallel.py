@@ -42,7 +42,7 @@ from workers.data.batches import Batch
 from workers.injection.inject import Adapter, inject
 from workers.losses.auxiliary import IGNORED
 from workers.models.base import Base
-from workers.parallel.cost import Choice, RoutedPlace, token_bytes, weight_bytes
+from workers.parallel.cost import ExchangeChoice, RoutedPlace, token_bytes, weight_bytes
 from workers.parallel.exchange_choice import routed_places, share_out
 from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.mesh import Mesh
@@ -109,7 +109,7 @@ class Run:
         base, adapter = _build(sizes, spec, dtype)
         self.places = routed_places(adapter, contrastive=False)
         mesh = Mesh.of(ParallelSpec(workers=WORKERS, ep_size=ep_size))
-        self.shards = ExpertShards(adapter, mesh, Choice(exchange))
+        self.shards = ExpertShards(adapter, mesh, ExchangeChoice(exchange))
         self.update = Replicated(adapter, spec.optimizer, self.shards)
         self.step = TrainStep(spec, base, adapter, self.update)
         self.adapter, self._sizes = adapter, sizes
@@ -244,7 +244,7 @@ def choices(setting: Setting, rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {exchange: [] for exchange in picked.measured_seconds}
     for number in range(SETTING_ROUNDS * rounds + 1):
         for exchange, taken in seconds.items():
-            shards.take(Choice(exchange))
+            shards.take(ExchangeChoice(exchange))
             dist.barrier()
             started = time.perf_counter()
             step([_batch(sizes, number)])

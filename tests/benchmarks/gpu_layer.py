@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from workers.injection.wrapper import Site
+from workers.injection.wrapper import AdaptedModule
 from workers.layers.experts import BlockExperts
 from workers.layers.kernels.mixture import fused_mixture, supports
 
@@ -85,7 +85,7 @@ def layers(sizes: Sizes, num_experts: int) -> dict[str, tuple[nn.Module, Step]]:
     """Each contestant's module and its step, in bfloat16; only our own experts stay in float32."""
     built = {name: layer.cuda() for name, layer in contestants(sizes, num_experts).items()}
     site, loop, lora = built["block"], built["loop"], built["lora"]
-    assert isinstance(site, Site)
+    assert isinstance(site, AdaptedModule)
     assert isinstance(loop, ExpertLoop)
     for module in (site.base, loop.lora_A, loop.lora_B, lora):
         module.bfloat16()

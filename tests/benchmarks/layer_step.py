@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from workers.config.adapter import AdapterSpec
 from workers.injection.row_map import RowMap
-from workers.injection.wrapper import Site
+from workers.injection.wrapper import AdaptedModule
 from workers.layers.experts import BlockExperts
 from workers.layers.feed_forward import FeedForward, find_feed_forward
 from workers.layers.router import Router
@@ -135,7 +135,7 @@ def contestants(sizes: Sizes, num_experts: int) -> dict[str, nn.Module]:
     lora = inject_adapter_in_model(config, twin)
     rows = RowMap()
     rows.slots.append("default")
-    site = Site(base, rows, view)
+    site = AdaptedModule(base, rows, view)
     site.add("default", experts)
     return {"block": site, "lora": lora, "loop": loop}
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from orchestrator.gateway.app import create_app
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
@@ -48,7 +48,7 @@ def start(options: dict[str, Any]) -> Callable[..., Any]:
         version = registry.register("serving", number, adapter, {"validation": {"loss": 1.0}})
         how = {"actor": "benchmark", "metric": "validation/loss", "reason": "benchmark"}
         promote(registry, version, f"a{number}", **how, force=True)
-    app = create_app(text, Catalogue(registry, "base", text.load))
+    app = create_app(text, ModelCatalog(registry, "base", text.load))
     vocabulary = base.model.get_input_embeddings().num_embeddings
     facts = {"port": listen(app), "vocabulary": vocabulary}
     return lambda: facts | {"cpu": time.process_time()}

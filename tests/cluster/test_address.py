@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cluster.address import Endpoint, resolve
+from cluster.address import ClusterAddress, resolve
 from cluster.errors import ClusterError
 from cluster.handshake import check_cluster, check_dashboard, reach
 from cluster.session import Session, check_joinable
@@ -52,7 +52,7 @@ def test_what_cannot_be_joined_is_told_before_anything_is_done(silent_address: s
 
 
 def test_finds_our_own_cluster_by_each_of_its_addresses(ray_cluster: Session) -> None:
-    ours = Endpoint(ray_cluster.address, ray_cluster.dashboard_url, ray_cluster.token_file)
+    ours = ClusterAddress(ray_cluster.address, ray_cluster.dashboard_url, ray_cluster.token_file)
     assert resolve(ray_cluster.address) == ours
     assert resolve(f"{ray_cluster.dashboard_url}/") == ours
     assert ray_cluster.address in reach(ray_cluster.address)

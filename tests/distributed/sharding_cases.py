@@ -23,7 +23,7 @@ from workers.data.encode import Example
 from workers.injection.inject import Adapter, inject
 from workers.models.base import Base, load_base
 from workers.models.sharded_loading import reading
-from workers.parallel.cost import Choice, Passes
+from workers.parallel.cost import ExchangeChoice, Passes
 from workers.parallel.deepspeed import DeepSpeedUpdate
 from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.mesh import Mesh
@@ -163,7 +163,7 @@ class Run:
             parameter.data = parameter.data.to(layout.dtype)
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1)
-        shards = ExpertShards(adapter, mesh, Choice(layout.exchange), Passes.of(spec))
+        shards = ExpertShards(adapter, mesh, ExchangeChoice(layout.exchange), Passes.of(spec))
         if layout.zero_stage == 3 and layout.strategy == "deepspeed":
             # The tiny model's tensors would all stay whole.
             update: Update = DeepSpeedUpdate(base.model, adapter, spec, mesh.world, keep_whole=0)

@@ -20,7 +20,7 @@ from workers.config.adapter import AdapterSpec
 from workers.config.base import override
 from workers.config.train import ParallelSpec, TrainSpec
 from workers.injection.inject import inject
-from workers.parallel.cost import Choice, Passes
+from workers.parallel.cost import ExchangeChoice, Passes
 from workers.parallel.exchange_choice import share_out
 from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.mesh import Mesh
@@ -66,9 +66,9 @@ class Counted(World):
 
     sums: list[int] = field(default_factory=list)
 
-    def add(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         self.sums.append(tensor.numel())
-        return super().add(tensor)
+        return super().all_reduce(tensor)
 
 
 def test_what_two_workers_keep_send_and_choose(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def held(
         model.activation_checkpointing_enable({"use_reentrant": False})
     spec = AdapterSpec.model_validate({"num_experts": 8, "rank": 4, "experts": experts})
     adapter = inject(model, spec, seed=1)
-    ExpertShards(adapter, mesh or Mesh(), Choice(exchange), passes)
+    ExpertShards(adapter, mesh or Mesh(), ExchangeChoice(exchange), passes)
     with Held() as mode, adapter.record(rank_space=passes.contrastive) as records:
         output = model.model(torch.randint(32, TOKENS), use_cache=False).last_hidden_state
     assert all(record.rank_space for record in records)
@@ -138,7 +138,7 @@ def check_messages(mesh: Mesh) -> None:
     (case,) = (case for case in CASES if case.name == "experts by layer")
     base, adapter = build(case, torch.float64)
     world = Counted(mesh.world.rank, mesh.world.size)
-    shards = ExpertShards(adapter, replace(mesh, world=world), Choice("weights"))
+    shards = ExpertShards(adapter, replace(mesh, world=world), ExchangeChoice("weights"))
     step = TrainStep(case.spec, base, adapter, Replicated(adapter, case.spec.optimizer, shards))
     (batch, other), sums = batches(case, 2, 0), world.sums
     step([batch])
@@ -172,7 +172,7 @@ def check_choice(mesh: Mesh, case: Case) -> None:
     base.model.train()
     step = TrainStep(case.spec, base, adapter, Replicated(adapter, case.spec.optimizer, shards))
     for exchange in choice.measured_seconds:
-        shards.take(Choice(exchange))
+        shards.take(ExchangeChoice(exchange))
         assert step([batches(case, 2, 0)[mesh.world.rank]]).fault is None
 
 
@@ -187,7 +187,7 @@ def check_true_choice(mesh: Mesh) -> None:
     assert choice.exchange == "weights"
 
 
-def chosen(mesh: Mesh, adapter: dict[str, object], micro: MicroBatch) -> Choice:
+def chosen(mesh: Mesh, adapter: dict[str, object], micro: MicroBatch) -> ExchangeChoice:
     """For a model whose feed-forward blocks are most of its work."""
     config = LlamaConfig(
         vocab_size=32,

@@ -18,7 +18,7 @@ from tests.distributed.expert_parallel_cases import (
 )
 from tests.processes import run_together
 from workers.config.train import ParallelSpec
-from workers.parallel.cost import Choice, Passes
+from workers.parallel.cost import ExchangeChoice, Passes
 from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.mesh import Mesh
 from workers.parallel.update import Replicated
@@ -49,7 +49,7 @@ def train(case: Case, exchange: str, ep_size: int, dtype: torch.dtype, divisor: 
     base, adapter = build(case, dtype, checkpointing=case.recomputed)
     world = dist.get_world_size()
     mesh = Mesh.of(ParallelSpec(workers=world, ep_size=ep_size))
-    shards = ExpertShards(adapter, mesh, Choice(exchange), Passes.of(case.spec))
+    shards = ExpertShards(adapter, mesh, ExchangeChoice(exchange), Passes.of(case.spec))
     update = Watched(adapter, case.spec.optimizer, shards)
     update.divisor = divisor
     step = TrainStep(case.spec, base, adapter, update)

@@ -244,11 +244,11 @@ def check_training(spec: TrainSpec, folder: Path, mesh: Mesh) -> None:
     )
     expected = [alone.advance(), alone.advance()]
     (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
-    mesh.world.wait()
+    mesh.world.barrier()
     run = TrainingRun(spec, RunPlan(folder, "s"))
     assert_close(run.advance(), expected[0])
     run.save(folder / "checkpoint")
-    mesh.world.wait()
+    mesh.world.barrier()
     resumed = TrainingRun(spec, RunPlan(folder, "s"))
     resumed.load(folder / "checkpoint")
     assert_close(resumed.advance(), expected[1])

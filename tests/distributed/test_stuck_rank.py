@@ -13,14 +13,14 @@ import torch.multiprocessing as mp
 from orchestrator.monitoring.stalls import Stall, stalls
 from orchestrator.monitoring.status import run_status
 from workers.config.train import TrainSpec
-from workers.run.heartbeat import Heart, read
+from workers.run.heartbeat import HeartbeatWriter, read
 from workers.run.record import RunPlan
 from workers.train.loop import TrainingRun
 
 STUCK_AFTER = 8
 
 
-class StopsForEver(Heart):
+class StopsForEver(HeartbeatWriter):
     """The second worker's ninth step begins, and comes no further."""
 
     def beat(self, phase: str, step: int | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from workers.engine.request import Adapter
+from workers.engine.request import AdapterRef
 
 
 class Nowhere:
@@ -11,7 +11,7 @@ class Nowhere:
     def generate(self, request: Any) -> Any:
         raise NotImplementedError
 
-    async def load(self, adapter: Adapter) -> None:
+    async def load(self, adapter: AdapterRef) -> None:
         pass
 
     async def ready(self) -> bool:

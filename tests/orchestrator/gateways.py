@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import GatewayServices
 from orchestrator.registry.registry import Registry
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
@@ -37,10 +37,12 @@ def open_gateway(engine: TextEngine, tmp_path: Path) -> OpenGateway:
 
     @asynccontextmanager
     async def open_(
-        edge: Edge | None = None, key: str | None = None, registry: Registry | None = None
+        edge: GatewayServices | None = None,
+        key: str | None = None,
+        registry: Registry | None = None,
     ) -> AsyncIterator[httpx.AsyncClient]:
         registry = registry or Registry(f"sqlite:///{tmp_path}/moetune.db", tmp_path)
-        app = create_app(engine, Catalogue(registry, "tiny-llama", engine.load), edge)
+        app = create_app(engine, ModelCatalog(registry, "tiny-llama", engine.load), edge)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from orchestrator.telemetry.clock import steady
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.request_record import RequestRecord
 from workers.adapter.manifest import Manifest, read_manifest
 from workers.config.train import TrainSpec
 from workers.data.batches import collate
@@ -120,7 +120,7 @@ def layer_routing(record: LayerRecord, read: slice) -> LayerRouting:
     )
 
 
-def answered(routing: RequestRouting | None = None, **fields: Any) -> Answered:
+def answered(routing: RequestRouting | None = None, **fields: Any) -> RequestRecord:
     """A request that ended well."""
     values = {
         "at": datetime.now(UTC),
@@ -137,4 +137,4 @@ def answered(routing: RequestRouting | None = None, **fields: Any) -> Answered:
         "first_token_seconds": 0.1,
         "routing": routing,
     }
-    return Answered(**{**values, **fields})
+    return RequestRecord(**{**values, **fields})

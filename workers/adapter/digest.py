@@ -61,9 +61,9 @@ def _is_elsewhere(model: Any) -> bool:
 
 
 def _loaded(model: "torch.nn.Module") -> "Iterator[torch.Tensor]":
-    from workers.injection.wrapper import Site
+    from workers.injection.wrapper import AdaptedModule
 
-    sites = [module for module in model.modules() if isinstance(module, Site)]
+    sites = [module for module in model.modules() if isinstance(module, AdaptedModule)]
     adapters = {id(weight) for site in sites for weight in site.adapters.parameters()}
     return (
         weight.detach()

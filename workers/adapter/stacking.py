@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import pad
 
 from workers.adapter.config import AdapterConfig
-from workers.adapter.tensor_names import Parts, Place, Tensors
+from workers.adapter.tensor_names import Parts, TensorPlace, Tensors
 from workers.config.adapter import AdapterSpec, is_named
 from workers.config.base import InputError
 
@@ -60,7 +60,7 @@ def to_canonical(raw: Tensors, config: AdapterConfig, where: str) -> Canonical:
     return Canonical(tensors, spec, parts.layer_list)
 
 
-def _is_routed(parts: Parts, place: Place) -> bool:
+def _is_routed(parts: Parts, place: TensorPlace) -> bool:
     """Whether a linear has experts: an A that they share looks like plain LoRA's."""
     return any(set(parts.stack(place, leaf)) - {None} for leaf in MATRICES)
 
@@ -138,7 +138,7 @@ def _check_rank(found: dict[int | None, torch.Tensor], leaf: str, stored: int, w
             raise InputError(f"{where}: shape {shape} does not fit rank {stored}")
 
 
-def _check_padding(parts: Parts, ranks: dict[Place, int], where: str) -> None:
+def _check_padding(parts: Parts, ranks: dict[TensorPlace, int], where: str) -> None:
     """A small file whose ranks differ must not take all of the memory."""
     most, stored, padded = max(ranks.values()), 0, 0
     for (place, _), found in parts.stacks.items():

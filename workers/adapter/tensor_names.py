@@ -42,7 +42,7 @@ PATTERNS: dict[PeftType, re.Pattern[str]] = {
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """One linear of one layer."""
 
     layer: int
@@ -52,17 +52,19 @@ class Place:
         return f"layers.{self.layer}.{self.path}"
 
     @property
-    def parent(self) -> "Place":
+    def parent(self) -> "TensorPlace":
         """The module that holds the linear: a feed-forward block's router lies there."""
-        return Place(self.layer, self.path.rpartition(".")[0])
+        return TensorPlace(self.layer, self.path.rpartition(".")[0])
 
 
 class Parts:
     """The tensors of a file, sorted by place."""
 
     def __init__(self, raw: Tensors, kind: PeftType, where: str) -> None:
-        self.routers: dict[Place, torch.Tensor] = {}
-        self.stacks: dict[tuple[Place, str], dict[int | None, torch.Tensor]] = defaultdict(dict)
+        self.routers: dict[TensorPlace, torch.Tensor] = {}
+        self.stacks: dict[tuple[TensorPlace, str], dict[int | None, torch.Tensor]] = defaultdict(
+            dict
+        )
         """By place and canonical leaf: the tensor of each expert, None for a plain one."""
         lists: set[str] = set()
         for name, tensor in raw.items():
@@ -71,7 +73,7 @@ class Parts:
                 raise InputError(f"{where}: tensor {name:.200} is no part of a {kind} adapter")
             part = match.groupdict()
             lists.add(part.get("list") or "")
-            place = Place(int(part["layer"]), part["path"])
+            place = TensorPlace(int(part["layer"]), part["path"])
             leaf, expert = part["leaf"] or part["magnitude"], part.get("expert")
             index = None if expert is None else int(expert)
             if leaf is None:
@@ -84,11 +86,11 @@ class Parts:
             raise InputError(f"{where}: adapts several layer lists: {', '.join(sorted(lists))}")
         self.layer_list = "".join(lists) or "layers"
 
-    def stack(self, place: Place, leaf: str) -> dict[int | None, torch.Tensor]:
+    def stack(self, place: TensorPlace, leaf: str) -> dict[int | None, torch.Tensor]:
         """The tensors of one leaf, empty if it is not there."""
         return self.stacks.get((place, leaf), {})
 
-    def path(self, place: Place) -> str:
+    def path(self, place: TensorPlace) -> str:
         """A place by its name in the model, as PEFT writes it."""
         return f"{self.layer_list}.{place.layer}.{place.path}"
 
@@ -98,7 +100,7 @@ class Parts:
         return 1 + max(place.layer for place in self.places)
 
     @property
-    def places(self) -> list[Place]:
+    def places(self) -> list[TensorPlace]:
         """Every adapted linear, in the file's order."""
         return list(dict.fromkeys(place for place, _ in self.stacks))
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from workers.adapter import files
 from workers.adapter.digest import folder_digest
 from workers.config.base import StorageError
-from workers.engine.request import Adapter, RequestError
-from workers.injection.inject import Adapter as Injected
+from workers.engine.request import AdapterRef, RequestError
+from workers.injection.inject import Adapter
 
 
 class SlotStore:
@@ -27,14 +27,14 @@ class SlotStore:
         model: PreTrainedModel,
         max_adapters: int,
         model_lock: AbstractContextManager[object],
-        on_load: Callable[[str, Injected], None],
+        on_load: Callable[[str, Adapter], None],
     ) -> None:
         self._model, self._max, self._on_load = model, max_adapters, on_load
         self._model_lock = model_lock
         """Held while the model's modules change; the generation loop holds it in a forward pass."""
         self._loading = threading.Lock()
         self._state = threading.Lock()
-        self._held: OrderedDict[str, Injected] = OrderedDict()
+        self._held: OrderedDict[str, Adapter] = OrderedDict()
         self._pins: Counter[str] = Counter()
         self._leaving: set[str] = set()
         """Held until their last request has ended."""
@@ -48,7 +48,7 @@ class SlotStore:
         with self._state:
             return tuple(slot for slot in self._held if slot not in self._leaving)
 
-    def load(self, adapter: Adapter) -> None:
+    def load(self, adapter: AdapterRef) -> None:
         """Hold an adapter ready; raises InputError where it cannot be read or does not fit."""
         with self._state:
             self._leaving.discard(adapter.slot)
@@ -71,7 +71,7 @@ class SlotStore:
         """Wait for what is on its way out."""
         self._sweeper.shutdown()
 
-    def pin(self, adapter: Adapter) -> None:
+    def pin(self, adapter: AdapterRef) -> None:
         """Hold an adapter until `unpin`, loading it first if it is not there."""
         if self.pin_held(adapter.slot):
             return
@@ -134,7 +134,7 @@ class SlotStore:
                 evicted.remove()
 
 
-def _same(adapter: Adapter) -> None:
+def _same(adapter: AdapterRef) -> None:
     """Refuse a folder that holds something else than it did: a slot that was evicted is read
     again, and what it is called must be what answers."""
     if adapter.digest is not None and folder_digest(adapter.folder) != adapter.digest:

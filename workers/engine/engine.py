@@ -14,10 +14,10 @@ from workers.data.text_encoder import TextEncoder
 from workers.engine.adapter_slots import SlotStore
 from workers.engine.attention import check_attention
 from workers.engine.protocol import Statistics
-from workers.engine.recent_adapters import Company
+from workers.engine.recent_adapters import RecentAdapters
 from workers.engine.request import (
     NOBODY,
-    Adapter,
+    AdapterRef,
     Asker,
     Finish,
     Limits,
@@ -26,13 +26,12 @@ from workers.engine.request import (
     Sampling,
 )
 from workers.engine.routing.capture import RoutingCapture
-from workers.engine.sampler import GREEDY, Draw, Drawing, Sampler
+from workers.engine.sampler import GREEDY, Sampler, SampleRequest, SamplingState
 from workers.engine.scheduler import GenerationLoop
-from workers.engine.sequence import Generation
+from workers.engine.sequence import TokenSequence
 from workers.engine.structured_output.schemas import Schemas
 from workers.engine.timing import PassClock, Passing
-from workers.injection.inject import Adapter as Injected
-from workers.injection.inject import row_map
+from workers.injection.inject import Adapter, row_map
 from workers.models.base import Base
 
 
@@ -55,7 +54,7 @@ class ContinuousEngine:
         self._sampler = Sampler(self._clock.stop)
         self._model_lock = threading.RLock()  # a forward pass, or a change of the model's modules
         self._capture = RoutingCapture()
-        self._company = Company()
+        self._company = RecentAdapters()
         self._slots = SlotStore(base.model, limits.max_adapters, self._model_lock, self._loaded)
         self._numbers = count()
         self._computed = (0, 0, 0)
@@ -73,7 +72,7 @@ class ContinuousEngine:
         """See `protocol.Engine`."""
         return self._loop.healthy
 
-    def load(self, adapter: Adapter) -> None:
+    def load(self, adapter: AdapterRef) -> None:
         """See `protocol.Engine`. Requests that run go on meanwhile."""
         self._slots.load(adapter)
 
@@ -120,7 +119,7 @@ class ContinuousEngine:
     async def generate(
         self,
         prompt: Sequence[int],
-        adapter: Adapter | None,
+        adapter: AdapterRef | None,
         sampling: Sampling,
         generated: Sequence[int] = (),
         asker: Asker = NOBODY,
@@ -137,7 +136,7 @@ class ContinuousEngine:
         while adapter is not None and not self._slots.pin_held(adapter.slot):
             await asyncio.to_thread(self._slots.load, adapter)
         slot = adapter.slot if adapter else None
-        generation = Generation(
+        generation = TokenSequence(
             number=next(self._numbers),
             prompt=tuple(prompt),
             slot=slot,
@@ -167,11 +166,11 @@ class ContinuousEngine:
         for hook in self._hooks:
             hook.remove()
 
-    def _loaded(self, slot: str, adapter: Injected) -> None:
+    def _loaded(self, slot: str, adapter: Adapter) -> None:
         self._capture.watch(slot, adapter)
         self._loop.renew(slot)
 
-    async def _told(self, piece: Piece, generation: Generation) -> Piece:
+    async def _told(self, piece: Piece, generation: TokenSequence) -> Piece:
         """The last piece tells the routing."""
         if piece.finish is None or generation.tally is None:
             return piece
@@ -195,7 +194,9 @@ class ContinuousEngine:
                 row.generation.computed += row.tokens
         slots = [row.generation.slot if row.generation else None for row in rows]
         self._sampler.draws = [
-            Draw(row.generation.drawing if row.generation else Drawing(GREEDY), row.length)
+            SampleRequest(
+                row.generation.drawing if row.generation else SamplingState(GREEDY), row.length
+            )
             for row in rows
             if row.draws
         ]

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from workers.engine.sequence import Generation
+from workers.engine.sequence import TokenSequence
 
 REMEMBERED = 1024
 """Tenants, and users of one, that have got more than the others and asked for nothing since."""
@@ -88,9 +88,9 @@ class Ledger:
 
     tenants: Accounts = field(default_factory=Accounts)
     _users: dict[str, Accounts] = field(default_factory=dict)
-    _claims: dict[Generation, Claim] = field(default_factory=dict)
+    _claims: dict[TokenSequence, Claim] = field(default_factory=dict)
 
-    def enter(self, generation: Generation) -> None:
+    def enter(self, generation: TokenSequence) -> None:
         """A request waits from now on."""
         for known in self._claims:
             self._count(known)  # what a newcomer is lifted to is of this moment
@@ -99,7 +99,7 @@ class Ledger:
         self.tenants.enter(tenant)
         self._users.setdefault(tenant, Accounts()).enter(user)
 
-    def leave(self, generation: Generation) -> None:
+    def leave(self, generation: TokenSequence) -> None:
         """A request has ended; one that never entered is no error."""
         if generation not in self._claims:
             return
@@ -111,7 +111,7 @@ class Ledger:
         if not self._users[tenant].open:
             del self._users[tenant]
 
-    def promise(self, generation: Generation, tokens: int) -> None:
+    def promise(self, generation: TokenSequence, tokens: int) -> None:
         """A request may take so many tokens from now on; 0 where it does not run any more."""
         self._count(generation)
         claim = self._claims[generation]
@@ -119,16 +119,16 @@ class Ledger:
             account.promised += tokens - claim.promised
         claim.promised = tokens
 
-    def turn(self, generation: Generation) -> tuple[int, int, int]:
+    def turn(self, generation: TokenSequence) -> tuple[int, int, int]:
         """The smaller, the sooner."""
         tenant, user = self._accounts(generation)
         return tenant.level, user.level, generation.number
 
-    def _accounts(self, generation: Generation) -> tuple[Account, Account]:
+    def _accounts(self, generation: TokenSequence) -> tuple[Account, Account]:
         tenant, user = generation.asker
         return self.tenants[tenant], self._users[tenant][user]
 
-    def _count(self, generation: Generation) -> None:
+    def _count(self, generation: TokenSequence) -> None:
         """Bring what was computed for it from promised to served."""
         claim = self._claims[generation]
         new = generation.computed - claim.counted
@@ -139,7 +139,7 @@ class Ledger:
             account.promised -= kept
 
 
-def gives_way(waiting: Collection[Generation], newcomer: Generation) -> Generation | None:
+def gives_way(waiting: Collection[TokenSequence], newcomer: TokenSequence) -> TokenSequence | None:
     """Whose place in a full queue is a newcomer's: the latest request of the tenant with the most,
     of its user with the most. None where the newcomer's own have as many."""
     tenants = Counter(one.asker.tenant for one in waiting)

@@ -27,7 +27,7 @@ def fresh_salt() -> Salt:
     return tuple(secrets.randbits(31) for _ in range(PAGE))
 
 
-class Salts:
+class CacheNamespaces:
     """Which requests share pages: those of one tenant and slot, as long as it stays what it was."""
 
     def __init__(self, shared: bool = False) -> None:

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from workers.engine.request import NOBODY, Adapter, Asker, Limits, Piece, Sampling
+from workers.engine.request import NOBODY, AdapterRef, Asker, Limits, Piece, Sampling
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Engine(Protocol):
         """Whether it generates; an engine that does not will not recover by itself."""
         ...
 
-    def load(self, adapter: Adapter) -> None:
+    def load(self, adapter: AdapterRef) -> None:
         """Hold an adapter ready. Blocks; raises InputError where it does not fit."""
         ...
 
@@ -70,7 +70,7 @@ class Engine(Protocol):
     def generate(
         self,
         prompt: Sequence[int],
-        adapter: Adapter | None,
+        adapter: AdapterRef | None,
         sampling: Sampling,
         generated: Sequence[int] = (),
         asker: Asker = NOBODY,

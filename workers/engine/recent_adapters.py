@@ -14,7 +14,7 @@ STEPS = 256
 """After which one that has no row any more is forgotten."""
 
 
-class Company:
+class RecentAdapters:
     """Remembers who decoded lately."""
 
     def __init__(self) -> None:

@@ -136,7 +136,7 @@ NOBODY = Asker()
 
 
 @dataclass(frozen=True)
-class Adapter:
+class AdapterRef:
     """An adapter version: the slot that it lies in, and the folder that it is read from."""
 
     slot: str
@@ -159,7 +159,7 @@ class TextRequest:
 
     prompt: str | tuple[int, ...] | Chat
     """Text, token ids, or a chat."""
-    adapter: Adapter | None
+    adapter: AdapterRef | None
     """None is the bare base model."""
     seed: int
     max_tokens: int | None = None

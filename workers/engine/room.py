@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from workers.engine.prefix_cache import PAGE
-from workers.engine.sequence import Generation
+from workers.engine.sequence import TokenSequence
 
 RETURNS = 1.0
 """Seconds for which the room that was made for a tenant waits for its next request: were it filled
@@ -29,17 +29,17 @@ class Room:
         self.returns = math.inf
         """When some of what kept the last one out runs out, by the monotonic clock."""
 
-    def used(self, running: Collection[Generation]) -> int:
+    def used(self, running: Collection[TokenSequence]) -> int:
         """Tokens of the cache that may come to be filled."""
         return sum(map(_share, running))
 
-    def fits(self, newcomer: Generation, running: Collection[Generation]) -> bool:
+    def fits(self, newcomer: TokenSequence, running: Collection[TokenSequence]) -> bool:
         """Whether there is room, beside what waits for others. One alone always has it."""
         return not running or self._fits(newcomer, running, self._set_aside(newcomer, running))
 
     def givers(
-        self, newcomer: Generation, running: Sequence[Generation], tenants: set[str]
-    ) -> list[Generation] | None:
+        self, newcomer: TokenSequence, running: Sequence[TokenSequence], tenants: set[str]
+    ) -> list[TokenSequence] | None:
         """Who must give way to a request that does not fit, the latest of those that have most;
         None where it has to wait. `running` is in the order of coming, `tenants` share it."""
         fair = self.capacity // len(tenants | self._aside.keys())
@@ -61,7 +61,7 @@ class Room:
             self._wait_for(newcomer.asker.tenant, _share(newcomer))
         return found
 
-    def ended(self, generation: Generation) -> None:
+    def ended(self, generation: TokenSequence) -> None:
         """A request is over; what was made for its tenant waits from now on."""
         tenant = generation.asker.tenant
         if made := self._aside.get(tenant):
@@ -70,11 +70,13 @@ class Room:
     def _wait_for(self, tenant: str, tokens: int) -> None:
         self._aside[tenant] = tokens, time.monotonic() + RETURNS
 
-    def _fits(self, newcomer: Generation, running: Collection[Generation], aside: int = 0) -> bool:
+    def _fits(
+        self, newcomer: TokenSequence, running: Collection[TokenSequence], aside: int = 0
+    ) -> bool:
         used = self.used(running) + _share(newcomer) + aside
         return used <= self.capacity and len(running) < self._rows
 
-    def _set_aside(self, newcomer: Generation, running: Collection[Generation]) -> int:
+    def _set_aside(self, newcomer: TokenSequence, running: Collection[TokenSequence]) -> int:
         self.returns = math.inf
         if not self._aside:
             return 0
@@ -87,11 +89,11 @@ class Room:
         others = self._aside.keys() - {newcomer.asker.tenant}
         return sum(max(0, self._aside[tenant][0] - held[tenant]) for tenant in others)
 
-    def _weight(self, generation: Generation) -> int:
+    def _weight(self, generation: TokenSequence) -> int:
         """What it has of cache and rows, whichever is the larger part, in tokens of the cache."""
         return max(_share(generation), -(-self.capacity // self._rows))
 
 
-def _share(generation: Generation) -> int:
+def _share(generation: TokenSequence) -> int:
     """Tokens of cache that a request may come to fill, in whole pages."""
     return -(-generation.size // PAGE) * PAGE

@@ -18,7 +18,7 @@ from workers.engine.structured_output.schema import Schema, refused_schema
 
 
 @dataclass(eq=False)
-class Drawing:
+class SamplingState:
     """How a request's tokens are drawn, and what its reader is to be told of them."""
 
     sampling: Sampling
@@ -36,10 +36,10 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleRequest:
     """One token to draw: for whom, and its position in the sequence."""
 
-    drawing: Drawing
+    drawing: SamplingState
     position: int
 
     @property
@@ -73,12 +73,12 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, computed: Callable[[], object] = lambda: None) -> None:
         """`computed` is called when a pass's logits are there, before anything is drawn."""
         self._computed = computed
-        self.draws: Sequence[Draw] = ()
+        self.draws: Sequence[SampleRequest] = ()
         """Row by row, what the coming step draws; the engine sets it before each forward pass."""
 
     def __call__(self, _input_ids: Tensor, scores_NV: Tensor) -> Tensor:
         spare = len(scores_NV) - len(self.draws)
-        draws = [*self.draws, *[Draw(Drawing(GREEDY), 0)] * spare]
+        draws = [*self.draws, *[SampleRequest(SamplingState(GREEDY), 0)] * spare]
         scores_NV = _finite(draws, scores_NV)  # reads them: a GPU has computed them by then
         self._computed()
         if all(draw.drawing.is_plain for draw in draws):
@@ -96,7 +96,7 @@ def _row(values: Sequence[float], like_NV: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like_NV.device)
 
 
-def _finite(draws: Sequence[Draw], scores_NV: Tensor) -> Tensor:
+def _finite(draws: Sequence[SampleRequest], scores_NV: Tensor) -> Tensor:
     """The scores, zero in rows that are not all finite: these requests fail."""
     finite_N = scores_NV.sum(-1).isfinite()  # reads once, and writes nothing as wide
     if bool(finite_N.all()):
@@ -110,7 +110,7 @@ def _finite(draws: Sequence[Draw], scores_NV: Tensor) -> Tensor:
     return scores_NV.where(finite_N[:, None], 0.0)
 
 
-def _obey(draws: Sequence[Draw], scores_NV: Tensor) -> Tensor:
+def _obey(draws: Sequence[SampleRequest], scores_NV: Tensor) -> Tensor:
     """The scores, minus infinity where a request's schema forbids the token."""
     if all(draw.drawing.schema is None for draw in draws):
         return scores_NV
@@ -127,7 +127,7 @@ def _obey(draws: Sequence[Draw], scores_NV: Tensor) -> Tensor:
     return masked_NV
 
 
-def _sample(draws: Sequence[Draw], scores_NV: Tensor) -> Tensor:
+def _sample(draws: Sequence[SampleRequest], scores_NV: Tensor) -> Tensor:
     """Inverse of the cumulative distribution, over the tokens that top_k, then top_p, keep."""
     settings = [draw.sampling for draw in draws]
     # A temperature near zero would overflow float32; this one already takes the likeliest token.
@@ -148,7 +148,7 @@ def _sample(draws: Sequence[Draw], scores_NV: Tensor) -> Tensor:
     return order_NV.gather(1, at_N.minimum(last_N).clamp_min(0)).squeeze(1)
 
 
-def _tell(draws: Sequence[Draw], scores_NV: Tensor, drawn_N: Tensor) -> None:
+def _tell(draws: Sequence[SampleRequest], scores_NV: Tensor, drawn_N: Tensor) -> None:
     """Log-probabilities to those who want them, and the drawn tokens to the schemas."""
     wanted = [row for row, draw in enumerate(draws) if draw.sampling.logprobs is not None]
     if wanted:

@@ -20,12 +20,12 @@ from workers.engine.hf_batching import (
     start_manager,
     stop_manager,
 )
-from workers.engine.prefix_cache import Salt, Salts, fresh_salt
+from workers.engine.prefix_cache import CacheNamespaces, Salt, fresh_salt
 from workers.engine.protocol import Statistics
 from workers.engine.request import Finish, Limits, RequestError
 from workers.engine.room import Room
 from workers.engine.sampler import Sampler
-from workers.engine.sequence import Generation, failed, stopped
+from workers.engine.sequence import TokenSequence, failed, stopped
 
 log = logging.getLogger(__name__)
 BLAMED, UNLUCKY = 2, 4
@@ -33,10 +33,10 @@ BLAMED, UNLUCKY = 2, 4
 
 
 @dataclass(frozen=True)
-class Row:
+class BatchRow:
     """One request's part of the batch that is about to be computed."""
 
-    generation: Generation | None
+    generation: TokenSequence | None
     """None for a request that was dropped a moment ago."""
     tokens: int
     """Tokens of it in this batch."""
@@ -47,7 +47,7 @@ class Row:
 
 
 class GenerationLoop:
-    """A queue in front of the library's generation thread, and a courier behind it.
+    """A queue in front of the library's generation thread, and a dispatcher behind it.
 
     Requests are admitted by their turn while their prompts and longest answers fit the cache
     together, so the library never has to throw one out halfway. Where a tenant that has less than
@@ -61,11 +61,11 @@ class GenerationLoop:
         self, model: PreTrainedModel, limits: Limits, sampler: Sampler, stops: list[int]
     ) -> None:
         self._model, self._limits, self._sampler, self._stops = model, limits, sampler, stops
-        self._salts = Salts(limits.share_prefixes)
+        self._salts = CacheNamespaces(limits.share_prefixes)
         self._lock = threading.RLock()
         self._ledger = Ledger()
-        self._waiting: list[Generation] = []
-        self._running: dict[str, Generation] = {}
+        self._waiting: list[TokenSequence] = []
+        self._running: dict[str, TokenSequence] = {}
         self._names = count()
         self._broken: Exception | None = None
         self._closing = threading.Event()
@@ -74,15 +74,17 @@ class GenerationLoop:
         """Tokens that the cache holds for one request alone."""
         self._room = Room(self.capacity, most_rows(limits))
         self._retry = math.inf  # when a request that found no room may find it, though none ended
-        self._courier = threading.Thread(target=self._deliver_all, name="courier", daemon=True)
-        self._courier.start()
+        self._dispatcher = threading.Thread(
+            target=self._deliver_all, name="dispatcher", daemon=True
+        )
+        self._dispatcher.start()
 
     @property
     def healthy(self) -> bool:
         """Whether tokens are generated, or will be again in a moment."""
-        return self._broken is None and not self._closing.is_set() and self._courier.is_alive()
+        return self._broken is None and not self._closing.is_set() and self._dispatcher.is_alive()
 
-    def submit(self, generation: Generation) -> None:
+    def submit(self, generation: TokenSequence) -> None:
         """Queue a checked request. Raises RequestError 429 where too many wait already, unless
         others have more of them there: then it meets the latest of those."""
         with self._lock:
@@ -99,7 +101,7 @@ class GenerationLoop:
             self._waiting.append(generation)
             self._admit()
 
-    def drop(self, generation: Generation) -> None:
+    def drop(self, generation: TokenSequence) -> None:
         """Forget a request, finished or not; its share of the cache goes to the next one."""
         with self._lock:
             if generation in self._waiting:
@@ -110,13 +112,13 @@ class GenerationLoop:
             self._ended(generation)
             self._admit()
 
-    def batch(self) -> Iterator[Row]:
+    def batch(self) -> Iterator[BatchRow]:
         """What the generation thread is about to compute, in the order of the batch's tokens."""
         for future in self._manager.batch_processor.inputs_and_outputs.requests_in_batch:
             state = future.state
             length = len(state.initial_tokens) + len(state.generated_tokens)
             generation = self._running.get(state.request_id)
-            yield Row(generation, future.query_length, length, future.has_new_token)
+            yield BatchRow(generation, future.query_length, length, future.has_new_token)
 
     def statistics(self) -> Statistics:
         """What runs, what waits, and how much of the cache is promised."""
@@ -135,7 +137,7 @@ class GenerationLoop:
     def close(self) -> None:
         """Stop both threads; what still runs fails."""
         self._closing.set()
-        self._courier.join(timeout=60)  # first: it may be about to start another thread
+        self._dispatcher.join(timeout=60)  # first: it may be about to start another thread
         stop_manager(self._manager, timeout=60)
         self._fail_all("it was stopped")
 
@@ -146,7 +148,7 @@ class GenerationLoop:
         generation = self._running.get(name)
         return generation.salt if generation else fresh_salt()
 
-    def _salt_of(self, generation: Generation) -> Salt:
+    def _salt_of(self, generation: TokenSequence) -> Salt:
         if generation.sampling.by_token:  # it has to see every token pass
             return fresh_salt()
         return self._salts.of(generation.slot, generation.asker.tenant)
@@ -177,22 +179,22 @@ class GenerationLoop:
             self._running[first.name] = first
             if not self._hand_over(first):
                 del self._running[first.name]
-                return  # the thread is dying; the courier revives it and admits
+                return  # the thread is dying; the dispatcher revives it and admits
             self._ledger.promise(first, first.size)
             self._waiting.remove(first)
 
-    def _ended(self, generation: Generation) -> None:
+    def _ended(self, generation: TokenSequence) -> None:
         self._ledger.leave(generation)
         self._room.ended(generation)
 
-    def _take_back(self, generation: Generation) -> None:
+    def _take_back(self, generation: TokenSequence) -> None:
         """It waits again, with what it has generated."""
         del self._running[generation.name]
         self._manager.cancel_request(generation.name)
         self._ledger.promise(generation, 0)
         self._waiting.append(generation)
 
-    def _hand_over(self, generation: Generation) -> bool:
+    def _hand_over(self, generation: TokenSequence) -> bool:
         name = self._manager.add_request(
             [*generation.prompt, *generation.tokens],
             request_id=generation.name,
@@ -203,7 +205,7 @@ class GenerationLoop:
         return name is not None
 
     def _deliver_all(self) -> None:
-        """What the courier does. Were it to die unheard, all that wait would wait for ever."""
+        """What the dispatcher does. Were it to die unheard, all that wait would wait for ever."""
         try:
             self._deliver_until_closed()
         except Exception as error:

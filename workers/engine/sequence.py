@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from workers.engine.prefix_cache import Salt
 from workers.engine.request import Asker, Finish, Piece, RequestError, Sampling
-from workers.engine.routing.tally import Tally
-from workers.engine.sampler import Drawing
+from workers.engine.routing.tally import RoutingTally
+from workers.engine.sampler import SamplingState
 from workers.engine.structured_output.schema import Schema
 from workers.engine.timing import Timer
 
@@ -19,7 +19,7 @@ QUANTUM = 32
 
 
 @dataclass(eq=False)
-class Generation:
+class TokenSequence:
     """A request's state, written by the engine's threads and read by its own event loop."""
 
     number: int
@@ -45,9 +45,9 @@ class Generation:
     """Times that the generation thread died under it."""
     computed: int = 0
     """Tokens that passed through the model for it, all of them; the generation thread counts."""
-    tally: Tally | None = None
+    tally: RoutingTally | None = None
     """What its tokens chose since it was last handed over; None on the bare base."""
-    drawing: Drawing = field(init=False)
+    drawing: SamplingState = field(init=False)
     """How tokens are drawn since then."""
     timer: Timer = field(default_factory=Timer)
     """How long its passes took since then."""
@@ -78,11 +78,11 @@ class Generation:
         if not self.name:
             self.put(Piece(()))
         self.name, self.salt, self.known = name, salt, len(self.tokens)
-        self.tally = Tally(self.slot, self.sampling.by_token) if self.slot else None
+        self.tally = RoutingTally(self.slot, self.sampling.by_token) if self.slot else None
         schema = copy(self.schema)  # a pass that still runs under the former name has the other
         if schema is not None:
             schema.restart(self.tokens)
-        self.drawing, self.timer = Drawing(self.sampling, schema), Timer()
+        self.drawing, self.timer = SamplingState(self.sampling, schema), Timer()
 
     def take(self, new: tuple[int, ...], finish: Finish | None) -> None:
         """Tokens were drawn: the reader gets them, with what it wants to know of them."""

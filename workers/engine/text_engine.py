@@ -11,7 +11,7 @@ from workers.config.base import InputError
 from workers.data.text_encoder import TextEncoder
 from workers.engine.prompts import Prompts
 from workers.engine.protocol import Engine
-from workers.engine.request import Adapter, Chat, Chunk, RequestError, Sampling, TextRequest
+from workers.engine.request import AdapterRef, Chat, Chunk, RequestError, Sampling, TextRequest
 from workers.engine.token_text import Offsets, TokenTexts
 
 
@@ -25,7 +25,7 @@ class TextEngine:
         self._texts = TokenTexts(tokenizer)
         self._prompts = Prompts(tokenizer, self._prompt_ids)
 
-    async def load(self, adapter: Adapter) -> None:
+    async def load(self, adapter: AdapterRef) -> None:
         """Hold an adapter ready. Raises InputError where it cannot be read or does not fit."""
         await asyncio.to_thread(self.engine.load, adapter)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class Span(NamedTuple):
+class ComputeSpan(NamedTuple):
     """Some of a request's forward passes."""
 
     tokens: int = 0
@@ -27,40 +27,40 @@ class Span(NamedTuple):
         return self.shared / max(self.passes, 1)
 
     @classmethod
-    def all(cls, spans: Iterable["Span"]) -> "Span":
+    def all(cls, spans: Iterable["ComputeSpan"]) -> "ComputeSpan":
         """Together."""
         sums = [sum(column) for column in zip(*spans, strict=True)]
         return cls(*sums)
 
 
-Company = frozenset[str]
+AdapterSet = frozenset[str]
 """Slots of the other adapters in a pass: a slow one makes all wait."""
 
 
-class Part(NamedTuple):
+class SharedPasses(NamedTuple):
     """A request's passes in the same company."""
 
-    company: Company
-    prompt: Span = Span()
+    company: AdapterSet
+    prompt: ComputeSpan = ComputeSpan()
     """Up to the first token. What lay in the cache did not pass, and is not counted."""
-    answer: Span = Span()
+    answer: ComputeSpan = ComputeSpan()
     """Each pass gave one more token."""
 
 
 class Timing(NamedTuple):
     """What was computed of an answer so far, since its engine last began with it."""
 
-    parts: tuple[Part, ...] = ()
+    parts: tuple[SharedPasses, ...] = ()
 
     @property
-    def prompt(self) -> Span:
+    def prompt(self) -> ComputeSpan:
         """In any company."""
-        return Span.all(part.prompt for part in self.parts)
+        return ComputeSpan.all(part.prompt for part in self.parts)
 
     @property
-    def answer(self) -> Span:
+    def answer(self) -> ComputeSpan:
         """In any company."""
-        return Span.all(part.answer for part in self.parts)
+        return ComputeSpan.all(part.answer for part in self.parts)
 
     @property
     def seconds(self) -> float:
@@ -83,16 +83,16 @@ class _Sums:
         self.passes += 1
         self.shared += shared
 
-    def span(self) -> Span:
-        return Span(self.tokens, self.seconds, self.passes, self.shared)
+    def span(self) -> ComputeSpan:
+        return ComputeSpan(self.tokens, self.seconds, self.passes, self.shared)
 
 
 class Timer:
     """Adds up a request's passes. The generation thread writes, others may read."""
 
     def __init__(self) -> None:
-        self._prompt: defaultdict[Company, _Sums] = defaultdict(_Sums)
-        self._answer: defaultdict[Company, _Sums] = defaultdict(_Sums)
+        self._prompt: defaultdict[AdapterSet, _Sums] = defaultdict(_Sums)
+        self._answer: defaultdict[AdapterSet, _Sums] = defaultdict(_Sums)
         self._drawn = False
 
     @property
@@ -101,10 +101,12 @@ class Timer:
         both = (self._prompt, self._answer)
         met = {company: None for sums in both for company in tuple(sums)}
         return Timing(
-            tuple(Part(one, *(sums.get(one, _Sums()).span() for sums in both)) for one in met)
+            tuple(
+                SharedPasses(one, *(sums.get(one, _Sums()).span() for sums in both)) for one in met
+            )
         )
 
-    def passed(self, company: Company, row: "Passing", seconds: float, shared: int) -> None:
+    def passed(self, company: AdapterSet, row: "Passing", seconds: float, shared: int) -> None:
         """It was in one more pass, of `shared` tokens."""
         sums = self._answer if self._drawn else self._prompt
         sums[company].add(row.tokens, seconds, shared)

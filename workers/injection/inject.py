@@ -16,8 +16,15 @@ from workers.config.base import InputError
 from workers.injection.mixed_batch import Layer
 from workers.injection.row_map import RowMap
 from workers.injection.sharded import whole
-from workers.injection.targets import Place, decoder_layers, feed_forwards, linears, tree, wanted
-from workers.injection.wrapper import Site
+from workers.injection.targets import (
+    TargetModule,
+    decoder_layers,
+    feed_forwards,
+    linears,
+    tree,
+    wanted,
+)
+from workers.injection.wrapper import AdaptedModule
 from workers.layers.dispatch import TokenDispatcher
 from workers.layers.experts import BlockExperts, LinearExperts, Recorder
 from workers.layers.feed_forward import FeedForward
@@ -47,7 +54,7 @@ class Adapter:
         slot: str,
         spec: AdapterSpec,
         rows: RowMap,
-        layers: Mapping[Place, Layer],
+        layers: Mapping[TargetModule, Layer],
         layer_list: str,
     ) -> None:
         self.slot = slot
@@ -73,10 +80,10 @@ class Adapter:
         return list(self._layers.values())
 
     @property
-    def sites(self) -> dict[str, Site]:
+    def sites(self) -> dict[str, AdaptedModule]:
         """What stands at its places in the model, by path, in the model's order."""
         modules = ((place.path, place.module) for place in self._layers)
-        return {path: module for path, module in modules if isinstance(module, Site)}
+        return {path: module for path, module in modules if isinstance(module, AdaptedModule)}
 
     @property
     def routers(self) -> dict[str, Router]:
@@ -149,7 +156,7 @@ class Adapter:
         """Take the adapter off; the last one restores the model's own modules."""
         for place in self._layers:
             site = place.module
-            assert isinstance(site, Site)
+            assert isinstance(site, AdaptedModule)
             site.take_off(self.slot)
             if not site.adapters:
                 setattr(place.owner, place.name, site.base)
@@ -174,10 +181,10 @@ def inject(model: nn.Module, spec: AdapterSpec, *, slot: str = "default", seed: 
         model.requires_grad_(False)
     for place, (view, layer) in planned.items():
         layer.reset_parameters(generator)
-        if not isinstance(place.module, Site):
-            setattr(place.owner, place.name, Site(place.module, rows, view))
+        if not isinstance(place.module, AdaptedModule):
+            setattr(place.owner, place.name, AdaptedModule(place.module, rows, view))
         site = place.module
-        assert isinstance(site, Site)
+        assert isinstance(site, AdaptedModule)
         site.add(slot, layer)
     rows.slots.append(slot)
     taken = {place: layer for place, (_, layer) in planned.items()}
@@ -201,7 +208,7 @@ def row_map(model: nn.Module) -> RowMap:
     return rows
 
 
-Plan = dict[Place, tuple[FeedForward | None, Layer]]
+Plan = dict[TargetModule, tuple[FeedForward | None, Layer]]
 
 
 def _plan(layers: list[nn.Module], spec: AdapterSpec) -> Plan:
@@ -223,7 +230,9 @@ def _plan(layers: list[nn.Module], spec: AdapterSpec) -> Plan:
     return plan
 
 
-def _plan_layer(layer: nn.Module, path: str, spec: AdapterSpec, found: dict[str, Place]) -> Plan:
+def _plan_layer(
+    layer: nn.Module, path: str, spec: AdapterSpec, found: dict[str, TargetModule]
+) -> Plan:
     """Those of one decoder layer, whose linears are `found`."""
     plan: Plan = {}
     if spec.experts == "block" and spec.is_routed:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from workers.injection.row_map import Split
-from workers.layers.assignments import Pairs
+from workers.injection.row_map import TokenPartition
+from workers.layers.assignments import ExpertAssignments
 from workers.layers.block import Adapted, Frozen, adapt_block, adapt_linear, adapt_prepared
-from workers.layers.expert_bank import Bank, join
+from workers.layers.expert_bank import ExpertBank, join
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
 from workers.layers.inference.plain_lora import PlainLoras
@@ -31,7 +31,7 @@ Layer = BlockExperts | LinearExperts
 def packed_block(
     block: FeedForward,
     layers: Sequence[BlockExperts | None],
-    split: Split,
+    split: TokenPartition,
     hidden: Tensor,
     prepared: PreparedExperts,
 ) -> Tensor:
@@ -56,7 +56,7 @@ def packed_block(
 def packed_linear(
     linear: nn.Module,
     layers: Sequence[LinearExperts | None],
-    split: Split,
+    split: TokenPartition,
     hidden: Tensor,
     loras: PlainLoras,
 ) -> Tensor:
@@ -99,7 +99,9 @@ class _Member(NamedTuple):
         return expert_t1.unsqueeze(1), torch.ones_like(expert_t1).unsqueeze(1).float()
 
 
-def _members(layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> list[_Member]:
+def _members(
+    layers: Sequence[Layer | None], split: TokenPartition, hidden: Tensor
+) -> list[_Member]:
     """Each layer with its tokens and their routing."""
     hidden_TD = hidden.reshape(-1, hidden.shape[-1])
     length = hidden.shape[-2] if hidden.dim() == 3 else None
@@ -114,7 +116,7 @@ def _members(layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> li
     return members
 
 
-def _pairs(members: Sequence[_Member], split: Split) -> Pairs:
+def _pairs(members: Sequence[_Member], split: TokenPartition) -> ExpertAssignments:
     """Experts and gates token by token; slots that a member lacks are void with gate 0. The void
     is the joint bank's last expert."""
     experts = sum(member.experts for member in members)
@@ -123,10 +125,12 @@ def _pairs(members: Sequence[_Member], split: Split) -> Pairs:
     precision = reduce(torch.promote_types, (gate_tK.dtype for _, gate_tK in choices))
     expert_TK = torch.cat([pad(e, (0, slots - e.shape[1]), value=experts) for e, _ in choices])
     gate_TK = torch.cat([pad(g.to(precision), (0, slots - g.shape[1])) for _, g in choices])
-    return Pairs(expert_TK[split.place_T], gate_TK[split.place_T], experts + 1, apart=True)
+    return ExpertAssignments(
+        expert_TK[split.place_T], gate_TK[split.place_T], experts + 1, apart=True
+    )
 
 
-def _rate(members: Sequence[_Member], split: Split) -> float | Tensor:
+def _rate(members: Sequence[_Member], split: TokenPartition) -> float | Tensor:
     """The dropout's rate: of all tokens, or of each."""
     rates = [
         member.layer.rate if member.layer is not None and member.layer.training else 0.0
@@ -144,7 +148,7 @@ def _rate(members: Sequence[_Member], split: Split) -> float | Tensor:
 
 def _block_banks(
     layers: Sequence[BlockExperts | None], block: FeedForward, hidden: Tensor
-) -> dict[str, Bank]:
+) -> dict[str, ExpertBank]:
     """The joint bank of every linear that any of the layers adapts."""
     blocks = [layer for layer in layers if layer is not None]
     each = [layer.banks(block, hidden.dtype) for layer in blocks]
@@ -160,10 +164,10 @@ def _block_banks(
     return banks
 
 
-def _no_update(layer: BlockExperts, sizes: tuple[int, int], hidden: Tensor) -> Bank:
+def _no_update(layer: BlockExperts, sizes: tuple[int, int], hidden: Tensor) -> ExpertBank:
     experts = _experts(layer)
     lora_A_NRI = hidden.new_zeros(experts, 1, sizes[0])
-    return Bank(lora_A_NRI, hidden.new_zeros(experts, sizes[1], 1), 1.0)
+    return ExpertBank(lora_A_NRI, hidden.new_zeros(experts, sizes[1], 1), 1.0)
 
 
 def _record(members: Sequence[_Member], adapted: Adapted) -> None:

@@ -17,7 +17,7 @@ Slot = str | None
 """Name of an adapter; None is the bare base."""
 
 
-class Split:
+class TokenPartition:
     """The tokens of one batch by slot, for all the sites that see batches of this shape."""
 
     def __init__(
@@ -41,7 +41,7 @@ class _Assignment:
     """One for each row; a single name holds for all rows, however many there are."""
     company: frozenset[Slot] = frozenset()
     """Names that count as well, whether they have a row or not."""
-    splits: dict[tuple[object, ...], Split] = field(default_factory=dict)
+    splits: dict[tuple[object, ...], TokenPartition] = field(default_factory=dict)
     """Made so far, by batch shape and device: all sites of a forward pass share them."""
     parts: dict[tuple[object, ...], "tuple[Tensor, _Assignment]"] = field(default_factory=dict)
     """Made so far, by names and device: rows of these names, and the assignment of these alone."""
@@ -94,7 +94,7 @@ class RowMap:
         """Whether rows belong to several slots."""
         return self._current is not None and len(self._current.names) > 1
 
-    def split(self, hidden: Tensor) -> Split:
+    def split(self, hidden: Tensor) -> TokenPartition:
         """The tokens of `hidden` [..., D] by slot; of a mixed batch."""
         current = self._current
         assert current is not None
@@ -102,7 +102,7 @@ class RowMap:
         if key not in current.splits:
             slots = _by_token(current.slots, hidden)
             with torch.inference_mode(mode=False):  # A training step may come after this one.
-                current.splits[key] = Split(current.names, slots, hidden.device)
+                current.splits[key] = TokenPartition(current.names, slots, hidden.device)
         return current.splits[key]
 
     def by_row(self, hidden: Tensor) -> bool:

@@ -10,12 +10,12 @@ from torch import nn
 
 from workers.config.adapter import AdapterSpec, is_named
 from workers.config.base import InputError
-from workers.injection.wrapper import Site
+from workers.injection.wrapper import AdaptedModule
 from workers.layers.feed_forward import FeedForward, find_feed_forward, is_linear, linear_sizes
 
 
 @dataclass(frozen=True)
-class Place:
+class TargetModule:
     """A module of a decoder layer, and how to put another one in its stead."""
 
     path: str
@@ -50,24 +50,25 @@ def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
     return path, list(lists[path])
 
 
-def places(owner: nn.Module, path: str) -> Iterator[Place]:
+def places(owner: nn.Module, path: str) -> Iterator[TargetModule]:
     """Every module below `owner`, outermost first."""
     for name, _ in owner.named_children():
-        place = Place(f"{path}.{name}", owner, name)
+        place = TargetModule(f"{path}.{name}", owner, name)
         yield place
         yield from places(place.bare, place.path)
 
 
-def linears(layer: nn.Module, path: str) -> list[Place]:
+def linears(layer: nn.Module, path: str) -> list[TargetModule]:
     """Every linear of a decoder layer."""
     return [
         place
         for place in places(layer, path)
-        if linear_sizes(place.bare) and (isinstance(place.module, Site) or is_linear(place.bare))
+        if linear_sizes(place.bare)
+        and (isinstance(place.module, AdaptedModule) or is_linear(place.bare))
     ]
 
 
-def feed_forwards(layer: nn.Module, path: str) -> dict[Place, FeedForward]:
+def feed_forwards(layer: nn.Module, path: str) -> dict[TargetModule, FeedForward]:
     """Every feed-forward block of a decoder layer; none is an InputError.
 
     Adapters that are there already must be switched off.
@@ -75,7 +76,7 @@ def feed_forwards(layer: nn.Module, path: str) -> dict[Place, FeedForward]:
     found = {}
     for place in places(layer, path):
         site = place.module
-        view = site.feed_forward if isinstance(site, Site) else None
+        view = site.feed_forward if isinstance(site, AdaptedModule) else None
         if view is None:  # else it was proved before, and a server's requests wait for us
             children = {name: _bare(child) for name, child in place.bare.named_children()}
             view = find_feed_forward(place.bare, children)
@@ -122,4 +123,4 @@ def _numbers(weight: nn.Parameter) -> int:
 
 
 def _bare(module: nn.Module) -> nn.Module:
-    return module.base if isinstance(module, Site) else module
+    return module.base if isinstance(module, AdaptedModule) else module

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from workers.injection.mixed_batch import Layer, packed_block, packed_linear
-from workers.injection.row_map import RowMap, Slot, Split
+from workers.injection.row_map import RowMap, Slot, TokenPartition
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
 from workers.layers.inference.plain_lora import PlainLoras
 from workers.layers.inference.prepared import PreparedExperts
 
 
-class Site(nn.Module):
+class AdaptedModule(nn.Module):
     """A place of the model where adapters attach: the frozen `base` and one layer for each slot."""
 
     def __init__(
@@ -85,7 +85,9 @@ class Site(nn.Module):
         output_TO: Tensor = layer(self.feed_forward or self.base, flat_TD, length)
         return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
 
-    def _packed(self, layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> Tensor:
+    def _packed(
+        self, layers: Sequence[Layer | None], split: TokenPartition, hidden: Tensor
+    ) -> Tensor:
         """All rows, each to its own layer or to the base."""
         if self.feed_forward is None:
             linears = [one if isinstance(one, LinearExperts) else None for one in layers]
@@ -93,7 +95,9 @@ class Site(nn.Module):
         blocks = [one if isinstance(one, BlockExperts) else None for one in layers]
         return packed_block(self.feed_forward, blocks, split, hidden, self._prepared)
 
-    def _in_two(self, layers: Sequence[Layer | None], split: Split, hidden: Tensor) -> Tensor:
+    def _in_two(
+        self, layers: Sequence[Layer | None], split: TokenPartition, hidden: Tensor
+    ) -> Tensor:
         """Rows with block experts, and rows whose adapters sit on the linears inside the block."""
         rows = hidden if self.rows.by_row(hidden) else hidden.flatten(0, -2)
         outputs, places = [], []
@@ -119,7 +123,7 @@ class Site(nn.Module):
         self._loras.forget()
 
     def _has_sites(self) -> bool:
-        return any(isinstance(module, Site) for module in self.base.modules())
+        return any(isinstance(module, AdaptedModule) for module in self.base.modules())
 
 
 def _key(slot: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-class Pairs:
+class ExpertAssignments:
     """Which experts each token is sent to. A slot with expert N is void: it has no expert.
 
     `apart`: the experts are several adapters', whose numbers must not meet others' tokens, not even
@@ -37,10 +37,10 @@ class Pairs:
         # What a void slot gives is masked, so any of the adapter's own experts may do it.
         self.expert_TK = expert_TK.clamp(max=num_experts - 1) if voids else expert_TK
         self._one_hot_TKN: Tensor | None = None
-        self._each: Pairs | None = None
+        self._each: ExpertAssignments | None = None
 
     @cached_property
-    def sorted(self) -> "SortedPairs":
+    def sorted(self) -> "SortedAssignments":
         """The pairs in the order of their experts, without a word from the device."""
         slots = self.expert_TK.shape[1]
         if self.expert_TK.device.type == "cpu":
@@ -49,9 +49,9 @@ class Pairs:
         order_P = expert_P.argsort(stable=True)
         expert_N = torch.arange(1, self.num_experts + 1, device=expert_P.device)
         end_N = torch.searchsorted(expert_P[order_P], expert_N).to(torch.int32)
-        return SortedPairs(order_P, order_P // slots, end_N, None)
+        return SortedAssignments(order_P, order_P // slots, end_N, None)
 
-    def _sorted_on_host(self, slots: int) -> "SortedPairs":
+    def _sorted_on_host(self, slots: int) -> "SortedAssignments":
         """Where indices lie in the host's own memory, slots without weight can be left out (top_p
         has many), and chunks can take their experts only. numpy calls cost a tenth of torch's."""
         expert_P = self.expert_TK.flatten().numpy()
@@ -61,21 +61,21 @@ class Pairs:
             counts_P = (real_TK | (self.gate_TK != 0)).flatten().numpy()
             order_P = order_P[counts_P[order_P]]
         ends = np.bincount(expert_P[order_P], minlength=self.num_experts).cumsum()
-        return SortedPairs(
+        return SortedAssignments(
             torch.from_numpy(order_P),
             torch.from_numpy(order_P // slots),
             torch.from_numpy(ends.astype(np.int32)),
             ends.tolist(),
         )
 
-    def part(self, rows: slice) -> "Pairs":
+    def part(self, rows: slice) -> "ExpertAssignments":
         """Those of some tokens."""
         expert_tK, gate_tK = self.expert_TK[rows], self.gate_TK[rows]
         if self.real_TK1 is not None:
             void_tK = ~self.real_TK1[rows].squeeze(-1)
             expert_tK = expert_tK.masked_fill(void_tK, self.num_experts)
         voids = self.real_TK1 is not None
-        return Pairs(expert_tK, gate_tK, self.num_experts, voids, self.apart)
+        return ExpertAssignments(expert_tK, gate_tK, self.num_experts, voids, self.apart)
 
     @property
     def _real_TK(self) -> Tensor | None:  # noqa: N802
@@ -85,11 +85,11 @@ class Pairs:
         return None if self.real_TK1 is None else self.real_TK1.squeeze(-1)
 
     @property
-    def each(self) -> "Pairs":
+    def each(self) -> "ExpertAssignments":
         """Every pair as a token of its own, with one slot."""
         if self._each is None:  # Of a cached_property torch.compile refuses the lock.
             expert_P1, gate_P1 = self.expert_TK.view(-1, 1), self.gate_TK.reshape(-1, 1)
-            self._each = Pairs(expert_P1, gate_P1, self.num_experts, apart=self.apart)
+            self._each = ExpertAssignments(expert_P1, gate_P1, self.num_experts, apart=self.apart)
         return self._each
 
     def masked(self, values_TKR: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class Pairs:
         return self._one_hot_TKN
 
 
-class Chunk(NamedTuple):
+class AssignmentChunk(NamedTuple):
     """A stretch of the sorted pairs, and the experts that it meets."""
 
     rows: slice
@@ -131,7 +131,7 @@ class Chunk(NamedTuple):
     """Ends of the experts' groups within the chunk, int32."""
 
 
-class SortedPairs(NamedTuple):
+class SortedAssignments(NamedTuple):
     """Pairs in the order of their experts, P of the T * K."""
 
     order_P: Tensor
@@ -153,18 +153,18 @@ class SortedPairs(NamedTuple):
         values[self.order_P] = sorted_P
         return values.view(*like_TK.shape[:2], *sorted_P.shape[1:])
 
-    def chunks(self, rows: int) -> Iterator[Chunk]:
+    def chunks(self, rows: int) -> Iterator[AssignmentChunk]:
         """Stretches of at most `rows` pairs."""
         for start in range(0, len(self.order_P), rows):
             stop = min(start + rows, len(self.order_P))
             part, token_p = slice(start, stop), self.token_P[start:stop]
             if self.ends is None:
                 end_n = (self.end_N - start).clamp(0, stop - start)
-                yield Chunk(part, slice(None), token_p, end_n)
+                yield AssignmentChunk(part, slice(None), token_p, end_n)
                 continue
             # The experts with pairs in here; empty groups before and behind cost their share.
             first, last = bisect_right(self.ends, start), bisect_left(self.ends, stop)
             ends = [min(end, stop) - start for end in self.ends[first : last + 1]]
-            yield Chunk(
+            yield AssignmentChunk(
                 part, slice(first, last + 1), token_p, torch.tensor(ends, dtype=torch.int32)
             )

@@ -9,12 +9,12 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from workers.layers.assignments import Pairs
-from workers.layers.expert_bank import Bank, project_all
+from workers.layers.assignments import ExpertAssignments
+from workers.layers.expert_bank import ExpertBank, project_all
 from workers.layers.feed_forward import FeedForward
-from workers.layers.inference.decode import few_tokens
+from workers.layers.inference.decode import decode_tokens
 from workers.layers.inference.frozen_linear import frozen_product
-from workers.layers.inference.prefill import many_tokens
+from workers.layers.inference.prefill import prefill_tokens
 from workers.layers.inference.prepared import Prepared
 from workers.layers.mixture.select import Inner, Mode, mixture
 from workers.layers.ops import dropout
@@ -36,7 +36,7 @@ class Adapted(NamedTuple):
         return tuple(self.rank_space[name] for name in names)
 
 
-def plain_lora(linear: nn.Module, bank: Bank, hidden_TI: Tensor, mode: Mode) -> Tensor:
+def plain_lora(linear: nn.Module, bank: ExpertBank, hidden_TI: Tensor, mode: Mode) -> Tensor:
     """y = W x + s B A dropout(x); with DoRA its features are scaled."""
     frozen = Frozen.of(linear, hidden_TI)
     frozen_TO = frozen.output_TO
@@ -70,7 +70,7 @@ class Frozen(NamedTuple):
 
 
 def adapt_linear(
-    frozen: Frozen, bank: Bank, pairs: Pairs, hidden_TI: Tensor, mode: Mode
+    frozen: Frozen, bank: ExpertBank, pairs: ExpertAssignments, hidden_TI: Tensor, mode: Mode
 ) -> Adapted:
     """y = W x + s sum_k g_k B_e A_e dropout(x), e the expert of slot k."""
     (rank_space_TKR,) = project_all([bank], _dropped(hidden_TI, mode), pairs)
@@ -87,8 +87,8 @@ def adapt_linear(
 
 def adapt_block(
     block: FeedForward,
-    banks: Mapping[str, Bank],
-    pairs: Pairs,
+    banks: Mapping[str, ExpertBank],
+    pairs: ExpertAssignments,
     hidden_TD: Tensor,
     mode: Mode,
 ) -> Adapted:
@@ -112,9 +112,11 @@ def adapt_block(
     return Adapted(output_TD, rank_space)
 
 
-def adapt_prepared(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pairs) -> Tensor:
+def adapt_prepared(
+    block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: ExpertAssignments
+) -> Tensor:
     """`adapt_block` in inference."""
-    way = few_tokens if len(hidden_TD) <= made.few else many_tokens
+    way = decode_tokens if len(hidden_TD) <= made.few else prefill_tokens
     output_TD = way(block, made, hidden_TD, pairs)
     return with_weighed_bias(block.outer[1], output_TD, pairs.gate_TK)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from workers.layers.assignments import Pairs, SortedPairs
+from workers.layers.assignments import ExpertAssignments, SortedAssignments
 from workers.layers.ops.grouped_mm import grouped_mm, grouped_outer, is_aligned
 
 DENSE_RANKS = 128
@@ -22,7 +22,7 @@ experts' (tests/benchmarks/crossover.py)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Bank:
+class ExpertBank:
     """Stacked experts, in the precision of the activations."""
 
     lora_A_NRI: Tensor
@@ -47,7 +47,7 @@ class Bank:
             return self.kept_B_SO
         return self.lora_B_NOR.transpose(1, 2).flatten(0, 1)
 
-    def for_service(self) -> "Bank":
+    def for_service(self) -> "ExpertBank":
         """The same with B transposed once and the scale inside of A: a copy and a product less."""
         if isinstance(self.scale, Tensor):
             return replace(self, kept_B_SO=self.stacked_B_SO)
@@ -55,21 +55,21 @@ class Bank:
         return replace(self, lora_A_NRI=scaled_NRI, scale=1.0, kept_B_SO=self.stacked_B_SO)
 
     @property
-    def change(self) -> "Bank":
+    def change(self) -> "ExpertBank":
         """How DoRA changes output features, as experts of rank 1: B is its factor less 1."""
         assert self.factor_NO is not None
         lora_B_NO1 = (self.factor_NO - 1).to(self.lora_B_NOR.dtype).unsqueeze(-1)
-        return Bank(self.lora_A_NRI[:, :1], lora_B_NO1, 1.0)
+        return ExpertBank(self.lora_A_NRI[:, :1], lora_B_NO1, 1.0)
 
-    def with_A(self, lora_A_NRI: Tensor) -> "Bank":  # noqa: N802
+    def with_A(self, lora_A_NRI: Tensor) -> "ExpertBank":  # noqa: N802
         """The same with other A matrices."""
         return replace(self, lora_A_NRI=lora_A_NRI)
 
-    def with_B(self, lora_B_NOR: Tensor) -> "Bank":  # noqa: N802
+    def with_B(self, lora_B_NOR: Tensor) -> "ExpertBank":  # noqa: N802
         """The same with other B matrices."""
         return replace(self, lora_B_NOR=lora_B_NOR, kept_B_SO=None)
 
-    def scaled(self, rank_space_TKR: Tensor, pairs: Pairs) -> Tensor:
+    def scaled(self, rank_space_TKR: Tensor, pairs: ExpertAssignments) -> Tensor:
         """s z of every pair, zero in void slots."""
         scale = self.scale
         if isinstance(scale, Tensor):
@@ -78,37 +78,41 @@ class Bank:
             return pairs.masked(rank_space_TKR)
         return pairs.masked(rank_space_TKR) * scale
 
-    def project(self, input_TI: Tensor, pairs: Pairs) -> Tensor:
+    def project(self, input_TI: Tensor, pairs: ExpertAssignments) -> Tensor:
         """A_e x of every pair: [T, K, R]."""
         return self._project(input_TI, pairs, self._dense(pairs))
 
-    def project_each(self, input_TKI: Tensor, pairs: Pairs) -> Tensor:
+    def project_each(self, input_TKI: Tensor, pairs: ExpertAssignments) -> Tensor:
         """A_e x of every pair, each of which has an x of its own: [T, K, R]."""
         rank_space_P1R = self._project(input_TKI.flatten(0, 1), pairs.each, not pairs.apart)
         return rank_space_P1R.view(*input_TKI.shape[:2], self.lora_A_NRI.shape[1])
 
-    def expand(self, rank_space_TKR: Tensor, pairs: Pairs, onto_TO: Tensor) -> Tensor:
+    def expand(self, rank_space_TKR: Tensor, pairs: ExpertAssignments, onto_TO: Tensor) -> Tensor:
         """onto + sum_k B_e z of every token: [T, O]."""
         return self._expand(rank_space_TKR, pairs, onto_TO, self._dense(pairs))
 
-    def expand_each(self, rank_space_TKR: Tensor, pairs: Pairs, onto_TKO: Tensor) -> Tensor:
+    def expand_each(
+        self, rank_space_TKR: Tensor, pairs: ExpertAssignments, onto_TKO: Tensor
+    ) -> Tensor:
         """onto + B_e z of every pair: [T, K, O]."""
         rank_space_P1R = rank_space_TKR.flatten(0, 1).unsqueeze(1)
         onto_PO = onto_TKO.flatten(0, 1)
         return self._expand(rank_space_P1R, pairs.each, onto_PO, not pairs.apart).view_as(onto_TKO)
 
-    def _project(self, input_TI: Tensor, pairs: Pairs, dense: bool) -> Tensor:
+    def _project(self, input_TI: Tensor, pairs: ExpertAssignments, dense: bool) -> Tensor:
         if dense:
             all_TS = functional.linear(input_TI, self.stacked_A_SI)
             return pairs.pick(all_TS.view(-1, *self.lora_A_NRI.shape[:2]))
         return _apply(_Project, input_TI, self.lora_A_NRI, pairs)
 
-    def _expand(self, rank_space_TKR: Tensor, pairs: Pairs, onto_TO: Tensor, dense: bool) -> Tensor:
+    def _expand(
+        self, rank_space_TKR: Tensor, pairs: ExpertAssignments, onto_TO: Tensor, dense: bool
+    ) -> Tensor:
         if dense:
             return onto_TO.addmm(pairs.spread_sum(rank_space_TKR).flatten(1), self.stacked_B_SO)
         return onto_TO + _apply(_Expand, rank_space_TKR, self.lora_B_NOR, pairs)
 
-    def _dense(self, pairs: Pairs) -> bool:
+    def _dense(self, pairs: ExpertAssignments) -> bool:
         """Whether a product of all tokens with all experts is cheaper, and is right: zeros stand
         where a token has not the expert."""
         if pairs.apart:
@@ -121,7 +125,9 @@ class Bank:
         return small or not is_aligned(rank, self.lora_A_NRI.shape[2], width_out, dtype=dtype)
 
 
-def project_all(banks: Sequence[Bank], input_TI: Tensor, pairs: Pairs) -> list[Tensor]:
+def project_all(
+    banks: Sequence[ExpertBank], input_TI: Tensor, pairs: ExpertAssignments
+) -> list[Tensor]:
     """s A_e x of every pair, [T, K, R], for each of the banks, whose experts read one input.
 
     Their A matrices are stacked: one product of twice the rank costs less than two.
@@ -134,7 +140,7 @@ def project_all(banks: Sequence[Bank], input_TI: Tensor, pairs: Pairs) -> list[T
     return [bank.scaled(part_TKR, pairs) for bank, part_TKR in zip(banks, parts, strict=True)]
 
 
-def join(banks: Sequence[Bank], void: bool) -> Bank:
+def join(banks: Sequence[ExpertBank], void: bool) -> ExpertBank:
     """The experts of several banks of one linear, one after the other, ranks padded with zeros; if
     there is a `void`, it is the last: an expert of zeros."""
     if void:
@@ -142,14 +148,14 @@ def join(banks: Sequence[Bank], void: bool) -> Bank:
         lora_A_1RI, lora_B_1OR = (
             one.new_zeros(1, *one.shape[1:]) for one in (like.lora_A_NRI, like.lora_B_NOR)
         )
-        banks = [*banks, Bank(lora_A_1RI, lora_B_1OR, like.scale)]
+        banks = [*banks, ExpertBank(lora_A_1RI, lora_B_1OR, like.scale)]
     if len(banks) == 1:
         return banks[0]
     rank = max(bank.lora_A_NRI.shape[1] for bank in banks)
     factor_NO = None
     if any(bank.factor_NO is not None for bank in banks):
         factor_NO = torch.cat([_factor(bank) for bank in banks])
-    return Bank(
+    return ExpertBank(
         torch.cat([_pad(bank.lora_A_NRI, 1, rank) for bank in banks]),
         torch.cat([_pad(bank.lora_B_NOR, 2, rank) for bank in banks]),
         _scales(banks),
@@ -157,14 +163,14 @@ def join(banks: Sequence[Bank], void: bool) -> Bank:
     )
 
 
-def _scales(banks: Sequence[Bank]) -> float | Tensor:
+def _scales(banks: Sequence[ExpertBank]) -> float | Tensor:
     """The factor of all experts, or of each."""
     if not any(isinstance(bank.scale, Tensor) or bank.scale != banks[0].scale for bank in banks):
         return banks[0].scale
     return torch.cat([_scale_N(bank) for bank in banks])
 
 
-def _scale_N(bank: Bank) -> Tensor:  # noqa: N802
+def _scale_N(bank: ExpertBank) -> Tensor:  # noqa: N802
     """Filled where it lies: a number from the host would make a GPU wait."""
     if isinstance(bank.scale, Tensor):
         return bank.scale
@@ -172,7 +178,7 @@ def _scale_N(bank: Bank) -> Tensor:  # noqa: N802
     return torch.full((len(bank.lora_B_NOR),), bank.scale, dtype=torch.float64, device=device)
 
 
-def _factor(bank: Bank) -> Tensor:
+def _factor(bank: ExpertBank) -> Tensor:
     return torch.ones_like(bank.lora_B_NOR[..., 0]) if bank.factor_NO is None else bank.factor_NO
 
 
@@ -181,7 +187,7 @@ def _pad(stacked: Tensor, dim: int, rank: int) -> Tensor:
     return functional.pad(stacked, (0, 0, 0, missing) if dim == 1 else (0, missing))
 
 
-def _apply(function: Any, values: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
+def _apply(function: Any, values: Tensor, weight: Tensor, pairs: ExpertAssignments) -> Tensor:
     output: Tensor = function.apply(values, weight, pairs.sorted, pairs.expert_TK)
     return output
 
@@ -191,7 +197,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input_TI: Tensor, lora_A_NRI: Tensor, pairs: SortedPairs, expert_TK: Tensor
+        ctx: Any, input_TI: Tensor, lora_A_NRI: Tensor, pairs: SortedAssignments, expert_TK: Tensor
     ) -> Tensor:
         ctx.save_for_backward(input_TI, lora_A_NRI)
         ctx.pairs = pairs
@@ -203,7 +209,7 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TKR: Tensor) -> tuple[Tensor | None, ...]:
         input_TI, lora_A_NRI = ctx.saved_tensors
-        pairs: SortedPairs = ctx.pairs
+        pairs: SortedAssignments = ctx.pairs
         grad_PR = pairs.take(grad_TKR)
         input_PI = input_TI.index_select(0, pairs.token_P)
         grad_NRI = grouped_outer(grad_PR, input_PI, pairs.end_N)
@@ -219,7 +225,11 @@ class _Expand(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rank_space_TKR: Tensor, lora_B_NOR: Tensor, pairs: SortedPairs, expert_TK: Tensor
+        ctx: Any,
+        rank_space_TKR: Tensor,
+        lora_B_NOR: Tensor,
+        pairs: SortedAssignments,
+        expert_TK: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(rank_space_TKR, lora_B_NOR, expert_TK)
         ctx.pairs = pairs
@@ -231,7 +241,7 @@ class _Expand(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
         rank_space_TKR, lora_B_NOR, expert_TK = ctx.saved_tensors
-        pairs: SortedPairs = ctx.pairs
+        pairs: SortedAssignments = ctx.pairs
         grad_PO = grad_TO.index_select(0, pairs.token_P)
         grad_PR = grouped_mm(grad_PO, lora_B_NOR, pairs.end_N)
         # The smaller matrix on the left: its transpose is what gets copied.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.config.adapter import AdapterSpec
-from workers.layers.assignments import Pairs
+from workers.layers.assignments import ExpertAssignments
 from workers.layers.block import (
     ITSELF,
     Adapted,
@@ -27,7 +27,7 @@ from workers.layers.block import (
     plain_lora,
 )
 from workers.layers.dispatch import Dispatched, LocalTokenDispatcher, TokenDispatcher
-from workers.layers.expert_bank import Bank
+from workers.layers.expert_bank import ExpertBank
 from workers.layers.feed_forward import FeedForward, linear_sizes
 from workers.layers.inference.prepared import Prepared, PreparedExperts
 from workers.layers.mixture.select import Mode
@@ -60,7 +60,7 @@ class LoraExperts(nn.Module):
         ways_in = 1 if spec.shared_a else num_experts
         self.lora_A = nn.Parameter(torch.zeros(ways_in, spec.rank, in_features))
         self.lora_B = nn.Parameter(torch.zeros(num_experts, out_features, spec.rank))
-        self._serving: tuple[object, Bank] | None = None
+        self._serving: tuple[object, ExpertBank] | None = None
         self.lora_magnitude: nn.Parameter | None = None
         if spec.use_dora:
             norm_O = row_norms(linear)
@@ -72,7 +72,7 @@ class LoraExperts(nn.Module):
             nn.init.kaiming_uniform_(lora_A_RI, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.lora_B)
 
-    def bank(self, linear: nn.Module, dtype: torch.dtype) -> Bank:
+    def bank(self, linear: nn.Module, dtype: torch.dtype) -> ExpertBank:
         """The experts as a bank of their own, in the activations' type.
 
         In inference it is made once, and again when a weight has changed.
@@ -107,7 +107,9 @@ class LoraExperts(nn.Module):
         own = LoraExperts.expert_parameters(self).values()
         return [one if kept else one.to(dtype) for one in own]
 
-    def bank_of(self, linear: nn.Module, stacked: Sequence[Tensor], dtype: torch.dtype) -> Bank:
+    def bank_of(
+        self, linear: nn.Module, stacked: Sequence[Tensor], dtype: torch.dtype
+    ) -> ExpertBank:
         """The bank of these experts: `stacked` of ours, or of more that live elsewhere."""
         named = dict(zip(LoraExperts.expert_parameters(self), stacked, strict=True))
         lora_B = named["lora_B"]
@@ -116,9 +118,9 @@ class LoraExperts(nn.Module):
         if self._shares_a:
             all_A = all_A.repeat(len(lora_B), 1, 1)
         if "lora_magnitude" not in named:
-            return Bank(all_A, lora_B.to(dtype), self.scale)
+            return ExpertBank(all_A, lora_B.to(dtype), self.scale)
         factor_NO = factor(named["lora_magnitude"], linear, lora_A, lora_B, self.scale)
-        return Bank(all_A, lora_B.to(dtype), self.scale, factor_NO)
+        return ExpertBank(all_A, lora_B.to(dtype), self.scale, factor_NO)
 
 
 class LinearExperts(LoraExperts):
@@ -208,7 +210,7 @@ class BlockExperts(nn.Module):
         places, versions = map(Tensor.data_ptr, self._weights), map(_VERSION, self._weights)
         return id(self), dtype, *places, *versions
 
-    def banks(self, block: FeedForward, dtype: torch.dtype) -> dict[str, Bank]:
+    def banks(self, block: FeedForward, dtype: torch.dtype) -> dict[str, ExpertBank]:
         """The experts of every adapted linear."""
         return {name: experts.bank(block.linears[name], dtype) for name, experts in self._experts()}
 
@@ -221,7 +223,7 @@ class BlockExperts(nn.Module):
         routing = self.router(hidden_TD, length)
         if made is not None:
             expert_TK, gate_TK = routing.expert_TK, routing.gate_TK
-            pairs = Pairs(expert_TK, gate_TK, made.experts, apart=self.router.has_voids)
+            pairs = ExpertAssignments(expert_TK, gate_TK, made.experts, apart=self.router.has_voids)
             return block.leave(adapt_prepared(block, made, hidden_TD, pairs))
         sent = self.dispatcher.dispatch(hidden_TD, routing)
         pairs = _pairs(sent, self.router)
@@ -248,7 +250,7 @@ class BlockExperts(nn.Module):
 
     def _banks_of(
         self, block: FeedForward, stacked: Sequence[Tensor], dtype: torch.dtype
-    ) -> dict[str, Bank]:
+    ) -> dict[str, ExpertBank]:
         banks, left = {}, iter(stacked)
         for name, experts in self._experts():
             own = list(islice(left, len(experts.expert_parameters())))
@@ -266,8 +268,10 @@ class BlockExperts(nn.Module):
         return self._ready.of(block, [self], hidden_TD)
 
 
-def _pairs(sent: Dispatched, router: Router) -> Pairs:
-    return Pairs(sent.expert_nK, sent.gate_nK, sent.experts, router.has_voids or sent.moved)
+def _pairs(sent: Dispatched, router: Router) -> ExpertAssignments:
+    return ExpertAssignments(
+        sent.expert_nK, sent.gate_nK, sent.experts, router.has_voids or sent.moved
+    )
 
 
 def _nothing(sent: Dispatched, frozen: Frozen) -> Frozen:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from workers.layers.assignments import Pairs
+from workers.layers.assignments import ExpertAssignments
 from workers.layers.router import Choice, Router
 
 
@@ -29,7 +29,7 @@ class JointRouter(NamedTuple):
     beyond_MK: Tensor | None
     """True for the slots that a member does not have; None if all have the same."""
 
-    def route(self, hidden_TD: Tensor, member_T: Tensor | None = None) -> Pairs:
+    def route(self, hidden_TD: Tensor, member_T: Tensor | None = None) -> ExpertAssignments:
         """The pairs of the joint bank; `member_T` says whose a token is, None with one member."""
         logits_TN = functional.linear(hidden_TD.to(self.weight_ND.dtype), self.weight_ND)
         if self.other_MN is not None:  # not added to: what others' routers give may be infinite
@@ -44,7 +44,7 @@ class JointRouter(NamedTuple):
         if witness is not None:
             witness(Choice(self.routers, logits_TN, expert_TK, gate_TK))
         apart = self.other_MN is not None
-        return Pairs(expert_TK, gate_TK, len(self.weight_ND), apart=apart)
+        return ExpertAssignments(expert_TK, gate_TK, len(self.weight_ND), apart=apart)
 
 
 def join_routers(routers: Sequence[Router | None]) -> JointRouter | None:

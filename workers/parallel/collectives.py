@@ -31,7 +31,7 @@ class Traffic:
         return total
 
 
-class Route:
+class ExchangeSizes:
     """How many rows go to and come from each worker of a group, and what that costs."""
 
     def __init__(self, group: World, send: Sequence[int], receive: Sequence[int], traffic: Traffic):
@@ -39,7 +39,7 @@ class Route:
         self.send, self.receive = list(send), list(receive)
 
     @classmethod
-    def plan(cls, group: World, send_W: Tensor, traffic: Traffic) -> "Route":
+    def plan(cls, group: World, send_W: Tensor, traffic: Traffic) -> "ExchangeSizes":
         """Tell every worker how many rows to expect: [W] counts, one for each worker."""
         receive_W = torch.empty_like(send_W)
         dist.all_to_all_single(receive_W, send_W, group=group.group)
@@ -47,9 +47,9 @@ class Route:
         return cls(group, both[0], both[1], traffic)
 
     @property
-    def back(self) -> "Route":
+    def back(self) -> "ExchangeSizes":
         """The way back."""
-        return Route(self.group, self.receive, self.send, self.traffic)
+        return ExchangeSizes(self.group, self.receive, self.send, self.traffic)
 
     def move(self, kind: str, rows_nX: Tensor) -> Tensor:
         """Send the rows, sorted by receiver; gives those received, sorted by sender. No gradient.
@@ -65,15 +65,15 @@ class Route:
         return out_mX
 
 
-def all_to_all(route: Route, kind: str, rows_nX: Tensor) -> Tensor:
-    """`Route.move` that gradients pass through, the other way."""
+def all_to_all(route: ExchangeSizes, kind: str, rows_nX: Tensor) -> Tensor:
+    """`ExchangeSizes.move` that gradients pass through, the other way."""
     moved: Tensor = _AllToAll.apply(rows_nX, route, kind)  # type: ignore[no-untyped-call]
     return moved
 
 
 class _AllToAll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_nX: Tensor, route: Route, kind: str) -> Tensor:
+    def forward(ctx: Any, rows_nX: Tensor, route: ExchangeSizes, kind: str) -> Tensor:
         ctx.route, ctx.kind = route, kind
         return route.move(kind, rows_nX)
 

@@ -77,7 +77,7 @@ def weight_bytes(places: Sequence[RoutedPlace], workers: int, number_bytes: int)
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExchangeChoice:
     """An exchange, and why."""
 
     exchange: str
@@ -95,11 +95,11 @@ class Choice:
         return f"by {self.exchange}, {size:.3g} MB a worker and micro-batch: {self.reason}"
 
 
-def faster(predicted: dict[str, float], seconds: dict[str, float]) -> Choice:
+def faster(predicted: dict[str, float], seconds: dict[str, float]) -> ExchangeChoice:
     """The exchange that took less time, by exchange the predicted bytes and measured seconds."""
     best, other = sorted(seconds, key=lambda name: seconds[name])
     reason = (
         f"the routed layers took {seconds[best]:.3g} s for a micro-batch, "
         f"and {seconds[other]:.3g} s with {predicted[other] / 1e6:.3g} MB by {other}"
     )
-    return Choice(best, reason, predicted, seconds)
+    return ExchangeChoice(best, reason, predicted, seconds)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from workers.config.train import TrainSpec
 from workers.injection.inject import Adapter
-from workers.injection.wrapper import Site
+from workers.injection.wrapper import AdaptedModule
 from workers.parallel.update import State, adamw
 from workers.parallel.world import World
 
@@ -195,7 +195,7 @@ def _announce(model: nn.Module) -> None:
     """An adapter's layer reads the weights of the modules inside it, which are not called."""
     import deepspeed
 
-    for site in (module for module in model.modules() if isinstance(module, Site)):
+    for site in (module for module in model.modules() if isinstance(module, AdaptedModule)):
         for layer in site.adapters.values():
             for inner in (module for module in layer.modules() if module is not layer):
                 for parameter in inner.parameters(recurse=False):

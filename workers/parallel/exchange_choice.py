@@ -7,7 +7,7 @@ from workers.injection.inject import Adapter
 from workers.injection.mixed_batch import Layer
 from workers.layers.experts import BlockExperts
 from workers.parallel.cost import (
-    Choice,
+    ExchangeChoice,
     Passes,
     RoutedPlace,
     faster,
@@ -37,7 +37,7 @@ def share_out(
     choice = _asked_for(spec, predicted)
     if choice is not None:
         return ExpertShards(adapter, mesh, choice, passes)
-    shards = ExpertShards(adapter, mesh, Choice("weights"), passes)
+    shards = ExpertShards(adapter, mesh, ExchangeChoice("weights"), passes)
     shards.take(faster(predicted, measured(model, adapter, shards, micro)))
     return shards
 
@@ -56,12 +56,12 @@ def _predicted(
     }
 
 
-def _asked_for(spec: TrainSpec, predicted: dict[str, float]) -> Choice | None:
+def _asked_for(spec: TrainSpec, predicted: dict[str, float]) -> ExchangeChoice | None:
     """What the specification settles; None leaves it to a trial."""
     if spec.adapter.use_dora:
-        return Choice("weights", "adapter.use_dora allows no other", predicted)
+        return ExchangeChoice("weights", "adapter.use_dora allows no other", predicted)
     if spec.parallel.exchange != "auto":
-        return Choice(spec.parallel.exchange, "parallel.exchange asks for it", predicted)
+        return ExchangeChoice(spec.parallel.exchange, "parallel.exchange asks for it", predicted)
     return None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from workers.injection.inject import Adapter
 from workers.layers.dispatch import LocalTokenDispatcher, TokenDispatcher
 from workers.parallel.collectives import Traffic
-from workers.parallel.cost import Choice, Passes
+from workers.parallel.cost import ExchangeChoice, Passes
 from workers.parallel.mesh import Mesh
 from workers.parallel.token_dispatch import AllToAllTokenDispatcher
 from workers.parallel.weight_gather import GatheringTokenDispatcher
@@ -24,7 +24,7 @@ class ExpertShards:
         self,
         adapter: Adapter,
         mesh: Mesh,
-        choice: Choice | None = None,
+        choice: ExchangeChoice | None = None,
         passes: Passes | None = None,
     ) -> None:
         """Keeps this worker's experts only, and hands the layers their dispatcher. Adapters must be
@@ -39,7 +39,7 @@ class ExpertShards:
         for parameter in self.parameters.values():
             parameter.data = self.own(parameter.data)
 
-    def take(self, choice: Choice) -> None:
+    def take(self, choice: ExchangeChoice) -> None:
         """Let tokens and experts meet in this way from now on."""
         ep, traffic, passes = self.mesh.ep, self.traffic, self.passes
         self.choice = choice

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from workers.config.train import OptimizerSpec
 from workers.injection.inject import Adapter
-from workers.injection.wrapper import Site
+from workers.injection.wrapper import AdaptedModule
 from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.update import NamedUpdate, adamw
 
@@ -30,7 +30,7 @@ class Sharded(NamedUpdate):
         """`model` holds this one adapter. Needs a process group."""
         self.world, self._shards = shards.mesh.world, shards
         own = list(shards.parameters.values())
-        shards.mesh.dp.copy_from_first(own)
+        shards.mesh.dp.broadcast(own)
         self._cut(model, adapter, own)
         named = dict(adapter.named_parameters())
         self._own = [named[name] for name in shards.parameters]
@@ -40,9 +40,9 @@ class Sharded(NamedUpdate):
 
     def _cut(self, model: nn.Module, adapter: Adapter, own: Collection[nn.Parameter]) -> None:
         former = [one for one in adapter.parameters() if not _among(one, own)]
-        self.world.copy_from_first(former)
+        self.world.broadcast(former)
         mesh = init_device_mesh(former[0].device.type, (self.world.size,))
-        sites = [site for site in model.modules() if isinstance(site, Site)]
+        sites = [site for site in model.modules() if isinstance(site, AdaptedModule)]
         for layer in (layer for site in sites for layer in site.adapters.values()):
             unit = fully_shard(
                 layer,
@@ -67,7 +67,9 @@ class Sharded(NamedUpdate):
         """See Update."""
         norm = _norm(self._rest)
         if self._own:
-            norm = (norm.square() + self._shards.mesh.ep.add(_norm(self._own).square())).sqrt()
+            norm = (
+                norm.square() + self._shards.mesh.ep.all_reduce(_norm(self._own).square())
+            ).sqrt()
         for part in (self._rest, self._own):
             torch.nn.utils.clip_grads_with_norm_(part, max_norm, norm)
         return norm

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from workers.layers.dispatch import Dispatched
 from workers.layers.router import Routing
-from workers.parallel.collectives import Route, Traffic, all_to_all
+from workers.parallel.collectives import ExchangeSizes, Traffic, all_to_all
 from workers.parallel.world import World
 
 
 class Journey(NamedTuple):
     """Where rows went."""
 
-    route: Route
+    route: ExchangeSizes
     token_n: Tensor
     """The token of each row sent."""
     tokens: int
@@ -47,7 +47,7 @@ class AllToAllTokenDispatcher:
         goes_WTK = (owner_TK == worker_W1) & counts_TK
         goes_WT = goes_WTK.any(-1)
         worker_n, token_n = goes_WT.nonzero(as_tuple=True)
-        route = Route.plan(self._group, goes_WT.sum(1), self._traffic)
+        route = ExchangeSizes.plan(self._group, goes_WT.sum(1), self._traffic)
         mine_nK = goes_WTK[worker_n, token_n]
         local_nK = (expert_TK[token_n] - worker_n.unsqueeze(1) * own).where(mine_nK, own)
         local_nK = local_nK.masked_fill(is_void_TK[token_n], own)

@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from workers.injection.inject import Adapter
 from workers.injection.sharded import whole
 from workers.injection.targets import decoder_layers
-from workers.injection.wrapper import Site
-from workers.parallel.cost import Choice
+from workers.injection.wrapper import AdaptedModule
+from workers.parallel.cost import ExchangeChoice
 from workers.parallel.expert_shards import ExpertShards
 
 TRIES = 7
@@ -65,7 +65,7 @@ def measured(
     return total
 
 
-def _kinds(sites: dict[str, Site], paths: Iterable[str]) -> dict[str, int]:
+def _kinds(sites: dict[str, AdaptedModule], paths: Iterable[str]) -> dict[str, int]:
     """The first place of each kind, and how many there are of it."""
     kinds: dict[object, list[str]] = {}
     for path in paths:
@@ -75,7 +75,7 @@ def _kinds(sites: dict[str, Site], paths: Iterable[str]) -> dict[str, int]:
 
 
 @contextmanager
-def _training(site: Site, layer: nn.Module, device: torch.device) -> Iterator[None]:
+def _training(site: AdaptedModule, layer: nn.Module, device: torch.device) -> Iterator[None]:
     """The site trains, with its decoder layer's weights there, on random numbers of its own."""
     mode = site.training
     drawing = [device] if device.type == "cuda" else []
@@ -87,11 +87,11 @@ def _training(site: Site, layer: nn.Module, device: torch.device) -> Iterator[No
             site.train(mode)
 
 
-def _medians(site: Site, shards: ExpertShards, hidden_BSD: Tensor) -> dict[str, float]:
+def _medians(site: AdaptedModule, shards: ExpertShards, hidden_BSD: Tensor) -> dict[str, float]:
     tries: dict[str, list[float]] = {exchange: [] for exchange in EXCHANGES}
     for _ in range(TRIES + 1):
         for exchange, taken in tries.items():
-            shards.take(Choice(exchange))
+            shards.take(ExchangeChoice(exchange))
             taken.append(_seconds(site, shards, hidden_BSD))
     medians = [statistics.median(taken[1:]) for taken in tries.values()]
     slowest = torch.tensor(medians, dtype=torch.float64, device=hidden_BSD.device)
@@ -99,9 +99,9 @@ def _medians(site: Site, shards: ExpertShards, hidden_BSD: Tensor) -> dict[str, 
     return dict(zip(tries, slowest.tolist(), strict=True))
 
 
-def _seconds(site: Site, shards: ExpertShards, hidden_BSD: Tensor) -> float:
+def _seconds(site: AdaptedModule, shards: ExpertShards, hidden_BSD: Tensor) -> float:
     """One forward and backward pass, which leaves no gradient."""
-    shards.mesh.world.wait()
+    shards.mesh.world.barrier()
     _finish(hidden_BSD.device)
     started = time.perf_counter()
     again = shards.passes.recomputed

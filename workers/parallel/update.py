@@ -143,7 +143,7 @@ class Replicated(NamedUpdate):
         ]
         """Parameters, the workers that have the same ones, and those that have the others."""
         for parameters, same, _ in self._parts:
-            same.copy_from_first(parameters)
+            same.broadcast(parameters)
         super().__init__(named, adamw(named.values(), spec))
 
     def reduce(self) -> None:
@@ -154,7 +154,7 @@ class Replicated(NamedUpdate):
     def clip(self, max_norm: float) -> Tensor:
         """See Update."""
         squares = [
-            others.add(_norm(parameters).square())
+            others.all_reduce(_norm(parameters).square())
             for parameters, _, others in self._parts
             if parameters
         ]

@@ -59,7 +59,7 @@ class GatheringTokenDispatcher:
         return list(_Reopen.apply(visit, *parts))  # type: ignore[no-untyped-call]
 
 
-class _Place(NamedTuple):
+class _GatheredPlace(NamedTuple):
     """Where a saved tensor lay among the gathered ones."""
 
     tensor: int
@@ -98,14 +98,16 @@ class Visit:
         self._traffic.count("gradients", grad_whole, len(grad_whole) - len(grad))
         return grad
 
-    def note(self, tensor: Tensor) -> Tensor | _Place:
+    def note(self, tensor: Tensor) -> Tensor | _GatheredPlace:
         """What autograd keeps of a tensor that it wants again."""
         for index, whole in enumerate(self._whole):
             if tensor.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr():
-                return _Place(index, int(tensor.storage_offset()), tensor.shape, tensor.stride())
+                return _GatheredPlace(
+                    index, int(tensor.storage_offset()), tensor.shape, tensor.stride()
+                )
         return tensor
 
-    def find(self, kept: Tensor | _Place) -> Tensor:
+    def find(self, kept: Tensor | _GatheredPlace) -> Tensor:
         """The tensor again."""
         if isinstance(kept, Tensor):
             return kept

@@ -46,7 +46,7 @@ class World:
         """The items that fall to this worker: every `size`-th."""
         return items[self.rank :: self.size]
 
-    def add(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """`tensor` summed over all workers, in place and returned; the same bits on each."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self.group)
@@ -57,12 +57,12 @@ class World:
         reduces nothing else."""
         if self.size == 1:
             return [float(value) for value in values]
-        total: list[float] = self.add(
+        total: list[float] = self.all_reduce(
             torch.tensor(values, dtype=torch.float64, device=device)
         ).tolist()
         return total
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return once every worker has come here."""
         if self.size > 1:
             dist.barrier(self.group)
@@ -75,7 +75,7 @@ class World:
         dist.all_gather_object(everyone, value, group=self.group)
         return everyone
 
-    def copy_from_first(self, parameters: Sequence[nn.Parameter]) -> None:
+    def broadcast(self, parameters: Sequence[nn.Parameter]) -> None:
         """Overwrite the parameters by rank 0's, so that all workers start from the same bits."""
         if self.size == 1 or not parameters:
             return
@@ -92,7 +92,9 @@ class World:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        flat = self.add(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+        flat = self.all_reduce(
+            torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        )
         for parameter, part in _parts(parameters, flat):
             assert parameter.grad is not None
             parameter.grad.copy_(part)

@@ -52,14 +52,14 @@ class Heartbeat(BaseModel):
     """The last step's figures; the same in every worker, so only the first one's file has them."""
 
 
-class _Place(NamedTuple):
+class _Whereabouts(NamedTuple):
     step: int
     phase: str
     beats: int
     since: float
 
 
-class Heart:
+class HeartbeatWriter:
     """A worker's own knowledge of where it is. Beats cost next to nothing; nothing is written
     unless `write` starts it."""
 
@@ -68,14 +68,14 @@ class Heart:
         self.progress: Progress | None = None
         """The last step's figures."""
         # Replaced as a whole, because another thread reads it.
-        self._place = _Place(0, "loading", 0, time.monotonic())
+        self._place = _Whereabouts(0, "loading", 0, time.monotonic())
         self._stopped = threading.Event()
 
     def beat(self, phase: str, step: int | None = None) -> None:
         """A phase begins, of the same step as the last one unless `step` is given."""
         last = self._place
         step = last.step if step is None else step
-        self._place = _Place(step, phase, last.beats + 1, time.monotonic())
+        self._place = _Whereabouts(step, phase, last.beats + 1, time.monotonic())
 
     def moving(self) -> None:
         """The phase goes on, and does not hang."""
@@ -91,7 +91,9 @@ class Heart:
         place = self._place
         return place.step, place.phase, time.monotonic() - place.since
 
-    def write(self, folder: Path, observe: Callable[[Metrics], None] | None = None) -> "Heart":
+    def write(
+        self, folder: Path, observe: Callable[[Metrics], None] | None = None
+    ) -> "HeartbeatWriter":
         """Write `ranks/RANK.json` in `folder` until `stop`, and show the figures to `observe`.
 
         A thread does it: a slow or full disk holds up no step, and the file of a worker that hangs
@@ -119,7 +121,7 @@ class Heart:
                 return
             stopped = self._stopped.wait(every)
 
-    def _heartbeat(self, place: _Place, every: float) -> Heartbeat:
+    def _heartbeat(self, place: _Whereabouts, every: float) -> Heartbeat:
         return Heartbeat(
             rank=self.rank,
             workers=self.workers,

@@ -59,7 +59,7 @@ class Progress(BaseModel):
         }
 
 
-class Meter:
+class StepTimer:
     """Times a run's steps. It reads only what a step has read from the device already."""
 
     def __init__(

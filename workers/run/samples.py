@@ -18,7 +18,7 @@ LONGEST = 600
 """Characters of a text that are kept: a row may hold a book."""
 
 
-class Answer(NamedTuple):
+class SampledAnswer(NamedTuple):
     """To one row."""
 
     text: str
@@ -48,7 +48,7 @@ def sample_rows(rows: Sequence[Row], count: int) -> frozenset[int]:
     return frozenset(islice((index for index in turns if index is not None), count))
 
 
-def sample(row: Row, answer: Answer) -> Sample:
+def sample(row: Row, answer: SampledAnswer) -> Sample:
     """What is kept of a row and its answer."""
     return Sample(
         task=row.task,

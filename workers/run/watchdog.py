@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from workers.run import heartbeat
-from workers.run.heartbeat import ENDED, Heart, Heartbeat
+from workers.run.heartbeat import ENDED, Heartbeat, HeartbeatWriter
 
 EXIT_CODE = 86
 """Of a process that the watchdog ended."""
@@ -25,7 +25,7 @@ class Watchdog:
     """Looks after one worker, in a thread of its process."""
 
     def __init__(
-        self, heart: Heart, folder: Path, limit: float, tell: Callable[[str], None]
+        self, heart: HeartbeatWriter, folder: Path, limit: float, tell: Callable[[str], None]
     ) -> None:
         """`limit`: seconds in one phase; `tell` gets the reason just before the process ends."""
         self._heart, self._folder, self._limit, self._tell = heart, folder, limit, tell

@@ -23,8 +23,8 @@ from workers.parallel.strategy import update_for
 from workers.parallel.trial import MicroBatch
 from workers.parallel.world import World
 from workers.run.events import EventLog
-from workers.run.heartbeat import Heart
-from workers.run.progress import Meter
+from workers.run.heartbeat import HeartbeatWriter
+from workers.run.progress import StepTimer
 from workers.run.record import Metrics, RunPlan, note_rows
 from workers.run.samples import Sample
 from workers.train.checkpoint import state as checkpoint
@@ -44,14 +44,14 @@ class TrainingRun:
         *,
         world: World | None = None,
         inputs: Inputs | None = None,
-        heart: Heart | None = None,
+        heart: HeartbeatWriter | None = None,
     ) -> None:
         """`inputs` are those of an earlier run with the same model and data, if there was one;
         `heart` is told where this worker is, and stops with the run."""
         self.spec, self.plan = spec, plan
         mesh = Mesh.of(spec.parallel) if world is None else Mesh(world, dp=world)
         self.world = mesh.world
-        self.heart = heart or Heart(self.world.rank, self.world.size)
+        self.heart = heart or HeartbeatWriter(self.world.rank, self.world.size)
         self.inputs = inputs or Inputs.load(spec)
         self.step = 0
         self.metrics: Metrics = {}
@@ -76,7 +76,7 @@ class TrainingRun:
         )
         base = self.inputs.base
         self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
-        self._meter = Meter(spec.optimizer.steps, spec.evaluation.every, self.world.size)
+        self._meter = StepTimer(spec.optimizer.steps, spec.evaluation.every, self.world.size)
         self._evaluate = Evaluation(self.inputs, self.adapter, spec, self.world, self.heart.moving)
         try:
             _ = self.inputs.validation_examples  # read now: it must not fail after hours

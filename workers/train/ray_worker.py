@@ -16,11 +16,11 @@ from ray.tune import Trainable
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.events import EventLog, read_events
-from workers.run.heartbeat import Heart
+from workers.run.heartbeat import HeartbeatWriter
 from workers.run.record import Metrics, Observer, RunPlan, RunRecord
 from workers.run.samples import write_samples
 from workers.run.watchdog import Watchdog
-from workers.train.checkpoint.manager import Keeper
+from workers.train.checkpoint.manager import CheckpointManager
 from workers.train.evaluation.baseline import baseline
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
@@ -31,7 +31,7 @@ MakeObserver = Callable[[RunPlan], Observer]
 
 
 @dataclass(frozen=True)
-class Task:
+class RunTask:
     """One run, as it is sent to the workers."""
 
     spec: TrainSpec
@@ -43,14 +43,14 @@ class Task:
         return RunRecord(self.plan.folder, self.make_observer and self.make_observer(self.plan))
 
 
-def train_in_group(task: Task) -> None:
+def train_in_group(task: RunTask) -> None:
     """What a TorchTrainer runs in each of its workers."""
     world = World.current()
     record = task.record() if world.is_first else RunRecord(task.plan.folder)
     if world.is_first:
         record.begin(task.spec)
-    world.wait()
-    heart = Heart(world.rank, world.size).write(record.folder, record.observe)
+    world.barrier()
+    heart = HeartbeatWriter(world.rank, world.size).write(record.folder, record.observe)
     with _watched(heart, task.spec, record):
         attempt = Attempt.begin(task, record, heart)
         ray.train.report(attempt.next_report())
@@ -66,19 +66,19 @@ class Attempt:
     every worker calls the same methods."""
 
     run: TrainingRun
-    keeper: Keeper
+    keeper: CheckpointManager
     record: RunRecord
 
     @classmethod
     def begin(
-        cls, task: Task, record: RunRecord, heart: Heart, inputs: Inputs | None = None
+        cls, task: RunTask, record: RunRecord, heart: HeartbeatWriter, inputs: Inputs | None = None
     ) -> "Attempt":
         """Make the run ready for its next step. Raises InputError."""
         run = TrainingRun(task.spec, task.plan, inputs=inputs, heart=heart)
         try:
             _hold_to_study(run)
             run.base_metrics = baseline(run)
-            keeper = Keeper(task.spec, task.plan, run.world)
+            keeper = CheckpointManager(task.spec, task.plan, run.world)
             keeper.resume(run)
         except BaseException:
             run.close()
@@ -124,7 +124,7 @@ class TuneWorker(Trainable):  # type: ignore[misc]
     """
 
     @classmethod
-    def task(cls, name: str, config: Mapping[str, Any]) -> Task:
+    def task(cls, name: str, config: Mapping[str, Any]) -> RunTask:
         """The run of a trial, from the trial's name and configuration."""
         raise NotImplementedError
 
@@ -160,7 +160,7 @@ class TuneWorker(Trainable):  # type: ignore[misc]
         task = self.task(self.trial_name, self._config)
         record = task.record()
         record.begin(task.spec)
-        heart = Heart().write(record.folder, record.observe)
+        heart = HeartbeatWriter().write(record.folder, record.observe)
         with _watched(heart, task.spec, record):
             self._inputs = Inputs.load(task.spec, self._inputs)
             self._attempt = Attempt.begin(task, record, heart, self._inputs)
@@ -190,7 +190,7 @@ def _begin(run: TrainingRun, record: RunRecord) -> None:
 
 
 @contextmanager
-def _watched(heart: Heart, spec: TrainSpec, record: RunRecord) -> Iterator[None]:
+def _watched(heart: HeartbeatWriter, spec: TrainSpec, record: RunRecord) -> Iterator[None]:
     """End this process if it hangs inside the block. Why it did, or failed, is left in the run's
     files."""
 

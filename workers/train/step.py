@@ -17,7 +17,7 @@ from workers.layers.router import Routing
 from workers.losses import auxiliary as losses
 from workers.models.base import Base
 from workers.parallel.update import Update
-from workers.run.heartbeat import Heart
+from workers.run.heartbeat import HeartbeatWriter
 from workers.train.forward import recorded, scored_logits
 
 
@@ -74,10 +74,10 @@ class TrainStep:
         base: Base,
         adapter: Adapter,
         update: Update,
-        heart: Heart | None = None,
+        heart: HeartbeatWriter | None = None,
     ) -> None:
         """`update` is of this adapter's parameters; `heart` is told each phase of a step."""
-        self._beat = (heart or Heart()).beat
+        self._beat = (heart or HeartbeatWriter()).beat
         self._base, self._adapter, self._update = base, adapter, update
         self._world = update.world
         self._spec = spec.loss
@@ -100,7 +100,7 @@ class TrainStep:
         # Read only here, not after each micro-batch, so that a GPU does not run dry between them.
         sums = torch.stack([torch.stack(values).sum() for values in parts.values()]).double()
         result = StepResult(
-            losses=dict(zip(parts, self._world.add(sums).tolist(), strict=True)),
+            losses=dict(zip(parts, self._world.all_reduce(sums).tolist(), strict=True)),
             grad_norm=float(norm),
             lr=float(self._schedule.get_last_lr()[0]),
             tokens=int(counts.tokens),
@@ -172,7 +172,7 @@ class TrainStep:
         """All layers' loads are summed over the workers as one message."""
         wanted = [(self._wanted(one.routing), one.mask_T) for one in records]
         mine = [losses.expert_load(*one) for one in wanted]
-        loads = torch.split(self._world.add(torch.cat(mine)), [len(load) for load in mine])
+        loads = torch.split(self._world.all_reduce(torch.cat(mine)), [len(load) for load in mine])
         return [losses.load_balance(*one, load) for one, load in zip(wanted, loads, strict=True)]
 
     def _wanted(self, routing: Routing) -> Routing:

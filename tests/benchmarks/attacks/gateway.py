@@ -22,10 +22,10 @@ from serving_process import answer_all
 
 from orchestrator.auth.keys import Caller, Key, KeyRing, key_hash
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import GatewayServices
 from orchestrator.registry.registry import Registry
 from orchestrator.replicas.endpoint import begun
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from tests.tiny import write_model
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
@@ -69,9 +69,9 @@ def start(options: dict[str, Any]) -> Callable[..., Any]:
     registry = Registry(f"sqlite:///{folder}/moetune.db", folder)
     keys, stalls = KeyRing(read=lambda: [_key(name) for name in options["keys"]]), Stalls()
     keys.refresh()
-    edge = Edge(keys=keys, tasks=(stalls.watch,))
+    edge = GatewayServices(keys=keys, tasks=(stalls.watch,))
     begun()
-    port = listen(create_app(text, Catalogue(registry, "base", text.load), edge))
+    port = listen(create_app(text, ModelCatalog(registry, "base", text.load), edge))
 
     def told() -> dict[str, Any]:
         waits = stalls.taken()

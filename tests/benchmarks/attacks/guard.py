@@ -26,7 +26,7 @@ from orchestrator.config.rollout import GuardSpec
 from orchestrator.registry.log import Decision
 from orchestrator.registry.state import Canary, Rollout
 from orchestrator.rollout.guard import Guard
-from orchestrator.rollout.progression import Plans
+from orchestrator.rollout.progression import PlanProgression
 from orchestrator.rollout.window import Windows
 
 
@@ -44,7 +44,7 @@ def play(case: Case, seed: int, every: float) -> tuple[float, Decision] | None:
     """The first event of a case, and how many seconds after the turn it came."""
     draw, spec = random.Random(seed), GuardSpec()
     windows = Windows(spec)
-    advisers = (Guard(spec, windows), *([Plans(spec, windows)] if case.plan else []))
+    advisers = (Guard(spec, windows), *([PlanProgression(spec, windows)] if case.plan else []))
     look = TURN
     for at, answered in Engine(draw, case.slow).answer(case.asks(draw)):
         while look <= min(at, SECONDS):

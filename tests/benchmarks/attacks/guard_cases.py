@@ -9,8 +9,8 @@ from typing import Literal
 from attacks.guard_engine import Ask
 
 from orchestrator.registry.plan import parse_plan
-from orchestrator.rollout.traffic import Line, Served
-from workers.engine.request import Adapter
+from orchestrator.rollout.traffic import Served, TrafficSplit
+from workers.engine.request import AdapterRef
 
 CHAMPION, CANARY = "a", "b"
 SECONDS = 420.0
@@ -23,10 +23,10 @@ Scale = Callable[[float], float]
 
 
 def _served(version: str) -> Served:
-    return Served(f"home@{version}", Adapter(version, ""), "home")
+    return Served(f"home@{version}", AdapterRef(version, ""), "home")
 
 
-LINE = Line(_served(CHAMPION), _served(CANARY), PLAN.steps[0])
+LINE = TrafficSplit(_served(CHAMPION), _served(CANARY), PLAN.steps[0])
 
 
 def _as_ever(_: float) -> float:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.request_record import RequestRecord
 from workers.engine.timing import Passing, Timer, account
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -88,10 +88,10 @@ class Running:
         longest = ask.at + min(ask.limit, ask.leaves)
         return (end, error) if end <= longest or error else (max(now, longest), _late(ask))
 
-    def told(self, now: float, error: str | None) -> Answered:
+    def told(self, now: float, error: str | None) -> RequestRecord:
         ask, drawn = self.ask, sum(row.drawn for row in self.rows)
         timing = self.rows[0].timer.timing
-        return Answered(
+        return RequestRecord(
             at=moment(ask.at),
             came=moment(ask.at),
             request="r",
@@ -120,10 +120,10 @@ class Engine:
         self._running: list[Running] = []
         self._spell, self._spell_ends = 1.0, 0.0
 
-    def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[float, Answered]]:
+    def answer(self, asks: Sequence[Ask]) -> Iterator[tuple[float, RequestRecord]]:
         """What the gateway hears, and when."""
         now, coming, numbers = 0.0, deque(asks), count()
-        heard: list[tuple[float, int, Answered]] = []
+        heard: list[tuple[float, int, RequestRecord]] = []
         while coming or self._waiting or self._running:
             if not self._waiting and not self._running:
                 now = max(now, coming[0].at)

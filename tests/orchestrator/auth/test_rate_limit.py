@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.auth.keys import ANONYMOUS, OPERATOR, Caller
-from orchestrator.auth.rate_limit import Meter, Place, Spent, TooMany, Usage
+from orchestrator.auth.rate_limit import RateLimiter, Spent, TooMany, Usage, UsageKey
 from orchestrator.config.limits import Allowance, LimitsSpec
 from workers.engine.request import RequestError
 
@@ -29,7 +29,7 @@ class Clock:
         return self.now
 
 
-def refused(meter: Meter, caller: Caller) -> TooMany:
+def refused(meter: RateLimiter, caller: Caller) -> TooMany:
     with pytest.raises(TooMany) as caught:
         meter.admit(caller)
     assert caught.value.status == 429
@@ -39,7 +39,7 @@ def refused(meter: Meter, caller: Caller) -> TooMany:
 def test_a_clock_that_is_set_back_locks_nobody_out() -> None:
     """Nor forward lets anybody in: what nobody sets tells how long ago it was."""
     clock, wall = Clock(), Clock()
-    meter = Meter(LimitsSpec(rate="1/min"), clock, wall)
+    meter = RateLimiter(LimitsSpec(rate="1/min"), clock, wall)
     caller = Caller("k-1")
     meter.admit(caller)
     wall.now -= HOUR
@@ -52,7 +52,7 @@ def test_a_clock_that_is_set_back_locks_nobody_out() -> None:
 
 def test_a_burst_then_the_rate_and_retry_after_is_true() -> None:
     clock = Clock()
-    meter = Meter(clock=clock, wall=clock)
+    meter = RateLimiter(clock=clock, wall=clock)
     for _ in range(3):
         meter.admit(SLOW)
     assert refused(meter, SLOW).retry_after == 20
@@ -67,7 +67,7 @@ def test_a_burst_then_the_rate_and_retry_after_is_true() -> None:
 
 def test_in_the_long_run_the_rate_holds_however_often_one_asks() -> None:
     clock = Clock()
-    meter = Meter(clock=clock, wall=clock)
+    meter = RateLimiter(clock=clock, wall=clock)
     admitted = 0
     for _ in range(3600):
         clock.now += 1
@@ -79,7 +79,7 @@ def test_in_the_long_run_the_rate_holds_however_often_one_asks() -> None:
     assert 180 <= admitted <= 183
 
 
-def short(meter: Meter, caller: Caller, prompt: int, answer: int) -> RequestError:
+def short(meter: RateLimiter, caller: Caller, prompt: int, answer: int) -> RequestError:
     with pytest.raises(RequestError) as caught:
         meter.reserve(caller, prompt, answer)
     return caught.value
@@ -87,7 +87,7 @@ def short(meter: Meter, caller: Caller, prompt: int, answer: int) -> RequestErro
 
 def test_each_answer_counts_and_a_refused_request_takes_nothing() -> None:
     clock = Clock()
-    meter = Meter(clock=clock, wall=clock)
+    meter = RateLimiter(clock=clock, wall=clock)
     meter.admit(SLOW, 2)
     with pytest.raises(TooMany) as caught:
         meter.admit(SLOW, 2)
@@ -102,7 +102,7 @@ def test_each_answer_counts_and_a_refused_request_takes_nothing() -> None:
 
 def test_a_quota_is_used_up_until_midnight() -> None:
     clock = Clock()
-    meter = Meter(clock=clock, wall=clock)
+    meter = RateLimiter(clock=clock, wall=clock)
     for prompt, answer, taken in ((10, 60, 40), (20, 40, 60)):
         reservation = meter.reserve(POOR, prompt, answer)
         assert reservation is not None
@@ -118,7 +118,7 @@ def test_a_quota_is_used_up_until_midnight() -> None:
 
 @pytest.mark.parametrize(("counted", "param"), [(81, "max_tokens"), (100, "messages")])
 def test_a_guess_refuses_nothing_for_good_but_the_count_does(counted: int, param: str) -> None:
-    meter = Meter(wall=Clock())
+    meter = RateLimiter(wall=Clock())
     honest = meter.reserve(POOR, 1000, 20, "messages")
     assert honest is not None
     honest.read(80)
@@ -132,7 +132,7 @@ def test_a_guess_refuses_nothing_for_good_but_the_count_does(counted: int, param
 
 
 def test_what_was_guessed_too_low_is_refused_while_others_hold_the_rest() -> None:
-    meter = Meter(wall=Clock())
+    meter = RateLimiter(wall=Clock())
     first, second = (meter.reserve(POOR, 10, 30) for _ in range(2))
     assert first is not None
     assert second is not None
@@ -148,7 +148,7 @@ def test_what_was_guessed_too_low_is_refused_while_others_hold_the_rest() -> Non
 
 
 def test_what_runs_has_its_tokens_set_aside_and_gives_back_what_it_does_not_use() -> None:
-    meter = Meter(wall=Clock())
+    meter = RateLimiter(wall=Clock())
     first, second = (meter.reserve(POOR, 25, 20) for _ in range(2))
     assert first is not None
     assert second is not None
@@ -167,7 +167,7 @@ def test_what_runs_has_its_tokens_set_aside_and_gives_back_what_it_does_not_use(
 
 def test_a_request_that_comes_at_eleven_and_ends_the_next_day_is_charged_where_it_came() -> None:
     clock = Clock()
-    meter = Meter(clock=clock, wall=clock)
+    meter = RateLimiter(clock=clock, wall=clock)
     reservation = meter.reserve(POOR, 50, 50)
     assert reservation is not None
     clock.now += DAY / 2
@@ -176,7 +176,7 @@ def test_a_request_that_comes_at_eleven_and_ends_the_next_day_is_charged_where_i
 
 
 def test_defaults_are_for_those_who_have_no_allowance_but_the_operator() -> None:
-    meter = Meter(LimitsSpec(rate="1/min"), Clock())
+    meter = RateLimiter(LimitsSpec(rate="1/min"), Clock())
     for caller in (ANONYMOUS, POOR):
         meter.admit(caller)
         assert refused(meter, caller).code == "rate_limit_exceeded"
@@ -185,7 +185,7 @@ def test_defaults_are_for_those_who_have_no_allowance_but_the_operator() -> None
         meter.admit(OPERATOR)
 
 
-def spend(meter: Meter, tokens: int) -> None:
+def spend(meter: RateLimiter, tokens: int) -> None:
     reservation = meter.reserve(POOR, tokens, 0)
     assert reservation is not None
     reservation.settle(tokens)
@@ -195,10 +195,10 @@ class Stored:
     """What gateways have saved."""
 
     def __init__(self) -> None:
-        self._spent: dict[Meter, dict[Place, Spent]] = {}
+        self._spent: dict[RateLimiter, dict[UsageKey, Spent]] = {}
 
-    def exchange(self, meter: Meter) -> None:
-        def save(spent: Mapping[Place, Spent]) -> Usage:
+    def exchange(self, meter: RateLimiter) -> None:
+        def save(spent: Mapping[UsageKey, Spent]) -> Usage:
             self._spent.setdefault(meter, {}).update(spent)
             others = [one for other, one in self._spent.items() if other is not meter]
             return Counter({p: sum(sum(one.get(p, Spent())) for one in others) for p in PLACES})
@@ -212,10 +212,10 @@ PLACES = [("poor", 20000 * DAY)]
 def test_two_gateways_share_a_quota_reservations_and_all_and_an_outage_loses_nothing() -> None:
     clock, stored = Clock(), Stored()
 
-    def outage(_: Mapping[Place, Spent]) -> Usage:
+    def outage(_: Mapping[UsageKey, Spent]) -> Usage:
         raise ConnectionError("the database is away")
 
-    one, other = Meter(clock=clock, wall=clock), Meter(clock=clock, wall=clock)
+    one, other = RateLimiter(clock=clock, wall=clock), RateLimiter(clock=clock, wall=clock)
     spend(one, 30)
     with pytest.raises(ConnectionError):
         asyncio.run(one.exchange(outage))
@@ -237,14 +237,14 @@ def test_two_gateways_share_a_quota_reservations_and_all_and_an_outage_loses_not
 def test_a_save_that_was_cut_off_is_made_again_and_charges_once() -> None:
     """The case of a gateway that closes while it saves: the thread goes on, and ends after the last
     save that the gateway makes, or before it."""
-    saved: list[dict[Place, Spent]] = []
-    meter = Meter(wall=Clock())
+    saved: list[dict[UsageKey, Spent]] = []
+    meter = RateLimiter(wall=Clock())
     spend(meter, 30)
 
     async def main() -> None:
         started, goes_on = threading.Event(), threading.Event()
 
-        def slow(spent: Mapping[Place, Spent]) -> Usage:
+        def slow(spent: Mapping[UsageKey, Spent]) -> Usage:
             started.set()
             goes_on.wait(10)
             saved.append(dict(spent))
@@ -263,7 +263,7 @@ def test_a_save_that_was_cut_off_is_made_again_and_charges_once() -> None:
 
 def test_windows_that_are_over_and_saved_take_no_memory() -> None:
     clock, stored = Clock(), Stored()
-    meter = Meter(clock=clock, wall=clock)
+    meter = RateLimiter(clock=clock, wall=clock)
     for _ in range(50):
         spend(meter, 10)
         meter.admit(SLOW)

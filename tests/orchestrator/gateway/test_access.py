@@ -21,9 +21,9 @@ from orchestrator.config.limits import LimitsSpec
 from orchestrator.config.serve import ServeSpec
 from orchestrator.gateway import page
 from orchestrator.gateway.app import NO_KEY, create_app
-from orchestrator.gateway.services import Edge, HealthParts, RolloutParts
+from orchestrator.gateway.services import GatewayServices, HealthParts, RolloutParts
 from orchestrator.registry.registry import Registry
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from tests.orchestrator.backends import Nowhere
 
 SECRET = "mt-0123456789abcdef"
@@ -32,17 +32,17 @@ LIMIT = 1000
 
 
 @pytest.fixture
-def make_app(tmp_path: Path) -> Callable[[Edge], FastAPI]:
+def make_app(tmp_path: Path) -> Callable[[GatewayServices], FastAPI]:
     """A gateway with all routes that an endpoint has."""
 
-    def make(edge: Edge) -> FastAPI:
+    def make(edge: GatewayServices) -> FastAPI:
         registry, serve = Registry(f"sqlite:///{tmp_path}/moetune.db", tmp_path), ServeSpec()
-        catalogue = Catalogue(registry, "tiny-llama", Nowhere().load)
+        catalog = ModelCatalog(registry, "tiny-llama", Nowhere().load)
         health = HealthParts.of(registry, serve, tmp_path)
-        rollout = RolloutParts.of(registry, catalogue, serve.guard, health.monitor.drift)
+        rollout = RolloutParts.of(registry, catalog, serve.guard, health.monitor.drift)
         routers = (*edge.routers, rollout.router, health.router)
         limits = LimitsSpec(max_body_bytes=LIMIT)
-        return create_app(Nowhere(), catalogue, replace(edge, routers=routers, limits=limits))
+        return create_app(Nowhere(), catalog, replace(edge, routers=routers, limits=limits))
 
     return make
 
@@ -115,9 +115,9 @@ def test_what_needs_no_key_is_known() -> None:
 
 
 def test_every_other_route_refuses_without_a_key_and_reads_nothing(
-    make_app: Callable[[Edge], FastAPI],
+    make_app: Callable[[GatewayServices], FastAPI],
 ) -> None:
-    app = make_app(Edge(ring()))
+    app = make_app(GatewayServices(ring()))
     for method, path in routes(app):
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic x"}):
             answer = ask(app, method, path, **headers)
@@ -128,9 +128,12 @@ def test_every_other_route_refuses_without_a_key_and_reads_nothing(
 
 
 def test_every_route_that_changes_something_wants_its_scope_first(
-    make_app: Callable[[Edge], FastAPI],
+    make_app: Callable[[GatewayServices], FastAPI],
 ) -> None:
-    asks, changes = make_app(Edge(ring("infer"))), make_app(Edge(ring("promote")))
+    asks, changes = (
+        make_app(GatewayServices(ring("infer"))),
+        make_app(GatewayServices(ring("promote"))),
+    )
     for method, path in routes(asks):
         if method == "POST" and path.startswith("/moetune/"):
             assert (ask(asks, method, path, **KEYED).status) == 403
@@ -141,9 +144,9 @@ def test_every_route_that_changes_something_wants_its_scope_first(
 
 
 def test_every_route_refuses_a_body_above_the_limit(
-    make_app: Callable[[Edge], FastAPI],
+    make_app: Callable[[GatewayServices], FastAPI],
 ) -> None:
-    app = make_app(Edge(ring("admin")))
+    app = make_app(GatewayServices(ring("admin")))
     for method, path in routes(app):
         declared = ask(app, method, path, **KEYED, **{"content-length": str(LIMIT + 1)})
         assert (declared.status, declared.read) == (413, 0), (method, path)
@@ -155,16 +158,16 @@ def test_every_route_refuses_a_body_above_the_limit(
 
 @pytest.mark.parametrize("host", ["localhost/health?", "localhost/?", "a#", "/health?"])
 def test_a_host_header_leads_to_no_other_route(
-    make_app: Callable[[Edge], FastAPI], host: str
+    make_app: Callable[[GatewayServices], FastAPI], host: str
 ) -> None:
-    app = make_app(Edge(ring()))
+    app = make_app(GatewayServices(ring()))
     for path in ("/moetune/v1/rollouts/home/rollback", "/v1/completions"):
         answer = ask(app, "POST", path, host=host)
         assert (answer.status, answer.read) == (401, 0)
 
 
 def test_a_route_that_forgets_to_say_wants_some_key(
-    make_app: Callable[[Edge], FastAPI],
+    make_app: Callable[[GatewayServices], FastAPI],
 ) -> None:
     class Whole(BaseModel):
         text: str
@@ -175,7 +178,7 @@ def test_a_route_that_forgets_to_say_wants_some_key(
     async def forgotten(body: Whole) -> None:
         raise AssertionError(body)
 
-    app = make_app(Edge(ring()))
+    app = make_app(GatewayServices(ring()))
     app.include_router(router, prefix="/new")
     answer = ask(app, "POST", "/new/forgotten")
     assert (answer.status, answer.read) == (401, 0)
@@ -201,14 +204,17 @@ def test_a_route_that_forgets_to_say_wants_some_key(
     ],
 )
 def test_without_keys_only_our_own_names_are_taken(
-    make_app: Callable[[Edge], FastAPI], host: str, status: int
+    make_app: Callable[[GatewayServices], FastAPI], host: str, status: int
 ) -> None:
-    app = make_app(Edge(allowed_hosts=("chat.example",)))
+    app = make_app(GatewayServices(allowed_hosts=("chat.example",)))
     for path in ("/health", "/v1/models", "/"):
         assert ask(app, "GET", path, host=host).status == status
     refused = ask(app, "POST", "/v1/completions", 100, host=host)
     assert (refused.status == 403, refused.read == 0) == (status == 403, status == 403)
-    assert ask(make_app(Edge(ring())), "GET", "/v1/models", host=host, **KEYED).status == 200
+    assert (
+        ask(make_app(GatewayServices(ring())), "GET", "/v1/models", host=host, **KEYED).status
+        == 200
+    )
 
 
 @pytest.mark.parametrize(
@@ -221,21 +227,24 @@ def test_without_keys_only_our_own_names_are_taken(
     ],
 )
 def test_without_keys_other_sites_pages_may_call_only_where_they_are_named(
-    make_app: Callable[[Edge], FastAPI], origin: str, status: int
+    make_app: Callable[[GatewayServices], FastAPI], origin: str, status: int
 ) -> None:
-    app = make_app(Edge(cors_origins=("https://app.example",)))
+    app = make_app(GatewayServices(cors_origins=("https://app.example",)))
     assert ask(app, "GET", "/v1/models", origin=origin).status == status
-    assert ask(make_app(Edge(ring())), "GET", "/v1/models", origin=origin, **KEYED).status == 200
+    assert (
+        ask(make_app(GatewayServices(ring())), "GET", "/v1/models", origin=origin, **KEYED).status
+        == 200
+    )
 
 
 def test_wrong_keys_are_counted_and_told_and_no_key_is(
-    make_app: Callable[[Edge], FastAPI],
+    make_app: Callable[[GatewayServices], FastAPI],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(wrong_keys, "FIRST_SECONDS", 0.001)
     counted: list[None] = []
-    app = make_app(Edge(ring(), wrong_keys=WrongKeys(lambda: counted.append(None))))
+    app = make_app(GatewayServices(ring(), wrong_keys=WrongKeys(lambda: counted.append(None))))
     with caplog.at_level(logging.WARNING):
         assert ask(app, "GET", "/v1/models").status == 401
         assert ask(app, "GET", "/v1/models", **KEYED).status == 200

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import GatewayServices
 from tests.orchestrator.gateways import OpenGateway
 from workers.data.text_encoder import TextEncoder
 
@@ -55,7 +55,7 @@ def test_what_costs_too_much_is_refused_while_others_are_answered(
     open_gateway: OpenGateway, path: str, body: dict[str, Any], code: str
 ) -> None:
     async def ask() -> None:
-        async with asyncio.timeout(120), open_gateway(Edge()) as web:
+        async with asyncio.timeout(120), open_gateway(GatewayServices()) as web:
             refused, *others = await asyncio.gather(
                 web.post(f"/v1/{path}", json=body), *(_hello(web) for _ in range(3))
             )
@@ -82,7 +82,7 @@ def test_no_prompt_is_encoded_in_the_event_loops_thread(
         monkeypatch.setattr(TextEncoder, name, noting(getattr(TextEncoder, name)))
 
     async def ask() -> None:
-        async with asyncio.timeout(120), open_gateway(Edge()) as web:
+        async with asyncio.timeout(120), open_gateway(GatewayServices()) as web:
             for path, body in (("chat/completions", CHAT), ("completions", TEXT | {"n": 2})):
                 assert (await web.post(f"/v1/{path}", json=body)).is_success
 

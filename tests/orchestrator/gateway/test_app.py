@@ -14,13 +14,13 @@ import pytest
 from orchestrator.auth.keys import KeyRing, key_hash
 from orchestrator.config.limits import LimitsSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import GatewayServices
 from orchestrator.registry.promote import promote, rollback
 from orchestrator.registry.registry import Registry, Version
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
-from workers.engine.request import Adapter, Limits
+from workers.engine.request import AdapterRef, Limits
 from workers.engine.text_engine import TextEngine
 from workers.models.base import load_base
 
@@ -64,8 +64,8 @@ def champion(registry: Registry, version: Version, name: str = "home") -> None:
 async def client(
     backend: TextEngine, registry: Registry, key: str | None = None, sent: str | None = None
 ) -> AsyncIterator[httpx.AsyncClient]:
-    catalogue = Catalogue(registry, "tiny-llama", backend.load)
-    app = create_app(backend, catalogue, Edge(KeyRing(key and key_hash(key))))
+    catalog = ModelCatalog(registry, "tiny-llama", backend.load)
+    app = create_app(backend, catalog, GatewayServices(KeyRing(key and key_hash(key))))
     headers = [(b"Content-Type", b"application/json")]
     if sent is not None:
         headers.append((b"Authorization", b"Bearer " + sent.encode()))
@@ -398,22 +398,22 @@ def test_an_endpoint_is_ready_once_a_replica_holds_the_champion(
     champion(registry, registry.register("s", 1, make_adapter(31), {}))
     replicas_up = False
 
-    async def load(adapter: Adapter) -> None:
+    async def load(adapter: AdapterRef) -> None:
         if not replicas_up:
             raise ConnectionError("no replica is there")
         await backend.load(adapter)
 
     async def main() -> None:
         nonlocal replicas_up
-        catalogue = Catalogue(registry, "tiny-llama", load)
-        transport = httpx.ASGITransport(create_app(backend, catalogue))
+        catalog = ModelCatalog(registry, "tiny-llama", load)
+        transport = httpx.ASGITransport(create_app(backend, catalog))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as web:
-            await catalogue.refresh()
+            await catalog.refresh()
             assert (await web.get("/ready")).status_code == 503
             replicas_up = True
-            await catalogue.refresh()
+            await catalog.refresh()
             assert (await web.get("/ready")).is_success
-            assert "home" in catalogue.ids
+            assert "home" in catalog.ids
 
     asyncio.run(main())
 
@@ -430,29 +430,29 @@ def test_an_unreadable_registry_and_a_lost_version_keep_the_last_champion(
         return str((await web.post("/v1/completions", json=TEXT)).json()["system_fingerprint"])
 
     async def main() -> None:
-        catalogue = Catalogue(registry, "tiny-llama", backend.load)
-        app = create_app(backend, catalogue)
+        catalog = ModelCatalog(registry, "tiny-llama", backend.load)
+        app = create_app(backend, catalog)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as web:
-            await catalogue.refresh()
+            await catalog.refresh()
             assert await fingerprint(web) == good.id
             champion(registry, lost)
             (lost.folder / "adapter_model.safetensors").write_bytes(b"damaged")
-            await catalogue.refresh()
+            await catalog.refresh()
             assert await fingerprint(web) == good.id
             rollback(registry, "home", actor="test", reason="test")
             database = tmp_path / "moetune.db"
             database.rename(tmp_path / "elsewhere" / "moetune.db")
             database.mkdir()  # SQLite cannot open a folder
             registry.close()
-            await catalogue.refresh()
-            assert not catalogue.readable
+            await catalog.refresh()
+            assert not catalog.readable
             assert await fingerprint(web) == good.id
             unknown = await web.post("/v1/completions", json={**TEXT, "model": "home@abcdef"})
             assert unknown.status_code == 503
             database.rmdir()
             (tmp_path / "elsewhere" / "moetune.db").rename(database)
-            await catalogue.refresh()
-            assert catalogue.readable
+            await catalog.refresh()
+            assert catalog.readable
 
     asyncio.run(main())

@@ -17,11 +17,11 @@ import pytest
 from orchestrator.auth.keys import KeyRing, key_hash
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.services import Edge, RolloutParts
+from orchestrator.gateway.services import GatewayServices, RolloutParts
 from orchestrator.registry.models import Version
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
@@ -53,10 +53,10 @@ class Shop:
             self.registry.register("s", number, adapter, {"loss": 1.0})
             for number, adapter in enumerate(adapters)
         ]
-        self.catalogue = Catalogue(self.registry, "tiny-llama", engine.load, engine.unload, 1)
-        parts = RolloutParts.of(self.registry, self.catalogue, GuardSpec())
-        edge = Edge(KeyRing(key_hash(KEY)), routers=(parts.router,))
-        self.app = create_app(engine, self.catalogue, edge)
+        self.catalog = ModelCatalog(self.registry, "tiny-llama", engine.load, engine.unload, 1)
+        parts = RolloutParts.of(self.registry, self.catalog, GuardSpec())
+        edge = GatewayServices(KeyRing(key_hash(KEY)), routers=(parts.router,))
+        self.app = create_app(engine, self.catalog, edge)
 
     def promote(self, version: Version) -> None:
         promote(self.registry, version, "home", actor="t", metric="loss", reason="t", force=True)
@@ -73,7 +73,7 @@ class Shop:
     def run(self, ask: Ask) -> None:
         async def main() -> None:
             async with asyncio.timeout(120), self.client() as web:
-                await self.catalogue.refresh()
+                await self.catalog.refresh()
                 await ask(web)
 
         asyncio.run(main())
@@ -203,9 +203,9 @@ def test_a_database_that_fails_is_not_the_askers_fault(
         file.unlink()
         aside.rename(file)
         assert (await web.get(f"{HOME}/history")).is_success
-        await shop.catalogue.poll()
+        await shop.catalog.poll()
         aside = file.rename(shop.folder / "aside.db")
-        await shop.catalogue.poll()  # it is known by now that the registry cannot be read
+        await shop.catalog.poll()  # it is known by now that the registry cannot be read
         unread = await web.get(f"/v1/models/home@{shop.versions[0].id}")
         is_ours(unread, "the registry cannot be read", 503)
         assert (await web.post("/v1/completions", json={**TEXT, "model": "home"})).is_success

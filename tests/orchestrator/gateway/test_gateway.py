@@ -16,14 +16,14 @@ from fastapi import APIRouter, Depends
 
 from orchestrator.auth.key_store import KeyStore
 from orchestrator.auth.keys import Caller, Key, KeyRing, key_hash, wants
-from orchestrator.auth.rate_limit import Meter
-from orchestrator.auth.sync import Keeper
+from orchestrator.auth.rate_limit import RateLimiter
+from orchestrator.auth.sync import KeySync
 from orchestrator.config.limits import Allowance, LimitsSpec
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import GatewayServices
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.request_record import RequestRecord
 from tests.orchestrator.gateways import OpenGateway
 from workers.engine.text_engine import TextEngine
 
@@ -44,7 +44,9 @@ def key(scopes: str = "infer", **fields: Any) -> Key:
     return Key(key_hash(SECRET), caller, "", datetime.now(UTC))
 
 
-def within(open_gateway: OpenGateway, edge: Edge, ask: Ask, given: str | None = None) -> Any:
+def within(
+    open_gateway: OpenGateway, edge: GatewayServices, ask: Ask, given: str | None = None
+) -> Any:
     """What `ask` returns, with a client of a gateway of this edge."""
 
     async def main() -> Any:
@@ -106,10 +108,10 @@ def test_a_key_made_or_revoked_counts_within_a_second_or_so(
 ) -> None:
     store, keeper = (
         KeyStore(f"sqlite:///{tmp_path}/moetune.db"),
-        Keeper(f"sqlite:///{tmp_path}/moetune.db"),
+        KeySync(f"sqlite:///{tmp_path}/moetune.db"),
     )
-    ring, meter = KeyRing(None, keeper.read), Meter()
-    edge = Edge(ring, meter, tasks=(lambda: keeper.run(ring, meter),))
+    ring, meter = KeyRing(None, keeper.read), RateLimiter()
+    edge = GatewayServices(ring, meter, tasks=(lambda: keeper.run(ring, meter),))
 
     async def until(web: httpx.AsyncClient, status: int) -> None:
         while (await web.get("/v1/models")).status_code != status:
@@ -136,10 +138,10 @@ def test_what_a_key_used_is_saved_when_the_gateway_goes(
     open_gateway: OpenGateway, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path}/moetune.db"
-    store, keeper = KeyStore(url), Keeper(url)
+    store, keeper = KeyStore(url), KeySync(url)
     store.add(key(quota=Allowance(10**6, "day")))
-    ring, meter = KeyRing(None, keeper.read), Meter()
-    edge = Edge(ring, meter, tasks=(lambda: keeper.run(ring, meter),))
+    ring, meter = KeyRing(None, keeper.read), RateLimiter()
+    edge = GatewayServices(ring, meter, tasks=(lambda: keeper.run(ring, meter),))
 
     async def ask(web: httpx.AsyncClient) -> int:
         return sum([(await post(web)).json()["usage"]["total_tokens"] for _ in range(3)])
@@ -163,7 +165,7 @@ def test_routes_of_others_say_which_keys_they_take(open_gateway: OpenGateway) ->
         read, changed = await web.get("/moetune/v1/state"), await web.post("/moetune/v1/promote")
         return read.status_code, changed.status_code, changed.json()
 
-    edge = Edge(KeyRing(None, lambda: [key("promote")]), routers=(router,))
+    edge = GatewayServices(KeyRing(None, lambda: [key("promote")]), routers=(router,))
     edge.keys.refresh()
     assert within(open_gateway, edge, ask, SECRET) == (200, 200, {"by": "k-1"})
     assert within(open_gateway, edge, ask, "wrong")[:2] == (401, 401)
@@ -186,7 +188,7 @@ def test_rates_and_quotas_are_429_until_the_time_they_name(open_gateway: OpenGat
             await asyncio.sleep(int(last.headers["retry-after"]))
         assert 1 <= int(last.headers["retry-after"]) <= 3600
 
-    within(open_gateway, Edge(keys), ask, SECRET)
+    within(open_gateway, GatewayServices(keys), ask, SECRET)
 
 
 def test_a_body_is_limited_and_must_say_that_it_is_json(open_gateway: OpenGateway) -> None:
@@ -201,14 +203,14 @@ def test_a_body_is_limited_and_must_say_that_it_is_json(open_gateway: OpenGatewa
         answers.append(await post(web, {**TEXT, "prompt": "x" * 200}))
         return [answer.status_code for answer in answers]
 
-    edge = Edge(limits=LimitsSpec(max_body_bytes=200))
+    edge = GatewayServices(limits=LimitsSpec(max_body_bytes=200))
     assert within(open_gateway, edge, ask) == [200, 415, 415, 415, 415, 413]
 
 
 def test_what_takes_too_long_is_cut_off_and_frees_its_place(
     open_gateway: OpenGateway, engine: TextEngine
 ) -> None:
-    heard: list[Answered] = []
+    heard: list[RequestRecord] = []
 
     async def ask(web: httpx.AsyncClient) -> None:
         late = await post(web, LONG)
@@ -218,7 +220,7 @@ def test_what_takes_too_long_is_cut_off_and_frees_its_place(
             await running
         assert (await post(web, {**TEXT, "max_tokens": 1})).is_success
 
-    edge = Edge(limits=LimitsSpec(request_seconds=0.2), observers=(heard.append,))
+    edge = GatewayServices(limits=LimitsSpec(request_seconds=0.2), observers=(heard.append,))
     within(open_gateway, edge, ask)
     assert [(one.status, one.error) for one in heard] == [
         (504, "timeout"),
@@ -228,9 +230,9 @@ def test_what_takes_too_long_is_cut_off_and_frees_its_place(
 
 
 def test_observers_hear_once_of_every_request_that_ended(open_gateway: OpenGateway) -> None:
-    heard: list[Answered] = []
+    heard: list[RequestRecord] = []
 
-    def broken(_: Answered) -> None:
+    def broken(_: RequestRecord) -> None:
         raise RuntimeError("an observer's own trouble")
 
     async def ask(web: httpx.AsyncClient) -> None:
@@ -247,7 +249,7 @@ def test_observers_hear_once_of_every_request_that_ended(open_gateway: OpenGatew
         assert 0 < (first.first_token_seconds or 0) <= first.seconds
         assert (first.prompt, first.answer) == ("hello", whole["choices"][0]["text"])
 
-    edge = Edge(observers=(broken, heard.append), texts=True)
+    edge = GatewayServices(observers=(broken, heard.append), texts=True)
     within(open_gateway, edge, ask)
     assert [(one.status, one.version) for one in heard] == [
         (200, "base"),
@@ -262,13 +264,13 @@ def test_observers_hear_once_of_every_request_that_ended(open_gateway: OpenGatew
 
 
 def test_texts_are_not_told_unasked(open_gateway: OpenGateway) -> None:
-    heard: list[Answered] = []
-    within(open_gateway, Edge(observers=(heard.append,)), post)
+    heard: list[RequestRecord] = []
+    within(open_gateway, GatewayServices(observers=(heard.append,)), post)
     assert (heard[0].prompt, heard[0].answer) == (None, None)
 
 
 def test_draining_ends_what_runs_and_lets_nothing_more_in(open_gateway: OpenGateway) -> None:
-    heard: list[Answered] = []
+    heard: list[RequestRecord] = []
 
     async def ask(web: httpx.AsyncClient) -> None:
         app: Any = web._transport.app  # type: ignore[attr-defined]
@@ -286,7 +288,7 @@ def test_draining_ends_what_runs_and_lets_nothing_more_in(open_gateway: OpenGate
         await drained
         assert (await asked).json()["usage"]["completion_tokens"] == 400
 
-    within(open_gateway, Edge(observers=(heard.append,)), ask)
+    within(open_gateway, GatewayServices(observers=(heard.append,)), ask)
     assert sorted(one.status for one in heard) == [200, 503]
 
 
@@ -305,8 +307,8 @@ def test_other_sites_may_call_only_where_they_are_named(open_gateway: OpenGatewa
         answers = (before, foreign, await web.get("/health", headers=asked))
         return [answer.headers.get(NAMED) for answer in answers]
 
-    assert within(open_gateway, Edge(), ask) == [None, None, None]
-    named = within(open_gateway, Edge(cors_origins=("https://app.example",)), ask)
+    assert within(open_gateway, GatewayServices(), ask) == [None, None, None]
+    named = within(open_gateway, GatewayServices(cors_origins=("https://app.example",)), ask)
     assert named == ["https://app.example", None, "https://app.example"]
 
 
@@ -324,11 +326,11 @@ def test_a_shadow_answers_beside_is_compared_and_never_returned(
     becomes = partial(promote, registry, to="home", actor="t", metric="m", reason="t", force=True)
     becomes(champion)
     becomes(shadow, stage=stage(None, None, True))
-    heard: list[Answered] = []
+    heard: list[RequestRecord] = []
     body = {**TEXT, "model": "home", "max_tokens": 24}
 
     async def ask() -> None:
-        edge = Edge(observers=(heard.append,), texts=True)
+        edge = GatewayServices(observers=(heard.append,), texts=True)
         async with asyncio.timeout(60), open_gateway(edge, registry=registry) as web:
             replies = [(await post(web, body)).json() for _ in range(2)]
             await post(web, {**body, "n": 2})  # several answers are not compared

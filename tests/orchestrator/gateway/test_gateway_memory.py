@@ -14,16 +14,16 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.auth.rate_limit import Meter
+from orchestrator.auth.rate_limit import RateLimiter
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.config.serve import ServeSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.services import Edge, HealthParts, RolloutParts
+from orchestrator.gateway.services import GatewayServices, HealthParts, RolloutParts
 from orchestrator.registry.models import Version
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import abort, promote, rollback
 from orchestrator.registry.registry import Registry
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.rollout.guard import Guard
 from orchestrator.rollout.window import Windows
 from tests.orchestrator.rollout.traffic import NOW, failed, observed, rollout
@@ -68,14 +68,14 @@ class Shop:
     """A gateway, the registry that it follows, and ever new versions."""
 
     registry: Registry
-    catalogue: Catalogue
-    edge: Edge
+    catalog: ModelCatalog
+    edge: GatewayServices
     parts: tuple[RolloutParts, HealthParts]
     web: httpx.AsyncClient
     adapter: Path
 
     def keeps(self) -> Counter[str]:
-        return kept(self.registry, self.catalogue, self.edge, *self.parts)
+        return kept(self.registry, self.catalog, self.edge, *self.parts)
 
     def new(self, number: int) -> Version:
         metrics = {"validation": {"loss": 1 / number}}
@@ -95,7 +95,7 @@ class Shop:
                 stage=stage(**how),
             )
         )
-        await self.catalogue.refresh()
+        await self.catalog.refresh()
 
     async def come_and_go(self, number: int) -> None:
         """A version, its requests by both of its names, and its end."""
@@ -108,7 +108,7 @@ class Shop:
             assert response.is_success, response.text
         ends = abort if number % 3 else rollback
         await asyncio.to_thread(partial(ends, self.registry, "home", actor="test"))
-        await self.catalogue.refresh()
+        await self.catalog.refresh()
 
 
 @pytest.fixture
@@ -123,23 +123,25 @@ def engine(tiny_model_dir: Path) -> Iterator[TextEngine]:
 @asynccontextmanager
 async def opened(engine: TextEngine, folder: Path, adapter: Path) -> AsyncIterator[Shop]:
     registry = Registry(f"sqlite:///{folder}/moetune.db", folder)
-    catalogue = Catalogue(registry, "tiny-llama", engine.load, engine.unload, ROOM)
+    catalog = ModelCatalog(registry, "tiny-llama", engine.load, engine.unload, ROOM)
     health = HealthParts.of(registry, FEW, folder)
-    parts = RolloutParts.of(registry, catalogue, FEW.guard, health.monitor.drift)
-    edge = Edge(meter=Meter(), observers=(parts.observe, health.observe), tasks=(parts.run,))
-    app = create_app(engine, catalogue, edge)
+    parts = RolloutParts.of(registry, catalog, FEW.guard, health.monitor.drift)
+    edge = GatewayServices(
+        meter=RateLimiter(), observers=(parts.observe, health.observe), tasks=(parts.run,)
+    )
+    app = create_app(engine, catalog, edge)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as web,
     ):
-        shop = Shop(registry, catalogue, edge, (parts, health), web, adapter)
+        shop = Shop(registry, catalog, edge, (parts, health), web, adapter)
         await shop.promote(await asyncio.to_thread(shop.new, 1000))
         yield shop
 
 
 async def looked_after(shop: Shop) -> None:
-    """Until the steward has come by, who forgets."""
+    """Until the controller has come by, who forgets."""
     await asyncio.sleep(2.2)
 
 

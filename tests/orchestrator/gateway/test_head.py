@@ -8,16 +8,18 @@ import pytest
 
 from orchestrator.auth.keys import KeyRing, key_hash
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import GatewayServices
 from orchestrator.registry.registry import Registry
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from tests.orchestrator.gateway.test_access import SECRET, Nowhere
 
 
 def ask(tmp_path: Path, *asked: tuple[str, str], key: str | None = None) -> list[httpx.Response]:
     registry = Registry(f"sqlite:///{tmp_path}/moetune.db", tmp_path)
-    catalogue = Catalogue(registry, "tiny-llama", Nowhere().load)
-    app = create_app(Nowhere(), catalogue, Edge(KeyRing(key_hash(SECRET)) if key else KeyRing()))
+    catalog = ModelCatalog(registry, "tiny-llama", Nowhere().load)
+    app = create_app(
+        Nowhere(), catalog, GatewayServices(KeyRing(key_hash(SECRET)) if key else KeyRing())
+    )
     headers = {"authorization": f"Bearer {key}"} if key else {}
 
     async def main() -> list[httpx.Response]:

@@ -12,10 +12,10 @@ from fastapi import FastAPI
 from orchestrator.auth.keys import KeyRing, key_hash
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.services import Edge, RolloutParts
+from orchestrator.gateway.services import GatewayServices, RolloutParts
 from orchestrator.registry.models import Event, Version
 from orchestrator.registry.registry import Registry
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.telemetry.clock import steady
 from tests.orchestrator.backends import Nowhere
 from tests.orchestrator.rollout.traffic import answered, observed
@@ -28,30 +28,30 @@ HOME = "/moetune/v1/rollouts/home"
 
 @pytest.fixture
 def parts(registry: Registry) -> RolloutParts:
-    catalogue = Catalogue(registry, "tiny-llama", Nowhere().load)
-    return RolloutParts.of(registry, catalogue, GuardSpec())
+    catalog = ModelCatalog(registry, "tiny-llama", Nowhere().load)
+    return RolloutParts.of(registry, catalog, GuardSpec())
 
 
 @pytest.fixture
 def ask(parts: RolloutParts) -> Ask:
     """ask(("POST", path, body), …): one after the other, with the operator's key."""
     keys = KeyRing(key_hash(KEY))
-    app = create_app(Nowhere(), parts.catalogue, Edge(keys=keys, routers=(parts.router,)))
+    app = create_app(Nowhere(), parts.catalog, GatewayServices(keys=keys, routers=(parts.router,)))
 
     def all_of(*requests: tuple[str, str, Any], key: str = KEY) -> list[httpx.Response]:
-        return asyncio.run(_sent(app, parts.catalogue, requests, key))
+        return asyncio.run(_sent(app, parts.catalog, requests, key))
 
     return all_of
 
 
 async def _sent(
-    app: FastAPI, catalogue: Catalogue, requests: Any, key: str
+    app: FastAPI, catalog: ModelCatalog, requests: Any, key: str
 ) -> list[httpx.Response]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://localhost", headers=headers
     ) as web:
-        await catalogue.refresh()
+        await catalog.refresh()
         return [await web.request(method, path, json=body) for method, path, body in requests]
 
 

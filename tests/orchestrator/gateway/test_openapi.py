@@ -25,9 +25,9 @@ from orchestrator.gateway import openapi
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.management_routes import health_routes
 from orchestrator.gateway.openapi import describe
-from orchestrator.gateway.services import Edge, RolloutParts
+from orchestrator.gateway.services import GatewayServices, RolloutParts
 from orchestrator.registry.registry import Registry
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.router_health.monitor import RouterHealth
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
@@ -92,11 +92,11 @@ def site(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     engine = ContinuousEngine(base, limits)
     backend, folder = TextEngine(engine, base.tokenizer), tmp_path_factory.mktemp("registry")
     registry = Registry(f"sqlite:///{folder}/moetune.db", folder)
-    catalogue = Catalogue(registry, BASE, backend.load)
+    catalog = ModelCatalog(registry, BASE, backend.load)
     health = RouterHealth.of(HealthSpec(), registry)
-    rollout = RolloutParts.of(registry, catalogue, GuardSpec(), health.drift)
+    rollout = RolloutParts.of(registry, catalog, GuardSpec(), health.drift)
     routers = (rollout.router, health_routes(health))
-    app = create_app(backend, catalogue, Edge(KeyRing(key_hash(KEY)), routers=routers))
+    app = create_app(backend, catalog, GatewayServices(KeyRing(key_hash(KEY)), routers=routers))
     with asyncio.Runner() as runner:
         lifespan = app.router.lifespan_context(app)
         runner.run(lifespan.__aenter__())

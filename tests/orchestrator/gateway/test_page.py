@@ -22,11 +22,11 @@ from orchestrator.gateway.app import create_app
 from orchestrator.gateway.examples import Examples
 from orchestrator.gateway.examples import routes as example_routes
 from orchestrator.gateway.management_routes import health_routes
-from orchestrator.gateway.services import Edge, RolloutParts
+from orchestrator.gateway.services import GatewayServices, RolloutParts
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.router_health.monitor import RouterHealth
 from orchestrator.serve.proxy import free_port
 from tests.orchestrator.browser import NEEDS_BROWSER, Page, browser
@@ -69,25 +69,25 @@ def url(
     base = load_base(ModelSpec(path=str(tiny_model_dir), device="cpu"))
     engine = ContinuousEngine(base, Limits(max_batch_tokens=128, cache_tokens=2048))
     backend = TextEngine(engine, base.tokenizer)
-    catalogue = Catalogue(registry, "tiny-llama", backend.load, backend.unload)
+    catalog = ModelCatalog(registry, "tiny-llama", backend.load, backend.unload)
     health = RouterHealth.of(HealthSpec(), registry)
-    rollout = RolloutParts.of(registry, catalogue, GuardSpec(), health.drift)
+    rollout = RolloutParts.of(registry, catalog, GuardSpec(), health.drift)
     slow = Caller("slow", frozenset({"infer"}), rate=Allowance(1, "s"))
     keys = KeyRing(
         key_hash(KEY), lambda: [Key(key_hash(SLOW_KEY), slow, "", created=datetime.now(UTC))]
     )
     keys.refresh()
-    edge = Edge(
+    edge = GatewayServices(
         keys,
         observers=(rollout.observe, health),
         routers=(
             rollout.router,
             health_routes(health),
-            example_routes(Examples(registry, folder, 2), catalogue),
+            example_routes(Examples(registry, folder, 2), catalog),
         ),
     )
     port = free_port("127.0.0.1", 0)
-    app = create_app(backend, catalogue, edge)
+    app = create_app(backend, catalog, edge)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()

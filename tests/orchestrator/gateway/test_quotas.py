@@ -13,10 +13,10 @@ from fastapi import APIRouter
 
 from orchestrator.auth.key_store import KeyStore
 from orchestrator.auth.keys import KeyRing
-from orchestrator.auth.rate_limit import Meter, Place, Spent, Usage
-from orchestrator.auth.sync import Keeper
+from orchestrator.auth.rate_limit import RateLimiter, Spent, Usage, UsageKey
+from orchestrator.auth.sync import KeySync
 from orchestrator.config.limits import Allowance, LimitsSpec
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import GatewayServices
 from orchestrator.openai.parse import parse
 from orchestrator.openai.schema import ChatBody, CompletionBase, CompletionBody
 from tests.orchestrator.gateway.test_gateway import LONG, SECRET, TEXT, key, post, streaming, within
@@ -26,13 +26,13 @@ from workers.engine.text_engine import TextEngine
 COST = len("hello") + 8
 
 
-def edge_of(**allowed: Any) -> Edge:
+def edge_of(**allowed: Any) -> GatewayServices:
     keys = KeyRing(None, lambda: [key("infer,promote", **allowed)])
     keys.refresh()
-    return Edge(keys, max_new_tokens=400)
+    return GatewayServices(keys, max_new_tokens=400)
 
 
-def used(edge: Edge) -> Spent:
+def used(edge: GatewayServices) -> Spent:
     return Spent(sum(edge.meter._used.values()), sum(edge.meter._reserved.values()))
 
 
@@ -189,7 +189,7 @@ def test_every_route_with_a_key_counts_and_each_request_once(open_gateway: OpenG
 
     for rate in (1, 3):
         edge = edge_of(rate=Allowance(rate, "h"))
-        edge = Edge(edge.keys, edge.meter, routers=(router,))
+        edge = GatewayServices(edge.keys, edge.meter, routers=(router,))
         got = within(open_gateway, edge, ask, SECRET)
         assert got[:4] == [200] * rate + [429] * (4 - rate)
         assert got[4:6] == [200, 200 if rate > 1 else 429]  # a rate of its own
@@ -209,8 +209,8 @@ def test_who_looks_at_the_state_may_still_ask(open_gateway: OpenGateway) -> None
 
     keys = edge_of(rate=Allowance(2, "h")).keys
     for edge, secret in (
-        (Edge(keys, routers=(router,)), SECRET),
-        (Edge(meter=Meter(LimitsSpec(rate="2/h")), routers=(router,)), None),
+        (GatewayServices(keys, routers=(router,)), SECRET),
+        (GatewayServices(meter=RateLimiter(LimitsSpec(rate="2/h")), routers=(router,)), None),
     ):
         assert within(open_gateway, edge, ask, secret) == [200, 200, 429] * 2
 
@@ -279,7 +279,7 @@ def test_what_the_engine_counts_beyond_the_quota_is_refused_by_its_field_and_cos
 @pytest.mark.parametrize("when", ["before the last save", "after the last save"])
 def test_a_gateway_that_closes_while_it_saves_charges_once(tmp_path: Path, when: str) -> None:
     url = f"sqlite:///{tmp_path}/moetune.db"
-    store, keeper, meter = KeyStore(url), Keeper(url), Meter()
+    store, keeper, meter = KeyStore(url), KeySync(url), RateLimiter()
     caller = key(quota=Allowance(1000, "day")).caller
     reservation = meter.reserve(caller, 70, 0)
     assert reservation is not None
@@ -288,7 +288,7 @@ def test_a_gateway_that_closes_while_it_saves_charges_once(tmp_path: Path, when:
     first = threading.Event()
     exchange = keeper._exchange
 
-    def slow(save: int, spent: Mapping[Place, Spent]) -> Usage:
+    def slow(save: int, spent: Mapping[UsageKey, Spent]) -> Usage:
         if first.is_set():
             return exchange(save, spent)
         first.set()

@@ -104,8 +104,8 @@ def test_what_is_long_depends_on_the_phase() -> None:
 WORKER = """
 import sys, time
 from pathlib import Path
-from workers.run.heartbeat import Heart
-heart = Heart(int(sys.argv[2]), 2).write(Path(sys.argv[1]))
+from workers.run.heartbeat import HeartbeatWriter
+heart = HeartbeatWriter(int(sys.argv[2]), 2).write(Path(sys.argv[1]))
 for step in range(10_000):
     for phase in ("forward", "backward", "reduce"):
         heart.beat(phase, step)

@@ -13,7 +13,7 @@ from orchestrator.monitoring.status import RunStatus, StudyStatus, run_status, s
 from orchestrator.tuning.study import Study, trial_name
 from workers.run.events import EventLog
 from workers.run.heartbeat import Heartbeat
-from workers.run.progress import Meter
+from workers.run.progress import StepTimer
 from workers.train.step import StepResult
 
 Play = Callable[..., object]
@@ -33,7 +33,7 @@ class Stopped:
 def train(folder: Path, steps_done: int) -> None:
     """A run of 40 steps of a second, in the midst of it."""
     clock = Stopped()
-    meter = Meter(40, 10, workers=1, clock=clock)
+    meter = StepTimer(40, 10, workers=1, clock=clock)
     meter.start()
     for step in range(1, steps_done + 1):
         clock.now += 1.0

@@ -17,7 +17,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from orchestrator.gateway.app import create_app
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from tests.orchestrator import recorded_bodies
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
@@ -58,9 +58,9 @@ def app(
     limits = Limits(max_batch_tokens=64, cache_tokens=1024, max_new_tokens=256, max_queued=8)
     engine = ContinuousEngine(base, limits)
     text = TextEngine(engine, base.tokenizer)
-    catalogue = Catalogue(registry, "tiny-llama", text.load)
-    asyncio.run(catalogue.refresh())
-    yield create_app(text, catalogue)
+    catalog = ModelCatalog(registry, "tiny-llama", text.load)
+    asyncio.run(catalog.refresh())
+    yield create_app(text, catalog)
     engine.close()
 
 

@@ -14,7 +14,7 @@ from orchestrator.registry.models import Event, Version
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.state import Unreadable, state_of
-from orchestrator.rollout.controller import Steward
+from orchestrator.rollout.controller import RolloutController
 from workers.config.base import StorageError
 
 Log = Callable[..., list[Event]]
@@ -123,5 +123,5 @@ def test_a_name_that_cannot_be_looked_after_keeps_no_other_from_it(newer: Regist
     def adviser(state: Any, _: Any) -> Decision:
         return Decision(action="fallback", version="base", reason="broken")
 
-    [event] = Steward(newer, [adviser]).ask(newer.rollouts().values())
+    [event] = RolloutController(newer, [adviser]).ask(newer.rollouts().values())
     assert (event.name, event.action) == ("home", "fallback")

@@ -16,9 +16,9 @@ from orchestrator.registry.registry import Registry, Version
 from orchestrator.replicas.golden import (
     EXACT,
     ROUNDED,
-    Answer,
     Golden,
-    Place,
+    GoldenAnswer,
+    GoldenToken,
     alike,
     from_json,
     shown,
@@ -30,7 +30,7 @@ from workers.adapter.digest import base_digest
 from workers.config.base import InputError
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
-from workers.engine.request import Adapter, Limits
+from workers.engine.request import AdapterRef, Limits
 from workers.engine.text_engine import TextEngine
 from workers.models.base import load_base
 
@@ -38,14 +38,14 @@ MODEL = ModelSpec(path="/models/tiny", device="cpu")
 GOLDEN = Golden("The quick brown fox", 6)
 OTHER = Golden("another prompt", 6)
 NEAR, FAR = EXACT * 0.9, EXACT * 1.1
-SURE, TORN = Place(7, -0.5, 3.0), Place(7, -0.5, NEAR)
-END = Place(2, None, None)
+SURE, TORN = GoldenToken(7, -0.5, 3.0), GoldenToken(7, -0.5, NEAR)
+END = GoldenToken(2, None, None)
 
 
 class Alone(TextEngine):
     """The only replica of its fleet."""
 
-    async def check(self, adapter: Adapter, golden: Golden) -> list[Acknowledged]:
+    async def check(self, adapter: AdapterRef, golden: Golden) -> list[Acknowledged]:
         return [await acknowledge(self, adapter, golden)]
 
 
@@ -84,19 +84,19 @@ def first(registry: Registry) -> FirstAnswers:
     return FirstAnswers(registry, GOLDEN, MODEL)
 
 
-def adapter_of(version: Version) -> Adapter:
-    return Adapter(version.id, str(version.folder))
+def adapter_of(version: Version) -> AdapterRef:
+    return AdapterRef(version.id, str(version.folder))
 
 
 @pytest.mark.parametrize(
     ("mine", "theirs", "expected"),
     [
         ((SURE, SURE), (SURE, SURE), True),
-        ((SURE,), (Place(7, -0.5 - NEAR, 2.0),), True),
-        ((SURE,), (Place(7, -0.5 - FAR, 2.0),), False),
-        ((TORN, SURE), (Place(8, -0.5, 0.0), Place(9, -5.0, 0.1)), True),
-        ((TORN,), (Place(8, -0.5 - FAR, 0.0),), False),
-        ((SURE,), (Place(8, -0.5, 0.0),), False),
+        ((SURE,), (GoldenToken(7, -0.5 - NEAR, 2.0),), True),
+        ((SURE,), (GoldenToken(7, -0.5 - FAR, 2.0),), False),
+        ((TORN, SURE), (GoldenToken(8, -0.5, 0.0), GoldenToken(9, -5.0, 0.1)), True),
+        ((TORN,), (GoldenToken(8, -0.5 - FAR, 0.0),), False),
+        ((SURE,), (GoldenToken(8, -0.5, 0.0),), False),
         ((SURE, SURE), (SURE,), False),
         ((SURE, END), (SURE, END), True),
         ((SURE, END), (SURE, SURE), False),
@@ -104,19 +104,21 @@ def adapter_of(version: Version) -> Adapter:
         ((END,), (SURE, SURE), False),
     ],
 )
-def test_rounding_is_told_from_another_model(mine: Answer, theirs: Answer, expected: bool) -> None:
+def test_rounding_is_told_from_another_model(
+    mine: GoldenAnswer, theirs: GoldenAnswer, expected: bool
+) -> None:
     assert alike(mine, theirs, EXACT) is expected
     assert alike(theirs, mine, EXACT) is expected
 
 
 def test_where_the_model_rounds_more_may_lie_between_them() -> None:
-    mine, theirs = (SURE, END), (Place(7, -0.7, 2.9), END)
+    mine, theirs = (SURE, END), (GoldenToken(7, -0.7, 2.9), END)
     assert not alike(mine, theirs, EXACT)
     assert alike(mine, theirs, ROUNDED)
 
 
 def test_an_answer_is_shown_with_what_is_compared() -> None:
-    assert shown((SURE, Place(9, -1.2345, 0.1), END)) == "7:-0.5 9:-1.23 2"
+    assert shown((SURE, GoldenToken(9, -1.2345, 0.1), END)) == "7:-0.5 9:-1.23 2"
 
 
 def test_an_answer_is_kept_as_it_was(first: FirstAnswers, version: Version) -> None:

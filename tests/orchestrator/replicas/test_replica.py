@@ -11,7 +11,7 @@ from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry, Version
 from orchestrator.replicas.endpoint import EndpointSpec
-from orchestrator.replicas.golden import EXACT, ROUNDED, Place
+from orchestrator.replicas.golden import EXACT, ROUNDED, GoldenToken
 from orchestrator.replicas.golden_store import FirstAnswers
 from orchestrator.replicas.replica import catch_up, hardware_kind, promised
 from workers.config.train import ModelSpec
@@ -96,7 +96,7 @@ def test_a_replica_starts_without_a_registry(
 def test_a_replica_is_to_answer_as_was_acknowledged_first(
     registry: Registry, versions: list[Version], tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    served, answer = spec(tiny_model_dir, tmp_path), (Place(7, -0.5, 3.0),)
+    served, answer = spec(tiny_model_dir, tmp_path), (GoldenToken(7, -0.5, 3.0),)
     first = FirstAnswers(registry, served.golden(), served.model)
     first.keep(versions[1].digest, {hardware_kind("cpu"): answer})
     loaded = [version.id for version in versions[:3]]

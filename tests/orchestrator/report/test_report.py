@@ -15,7 +15,7 @@ from orchestrator.config.job import JobSpec, override_job
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
 from orchestrator.report import figures
-from orchestrator.report.gain import Gain, Line
+from orchestrator.report.gain import Gain, TaskGain
 from orchestrator.report.report import write
 from orchestrator.tuning.study import Study
 from workers.config.base import InputError
@@ -254,7 +254,7 @@ def test_better_and_worse_are_told_by_the_measures_own_sense(job: JobSpec, play:
     assert told["all", "mean of the tasks"].verdict == "worse"
     assert told["reply", "rouge_l"].base is None, "a task that the base was not asked"
     assert told["reply", "rouge_l"].change is None
-    assert Line("a", "acc", 1, 0.5, 0.5).verdict == "same"
+    assert TaskGain("a", "acc", 1, 0.5, 0.5).verdict == "same"
 
 
 @pytest.mark.parametrize(

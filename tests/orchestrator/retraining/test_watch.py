@@ -26,17 +26,17 @@ from orchestrator.config.health import HealthSpec
 from orchestrator.config.job import JobSpec, dump_job
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.management_routes import health_routes
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import GatewayServices
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
 from orchestrator.retraining.backends import End, HereRuns
-from orchestrator.retraining.conclusion import Contest
+from orchestrator.retraining.conclusion import ChampionChallenge
 from orchestrator.retraining.data import with_fresh
-from orchestrator.retraining.journal import Diary
+from orchestrator.retraining.journal import Journal
 from orchestrator.retraining.policy import Policy, load_policy
 from orchestrator.retraining.signals import Signals, measured_quality
 from orchestrator.retraining.watch import Watch
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.router_health.monitor import RouterHealth
 from orchestrator.serve.proxy import free_port
 from tests.orchestrator.traffic import (
@@ -50,7 +50,7 @@ from tests.orchestrator.traffic import (
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
 from workers.data.rows import training_rows
-from workers.engine.request import Adapter, Chunk, TextRequest
+from workers.engine.request import AdapterRef, Chunk, TextRequest
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_drift_leads_to_a_training_and_its_better_version_to_a_canary(
     for line in ("trial 0 · started · optimizer.lr 0.02", "trial 0 · finished · 40/40 steps"):
         assert line in shown, "a training that it waits for is shown as it goes on"
     assert "1 of 1 trials ended" in shown
-    begun, ended = watch.diary.entries()
+    begun, ended = watch.journal.entries()
     assert (begun.kind, ended.kind) == ("submitted", "canary")
     assert "3 windows in a row" in begun.why
     assert begun.study == ended.study
@@ -168,15 +168,15 @@ def test_drift_leads_to_a_training_and_its_better_version_to_a_canary(
         reason="t",
         force=True,
     )
-    contest = Contest.of("home", watch.registry, place, begun.study or "")
-    kept = contest.conclude(policy, "again")
+    challenge = ChampionChallenge.of("home", watch.registry, place, begun.study or "")
+    kept = challenge.conclude(policy, "again")
     assert kept.kind == "kept"
     assert "not better" in kept.why
-    weaker = Contest(
-        contest.name,
-        contest.registry,
-        contest.study,
-        contest.candidate,
+    weaker = ChampionChallenge(
+        challenge.name,
+        challenge.registry,
+        challenge.study,
+        challenge.candidate,
         watch.registry.version(rollout.champion),
     )
     proposed = weaker.conclude(changed(policy, action="propose"), "again")
@@ -190,7 +190,7 @@ class Nobody:
     def generate(self, request: TextRequest) -> AsyncGenerator[Chunk]:
         raise NotImplementedError
 
-    async def load(self, adapter: Adapter) -> None:
+    async def load(self, adapter: AdapterRef) -> None:
         pass
 
     async def ready(self) -> bool:
@@ -200,8 +200,8 @@ class Nobody:
 @contextmanager
 def endpoint(place: ClusterSpec, monitor: RouterHealth) -> Iterator[str]:
     """The URL of a gateway that tells what the monitor has seen."""
-    catalogue = Catalogue(registry_of(place), "base", Nobody().load)
-    gateway = create_app(Nobody(), catalogue, Edge(routers=(health_routes(monitor),)))
+    catalog = ModelCatalog(registry_of(place), "base", Nobody().load)
+    gateway = create_app(Nobody(), catalog, GatewayServices(routers=(health_routes(monitor),)))
     port = free_port("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(gateway, port=port, log_level="error"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
@@ -232,13 +232,13 @@ def test_a_training_on_another_cluster_leads_to_a_canary_too(
 
     with endpoint(place, RouterHealth.of(HealthSpec(window=50), registry_of(place))) as quiet:
         assert look(quiet).endswith("nothing to do\n"), "nobody has asked it for anything yet"
-    diary = watching(policy, place, RouterHealth()).diary
+    journal = watching(policy, place, RouterHealth()).journal
     with endpoint(place, monitor_of(place, trained, windows=3)) as url:
         said, deadline = look(url), time.monotonic() + 240
-        begun = diary.running()
+        begun = journal.running()
         assert begun is not None, said
         assert f"{begun.study} runs since" in said
-        while diary.running():
+        while journal.running():
             assert time.monotonic() < deadline, said
             time.sleep(1)
             said = look(url)
@@ -249,7 +249,7 @@ def test_a_training_on_another_cluster_leads_to_a_canary_too(
     rollout = registry_of(place).rollout("home")
     assert rollout is not None
     assert rollout.canary is not None
-    assert rollout.canary.version == diary.entries()[-1].version
+    assert rollout.canary.version == journal.entries()[-1].version
 
 
 class Unreachable(Elsewhere):
@@ -266,7 +266,7 @@ def test_what_no_cluster_took_was_no_training(
     with pytest.raises(ClusterError, match="no dashboard"):
         watching(policy, place, monitor, Unreachable()).look()
     watch = watching(policy, place, monitor, there)
-    assert watch.diary.entries()[-1].kind == "unsent"
+    assert watch.journal.entries()[-1].kind == "unsent"
     assert "runs since" in watch.look(), "it is sent as soon as there is a cluster"
     assert len(there.jobs) == 1
 
@@ -289,16 +289,16 @@ def test_what_is_steady_is_left_alone(policy: Policy, place: ClusterSpec, traine
     for windows in (0, 1):
         watch = watching(policy, place, monitor_of(place, trained, windows), Elsewhere())
         assert watch.look().endswith("nothing to do")
-        assert watch.diary.entries() == []
+        assert watch.journal.entries() == []
 
 
 def test_a_training_that_runs_is_waited_for(
     policy: Policy, place: ClusterSpec, trained: Trained
 ) -> None:
     watch = watching(policy, place, monitor_of(place, trained, 3), Elsewhere())
-    watch.diary.note("submitted", "drift", study="tiny-1")
+    watch.journal.note("submitted", "drift", study="tiny-1")
     assert "tiny-1 runs since" in watch.look()
-    assert len(watch.diary.entries()) == 1
+    assert len(watch.journal.entries()) == 1
 
 
 def test_a_training_without_a_version_has_failed(
@@ -306,7 +306,7 @@ def test_a_training_without_a_version_has_failed(
 ) -> None:
     """Its process was killed, say, before the study had begun."""
     watch = watching(policy, place, monitor_of(place, trained, 0))
-    watch.diary.note("submitted", "drift", study="tiny-1")
+    watch.journal.note("submitted", "drift", study="tiny-1")
     assert "tiny-1: failed: " in (said := watch.look())
     assert "no studies there yet" in said
     assert watch.look().endswith("nothing to do")
@@ -316,7 +316,7 @@ def test_two_watches_of_a_name_do_not_act_twice(
     policy: Policy, place: ClusterSpec, trained: Trained
 ) -> None:
     watch = watching(policy, place, monitor_of(place, trained, 0), Elsewhere())
-    with watch.diary.alone(), pytest.raises(InputError, match="another watch"):
+    with watch.journal.alone(), pytest.raises(InputError, match="another watch"):
         watch.look()
     assert watch.look().endswith("nothing to do")
 
@@ -327,8 +327,8 @@ def test_trainings_of_a_day_are_counted(
     watch = watching(
         changed(policy, cooldown_hours=0), place, monitor_of(place, trained, 3), Elsewhere()
     )
-    watch.diary.note("submitted", "drift", study="tiny-1")
-    watch.diary.note("kept", "no better", study="tiny-1")
+    watch.journal.note("submitted", "drift", study="tiny-1")
+    watch.journal.note("kept", "no better", study="tiny-1")
     assert "1 times in 24 hours" in watch.look()
 
 
@@ -371,17 +371,17 @@ def test_what_is_no_text_stays_none_in_joined_files(
 
 
 def test_a_diary_outlives_its_writer_and_a_cut_line(tmp_path: Path) -> None:
-    diary = Diary(tmp_path / "watch" / "diary.jsonl")
-    diary.note("submitted", "drift", study="s-1")
+    journal = Journal(tmp_path / "watch" / "diary.jsonl")
+    journal.note("submitted", "drift", study="s-1")
     with (tmp_path / "watch" / "diary.jsonl").open("a") as file:
         file.write('{"at": "2026-11')
-    running = Diary(tmp_path / "watch" / "diary.jsonl").running()
+    running = Journal(tmp_path / "watch" / "diary.jsonl").running()
     assert running is not None
     assert running.study == "s-1"
-    diary.note("failed", "killed", study="s-1")
-    assert diary.running() is None
-    assert diary.begun_since(timedelta(days=1)) == 1
-    last = diary.last("failed")
+    journal.note("failed", "killed", study="s-1")
+    assert journal.running() is None
+    assert journal.begun_since(timedelta(days=1)) == 1
+    last = journal.last("failed")
     assert last is not None
     assert datetime.now(UTC) - last.at < timedelta(minutes=5)
 

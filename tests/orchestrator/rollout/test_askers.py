@@ -15,19 +15,19 @@ import pytest
 from orchestrator.config.limits import LimitsSpec
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.services import Edge, RolloutParts
+from orchestrator.gateway.services import GatewayServices, RolloutParts
 from orchestrator.registry.models import Event
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry, Version
-from orchestrator.rollout.catalog import Catalogue
-from orchestrator.rollout.traffic import Line, Served
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.rollout.catalog import ModelCatalog
+from orchestrator.rollout.traffic import Served, TrafficSplit
+from orchestrator.telemetry.request_record import RequestRecord
 from tests.orchestrator.gateway.test_gateway import streaming
 from tests.tiny import write_adapter
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
-from workers.engine.request import Adapter, Limits
+from workers.engine.request import AdapterRef, Limits
 from workers.engine.text_engine import TextEngine
 from workers.injection.inject import row_map
 from workers.models.base import load_base
@@ -67,24 +67,24 @@ class Shop:
     """A gateway whose log is looked after only when a test says so."""
 
     web: httpx.AsyncClient
-    catalogue: Catalogue
+    catalog: ModelCatalog
     parts: RolloutParts
-    heard: list[Answered]
+    heard: list[RequestRecord]
 
     async def ask(self, **fields: Any) -> httpx.Response:
         return await self.web.post("/v1/completions", json={**TEXT, **fields})
 
     def decided(self) -> list[Event]:
-        return self.parts.steward.ask(self.parts.states())
+        return self.parts.controller.ask(self.parts.states())
 
 
 @asynccontextmanager
 async def shop(engine: TextEngine, registry: Registry, **limits: Any) -> AsyncIterator[Shop]:
-    heard: list[Answered] = []
-    catalogue = Catalogue(registry, "tiny-llama", engine.load)
-    parts = RolloutParts.of(registry, catalogue, QUICK)
-    edge = Edge(observers=(parts.observe, heard.append), limits=LimitsSpec(**limits))
-    app = create_app(engine, catalogue, edge)
+    heard: list[RequestRecord] = []
+    catalog = ModelCatalog(registry, "tiny-llama", engine.load)
+    parts = RolloutParts.of(registry, catalog, QUICK)
+    edge = GatewayServices(observers=(parts.observe, heard.append), limits=LimitsSpec(**limits))
+    app = create_app(engine, catalog, edge)
     transport = httpx.ASGITransport(app)
     async with (
         asyncio.timeout(120),
@@ -93,7 +93,7 @@ async def shop(engine: TextEngine, registry: Registry, **limits: Any) -> AsyncIt
     ):
         while not (await web.get("/ready")).is_success:
             await asyncio.sleep(0.02)
-        yield Shop(web, catalogue, parts, heard)
+        yield Shop(web, catalog, parts, heard)
 
 
 def test_a_schema_that_never_ends_ends_no_champion(
@@ -158,8 +158,8 @@ def test_pins_lead_no_canary_on_and_end_none(
 
 def users(canary: Version, share: float) -> tuple[list[str], list[str]]:
     """Those that meet the canary, and those that do not."""
-    served = Served(f"home@{canary.id}", Adapter(canary.id, ""), "home")
-    line = Line(Served("tiny-llama", None, "home"), served, share)
+    served = Served(f"home@{canary.id}", AdapterRef(canary.id, ""), "home")
+    line = TrafficSplit(Served("tiny-llama", None, "home"), served, share)
     names = [f"user {number}" for number in range(400)]
     met = {name for name in names if line.route(name).role == "canary"}
     return [n for n in names if n in met], [n for n in names if n not in met]
@@ -182,7 +182,7 @@ def test_a_canary_ends_by_what_its_passes_take_and_not_by_its_askers(
 
     async def main() -> list[Event]:
         async with shop(engine, registry) as home:
-            while home.catalogue._lines["home"].canary is None:
+            while home.catalog._lines["home"].canary is None:
                 await asyncio.sleep(0.02)
             for at in range(12):
                 await home.ask(user=others[at], prompt=f"{at} hello", max_tokens=6)
@@ -210,7 +210,7 @@ def test_a_client_that_leaves_says_nothing_of_a_shadow(
 
     async def main() -> None:
         async with shop(engine, registry) as home:
-            while (state := home.catalogue.states["home"]).shadow is None:
+            while (state := home.catalog.states["home"]).shadow is None:
                 await asyncio.sleep(0.02)
             async with streaming(home.web, {**TEXT, "max_tokens": 300}):
                 pass  # and away
@@ -229,7 +229,7 @@ def test_of_several_answers_the_first_tells_the_time(
 ) -> None:
     put(registry, versions[0])
 
-    async def main() -> list[Answered]:
+    async def main() -> list[RequestRecord]:
         async with shop(engine, registry) as home:
             await home.ask(n=5, max_tokens=6, temperature=1, seed=1, user="ann")
             await home.ask(max_tokens=6, temperature=1, seed=1, user="ann")

@@ -11,17 +11,17 @@ import pytest
 
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.services import Edge, RolloutParts
+from orchestrator.gateway.services import GatewayServices, RolloutParts
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry, Version
 from orchestrator.replicas.golden import Golden
 from orchestrator.replicas.readiness import Acknowledged, TwoPhases, acknowledge
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from tests.tiny import write_adapter
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
-from workers.engine.request import Adapter, Limits
+from workers.engine.request import AdapterRef, Limits
 from workers.engine.text_engine import TextEngine
 from workers.models.base import load_base
 
@@ -31,7 +31,7 @@ TEXT: dict[str, Any] = {"model": "home", "prompt": "hello", "temperature": 0, "m
 class Alone(TextEngine):
     """The only replica of its fleet."""
 
-    async def check(self, adapter: Adapter, golden: Golden) -> list[Acknowledged]:
+    async def check(self, adapter: AdapterRef, golden: Golden) -> list[Acknowledged]:
         return [await acknowledge(self, adapter, golden)]
 
 
@@ -65,10 +65,10 @@ def put(registry: Registry, version: Version, **how: Any) -> None:
 
 @asynccontextmanager
 async def gateway(engine: Alone, registry: Registry, load: Any) -> AsyncIterator[httpx.AsyncClient]:
-    catalogue = Catalogue(registry, "tiny-llama", load)
-    parts = RolloutParts.of(registry, catalogue, GuardSpec())
-    edge = Edge(observers=(parts.observe,), routers=(parts.router,), tasks=(parts.run,))
-    app = create_app(engine, catalogue, edge)
+    catalog = ModelCatalog(registry, "tiny-llama", load)
+    parts = RolloutParts.of(registry, catalog, GuardSpec())
+    edge = GatewayServices(observers=(parts.observe,), routers=(parts.router,), tasks=(parts.run,))
+    app = create_app(engine, catalog, edge)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),

@@ -15,12 +15,12 @@ from orchestrator.registry.promote import abort, promote, rollback
 from orchestrator.registry.registry import Registry, Version
 from orchestrator.replicas.golden import Golden
 from orchestrator.replicas.readiness import Acknowledged, TwoPhases, acknowledge
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.rollout.kept import keep_all
 from workers.config.base import InputError
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
-from workers.engine.request import Adapter, Limits, RequestError, TextRequest
+from workers.engine.request import AdapterRef, Limits, RequestError, TextRequest
 from workers.engine.text_engine import TextEngine
 from workers.models.base import load_base
 
@@ -33,7 +33,7 @@ class Fleet:
     def __init__(self, engines: list[TextEngine]) -> None:
         self.engines = engines
 
-    async def load(self, adapter: Adapter) -> None:
+    async def load(self, adapter: AdapterRef) -> None:
         for engine in self.engines:
             await engine.load(adapter)
 
@@ -45,7 +45,7 @@ class Fleet:
         for engine in self.engines:
             await engine.keep(slots)
 
-    async def check(self, adapter: Adapter, golden: Golden) -> list[Acknowledged]:
+    async def check(self, adapter: AdapterRef, golden: Golden) -> list[Acknowledged]:
         return [await acknowledge(engine, adapter, golden) for engine in self.engines]
 
     @property
@@ -106,20 +106,20 @@ def put(registry: Registry, versions: list[Version]) -> Callable[..., None]:
     return promoted
 
 
-def follow(registry: Registry, fleet: Fleet, load: Any = None, room: int = 8) -> Catalogue:
+def follow(registry: Registry, fleet: Fleet, load: Any = None, room: int = 8) -> ModelCatalog:
     ready = TwoPhases(fleet, GOLDEN)
-    return Catalogue(registry, "tiny-llama", load or ready, fleet.unload, room)
+    return ModelCatalog(registry, "tiny-llama", load or ready, fleet.unload, room)
 
 
 def test_champion_canary_and_shadow(
     registry: Registry, versions: list[Version], put: Any, fleet: Fleet
 ) -> None:
     a, b, c = (version.id for version in versions[:3])
-    catalogue = follow(registry, fleet)
+    catalog = follow(registry, fleet)
 
     async def after(*users: str) -> list[tuple[str, str, str | None]]:
-        await catalogue.refresh()
-        routes = [await catalogue.route("home", user) for user in users]
+        await catalog.refresh()
+        routes = [await catalog.route("home", user) for user in users]
         return [
             (r.served.fingerprint, r.role, r.shadow.fingerprint if r.shadow else None)
             for r in routes
@@ -135,11 +135,11 @@ def test_champion_canary_and_shadow(
         assert await after(*users) == met
         put(2, shadow=True)
         assert set(await after(*users)) == {(a, "served", c), (b, "canary", c)}
-        exact = await catalogue.route(f"home@{b}", "ann")
+        exact = await catalog.route(f"home@{b}", "ann")
         assert (exact.served.id, exact.role, exact.shadow) == (f"home@{b}", "pinned", None)
         assert exact.served.name == "home"
         with pytest.raises(RequestError, match="never promoted"):
-            await catalogue.route(f"home@{c}", "ann")
+            await catalog.route(f"home@{c}", "ann")
         rollback(registry, "home", actor="test")
         abort(registry, "home", actor="test")
         assert await after("ann") == [(a, "served", None)]
@@ -153,16 +153,16 @@ def test_what_nothing_leads_to_is_unloaded_and_the_previous_champion_stays(
     a, b, c = (version.id for version in versions[:3])
 
     async def main() -> None:
-        catalogue = follow(registry, fleet)
+        catalog = follow(registry, fleet)
         held = []
         for number in range(3):
             put(number)
-            await catalogue.refresh()
-            await catalogue.refresh()  # unloading begins when traffic has moved
+            await catalog.refresh()
+            await catalog.refresh()  # unloading begins when traffic has moved
             held.append(fleet.loaded)
         rollback(registry, "home", actor="test")
-        await catalogue.refresh()
-        await catalogue.refresh()
+        await catalog.refresh()
+        await catalog.refresh()
         held.append(fleet.loaded)
         assert held == [{a}, {a, b}, {b, c}, {a, b}]
 
@@ -173,36 +173,36 @@ def test_a_deleted_name_is_served_no_more_and_a_deleted_version_nowhere(
     registry: Registry, versions: list[Version], put: Any, fleet: Fleet
 ) -> None:
     a, b, c = (version.id for version in versions[:3])
-    catalogue = follow(registry, fleet)
+    catalog = follow(registry, fleet)
 
     async def lost(*models: str) -> None:
         for model in models:
             with pytest.raises(RequestError) as caught:
-                await catalogue.route(model, "ann")
+                await catalog.route(model, "ann")
             assert caught.value.status == 404
 
     async def main() -> None:
         for number in range(3):
             put(number)
         put(2, "garden")
-        await catalogue.refresh()
+        await catalog.refresh()
         for exact in (f"home@{a}", f"home@{b}"):
-            assert (await catalogue.find(exact)).id == exact
+            assert (await catalog.find(exact)).id == exact
         delete_version(registry, a, actor="test")
-        await catalogue.refresh()
+        await catalog.refresh()
         await lost(f"home@{a}")
-        assert (await catalogue.find(f"home@{b}")).id == f"home@{b}"
+        assert (await catalog.find(f"home@{b}")).id == f"home@{b}"
         delete_name(registry, "home", actor="test")
-        await catalogue.refresh()
+        await catalog.refresh()
         await lost("home", f"home@{b}", f"home@{c}")
-        assert catalogue.ids == ["tiny-llama", "garden"]
-        assert catalogue.names == ["garden"]
-        assert (await catalogue.find("garden")).fingerprint == c
-        await catalogue.refresh()
+        assert catalog.ids == ["tiny-llama", "garden"]
+        assert catalog.names == ["garden"]
+        assert (await catalog.find("garden")).fingerprint == c
+        await catalog.refresh()
         assert fleet.loaded >= {c}
         put(1)
-        await catalogue.refresh()
-        assert (await catalogue.find("home")).fingerprint == b, "it can be used anew"
+        await catalog.refresh()
+        assert (await catalog.find("home")).fingerprint == b, "it can be used anew"
 
     asyncio.run(main())
 
@@ -214,8 +214,8 @@ def test_where_there_is_no_room_previous_champions_are_not_held(
         for number in range(2):
             put(number)
             put(number + 2, "garden")
-        catalogue = follow(registry, fleet, room=3)
-        await catalogue.refresh()
+        catalog = follow(registry, fleet, room=3)
+        await catalog.refresh()
         assert fleet.loaded == {versions[n].id for n in (1, 2, 3)}, "garden's has found room"
 
     asyncio.run(main())
@@ -232,15 +232,15 @@ def test_requests_for_exact_versions_never_drive_out_what_names_lead_to(
 
     async def main() -> None:
         fleet, engines = engine.engine, Fleet([engine])
-        catalogue = follow(registry, engines, room=3)
+        catalog = follow(registry, engines, room=3)
 
         async def ask(number: int) -> None:
-            served = await catalogue.find(f"home@{versions[number].id}")
+            served = await catalog.find(f"home@{versions[number].id}")
             async for _ in engine.generate(TextRequest("hello", served.adapter, 0, 2)):
                 pass
 
-        await catalogue.refresh()
-        keeping = asyncio.create_task(keep_all(engines.keep, lambda: catalogue.led_to))
+        await catalog.refresh()
+        keeping = asyncio.create_task(keep_all(engines.keep, lambda: catalog.led_to))
         await asyncio.sleep(0.2)
         held = [set(fleet.loaded())]
         for number in (3, 4, 2, 3, 4):
@@ -250,7 +250,7 @@ def test_requests_for_exact_versions_never_drive_out_what_names_lead_to(
         assert held[0] == answer | {versions[2].id}  # the champion before makes room
         assert held[1:] == [answer | {versions[n].id} for n in (3, 4, 2, 3, 4)]
         put(2)
-        await catalogue.refresh()
+        await catalog.refresh()
         await asyncio.sleep(0.3)
         for number in (2, 3, 4, 3):
             await ask(number)
@@ -296,12 +296,12 @@ def test_a_name_that_has_fallen_back_is_answered_by_the_base(
     append(registry, "home", "test", lambda _: fall)
 
     async def main() -> None:
-        catalogue = follow(registry, fleet)
-        await catalogue.refresh()
-        route = await catalogue.route("home", "ann")
+        catalog = follow(registry, fleet)
+        await catalog.refresh()
+        route = await catalog.route("home", "ann")
         assert (route.served.id, route.served.name) == ("tiny-llama", "home")
         assert (route.served.adapter, route.served.fingerprint) == (None, "base")
-        assert catalogue.ids == ["tiny-llama", "home"]
+        assert catalog.ids == ["tiny-llama", "home"]
 
     asyncio.run(main())
 
@@ -311,26 +311,26 @@ def test_a_rollback_waits_for_nothing_that_is_being_loaded(
 ) -> None:
     released = asyncio.Event()
 
-    async def load(adapter: Adapter) -> None:
+    async def load(adapter: AdapterRef) -> None:
         if adapter.slot == versions[2].id:
             await released.wait()
         await fleet.load(adapter)
 
-    async def until(catalogue: Catalogue, version: str) -> None:
+    async def until(catalog: ModelCatalog, version: str) -> None:
         for _ in range(2000):
-            if "home" in catalogue.ids:
-                route = await catalogue.route("home", "ann")
+            if "home" in catalog.ids:
+                route = await catalog.route("home", "ann")
                 if route.served.fingerprint == version:
                     return
             await asyncio.sleep(0.01)
         pytest.fail(f"{version} does not come")
 
     async def main() -> None:
-        catalogue = follow(registry, fleet, load)
+        catalog = follow(registry, fleet, load)
         put(0)
         put(1)
-        watch = asyncio.create_task(catalogue.watch())
-        await until(catalogue, versions[1].id)
+        watch = asyncio.create_task(catalog.watch())
+        await until(catalog, versions[1].id)
         while fleet.loaded != {versions[0].id, versions[1].id}:
             await asyncio.sleep(0.01)
         put(2, "garden")
@@ -339,11 +339,11 @@ def test_a_rollback_waits_for_nothing_that_is_being_loaded(
         begun = time.monotonic()
         for _ in range(2):  # the canary, which never came to traffic, and the champion
             rollback(registry, "home", actor="test")
-        await until(catalogue, versions[0].id)
+        await until(catalog, versions[0].id)
         assert time.monotonic() - begun < 5
-        assert catalogue.ids == ["tiny-llama", "home"]
+        assert catalog.ids == ["tiny-llama", "home"]
         released.set()
-        while "garden" not in catalogue.ids:
+        while "garden" not in catalog.ids:
             await asyncio.sleep(0.01)
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
@@ -363,7 +363,7 @@ def test_a_version_that_is_not_acknowledged_gets_no_traffic(
     spoil: str, why: str, registry: Registry, versions: list[Version], put: Any, fleet: Fleet
 ) -> None:
     class Spoilt(Fleet):
-        async def check(self, adapter: Adapter, golden: Golden) -> list[Acknowledged]:
+        async def check(self, adapter: AdapterRef, golden: Golden) -> list[Acknowledged]:
             first, second = await super().check(adapter, golden)
             if adapter.slot != versions[1].id:
                 return [first, second]
@@ -374,18 +374,18 @@ def test_a_version_that_is_not_acknowledged_gets_no_traffic(
             return [first, Acknowledged(second.digest, second.answer[:-1])]
 
     async def main() -> None:
-        catalogue = follow(registry, Spoilt(fleet.engines))
+        catalog = follow(registry, Spoilt(fleet.engines))
         put(0)
-        await catalogue.refresh()
+        await catalog.refresh()
         put(1, canary="99%")
-        await catalogue.refresh()
-        users = [await catalogue.route("home", str(n)) for n in range(50)]
+        await catalog.refresh()
+        users = [await catalog.route("home", str(n)) for n in range(50)]
         assert {route.served.fingerprint for route in users} == {versions[0].id}
-        assert why in catalogue.refused[versions[1].id]
-        assert catalogue.settled
+        assert why in catalog.refused[versions[1].id]
+        assert catalog.settled
         abort(registry, "home", actor="test")
-        await catalogue.refresh()
-        assert not catalogue.refused
+        await catalog.refresh()
+        assert not catalog.refused
 
     asyncio.run(main())
 
@@ -406,7 +406,7 @@ class Failing:
 
 
 def test_a_busy_replica_is_asked_again(fleet: Fleet, versions: list[Version]) -> None:
-    adapter = Adapter(versions[0].id, str(versions[0].folder))
+    adapter = AdapterRef(versions[0].id, str(versions[0].folder))
 
     async def ask(engine: Any) -> Acknowledged:
         return await acknowledge(engine, adapter, GOLDEN)
@@ -428,20 +428,20 @@ def test_full_slots_and_lost_replicas_are_no_refusal(
 ) -> None:
     trouble = [RequestError("all slots are in use", "model", 429), ConnectionError("no replica")]
 
-    async def load(adapter: Adapter) -> None:
+    async def load(adapter: AdapterRef) -> None:
         if trouble:
             raise trouble.pop()
         await fleet.load(adapter)
 
     async def main() -> None:
         put(0)
-        catalogue = follow(registry, fleet, load)
+        catalog = follow(registry, fleet, load)
         for left in (1, 0):
-            await catalogue.refresh()
-            assert (len(trouble), catalogue.settled, dict(catalogue.refused)) == (left, False, {})
-        await catalogue.refresh()
-        assert catalogue.settled
-        assert catalogue.ids == ["tiny-llama", "home"]
+            await catalog.refresh()
+            assert (len(trouble), catalog.settled, dict(catalog.refused)) == (left, False, {})
+        await catalog.refresh()
+        assert catalog.settled
+        assert catalog.ids == ["tiny-llama", "home"]
 
     asyncio.run(main())
 
@@ -450,11 +450,11 @@ def test_watching_ends_whenever_it_is_cancelled(fleet: Fleet, registry: Registry
     """In the very moment too in which something has been loaded."""
 
     async def cancelled() -> bool:
-        catalogue = Catalogue(registry, "tiny-llama", fleet.load)
-        watching = asyncio.create_task(catalogue.watch())
-        while not catalogue.settled:
+        catalog = ModelCatalog(registry, "tiny-llama", fleet.load)
+        watching = asyncio.create_task(catalog.watch())
+        while not catalog.settled:
             await asyncio.sleep(0)
-        catalogue._loaded.moved.set()
+        catalog._loaded.moved.set()
         await asyncio.sleep(0)
         watching.cancel()
         ended, _ = await asyncio.wait({watching}, timeout=5)

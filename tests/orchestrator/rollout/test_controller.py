@@ -15,8 +15,8 @@ from orchestrator.registry.models import Event, Version
 from orchestrator.registry.promote import promote, rollback
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.state import Rollout
-from orchestrator.rollout.controller import ACTOR, Steward
-from orchestrator.rollout.progression import Plans
+from orchestrator.rollout.controller import ACTOR, RolloutController
+from orchestrator.rollout.progression import PlanProgression
 from orchestrator.rollout.timeline import Timeline
 from orchestrator.rollout.window import Windows
 
@@ -29,8 +29,8 @@ def states(registry: Registry) -> list[Rollout]:
 
 
 @pytest.fixture
-def planner() -> Plans:
-    return Plans(SPEC, Windows(SPEC))
+def planner() -> PlanProgression:
+    return PlanProgression(SPEC, Windows(SPEC))
 
 
 def ending(state: Rollout, _: datetime) -> Decision | None:
@@ -42,14 +42,14 @@ def ending(state: Rollout, _: datetime) -> Decision | None:
 
 
 def test_a_plan_leads_to_a_promotion_that_rests_on_the_gate(
-    registry: Registry, versions: list[Version], begin: Begin, planner: Plans
+    registry: Registry, versions: list[Version], begin: Begin, planner: PlanProgression
 ) -> None:
     begin(0)
     begin(1, plan="5%,25%,100% every 1s")
-    steward = Steward(registry, [planner])
+    controller = RolloutController(registry, [planner])
 
     async def look_after() -> None:
-        task = asyncio.create_task(steward.run(lambda: states(registry)))
+        task = asyncio.create_task(controller.run(lambda: states(registry)))
         while len(registry.history("home")) < 4:
             await asyncio.sleep(0.05)
         task.cancel()
@@ -67,13 +67,13 @@ def test_a_plan_leads_to_a_promotion_that_rests_on_the_gate(
 
 
 def test_the_first_adviser_with_something_to_say_is_followed(
-    registry: Registry, begin: Begin, planner: Plans
+    registry: Registry, begin: Begin, planner: PlanProgression
 ) -> None:
     begin(0)
     begin(1, plan="5%,100% every 1s")
-    [event] = Steward(registry, [lambda *_: None, ending, planner]).ask(states(registry))
+    [event] = RolloutController(registry, [lambda *_: None, ending, planner]).ask(states(registry))
     assert (event.action, event.reason, event.evidence) == ("abort", "slow", {"check": "latency"})
-    assert Steward(registry, [ending, planner]).ask(states(registry)) == []
+    assert RolloutController(registry, [ending, planner]).ask(states(registry)) == []
 
 
 def test_what_was_decided_on_an_older_log_is_dropped(registry: Registry, begin: Begin) -> None:
@@ -82,8 +82,8 @@ def test_what_was_decided_on_an_older_log_is_dropped(registry: Registry, begin: 
     known = states(registry)
     rollback(registry, "home", actor="ann")
     begin(2, canary="10%")
-    assert Steward(registry, [ending]).ask(known) == []
-    assert len(Steward(registry, [ending]).ask(states(registry))) == 1
+    assert RolloutController(registry, [ending]).ask(known) == []
+    assert len(RolloutController(registry, [ending]).ask(states(registry))) == 1
 
 
 def test_of_several_gateways_one_takes_the_step(registry: Registry, begin: Begin) -> None:
@@ -93,7 +93,7 @@ def test_of_several_gateways_one_takes_the_step(registry: Registry, begin: Begin
 
     def ask(_: int) -> list[Any]:
         together.wait(10)
-        return Steward(registry, [ending]).ask(known)
+        return RolloutController(registry, [ending]).ask(known)
 
     with ThreadPoolExecutor(6) as pool:
         followed = [event for events in pool.map(ask, range(6)) for event in events]

@@ -22,7 +22,7 @@ from tests.orchestrator.rollout.traffic import (
     observed,
     rollout,
 )
-from workers.engine.timing import Part, Timing
+from workers.engine.timing import SharedPasses, Timing
 
 CANARY = rollout(canary=canary())
 GOOD = (200, answered("a"))
@@ -125,7 +125,7 @@ def test_a_slow_canary_ends() -> None:
 
 
 def test_a_canary_that_is_slow_at_answers_alone_ends() -> None:
-    slow = Part(frozenset(), computed().prompt, computed(3).answer)
+    slow = SharedPasses(frozenset(), computed().prompt, computed(3).answer)
     decision = judged(CANARY, GOOD, (20, answered("b", timing=Timing((slow,)))))
     assert decision is not None
     assert decision.reason == "further tokens: 3 times the seconds of like work (limit 2)"

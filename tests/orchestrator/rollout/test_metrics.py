@@ -6,14 +6,14 @@ from orchestrator.config.rollout import GuardSpec
 from orchestrator.rollout.metrics import OF_SHADOWS, of_shadow, of_sides
 from orchestrator.rollout.shadow_stats import Comparisons
 from orchestrator.rollout.window import Windows
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.request_record import RequestRecord
 from tests.orchestrator.rollout.traffic import NOW, answered, computed, failed, observed, rollout
 
 SHADOW: dict[str, Any] = {"role": "shadow", "completion_tokens": 20, "timing": computed(2)}
 STATE = rollout(shadow="b")
 
 
-def seen(*lots: tuple[int, Answered]) -> Comparisons:
+def seen(*lots: tuple[int, RequestRecord]) -> Comparisons:
     windows = Windows(GuardSpec())
     comparisons = Comparisons(windows)
     observed(windows, *lots)
@@ -21,7 +21,7 @@ def seen(*lots: tuple[int, Answered]) -> Comparisons:
     return comparisons
 
 
-def figures(*lots: tuple[int, Answered]) -> dict[str, Any]:
+def figures(*lots: tuple[int, RequestRecord]) -> dict[str, Any]:
     found = seen(*lots).figures(STATE, NOW)
     assert found is not None
     return found

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.registry.log import Decision
 from orchestrator.registry.state import Rollout
-from orchestrator.rollout.progression import Plans
+from orchestrator.rollout.progression import PlanProgression
 from orchestrator.rollout.window import Windows
 from tests.orchestrator.rollout.traffic import NOW, ago, answered, canary, observed, rollout
 
@@ -18,7 +18,7 @@ def stepped(state: Rollout, seen: int = 50, at: float = 1, **spec: Any) -> Decis
     limits = GuardSpec(**spec)
     windows = Windows(limits)
     observed(windows, (seen, answered("b", role="canary", at=ago(at))))
-    return Plans(limits, windows)(state, NOW)
+    return PlanProgression(limits, windows)(state, NOW)
 
 
 def test_the_next_step_comes_at_its_time() -> None:
@@ -68,9 +68,9 @@ def test_a_step_wants_answers_of_the_canarys_own_share(other: dict[str, Any]) ->
     state = rollout(canary=canary("5%,100% every 5m"))
     own = {"role": "canary", **other}
     observed(windows, (19, answered("b", role="canary")), (500, answered("b", **own)))
-    assert Plans(limits, windows)(state, NOW) is None
+    assert PlanProgression(limits, windows)(state, NOW) is None
     observed(windows, (20, answered("b", role="canary")))
-    assert Plans(limits, windows)(state, NOW)
+    assert PlanProgression(limits, windows)(state, NOW)
 
 
 def test_without_a_guard_time_alone_counts() -> None:

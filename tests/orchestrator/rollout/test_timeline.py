@@ -8,7 +8,7 @@ import pytest
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.registry.state import Rollout
 from orchestrator.rollout.guard import Guard
-from orchestrator.rollout.progression import Plans
+from orchestrator.rollout.progression import PlanProgression
 from orchestrator.rollout.timeline import Timeline
 from orchestrator.rollout.window import Windows
 from tests.orchestrator.rollout.traffic import NOW, answered, canary, failed, observed, rollout
@@ -62,7 +62,7 @@ def test_a_guard_sees_a_canary_whatever_clock_its_promoter_has(wrong: timedelta)
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_plans_step_lasts_its_time_whatever_clock_its_promoter_has(wrong: timedelta) -> None:
     clocks, spec = Clocks(), GuardSpec(plan_requests=0)
-    plans, timeline = Plans(spec, Windows(spec)), clocks.timeline()
+    plans, timeline = PlanProgression(spec, Windows(spec)), clocks.timeline()
     timeline(plain())
     state = with_canary(clocks.wall + wrong)
     timeline(state)

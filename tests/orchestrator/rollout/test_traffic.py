@@ -2,14 +2,14 @@
 
 import pytest
 
-from orchestrator.rollout.traffic import Line, Served
+from orchestrator.rollout.traffic import Served, TrafficSplit
 
 CHAMPION, CANARY, OTHER = Served("home@a", None), Served("home@b", None), Served("home@c", None)
 USERS = [f"user {number}" for number in range(20_000)]
 
 
 def met(share: float, canary: Served = CANARY) -> set[str]:
-    line = Line(CHAMPION, canary, share)
+    line = TrafficSplit(CHAMPION, canary, share)
     return {user for user in USERS if line.route(user).served == canary}
 
 
@@ -34,8 +34,8 @@ def test_another_canary_meets_other_users() -> None:
 
 
 def test_roles_and_shadow() -> None:
-    line = Line(CHAMPION, CANARY, 1.0, OTHER)
+    line = TrafficSplit(CHAMPION, CANARY, 1.0, OTHER)
     route = line.route("anybody")
     assert (route.served, route.role, route.shadow) == (CANARY, "canary", OTHER)
-    route = Line(CHAMPION).route("\ud800")
+    route = TrafficSplit(CHAMPION).route("\ud800")
     assert (route.served, route.role, route.shadow) == (CHAMPION, "served", None)

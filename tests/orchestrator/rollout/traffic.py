@@ -6,8 +6,8 @@ from typing import Any
 
 from orchestrator.registry.plan import Plan, parse_plan
 from orchestrator.registry.state import Canary, Rollout
-from orchestrator.telemetry.request_record import Answered
-from workers.engine.timing import Part, Span, Timing
+from orchestrator.telemetry.request_record import RequestRecord
+from workers.engine.timing import ComputeSpan, SharedPasses, Timing
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -20,12 +20,12 @@ def computed(
     times: float = 1.0, read: int = 3, drawn: int = 9, load: int = 1, company: str = ""
 ) -> Timing:
     """0.1 s for 3 tokens of a prompt and 9 further ones of an answer, or so many times as long."""
-    prompt = Span(read, read * times / 120, 1, read * load)
-    answer = Span(drawn, drawn * times / 120, drawn, drawn * load)
-    return Timing((Part(frozenset(company), prompt, answer),))
+    prompt = ComputeSpan(read, read * times / 120, 1, read * load)
+    answer = ComputeSpan(drawn, drawn * times / 120, drawn, drawn * load)
+    return Timing((SharedPasses(frozenset(company), prompt, answer),))
 
 
-def answered(version: str, **fields: Any) -> Answered:
+def answered(version: str, **fields: Any) -> RequestRecord:
     """A whole answer that took 0.1 s, a second ago, under the name home."""
     values: dict[str, Any] = {
         "at": ago(1),
@@ -41,14 +41,14 @@ def answered(version: str, **fields: Any) -> Answered:
         "timing": computed(),
     }
     values["came"] = fields.get("at", values["at"])
-    return Answered(version=version, **{**values, **fields})
+    return RequestRecord(version=version, **{**values, **fields})
 
 
-def failed(version: str, error: str = "engine_error", **fields: Any) -> Answered:
+def failed(version: str, error: str = "engine_error", **fields: Any) -> RequestRecord:
     return answered(version, **{"status": 500, "error": error, **fields})
 
 
-def observed(observer: Any, *lots: tuple[int, Answered]) -> None:
+def observed(observer: Any, *lots: tuple[int, RequestRecord]) -> None:
     """So many of each."""
     for count, one in lots:
         for _ in range(count):

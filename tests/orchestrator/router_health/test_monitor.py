@@ -9,7 +9,7 @@ import pytest
 from orchestrator.config.health import HealthSpec
 from orchestrator.router_health.layout import Places
 from orchestrator.router_health.monitor import RouterHealth
-from orchestrator.router_health.window import GROUPS, Tally
+from orchestrator.router_health.window import GROUPS, RoutingWindow
 from tests.orchestrator.traffic import Trained, answered
 from workers.adapter.routing_sample import CACHE_PAGE, RoutingSample
 from workers.config.base import InputError
@@ -166,7 +166,7 @@ def test_memory_is_bounded(trained: Trained) -> None:
     told = monitor.health("home").versions
     assert [one.version for one in told] == ["b" * 12, "c" * 12], "the oldest made room"
     assert {one.requests for one in told} == {35}, "three whole windows and the open one"
-    tally = Tally(Places.of(trained.home[0]))
+    tally = RoutingWindow(Places.of(trained.home[0]))
     for cached, routing in enumerate(trained.home[:30]):
         tally.add(routing, cached * CACHE_PAGE)
     assert len(tally.votes) == GROUPS

@@ -21,11 +21,11 @@ from orchestrator.config.audit import AuditSpec
 from orchestrator.config.health import HealthSpec
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.management_routes import routes
-from orchestrator.gateway.services import Edge
+from orchestrator.gateway.services import GatewayServices
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
 from orchestrator.retraining.signals import endpoint_drift
-from orchestrator.rollout.catalog import Catalogue
+from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.router_health.metrics import LAYERS, VERSIONS, of_layer, of_version
 from orchestrator.router_health.monitor import RouterHealth
 from orchestrator.telemetry.audit_log import AuditLog
@@ -66,8 +66,8 @@ def served(
     text = TextEngine(engine, base.tokenizer)
     monitor = RouterHealth.of(HealthSpec(window=10), registry)
     audit = AuditLog(AuditSpec(), folder / "audit")
-    edge = Edge(observers=(monitor, audit), routers=(routes(monitor),))
-    gateway = create_app(text, Catalogue(registry, "tiny-llama", text.load), edge)
+    edge = GatewayServices(observers=(monitor, audit), routers=(routes(monitor),))
+    gateway = create_app(text, ModelCatalog(registry, "tiny-llama", text.load), edge)
     server = uvicorn.Server(uvicorn.Config(gateway, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -17,7 +17,7 @@ import pytest
 from orchestrator.config.audit import AuditSpec
 from orchestrator.telemetry.audit_log import AuditLog
 from orchestrator.telemetry.clock import steady
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.request_record import RequestRecord
 from workers.engine.routing.types import LayerRouting, RequestRouting
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,7 +25,7 @@ PLACE = LayerRouting("layers.0.mlp", (3, 5), (1.5, 2.5), 2.0, 1.0)
 Make = Callable[..., AuditLog]
 
 
-def answered(**fields: Any) -> Answered:
+def answered(**fields: Any) -> RequestRecord:
     values = {
         "at": datetime(2026, 11, 22, 8, 0, 0, 123456, UTC),
         "came": steady(),
@@ -43,7 +43,7 @@ def answered(**fields: Any) -> Answered:
         "prompt": "is the door locked?",
         "answer": "yes",
     }
-    return Answered(**{**values, **fields})
+    return RequestRecord(**{**values, **fields})
 
 
 @pytest.fixture

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 from orchestrator.telemetry.clock import steady
-from orchestrator.telemetry.request_record import Answered
+from orchestrator.telemetry.request_record import RequestRecord
 from orchestrator.telemetry.series import DURATION, FIRST_TOKEN, OF_ENGINES, OF_REQUESTS, PER_TOKEN
 from orchestrator.telemetry.serving_metrics import figures, outcome, times
 from workers.engine.protocol import Statistics
 from workers.engine.request import TextRequest
 from workers.engine.text_engine import TextEngine
-from workers.engine.timing import Part, Span, Timing
+from workers.engine.timing import ComputeSpan, SharedPasses, Timing
 
 
-def answered(**fields: Any) -> Answered:
+def answered(**fields: Any) -> RequestRecord:
     values: dict[str, Any] = {
         "at": datetime.now(UTC),
         "came": steady(),
@@ -31,7 +31,7 @@ def answered(**fields: Any) -> Answered:
         "seconds": 3.0,
         "first_token_seconds": 1.0,
     }
-    return Answered(**{**values, **fields})
+    return RequestRecord(**{**values, **fields})
 
 
 def test_every_series_has_a_name_of_ours_a_meaning_and_few_labels() -> None:
@@ -45,10 +45,14 @@ def test_every_series_has_a_name_of_ours_a_meaning_and_few_labels() -> None:
 
 
 def test_times_are_of_what_was_there() -> None:
-    computed = Timing((Part(frozenset(), Span(5, 0.5, 1, 5), Span(10, 0.4, 10, 10)),))
+    computed = Timing(
+        (SharedPasses(frozenset(), ComputeSpan(5, 0.5, 1, 5), ComputeSpan(10, 0.4, 10, 10)),)
+    )
     whole = answered(timing=computed)
     assert times(whole) == {DURATION: 3.0, FIRST_TOKEN: 1.0, PER_TOKEN: 0.04}
-    short = answered(completion_tokens=1, timing=Timing((Part(frozenset(), computed.prompt),)))
+    short = answered(
+        completion_tokens=1, timing=Timing((SharedPasses(frozenset(), computed.prompt),))
+    )
     assert times(short) == {DURATION: 3.0, FIRST_TOKEN: 1.0}
     broken = answered(status=500, error="engine_error", timing=computed)
     assert times(broken) == {FIRST_TOKEN: 1.0, PER_TOKEN: 0.04}

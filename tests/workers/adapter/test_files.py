@@ -123,12 +123,12 @@ def test_a_folder_with_other_files_is_not_replaced(
 ) -> None:
     source, home = saved(), tmp_path / "home"
     home.mkdir()
-    (home / "diary.txt").write_text("dear diary")
-    with pytest.raises(InputError, match=r"holds other files \(diary.txt\)"):
+    (home / "journal.txt").write_text("dear journal")
+    with pytest.raises(InputError, match=r"holds other files \(journal.txt\)"):
         import_folder(source, home)
     with pytest.raises(InputError, match="is the source itself"):
         import_folder(source, source)
-    assert os.listdir(home) == ["diary.txt"]
+    assert os.listdir(home) == ["journal.txt"]
 
 
 def test_a_file_where_the_folder_should_go_is_one_clear_line(

@@ -16,7 +16,7 @@ from workers.config.base import InputError
 from workers.config.train import ModelSpec
 from workers.engine.attention import BY_SEQUENCE
 from workers.engine.engine import ContinuousEngine
-from workers.engine.request import Adapter, Limits, RequestError, Sampling
+from workers.engine.request import AdapterRef, Limits, RequestError, Sampling
 from workers.injection.inject import row_map
 from workers.models.base import Base, load_base
 
@@ -28,7 +28,7 @@ GREEDY = Sampling(max_tokens=24, temperature=0.0)
 
 
 @pytest.fixture(scope="module")
-def adapters(make_adapter: Callable[..., Path]) -> list[Adapter]:
+def adapters(make_adapter: Callable[..., Path]) -> list[AdapterRef]:
     """A MixLoRA, a MoELoRA and a plain LoRA."""
     shapes: list[dict[str, Any]] = [
         {"dropout": 0.3},
@@ -36,7 +36,7 @@ def adapters(make_adapter: Callable[..., Path]) -> list[Adapter]:
         {"num_experts": 1, "top_k": 1},
     ]
     return [
-        Adapter(f"home@{seed}", str(make_adapter(seed, **shape)))
+        AdapterRef(f"home@{seed}", str(make_adapter(seed, **shape)))
         for seed, shape in enumerate(shapes)
     ]
 
@@ -71,7 +71,7 @@ def fragile(base: Base) -> Iterator[ContinuousEngine]:
 async def answer(
     engine: ContinuousEngine,
     prompt: tuple[int, ...],
-    adapter: Adapter | None = None,
+    adapter: AdapterRef | None = None,
     sampling: Sampling = GREEDY,
     generated: tuple[int, ...] = (),
 ) -> list[int]:
@@ -83,7 +83,7 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(coroutine, 60))
 
 
-def alone(folder: Path, adapter: Adapter | None, prompt: tuple[int, ...]) -> list[int]:
+def alone(folder: Path, adapter: AdapterRef | None, prompt: tuple[int, ...]) -> list[int]:
     """transformers' own generate() on the model with the one adapter attached."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     if adapter is not None:
@@ -93,7 +93,7 @@ def alone(folder: Path, adapter: Adapter | None, prompt: tuple[int, ...]) -> lis
 
 
 def test_a_mixed_batch_gives_what_each_adapter_gives_alone(
-    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[Adapter]
+    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[AdapterRef]
 ) -> None:
     # Prompts of 3 to 36 tokens against a batch of 48: prefills are split and mixed with decoding.
     choices = [None, *adapters[:2]]
@@ -119,7 +119,7 @@ def test_adapters_of_all_shapes_and_the_base_share_a_batch(
     ]
     choices = [
         None,
-        *(Adapter(f"s@{n}", str(make_adapter(90 + n, **s))) for n, s in enumerate(shapes)),
+        *(AdapterRef(f"s@{n}", str(make_adapter(90 + n, **s))) for n, s in enumerate(shapes)),
     ]
     asked = [(prompt, choices[i % 4]) for i, prompt in enumerate(PROMPTS)]
     engine = ContinuousEngine(base, LIMITS.model_copy(update={"max_adapters": 3, "max_queued": 16}))
@@ -139,7 +139,7 @@ def test_versions_that_change_under_load_never_mix(
     base: Base, tiny_model_dir: Path, make_adapter: Callable[..., Path]
 ) -> None:
     """24 requests while three versions follow one another, the former ones dropped at once."""
-    versions = [Adapter(f"v@{n}", str(make_adapter(60 + n))) for n in range(3)]
+    versions = [AdapterRef(f"v@{n}", str(make_adapter(60 + n))) for n in range(3)]
     wanted = {v.slot: alone(tiny_model_dir, v, PROMPTS[4]) for v in versions}
     engine = ContinuousEngine(base, LIMITS.model_copy(update={"max_adapters": 3, "max_queued": 32}))
 
@@ -164,7 +164,7 @@ def test_versions_that_change_under_load_never_mix(
 
 
 def test_the_same_prompt_at_the_same_time_keeps_to_its_own_adapter(
-    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[Adapter]
+    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[AdapterRef]
 ) -> None:
     prompt = tuple(range(40, 104))  # two whole cache pages: a shared prefix would show
 
@@ -183,7 +183,7 @@ def test_the_same_prompt_at_the_same_time_keeps_to_its_own_adapter(
 
 
 def test_loading_and_evicting_disturbs_no_running_request(
-    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[Adapter]
+    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[AdapterRef]
 ) -> None:
     """Three adapters in two slots while a request of the first one generates."""
     wanted = [alone(tiny_model_dir, adapter, PROMPTS[3]) for adapter in adapters]
@@ -200,7 +200,7 @@ def test_loading_and_evicting_disturbs_no_running_request(
 
 
 def test_more_adapters_at_once_than_slots_is_429(
-    engine: ContinuousEngine, adapters: list[Adapter]
+    engine: ContinuousEngine, adapters: list[AdapterRef]
 ) -> None:
     async def main() -> None:
         long = Sampling(max_tokens=64, temperature=0.0)
@@ -218,7 +218,7 @@ def test_more_adapters_at_once_than_slots_is_429(
 
 
 def test_a_request_for_another_version_drives_out_none_that_is_to_be_kept(
-    fragile: ContinuousEngine, adapters: list[Adapter]
+    fragile: ContinuousEngine, adapters: list[AdapterRef]
 ) -> None:
     first, second, third = adapters
 
@@ -262,9 +262,9 @@ def test_what_would_end_the_generation_thread_is_refused(
 
 
 def test_a_damaged_adapter_is_refused_and_the_engine_goes_on(
-    engine: ContinuousEngine, adapters: list[Adapter], tmp_path: Path
+    engine: ContinuousEngine, adapters: list[AdapterRef], tmp_path: Path
 ) -> None:
-    for adapter in (Adapter("no@1", str(tmp_path / "none")), Adapter("no@2", str(tmp_path))):
+    for adapter in (AdapterRef("no@1", str(tmp_path / "none")), AdapterRef("no@2", str(tmp_path))):
         with pytest.raises(InputError):
             engine.load(adapter)
         with pytest.raises(InputError):
@@ -310,7 +310,7 @@ def test_closing_a_stream_frees_its_share_for_the_next(engine: ContinuousEngine)
 
 
 def test_a_cancelled_request_gives_back_its_cache_and_its_adapter(
-    fragile: ContinuousEngine, base: Base, adapters: list[Adapter]
+    fragile: ContinuousEngine, base: Base, adapters: list[AdapterRef]
 ) -> None:
     async def main() -> None:
         long = Sampling(max_tokens=64, temperature=0.0)
@@ -361,7 +361,7 @@ class Bomb:
 
 
 def test_a_dead_generation_thread_is_replaced_and_no_answer_changes(
-    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[Adapter]
+    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[AdapterRef]
 ) -> None:
     passes = iter(range(10_000))
     bomb = Bomb(base, lambda _: next(passes) in (6, 19))
@@ -479,7 +479,7 @@ def test_a_schema_that_never_ends_is_the_requests_own_fault(fragile: ContinuousE
 
 
 def test_poison_of_all_kinds_at_once_changes_nobodys_answer(
-    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[Adapter]
+    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[AdapterRef]
 ) -> None:
     poison = 199
     Bomb(base, lambda ids: bool((ids == poison).any()), torch.OutOfMemoryError("out of memory"))
@@ -493,7 +493,7 @@ def test_poison_of_all_kinds_at_once_changes_nobodys_answer(
             answer(fragile, (-1,)),
             answer(fragile, ()),
             answer(fragile, (5,) * 5000),
-            answer(fragile, (5,), Adapter("no@1", "/nowhere")),
+            answer(fragile, (5,), AdapterRef("no@1", "/nowhere")),
             answer(fragile, (5,), None, Sampling(max_tokens=9, json_schema="{")),
         ]
         good = [answer(fragile, prompt, adapter) for prompt, adapter in asked]
@@ -509,7 +509,7 @@ def test_poison_of_all_kinds_at_once_changes_nobodys_answer(
 
 
 def test_an_exception_inside_one_adapters_layer_fails_its_requests_alone(
-    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[Adapter]
+    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[AdapterRef]
 ) -> None:
     for adapter in adapters[:2]:
         fragile.load(adapter)
@@ -553,7 +553,7 @@ def poison(base: Base) -> tuple[int, ...]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_that_are_not_finite_fail_their_request_alone_on_a_gpu(
-    tiny_model_dir: Path, adapters: list[Adapter], dtype: str
+    tiny_model_dir: Path, adapters: list[AdapterRef], dtype: str
 ) -> None:
     base = load_base(ModelSpec.model_validate({"path": str(tiny_model_dir), "dtype": dtype}))
     bad = poison(base)
@@ -577,7 +577,7 @@ def test_logits_that_are_not_finite_fail_their_request_alone_on_a_gpu(
 
 
 def test_logits_that_are_not_finite_fail_their_request_alone(
-    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[Adapter]
+    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[AdapterRef]
 ) -> None:
     """Activations of one prompt overflow: what it leaves in batch and cache harms nobody."""
     bad = poison(base)
@@ -609,9 +609,9 @@ def test_an_adapter_that_overflows_fails_its_requests_alone(
 ) -> None:
     """Beside the base and an adapter of fewer experts and slots, in prefills and decoding."""
     wide = {"num_experts": 6, "top_k": 3} | shape
-    broken = Adapter("broken@1", str(make_adapter(5, spread=1e30, **wide)))
+    broken = AdapterRef("broken@1", str(make_adapter(5, spread=1e30, **wide)))
     fewer = {"num_experts": 2, "top_k": 1} if wide["num_experts"] > 1 else {"rank": 2}
-    sound = Adapter("sound@1", str(make_adapter(6, **shape | fewer)))
+    sound = AdapterRef("sound@1", str(make_adapter(6, **shape | fewer)))
     for adapter in (broken, sound):
         fragile.load(adapter)
     asked = [(PROMPTS[i], [None, sound, broken][i % 3]) for i in range(9)]
@@ -682,7 +682,7 @@ def test_a_cache_that_does_not_fit_is_an_input_error(base: Base) -> None:
 
 
 def test_an_adapter_that_is_unloaded_answers_to_its_last_request(
-    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[Adapter]
+    fragile: ContinuousEngine, base: Base, tiny_model_dir: Path, adapters: list[AdapterRef]
 ) -> None:
     held = adapters[0]
 

@@ -13,8 +13,8 @@ from workers.config.train import ModelSpec
 from workers.engine import room
 from workers.engine.engine import ContinuousEngine
 from workers.engine.fairness import REMEMBERED, Accounts, Ledger, gives_way
-from workers.engine.request import Adapter, Asker, Limits, RequestError, Sampling
-from workers.engine.sequence import QUANTUM, Generation
+from workers.engine.request import AdapterRef, Asker, Limits, RequestError, Sampling
+from workers.engine.sequence import QUANTUM, TokenSequence
 from workers.models.base import load_base
 
 LIMITS = Limits(max_batch_tokens=64, cache_tokens=480, max_new_tokens=400, max_queued=8)
@@ -37,8 +37,8 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(coroutine, 120))
 
 
-def asked(number: int, tenant: str, user: str = "", size: int = 100) -> Generation:
-    return Generation(
+def asked(number: int, tenant: str, user: str = "", size: int = 100) -> TokenSequence:
+    return TokenSequence(
         number=number,
         prompt=(7,) * (size - 8),
         slot=None,
@@ -48,10 +48,10 @@ def asked(number: int, tenant: str, user: str = "", size: int = 100) -> Generati
     )
 
 
-def served(crowd: list[Generation], count: int, random: Random) -> Counter[str]:
+def served(crowd: list[TokenSequence], count: int, random: Random) -> Counter[str]:
     """Tokens by tenant after so many requests, two at a time, each of less than it promised."""
     ledger, waiting, got = Ledger(), list(crowd), Counter[str]()
-    running: list[Generation] = []
+    running: list[TokenSequence] = []
     for one in waiting:
         ledger.enter(one)
     for _ in range(count):
@@ -79,7 +79,7 @@ def test_those_who_wait_get_the_same_number_of_tokens_however_many_requests_they
 
 
 def test_users_of_one_tenant_share_its_part_and_no_other() -> None:
-    async def main() -> tuple[Counter[str], list[Generation]]:
+    async def main() -> tuple[Counter[str], list[TokenSequence]]:
         crowd = [asked(n, "a", f"user {n % 3}") for n in range(90)]
         crowd += [asked(100 + n, "b") for n in range(90)]
         return served(crowd, 60, Random(4)), [one for one in crowd if one.computed]
@@ -222,7 +222,7 @@ def test_many_short_requests_take_long_ones_back_once(
     room waits for the others."""
     taken, take_back = [], engine._loop._take_back
 
-    def counted(generation: Generation) -> None:
+    def counted(generation: TokenSequence) -> None:
         taken.append(generation)
         take_back(generation)
 
@@ -327,7 +327,7 @@ def test_an_answer_by_a_schema_goes_on_where_it_was_taken_back(engine: Continuou
 def test_the_routing_of_every_token_is_told_after_it_was_taken_back(
     engine: ContinuousEngine, make_adapter: Callable[..., Path]
 ) -> None:
-    adapter = Adapter("home@1", str(make_adapter(85)))
+    adapter = AdapterRef("home@1", str(make_adapter(85)))
     asked = LONG.model_copy(update={"by_token": True})
 
     async def routed() -> Any:

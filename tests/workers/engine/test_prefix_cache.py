@@ -11,7 +11,7 @@ import torch
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.prefix_cache import PAGE
-from workers.engine.request import Adapter, Asker, Limits, Piece, Sampling
+from workers.engine.request import AdapterRef, Asker, Limits, Piece, Sampling
 from workers.models.base import load_base
 
 LIMITS = Limits(max_batch_tokens=64, cache_tokens=512, max_new_tokens=32, max_adapters=2)
@@ -31,14 +31,14 @@ class Engine:
         self.tokens += args[0].numel()
 
     async def pieces(
-        self, prompt: tuple[int, ...], adapter: Adapter | None, tenant: str = "", **fields: Any
+        self, prompt: tuple[int, ...], adapter: AdapterRef | None, tenant: str = "", **fields: Any
     ) -> list[Piece]:
         sampling = Sampling(max_tokens=8, temperature=0.0, **fields)
         told = self.engine.generate(prompt, adapter, sampling, asker=Asker(tenant))
         return [piece async for piece in told]
 
     async def ask(
-        self, adapter: Adapter | None, prompt: tuple[int, ...] = PROMPT, tenant: str = ""
+        self, adapter: AdapterRef | None, prompt: tuple[int, ...] = PROMPT, tenant: str = ""
     ) -> tuple[list[int], int]:
         """The answer, and how many tokens of the prompt had to be read for it."""
         before = self.tokens
@@ -55,8 +55,8 @@ def engine(tiny_model_dir: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def adapters(make_adapter: Callable[..., Path]) -> list[Adapter]:
-    return [Adapter(f"home@{n}", str(make_adapter(80 + n))) for n in range(3)]
+def adapters(make_adapter: Callable[..., Path]) -> list[AdapterRef]:
+    return [AdapterRef(f"home@{n}", str(make_adapter(80 + n))) for n in range(3)]
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -64,7 +64,7 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def test_a_prompt_is_read_once_for_each_slot_and_never_for_another(
-    engine: Engine, adapters: list[Adapter]
+    engine: Engine, adapters: list[AdapterRef]
 ) -> None:
     slots = [None, *adapters[:2]]
 
@@ -79,9 +79,9 @@ def test_a_prompt_is_read_once_for_each_slot_and_never_for_another(
 
 
 def test_a_prompt_is_read_again_for_another_tenant_unless_they_share(
-    engine: Engine, adapters: list[Adapter], tiny_model_dir: Path
+    engine: Engine, adapters: list[AdapterRef], tiny_model_dir: Path
 ) -> None:
-    async def main(engine: Engine, adapter: Adapter | None) -> list[int]:
+    async def main(engine: Engine, adapter: AdapterRef | None) -> list[int]:
         asked = ["k-1", "k-2", "k-1", "k-2", ""]
         return [(await engine.ask(adapter, tenant=tenant))[1] for tenant in asked]
 
@@ -107,9 +107,9 @@ def test_only_the_same_beginning_is_shared(engine: Engine) -> None:
 
 
 def test_an_adapter_that_was_loaded_anew_shares_nothing_with_its_former_self(
-    engine: Engine, adapters: list[Adapter]
+    engine: Engine, adapters: list[AdapterRef]
 ) -> None:
-    changed = Adapter(adapters[0].slot, adapters[1].folder)
+    changed = AdapterRef(adapters[0].slot, adapters[1].folder)
 
     async def main() -> list[tuple[list[int], int]]:
         told = [await engine.ask(adapters[0]), await engine.ask(adapters[1])]
@@ -122,7 +122,7 @@ def test_an_adapter_that_was_loaded_anew_shares_nothing_with_its_former_self(
 
 
 def test_a_request_for_every_tokens_routing_reads_its_whole_prompt(
-    engine: Engine, adapters: list[Adapter]
+    engine: Engine, adapters: list[AdapterRef]
 ) -> None:
     async def main() -> tuple[list[Piece], list[Piece]]:
         await engine.ask(adapters[0])
@@ -146,7 +146,7 @@ def test_pages_that_wait_make_room_for_a_request(engine: Engine) -> None:
     assert [read for _, read in told[:3]] == [len(prompts[0])] * 3
 
 
-def test_many_at_once_share_while_they_run(engine: Engine, adapters: list[Adapter]) -> None:
+def test_many_at_once_share_while_they_run(engine: Engine, adapters: list[AdapterRef]) -> None:
     async def main() -> tuple[list[int], list[tuple[list[int], int]]]:
         alone = await engine.ask(adapters[0])
         together = await asyncio.gather(*(engine.ask(adapters[n % 2]) for n in range(6)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workers.engine.request import Sampling
-from workers.engine.sampler import Draw, Drawing, Sampler
+from workers.engine.sampler import Sampler, SampleRequest, SamplingState
 
 LOGITS_V = torch.tensor([0.1, 2.0, 1.0, -3.0, 1.5])
 
@@ -15,7 +15,7 @@ def draw(count: int = 4000, **settings: Any) -> torch.Tensor:
     """How often each token is drawn over `count` positions, as shares."""
     sampling = Sampling(max_tokens=1, **settings)
     sampler = Sampler()
-    sampler.draws = [Draw(Drawing(sampling), position) for position in range(count)]
+    sampler.draws = [SampleRequest(SamplingState(sampling), position) for position in range(count)]
     picked = sampler(torch.zeros(count), LOGITS_V.repeat(count, 1)).argmax(-1)
     return torch.bincount(picked, minlength=5) / count
 
@@ -46,20 +46,23 @@ def test_one_batch_mixes_settings_and_rows_without_a_token() -> None:
     hot = Sampling(max_tokens=1, temperature=2.0, seed=1)
     cold = Sampling(max_tokens=1, temperature=0.0)
     for position in range(50):
-        sampler.draws = [Draw(Drawing(hot), position), Draw(Drawing(cold), position)]
+        sampler.draws = [
+            SampleRequest(SamplingState(hot), position),
+            SampleRequest(SamplingState(cold), position),
+        ]
         scores_NV = sampler(torch.zeros(3), LOGITS_V.repeat(3, 1))
         alone = Sampler()
-        alone.draws = [Draw(Drawing(hot), position)]
+        alone.draws = [SampleRequest(SamplingState(hot), position)]
         assert scores_NV[0].argmax() == alone(torch.zeros(1), LOGITS_V[None])[0].argmax()
         assert scores_NV[1].argmax() == scores_NV[2].argmax() == 1
 
 
 def test_the_seed_and_the_position_decide() -> None:
     first, again, other = (
-        Draw(Drawing(Sampling(max_tokens=1, seed=seed)), 7) for seed in (3, 3, 4)
+        SampleRequest(SamplingState(Sampling(max_tokens=1, seed=seed)), 7) for seed in (3, 3, 4)
     )
     assert first.uniform() == again.uniform() != other.uniform()
-    assert Draw(first.drawing, 8).uniform() != first.uniform()
+    assert SampleRequest(first.drawing, 8).uniform() != first.uniform()
 
 
 def test_top_k_keeps_so_many_and_top_p_counts_among_them() -> None:
@@ -75,10 +78,10 @@ def test_top_k_keeps_so_many_and_top_p_counts_among_them() -> None:
 
 def test_log_probabilities_are_the_models_own() -> None:
     sampler = Sampler()
-    wants = Drawing(Sampling(max_tokens=1, temperature=2.0, top_k=1, logprobs=3))
-    plain = Drawing(Sampling(max_tokens=1))
-    bare = Drawing(Sampling(max_tokens=1, logprobs=0))
-    sampler.draws = [Draw(wants, 1), Draw(plain, 1), Draw(bare, 1)]
+    wants = SamplingState(Sampling(max_tokens=1, temperature=2.0, top_k=1, logprobs=3))
+    plain = SamplingState(Sampling(max_tokens=1))
+    bare = SamplingState(Sampling(max_tokens=1, logprobs=0))
+    sampler.draws = [SampleRequest(wants, 1), SampleRequest(plain, 1), SampleRequest(bare, 1)]
     drawn = sampler(torch.zeros(3), LOGITS_V.repeat(3, 1)).argmax(-1).tolist()
     logprobs = LOGITS_V.log_softmax(-1).tolist()
     [told], [alone] = wants.logprobs, bare.logprobs
@@ -93,14 +96,14 @@ def test_log_probabilities_are_the_models_own() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_row_that_is_not_finite_fails_alone(bad: float) -> None:
     sampler = Sampler()
-    drawings = [Drawing(Sampling(max_tokens=1, temperature=t, seed=5)) for t in (0, 1, 1)]
+    drawings = [SamplingState(Sampling(max_tokens=1, temperature=t, seed=5)) for t in (0, 1, 1)]
     scores_NV = LOGITS_V.repeat(3, 1)
     scores_NV[1, 3] = bad
-    sampler.draws = [Draw(one, 1) for one in drawings]
+    sampler.draws = [SampleRequest(one, 1) for one in drawings]
     picked = sampler(torch.zeros(3), scores_NV).argmax(-1)
     assert [one.error.code if one.error else None for one in drawings] == [None, "non_finite", None]
     alone = Sampler()
-    alone.draws = [Draw(drawings[2], 1)]
+    alone.draws = [SampleRequest(drawings[2], 1)]
     assert picked[0] == 1
     assert picked[2] == alone(torch.zeros(1), LOGITS_V[None]).argmax()
 
@@ -115,10 +118,10 @@ def test_numbers_that_are_not_finite_come_before_a_schema_that_errs() -> None:
             return torch.zeros(5, dtype=torch.bool)
 
     sampler = Sampler()
-    drawings = [Drawing(Sampling(max_tokens=1), Ended()) for _ in range(2)]  # type: ignore[arg-type]
+    drawings = [SamplingState(Sampling(max_tokens=1), Ended()) for _ in range(2)]  # type: ignore[arg-type]
     scores_NV = LOGITS_V.repeat(2, 1)
     scores_NV[0, 3] = float("nan")
-    sampler.draws = [Draw(one, 1) for one in drawings]
+    sampler.draws = [SampleRequest(one, 1) for one in drawings]
     sampler(torch.zeros(2), scores_NV)
     told = [(one.error.status, one.error.code) for one in drawings if one.error]
     assert told == [(500, "non_finite"), (400, "invalid_schema")]
@@ -126,7 +129,7 @@ def test_numbers_that_are_not_finite_come_before_a_schema_that_errs() -> None:
 
 def test_large_numbers_are_finite() -> None:
     sampler = Sampler()
-    drawing = Drawing(Sampling(max_tokens=1, temperature=0.0))
-    sampler.draws = [Draw(drawing, 1)]
+    drawing = SamplingState(Sampling(max_tokens=1, temperature=0.0))
+    sampler.draws = [SampleRequest(drawing, 1)]
     picked = sampler(torch.zeros(1), torch.tensor([[3e38, 3e38, 3.1e38, 1.0]])).argmax()
     assert (int(picked), drawing.error) == (2, None)

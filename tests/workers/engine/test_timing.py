@@ -11,7 +11,7 @@ import pytest
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits, Piece, Sampling
-from workers.engine.timing import PassClock, Passing, Span, Timer, Timing, account
+from workers.engine.timing import ComputeSpan, PassClock, Passing, Timer, Timing, account
 from workers.models.base import load_base
 
 LONG = tuple(range(7, 107))
@@ -116,7 +116,7 @@ def test_passes_of_a_prompt_and_of_its_answer_are_told_apart() -> None:
     assert (prompt.tokens, prompt.passes, prompt.load) == (12, 2, 8)
     assert (answer.tokens, answer.passes, answer.load) == (2, 2, 3)
     assert timer.timing.seconds == pytest.approx(prompt.seconds + answer.seconds)
-    assert Span().load == 0
+    assert ComputeSpan().load == 0
 
 
 def test_passes_are_told_apart_by_the_other_adapters_in_them() -> None:
@@ -128,7 +128,7 @@ def test_passes_are_told_apart_by_the_other_adapters_in_them() -> None:
     account([row(one, "a"), row(other, "b")], 4.0)
     parts = {part.company: part for part in one.timing.parts}
     assert parts.keys() == {frozenset(), frozenset("b")}
-    assert parts[frozenset()].prompt == Span(1, 1.0, 1, 3)
-    assert parts[frozenset("b")].answer == Span(2, 6.0, 2, 4)
+    assert parts[frozenset()].prompt == ComputeSpan(1, 1.0, 1, 3)
+    assert parts[frozenset("b")].answer == ComputeSpan(2, 6.0, 2, 4)
     assert [part.company for part in other.timing.parts] == [frozenset("a")]
     assert [part.company for part in base.timing.parts] == [frozenset("a")]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
 from workers.injection.inject import Adapter, LayerRecord, inject, row_map
-from workers.injection.wrapper import Site
+from workers.injection.wrapper import AdaptedModule
 from workers.losses.auxiliary import contrastive, load_balance
 
 Build = Callable[[str], nn.Module]
@@ -128,7 +128,7 @@ def test_targets_that_match_nothing_are_refused(
     model = build_model("llama")
     with pytest.raises(InputError, match=message):
         inject(model, AdapterSpec.model_validate(values))
-    assert not any(isinstance(module, Site) for module in model.modules())
+    assert not any(isinstance(module, AdaptedModule) for module in model.modules())
     assert row_map(model).slots == []
 
 

@@ -8,7 +8,7 @@ from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
 from workers.injection.inject import Adapter, inject, row_map
 from workers.injection.row_map import RowMap
-from workers.injection.wrapper import Site
+from workers.injection.wrapper import AdaptedModule
 from workers.layers.inference import prepared
 
 SPECS = {
@@ -269,7 +269,7 @@ def test_an_assignment_ends_with_its_block_even_on_an_error() -> None:
 
 def test_a_site_shows_the_weight_of_its_base() -> None:
     linear = nn.Linear(3, 4)
-    assert Site(linear, RowMap()).weight is linear.weight
+    assert AdaptedModule(linear, RowMap()).weight is linear.weight
 
 
 @pytest.mark.parametrize("other", ["linear", None])

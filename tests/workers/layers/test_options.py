@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
-from workers.layers.assignments import Pairs
+from workers.layers.assignments import ExpertAssignments
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward, find_feed_forward
 from workers.layers.mixture.chunked import chunked_mixture
@@ -263,7 +263,7 @@ def test_gradcheck_of_the_chunked_mixture(act: nn.Module, parts: tuple[bool, boo
 
     def mixture(gate_TK: Tensor, lora_A: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor | None]:
         frozen, updates = tensors[:2], []
-        pairs = Pairs(expert_TK, gate_TK, experts, voids=True)
+        pairs = ExpertAssignments(expert_TK, gate_TK, experts, voids=True)
         for index, adapted in enumerate(parts):
             rank_space, lora_B = tensors[2 + 2 * index : 4 + 2 * index]
             updates.append((pairs.masked(rank_space), lora_B) if adapted else (None, None))

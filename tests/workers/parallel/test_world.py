@@ -49,14 +49,14 @@ def train_and_resume(spec: TrainSpec, folder: Path) -> None:
     reports = [unbroken.advance()]
     unbroken.save(folder / "checkpoint")
     reports.append(unbroken.advance())
-    world.wait()
+    world.barrier()
     resumed = TrainingRun(spec, plan)
     resumed.load(folder / "checkpoint")
     assert figures(resumed.advance()) == figures(reports[-1])
     resumed.save_adapter(folder / "adapter")
     for report in reports if world.is_first else ():
         RunRecord(folder).add(figures(report))
-    world.wait()
+    world.barrier()
 
 
 @pytest.mark.slow

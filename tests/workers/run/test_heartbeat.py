@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from workers.config.train import TrainSpec
-from workers.run.heartbeat import ENDED, Heart, Heartbeat, read
+from workers.run.heartbeat import ENDED, Heartbeat, HeartbeatWriter, read
 from workers.run.record import Metrics, RunPlan
 from workers.train.loop import TrainingRun
 
@@ -25,7 +25,7 @@ def phases(folder: Path) -> list[str]:
 
 
 def test_a_worker_that_hangs_is_seen_in_its_last_phase(tmp_path: Path) -> None:
-    hearts = [Heart(rank, 2).write(tmp_path) for rank in range(2)]
+    hearts = [HeartbeatWriter(rank, 2).write(tmp_path) for rank in range(2)]
     for heart in hearts:
         heart.beat("forward", step=37)
     hearts[0].beat("reduce")  # and no further beat: the thread has to write it
@@ -55,7 +55,7 @@ def test_workers_of_a_larger_attempt_are_left_out(tmp_path: Path) -> None:
     assert read(tmp_path / "nothing") == []
 
 
-class Remembering(Heart):
+class Remembering(HeartbeatWriter):
     """Keeps every beat."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ def test_a_full_disk_or_a_broken_observer_stops_nothing(
 
     full = Path("/dev/full")  # every write below it fails
     assert not full.is_dir()
-    heart = Heart().write(full, broken)
+    heart = HeartbeatWriter().write(full, broken)
     run = TrainingRun(make_spec(), RunPlan(tmp_path, "study"), heart=heart)
     while not run.done:
         run.advance()
@@ -109,7 +109,7 @@ def test_a_full_disk_or_a_broken_observer_stops_nothing(
 
 
 def test_files_do_not_grow(tmp_path: Path) -> None:
-    heart = Heart().write(tmp_path)
+    heart = HeartbeatWriter().write(tmp_path)
     for step in range(1000):
         heart.beat("data", step)
     assert until(lambda: read(tmp_path) != [])

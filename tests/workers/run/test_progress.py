@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from workers.run.progress import RECENT_STEPS, Meter, Progress
+from workers.run.progress import RECENT_STEPS, Progress, StepTimer
 from workers.train.step import StepResult
 
 
@@ -23,7 +23,7 @@ def result(tokens: int = 50, **losses: float) -> StepResult:
     return StepResult(losses={"loss": 2.0, **losses}, grad_norm=1.0, lr=1e-3, tokens=tokens)
 
 
-def steps(meter: Meter, clock: Clock, numbers: range, seconds: float) -> Iterator[Progress]:
+def steps(meter: StepTimer, clock: Clock, numbers: range, seconds: float) -> Iterator[Progress]:
     for number in numbers:
         clock.now += seconds
         yield meter.step(number, number / 8, result())
@@ -31,7 +31,7 @@ def steps(meter: Meter, clock: Clock, numbers: range, seconds: float) -> Iterato
 
 def test_speed_leaves_evaluations_out_and_the_rest_of_the_time_counts_them() -> None:
     clock = Clock()
-    meter = Meter(steps=10, every=4, workers=2, clock=clock)
+    meter = StepTimer(steps=10, every=4, workers=2, clock=clock)
     meter.start()
     *_, fourth = steps(meter, clock, range(1, 5), seconds=2.0)
     assert (fourth.step, fourth.steps, fourth.epoch, fourth.workers) == (4, 10, 0.5, 2)
@@ -53,7 +53,7 @@ def test_speed_leaves_evaluations_out_and_the_rest_of_the_time_counts_them() -> 
 
 def test_speed_follows_the_last_steps() -> None:
     clock = Clock()
-    meter = Meter(steps=100, every=100, workers=1, clock=clock)
+    meter = StepTimer(steps=100, every=100, workers=1, clock=clock)
     meter.start()
     (first,) = steps(meter, clock, range(1, 2), seconds=60.0)
     second, *_ = steps(meter, clock, range(2, 11), seconds=9.0)
@@ -63,7 +63,7 @@ def test_speed_follows_the_last_steps() -> None:
 
 
 def test_a_report_has_the_form_of_an_evaluations_report() -> None:
-    meter = Meter(steps=10, every=4, workers=2)
+    meter = StepTimer(steps=10, every=4, workers=2)
     meter.start()
     even = meter.step(1, 0.1, result(load_balance=1.0)).report()
     assert even["step"] == 1
@@ -74,7 +74,7 @@ def test_a_report_has_the_form_of_an_evaluations_report() -> None:
 
 @pytest.mark.parametrize(("loss", "shown"), [(1.5, 1.5), (math.inf, None), (math.nan, None)])
 def test_figures_survive_json(loss: float, shown: float | None) -> None:
-    meter = Meter(steps=10, every=4, workers=2)
+    meter = StepTimer(steps=10, every=4, workers=2)
     meter.start()
     progress = meter.step(1, 0.1, result(loss=loss))
     again = Progress.model_validate_json(progress.model_dump_json())

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from workers.data.rows import Row
-from workers.run.samples import Answer, Sample, read_samples, sample, sample_rows, write_samples
+from workers.run.samples import (
+    Sample,
+    SampledAnswer,
+    read_samples,
+    sample,
+    sample_rows,
+    write_samples,
+)
 
 ROW = Row(
     messages=({"role": "user", "content": "on or off?"},),
@@ -42,7 +49,10 @@ def test_every_task_has_its_turn(tasks: str, count: int, expected: set[int]) -> 
 def test_what_is_written_is_read_and_long_texts_keep_both_ends(tmp_path: Path) -> None:
     book = "begin " + "x" * 100_000 + " end?"
     long = replace(ROW, messages=({"role": "user", "content": book},))
-    samples = [sample(ROW, Answer("été <b>", 0.25)), sample(long, Answer("y" * 5000, 0.0))]
+    samples = [
+        sample(ROW, SampledAnswer("été <b>", 0.25)),
+        sample(long, SampledAnswer("y" * 5000, 0.0)),
+    ]
     path = tmp_path / "samples.json"
     write_samples(path, samples)
     assert read_samples(path) == samples
@@ -75,4 +85,4 @@ def test_only_a_whole_prompt_of_one_turn_can_be_asked_again(
     contents: list[str], whole: bool
 ) -> None:
     turns = tuple({"role": "user", "content": content} for content in contents)
-    assert sample(replace(ROW, messages=turns), Answer("", 0.0)).whole == whole
+    assert sample(replace(ROW, messages=turns), SampledAnswer("", 0.0)).whole == whole

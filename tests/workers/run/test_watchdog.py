@@ -13,11 +13,11 @@ from workers.run.watchdog import EXIT_CODE, behind, idle, verdict
 HANGS = """
 import sys, threading, time
 from pathlib import Path
-from workers.run.heartbeat import Heart
+from workers.run.heartbeat import HeartbeatWriter
 from workers.run.watchdog import Watchdog
 
 folder = Path(sys.argv[1])
-heart, other = Heart(0, 2).write(folder), Heart(1, 2).write(folder)
+heart, other = HeartbeatWriter(0, 2).write(folder), HeartbeatWriter(1, 2).write(folder)
 Watchdog(heart, folder, 1.5, lambda why: print(why, flush=True)).start()
 heart.beat("data", 6)
 heart.beat("forward")
@@ -52,11 +52,11 @@ def test_a_worker_that_hangs_ends_and_names_who_is_behind(tmp_path: Path) -> Non
 FAR = """
 import sys, threading, time
 from pathlib import Path
-from workers.run.heartbeat import Heart, Heartbeat
+from workers.run.heartbeat import HeartbeatWriter, Heartbeat
 from workers.run.watchdog import Watchdog
 
 folder, wrong = Path(sys.argv[1]), float(sys.argv[2])
-heart = Heart(0, 2).write(folder)
+heart = HeartbeatWriter(0, 2).write(folder)
 Watchdog(heart, folder, 1.5, lambda why: print(why, flush=True)).start()
 heart.beat("reduce", 6)
 (folder / "ranks").mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from workers.adapter import files
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
-from workers.injection.wrapper import Site
+from workers.injection.wrapper import AdaptedModule
 from workers.run.events import read_events
 from workers.run.record import Metrics, RunPlan
 from workers.train.inputs import Inputs
@@ -162,7 +162,7 @@ def test_the_base_is_left_alone_for_the_next_run(make_spec: SpecMaker, plan: Run
     reports = train(first)
     first.close()
     model = first.inputs.base.model
-    assert not any(isinstance(module, Site) for module in model.modules())
+    assert not any(isinstance(module, AdaptedModule) for module in model.modules())
     assert not model.training
     other = TrainingRun(make_spec(adapter__num_experts=2, seed=5), plan, inputs=first.inputs)
     train(other)

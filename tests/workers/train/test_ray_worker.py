@@ -20,7 +20,7 @@ from workers.run.samples import read_samples
 from workers.train.evaluation.baseline import baseline
 from workers.train.evaluation.expert_tasks import evaluate_folder
 from workers.train.loop import TrainingRun
-from workers.train.ray_worker import Task, TuneWorker
+from workers.train.ray_worker import RunTask, TuneWorker
 from workers.train.used import used_file
 
 SpecMaker = Callable[..., TrainSpec]
@@ -30,10 +30,10 @@ class OneTrial(TuneWorker):
     """The run that its configuration holds."""
 
     @classmethod
-    def task(cls, name: str, config: Mapping[str, Any]) -> Task:
+    def task(cls, name: str, config: Mapping[str, Any]) -> RunTask:
         folder = Path(config["folder"])
         spec = TrainSpec.model_validate_json(config["spec"])
-        return Task(spec, RunPlan(folder, "study", shared=folder.parents[1]))
+        return RunTask(spec, RunPlan(folder, "study", shared=folder.parents[1]))
 
 
 def trial(spec: TrainSpec, folder: Path) -> OneTrial:

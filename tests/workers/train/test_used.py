@@ -15,7 +15,7 @@ from workers.config.base import InputError, override
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.record import RunPlan
-from workers.train.checkpoint.manager import Keeper
+from workers.train.checkpoint.manager import CheckpointManager
 from workers.train.loop import TrainingRun
 from workers.train.used import UsedInputs, hold_to_study, note_used, read_used, used_file
 
@@ -90,13 +90,13 @@ def test_a_run_goes_on_with_nothing_else_than_it_began(
 ) -> None:
     plan = RunPlan(tmp_path / "run", "study")
     run = TrainingRun(spec, plan, world=World())
-    keeper = Keeper(spec, plan, World())
+    keeper = CheckpointManager(spec, plan, World())
     run.advance()
     keeper.after_report(run)
     change(spec)
     again = TrainingRun(spec, plan, world=World())
     with pytest.raises(InputError, match=said):
-        Keeper(spec, plan, World()).resume(again)
+        CheckpointManager(spec, plan, World()).resume(again)
     assert again.step == 0
     again.close()
 

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.engine.routing.tally import Choices, Places, Sums, Tally
+from workers.engine.routing.tally import Choices, Places, RoutingTally, Sums
 from workers.layers.router import Choice
 
 
-class Span(NamedTuple):
+class TokenSpan(NamedTuple):
     """One request's tokens in one forward pass."""
 
-    tally: Tally | None
+    tally: RoutingTally | None
     tokens: int
     first: int
     """Place of the first among the request's tokens."""
@@ -42,20 +42,20 @@ class Layout(NamedTuple):
     """Of the logits."""
     slots: int
 
-    def has(self, tally: Tally | None) -> bool:
+    def has(self, tally: RoutingTally | None) -> bool:
         """Whether a request's tokens are among those of the decision."""
         return self.others or self.member(tally) is not None
 
-    def member(self, tally: Tally | None) -> Member | None:
+    def member(self, tally: RoutingTally | None) -> Member | None:
         """The request's adapter."""
         mine = (one for one in self.members if tally is not None and one.slot == tally.slot)
         return next(mine, None)
 
 
-class Part(NamedTuple):
+class PassDecisions(NamedTuple):
     """The decisions of one pass, place by place."""
 
-    spans: Sequence[Span]
+    spans: Sequence[TokenSpan]
     choices: Sequence[Choice]
 
 
@@ -63,14 +63,14 @@ NOBODY = Member("", 0, 2, 0)
 
 
 @torch.inference_mode()
-def share_out(layout: Layout, places: Places, parts: Sequence[Part]) -> None:
+def share_out(layout: Layout, places: Places, parts: Sequence[PassDecisions]) -> None:
     """Add what the tokens of these passes chose to the tallies that they belong to."""
     spans = [span for part in parts for span in part.spans]
     members = {span.tally: layout.member(span.tally) for span in spans}
     owners = [(tally, member) for tally, member in members.items() if tally and member]
     if not owners:
         return
-    number: dict[Tally | None, int] = {tally: at for at, (tally, _) in enumerate(owners)}
+    number: dict[RoutingTally | None, int] = {tally: at for at, (tally, _) in enumerate(owners)}
     decided = _Decided(
         *(_together(parts, field) for field in ("logits_TN", "expert_TK", "gate_TK")),
         owner_T=_each([number.get(span.tally, len(owners)) for span in spans], spans),
@@ -126,7 +126,7 @@ class _Decided:
         entropy, margin = summed_GP2.unbind(-1)
         return load, weight, entropy, margin
 
-    def choices(self, owner: int, spans: Sequence[Span]) -> Choices:
+    def choices(self, owner: int, spans: Sequence[TokenSpan]) -> Choices:
         """What each of one request's tokens chose."""
         mine_t = (self._owner_T == owner).nonzero().squeeze(1)
         position_T = torch.cat([torch.arange(s.first, s.first + s.tokens) for s in spans])
@@ -136,13 +136,13 @@ class _Decided:
         )
 
 
-def _together(parts: Sequence[Part], field: str) -> Tensor:
+def _together(parts: Sequence[PassDecisions], field: str) -> Tensor:
     """One field of all decisions, [P, T, ...]."""
     stacks = [torch.stack([getattr(one, field) for one in part.choices]) for part in parts]
     return torch.cat(stacks, dim=1)
 
 
-def _each(values: Sequence[int], spans: Sequence[Span]) -> Tensor:
+def _each(values: Sequence[int], spans: Sequence[TokenSpan]) -> Tensor:
     """A value of every span, for each of its tokens."""
     tokens = torch.tensor([span.tokens for span in spans])
     return torch.tensor(values).repeat_interleave(tokens)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from weakref import WeakKeyDictionary
 
-from workers.engine.routing.aggregate import Layout, Member, Part, Span, share_out
-from workers.engine.routing.tally import Places, Tally
+from workers.engine.routing.aggregate import Layout, Member, PassDecisions, TokenSpan, share_out
+from workers.engine.routing.tally import Places, RoutingTally
 from workers.engine.routing.types import RequestRouting
 from workers.injection.inject import Adapter
 from workers.layers.router import Choice, Router
@@ -23,7 +23,7 @@ GATHERED = 2048
 
 @dataclass(frozen=True)
 class _Pass:
-    spans: Sequence[Span]
+    spans: Sequence[TokenSpan]
     notes: list[tuple[str, Choice]] = field(default_factory=list)
 
     @property
@@ -50,10 +50,10 @@ class RoutingCapture:
         kept = {name: places for name, places in self._places.items() if name in alive}
         self._places = {**kept, slot: tuple(adapter.routers)}
 
-    def begin(self, rows: Sequence[tuple[Tally | None, int]]) -> None:
+    def begin(self, rows: Sequence[tuple[RoutingTally | None, int]]) -> None:
         """A pass begins, with so many tokens of each tally, in this order. None: nobody's, or the
         bare base's."""
-        spans = [Span(tally, tokens, tally.tokens if tally else 0) for tally, tokens in rows]
+        spans = [TokenSpan(tally, tokens, tally.tokens if tally else 0) for tally, tokens in rows]
         self._running = _Pass(spans)
 
     def end(self, passed: bool) -> None:
@@ -70,7 +70,7 @@ class RoutingCapture:
             if sum(one.tokens for one in self._passes) > GATHERED:
                 self._sum_up()
 
-    def routing(self, tally: Tally) -> RequestRouting | None:
+    def routing(self, tally: RoutingTally) -> RequestRouting | None:
         """All that a request's tokens chose; None where its adapter has no router."""
         places = self._places.get(tally.slot)
         if not places:
@@ -85,7 +85,7 @@ class RoutingCapture:
 
     def _sum_up(self) -> None:
         """Take the sums of all passes, of the same adapters at the same places together."""
-        groups: dict[tuple[Layout, Places], list[Part]] = defaultdict(list)
+        groups: dict[tuple[Layout, Places], list[PassDecisions]] = defaultdict(list)
         for one in self._passes:
             layouts: dict[Layout, list[tuple[str, Choice]]] = defaultdict(list)
             for place, choice in one.notes:
@@ -93,7 +93,7 @@ class RoutingCapture:
             for layout, notes in layouts.items():
                 spans = [span for span in one.spans if layout.has(span.tally)]
                 places = tuple(place for place, _ in notes)
-                groups[layout, places].append(Part(spans, [choice for _, choice in notes]))
+                groups[layout, places].append(PassDecisions(spans, [choice for _, choice in notes]))
         for (layout, places), parts in groups.items():
             share_out(layout, places, parts)
         self._passes.clear()

@@ -35,7 +35,7 @@ class Choices(NamedTuple):
     gate_PtK: Tensor
 
 
-class Tally:
+class RoutingTally:
     """The routing of one request, as far as its tokens have passed."""
 
     def __init__(self, slot: str, by_token: bool) -> None:

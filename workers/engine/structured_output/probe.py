@@ -27,7 +27,7 @@ KEPT = ("LD_LIBRARY_PATH", "PATH")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SchemaVerdict:
     """On one schema."""
 
     refused: str
@@ -47,7 +47,7 @@ class Probe:
         self._vocabulary, self._limits = vocabulary, limits
         self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
 
-    def verdict(self, schema: str, gone: Callable[[], bool]) -> Verdict:
+    def verdict(self, schema: str, gone: Callable[[], bool]) -> SchemaVerdict:
         """Try a schema out, unless who asks is `gone`. Blocks, and takes one at a time."""
         try:
             told = self._ask(schema, gone)
@@ -62,7 +62,7 @@ class Probe:
             "memory": f"the schema takes more than {limits.max_memory >> 20} MiB of memory",
             "broken off": "the schema could not be tried in time",
         }[ended]
-        return Verdict(refused, told["seconds"], told.get("bytes", 0), ended != "broken off")
+        return SchemaVerdict(refused, told["seconds"], told.get("bytes", 0), ended != "broken off")
 
     def close(self) -> None:
         """End it."""

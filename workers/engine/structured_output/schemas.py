@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workers.engine.request import Limits, RequestError
 from workers.engine.structured_output.grammar import Vocabulary, compiled
-from workers.engine.structured_output.probe import Probe, Verdict
+from workers.engine.structured_output.probe import Probe, SchemaVerdict
 from workers.engine.structured_output.schema import Compiled, Schema, refused_schema
 from workers.engine.structured_output.schema_size import check_size
 from workers.engine.turns import Spending, Turns
@@ -49,7 +49,7 @@ class Schemas:
         self._thread = ThreadPoolExecutor(1, "schemas")
         self._closing = threading.Event()
         self._probe = Probe(self._vocabulary, limits.schemas)
-        self._verdicts: dict[bytes, Verdict] = {}
+        self._verdicts: dict[bytes, SchemaVerdict] = {}
         self._kept: dict[bytes, Compiled] = {}
         self._live: WeakValueDictionary[bytes, Compiled] = WeakValueDictionary()
         self._tokenizer: LLTokenizer | None = None
@@ -112,7 +112,7 @@ class Schemas:
             _remember(self._kept, name, made, KEPT)
         return made
 
-    def _verdict(self, name: bytes, text: str, tenant: str, left: threading.Event) -> Verdict:
+    def _verdict(self, name: bytes, text: str, tenant: str, left: threading.Event) -> SchemaVerdict:
         verdict = self._verdicts.get(name)
         if verdict is None:
             verdict = self._probe.verdict(text, lambda: left.is_set() or self._closing.is_set())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from workers.layers.assignments import Pairs
+from workers.layers.assignments import ExpertAssignments
 from workers.layers.feed_forward import FeedForward
 from workers.layers.inference.frozen_linear import frozen_product
 from workers.layers.inference.prepared import Prepared
@@ -22,7 +22,9 @@ GATHERED_SHARE = 3
 with all (measured as tests/benchmarks/decode.py does, with eight adapters)."""
 
 
-def few_tokens(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pairs) -> Tensor:
+def decode_tokens(
+    block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: ExpertAssignments
+) -> Tensor:
     """The block with its experts, up to what it does behind its outer linear: [T, D]."""
     tokens, slots = pairs.expert_TK.shape
     inner, rank = made.inner, made.rank

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.layers.expert_bank import DENSE_RANKS, Bank
+from workers.layers.expert_bank import DENSE_RANKS, ExpertBank
 from workers.layers.experts import LinearExperts
 from workers.layers.inference.frozen_linear import frozen_product
 from workers.layers.mixture.select import PLAIN_PRODUCTS
 
 
 class _Together(NamedTuple):
-    banks: Sequence[Bank | None]
+    banks: Sequence[ExpertBank | None]
     """Held, so that no other can take their identity."""
     lora_A_SI: Tensor
     lora_B_SO: Tensor
@@ -84,7 +84,7 @@ class PlainLoras:
         return self._made[key]
 
 
-def _put_together(banks: Sequence[Bank | None]) -> _Together:
+def _put_together(banks: Sequence[ExpertBank | None]) -> _Together:
     there = [bank for bank in banks if bank is not None]
     lora_A_SI = torch.cat([bank.stacked_A_SI for bank in there])
     lora_B_SO = torch.cat([bank.stacked_B_SO for bank in there])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from workers.layers.assignments import Pairs
+from workers.layers.assignments import ExpertAssignments
 from workers.layers.expert_bank import DENSE_RANKS
 from workers.layers.feed_forward import FeedForward
 from workers.layers.inference.frozen_linear import frozen_product
@@ -26,7 +26,9 @@ CHUNK_TOKENS = 32
 """Of a chunk at least, however wide the block is."""
 
 
-def many_tokens(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pairs) -> Tensor:
+def prefill_tokens(
+    block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: ExpertAssignments
+) -> Tensor:
     """The block with its experts, up to what it does behind its outer linear: [T, D]."""
     tokens, slots = pairs.expert_TK.shape
     frozen = [frozen_product(linear, hidden_TD) for linear in block.inner.values()]
@@ -47,7 +49,7 @@ def many_tokens(block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: Pa
 class _Chunk:
     """Some tokens' pairs, sorted by expert."""
 
-    def __init__(self, made: Prepared, pairs: Pairs) -> None:
+    def __init__(self, made: Prepared, pairs: ExpertAssignments) -> None:
         self._made = made
         order_P, self._token_P, _, ends = pairs.sorted
         assert ends is not None, "known on a CPU"

@@ -14,13 +14,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from workers.layers.expert_bank import Bank, join
+from workers.layers.expert_bank import ExpertBank, join
 from workers.layers.feed_forward import FeedForward
 from workers.layers.joint_router import JointRouter, join_routers
 from workers.layers.mixture.select import PLAIN_PRODUCTS
 from workers.layers.router import Router
 
-Banks = Mapping[str, Bank]
+Banks = Mapping[str, ExpertBank]
 """The experts of a block's linears, by name."""
 
 

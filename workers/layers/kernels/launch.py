@@ -52,7 +52,7 @@ class Tile(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class KernelSizes:
     """Sizes and constants of one call."""
 
     activation: str
@@ -67,7 +67,7 @@ class Job:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, given: Given, activation: str, keep: tuple[float, int] | None) -> "Job":
+    def of(cls, given: Given, activation: str, keep: tuple[float, int] | None) -> "KernelSizes":
         """Read the sizes off the tensors."""
         inner = [b for b in (given.b_gate_EFR, given.b_up_EFR) if b is not None]
         outer = [] if given.a_EQF is None else [given.a_EQF]
@@ -149,7 +149,7 @@ def _ceil(size: int, part: int) -> int:
 
 
 def launch_forward(
-    job: Job, given: Given, expert_TK: Tensor, order_T: Tensor
+    job: KernelSizes, given: Given, expert_TK: Tensor, order_T: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """mix [T, F] and z_out [T, K, Q]."""
     from workers.layers.kernels.forward_kernels import forward_kernel
@@ -177,7 +177,7 @@ def launch_forward(
 
 
 def launch_backward_tokens(
-    job: Job,
+    job: KernelSizes,
     given: Given,
     expert_TK: Tensor,
     order_T: Tensor,
@@ -221,7 +221,7 @@ def launch_backward_tokens(
 
 
 def launch_backward_experts(
-    job: Job, given: Given, expert_TK: Tensor, dmix_TF: Tensor, dz_out_TKQ: Tensor | None
+    job: KernelSizes, given: Given, expert_TK: Tensor, dmix_TF: Tensor, dz_out_TKQ: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Gradients of gate's and up's B [E, F, R] and of the outer linear's A [E, Q, F]."""
     from workers.layers.kernels.backward_kernels import backward_experts_kernel

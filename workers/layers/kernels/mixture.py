@@ -33,7 +33,7 @@ from torch import Tensor
 
 from workers.layers.kernels.launch import (
     Given,
-    Job,
+    KernelSizes,
     interpreted,
     launch_backward_experts,
     launch_backward_tokens,
@@ -126,7 +126,7 @@ class _FusedMixture(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         """See `fused_mixture`; `tensors` are the fields of `Given`."""
         given = Given(*tensors).prepared()
-        job = Job.of(given, activation, keep)
+        job = KernelSizes.of(given, activation, keep)
         expert_TK = expert_TK.contiguous()
         order_T = _token_order(expert_TK, job.experts)
         ctx.save_for_backward(expert_TK, order_T, *given)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from workers.layers.assignments import Chunk, Pairs, SortedPairs
+from workers.layers.assignments import AssignmentChunk, ExpertAssignments, SortedAssignments
 from workers.layers.feed_forward import FeedForward
 from workers.layers.mixture import swiglu as pullback
 from workers.layers.ops.grouped_mm import grouped_mm, grouped_outer
@@ -31,7 +31,7 @@ Update = tuple[Tensor | None, Tensor | None]
 
 def chunked_mixture(  # noqa: PLR0913, PLR0917 -- what a block's experts are made of
     block: FeedForward,
-    pairs: Pairs,
+    pairs: ExpertAssignments,
     keep_TF: Tensor | None,
     lora_A_NRF: Tensor | None,
     frozen: Sequence[Tensor],
@@ -53,7 +53,7 @@ class _Problem(NamedTuple):
     """What of a mixture is no tensor."""
 
     block: FeedForward
-    pairs: SortedPairs
+    pairs: SortedAssignments
     inner: int
 
     def rows(self, like_TO: Tensor) -> int:
@@ -62,11 +62,11 @@ class _Problem(NamedTuple):
             return -(-len(self.pairs.order_P) // CHUNKS)
         return max(CHUNK_BYTES // (like_TO.shape[1] * like_TO.element_size()), CHUNK_ROWS)
 
-    def chunks(self, like_TO: Tensor) -> Iterator[Chunk]:
+    def chunks(self, like_TO: Tensor) -> Iterator[AssignmentChunk]:
         return self.pairs.chunks(self.rows(like_TO))
 
 
-def gather(values_TO: Tensor, chunk: Chunk, into_pO: Tensor) -> Tensor:
+def gather(values_TO: Tensor, chunk: AssignmentChunk, into_pO: Tensor) -> Tensor:
     """The values of a chunk's tokens, in the memory of `into`."""
     space_pO = into_pO[: len(chunk.token_p)]
     return torch.index_select(values_TO, 0, chunk.token_p, out=space_pO)
@@ -146,7 +146,7 @@ class _Rows:
         self.space = [one.new_empty(rows, one.shape[1]) for one in self.frozen]
         self.keep_space = None if keep_TF is None else keep_TF.new_empty(rows, keep_TF.shape[1])
 
-    def inner(self, chunk: Chunk) -> list[Tensor]:
+    def inner(self, chunk: AssignmentChunk) -> list[Tensor]:
         """The inner linears' outputs of a chunk's pairs, valid until the next chunk's."""
         outputs = []
         for frozen_TO, space_pO, rank_space_PR, lora_B_NOR in zip(
@@ -159,7 +159,7 @@ class _Rows:
             outputs.append(output_pO)
         return outputs
 
-    def keep(self, chunk: Chunk) -> Tensor | None:
+    def keep(self, chunk: AssignmentChunk) -> Tensor | None:
         """Dropout's factor of a chunk's tokens, valid until the next chunk's."""
         if self.keep_TF is None or self.keep_space is None:
             return None
@@ -183,7 +183,7 @@ class _Gradients:
         ]
         self.lora_B = [None if one is None else torch.zeros_like(one) for one in rows.lora_B]
 
-    def add(self, chunk: Chunk) -> None:
+    def add(self, chunk: AssignmentChunk) -> None:
         """Go back through one chunk."""
         inner = self.rows.inner(chunk)
         hidden_pF, pull_back = pullback.with_pullback(self.rows.problem.block, inner)
@@ -198,7 +198,7 @@ class _Gradients:
         gate = pairs.put_back(self.gate_P, gate_TK).to(gate_TK.dtype)
         return gate, None, self.lora_A, *self.frozen, *adapted
 
-    def _hidden(self, hidden_pF: Tensor, chunk: Chunk) -> Tensor:
+    def _hidden(self, hidden_pF: Tensor, chunk: AssignmentChunk) -> Tensor:
         """Gradient of h_k; adds to that of the gates and of the outer A."""
         rows = self.rows
         grad_pF = gather(self.grad_TF, chunk, self.space)
@@ -216,7 +216,7 @@ class _Gradients:
         self.lora_A[chunk.experts] += grouped_outer(grad_pR, hidden_pF, chunk.end_n)
         return grad_pF
 
-    def _inner(self, index: int, grad_pO: Tensor, chunk: Chunk) -> None:
+    def _inner(self, index: int, grad_pO: Tensor, chunk: AssignmentChunk) -> None:
         """Add the gradient of one inner output to those of its parts."""
         self.frozen[index].index_add_(0, chunk.token_p, grad_pO)
         lora_B_NOR, rank_space_PR = self.rows.lora_B[index], self.rows.rank_space[index]

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.layers.assignments import Pairs
-from workers.layers.expert_bank import Bank
+from workers.layers.assignments import ExpertAssignments
+from workers.layers.expert_bank import ExpertBank
 from workers.layers.feed_forward import (
     FeedForward,
     fused_gate_first,
@@ -48,7 +48,7 @@ class Inner(NamedTuple):
     frozen_TO: Tensor
     rank_space_TKR: Tensor | None
     """s A_e x, zero in void slots; None if this linear is not adapted."""
-    bank: Bank | None
+    bank: ExpertBank | None
     bias_O: Tensor | None
     """The frozen bias, which DoRA's magnitude leaves alone."""
 
@@ -62,7 +62,11 @@ class Mixed(NamedTuple):
 
 
 def mixture(
-    block: FeedForward, inner: Sequence[Inner], outer: Bank | None, pairs: Pairs, mode: Mode
+    block: FeedForward,
+    inner: Sequence[Inner],
+    outer: ExpertBank | None,
+    pairs: ExpertAssignments,
+    mode: Mode,
 ) -> Mixed:
     """Choose the way by size and device; all give the same."""
     if all(one.bank is None for one in inner):
@@ -78,8 +82,8 @@ def mixture(
 def plain_mixture(
     block: FeedForward,
     inner: Sequence[Inner],
-    outer: Bank | None,
-    pairs: Pairs,
+    outer: ExpertBank | None,
+    pairs: ExpertAssignments,
     keep_TF: Tensor | None,
 ) -> Mixed:
     """One matmul pair with all experts, and torch's own gradients: for few tokens, torch.compile,
@@ -96,8 +100,8 @@ def plain_mixture(
 def _unadapted(
     block: FeedForward,
     inner: Sequence[Inner],
-    outer: Bank | None,
-    pairs: Pairs,
+    outer: ExpertBank | None,
+    pairs: ExpertAssignments,
     keep_TF: Tensor | None,
 ) -> Mixed:
     """No inner linear has experts: all slots of a token see one h."""
@@ -109,7 +113,7 @@ def _unadapted(
     return Mixed(mix_TF, outer.project(kept_TF, pairs))
 
 
-def _plain_inner(one: Inner, pairs: Pairs) -> Tensor:
+def _plain_inner(one: Inner, pairs: ExpertAssignments) -> Tensor:
     """An inner linear's output for every slot, [T, K, O]; [T, 1, O] if it has no experts."""
     frozen_T1O = one.frozen_TO.unsqueeze(1)
     if one.bank is None or one.rank_space_TKR is None:
@@ -123,7 +127,7 @@ def _plain_inner(one: Inner, pairs: Pairs) -> Tensor:
     return frozen_T1O + update_TKO + change_TKO * (bare_T1O + update_TKO)
 
 
-def _is_plain(inner: Sequence[Inner], outer: Bank | None, pairs: Pairs) -> bool:
+def _is_plain(inner: Sequence[Inner], outer: ExpertBank | None, pairs: ExpertAssignments) -> bool:
     banks = [one.bank for one in inner if one.bank is not None]
     ranks = pairs.num_experts * max(bank.lora_B_NOR.shape[2] for bank in banks)
     if torch.compiler.is_compiling() or pairs.expert_TK.numel() * ranks <= PLAIN_PRODUCTS:
@@ -137,8 +141,8 @@ def _is_plain(inner: Sequence[Inner], outer: Bank | None, pairs: Pairs) -> bool:
 def _chunked(
     block: FeedForward,
     inner: Sequence[Inner],
-    outer: Bank | None,
-    pairs: Pairs,
+    outer: ExpertBank | None,
+    pairs: ExpertAssignments,
     keep_TF: Tensor | None,
 ) -> Mixed:
     updates = [
@@ -150,7 +154,11 @@ def _chunked(
 
 
 def _is_fused(
-    block: FeedForward, inner: Sequence[Inner], outer: Bank | None, pairs: Pairs, mode: Mode
+    block: FeedForward,
+    inner: Sequence[Inner],
+    outer: ExpertBank | None,
+    pairs: ExpertAssignments,
+    mode: Mode,
 ) -> bool:
     banks = [one.bank for one in inner if one.bank is not None]
     if isinstance(mode.rate, Tensor) or any(bank.factor_NO is not None for bank in banks):
@@ -162,7 +170,11 @@ def _is_fused(
 
 
 def _fused(
-    block: FeedForward, inner: Sequence[Inner], outer: Bank | None, pairs: Pairs, mode: Mode
+    block: FeedForward,
+    inner: Sequence[Inner],
+    outer: ExpertBank | None,
+    pairs: ExpertAssignments,
+    mode: Mode,
 ) -> Mixed:
     """Through the kernel, which wants gate and up apart."""
     frozen = [one.frozen_TO for one in inner]

@@ -17,13 +17,13 @@ from workers.parallel.world import World
 from workers.run.events import EventLog
 from workers.run.record import RunPlan
 from workers.train.checkpoint.state import CheckpointStore, read_state
-from workers.train.checkpoint.upload import Place, Uploads, fetched
+from workers.train.checkpoint.upload import RemoteFolder, Uploads, fetched
 
 if TYPE_CHECKING:
     from workers.train.loop import TrainingRun
 
 
-class Keeper:
+class CheckpointManager:
     """Keeps the checkpoints of one run."""
 
     def __init__(self, spec: TrainSpec, plan: RunPlan, world: World) -> None:
@@ -32,10 +32,10 @@ class Keeper:
         self._world = world
         self._log = EventLog(plan.folder)
         self._store = CheckpointStore(plan.folder / "checkpoints")
-        self._place: Place | None = None
+        self._place: RemoteFolder | None = None
         self._uploads: Uploads | None = None
         if self._spec.upload and world.is_first:
-            self._place = Place.of(self._spec.upload, plan.study, plan.folder.name)
+            self._place = RemoteFolder.of(self._spec.upload, plan.study, plan.folder.name)
             self._uploads = Uploads(self._place, self._spec.keep, self._upload_failed)
 
     def resume(self, run: "TrainingRun") -> None:

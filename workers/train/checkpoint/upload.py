@@ -25,14 +25,14 @@ FIRST_WAIT_SECONDS = 0.5
 _ERRORS = (OSError, pa.ArrowException)
 
 
-class Place(NamedTuple):
+class RemoteFolder(NamedTuple):
     """A folder on a filesystem."""
 
     filesystem: fs.FileSystem
     path: str
 
     @classmethod
-    def of(cls, uri: str, *below: str) -> "Place":
+    def of(cls, uri: str, *below: str) -> "RemoteFolder":
         """The folder that a URI names, or one `below` it: paths are joined, for a URI may end with
         a query. InputError if there is no such filesystem."""
         try:
@@ -107,7 +107,7 @@ class Uploads:
 
     def __init__(
         self,
-        place: Place,
+        place: RemoteFolder,
         keep: int,
         tell: Callable[[str], None],
         wait: float = FIRST_WAIT_SECONDS,
@@ -185,7 +185,7 @@ class Uploads:
         return self._next is not None or self._ended
 
 
-def fetched(place: Place, into: Path) -> Path | None:
+def fetched(place: RemoteFolder, into: Path) -> Path | None:
     """Bring the latest whole checkpoint of a place below the folder `into`; None if there is none.
     One that is damaged is passed over; a place that does not answer is an OSError."""
     for name in reversed(place.complete()):

@@ -20,7 +20,7 @@ from workers.injection.sharded import is_sharded
 from workers.losses.auxiliary import row_losses
 from workers.parallel.world import World
 from workers.run.record import Metrics
-from workers.run.samples import Answer, sample, sample_rows
+from workers.run.samples import SampledAnswer, sample, sample_rows
 from workers.train.evaluation.generate import generate
 from workers.train.evaluation.results import ExpertCounts, Measured, RowResult, summarise
 from workers.train.evaluation.sample import SAMPLED, cached_prefix, drawn
@@ -115,23 +115,23 @@ class Evaluation:
                 results[index] = value
         return results
 
-    def _answers(self, indices: Sequence[int]) -> dict[int, Answer]:
+    def _answers(self, indices: Sequence[int]) -> dict[int, SampledAnswer]:
         """The answers to validation rows, scored by each row's own metric."""
         rows = self.inputs.validation
         chosen = [index for index in indices if rows[index].metric in CHOICE_METRICS]
         written = [index for index in indices if rows[index].metric not in CHOICE_METRICS]
         answers = dict(zip(chosen, self._choose([rows[index] for index in chosen]), strict=True))
         for index, text in zip(written, self._write(written), strict=True):
-            answers[index] = Answer(text, score(rows[index].metric, text, rows[index]))
+            answers[index] = SampledAnswer(text, score(rows[index].metric, text, rows[index]))
         return answers
 
-    def _choose(self, rows: Sequence[Row]) -> list[Answer]:
+    def _choose(self, rows: Sequence[Row]) -> list[SampledAnswer]:
         """Answers to rows with choices; the choices of all rows share batches."""
         choices = [choice for row in rows for choice in self.inputs.encoder.choices(row)]
         losses = iter(self._losses(choices))
         likelihoods = [[-next(losses)[0] for _ in row.choices] for row in rows]
         return [
-            Answer(
+            SampledAnswer(
                 row.choices[likeliest(row.metric, values, row)],
                 score_choices(row.metric, values, row),
             )

@@ -17,7 +17,7 @@ from workers.adapter.routing_sample import RoutingSample
 from workers.data.rows import Row
 from workers.injection.inject import LayerRecord
 from workers.run.record import Metrics
-from workers.run.samples import Answer, Sample
+from workers.run.samples import Sample, SampledAnswer
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RowResult:
     sent: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Slots that went to each expert, by place: of the tokens that a server would route if this
     row were asked of it, and only of rows that are kept for a sample."""
-    answer: Answer | None = None
+    answer: SampledAnswer | None = None
     """Of a row that people are shown."""
 
 

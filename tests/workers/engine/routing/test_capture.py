@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from workers.adapter.files import load_into
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
-from workers.engine.request import Adapter, Limits, Sampling, TextRequest
+from workers.engine.request import AdapterRef, Limits, Sampling, TextRequest
 from workers.engine.routing.types import LayerRouting, RequestRouting
 from workers.engine.text_engine import TextEngine
 from workers.injection.inject import LayerRecord
@@ -33,9 +33,9 @@ SHAPES: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def adapters(make_adapter: Callable[..., Path]) -> list[Adapter]:
+def adapters(make_adapter: Callable[..., Path]) -> list[AdapterRef]:
     return [
-        Adapter(f"home@{seed}", str(make_adapter(70 + seed, router_init_std=1.0, **shape)))
+        AdapterRef(f"home@{seed}", str(make_adapter(70 + seed, router_init_std=1.0, **shape)))
         for seed, shape in enumerate(SHAPES)
     ]
 
@@ -54,7 +54,7 @@ Told = tuple[list[int], RequestRouting | None]
 async def ask(
     engine: ContinuousEngine,
     prompt: tuple[int, ...],
-    adapter: Adapter | None,
+    adapter: AdapterRef | None,
     tokens: int = 12,
     **fields: Any,
 ) -> Told:
@@ -68,7 +68,7 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(coroutine, 60))
 
 
-def recorded(folder: Path, adapter: Adapter, tokens: list[int]) -> list[LayerRecord]:
+def recorded(folder: Path, adapter: AdapterRef, tokens: list[int]) -> list[LayerRecord]:
     """What the layers decide in one pass over the tokens, with the adapter alone."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     attached = load_into(model, adapter.folder)
@@ -95,7 +95,7 @@ def check(layer: LayerRouting, record: LayerRecord) -> None:
 
 
 def test_summaries_of_a_mixed_batch_are_those_of_each_request_alone(
-    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[Adapter]
+    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[AdapterRef]
 ) -> None:
     """Prompts longer than a batch are split; E, K and strategies differ, and the base is there."""
     choices = [None, *adapters, *adapters[:3]]
@@ -120,7 +120,7 @@ def test_summaries_of_a_mixed_batch_are_those_of_each_request_alone(
 
 @pytest.mark.parametrize("number", range(6))
 def test_every_token_in_order_where_a_request_asks_for_it(
-    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[Adapter], number: int
+    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[AdapterRef], number: int
 ) -> None:
     prompt = tuple(range(20, 90))
 
@@ -146,7 +146,7 @@ def test_every_token_in_order_where_a_request_asks_for_it(
 
 @pytest.mark.parametrize("pause", [0.0, 0.05])
 def test_an_answer_that_a_stop_string_ends_tells_its_routing(
-    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[Adapter], pause: float
+    engine: ContinuousEngine, tiny_model_dir: Path, adapters: list[AdapterRef], pause: float
 ) -> None:
     """Also where the engine is far ahead of who reads, as on a busy machine."""
     base = load_base(ModelSpec(path=str(tiny_model_dir), device="cpu"))
@@ -177,7 +177,7 @@ def test_an_answer_that_a_stop_string_ends_tells_its_routing(
 
 
 def test_tokens_that_pass_again_after_a_crash_count_once(
-    tiny_model_dir: Path, adapters: list[Adapter]
+    tiny_model_dir: Path, adapters: list[AdapterRef]
 ) -> None:
     base = load_base(ModelSpec(path=str(tiny_model_dir), device="cpu"))
     passes = iter(range(1000))

@@ -6,15 +6,15 @@ from torch import nn
 
 from workers.config.adapter import AdapterSpec
 from workers.injection.row_map import RowMap
-from workers.injection.wrapper import Site
+from workers.injection.wrapper import AdaptedModule
 from workers.layers.experts import LinearExperts
 
 RANKS = {"a": 2, "b": 5, "c": 3}
 
 
-def site_of(rows: RowMap, **fields: object) -> Site:
+def site_of(rows: RowMap, **fields: object) -> AdaptedModule:
     torch.manual_seed(3)
-    site = Site(nn.Linear(12, 10, dtype=torch.float64), rows)
+    site = AdaptedModule(nn.Linear(12, 10, dtype=torch.float64), rows)
     rows.slots += list(RANKS)
     for slot, rank in RANKS.items():
         shape = {"num_experts": 1, "top_k": 1, "rank": rank, "alpha": 3 * rank + 1, **fields}
@@ -25,7 +25,9 @@ def site_of(rows: RowMap, **fields: object) -> Site:
     return site.eval()
 
 
-def alone(site: Site, rows: RowMap, hidden: torch.Tensor, slots: list[str | None]) -> torch.Tensor:
+def alone(
+    site: AdaptedModule, rows: RowMap, hidden: torch.Tensor, slots: list[str | None]
+) -> torch.Tensor:
     outputs = []
     for token, slot in enumerate(slots):
         with rows.everywhere(slot):

@@ -14,11 +14,11 @@ from triton.compiler import ASTSource
 
 from workers.layers.kernels.backward_kernels import backward_experts_kernel, backward_tokens_kernel
 from workers.layers.kernels.forward_kernels import forward_kernel
-from workers.layers.kernels.launch import Given, Job, Tile, padded
+from workers.layers.kernels.launch import Given, KernelSizes, Tile, padded
 
 AMPERE_SHARED = 99 * 1024
 """Shared memory of a program on the GPUs that have the least of it (8.6, 8.9)."""
-BF16 = Job("silu", (0.1, 1), 4096, 14336, 2, 8, 16, 16, torch.bfloat16)
+BF16 = KernelSizes("silu", (0.1, 1), 4096, 14336, 2, 8, 16, 16, torch.bfloat16)
 INTEGERS = {"weight_ptr": "*fp32", "share_ptr": "*fp32"} | dict.fromkeys(
     ("expert_ptr", "order_ptr", "pair_ptr", "start_ptr"), "*i64"
 )
@@ -29,7 +29,7 @@ KERNELS = {
 }
 
 
-def compiled(kernel: Any, job: Job, tile: Tile, capability: int) -> Any:
+def compiled(kernel: Any, job: KernelSizes, tile: Tile, capability: int) -> Any:
     """As a launch would compile it, every projection adapted."""
     own = "*bf16" if job.dtype is torch.bfloat16 else "*fp32"
     empty = torch.empty(0, 0, dtype=job.dtype)

@@ -18,7 +18,7 @@ from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.events import read_events
 from workers.run.record import Metrics, RunPlan, read_rows
-from workers.train.checkpoint.manager import Keeper
+from workers.train.checkpoint.manager import CheckpointManager
 from workers.train.loop import TrainingRun
 
 SpecMaker = Callable[..., TrainSpec]
@@ -35,7 +35,7 @@ class Attempt:
         folder.mkdir(parents=True, exist_ok=True)
         plan = RunPlan(folder, "study")
         self.run = TrainingRun(spec, plan, world=World())
-        self._keeper, self._cut_off = Keeper(spec, plan, World()), cut_off
+        self._keeper, self._cut_off = CheckpointManager(spec, plan, World()), cut_off
         self._keeper.resume(self.run)
         self.began, self.reports = self.run.step, list[Metrics]()
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from workers.config.base import InputError
-from workers.train.checkpoint.upload import ATTEMPTS, COMPLETE, Place, Uploads, fetched
+from workers.train.checkpoint.upload import ATTEMPTS, COMPLETE, RemoteFolder, Uploads, fetched
 
 
 def checkpoint(folder: Path, step: int, content: str = "weights") -> Path:
@@ -22,15 +22,15 @@ def checkpoint(folder: Path, step: int, content: str = "weights") -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place.of(f"file://{tmp_path}/bucket/study/run/")
+def place(tmp_path: Path) -> RemoteFolder:
+    return RemoteFolder.of(f"file://{tmp_path}/bucket/study/run/")
 
 
-def uploads(place: Place, keep: int = 2, told: list[str] | None = None) -> Uploads:
+def uploads(place: RemoteFolder, keep: int = 2, told: list[str] | None = None) -> Uploads:
     return Uploads(place, keep, (told if told is not None else []).append, wait=0.01)
 
 
-def test_the_latest_are_there_and_come_back(place: Place, tmp_path: Path) -> None:
+def test_the_latest_are_there_and_come_back(place: RemoteFolder, tmp_path: Path) -> None:
     copies = uploads(place)
     for step in (2, 4, 6):
         copies.put(checkpoint(tmp_path / "run", step))
@@ -44,7 +44,7 @@ def test_the_latest_are_there_and_come_back(place: Place, tmp_path: Path) -> Non
     assert sorted(path.name for path in found.rglob("*")) == ["adapter", "state.pt", "weights"]
 
 
-def test_what_is_not_whole_is_passed_over(place: Place, tmp_path: Path) -> None:
+def test_what_is_not_whole_is_passed_over(place: RemoteFolder, tmp_path: Path) -> None:
     for step in (2, 4, 6, 8):
         place.put(checkpoint(tmp_path / "run", step))
     there = Path(place.path)
@@ -53,10 +53,10 @@ def test_what_is_not_whole_is_passed_over(place: Place, tmp_path: Path) -> None:
     (there / "step-00000004" / COMPLETE).write_text("{")
     assert fetched(place, tmp_path / "new") == tmp_path / "new" / "step-00000002"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["step-00000002"]
-    assert fetched(Place.of(f"file://{tmp_path}/nowhere"), tmp_path / "new") is None
+    assert fetched(RemoteFolder.of(f"file://{tmp_path}/nowhere"), tmp_path / "new") is None
 
 
-def test_a_copy_that_fails_is_said_and_tried_again(place: Place, tmp_path: Path) -> None:
+def test_a_copy_that_fails_is_said_and_tried_again(place: RemoteFolder, tmp_path: Path) -> None:
     (tmp_path / "bucket").write_text("a file where a folder must be")
     told: list[str] = []
     copies = uploads(place, told=told)
@@ -70,7 +70,7 @@ def test_a_copy_that_fails_is_said_and_tried_again(place: Place, tmp_path: Path)
     assert place.complete() == ["step-00000002"]
 
 
-def test_only_the_last_copy_must_succeed(place: Place, tmp_path: Path) -> None:
+def test_only_the_last_copy_must_succeed(place: RemoteFolder, tmp_path: Path) -> None:
     blocker = tmp_path / "bucket"
     blocker.write_text("a file where a folder must be")
     told: list[str] = []
@@ -92,24 +92,24 @@ def test_only_the_last_copy_must_succeed(place: Place, tmp_path: Path) -> None:
 
 def test_a_filesystem_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match=r"checkpoint\.upload tape://x: cannot be used"):
-        Place.of("tape://x")
+        RemoteFolder.of("tape://x")
 
 
 def test_folders_below_a_uri_are_no_part_of_its_query(tmp_path: Path) -> None:
-    plain = Place.of(f"file://{tmp_path}/b/", "study", "T000")
+    plain = RemoteFolder.of(f"file://{tmp_path}/b/", "study", "T000")
     assert plain.path == f"{tmp_path}/b/study/T000"
-    assert Place.of(f"file://{tmp_path}/b?use_mmap=true", "study", "T000").path == plain.path
+    assert RemoteFolder.of(f"file://{tmp_path}/b?use_mmap=true", "study", "T000").path == plain.path
 
 
 def test_a_place_is_tried_out_and_left_as_it_was(tmp_path: Path) -> None:
-    Place.of(f"file://{tmp_path}/new/folder").try_out()
+    RemoteFolder.of(f"file://{tmp_path}/new/folder").try_out()
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"checkpoint\.upload .*/file/x: cannot be written: "):
-        Place.of(f"file://{tmp_path}/file/x").try_out()
+        RemoteFolder.of(f"file://{tmp_path}/file/x").try_out()
 
 
-class Broken(Place):
+class Broken(RemoteFolder):
     """A place whose filesystem fails as no filesystem should."""
 
     def put(self, folder: Path) -> None:
@@ -119,7 +119,7 @@ class Broken(Place):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("telling", [False, True], ids=["of the store", "of telling"])
 def test_an_unexpected_error_ends_the_wait_for_the_last_copy(
-    place: Place, tmp_path: Path, telling: bool
+    place: RemoteFolder, tmp_path: Path, telling: bool
 ) -> None:
     def full(_: str) -> None:
         raise OSError("No space left on device")
@@ -154,7 +154,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_an_object_store_behind_a_query(bucket: str, tmp_path: Path) -> None:
-    place = Place.of(bucket, "study", "T000")
+    place = RemoteFolder.of(bucket, "study", "T000")
     assert place.path == "bucket/runs/study/T000"
     place.try_out()
     copies = uploads(place, keep=1)
@@ -164,8 +164,8 @@ def test_an_object_store_behind_a_query(bucket: str, tmp_path: Path) -> None:
             pass
     copies.finish()
     assert place.complete() == ["step-00000004"]
-    found = fetched(Place.of(bucket, "study", "T000"), tmp_path / "new")
+    found = fetched(RemoteFolder.of(bucket, "study", "T000"), tmp_path / "new")
     assert found
     assert (found / "state.pt").read_text() == "state 4"
     with pytest.raises(InputError, match=r"checkpoint\.upload none/x: cannot be written: "):
-        Place.of(bucket.replace("bucket/runs", "none/x")).try_out()
+        RemoteFolder.of(bucket.replace("bucket/runs", "none/x")).try_out()
