@@ -119,8 +119,8 @@ class TuneWorker(Trainable):  # type: ignore[misc]
     """Trials of one worker, one after another. A subclass, which Tune is given, says what a
     trial's configuration means.
 
-    The Keeper makes the checkpoints, as in a group, and a trial that is started again goes on from
-    them: Tune is not asked for any.
+    The CheckpointManager makes the checkpoints, as in a group, and a trial that is started again
+    goes on from them: Tune is not asked for any.
     """
 
     @classmethod
