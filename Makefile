@@ -5,7 +5,7 @@ PYTHON ?= $(shell for one in python3.11 python3.12 python3.13 python3.14 python3
     && echo $$one && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test endurance lint setup pictures clean
+.PHONY: demo test endurance lint setup pictures clean docs
 
 setup: .venv/ready
 
@@ -33,6 +33,10 @@ test: setup .venv/quantized lint
 	PYTHONPATH=.venv/quantized $(BIN)/python -m pytest --quiet tests/workers/models/test_quantization.py
 	@# Two files at a time: many wait for clusters and processes to start and end.
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The pages that the code itself says: docs/jobs.md and docs/cli.md.
+docs: setup
+	$(BIN)/python -m docs.generate
 
 # What takes minutes of lost nodes, killed drivers and hung workers each; apart from the tests.
 endurance: setup

@@ -13,9 +13,7 @@ app = typer.Typer()
 def schema(
     file: Annotated[
         Literal["job", "space", "policy"],
-        typer.Argument(
-            metavar="[FILE]", help="A job file, a search space, or a retraining policy."
-        ),
+        typer.Argument(metavar="FILE", help="A job file, a search space, or a retraining policy."),
     ] = "job",
 ) -> None:
     """Print the JSON Schema of a job file, a search space or a policy, for editors.

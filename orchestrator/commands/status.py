@@ -32,7 +32,7 @@ def status(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]",
+            metavar="NAME",
             help="A study, or a job's id. Left out: all jobs.",
             autocompletion=completion.studies,
         ),
