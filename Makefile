@@ -1,11 +1,17 @@
-# Two commands: `make demo` tunes, promotes, serves and asks; `make test` runs the tests.
-# Both make .venv themselves from pyproject.toml and constraints.txt, and are quick the second time.
+# `make demo` tunes, promotes, serves and asks; `make check` runs lint, types and the tests of no
+# tier (tests/tiers.py), for every day; `make test` runs all but the endurance tests.
+# They make .venv themselves from pyproject.toml and constraints.txt, and are quick the second time.
 PYTHON ?= $(shell for one in python3.11 python3.12 python3.13 python3.14 python3; do \
   $$one -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
     && echo $$one && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test endurance lint setup pictures clean docs
+# The cases that need this process alone.
+UNMARKED := not (cluster or process or benchmark or browser or endurance)
+# Two files at a time.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+.PHONY: demo check test endurance lint setup pictures clean docs
 
 setup: .venv/ready
 
@@ -29,10 +35,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+check: lint
+	$(PYTEST) -m "$(UNMARKED)"
+
 test: setup .venv/quantized lint
 	PYTHONPATH=.venv/quantized $(BIN)/python -m pytest --quiet tests/workers/models/test_quantization.py
-	@# Two files at a time: many wait for clusters and processes to start and end.
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
 
 # The pages that the code itself says: docs/jobs.md and docs/cli.md.
 docs: setup

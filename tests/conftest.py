@@ -16,6 +16,8 @@ from workers.config.train import TrainSpec
 # this process computes the same bits.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+pytest_plugins = ["tests.tiers"]
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests of what only a GPU runs are skipped without one."""
@@ -74,6 +76,26 @@ def ray_cluster() -> Iterator[Session]:
     """
     with session(num_cpus=4) as connected:
         yield connected
+
+
+@pytest.fixture(scope="session")
+def processes() -> None:
+    """Taken by what starts processes of its own."""
+
+
+@pytest.fixture(scope="session")
+def benchmark() -> None:
+    """Taken by the run of a benchmark at sizes that show that it runs."""
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a browser; what takes it is skipped where there is none."""
+    from tests.orchestrator.browser import CHROMIUM
+
+    if CHROMIUM is None:
+        pytest.skip("no chromium here: apt-get install chromium")
+    return CHROMIUM
 
 
 @pytest.fixture(scope="session")

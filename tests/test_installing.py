@@ -43,7 +43,7 @@ def index_torch(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
 def test_everything_installs_beside_the_index_own_torch(index_torch: Path, version: str) -> None:
     done = resolve(index_torch, version)
@@ -51,7 +51,7 @@ def test_everything_installs_beside_the_index_own_torch(index_torch: Path, versi
     assert "\ntriton==" in done.stdout, "torch brings its own"
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("processes")
 def test_a_conflict_is_found(index_torch: Path) -> None:
     index_torch.write_text(index_torch.read_text() + "triton==3.9.0\n")
     done = resolve(index_torch, "3.11")

@@ -2,12 +2,8 @@
 
 import time
 
-import pytest
-
 from cluster.session import Session
 from tests.leftovers import free_the_cluster
-
-pytestmark = pytest.mark.slow
 
 
 def test_a_group_that_was_left_holds_no_cpu(ray_cluster: Session) -> None:

@@ -19,7 +19,6 @@ from tests.listening import Listener, cluster_processes, listeners
 from workers.config.train import TrainSpec
 from workers.run.record import Metrics, RunPlan
 
-pytestmark = pytest.mark.slow
 GROUP, REPLICA = "ray::RayTrainWorker", "ray::ServeReplica:"
 CALLS = [
     f"HandleRequest{how}" for how in ("", "Streaming", "WithRejection", "WithRejectionStreaming")

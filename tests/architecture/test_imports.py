@@ -123,6 +123,7 @@ def test_init_files_are_empty() -> None:
     assert [p for p in FILES if p.name == "__init__.py" and p.read_text().strip()] == []
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     "module",
     [

@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("contrastive.py")
 SMALL = {
     "rows": 2,
@@ -16,6 +18,7 @@ SMALL = {
 }
 
 
+@pytest.mark.usefixtures("benchmark")
 def test_the_benchmark_ends_with_share_and_memory_as_json(tmp_path: Path) -> None:
     path = tmp_path / "share.json"
     sizes = [part for name, value in SMALL.items() for part in (f"--{name}", str(value))]

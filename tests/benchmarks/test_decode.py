@@ -8,6 +8,7 @@ import pytest
 FOLDER = Path(__file__).parent
 
 
+@pytest.mark.usefixtures("benchmark")
 @pytest.mark.parametrize(
     ("script", "options", "keys"),
     [

@@ -9,6 +9,7 @@ SCRIPT = Path(__file__).with_name("expert_parallel.py")
 SMALL = ("--width", "32", "--feed-forward", "48", "--experts", "8", "--rank", "4", "--rounds", "1")
 
 
+@pytest.mark.usefixtures("benchmark")
 def test_the_benchmark_ends_with_its_ratios(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), *SMALL, "--json", "-"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)

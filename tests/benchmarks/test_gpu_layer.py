@@ -3,12 +3,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 SCRIPT = Path(__file__).with_name("gpu_layer.py")
 SMALL = ["--lengths", "64", "32", "--width", "64", "--feed-forward", "96", "--rounds", "1"]
 
 
+@pytest.mark.usefixtures("benchmark")
 def test_the_benchmark_ends_with_its_ratios_or_says_why_not(tmp_path: Path) -> None:
     path = tmp_path / "ratios.json"
     command = [sys.executable, str(SCRIPT), *SMALL, "--json", str(path)]

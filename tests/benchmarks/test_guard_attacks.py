@@ -8,7 +8,7 @@ import pytest
 SCRIPT = Path(__file__).parent / "attacks" / "guard.py"
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("benchmark")
 def test_no_attack_and_no_honest_change_moves_a_roll_out_and_every_fault_does(
     tmp_path: Path,
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("hostile.py")
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("benchmark")
 def test_it_writes_its_section_and_ends_with_the_worst_of_its_pieces(tmp_path: Path) -> None:
     results = tmp_path / "RESULTS.md"
     command = [sys.executable, str(SCRIPT), "--only", "schemas", "prompts", "--seconds", "1"]

@@ -3,10 +3,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("layer_step.py")
 SMALL = ["--experts", "2", "4", "--tokens", "16", "--width", "8", "--rank", "2", "--rounds", "1"]
 
 
+@pytest.mark.usefixtures("benchmark")
 def test_the_benchmark_ends_with_its_ratios_as_json(tmp_path: Path) -> None:
     path = tmp_path / "ratios.json"
     command = [sys.executable, str(SCRIPT), *SMALL, "--json", str(path)]

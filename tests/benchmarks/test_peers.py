@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("peers.py")
 SMALL = (
     *("--shapes", "64x128x1", "--experts", "4", "--rounds", "1"),
@@ -11,6 +13,7 @@ SMALL = (
 OTHER_SECTIONS = "# Results\n\n## first.py\n\none\n\n## peers.py\n\nold\n\n## last.py\n\ntwo\n"
 
 
+@pytest.mark.usefixtures("benchmark")
 def test_the_benchmark_writes_its_section_and_ends_with_its_ratios(tmp_path: Path) -> None:
     results = tmp_path / "RESULTS.md"
     results.write_text(OTHER_SECTIONS)

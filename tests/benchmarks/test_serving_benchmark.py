@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("serving.py")
 SMALL = (
     *("--shape", "64x96x1", "--vocabulary", "64", "--adapters", "2", "--experts", "2"),
@@ -11,6 +13,7 @@ SMALL = (
 )
 
 
+@pytest.mark.usefixtures("benchmark")
 def test_it_writes_its_section_and_ends_with_its_ratios(tmp_path: Path) -> None:
     results = tmp_path / "RESULTS.md"
     command = [sys.executable, str(SCRIPT), *SMALL, "--results", str(results), "--json", "-"]

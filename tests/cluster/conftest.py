@@ -24,7 +24,7 @@ def short_tmp() -> Iterator[Path]:
 
 
 @pytest.fixture
-def start(short_tmp: Path) -> Iterator[Start]:
+def start(short_tmp: Path, processes: None) -> Iterator[Start]:
     """Start Python code in another process that knows no cluster and no token of ours."""
     processes: list[subprocess.Popen[str]] = []
 

@@ -11,6 +11,7 @@ import pytest
 from cluster import environment, local
 
 
+@pytest.mark.usefixtures("processes")
 def test_puts_everything_back(tmp_path: Path) -> None:
     """In a process of its own: the tests' cluster would see another token."""
     with ProcessPoolExecutor(1, get_context("spawn")) as apart:

@@ -34,7 +34,6 @@ def client(ray_cluster: Session) -> JobClient:
     return client
 
 
-@pytest.mark.slow
 def test_runs_our_code_with_its_files(client: JobClient, ray_cluster: Session) -> None:
     job_id = client.submit(
         ["python", "-c", CODE, "two words; $HOME"],
@@ -71,7 +70,6 @@ def test_runs_our_code_with_its_files(client: JobClient, ray_cluster: Session) -
     assert httpx.get(f"{ray_cluster.dashboard_url}/api/jobs/").status_code == 401
 
 
-@pytest.mark.slow
 def test_stops_and_tells_of_failure(client: JobClient) -> None:
     waiting = client.submit(["sleep", "100"], name="waiting")
     failing = client.submit(["python", "-c", "print('so far'); raise SystemExit(3)"])
@@ -87,7 +85,6 @@ def test_stops_and_tells_of_failure(client: JobClient) -> None:
     assert client.status(waiting).state == "STOPPED"
 
 
-@pytest.mark.slow
 def test_removes_jobs_that_run_and_that_have_ended(client: JobClient) -> None:
     ended = client.submit(["true"])
     "".join(client.follow(ended))

@@ -2,8 +2,6 @@
 
 import time
 
-import pytest
-
 from cluster.jobs import JobClient
 from cluster.notes import own_note
 from cluster.session import Session
@@ -26,7 +24,6 @@ def test_only_a_submitted_jobs_driver_has_one(ray_cluster: Session) -> None:
     assert (ray_cluster.log_folder / "raylet.out").exists()
 
 
-@pytest.mark.slow
 def test_it_is_read_while_the_job_runs_and_after(ray_cluster: Session) -> None:
     assert ray_cluster.dashboard_url is not None
     client = JobClient(ray_cluster.dashboard_url)
@@ -45,7 +42,6 @@ def test_it_is_read_while_the_job_runs_and_after(ray_cluster: Session) -> None:
     assert client.note(client.status(job_id)) is not None
 
 
-@pytest.mark.slow
 def test_a_job_that_says_nothing_has_none(ray_cluster: Session) -> None:
     client = JobClient(ray_cluster.address)
     job_id = client.submit(["true"])

@@ -17,7 +17,7 @@ from cluster.errors import ClusterError
 from cluster.session import Session, check_joinable, session
 from tests.cluster.conftest import Start
 from tests.listening import cluster_processes, listeners
-from tests.orchestrator.browser import NEEDS_BROWSER, browser
+from tests.orchestrator.browser import browser
 
 OWNER = """
 import json, sys, time
@@ -123,7 +123,6 @@ with session(sys.argv[1]) as s:
 """
 
 
-@pytest.mark.slow
 def test_a_stranger_joins_by_a_loopback_address_and_keeps_its_sigterm(
     ray_cluster: Session, start: Start
 ) -> None:
@@ -152,8 +151,7 @@ def test_a_cluster_of_another_temporary_folder_is_found(ray_cluster: Session, st
     assert ray_cluster.address in said
 
 
-@NEEDS_BROWSER
-@pytest.mark.slow
+@pytest.mark.usefixtures("chromium")
 def test_the_dashboard_opens_with_the_token_that_the_command_shows(
     ray_cluster: Session, tmp_path: Path
 ) -> None:
@@ -187,7 +185,6 @@ def test_waiting_ends_with_the_head(ray_cluster: Session) -> None:
     assert 1 < time.monotonic() - begun < 30
 
 
-@pytest.mark.slow
 def test_is_found_by_other_processes_and_ends_with_ctrl_c(start: Start, short_tmp: Path) -> None:
     owner = start(OWNER)
     assert owner.stdout is not None
@@ -202,7 +199,6 @@ def test_is_found_by_other_processes_and_ends_with_ctrl_c(start: Start, short_tm
     assert "no cluster" in json.loads(start(JOINER, address).communicate(timeout=60)[0])
 
 
-@pytest.mark.slow
 def test_ends_when_its_owner_is_killed(start: Start, short_tmp: Path) -> None:
     owner = start(OWNER)
     assert owner.stdout is not None

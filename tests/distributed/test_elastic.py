@@ -50,12 +50,13 @@ def spec(make_spec: SpecMaker, tmp_path: Path) -> TrainSpec:
 
 
 @pytest.fixture
-def raylets() -> Iterator[Raylets]:
+def raylets(processes: None) -> Iterator[Raylets]:
     cluster = Raylets()
     yield cluster
     cluster.close()
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_lost_node_is_done_without_and_a_new_one_taken(
     spec: TrainSpec, raylets: Raylets, tmp_path: Path
 ) -> None:

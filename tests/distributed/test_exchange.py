@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -71,6 +72,7 @@ class Counted(World):
         return super().all_reduce(tensor)
 
 
+@pytest.mark.usefixtures("processes")
 def test_what_two_workers_keep_send_and_choose(tmp_path: Path) -> None:
     run_together(work, tmp_path, processes=2)
 

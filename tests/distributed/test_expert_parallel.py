@@ -94,6 +94,7 @@ def check(case: Case, world: int, dtype: torch.dtype, tolerance: float) -> None:
                 raise AssertionError(f"{case.name}, {ep_size} {exchange}: {error}") from None
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("world", [2, 4])
 def test_it_equals_one_process(world: int, tmp_path: Path) -> None:
     run_together(work, world, tmp_path, processes=world)

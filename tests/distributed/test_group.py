@@ -17,8 +17,6 @@ from workers.run.events import read_events
 from workers.run.record import RunPlan
 from workers.train.loop import TrainingRun
 
-pytestmark = pytest.mark.slow
-
 
 def test_two_workers_with_half_of_the_experts_each(
     ray_cluster: Session, make_spec: Callable[..., TrainSpec], tmp_path: Path

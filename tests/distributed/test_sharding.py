@@ -78,7 +78,7 @@ def save(model: PreTrainedModel, folder: Path, tokenizer: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("processes")
 def test_two_workers_equal_one_process(
     tiny_model_dir: Path,
     gpt2_model_dir: Path,
@@ -104,7 +104,7 @@ def test_two_workers_equal_one_process(
     run_together(two_workers, models, specs, tmp_path, processes=2)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("processes")
 def test_four_workers_go_on_where_one_stopped(tiny_model_dir: Path, tmp_path: Path) -> None:
     run_together(four_workers, tiny_model_dir, tmp_path, processes=4)
 

@@ -37,7 +37,7 @@ def work(rank: int, folder: Path, spec: TrainSpec) -> None:
     TrainingRun(spec, RunPlan(folder, "study"), heart=heart).advance()
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("processes")
 def test_it_is_named_and_the_waiting_one_is_not(
     make_spec: Callable[..., TrainSpec], tmp_path: Path
 ) -> None:

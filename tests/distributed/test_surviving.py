@@ -31,7 +31,6 @@ from workers.config.base import InputError, override
 from workers.config.train import TrainSpec
 from workers.run.events import read_events
 
-pytestmark = pytest.mark.slow
 SpecMaker = Callable[..., TrainSpec]
 AT = 14
 """Something happens after so many steps: between two checkpoints, and between two reports."""
@@ -54,7 +53,7 @@ def spec(make_spec: SpecMaker, tmp_path_factory: pytest.TempPathFactory) -> Trai
 
 
 @pytest.fixture(scope="module")
-def unbroken(spec: TrainSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken(spec: TrainSpec, tmp_path_factory: pytest.TempPathFactory, processes: None) -> Path:
     """Folder with the reports of the same run, by two processes that nothing happens to."""
     folder = tmp_path_factory.mktemp("unbroken")
     mp.spawn(trained, (2, spec, folder), nprocs=2)

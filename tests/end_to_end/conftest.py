@@ -52,7 +52,7 @@ def user_environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def moetune(workspace: Path, user_environment: dict[str, str]) -> Run:
+def moetune(workspace: Path, user_environment: dict[str, str], processes: None) -> Run:
     """Runs the command in the workspace: `moetune("tune", "job.yaml")`."""
 
     def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -37,6 +37,7 @@ def test_a_finished_study_is_not_run_again(trials: Trials, moetune: Run) -> None
     assert "started" not in resumed.stderr
 
 
+@pytest.mark.usefixtures("processes")
 def test_sigterm_is_ctrl_c_and_says_how_to_go_on(
     workspace: Path, user_environment: dict[str, str], read: Read
 ) -> None:
@@ -124,6 +125,7 @@ def test_an_adapter_from_elsewhere_is_measured_as_the_study_was(
     assert refused.stderr.count("\n") == 1
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_champion_answers_and_a_promotion_shows(
     trials: Trials,
     moetune: Run,

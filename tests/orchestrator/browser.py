@@ -13,13 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-NEEDS_BROWSER = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here: apt-get install chromium"
-)
 SECONDS = 40
 FLAGS = (
     "--headless=new",
@@ -109,7 +105,7 @@ class Page:
 
 @contextlib.contextmanager
 def browser(folder: Path) -> Iterator[Page]:
-    """A page of a browser of its own, with nothing remembered; only where NEEDS_BROWSER."""
+    """A page of a browser of its own, with nothing remembered. Its cases take `chromium`."""
     assert CHROMIUM
     process = subprocess.Popen(
         [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"],

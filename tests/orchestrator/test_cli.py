@@ -32,6 +32,7 @@ def test_the_environment_names_the_storage(command: str, tmp_path: Path) -> None
     assert str(result.exception).startswith(f"cluster.storage: {place}: ")
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_command_in_order(sent: signal.Signals, code: int) -> None:
     """SIGTERM also where the shell has Ctrl-C ignored, as for its background jobs."""

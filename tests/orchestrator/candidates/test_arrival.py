@@ -159,7 +159,6 @@ def a_study(here: Here, elsewhere: Elsewhere, loss: float, **lineage: Any) -> Ve
     return here.registry.register("paint", 0, elsewhere.ours, metrics, facts)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["peft", "mixlora", "ours"])
 def test_a_folder_is_measured_against_the_base_and_promoted(
     kind: str, there: Here, elsewhere: Elsewhere
@@ -203,7 +202,6 @@ def test_a_folder_is_measured_against_the_base_and_promoted(
     assert served_base(url, there.folder, "paint").model.path == model
 
 
-@pytest.mark.slow
 def test_the_names_own_rows_and_its_bases_figures_are_taken(
     there: Here, elsewhere: Elsewhere
 ) -> None:
@@ -224,7 +222,6 @@ def test_the_names_own_rows_and_its_bases_figures_are_taken(
     assert evidence["reasons"] == []
 
 
-@pytest.mark.slow
 def test_the_gate_judges_it_like_any_and_it_is_not_measured_twice(
     there: Here, elsewhere: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,14 +254,12 @@ def test_the_gate_judges_it_like_any_and_it_is_not_measured_twice(
     assert there.champion("other") == version
 
 
-@pytest.mark.slow
 def test_what_is_not_finite_is_refused(there: Here, elsewhere: Elsewhere, tmp_path: Path) -> None:
     broken = write_adapter(Path(elsewhere.spec.model.path), tmp_path / "b", 3, spread=1e30)
     said = there.refused("paint", "--version", str(broken), "--job", str(there.job))
     assert said.startswith(f"{broken}: its loss is ")
 
 
-@pytest.mark.slow
 def test_what_only_the_base_itself_shows_is_refused_too(
     there: Here, elsewhere: Elsewhere, tmp_path: Path
 ) -> None:
@@ -283,7 +278,6 @@ def test_what_only_the_base_itself_shows_is_refused_too(
     assert said.startswith(f"study paint: its base model {base['path']} has changed since")
 
 
-@pytest.mark.slow
 def test_the_references_own_adapter_on_its_own_base(there: Here, tmp_path: Path) -> None:
     """Its file is a pickle, which is imported by an act of its own."""
     job = yaml.safe_load(there.job.read_text())
@@ -523,7 +517,6 @@ def test_the_same_measure_is_told_by_the_bases_digest_and_what_changes_figures(
     assert not measure.measured_alike(Manifest(base=BaseRecord(path="b", digest="b")))
 
 
-@pytest.mark.slow
 def test_an_evaluation_that_breaks_is_told_in_one_line(
     ray_cluster: Session, elsewhere: Elsewhere
 ) -> None:

@@ -55,6 +55,7 @@ def test_a_piped_table_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
     assert not any(line.endswith(" ") for line in (head, first, second))
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_table_fits_a_terminal_of_80_columns() -> None:
     code = "from tests.orchestrator.commands.test_options import *; print_table(COLUMNS, ROWS)"
     main, side = pty.openpty()

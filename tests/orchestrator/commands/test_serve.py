@@ -259,7 +259,6 @@ def served(make_adapter: Callable[..., Path], tmp_path: Path) -> str:
     return place.storage
 
 
-@pytest.mark.slow
 def test_sigterm_ends_answers_endpoint_and_serve_on_a_cluster_that_stays(
     ray_cluster: Session, served: str
 ) -> None:
@@ -279,7 +278,6 @@ def test_sigterm_ends_answers_endpoint_and_serve_on_a_cluster_that_stays(
     assert running_address() is None
 
 
-@pytest.mark.slow
 def test_a_base_that_has_moved_is_served(ray_cluster: Session, home: Home, tmp_path: Path) -> None:
     moved = str(home.base.rename(tmp_path / "moved"))
     words = ("home", "--storage", home.storage, "--address", ray_cluster.address, "--base", moved)
@@ -293,7 +291,6 @@ def test_a_base_that_has_moved_is_served(ray_cluster: Session, home: Home, tmp_p
         server.communicate(timeout=120)
 
 
-@pytest.mark.slow
 def test_a_name_that_is_served_is_deleted_by_force_and_then_unknown(
     ray_cluster: Session, served: str
 ) -> None:
@@ -318,7 +315,7 @@ def test_a_name_that_is_served_is_deleted_by_force_and_then_unknown(
         server.communicate(timeout=120)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("processes")
 def test_a_dead_head_ends_serve(served: str) -> None:
     with serving("home", "--storage", served, env=environment()) as (server, _):
         ours = psutil.Process(server.pid).children(recursive=True)

@@ -17,7 +17,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base_model.prepare(tmp_path_factory.mktemp("models"))
 
 
-@pytest.mark.slow
 def test_it_answers_and_its_three_mends_hold(folder: Path) -> None:
     base = load_base(ModelSpec(path=str(folder)))
     tokenizer = base.tokenizer
@@ -40,7 +39,6 @@ def test_it_answers_and_its_three_mends_hold(folder: Path) -> None:
     assert "Rome" in italy
 
 
-@pytest.mark.slow
 def test_a_second_time_nothing_is_written(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")}
     assert base_model.prepare(folder.parent) == folder

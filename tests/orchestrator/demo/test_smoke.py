@@ -55,7 +55,7 @@ def test_a_users_file_of_that_name_is_the_users(
     assert [path.name for path in tmp_path.iterdir()] == ["smoke"]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("processes")
 def test_one_command_runs_it(tmp_path: Path) -> None:
     outer = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(

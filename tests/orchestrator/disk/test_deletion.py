@@ -407,7 +407,7 @@ for version in versions:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("processes")
 def test_of_a_promotion_and_a_deletion_at_once_one_wins(
     registry: Registry, store: str, tmp_path: Path
 ) -> None:

@@ -52,7 +52,6 @@ def test_finds_no_cluster() -> None:
     assert "jobs" not in found
 
 
-@pytest.mark.slow
 def test_finds_a_cluster_by_either_address(ray_cluster: Session) -> None:
     before = [job.id for job in JobClient(ray_cluster.address).list()]
     for address in (ray_cluster.address, ray_cluster.dashboard_url):
@@ -91,7 +90,7 @@ with session(num_cpus=1, num_gpus=1) as s:
 
 
 @pytest.fixture
-def lean_cluster(tmp_path: Path) -> Iterator[str]:
+def lean_cluster(tmp_path: Path, processes: None) -> Iterator[str]:
     """The address of a cluster whose Python has all that ours has, but for transformers and us."""
     venv.create(tmp_path / "lean", symlinks=True)
     places = sysconfig.get_paths(vars={"base": str(tmp_path / "lean")})
@@ -114,7 +113,7 @@ def lean_cluster(tmp_path: Path) -> Iterator[str]:
         owner.stdin.close()
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("processes")
 def test_a_cluster_that_can_run_nothing_is_found_out(lean_cluster: str, tmp_path: Path) -> None:
     outer = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = ["doctor", "--address", lean_cluster, "--storage", str(tmp_path), "--json"]

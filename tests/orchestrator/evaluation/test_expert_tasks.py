@@ -59,7 +59,6 @@ def test_plain_lora_has_no_experts_to_tell_of(
         count_by_task(trained.run.spec, make_adapter(3, num_experts=1, top_k=1))
 
 
-@pytest.mark.slow
 def test_of_a_name_on_the_cluster(
     trained: Trained, ray_cluster: object, tmp_path: Path, capsys: Any
 ) -> None:

@@ -29,7 +29,7 @@ from orchestrator.registry.registry import Registry
 from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.router_health.monitor import RouterHealth
 from orchestrator.serve.proxy import free_port
-from tests.orchestrator.browser import NEEDS_BROWSER, Page, browser
+from tests.orchestrator.browser import Page, browser
 from workers.config.train import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
@@ -118,7 +118,7 @@ def _ready(address: str) -> bool:
 
 
 @pytest.fixture
-def tab(url: str, tmp_path: Path) -> Iterator[Page]:
+def tab(url: str, tmp_path: Path, chromium: str) -> Iterator[Page]:
     with browser(tmp_path / "browser") as opened:
         opened.open(url)
         yield opened
@@ -151,7 +151,6 @@ def test_the_files_load_nothing_from_elsewhere_and_write_no_markup() -> None:
     assert html.count("<script") == html.count('src="/page/main.js"') == 1
 
 
-@NEEDS_BROWSER
 def test_a_person_enters_the_key_chats_and_sees_all(tab: Page, url: str, tmp_path: Path) -> None:
     tab.until("document.querySelector('#trouble').innerText.includes('wants a key')")
     tab.fill("#key", KEY)
@@ -205,7 +204,7 @@ def test_a_person_enters_the_key_chats_and_sees_all(tab: Page, url: str, tmp_pat
     assert [w for w in tab.wrong if "401" not in w] == []
 
 
-@NEEDS_BROWSER
+@pytest.mark.usefixtures("chromium")
 def test_a_layers_experts_have_its_own_colours_and_are_never_summed_over_layers(tab: Page) -> None:
     tab.fill("#key", KEY)
     tab.until("document.querySelectorAll('#model option').length >= 4")
@@ -226,7 +225,7 @@ def test_a_layers_experts_have_its_own_colours_and_are_never_summed_over_layers(
         assert sum(int(share) for share in re.findall(r"(\d+) %", key)) in range(97, 104)
 
 
-@NEEDS_BROWSER
+@pytest.mark.usefixtures("chromium")
 def test_a_question_alone_takes_nothing_of_the_talk_along(tab: Page) -> None:
     tab.fill("#key", KEY)
     tab.until("document.querySelectorAll('#model option').length >= 4")
@@ -264,7 +263,6 @@ def test_only_what_a_roll_out_has_tells_questions(url: str) -> None:
     assert told("home").status_code == 401
 
 
-@NEEDS_BROWSER
 def test_questions_of_the_versions_own_rows_are_offered_and_no_others(
     tab: Page, tmp_path: Path
 ) -> None:
@@ -296,7 +294,6 @@ def ask(tab: Page, question: str, answers: int) -> None:
     tab.until("document.querySelector('#send').innerText === 'Send'")
 
 
-@NEEDS_BROWSER
 def test_a_view_waits_for_the_keys_rate_and_is_seldom_asked_for(tab: Page) -> None:
     tab.fill("#key", SLOW_KEY)
     tab.until("document.querySelectorAll('#model option').length >= 4")
@@ -311,7 +308,6 @@ def test_a_view_waits_for_the_keys_rate_and_is_seldom_asked_for(tab: Page) -> No
     assert not [url for url in later if "/moetune/" in url]
 
 
-@NEEDS_BROWSER
 def test_a_wrong_key_and_a_stopped_answer_are_told(tab: Page) -> None:
     tab.fill("#key", "wrong")
     tab.until("document.querySelector('#trouble').innerText.includes('wants a key')")

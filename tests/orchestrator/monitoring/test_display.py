@@ -107,6 +107,7 @@ print("the result")
 """
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_terminal_keeps_the_status_below_the_lines() -> None:
     reading, writing = pty.openpty()
     child = subprocess.Popen(

@@ -113,7 +113,7 @@ for step in range(10_000):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("processes")
 def test_a_frozen_process_is_named(tmp_path: Path) -> None:
     workers = [
         subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(rank)])

@@ -259,6 +259,7 @@ threads = [threading.Thread(target=run, args=(version,)) for version in versions
 """
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("force", ["yes", "no"])
 def test_racing_promotions_lose_no_update(
     force: str, registry: Registry, put: Put, tmp_path: Path
@@ -294,6 +295,7 @@ def test_registering_at_once_gives_one_version(registry: Registry, put: Put) -> 
     registry.verify(versions[0])
 
 
+@pytest.mark.usefixtures("processes")
 def test_many_may_open_a_new_database_at_once(tmp_path: Path) -> None:
     code = """import sys
 from orchestrator.registry.registry import Registry
@@ -340,6 +342,7 @@ def test_a_missing_driver_of_postgresql_is_named_with_its_extra(
         Registry("postgresql+psycopg://host/db", tmp_path).names()
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_registry_loads_without_the_heavy_packages() -> None:
     code = (
         "import sys, orchestrator.registry.promote; "

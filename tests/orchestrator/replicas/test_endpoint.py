@@ -1,7 +1,10 @@
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.usefixtures("processes")
 def test_what_a_process_holds_when_it_has_begun_is_not_looked_at_again() -> None:
     """In a process of its own: it is for the whole of one."""
     code = (

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from cluster.jobs import JobClient
 from cluster.session import Session
 from orchestrator.config.job import JobSpec
@@ -14,7 +12,6 @@ from orchestrator.retraining.backends import ClusterRuns, HereRuns
 from workers.config.train import TrainSpec
 
 
-@pytest.mark.slow
 def test_a_training_on_a_cluster_is_followed_to_its_end(
     ray_cluster: Session, make_spec: Callable[..., TrainSpec], tmp_path: Path
 ) -> None:

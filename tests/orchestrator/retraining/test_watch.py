@@ -126,7 +126,6 @@ class Elsewhere:
         return None
 
 
-@pytest.mark.slow
 def test_drift_leads_to_a_training_and_its_better_version_to_a_canary(
     policy: Policy,
     place: ClusterSpec,
@@ -217,7 +216,6 @@ def endpoint(place: ClusterSpec, monitor: RouterHealth) -> Iterator[str]:
         thread.join(60)
 
 
-@pytest.mark.slow
 def test_a_training_on_another_cluster_leads_to_a_canary_too(
     policy: Policy, place: ClusterSpec, trained: Trained, tmp_path: Path, ray_cluster: Session
 ) -> None:
@@ -271,7 +269,6 @@ def test_what_no_cluster_took_was_no_training(
     assert len(there.jobs) == 1
 
 
-@pytest.mark.slow
 def test_answers_that_are_worse_than_wanted_are_a_reason_too(
     policy: Policy, place: ClusterSpec, trained: Trained, tmp_path: Path, ray_cluster: object
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.router_health.attribution import Explained
 from orchestrator.router_health.attribution_page import render, views
-from tests.orchestrator.browser import NEEDS_BROWSER, browser
+from tests.orchestrator.browser import browser
 from workers.config.base import InputError
 from workers.engine.routing.types import LayerRouting, RequestRouting, TokenRouting
 
@@ -123,7 +123,7 @@ def test_a_token_without_an_expert_is_shown_without_colour() -> None:
     assert view.tokens[1].told == "layers.0.mlp\nno expert had room"
 
 
-@NEEDS_BROWSER
+@pytest.mark.usefixtures("chromium")
 def test_a_reader_chooses_a_layer_and_sees_its_colours(tmp_path: Path) -> None:
     """No script runs on the page, so it is the style that does it."""
     page = tmp_path / "explained.html"

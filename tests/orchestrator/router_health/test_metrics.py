@@ -59,7 +59,6 @@ def shown(version: str) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-@pytest.mark.slow
 def test_a_gateway_shows_its_routers_and_keeps_its_audit(
     gateway: Any, trained: Trained, tmp_path: Path
 ) -> None:

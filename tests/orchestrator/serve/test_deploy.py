@@ -40,7 +40,6 @@ from tests.orchestrator.prometheus import value
 from workers.config.base import InputError
 from workers.config.train import ModelSpec
 
-pytestmark = pytest.mark.slow
 KEY = "0123456789abcdef-test"
 SPEC = ServeSpec(
     port=0, max_batch_tokens=128, cache_tokens=512, max_new_tokens=448, max_queued_requests=3

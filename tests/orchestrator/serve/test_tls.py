@@ -123,7 +123,6 @@ def test_the_client_trusts_whom_it_is_told_to(files: dict[str, str], https: str)
     assert httpx.get(elsewhere, verify=own(files["cert"])).status_code == 404
 
 
-@pytest.mark.slow
 def test_ray_serve_listens_with_the_certificate(
     ray_cluster: Session, files: dict[str, str]
 ) -> None:

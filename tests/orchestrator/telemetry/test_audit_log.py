@@ -200,6 +200,7 @@ def hidden(folder: Path) -> list[Path]:
     return list((folder / "audit").glob(".*"))
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_killed_gateways_records_are_found_by_the_next(make: Make, tmp_path: Path) -> None:
     gateway = subprocess.Popen([sys.executable, "-c", GATEWAY, tmp_path / "audit"], cwd=ROOT)
     try:

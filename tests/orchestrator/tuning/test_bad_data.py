@@ -17,7 +17,6 @@ from workers.adapter.manifest import read_manifest
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
 
-pytestmark = pytest.mark.slow
 MakeJob = Callable[..., JobSpec]
 
 

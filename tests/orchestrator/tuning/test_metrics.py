@@ -59,7 +59,6 @@ def actor(ray_cluster: Session) -> Iterator[Any]:
     ray.kill(actor)
 
 
-@pytest.mark.slow
 def test_runs_appear_with_their_labels(actor: Any) -> None:
     actor.begin.remote(3)
     actor.report.remote(REPORT)
@@ -92,7 +91,6 @@ def test_runs_appear_with_their_labels(actor: Any) -> None:
     )
 
 
-@pytest.mark.slow
 def test_trials_are_counted_by_state(ray_cluster: Session) -> None:
     metrics = StudyMetrics("counted")
     metrics(TrialEvent(0, "reported", {}, states={"running": 3}))

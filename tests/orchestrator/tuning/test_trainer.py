@@ -22,7 +22,6 @@ from workers.run.record import Metrics, RunPlan, read_progress, value_at
 from workers.run.samples import read_samples
 from workers.train.loop import TrainingRun
 
-pytestmark = pytest.mark.slow
 BEGUN = ("started", "resumed")
 """Events with which an attempt at a run begins."""
 SpecMaker = Callable[..., TrainSpec]

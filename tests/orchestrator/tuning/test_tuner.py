@@ -26,7 +26,6 @@ from workers.config.base import InputError, override
 from workers.config.train import TrainSpec
 from workers.run.record import read_progress
 
-pytestmark = pytest.mark.slow
 MakeJob = Callable[..., JobSpec]
 
 DRIVER = """

@@ -37,6 +37,7 @@ def _meet(rank: int, host: str, file: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_workers_meet_at_one_address(host: str, tmp_path: Path) -> None:
     try:

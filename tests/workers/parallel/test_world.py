@@ -59,7 +59,7 @@ def train_and_resume(spec: TrainSpec, folder: Path) -> None:
     world.barrier()
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("processes")
 def test_two_workers_equal_one(make_spec: SpecMaker, tmp_path: Path) -> None:
     specs = [
         make_spec(

@@ -33,6 +33,7 @@ lock.acquire()
 """
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_worker_that_hangs_ends_and_names_who_is_behind(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", HANGS, str(tmp_path)],
@@ -70,6 +71,7 @@ threading.Event().wait()
 """
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("wrong", [-3600, 3600])
 def test_another_hosts_clock_ends_no_worker_and_keeps_none(wrong: int, tmp_path: Path) -> None:
     done = subprocess.run(

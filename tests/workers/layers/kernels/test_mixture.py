@@ -30,12 +30,14 @@ def run_file(name: str, tmp_path: Path, **settings: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
+@pytest.mark.usefixtures("processes")
 @needs_triton
 def test_the_fused_kernels_equal_the_plain_loop(tmp_path: Path) -> None:
     settings = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     run_file("cases.py", tmp_path, **settings)
 
 
+@pytest.mark.usefixtures("processes")
 @needs_triton
 def test_the_fused_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     run_file("compiled.py", tmp_path)
@@ -47,6 +49,7 @@ def test_the_eager_path_stays_the_default_on_a_cpu() -> None:
     assert not supports(torch.zeros(2, 32), 8, 2, "silu")
 
 
+@pytest.mark.usefixtures("processes")
 def test_triton_is_not_imported_with_the_layers() -> None:
     code = "import sys, workers.layers.kernels.mixture; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parents[3])

@@ -172,7 +172,7 @@ def test_checkpoints_of_another_run_are_neither_gone_on_with_nor_lost(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+def small_disk(tmp_path: Path, processes: None) -> Iterator[Callable[[int], Path]]:
     """small_disk(bytes): a filesystem of that size; again: make it larger."""
     if os.geteuid() != 0:
         pytest.skip("a filesystem can be mounted by root only")
@@ -192,6 +192,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(
     spec: TrainSpec, unbroken: Attempt, tmp_path: Path, small_disk: Callable[[int], Path]
 ) -> None:

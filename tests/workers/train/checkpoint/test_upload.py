@@ -131,7 +131,7 @@ def test_an_unexpected_error_ends_the_wait_for_the_last_copy(
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def bucket(monkeypatch: pytest.MonkeyPatch, processes: None) -> Iterator[str]:
     """URI of a folder in a bucket of moto's S3 server."""
     server = shutil.which("moto_server")
     if server is None:
@@ -153,6 +153,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             process.terminate()
 
 
+@pytest.mark.usefixtures("processes")
 def test_an_object_store_behind_a_query(bucket: str, tmp_path: Path) -> None:
     place = RemoteFolder.of(bucket, "study", "T000")
     assert place.path == "bucket/runs/study/T000"
