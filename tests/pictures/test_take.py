@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.orchestrator.browser import NEEDS_BROWSER, browser
+from tests.orchestrator.browser import browser
 from tests.pictures import take, terminal
 from tests.pictures.demo_run import SUMMARY, newest
 
@@ -45,6 +45,7 @@ def test_a_command_says_what_it_says_as_text() -> None:
     assert "<b>$ moetune &lt;b&gt;</b>\na &lt; b &amp; c" in shown
 
 
+@pytest.mark.usefixtures("processes")
 def test_without_a_browser_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -56,8 +57,7 @@ def test_without_a_browser_one_line_says_so(
     assert not (tmp_path / "to").exists()
 
 
-@NEEDS_BROWSER
-@pytest.mark.slow
+@pytest.mark.usefixtures("chromium")
 def test_a_terminal_becomes_a_picture(tmp_path: Path) -> None:
     page = tmp_path / "terminal.html"
     page.write_text(terminal.page([("moetune --version", "moetune 0.1.0")]))
