@@ -8,8 +8,8 @@ BIN := .venv/bin
 
 # The cases that need this process alone.
 UNMARKED := not (cluster or process or benchmark or browser or endurance)
-# Two files at a time.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Two processes; tests/balance.py shares out. The slowest cases are shown at the end.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
 
 .PHONY: demo check test endurance lint setup pictures clean docs
 

@@ -16,7 +16,7 @@ from workers.config.train import TrainSpec
 # this process computes the same bits.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-pytest_plugins = ["tests.tiers"]
+pytest_plugins = ["tests.tiers", "tests.balance"]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -22,8 +22,10 @@ TIERS = {
 UNWATCHED = {*TIERS.values(), "endurance"}
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
 """Python's audit events of a process that is started."""
-LIBRARIES = {"gcc", "cc", "ld", "ldconfig", "uname", "which", "lscpu"}
+LIGHT = {"gcc", "cc", "ld", "ldconfig", "uname", "which", "lscpu"}
 """Programs of milliseconds that packages ask about the machine, mostly while they are imported."""
+LIGHT_MODULE = "workers.engine.structured_output.probe_process"
+"""What an engine starts at its first schema, of a quarter of a second: a part of the engine."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -54,9 +56,9 @@ class ProcessWatch:
 
     def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self._started is not None and event in STARTS:
-            program = arguments[0] if arguments else event
-            if Path(str(program)).name not in LIBRARIES:
-                self._started.append(" ".join(map(str, arguments[1] if arguments[1:] else [event])))
+            words = [str(one) for one in arguments[1]] if event == "subprocess.Popen" else [event]
+            if Path(words[0]).name not in LIGHT and LIGHT_MODULE not in words:
+                self._started.append(" ".join(words))
 
     @contextmanager
     def _watched(self, item: pytest.Item) -> Iterator[None]:

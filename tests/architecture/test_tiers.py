@@ -38,6 +38,11 @@ class PythonFile:
         return {node.name: node for node in self.tree.body if isinstance(node, Unit)}
 
     @cached_property
+    def called(self) -> dict[str, set[str]]:
+        """Full names of what each of them calls, or hands to what it calls."""
+        return {name: set(self._calls(unit)) for name, unit in self.units.items()}
+
+    @cached_property
     def aliases(self) -> dict[str, str]:
         """What the names stand for that it imports, anywhere, or defines."""
         names = {name: f"{self.name}.{name}" for name in self.units}
@@ -48,14 +53,15 @@ class PythonFile:
                 names |= {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
         return names
 
-    def calls(self, unit: Unit) -> set[str]:
-        """Full names of what is called in it, or handed to what is called."""
-        calls = [node for node in ast.walk(unit) if isinstance(node, ast.Call)]
-        return {self._full(one) for call in calls for one in (call.func, *call.args)}
+    def _calls(self, unit: Unit) -> Iterator[str]:
+        for node in ast.walk(unit):
+            if isinstance(node, ast.Call):
+                yield from map(self._full, (node.func, *node.args))
 
     def _full(self, node: ast.expr) -> str:
-        head, _, rest = ast.unparse(node).partition(".")
-        return ".".join(filter(None, (self.aliases.get(head, head), rest)))
+        if isinstance(node, ast.Attribute):
+            return f"{self._full(node.value)}.{node.attr}"
+        return self.aliases.get(node.id, node.id) if isinstance(node, ast.Name) else ""
 
 
 FILES = [PythonFile(path) for path in sorted((ROOT / "tests").rglob("*.py"))]
@@ -64,7 +70,7 @@ FILES = [PythonFile(path) for path in sorted((ROOT / "tests").rglob("*.py"))]
 def starting() -> set[str]:
     """Full names of what starts a process, directly or through another function of the tests."""
     calls = {
-        f"{file.name}.{name}": file.calls(u) for file in FILES for name, u in file.units.items()
+        f"{file.name}.{name}": called for file in FILES for name, called in file.called.items()
     }
     found = set(STARTERS)
     while more := {name for name, called in calls.items() if name not in found and called & found}:
@@ -108,7 +114,7 @@ def unmarked(file: PythonFile, starters: set[str]) -> Iterator[str]:
     seen = fixtures(file)
     for name, unit in file.units.items():
         case = name.startswith("test_") and not is_endurance(unit)
-        starts = (case or is_fixture(unit)) and file.calls(unit) & starters
+        starts = (case or is_fixture(unit)) and file.called[name] & starters
         if starts and name not in TIERS and not tiers(unit, seen):
             yield f"{file.path.relative_to(ROOT)}::{name}"
 

@@ -42,11 +42,13 @@ def storage(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("processes")
 def test_commands(tmp_path: Path) -> None:
     assert offered("moetune le", tmp_path) == ["leaderboard"]
     assert "export" in offered("moetune adapter ", tmp_path)
 
 
+@pytest.mark.usefixtures("processes")
 def test_jobs_that_come_along_and_files(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
     for name in ("job.yaml", "notes.txt", "jobs/two.yml"):
@@ -56,12 +58,14 @@ def test_jobs_that_come_along_and_files(tmp_path: Path) -> None:
     assert offered("moetune submit jobs/", tmp_path) == ["jobs/two.yml"]
 
 
+@pytest.mark.usefixtures("processes")
 def test_fields_of_a_job_and_of_an_endpoint(tmp_path: Path) -> None:
     assert "adapter.rank=" in offered("moetune tune smoke --set adapter.r", tmp_path)
     assert offered("moetune tune smoke --set search.tri", tmp_path) == ["search.trials="]
     assert offered("moetune serve home --set po", tmp_path) == ["port="]
 
 
+@pytest.mark.usefixtures("processes")
 def test_studies_of_the_storage_folder(storage: Path) -> None:
     assert offered("moetune report ", storage.parent) == ["smart-home", "support"]
     there = {"MOETUNE_STORAGE": str(storage)}
@@ -69,6 +73,7 @@ def test_studies_of_the_storage_folder(storage: Path) -> None:
     assert offered(f"moetune status --storage {storage} sm", Path("/")) == ["smart-home"]
 
 
+@pytest.mark.usefixtures("processes")
 def test_names_of_its_store(storage: Path) -> None:
     store = Store(f"sqlite:///{storage / 'moetune.db'}")
     store.add_event(EVENT | {"name": "helpdesk", "action": "promote"})
@@ -78,6 +83,7 @@ def test_names_of_its_store(storage: Path) -> None:
     assert offered("moetune promote support --to h", storage.parent) == ["helpdesk"]
 
 
+@pytest.mark.usefixtures("processes")
 def test_it_makes_nothing_and_says_nothing_where_nothing_is(tmp_path: Path) -> None:
     assert offered("moetune serve ", tmp_path) == []
     assert offered("moetune report ", tmp_path) == []
@@ -89,6 +95,7 @@ def test_it_makes_nothing_and_says_nothing_where_nothing_is(tmp_path: Path) -> N
     assert [one.name for one in (tmp_path / "runs").iterdir()] == ["moetune.db"]
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
 def test_bash_itself_with_the_script_that_moetune_gives(tmp_path: Path) -> None:
     path = f"{MOETUNE.parent}{os.pathsep}{os.environ['PATH']}"

@@ -21,6 +21,7 @@ def test_a_job_is_meant_where_nothing_is_said() -> None:
     assert json.loads(CliRunner().invoke(app, ["schema"]).stdout) == SCHEMAS["job"]()
 
 
+@pytest.mark.usefixtures("processes")
 def test_it_loads_nothing_heavy() -> None:
     code = (
         "import sys; from orchestrator.cli import app; app(['schema'], standalone_mode=False); "
