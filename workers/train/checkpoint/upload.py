@@ -9,11 +9,13 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
+from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_exponential
 
 from workers.adapter.digest import file_digest
 from workers.config.base import InputError, one_line
@@ -112,77 +114,74 @@ class Uploads:
         tell: Callable[[str], None],
         wait: float = FIRST_WAIT_SECONDS,
     ) -> None:
-        """`tell` gets the reason of each copy that failed, in this object's thread; `wait`: seconds
-        before the first retry."""
+        """`tell` gets the reason of each copy that failed, in the thread that copies; `wait`:
+        seconds before the first retry."""
         self._place, self._keep, self._tell, self._wait = place, keep, tell, wait
-        self._changed = threading.Condition()
-        self._next: Path | None = None
+        self._thread = ThreadPoolExecutor(1, "moetune-uploads")
+        self._last: Future[None] | None = None
+        self._late = threading.Event()
+        """Set where there is something better to do than to try the last one again."""
         self._busy: Path | None = None
-        self._failure: str | None = None
-        self._ended = False
-        threading.Thread(target=self._run, name="moetune-uploads", daemon=True).start()
 
     @property
     def reading(self) -> Path | None:
         """The folder that is being copied, and must stay."""
         return self._busy
 
-    def put(self, folder: Path) -> None:
-        """Copy `folder` as soon as the one before it is done. Returns at once."""
-        with self._changed:
-            self._next = folder
-            self._changed.notify_all()
+    def put(self, folder: Path) -> Future[None]:
+        """Copy `folder` as soon as the one before it is done; what is returned ends with it."""
+        self._leave_out()
+        self._late = threading.Event()
+        self._last = self._thread.submit(self._copy, folder, self._late)
+        return self._last
 
     def abandon(self) -> None:
-        """End after what is being copied now, without waiting for it."""
-        with self._changed:
-            self._next, self._ended = None, True
-            self._changed.notify_all()
+        """End after what is being copied now, without waiting for it: a process that ends does."""
+        self._leave_out()
+        self._thread.shutdown(wait=False)
 
     def finish(self) -> None:
         """Wait for the last copy and end; InputError if it could not be made."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._next is None and self._busy is None)
-            self._ended = True
-            self._changed.notify_all()
-            if self._failure:
-                raise InputError(f"the last checkpoint cannot be uploaded: {self._failure}")
+        self._thread.shutdown()
+        if self._last and (error := self._last.exception()):
+            raise InputError(f"the last checkpoint cannot be uploaded: {one_line(error)}")
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._next is not None or self._ended)
-                self._busy, self._next = self._next, None
-            if self._busy is None:
-                return
-            try:
-                failure = self._copy(self._busy)
-            except Exception as error:  # telling may fail too; who waits must not wait for ever
-                failure = f"{self._busy.name}: {one_line(error)}"
-            with self._changed:
-                self._failure, self._busy = failure, None
-                self._changed.notify_all()
+    def _leave_out(self) -> None:
+        """The last one, if it waits or is to be tried again."""
+        if self._last:
+            self._last.cancel()
+        self._late.set()
 
-    def _copy(self, folder: Path) -> str | None:
-        """Copy with retries, until a later one is there instead; why it failed, if it did."""
-        wait, failure = self._wait, None
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                self._place.put(folder)
-                self._place.prune(folder.name, self._keep)
-                return None
-            except Exception as error:  # a filesystem's own, of any type
-                failure = f"{folder.name}: {one_line(error)}"
-                self._tell(f"{failure} (attempt {attempt} of {ATTEMPTS})")
-            with self._changed:
-                if attempt < ATTEMPTS and self._changed.wait_for(self._is_late, wait):
-                    break
-            wait *= 2
-        return failure
+    def _copy(self, folder: Path, late: threading.Event) -> None:
+        """Copy with retries, until a later one is there instead."""
 
-    def _is_late(self) -> bool:
-        """Whether there is something better to do than to try again."""
-        return self._next is not None or self._ended
+        def rest(seconds: float) -> None:
+            if late.wait(seconds):
+                raise CancelledError
+
+        retrying = Retrying(
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_exponential(self._wait),
+            sleep=rest,
+            after=self._failed,
+            reraise=True,
+        )
+        self._busy = folder
+        try:
+            retrying(self._copy_once, folder)
+        except Exception as error:  # a filesystem's own, of any type, or that of telling
+            raise OSError(f"{folder.name}: {one_line(error)}") from error
+        finally:
+            self._busy = None
+
+    def _copy_once(self, folder: Path) -> None:
+        self._place.put(folder)
+        self._place.prune(folder.name, self._keep)
+
+    def _failed(self, state: RetryCallState) -> None:
+        error = state.outcome and state.outcome.exception()
+        why = f"{state.args[0].name}: {one_line(error)}" if error else ""
+        self._tell(f"{why} (attempt {state.attempt_number} of {ATTEMPTS})")
 
 
 def fetched(place: RemoteFolder, into: Path) -> Path | None:

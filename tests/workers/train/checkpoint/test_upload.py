@@ -3,6 +3,7 @@
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,9 +34,7 @@ def uploads(place: RemoteFolder, keep: int = 2, told: list[str] | None = None) -
 def test_the_latest_are_there_and_come_back(place: RemoteFolder, tmp_path: Path) -> None:
     copies = uploads(place)
     for step in (2, 4, 6):
-        copies.put(checkpoint(tmp_path / "run", step))
-        while copies.reading or copies._next:  # each of them, not just the last
-            pass
+        copies.put(checkpoint(tmp_path / "run", step)).result()  # each of them, not just the last
     copies.finish()
     assert place.complete() == ["step-00000004", "step-00000006"]
     found = fetched(place, tmp_path / "new")
@@ -75,9 +74,8 @@ def test_only_the_last_copy_must_succeed(place: RemoteFolder, tmp_path: Path) ->
     blocker.write_text("a file where a folder must be")
     told: list[str] = []
     copies = uploads(place, told=told)
-    copies.put(checkpoint(tmp_path / "run", 2))
-    while len(told) < ATTEMPTS or copies.reading:
-        pass
+    assert copies.put(checkpoint(tmp_path / "run", 2)).exception()
+    assert len(told) == ATTEMPTS
     blocker.unlink()
     copies.put(checkpoint(tmp_path / "run", 4))
     copies.finish()
@@ -130,6 +128,64 @@ def test_an_unexpected_error_ends_the_wait_for_the_last_copy(
         copies.finish()
 
 
+@pytest.mark.timeout(120)
+def test_a_later_one_takes_the_place_of_one_that_is_to_be_tried_again(
+    place: RemoteFolder, tmp_path: Path
+) -> None:
+    tried: list[str] = []
+
+    class FailsOnce(RemoteFolder):
+        def put(self, folder: Path) -> None:
+            tried.append(folder.name)
+            if len(tried) == 1:
+                raise OSError("away")
+            super().put(folder)
+
+    first_failed = threading.Event()
+    copies = Uploads(FailsOnce(*place), 2, lambda _: first_failed.set(), wait=1000)
+    copies.put(checkpoint(tmp_path / "run", 2))
+    first_failed.wait()
+    copies.put(checkpoint(tmp_path / "run", 4))
+    copies.finish()
+    assert tried == ["step-00000002", "step-00000004"]
+    assert place.complete() == ["step-00000004"]
+
+
+@pytest.mark.timeout(120)
+def test_who_gives_up_waits_for_nothing(place: RemoteFolder, tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(RemoteFolder):
+        def put(self, folder: Path) -> None:
+            begun.set()
+            go_on.wait()
+            super().put(folder)
+
+    copies = Uploads(Slow(*place), 2, print)
+    first = checkpoint(tmp_path / "run", 2)
+    copying = copies.put(first)
+    begun.wait()
+    later = copies.put(checkpoint(tmp_path / "run", 4))
+    assert copies.reading == first
+    copies.abandon()
+    assert later.cancelled()
+    assert not copying.done()
+    go_on.set()
+    copying.result()
+    assert place.complete() == ["step-00000002"], "what was being copied is whole"
+    assert copies.reading is None
+
+
+@pytest.mark.timeout(120)
+def test_who_gives_up_tries_nothing_again(place: RemoteFolder, tmp_path: Path) -> None:
+    failed = threading.Event()
+    copies = Uploads(Broken(*place), 2, lambda _: failed.set(), wait=1000)
+    copying = copies.put(checkpoint(tmp_path / "run", 2))
+    failed.wait()
+    copies.abandon()
+    assert copying.exception()
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, processes: None) -> Iterator[str]:
     """URI of a folder in a bucket of moto's S3 server."""
@@ -160,9 +216,7 @@ def test_an_object_store_behind_a_query(bucket: str, tmp_path: Path) -> None:
     place.try_out()
     copies = uploads(place, keep=1)
     for step in (2, 4):
-        copies.put(checkpoint(tmp_path / "run", step))
-        while copies.reading or copies._next:
-            pass
+        copies.put(checkpoint(tmp_path / "run", step)).result()
     copies.finish()
     assert place.complete() == ["step-00000004"]
     found = fetched(RemoteFolder.of(bucket, "study", "T000"), tmp_path / "new")
