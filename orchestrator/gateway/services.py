@@ -28,8 +28,8 @@ from orchestrator.rollout.window import Windows
 from orchestrator.router_health.metrics import RouterMetrics
 from orchestrator.router_health.monitor import RouterHealth
 from orchestrator.telemetry.audit_log import AuditLog
+from orchestrator.telemetry.refresh import keep_showing
 from orchestrator.telemetry.request_record import Observer, RequestRecord
-from orchestrator.telemetry.serving_metrics import keep_showing
 from workers.engine.request import Limits
 
 BackgroundTask = Callable[[], Coroutine[Any, Any, None]]

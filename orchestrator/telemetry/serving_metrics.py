@@ -1,12 +1,9 @@
 """Metrics of serving: what sets the series, from requests that ended and from engines."""
 
-import asyncio
-import logging
-import threading
 import weakref
-from collections.abc import Callable
 from typing import Protocol
 
+from orchestrator.telemetry.refresh import Refresh
 from orchestrator.telemetry.request_record import RequestRecord
 from orchestrator.telemetry.series import (
     ANSWER_TOKENS,
@@ -23,22 +20,9 @@ from orchestrator.telemetry.series import (
 )
 from workers.engine.protocol import Statistics
 
-log = logging.getLogger(__name__)
 VERSIONS = 64
 """Pairs of name and version with labels of their own; later ones are `other`: what a process has
 once shown, it shows for ever."""
-REFRESH_SECONDS = 2.0
-"""Ray drops a gauge that was not set for two of its reporting intervals (10 s by default)."""
-
-
-async def keep_showing(show: Callable[[], None]) -> None:
-    """Have gauges set in another thread, again and again until cancelled."""
-    while True:
-        await asyncio.sleep(REFRESH_SECONDS)
-        try:
-            await asyncio.to_thread(show)
-        except Exception:
-            log.exception("metrics were not set")
 
 
 class RequestMetrics:
@@ -114,22 +98,15 @@ class EngineMetrics:
     def __init__(self, engine: Tells, replica: str) -> None:
         self._made = {series.name: series.make() for series in OF_ENGINES}
         self._labels = {"replica": replica}
-        self._ended = threading.Event()
-        weakref.finalize(engine, self._ended.set)
-        self._engine = weakref.ref(engine)
-        threading.Thread(target=self._refresh, name="engine-metrics", daemon=True).start()
+        self._engine, self._before = weakref.ref(engine), Statistics()
+        Refresh(self._show, engine)
 
-    def _refresh(self) -> None:
-        before = Statistics()
-        while not self._ended.wait(REFRESH_SECONDS):
-            engine = self._engine()
-            if engine is None:
-                return
+    def _show(self) -> None:
+        if engine := self._engine():
             now = engine.statistics()
-            del engine
-            for name, value in figures(before, now).items():
+            for name, value in figures(self._before, now).items():
                 self._made[name].set(value, self._labels)
-            before = now
+            self._before = now
 
 
 def figures(before: Statistics, now: Statistics) -> dict[str, float]:

@@ -1,11 +1,10 @@
 """Metrics of runs and studies for Ray's dashboard and Prometheus, as series `ray_moetune_…`."""
 
-import threading
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.telemetry.refresh import Refresh
 from orchestrator.tuning.events import TrialEvent
 from orchestrator.tuning.study import STATES
 
@@ -42,28 +41,24 @@ SERIES = (
     TrialGauge("moetune_eta_seconds", ("eta_seconds",), "Seconds until the run's end"),
     TrialGauge("moetune_workers", ("workers",), "Workers that train together"),
 )
-REFRESH_SECONDS = 2.0
-"""Ray drops a gauge that was not set for two of its reporting intervals (10 s by default)."""
 
 
 class _GaugeValues:
-    """What gauges show: set again and again in a thread, for as long as `owner` is referenced."""
+    """What gauges show for as long as `owner` is referenced."""
 
     def __init__(self, owner: object) -> None:
         self._values: dict[tuple[Any, tuple[tuple[str, str], ...]], float] = {}
-        self._ended = threading.Event()
-        weakref.finalize(owner, self._ended.set)
-        threading.Thread(target=self._refresh, name="moetune-metrics", daemon=True).start()
+        Refresh(self._show, owner)
 
     def set(self, gauge: Any, value: float, **labels: str) -> None:
         """Show the value from now on."""
         self._values[gauge, tuple(labels.items())] = value
         gauge.set(value, labels)
 
-    def _refresh(self) -> None:
+    def _show(self) -> None:
         import ray
 
-        while not self._ended.wait(REFRESH_SECONDS) and ray.is_initialized():
+        if ray.is_initialized():  # a driver leaves its cluster
             for (gauge, labels), value in list(self._values.items()):
                 gauge.set(value, dict(labels))
 
