@@ -68,7 +68,7 @@ def _given(context: typer.Context) -> dict[str, str]:
 def _promoted(file: Path) -> list[str]:
     import sqlalchemy as sa
 
-    from orchestrator.store.schema import names_query
+    from orchestrator.registry.store import names_query
 
     query: dict[str, Any] = {"mode": "ro", "uri": "true"}
     url = sa.URL.create("sqlite", database=f"file:{file.resolve()}", query=query)

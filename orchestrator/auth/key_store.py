@@ -12,50 +12,12 @@ from orchestrator.auth.keys import Caller, Key, Scope
 from orchestrator.auth.rate_limit import Spent, Usage, UsageKey
 from orchestrator.config.limits import SECONDS, Allowance
 from orchestrator.store.database import Database, DatabaseRow
+from orchestrator.store.schema import KEY_LOG, KEYS, SPENT
 from workers.config.base import InputError
 
-TABLES = sa.MetaData()
 DAY = max(SECONDS.values())
 """The longest window."""
 
-KEYS = sa.Table(
-    "moetune_keys",
-    TABLES,
-    sa.Column("id", sa.String(16), primary_key=True),
-    sa.Column("hash", sa.String(64), nullable=False, unique=True),
-    sa.Column("scopes", sa.String(64), nullable=False),
-    sa.Column("rate", sa.String(32)),
-    sa.Column("quota", sa.String(32)),
-    sa.Column("note", sa.String(200), nullable=False),
-    sa.Column("created", sa.String(32), nullable=False),
-    sa.Column("expires", sa.String(32)),
-    sa.Column("revoked", sa.String(32)),
-)
-
-# Each gateway writes its own totals, never differences: written twice, they are the same.
-SPENT = sa.Table(
-    "moetune_spent",
-    TABLES,
-    sa.Column("gateway", sa.String(32), primary_key=True),
-    sa.Column("key", sa.String(16), primary_key=True),
-    sa.Column("window", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("used", sa.BigInteger, nullable=False),
-    sa.Column("reserved", sa.BigInteger, nullable=False),
-    sa.Column("save", sa.BigInteger, nullable=False),
-    sa.Column("at", sa.BigInteger, nullable=False),
-)
-# Who did what to which key, in order; the newest entry tells a last key that was deleted from a
-# table that was emptied.
-LOG = sa.Table(
-    "moetune_key_log",
-    TABLES,
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("at", sa.String(32), nullable=False),
-    sa.Column("act", sa.String(16), nullable=False),
-    sa.Column("key", sa.String(16), nullable=False),
-    sa.Column("actor", sa.String(200), nullable=False),
-    sa.Column("reason", sa.String(200), nullable=False),
-)
 FORGOTTEN_SECONDS = 60
 """What a gateway has reserved counts no longer once it has been silent for so long: it is gone."""
 
@@ -72,7 +34,7 @@ class KeyStore:
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
         """Connect and make the tables where they are missing."""
-        self._database, self._clock = Database(url, TABLES), clock
+        self._database, self._clock = Database(url, (KEYS, SPENT, KEY_LOG)), clock
         self._heard: dict[str, _Heard] = {}
 
     def add(self, key: Key, actor: str = "") -> None:
@@ -125,12 +87,12 @@ class KeyStore:
 
     def given_up(self) -> bool:
         """Where there is no key: whether the last one was deleted, and not lost."""
-        newest = sa.select(LOG.c.act).order_by(LOG.c.number.desc()).limit(1)
+        newest = sa.select(KEY_LOG.c.act).order_by(KEY_LOG.c.number.desc()).limit(1)
         return [row["act"] for row in self._database.rows(newest)] == ["delete"]
 
     def log(self) -> list[dict[str, Any]]:
         """What was done to which key: `at`, `act`, `key`, `actor`, `reason`, oldest first."""
-        rows = self._database.rows(sa.select(LOG).order_by(LOG.c.number))
+        rows = self._database.rows(sa.select(KEY_LOG).order_by(KEY_LOG.c.number))
         return [dict(row) for row in rows]
 
     def exchange(self, gateway: str, save: int, spent: Mapping[UsageKey, Spent]) -> Usage:
@@ -198,7 +160,7 @@ def _note(  # noqa: PLR0913, PLR0917
     connection: sa.Connection, act: str, key: str, at: datetime, actor: str, reason: str = ""
 ) -> None:
     row = {"at": at.isoformat(), "act": act, "key": key, "actor": actor, "reason": reason}
-    connection.execute(sa.insert(LOG), row)
+    connection.execute(sa.insert(KEY_LOG), row)
 
 
 def _put(connection: sa.Connection, place: Mapping[str, Any], values: Mapping[str, int]) -> None:

@@ -5,15 +5,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from orchestrator.store.database import Database
-
-TABLES = sa.MetaData()
-SERVING = sa.Table(
-    "moetune_serving",
-    TABLES,
-    sa.Column("gateway", sa.String(32), primary_key=True),
-    sa.Column("names", sa.JSON, nullable=False),
-    sa.Column("beats", sa.BigInteger, nullable=False),
-)
+from orchestrator.store.schema import SERVING
 
 
 class PresenceStore:
@@ -21,7 +13,7 @@ class PresenceStore:
 
     def __init__(self, url: str) -> None:
         """Connect and make the table where it is missing."""
-        self._database = Database(url, TABLES)
+        self._database = Database(url, (SERVING,))
 
     def say(self, gateway: str, names: Sequence[str], beats: int) -> None:
         """This gateway serves these names; `beats` grows from call to call."""

@@ -24,7 +24,7 @@ from workers.adapter.manifest import Manifest
 from workers.config.base import InputError
 
 if TYPE_CHECKING:
-    from orchestrator.store.schema import DatabaseRow, Store
+    from orchestrator.registry.store import DatabaseRow, Store
 
 __all__ = ["Event", "Registry", "Version", "check_name"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -240,7 +240,7 @@ class Registry:
     def _store(self) -> "Store":
         with self._opening:
             if self._opened is None:
-                from orchestrator.store.schema import Store
+                from orchestrator.registry.store import Store
 
                 self._opened = Store(self._url, self._patience)
             return self._opened

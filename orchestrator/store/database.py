@@ -11,6 +11,8 @@ from sqlalchemy import exc
 from orchestrator.store.connections import engine_of
 from orchestrator.store.errors import StoreError
 from orchestrator.store.lock import MAKING_SECONDS, store_lock
+from orchestrator.store.schema import REVISION
+from orchestrator.store.upgrade import has_columns, revision_of, upgrade
 from workers.config.base import StorageError
 from workers.config.credentials import without_credentials
 
@@ -24,23 +26,32 @@ ATTEMPTS = 5
 class Database:
     """Connections to the database behind a SQLAlchemy URL."""
 
-    def __init__(self, url: str, tables: sa.MetaData, patience: float = 0.0) -> None:
-        """Connect and make the tables where they are missing. A server that is away is waited for
-        `patience` seconds."""
+    def __init__(self, url: str, tables: Sequence[sa.Table], patience: float = 0.0) -> None:
+        """Connect, and make or bring up to date all tables of ours, of which `tables` are used
+        here. A server that is away is waited for `patience` seconds."""
         self._engine = engine_of(url, patience)
         self._shown = without_credentials(url)
         self._file: tuple[int, int] | None = None
         """Of SQLite: which file it is."""
-        self._make(url, tables)
+        self._prepare(url, tables)
 
-    def _make(self, url: str, tables: sa.MetaData) -> None:
-        """The missing tables; of several processes that come first, one makes them."""
+    def _prepare(self, url: str, tables: Sequence[sa.Table]) -> None:
+        """Of several processes that come first, one does it. What cannot be written is read as it
+        is where all that is used here is there."""
         with self.transaction() as connection:
-            there = set(sa.inspect(connection).get_table_names())
-        if there.issuperset(tables.tables):
-            return
-        with self._errors(), store_lock(url, "tables", MAKING_SECONDS):
-            tables.create_all(self._engine)
+            if revision_of(connection) == REVISION:
+                return
+        try:
+            with (
+                self._errors(),
+                store_lock(url, "tables", MAKING_SECONDS),
+                self.transaction() as connection,
+            ):
+                upgrade(connection, self._shown)
+        except StorageError:
+            with self.transaction() as connection:
+                if not has_columns(connection, tables):
+                    raise
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:

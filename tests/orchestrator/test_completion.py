@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.store.schema import Store
+from orchestrator.registry.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 MOETUNE = Path(sys.executable).with_name("moetune")

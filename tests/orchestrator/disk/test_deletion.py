@@ -19,7 +19,8 @@ from orchestrator.registry.models import Event, Version
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import abort, promote, rollback
 from orchestrator.registry.registry import Registry
-from orchestrator.store.schema import Store
+from orchestrator.registry.store import Store
+from orchestrator.store.schema import REVISION_TABLE
 from orchestrator.tuning.lifecycle import locked
 from workers.adapter.convert import import_folder
 from workers.config.base import InputError, StorageError
@@ -332,7 +333,8 @@ def test_a_database_from_before_takes_deletions(
     registry.close()
     engine = sa.create_engine(store)
     with engine.begin() as connection:
-        connection.execute(sa.text("DROP TABLE moetune_removed"))
+        for table in ("moetune_removed", REVISION_TABLE):
+            connection.execute(sa.text(f"DROP TABLE {table}"))
     engine.dispose()
     with closing(Registry(store, tmp_path / "storage")) as anew:
         delete_version(anew, versions[0].id, actor="ann")

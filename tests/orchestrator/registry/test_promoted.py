@@ -11,7 +11,7 @@ from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote, rollback
 from orchestrator.registry.promoted import promotions
 from orchestrator.registry.registry import Registry
-from orchestrator.store.schema import Store
+from orchestrator.registry.store import Store
 
 
 @pytest.fixture
