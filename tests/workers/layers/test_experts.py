@@ -16,10 +16,10 @@ from workers.layers.feed_forward import FeedForward, find_feed_forward
 
 FORMS = ("gated", "fused", "plain")
 WAYS = {
-    "plain": {"mixture.PLAIN_PRODUCTS": 10**9},
-    "sorted": {"mixture.PLAIN_PRODUCTS": 0},
-    "chunks": {"mixture.PLAIN_PRODUCTS": 0, "chunked.CHUNK_BYTES": 0, "chunked.CHUNK_ROWS": 3},
-    "grouped": {"mixture.PLAIN_PRODUCTS": 0, "bank.DENSE_RANKS": -1},
+    "plain": {"mixture.select.PLAIN_PRODUCTS": 10**9},
+    "sorted": {"mixture.select.PLAIN_PRODUCTS": 0},
+    "chunks": {"mixture.select.PLAIN_PRODUCTS": 0, "mixture.chunked.CHUNK_BYTES": 0, "mixture.chunked.CHUNK_ROWS": 3},
+    "grouped": {"mixture.select.PLAIN_PRODUCTS": 0, "expert_bank.DENSE_RANKS": -1},
 }
 
 
