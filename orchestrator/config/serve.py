@@ -10,6 +10,7 @@ from orchestrator.config.limits import LimitsSpec
 from orchestrator.config.rollout import GuardSpec, RolloutSpec
 from orchestrator.config.tls import TlsSpec
 from workers.config.base import Listed, NonNegative, PositiveInt, Spec
+from workers.config.engines import EngineName
 
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 HostName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.:_-]*$")]
@@ -31,6 +32,8 @@ class ServeSpec(Spec):
     """GPUs reserved for each replica."""
     wait_seconds: NonNegative = 600
     """How long the endpoint waits for room for its replicas, which an autoscaler is asked for."""
+    engine: EngineName = "continuous"
+    """What generates: `continuous` is transformers' continuous batching with the trained layers."""
     max_batch_tokens: PositiveInt = 512
     """Tokens of one forward pass, over all requests."""
     cache_tokens: PositiveInt = 8192

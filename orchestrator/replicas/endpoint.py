@@ -9,6 +9,7 @@ from orchestrator.config.serve import ServeSpec
 from orchestrator.replicas.golden import EXACT, ROUNDED, Golden
 from workers.adapter.manifest import base_id
 from workers.config.base import Spec
+from workers.config.engines import ENGINES
 from workers.config.train import ModelSpec
 from workers.engine.request import Limits
 
@@ -24,6 +25,8 @@ class EndpointSpec(Spec):
     """Database of the registry, with its password: the gateway has no other way to it."""
     storage: str
     """Folder of the registry's versions."""
+    engine: str = ENGINES["continuous"]
+    """Factory of `serve.engine`, as ENGINES names it."""
     accepted_key: str | None = None
     """`orchestrator.auth.keys.key_hash` of the key."""
 

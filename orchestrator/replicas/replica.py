@@ -13,6 +13,7 @@ from orchestrator.replicas.golden_store import FirstAnswers
 from orchestrator.replicas.readiness import Acknowledged, Generates, OtherBase, acknowledge, hold
 from orchestrator.rollout.loader import adapter_of, answering, wanted
 from workers.config.base import InputError
+from workers.config.engines import make_engine
 from workers.engine.protocol import Engine
 from workers.engine.request import AdapterRef, Chunk, TextRequest
 
@@ -26,14 +27,12 @@ class Replica:
         from ray.serve import get_replica_context
 
         from orchestrator.telemetry.serving_metrics import EngineMetrics
-        from workers.engine.engine import ContinuousEngine
         from workers.engine.text_engine import TextEngine
-        from workers.models.base import load_base
 
-        base, self._base = load_base(spec.model), spec.base
-        self._golden, self._hardware = spec.golden(), hardware_kind(base.model.device.type)
-        self._engine = ContinuousEngine(base, spec.limits())
-        self._text = TextEngine(self._engine, base.tokenizer)
+        self._base, self._golden = spec.base, spec.golden()
+        self._engine = make_engine(spec.engine, spec.model, spec.limits())
+        self._hardware = hardware_kind(self._engine.device)
+        self._text = TextEngine(self._engine, self._engine.tokenizer)
         EngineMetrics(self._engine, str(get_replica_context().rank.rank))
         catch_up(self._engine, spec)
         self._promised = promised(self._engine.loaded(), spec, self._hardware)

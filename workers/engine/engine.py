@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from workers.config.train import ModelSpec
 from workers.data.text_encoder import TextEncoder
 from workers.engine.adapter_slots import SlotStore
 from workers.engine.attention import check_attention
@@ -32,7 +33,7 @@ from workers.engine.sequence import TokenSequence
 from workers.engine.structured_output.schemas import Schemas
 from workers.engine.timing import PassClock, Passing
 from workers.injection.inject import Adapter, row_map
-from workers.models.base import Base
+from workers.models.base import Base, load_base
 
 
 class ContinuousEngine:
@@ -46,6 +47,7 @@ class ContinuousEngine:
         """Raises InputError where this model cannot be batched, or its cache not be had."""
         check_attention(base.model)
         self.limits = limits
+        self.tokenizer, self.device = base.tokenizer, base.model.device.type
         self._model = base.model
         self._vocabulary = base.model.get_input_embeddings().num_embeddings
         self._stops = stop_ids(base)
@@ -57,6 +59,7 @@ class ContinuousEngine:
         self._company = RecentAdapters()
         self._slots = SlotStore(base.model, limits.max_adapters, self._model_lock, self._loaded)
         self._numbers = count()
+        self._running: dict[str, TokenSequence] = {}
         self._computed = (0, 0, 0)
         """Forward passes, and the requests and tokens that were in them."""
         self._hooks = (
@@ -116,14 +119,15 @@ class ContinuousEngine:
         if bad is not None:
             raise RequestError(f"token id {bad} is not in 0 … {self._vocabulary - 1}", "prompt")
 
-    async def generate(
+    async def generate(  # noqa: PLR0913, PLR0917 -- see `protocol.Engine`
         self,
         prompt: Sequence[int],
         adapter: AdapterRef | None,
         sampling: Sampling,
         generated: Sequence[int] = (),
         asker: Asker = NOBODY,
-    ) -> AsyncGenerator[Piece, bool | None]:
+        request_id: str = "",
+    ) -> AsyncGenerator[Piece]:
         """See `protocol.Engine`."""
         self.check(prompt, sampling, generated)
         if finish := self._ended(sampling, generated):
@@ -147,16 +151,21 @@ class ContinuousEngine:
             seconds=self.limits.request_seconds,
         )
         try:
+            self._running[request_id] = generation
             self._loop.submit(generation)
             async with aclosing(generation.pieces()) as pieces:
                 async for piece in pieces:
-                    if (yield await self._told(piece, generation)):
-                        yield await self._told(Piece((), "stop"), generation)
-                        return
+                    yield await self._told(piece, generation)
         finally:
+            self._running.pop(request_id, None)
             self._loop.drop(generation)
             if slot is not None:
                 self._slots.unpin(slot)
+
+    def abort(self, request_id: str) -> None:
+        """See `protocol.Engine`."""
+        if request_id and (generation := self._running.get(request_id)):
+            generation.abort()
 
     def close(self) -> None:
         """See `protocol.Engine`. The model keeps the adapters that were loaded."""
@@ -217,6 +226,11 @@ class ContinuousEngine:
         self._capture.end(passed=output is not None)
         row_map(model).clear()
         self._model_lock.release()
+
+
+def continuous(model: ModelSpec, limits: Limits) -> ContinuousEngine:
+    """The entry of `workers.config.engines.ENGINES`."""
+    return ContinuousEngine(load_base(model), limits)
 
 
 def stop_ids(base: Base) -> list[int]:

@@ -2,9 +2,12 @@
 
 from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from workers.engine.request import NOBODY, AdapterRef, Asker, Limits, Piece, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Engine(Protocol):
     limits: Limits
     max_length: int
     """Tokens that prompt and answer may have together."""
+    tokenizer: "PreTrainedTokenizerBase"
+    """The base model's."""
+    device: str
+    """What it computes on: cpu, cuda, …"""
 
     @property
     def healthy(self) -> bool:
@@ -67,20 +74,23 @@ class Engine(Protocol):
         """Raises the RequestError that `generate` would begin with."""
         ...
 
-    def generate(
+    def generate(  # noqa: PLR0913, PLR0917 -- one request, whole
         self,
         prompt: Sequence[int],
         adapter: AdapterRef | None,
         sampling: Sampling,
         generated: Sequence[int] = (),
         asker: Asker = NOBODY,
-    ) -> AsyncGenerator[Piece, bool | None]:
+        request_id: str = "",
+    ) -> AsyncGenerator[Piece]:
         """New tokens behind `prompt` and `generated`; raises RequestError. Closing it cancels.
         A first piece without tokens says that the prompt is being read from now on.
-
-        Sending True into it ends the answer where it is: what comes back is the last piece, without
-        tokens.
         """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End the answer of that name where it is: what follows is its last piece, without tokens.
+        A request that has ended, or has no name, is no error."""
         ...
 
     def close(self) -> None:

@@ -52,6 +52,7 @@ class TokenSequence:
     timer: Timer = field(default_factory=Timer)
     """How long its passes took since then."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _aborted: bool = False
     _pieces: "asyncio.Queue[Piece | Exception]" = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
@@ -98,11 +99,16 @@ class TokenSequence:
         with contextlib.suppress(RuntimeError):  # its event loop is closed: nobody reads on
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
+    def abort(self) -> None:
+        """End the answer where it is; what was drawn and not read yet is dropped."""
+        self._aborted = True
+        self.put(Piece((), "stop"))  # wakes who waits for one
+
     async def pieces(self) -> AsyncGenerator[Piece]:
         """The pieces as they come; ends after the last, raises what the engine put."""
         finish: Finish | None = None
         while finish is None:
-            piece = await self._next()
+            piece = Piece((), "stop") if self._aborted else await self._next()
             if isinstance(piece, Exception):
                 raise piece
             finish = piece.finish

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
+from uuid import uuid4
 
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
@@ -54,8 +55,9 @@ class TextEngine:
         for token in request.generated:
             text.push(token)
         read = [*prompt, *request.generated]
+        number = uuid4().hex
         stream = self.engine.generate(
-            prompt, request.adapter, sampling, request.generated, request.asker
+            prompt, request.adapter, sampling, request.generated, request.asker, number
         )
         async with aclosing(stream):
             async for piece in stream:
@@ -63,7 +65,10 @@ class TextEngine:
                 shown = "".join(text.push(token) for token in piece.tokens)
                 if piece.finish and not text.stopped:
                     shown += text.end()
-                last = await stream.asend(True) if text.stopped and not piece.finish else piece
+                last = piece
+                if text.stopped and not piece.finish:
+                    self.engine.abort(number)
+                    last = await anext(stream)
                 end = "stop" if text.stopped else last.finish
                 yield Chunk(
                     text=shown,

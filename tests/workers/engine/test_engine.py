@@ -656,6 +656,40 @@ async def _tokens(stream: AsyncIterator[Any], seen: list[int]) -> None:
         seen += piece.tokens
 
 
+@pytest.mark.parametrize("reading", [False, True], ids=["between pieces", "while one is awaited"])
+def test_an_answer_ends_where_it_is_aborted(
+    engine: ContinuousEngine, adapters: list[AdapterRef], reading: bool
+) -> None:
+    """Its last piece has no tokens and tells the routing; who is named otherwise goes on."""
+    long = Sampling(max_tokens=64, temperature=0.0)
+
+    async def main() -> tuple[list[Any], list[Any]]:
+        first = engine.generate(PROMPTS[0], adapters[0], long, request_id="first")
+        other = engine.generate(PROMPTS[1], adapters[0], long, request_id="other")
+        pieces = [await anext(first), await anext(first)]
+        if reading:
+            rest = asyncio.create_task(_all(first))
+            await asyncio.sleep(0)
+        engine.abort("first")
+        engine.abort("nobody")
+        engine.abort("")
+        pieces += await (rest if reading else _all(first))
+        engine.abort("first")  # it has ended
+        return pieces, await _all(other)
+
+    pieces, others = run(main())
+    assert pieces[-1].finish == "stop"
+    assert pieces[-1].tokens == ()
+    assert pieces[-1].routing.tokens >= len(PROMPTS[0])
+    assert sum(len(piece.tokens) for piece in pieces) < long.max_tokens
+    assert sum(len(piece.tokens) for piece in others) == long.max_tokens
+    assert not engine.statistics().running
+
+
+async def _all(pieces: AsyncIterator[Any]) -> list[Any]:
+    return [piece async for piece in pieces]
+
+
 def test_closing_the_engine_ends_every_request(base: Base) -> None:
     engine = ContinuousEngine(base, LIMITS)
 

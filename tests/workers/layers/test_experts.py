@@ -18,7 +18,11 @@ FORMS = ("gated", "fused", "plain")
 WAYS = {
     "plain": {"mixture.select.PLAIN_PRODUCTS": 10**9},
     "sorted": {"mixture.select.PLAIN_PRODUCTS": 0},
-    "chunks": {"mixture.select.PLAIN_PRODUCTS": 0, "mixture.chunked.CHUNK_BYTES": 0, "mixture.chunked.CHUNK_ROWS": 3},
+    "chunks": {
+        "mixture.select.PLAIN_PRODUCTS": 0,
+        "mixture.chunked.CHUNK_BYTES": 0,
+        "mixture.chunked.CHUNK_ROWS": 3,
+    },
     "grouped": {"mixture.select.PLAIN_PRODUCTS": 0, "expert_bank.DENSE_RANKS": -1},
 }
 
