@@ -6,7 +6,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from orchestrator.auth.keys import wants
 from orchestrator.gateway import page
 from orchestrator.gateway.access import AccessControl, Rules
-from orchestrator.gateway.body_limit import BodyLimit
+from orchestrator.gateway.body import BodyLimit
 from orchestrator.gateway.completions import Backend, Gateway
 from orchestrator.gateway.errors import add_handlers
 from orchestrator.gateway.head import Head

@@ -1,7 +1,7 @@
 """In front of Ray Serve's own proxy: what must not get there.
 
 The proxy reads every body to its end, whoever sends it, and before the gateway asks for it; so
-bodies are limited before it (`body_limit`), and heads before that (`connection`).
+bodies are limited before it (`BodyLimit`), and heads before that (`connection`).
 
 It also reads some headers as UTF-8 before the gateway sees the request (Ray 2.60: x-request-id,
 x-session-id, serve_multiplexed_model_id, x-request-timeout-seconds, x-request-disconnect-disabled),
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.environment import MAX_BODY_VARIABLE
 from orchestrator.config.limits import LimitsSpec
-from orchestrator.gateway.body_limit import BodyLimit
+from orchestrator.gateway.body import BodyLimit
 from orchestrator.gateway.connection import limit_connections
 from orchestrator.openai.response import error_body
 from workers.engine.request import RequestError

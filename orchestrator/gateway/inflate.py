@@ -17,7 +17,7 @@ PIECE = 2**16
 
 class Inflate:
     """ASGI middleware: hands gzip on as what is in it, and refuses other encodings by name (415).
-    `body_limit` stands behind it, so its limit holds for what is in the body."""
+    `BodyLimit` stands behind it, so its limit holds for what is in the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.types import Message
 
-from orchestrator.gateway.body_limit import BodyLimit
+from orchestrator.gateway.body import BodyLimit
 from orchestrator.gateway.errors import add_handlers
 from orchestrator.gateway.inflate import PIECE, Inflate
 

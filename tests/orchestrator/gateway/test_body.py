@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.gateway.body_limit import BodyLimit
+from orchestrator.gateway.body import BodyLimit
 
 LIMIT = 1000
 CHUNKED = [(b"transfer-encoding", b"chunked")]
