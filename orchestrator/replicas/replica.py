@@ -5,6 +5,7 @@ import platform
 from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from pkgutil import resolve_name
 
 from orchestrator.registry.registry import Registry
 from orchestrator.replicas.endpoint import Base, EndpointSpec, begun
@@ -13,7 +14,6 @@ from orchestrator.replicas.golden_store import FirstAnswers
 from orchestrator.replicas.readiness import Acknowledged, Generates, OtherBase, acknowledge, hold
 from orchestrator.rollout.loader import adapter_of, answering, wanted
 from workers.config.base import InputError
-from workers.config.engines import make_engine
 from workers.engine.protocol import Engine
 from workers.engine.request import AdapterRef, Chunk, TextRequest
 
@@ -30,7 +30,7 @@ class Replica:
         from workers.engine.text_engine import TextEngine
 
         self._base, self._golden = spec.base, spec.golden()
-        self._engine = make_engine(spec.engine, spec.model, spec.limits())
+        self._engine: Engine = resolve_name(spec.engine)(spec.model, spec.limits())
         self._hardware = hardware_kind(self._engine.device)
         self._text = TextEngine(self._engine, self._engine.tokenizer)
         EngineMetrics(self._engine, str(get_replica_context().rank.rank))
