@@ -9,8 +9,7 @@ from orchestrator.gateway.access import AccessControl, Rules
 from orchestrator.gateway.body import BodyLimit
 from orchestrator.gateway.completions import Backend, Gateway
 from orchestrator.gateway.errors import add_handlers
-from orchestrator.gateway.head import Head
-from orchestrator.gateway.inflate import Inflate
+from orchestrator.gateway.http import Head, Inflate
 from orchestrator.gateway.openapi import OPEN, Description, takes
 from orchestrator.gateway.services import GatewayServices
 from orchestrator.openai.schema import ChatBody, CompletionBody

@@ -13,7 +13,7 @@ from orchestrator.auth.keys import Caller, wants
 from orchestrator.auth.rate_limit import Reservation
 from orchestrator.gateway.body import before, read_body, while_there
 from orchestrator.gateway.errors import RetryAfter
-from orchestrator.gateway.event_stream import EventStream
+from orchestrator.gateway.http import EventStream
 from orchestrator.gateway.request_context import InFlight, RequestContext
 from orchestrator.gateway.services import GatewayServices
 from orchestrator.gateway.shadow import Shadows

@@ -22,7 +22,7 @@ from orchestrator.rollout.timeline import Timeline
 from orchestrator.rollout.window import Windows
 from orchestrator.router_health.monitor import RouterHealth
 from orchestrator.router_health.report import Health
-from orchestrator.telemetry.clock import steady
+from orchestrator.telemetry.request_record import steady
 from workers.config.base import InputError, StorageError
 from workers.engine.request import RequestError
 

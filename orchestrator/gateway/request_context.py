@@ -18,8 +18,7 @@ from orchestrator.gateway.body import GONE, before
 from orchestrator.gateway.services import GatewayServices
 from orchestrator.openai.response import as_failure
 from orchestrator.rollout.traffic import Role, Served
-from orchestrator.telemetry.clock import steady, today
-from orchestrator.telemetry.request_record import RequestRecord
+from orchestrator.telemetry.request_record import RequestRecord, steady, today
 from workers.engine.request import Chat, Chunk, RequestError, TextRequest
 from workers.engine.routing.types import RequestRouting
 from workers.engine.timing import Timing

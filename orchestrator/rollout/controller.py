@@ -10,7 +10,7 @@ from orchestrator.registry.log import Decision, append
 from orchestrator.registry.models import Event
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.state import Rollout
-from orchestrator.telemetry.clock import steady
+from orchestrator.telemetry.request_record import steady
 
 log = logging.getLogger(__name__)
 ACTOR = "moetune"

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.registry.state import Rollout
 from orchestrator.rollout.shadow_stats import Comparisons
-from orchestrator.telemetry.clock import steady
+from orchestrator.telemetry.request_record import steady
 from orchestrator.telemetry.series import Series
 
 OF_SHADOW = ("name", "version")

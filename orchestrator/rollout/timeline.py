@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from orchestrator.registry.state import Rollout
-from orchestrator.telemetry.clock import steady, today
+from orchestrator.telemetry.request_record import steady, today
 
 Clock = Callable[[], datetime]
 
@@ -23,7 +23,7 @@ class Timeline:
         self._seen: dict[str, dict[datetime, datetime]] = {}
 
     def __call__(self, state: Rollout) -> Rollout:
-        """The same state, its times by `orchestrator.telemetry.clock.steady`."""
+        """The same state, its times by `orchestrator.telemetry.request_record.steady`."""
         canary, known = state.canary, self._seen.get(state.name)
         times = {state.since, *((canary.since, canary.at) if canary else ())}
         seen = {at: self._first_seen(at, known) for at in times}

@@ -77,7 +77,7 @@ class Windows:
     """An observer that keeps the last requests of each version under each name, but for those that
     have pinned it: who chooses a version says nothing of the users. It is called in the event loop
     and read in other threads: what is read is copied first. All times are by
-    `orchestrator.telemetry.clock.steady`."""
+    `orchestrator.telemetry.request_record.steady`."""
 
     def __init__(self, spec: GuardSpec) -> None:
         self._spec = spec

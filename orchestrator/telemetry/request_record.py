@@ -1,8 +1,9 @@
 """What the gateway tells its observers of every request: metrics, guards, audit and drift."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from workers.engine.routing.types import RequestRouting
 from workers.engine.timing import Timing
@@ -15,7 +16,7 @@ class RequestRecord:
     at: datetime
     """When it came, in UTC: for records."""
     came: datetime
-    """The same by `orchestrator.telemetry.clock.steady`: for durations."""
+    """The same by `orchestrator.telemetry.request_record.steady`: for durations."""
     request: str
     """The answer's id, such as `chatcmpl-…`."""
     name: str | None
@@ -50,3 +51,14 @@ class RequestRecord:
 
 Observer = Callable[[RequestRecord], None]
 """Called in the gateway's event loop: must return at once, and must not raise."""
+
+
+def steady() -> datetime:
+    """Now, by this machine's monotonic clock. Compares with other times of the same process only:
+    it is no date."""
+    return datetime.fromtimestamp(time.monotonic(), UTC)
+
+
+def today() -> datetime:
+    """Now, by the clock on the wall, which may be wrong and may be set at any time."""
+    return datetime.now(UTC)

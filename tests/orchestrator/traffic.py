@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.telemetry.clock import steady
-from orchestrator.telemetry.request_record import RequestRecord
+from orchestrator.telemetry.request_record import RequestRecord, steady
 from workers.adapter.manifest import Manifest, read_manifest
 from workers.config.train import TrainSpec
 from workers.data.batches import collate

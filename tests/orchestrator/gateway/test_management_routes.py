@@ -16,7 +16,7 @@ from orchestrator.gateway.services import GatewayServices, RolloutParts
 from orchestrator.registry.models import Event, Version
 from orchestrator.registry.registry import Registry
 from orchestrator.rollout.catalog import ModelCatalog
-from orchestrator.telemetry.clock import steady
+from orchestrator.telemetry.request_record import steady
 from tests.orchestrator.backends import Nowhere
 from tests.orchestrator.rollout.traffic import answered, observed
 

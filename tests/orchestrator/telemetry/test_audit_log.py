@@ -16,8 +16,7 @@ import pytest
 
 from orchestrator.config.audit import AuditSpec
 from orchestrator.telemetry.audit_log import AuditLog
-from orchestrator.telemetry.clock import steady
-from orchestrator.telemetry.request_record import RequestRecord
+from orchestrator.telemetry.request_record import RequestRecord, steady
 from workers.engine.routing.types import LayerRouting, RequestRouting
 
 ROOT = Path(__file__).resolve().parents[3]

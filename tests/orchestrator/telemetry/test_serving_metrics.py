@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.telemetry.clock import steady
-from orchestrator.telemetry.request_record import RequestRecord
+from orchestrator.telemetry.request_record import RequestRecord, steady
 from orchestrator.telemetry.series import DURATION, FIRST_TOKEN, OF_ENGINES, OF_REQUESTS, PER_TOKEN
 from orchestrator.telemetry.serving_metrics import figures, outcome, times
 from workers.engine.protocol import Statistics

@@ -13,7 +13,7 @@ from starlette.types import Message
 
 from orchestrator.gateway.body import BodyLimit
 from orchestrator.gateway.errors import add_handlers
-from orchestrator.gateway.inflate import PIECE, Inflate
+from orchestrator.gateway.http import PIECE, Inflate
 
 BODY = json.dumps({"prompt": "hello " * 50}).encode()
 LIMIT = 2**20

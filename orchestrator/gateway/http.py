@@ -1,13 +1,17 @@
-"""Bodies that come compressed, as their Content-Encoding says."""
+"""What HTTP asks for and FastAPI leaves to us: bodies that come compressed, HEAD, and streams of
+events whose end is noticed."""
 
 import zlib
+from collections.abc import AsyncGenerator, AsyncIterator
 
+from fastapi.responses import StreamingResponse
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orchestrator.gateway.request_context import RequestContext
 from orchestrator.openai.response import error_body
-from workers.engine.request import RequestError
+from workers.engine.request import Chunk, RequestError
 
 GZIP = 31
 """zlib's number for gzip with the largest window."""
@@ -95,3 +99,45 @@ def _encoding(scope: Scope) -> str:
     if scope["type"] != "http":
         return ""
     return Headers(scope=scope).get("content-encoding", "").strip().lower()
+
+
+class Head:
+    """ASGI middleware. FastAPI's routes know the methods that they name, and no more."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask what GET would be answered, and drop its body."""
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if "body" in message else message)
+
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            await self._app({**scope, "method": "GET"}, receive, without_body)
+        else:
+            await self._app(scope, receive, send)
+
+
+class EventStream(StreamingResponse):
+    """Sends the events of an answer; with it ends the request, and what generates stops."""
+
+    def __init__(
+        self, events: AsyncIterator[str], chunks: AsyncGenerator[Chunk], answering: RequestContext
+    ) -> None:
+        """`events` are made from `chunks`; those are closed even where no event was ever taken."""
+        super().__init__(
+            answering.noting(events),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+        self._chunks, self._answering = chunks, answering
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            with self._answering.until_failure():
+                await super().__call__(scope, receive, send)
+        finally:
+            self._answering.end()
+            await self._chunks.aclose()
