@@ -1,6 +1,7 @@
 """Keys, scopes and hosts are asked for before a body is read, on every route that there is."""
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -117,7 +118,9 @@ def test_what_needs_no_key_is_known() -> None:
 def test_every_other_route_refuses_without_a_key_and_reads_nothing(
     make_app: Callable[[GatewayServices], FastAPI],
 ) -> None:
-    app = make_app(GatewayServices(ring()))
+    hours = itertools.count(step=wrong_keys.FORGOTTEN_SECONDS + 1)  # no wrong key slows the next
+    slow = WrongKeys(clock=lambda: next(hours))
+    app = make_app(GatewayServices(ring(), wrong_keys=slow))
     for method, path in routes(app):
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic x"}):
             answer = ask(app, method, path, **headers)
