@@ -67,7 +67,13 @@ def split(nodeid: str) -> tuple[str, str]:
 
 def seconds(config: pytest.Config) -> dict[str, float]:
     """What each case took when it was last run here."""
-    return config.cache.get(KEPT, {}) if config.cache else {}
+    cache = cache_of(config)
+    return cache.get(KEPT, {}) if cache else {}
+
+
+def cache_of(config: pytest.Config) -> pytest.Cache | None:
+    """None where pytest is told to keep none."""
+    return getattr(config, "cache", None)
 
 
 class Durations:
@@ -85,9 +91,9 @@ class Durations:
 
     def pytest_sessionfinish(self) -> None:
         """Keep them for the next run."""
-        if self._config.cache:
+        if cache := cache_of(self._config):
             rounded = {name: round(taken, 3) for name, taken in self._taken.items()}
-            self._config.cache.set(KEPT, seconds(self._config) | rounded)
+            cache.set(KEPT, seconds(self._config) | rounded)
 
 
 def pytest_configure(config: pytest.Config) -> None:

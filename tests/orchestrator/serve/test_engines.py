@@ -21,7 +21,6 @@ def echo() -> "pytest.MonkeyPatch":
         yield patch
 
 
-@pytest.mark.slow
 def test_a_toy_engine_is_entered_serves_and_goes(
     ray_cluster: Session, tiny_model_dir: Path, tmp_path: Path, echo: pytest.MonkeyPatch
 ) -> None:
