@@ -26,13 +26,9 @@ _ROUTED_ONLY = frozenset(
         "adapter.router_init_std",
         "adapter.expert_dropout",
         "adapter.shared_a",
-        "loss.load_balance_weight",
-        "loss.z_loss_weight",
-        "loss.contrastive_weight",
-        "loss.contrastive_temperature",
-        "loss.contrastive_anchors",
     }
 )
+_LOSSES = "loss."  # All of them are of routed layers.
 # Each of these is read with one strategy only.
 _READ_WITH = {TOP_K: "top_k", "adapter.top_p": "top_p", "adapter.expert_capacity": "switch"}
 # Trials that differ here could not be compared, or would not fit the places reserved for them.
@@ -59,7 +55,7 @@ def read_parameter(path: str, entry: Any, where: str) -> Parameter:
             f"adapter, loss, optimizer, seed, {', '.join(_STILL_FREE)}"
         )
     when = read_conditions(entry, f"{where}: {path}")
-    if path in _ROUTED_ONLY:
+    if path in _ROUTED_ONLY or path.startswith(_LOSSES):
         when = (Condition(NUM_EXPERTS, "above", 1), *when)
     if path in _READ_WITH:
         when = (Condition(ROUTING, "in", (_READ_WITH[path],)), *when)

@@ -11,6 +11,7 @@ from orchestrator.monitoring.eta import eta
 from orchestrator.monitoring.format import duration, number, plain
 from orchestrator.monitoring.stalls import Stall, stalls
 from orchestrator.tuning.study import ENDS, SAME_AS, STATES, Study, best_of, trial_name
+from workers.config.losses import AUXILIARY
 from workers.run import heartbeat
 from workers.run.events import RunEvent, read_events
 from workers.run.heartbeat import ENDED
@@ -62,7 +63,8 @@ class RunStatus(BaseModel):
         parts += [self.phase] if self.phase in ("evaluate", "save") else []
         parts.append(f"{duration(now.eta_seconds)} left")
         parts.append("loss not finite" if now.loss is None else f"loss {now.loss:.3f}")
-        parts += [] if now.load_balance is None else [f"balance {now.load_balance:.2f}"]
+        shown = {name: loss.short for name, loss in AUXILIARY.items() if loss.short}
+        parts += [f"{shown[n]} {v:.2f}" for n, v in now.auxiliary.items() if n in shown]
         parts += [f"{now.tokens_per_second:.0f} tokens/s", f"{now.step_seconds:.3g} s a step"]
         parts += [f"lr {now.lr:.2e}", f"epoch {now.epoch:.2f}"]
         parts += [f"{now.workers} workers"] if now.workers > 1 else []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.telemetry.refresh import Refresh
 from orchestrator.tuning.events import TrialEvent
 from orchestrator.tuning.study import STATES
+from workers.config.losses import AUXILIARY
 
 if TYPE_CHECKING:
     from workers.run.record import RunPlan
@@ -30,9 +31,6 @@ SERIES = (
         "moetune_validation_loss", ("validation", "loss"), "Cross-entropy on validation rows"
     ),
     TrialGauge("moetune_validation_score", ("validation", "score"), "Mean of the tasks' metrics"),
-    TrialGauge(
-        "moetune_load_balance", ("train", "load_balance"), "Balance loss unweighted; 1 is even"
-    ),
     TrialGauge("moetune_learning_rate", ("train", "lr"), "Learning rate of the step"),
     TrialGauge("moetune_tokens_per_second", ("train", "tokens_per_second"), "Tokens trained on"),
     TrialGauge("moetune_step_seconds", ("train", "step_seconds"), "Seconds that a step takes"),
@@ -41,6 +39,15 @@ SERIES = (
     TrialGauge("moetune_eta_seconds", ("eta_seconds",), "Seconds until the run's end"),
     TrialGauge("moetune_workers", ("workers",), "Workers that train together"),
 )
+
+
+def series() -> list[TrialGauge]:
+    """All of a run: SERIES, and one for each auxiliary loss."""
+    losses = (
+        TrialGauge(f"moetune_{name}", ("train", name), loss.says)
+        for name, loss in AUXILIARY.items()
+    )
+    return [*SERIES, *losses]
 
 
 class _GaugeValues:
@@ -74,7 +81,7 @@ class TrainingMetrics:
         labels = {"study": study, "trial": "" if trial is None else str(trial)}
         self._gauges = {
             one: Gauge(one.name, one.help, tag_keys=tuple(labels)).set_default_tags(labels)
-            for one in SERIES
+            for one in series()
         }
         self._load = Gauge(
             "moetune_expert_load",

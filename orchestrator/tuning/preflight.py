@@ -153,7 +153,7 @@ def _check_metric(job: JobSpec, trials: "Sequence[TrainSpec]", fit: "Fit") -> No
     if metric in tasks or not lacking:
         return
     if len(lacking) < len(trials):
-        weights = {name: weight for name, weight in lacking[0].loss.auxiliary().items() if weight}
+        weights = lacking[0].loss.enabled()
         raise InputError(
             f"search.metric: {metric}: not every trial reports it: not one with adapter."
             f"num_experts {lacking[0].adapter.num_experts} and weights of losses {weights}"

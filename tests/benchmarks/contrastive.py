@@ -28,10 +28,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from workers.config.adapter import AdapterSpec
-from workers.config.train import DataSpec, LossSpec, ModelSpec, OptimizerSpec, TrainSpec
+from workers.config.losses import LossSpec
+from workers.config.train import DataSpec, ModelSpec, OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
 from workers.injection.inject import inject
-from workers.losses.auxiliary import IGNORED
+from workers.losses.cross_entropy import IGNORED
 from workers.models.base import Base
 from workers.parallel.update import Replicated
 from workers.train.step import TrainStep

@@ -40,7 +40,7 @@ from workers.config.train import (
 )
 from workers.data.batches import Batch
 from workers.injection.inject import Adapter, inject
-from workers.losses.auxiliary import IGNORED
+from workers.losses.cross_entropy import IGNORED
 from workers.models.base import Base
 from workers.parallel.cost import ExchangeChoice, RoutedPlace, token_bytes, weight_bytes
 from workers.parallel.exchange_choice import routed_places, share_out
@@ -107,7 +107,7 @@ class Run:
     def __init__(self, sizes: Sizes, ep_size: int, exchange: str, dtype: torch.dtype) -> None:
         spec = _spec(sizes, ep_size)
         base, adapter = _build(sizes, spec, dtype)
-        self.places = routed_places(adapter, contrastive=False)
+        self.places = routed_places(adapter, rank_space=False)
         mesh = Mesh.of(ParallelSpec(workers=WORKERS, ep_size=ep_size))
         self.shards = ExpertShards(adapter, mesh, ExchangeChoice(exchange))
         self.update = Replicated(adapter, spec.optimizer, self.shards)

@@ -13,7 +13,7 @@ from workers.adapter.files import load_into
 from workers.config.train import DataSpec, ModelSpec, OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
 from workers.injection.inject import row_map
-from workers.losses.auxiliary import IGNORED
+from workers.losses.cross_entropy import IGNORED
 from workers.models.base import load_base
 from workers.parallel.update import Replicated
 from workers.train.forward import scored_logits

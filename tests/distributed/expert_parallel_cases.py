@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from workers.config.adapter import AdapterSpec
-from workers.config.train import DataSpec, LossSpec, ModelSpec, OptimizerSpec, TrainSpec
+from workers.config.losses import LossSpec
+from workers.config.train import DataSpec, ModelSpec, OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
-from workers.injection.inject import Adapter, inject
+from workers.injection.inject import Adapter, LayerRecord, inject
 from workers.layers.router import Routing
 from workers.losses import auxiliary as losses
+from workers.losses.cross_entropy import IGNORED
 from workers.models.base import Base
 
 STEPS = 4
@@ -108,8 +110,8 @@ def batches(case: Case, workers: int, step: int) -> list[Batch]:
         ids_BS = torch.randint(4, 32, (2, length), generator=generator)
         mask_BS = torch.ones_like(ids_BS)
         mask_BS[1, length - 1 - worker :] = 0
-        labels_BS = ids_BS.masked_fill(mask_BS == 0, losses.IGNORED)
-        labels_BS[:, : length // 2] = losses.IGNORED
+        labels_BS = ids_BS.masked_fill(mask_BS == 0, IGNORED)
+        labels_BS[:, : length // 2] = IGNORED
         made.append(Batch(ids_BS, mask_BS, labels_BS))
     return made
 
@@ -184,12 +186,10 @@ def _loss(case: Case, base: Base, adapter: Adapter, parts: Sequence[Batch]) -> T
         ]
         return torch.stack(each).sum()
 
-    z = local(lambda one: losses.z_loss(one.routing, one.mask_T))
+    z = local(lambda one: losses.z_loss(_seen(one), spec))
     loss = total / targets + spec.load_balance_weight * balance + spec.z_loss_weight * z
     if spec.contrastive_weight:
-        contrast = local(
-            lambda one: losses.contrastive(one.rank_space, one.routing, one.mask_T, spec)
-        )
+        contrast = local(lambda one: losses.contrastive(_seen(one), spec))
         loss = loss + spec.contrastive_weight * contrast
     return loss
 
@@ -202,4 +202,9 @@ def _balance(case: Case, layer: Sequence[object]) -> Tensor:
     )
     if case.spec.adapter.routing == "switch":
         expert_TK = logits_TE.argmax(-1, keepdim=True)
-    return losses.load_balance(Routing(logits_TE, expert_TK, expert_TK), mask_T)
+    routing = Routing(logits_TE, expert_TK, expert_TK)
+    return losses.load_balance(losses.RoutedLayer(routing, mask_T), case.spec.loss)
+
+
+def _seen(record: LayerRecord) -> losses.RoutedLayer:
+    return losses.RoutedLayer(record.routing, record.mask_T, record.rank_space)

@@ -31,8 +31,8 @@ from workers.parallel.world import World
 from workers.train.step import TrainStep
 
 TOKENS = (4, 64)
-KEPT = Passes(contrastive=True)
-AGAIN = Passes(contrastive=True, recomputed=True)
+KEPT = Passes(rank_space=True)
+AGAIN = Passes(rank_space=True, recomputed=True)
 
 
 class Held(TorchDispatchMode):
@@ -127,7 +127,7 @@ def held(
     spec = AdapterSpec.model_validate({"num_experts": 8, "rank": 4, "experts": experts})
     adapter = inject(model, spec, seed=1)
     ExpertShards(adapter, mesh or Mesh(), ExchangeChoice(exchange), passes)
-    with Held() as mode, adapter.record(rank_space=passes.contrastive) as records:
+    with Held() as mode, adapter.record(rank_space=passes.rank_space) as records:
         output = model.model(torch.randint(32, TOKENS), use_cache=False).last_hidden_state
     assert all(record.rank_space for record in records)
     records.clear()

@@ -35,7 +35,7 @@ from tests.processes import run_together
 from workers.adapter.digest import base_digest
 from workers.config.base import override
 from workers.config.train import ParallelSpec, TrainSpec
-from workers.losses import auxiliary as losses
+from workers.losses.cross_entropy import cross_entropy_sum
 from workers.models.base import load_base
 from workers.parallel.mesh import Mesh
 from workers.parallel.update import State
@@ -184,7 +184,7 @@ def drop_one(run: Run) -> None:
     world = run.update.world
     for batch in micro_batches(99, MICRO, world.rank, world.size):
         logits_BNV, labels_BN = scored_logits(run.base, batch)
-        run.update.backward(losses.cross_entropy_sum(logits_BNV, labels_BN)[0])
+        run.update.backward(cross_entropy_sum(logits_BNV, labels_BN)[0])
     run.update.reduce()
     run.update.clip(1.0)
     run.update.drop()

@@ -17,6 +17,7 @@ from workers.config.base import (
     Spec,
 )
 from workers.config.credentials import refuse_credentials
+from workers.config.losses import LossSpec
 
 
 def _no_credentials(uri: str) -> str:
@@ -52,29 +53,6 @@ class ModelSpec(Spec):
     bfloat16 it is still four times as fast for rows of about 70 tokens."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass."""
-
-
-class LossSpec(Spec):
-    """Weights of what is added to the cross-entropy."""
-
-    load_balance_weight: NonNegative = 0.01
-    """Weight of E * sum_e f_e P_e / K, which is 1 for a uniform router."""
-    z_loss_weight: NonNegative = 0.0
-    """Weight of mean(logsumexp(router logits)^2)."""
-    contrastive_weight: NonNegative = 0.0
-    """Weight of the contrastive loss between experts (arXiv 2402.12851); 0 costs nothing."""
-    contrastive_temperature: Annotated[float, Field(gt=0)] = 0.07
-    """Temperature of the contrastive loss."""
-    contrastive_anchors: PositiveInt = 1024
-    """Routed (token, expert) pairs sampled for each layer: bounds its memory."""
-
-    def auxiliary(self) -> dict[str, float]:
-        """The weights by the losses' names; 0 is off."""
-        return {
-            "load_balance": self.load_balance_weight,
-            "z_loss": self.z_loss_weight,
-            "contrastive": self.contrastive_weight,
-        }
 
 
 class DataSpec(Spec):
@@ -276,9 +254,10 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.adapter.shared_a and self.loss.contrastive_weight:
+        comparing = self.loss.comparing()
+        if self.adapter.shared_a and comparing:
             raise ValueError(
-                "loss.contrastive_weight needs experts with an A matrix each; adapter.shared_a "
+                f"loss.{comparing[0]} needs experts with an A matrix each; adapter.shared_a "
                 "gives them one, so it must be 0"
             )
         self._check_batch()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workers.data.encode import Example
-from workers.losses.auxiliary import IGNORED
+from workers.losses.cross_entropy import IGNORED
 
 _GROUP = 32
 """Batches that are sorted by length together: little padding, and still a random order."""

@@ -42,7 +42,7 @@ class LayerRecord:
     """True for real tokens; None if all are. Of a mixed batch, the adapter's own tokens only."""
     rank_space: tuple[Tensor, ...]
     """Rank space of each slot's expert, [T, K, R], one for each routed projection; zero in voids.
-    The contrastive loss's terms."""
+    What losses between experts compare."""
 
 
 class Adapter:

@@ -3,7 +3,7 @@
 The logits of a step are its largest tensor. torch's own cross-entropy makes three more of that size
 (log-probabilities, and a gradient of them that is zero but for one number a row, and of the
 logits); this makes one, the gradient of the logits.
-Shapes: T tokens, V vocabulary, t tokens of a piece.
+Shapes: B batch, S sequence, T tokens, V vocabulary, t tokens of a piece.
 """
 
 from collections.abc import Iterator
@@ -12,11 +12,34 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
+IGNORED = -100
+"""Label of a token that is no target."""
 PIECE_BYTES = 1024 * 1024
 """Size of a piece in float32 on a CPU, about what its second cache holds."""
 PIECES = 4
 """On a GPU, which wants large operations."""
+
+
+def cross_entropy_sum(logits_BSV: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of -log p over the target tokens, in float32, and their number.
+
+    `labels_BS` are the input ids with -100 where no target is; position s predicts s + 1, as in
+    Hugging Face models. The logits are read where they lie: to pick the targets' rows would copy
+    the step's largest tensor twice, and make a GPU wait for their number.
+    """
+    next_BS = _next(labels_BS)
+    total = cross_entropy(logits_BSV.flatten(0, 1), next_BS.flatten(), IGNORED)
+    return total, (next_BS != IGNORED).sum()
+
+
+def row_losses(logits_BSV: Tensor, labels_BS: Tensor) -> list[tuple[float, int]]:
+    """What `cross_entropy_sum` gives for each row alone, summed in float64; without gradients."""
+    next_BS = _next(labels_BS)
+    loss_T = token_losses(logits_BSV.flatten(0, 1), next_BS.flatten(), IGNORED)
+    sum_B = loss_T.view_as(next_BS).cpu().double().sum(-1)
+    return list(zip(sum_B.tolist(), (next_BS != IGNORED).sum(-1).tolist(), strict=True))
 
 
 def cross_entropy(logits_TV: Tensor, target_T: Tensor, ignored: int) -> Tensor:
@@ -30,6 +53,11 @@ def token_losses(logits_TV: Tensor, target_T: Tensor, ignored: int) -> Tensor:
     """-log softmax(logits)[target] of each token, 0 where the target is `ignored`: what
     `cross_entropy` sums, in its precision and its pieces, without gradients."""
     return _losses(logits_TV, target_T, ignored)[0]
+
+
+def _next(labels_BS: Tensor) -> Tensor:
+    """The target that each position predicts: its successor's label."""
+    return functional.pad(labels_BS[:, 1:], (0, 1), value=IGNORED)
 
 
 class _CrossEntropy(torch.autograd.Function):

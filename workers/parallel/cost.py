@@ -26,14 +26,14 @@ class RoutedPlace:
     expert_numbers: int
     """Numbers that are trained in all its experts."""
     rank_space: int = 0
-    """Numbers that come back for the contrastive loss, where it is on."""
+    """Numbers that come back for losses that compare experts in rank space."""
 
 
 @dataclass(frozen=True)
 class Passes:
     """What all forward passes of a run have in common."""
 
-    contrastive: bool = False
+    rank_space: bool = False
     """The rank space comes back with the outputs."""
     recomputed: bool = False
     """Activations are checkpointed: the backward pass repeats each layer's forward pass."""
@@ -41,7 +41,7 @@ class Passes:
     @classmethod
     def of(cls, spec: TrainSpec) -> "Passes":
         """Those of a run."""
-        return cls(spec.loss.contrastive_weight > 0, spec.model.activation_checkpointing)
+        return cls(bool(spec.loss.comparing()), spec.model.activation_checkpointing)
 
 
 def remote_owners(experts: int, slots: int, workers: int) -> float:

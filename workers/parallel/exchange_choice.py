@@ -19,9 +19,9 @@ from workers.parallel.mesh import Mesh
 from workers.parallel.trial import MicroBatch, measured
 
 
-def routed_places(adapter: Adapter, *, contrastive: bool) -> list[RoutedPlace]:
-    """The adapter's routed places; `contrastive`: rank space comes back too."""
-    found = (_place(layer, contrastive=contrastive) for layer in adapter.layers)
+def routed_places(adapter: Adapter, *, rank_space: bool) -> list[RoutedPlace]:
+    """The adapter's routed places; `rank_space`: it comes back too."""
+    found = (_place(layer, rank_space=rank_space) for layer in adapter.layers)
     return [place for place in found if place is not None]
 
 
@@ -47,7 +47,7 @@ def _predicted(
 ) -> dict[str, float]:
     """By exchange, what each of the workers that share the experts sends for one micro-batch."""
     passes, size = Passes.of(spec), micro.dtype.itemsize
-    places = routed_places(adapter, contrastive=passes.contrastive)
+    places = routed_places(adapter, rank_space=passes.rank_space)
     # DoRA's weights travel as the optimizer holds them.
     weight_size = next(adapter.parameters()).itemsize if spec.adapter.use_dora else size
     return {
@@ -65,7 +65,7 @@ def _asked_for(spec: TrainSpec, predicted: dict[str, float]) -> ExchangeChoice |
     return None
 
 
-def _place(layer: Layer, *, contrastive: bool) -> RoutedPlace | None:
+def _place(layer: Layer, *, rank_space: bool) -> RoutedPlace | None:
     router = layer.router
     if router is None:
         return None
@@ -73,11 +73,11 @@ def _place(layer: Layer, *, contrastive: bool) -> RoutedPlace | None:
     lora_B = next(one for name, one in parameters.items() if name.endswith("lora_B"))
     width = router.weight.shape[1]
     out = width if isinstance(layer, BlockExperts) else lora_B.shape[1]
-    rank_space = len(layer.compared) * router.slots * lora_B.shape[2]
+    compared = len(layer.compared) * router.slots * lora_B.shape[2]
     return RoutedPlace(
         experts=len(router.weight),
         slots=router.slots,
         row=width + out,
         expert_numbers=sum(one.numel() for one in parameters.values()),
-        rank_space=rank_space if contrastive else 0,
+        rank_space=compared if rank_space else 0,
     )

@@ -44,7 +44,7 @@ class ExpertShards:
         ep, traffic, passes = self.mesh.ep, self.traffic, self.passes
         self.choice = choice
         self._dispatcher: TokenDispatcher = (
-            AllToAllTokenDispatcher(ep, traffic, brings_rank_space=passes.contrastive)
+            AllToAllTokenDispatcher(ep, traffic, brings_rank_space=passes.rank_space)
             if choice.exchange == "tokens"
             else GatheringTokenDispatcher(ep, traffic, recomputed=passes.recomputed)
         )

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from workers.config.losses import AUXILIARY
+
 RECENT_STEPS = 20
 """Speed is the mean over so many: steady to read, and soon right after a change."""
 
@@ -36,9 +38,9 @@ class Progress(BaseModel):
     workers: int
     loss: float | None
     """Of this step, with weights; None where it was not finite and the step was skipped."""
-    load_balance: float | None
-    """Before its weight: 1 is even, num_experts is one expert for all. None where it is off
-    or was not finite."""
+    auxiliary: dict[str, float] = {}
+    """The losses of the routed layers before their weights, by name; without those that are off or
+    were not finite."""
     lr: float
     tokens_per_second: float
     """Real tokens of all workers, prompts included; evaluations are not in the time."""
@@ -51,12 +53,12 @@ class Progress(BaseModel):
 
     def report(self) -> dict[str, Any]:
         """As part of what `TrainingRun.advance` reports, for an Observer."""
-        train = ("loss", "load_balance", "lr", "tokens_per_second", "step_seconds")
+        train = ("loss", "lr", "tokens_per_second", "step_seconds")
         values = self.model_dump()
-        return {
-            **{name: value for name, value in values.items() if name not in train},
-            "train": {name: values[name] for name in train if values[name] is not None},
-        }
+        auxiliary = values.pop("auxiliary")
+        figures = {name: values.pop(name) for name in train}
+        there = {name: value for name, value in figures.items() if value is not None}
+        return {**values, "train": {**there, **auxiliary}}
 
 
 class StepTimer:
@@ -98,7 +100,11 @@ class StepTimer:
             epoch=epoch,
             workers=self._workers,
             loss=_finite(result.losses["loss"]),
-            load_balance=_finite(result.losses.get("load_balance")),
+            auxiliary={
+                name: value
+                for name, value in result.losses.items()
+                if name in AUXILIARY and math.isfinite(value)
+            },
             lr=result.lr,
             tokens_per_second=tokens / seconds if seconds else 0.0,
             step_seconds=a_step,

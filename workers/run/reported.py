@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
+from workers.config.losses import AUXILIARY
 from workers.config.train import TrainSpec
 
 SMALLER_IS_BETTER = frozenset(
     (
-        *("loss", "cross_entropy", "load_balance", "z_loss", "contrastive"),
+        *("loss", "cross_entropy", *AUXILIARY),
         *("skipped_steps", "exchanged_bytes_per_step"),
     )
 )
@@ -19,7 +20,7 @@ def reported(spec: TrainSpec) -> list[str]:
     names = ["validation/loss", "train/loss", "train/cross_entropy"]
     names += ["validation/score"] if spec.evaluation.generate else []
     if spec.adapter.is_routed:
-        names += [f"train/{name}" for name, weight in spec.loss.auxiliary().items() if weight]
+        names += [f"train/{name}" for name in spec.loss.enabled()]
         if spec.parallel.ep_size > 1:
             names.append("train/exchanged_bytes_per_step")
     return [

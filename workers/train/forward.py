@@ -12,7 +12,7 @@ from torch import Tensor
 
 from workers.data.batches import Batch
 from workers.injection.inject import Adapter, LayerRecord
-from workers.losses.auxiliary import IGNORED
+from workers.losses.cross_entropy import IGNORED
 from workers.models.base import Base
 
 

@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
 from workers.injection.inject import Adapter, LayerRecord
-from workers.layers.router import Routing
-from workers.losses import auxiliary as losses
+from workers.losses.auxiliary import RoutedLayer
+from workers.losses.cross_entropy import IGNORED, cross_entropy_sum
+from workers.losses.enabled import EnabledLosses
 from workers.models.base import Base
 from workers.parallel.update import Update
 from workers.run.heartbeat import HeartbeatWriter
@@ -80,8 +81,7 @@ class TrainStep:
         self._beat = (heart or HeartbeatWriter()).beat
         self._base, self._adapter, self._update = base, adapter, update
         self._world = update.world
-        self._spec = spec.loss
-        self._weights = {name: w for name, w in spec.loss.auxiliary().items() if w}
+        self._auxiliary = EnabledLosses(spec.loss, self._world.all_reduce)
         self._max_grad_norm = spec.optimizer.max_grad_norm or math.inf
         self._max_skipped, self._skipped = spec.optimizer.max_skipped_steps, 0
         self._schedule = LambdaLR(update.optimizer, partial(share_of_peak, spec.optimizer))
@@ -131,7 +131,7 @@ class TrainStep:
             group["lr"] = lr
 
     def _count(self, batches: Sequence[Batch]) -> _Counts:
-        targets = sum(int((batch.labels_BS[:, 1:] != losses.IGNORED).sum()) for batch in batches)
+        targets = sum(int((batch.labels_BS[:, 1:] != IGNORED).sum()) for batch in batches)
         tokens = [int(batch.attention_mask_BS.sum()) for batch in batches]
         targets_in_all, *micro_tokens = self._world.totals([targets, *tokens], self._base.device)
         return _Counts(targets_in_all, sum(micro_tokens), micro_tokens)
@@ -139,48 +139,31 @@ class TrainStep:
     def _backward(self, batch: Batch, counts: _Counts, micro_tokens: float) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch; this worker's part of each loss of the step."""
         self._beat("forward")
-        rank_space = "contrastive" in self._weights
+        rank_space = self._auxiliary.needs_rank_space
         # The backward pass runs outside: recomputed activations must not be recorded.
         with recorded(self._adapter, self._base, batch, rank_space=rank_space) as records:
             logits_BNV, labels_BN = scored_logits(self._base, batch)
-        cross_entropy, _ = losses.cross_entropy_sum(logits_BNV, labels_BN)
+        cross_entropy, _ = cross_entropy_sum(logits_BNV, labels_BN)
         parts = {"cross_entropy": cross_entropy / counts.targets}
-        mine = int(batch.attention_mask_BS.sum()) / counts.tokens
-        for name in self._weights if records else ():
-            terms = self._auxiliary(name, records)
-            # The balance loss is made for a mean over workers, the others are local means.
-            balance = micro_tokens / counts.tokens / self._world.size
-            share = balance if name == "load_balance" else mine
-            parts[name] = torch.stack(terms).mean() * share
-        loss = torch.stack([self._weights.get(name, 1.0) * part for name, part in parts.items()])
+        parts |= self._auxiliary(
+            [self._seen(record) for record in records],
+            own=int(batch.attention_mask_BS.sum()) / counts.tokens,
+            everyone=micro_tokens / counts.tokens / self._world.size,
+        )
+        weights = self._auxiliary.weights
+        loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()])
         self._beat("backward")
         self._update.backward(loss.sum())
         return {name: part.detach() for name, part in (parts | {"loss": loss.sum()}).items()}
 
-    def _auxiliary(self, name: str, records: Sequence[LayerRecord]) -> list[Tensor]:
-        """Every layer's auxiliary loss, unweighted."""
-        if name == "load_balance":
-            return self._load_balance(records)
-        if name == "z_loss":
-            return [losses.z_loss(one.routing, one.mask_T) for one in records]
-        return [
-            losses.contrastive(one.rank_space, one.routing, one.mask_T, self._spec)
-            for one in records
-        ]
-
-    def _load_balance(self, records: Sequence[LayerRecord]) -> list[Tensor]:
-        """All layers' loads are summed over the workers as one message."""
-        wanted = [(self._wanted(one.routing), one.mask_T) for one in records]
-        mine = [losses.expert_load(*one) for one in wanted]
-        loads = torch.split(self._world.all_reduce(torch.cat(mine)), [len(load) for load in mine])
-        return [losses.load_balance(*one, load) for one, load in zip(wanted, loads, strict=True)]
-
-    def _wanted(self, routing: Routing) -> Routing:
-        """What the router asked for. With a capacity, that is more than what it got, and full
-        experts look balanced: Switch counts before it (arXiv 2101.03961, equation 5)."""
-        if self._adapter.spec.routing != "switch":
-            return routing
-        return routing._replace(expert_TK=routing.logits_TE.argmax(-1, keepdim=True))
+    def _seen(self, record: LayerRecord) -> RoutedLayer:
+        """What the auxiliary losses may read of a layer. With a capacity the router asked for more
+        than it got, and full experts look balanced: Switch counts before it (arXiv 2101.03961,
+        equation 5)."""
+        asked_TK = None
+        if self._adapter.spec.routing == "switch":
+            asked_TK = record.routing.logits_TE.argmax(-1, keepdim=True)
+        return RoutedLayer(record.routing, record.mask_T, record.rank_space, asked_TK)
 
     def _skip(self, result: StepResult) -> None:
         """A number that is not finite would go into every later step: leave it out, and stop where

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 from workers.adapter.convert import export_folder, import_folder
 from workers.adapter.files import attach, load_into, read, save
 from workers.adapter.manifest import BaseRecord, Manifest
+from workers.config.losses import LossSpec
 from workers.injection.inject import row_map
 from workers.layers.router import Routing
-from workers.losses.auxiliary import load_balance
+from workers.losses.auxiliary import RoutedLayer, load_balance
 
 
 def test_the_imported_adapter_computes_what_the_reference_does(
@@ -30,7 +31,7 @@ def test_the_imported_adapter_computes_what_the_reference_does(
     torch.testing.assert_close(router_logits, expected["router_logits"], atol=1e-4, rtol=0)
     # Theirs runs over all layers' tokens together, does not divide by K, and is weighted by 0.001.
     together = Routing(*map(torch.cat, zip(*(r.routing for r in records), strict=True)))
-    theirs = 0.001 * adapter.spec.top_k * load_balance(together, None)
+    theirs = 0.001 * adapter.spec.top_k * load_balance(RoutedLayer(together), LossSpec())
     torch.testing.assert_close(theirs.reshape(1), expected["aux_loss"], atol=1e-8, rtol=1e-4)
 
 

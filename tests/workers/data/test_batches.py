@@ -7,7 +7,7 @@ import torch
 
 from workers.data.batches import Batches, collate, collate_prompts
 from workers.data.encode import Example
-from workers.losses.auxiliary import IGNORED
+from workers.losses.cross_entropy import IGNORED
 
 
 def examples(count: int) -> list[Example]:

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
+from workers.config.losses import LossSpec
 from workers.injection.inject import Adapter, LayerRecord, inject, row_map
 from workers.injection.wrapper import AdaptedModule
-from workers.losses.auxiliary import contrastive, load_balance
+from workers.losses.auxiliary import RoutedLayer, contrastive, load_balance
 
 Build = Callable[[str], nn.Module]
 SPECS = [
@@ -242,10 +243,10 @@ def test_a_state_that_does_not_fit_changes_nothing(build_model: Build) -> None:
 
 def auxiliary(records: list[LayerRecord]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
+    layers = [RoutedLayer(one.routing, one.mask_T, one.rank_space) for one in records]
     losses = [
-        load_balance(record.routing, record.mask_T)
-        + contrastive(record.rank_space, record.routing, record.mask_T, None, generator)
-        for record in records
+        load_balance(layer, LossSpec()) + contrastive(layer, LossSpec(), generator)
+        for layer in layers
     ]
     return torch.stack(losses).mean()
 

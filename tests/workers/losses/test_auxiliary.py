@@ -7,16 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.benchmarks.harness import peak_bytes
 from workers.config.adapter import AdapterSpec
-from workers.config.train import LossSpec
+from workers.config.losses import LossSpec
 from workers.layers.router import Router, Routing
 from workers.losses.auxiliary import (
+    RoutedLayer,
     contrastive,
-    cross_entropy_sum,
     expert_load,
     load_balance,
-    row_losses,
     z_loss,
 )
 from workers.losses.info_nce import info_nce
@@ -39,56 +37,7 @@ def rows(routing: Routing, chosen: Tensor) -> Routing:
     return Routing(*(tensor[chosen] for tensor in routing))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cross_entropy_counts_targets_only(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(3, 6, 11, dtype=torch.float32).to(dtype).requires_grad_()
-    labels = torch.randint(0, 11, (3, 6))
-    labels[0, :4] = labels[1, :] = labels[2, 5] = -100
-    total, count = cross_entropy_sum(logits, labels)
-    expected, targets = 0.0, 0
-    for row in range(3):
-        for position in range(1, 6):
-            if labels[row, position] != -100:
-                probs = logits[row, position - 1].double().softmax(-1)
-                expected -= math.log(probs[labels[row, position]].item())
-                targets += 1
-    assert count.item() == targets == 6
-    assert total.dtype == torch.float32
-    assert total.item() == pytest.approx(expected, rel=1e-5)
-    (gradient,) = torch.autograd.grad(total, logits)
-    assert not gradient[1].any(), "a row without a target has no gradient"
-    assert not gradient[:, -1].any(), "the last position predicts nothing"
-
-
-def test_each_rows_loss_is_its_part_and_costs_no_copy_of_the_logits() -> None:
-    torch.manual_seed(0)
-    logits, labels = torch.randn(4, 128, 4096), torch.randint(0, 4096, (4, 128))
-    labels[0, :100] = labels[2] = -100
-    found = row_losses(logits, labels)
-    parts = [cross_entropy_sum(logits[row : row + 1], labels[row : row + 1]) for row in range(4)]
-    assert [loss for loss, _ in found] == pytest.approx([loss.item() for loss, _ in parts])
-    assert (
-        [count for _, count in found] == [count.item() for _, count in parts] == [28, 127, 0, 127]
-    )
-    assert peak_bytes(lambda: row_losses(logits, labels)) < logits.nbytes / 2
-
-
-def test_cross_entropy_of_no_target_is_zero() -> None:
-    logits = torch.randn(2, 3, 5, requires_grad=True)
-    total, count = cross_entropy_sum(logits, torch.full((2, 3), -100))
-    total.backward()
-    assert (total.item(), count.item()) == (0.0, 0)
-
-
-def test_cross_entropy_sums_over_pieces() -> None:
-    logits, labels = torch.randn(4, 5, 7), torch.randint(0, 7, (4, 5))
-    whole, count = cross_entropy_sum(logits, labels)
-    parts = [cross_entropy_sum(logits[i : i + 2], labels[i : i + 2]) for i in (0, 2)]
-    torch.testing.assert_close(parts[0][0] + parts[1][0], whole)
-    assert (parts[0][1] + parts[1][1]).item() == count.item() == 16
-
-
+SPEC = LossSpec()
 STRATEGIES = [
     (4, {"top_k": 1}),
     (4, {"top_k": 2}),
@@ -110,18 +59,24 @@ def test_load_balance_follows_its_formula(experts: int, fields: dict[str, object
         sent = sum(expert in row for row in chosen)
         prob = sum(routing.probs_TE[token, expert].item() for token in range(9) if mask[token])
         expected += experts * (sent / 7) * (prob / 7) / mean_chosen
-    assert load_balance(routing, mask).item() == pytest.approx(expected, rel=1e-12)
-    assert load_balance(rows(routing, mask)).item() == pytest.approx(expected, rel=1e-12)
+    assert load_balance(RoutedLayer(routing, mask), SPEC).item() == pytest.approx(
+        expected, rel=1e-12
+    )
+    assert load_balance(RoutedLayer(rows(routing, mask)), SPEC).item() == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_load_balance_of_a_uniform_and_of_a_collapsed_router() -> None:
     spread = torch.tensor([[0, 1], [2, 3]]).repeat(4, 1)
-    assert load_balance(sent_to(spread)).item() == pytest.approx(1)
+    assert load_balance(RoutedLayer(sent_to(spread)), SPEC).item() == pytest.approx(1)
     uneven = torch.tensor([[0, 4, 4, 4], [1, 2, 3, 4]])
-    assert load_balance(sent_to(uneven)).item() == pytest.approx(1), "with voids in between"
+    assert load_balance(RoutedLayer(sent_to(uneven)), SPEC).item() == pytest.approx(1), (
+        "with voids in between"
+    )
     one = sent_to(torch.zeros(8, 1, dtype=torch.long))
     collapsed = one._replace(logits_TE=100 * torch.eye(4)[torch.zeros(8, dtype=torch.long)])
-    assert load_balance(collapsed).item() == pytest.approx(4)
+    assert load_balance(RoutedLayer(collapsed), SPEC).item() == pytest.approx(4)
 
 
 @pytest.mark.parametrize(("experts", "fields"), STRATEGIES)
@@ -133,12 +88,12 @@ def test_load_balance_over_ranks_is_that_of_one_process(
     mask = torch.ones(12, dtype=torch.bool)
     mask[[1, 5, 6, 7]] = False
     shares = [torch.arange(4), torch.arange(4, 8), torch.arange(8, 12)]
-    parts = [(rows(routing, share), mask[share]) for share in shares]
-    total = torch.stack([expert_load(*part) for part in parts]).sum(0)
+    parts = [RoutedLayer(rows(routing, share), mask[share]) for share in shares]
+    total = torch.stack([expert_load(part) for part in parts]).sum(0)
     assert not total.requires_grad
-    losses = [load_balance(*part, total) for part in parts]
+    losses = [load_balance(part, SPEC, total) for part in parts]
     mean = torch.stack(losses).mean()
-    whole = load_balance(routing, mask)
+    whole = load_balance(RoutedLayer(routing, mask), SPEC)
     torch.testing.assert_close(mean, whole)
     got, expected = (
         torch.autograd.grad(loss, router.weight, retain_graph=True)[0] for loss in (mean, whole)
@@ -152,8 +107,8 @@ def test_z_loss_over_real_tokens() -> None:
     mask = torch.tensor([1, 0, 1, 1, 0])
     values = [math.log(sum(math.exp(x) for x in row)) ** 2 for row in routing.logits_TE.tolist()]
     expected = (values[0] + values[2] + values[3]) / 3
-    assert z_loss(routing, mask).item() == pytest.approx(expected, rel=1e-12)
-    assert z_loss(routing).item() == pytest.approx(sum(values) / 5, rel=1e-12)
+    assert z_loss(RoutedLayer(routing, mask), SPEC).item() == pytest.approx(expected, rel=1e-12)
+    assert z_loss(RoutedLayer(routing), SPEC).item() == pytest.approx(sum(values) / 5, rel=1e-12)
 
 
 @pytest.mark.parametrize("missing", ["nothing", "tokens", "experts"])
@@ -163,8 +118,9 @@ def test_no_loss_without_tokens(missing: str) -> None:
     if missing == "experts":
         routing = routing._replace(expert_TK=torch.full((5, 2), 4))
     term = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
-    losses = [load_balance(routing, mask), contrastive([term], routing, mask)]
-    for loss in (*losses, z_loss(routing, mask)):
+    layer = RoutedLayer(routing, mask, (term,))
+    losses = [load_balance(layer, SPEC), contrastive(layer, SPEC)]
+    for loss in (*losses, z_loss(layer, SPEC)):
         assert loss.isfinite()
     for gradient in torch.autograd.grad(sum(losses), [term, router.weight]):
         assert gradient.isfinite().all()
@@ -199,7 +155,8 @@ def test_contrastive_equals_the_loop(
     mask = torch.tensor([1, 1, 0, 1, 1, 1, 1, 1, 1], dtype=torch.bool)
     shape = (*routing.expert_TK.shape, 3)
     terms = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    got = contrastive(terms, routing, mask, LossSpec(contrastive_temperature=temperature))
+    layer = RoutedLayer(routing, mask, tuple(terms))
+    got = contrastive(layer, LossSpec(contrastive_temperature=temperature))
     pair_TK = mask.unsqueeze(1) & (routing.expert_TK < experts)
     labels = routing.expert_TK[pair_TK].tolist()
     expected = torch.stack(
@@ -243,13 +200,14 @@ def test_contrastive_draws_a_bounded_sample_of_real_pairs() -> None:
     term = torch.randn(400, 2, 3, requires_grad=True)
     spec = LossSpec(contrastive_anchors=32)
     generator = torch.Generator().manual_seed(1)
-    loss = contrastive([term], routing, mask, spec, generator)
+    layer = RoutedLayer(routing, mask, (term,))
+    loss = contrastive(layer, spec, generator)
     (gradient,) = torch.autograd.grad(loss, term)
     touched = gradient.abs().sum(-1) > 0
     assert 24 <= touched.sum() <= 32
     assert not touched[~mask].any()
-    again = contrastive([term], routing, mask, spec, torch.Generator().manual_seed(1))
-    other = contrastive([term], routing, mask, spec, torch.Generator().manual_seed(2))
+    again = contrastive(layer, spec, torch.Generator().manual_seed(1))
+    other = contrastive(layer, spec, torch.Generator().manual_seed(2))
     assert torch.equal(loss, again)
     assert not torch.equal(loss, other)
 
@@ -259,7 +217,7 @@ def test_contrastive_keeps_nothing_of_anchors_squared_for_the_backward_pass() ->
     saved: list[int] = []
     term = torch.randn(64, 2, 3, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t.numel()), t)[1], id):
-        contrastive([term], routing)
+        contrastive(RoutedLayer(routing, None, (term,)), SPEC)
     assert 128 * 3 <= max(saved) <= 128 * 4, "128 anchors"
 
 
@@ -267,7 +225,8 @@ def test_contrastive_is_small_for_experts_apart_and_large_for_experts_alike() ->
     experts = torch.arange(4).repeat(8).view(16, 2)
     apart = functional.one_hot(experts, 4).float()
     alike = torch.ones(16, 2, 4)
-    small, large = (contrastive([term], sent_to(experts)).item() for term in (apart, alike))
+    layers = [RoutedLayer(sent_to(experts), None, (term,)) for term in (apart, alike)]
+    small, large = (contrastive(layer, SPEC).item() for layer in layers)
     assert small == pytest.approx(math.log(7), rel=1e-3), "seven positives share the mass"
     assert large == pytest.approx(math.log(31), rel=1e-3), "all 31 others are equal"
 
@@ -275,5 +234,5 @@ def test_contrastive_is_small_for_experts_apart_and_large_for_experts_alike() ->
 def test_contrastive_carries_no_gradient_to_the_gate() -> None:
     router, routing = route(6, 4)
     term = torch.randn(6, 2, 3, dtype=torch.float64, requires_grad=True)
-    loss = contrastive([term], routing)
+    loss = contrastive(RoutedLayer(routing, None, (term,)), SPEC)
     assert torch.autograd.grad(loss, router.weight, allow_unused=True)[0] is None

@@ -1,11 +1,19 @@
 """Cross-entropy in pieces is torch's own."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
 
+from tests.benchmarks.harness import peak_bytes
 from workers.losses import cross_entropy as module
-from workers.losses.cross_entropy import cross_entropy, token_losses
+from workers.losses.cross_entropy import (
+    cross_entropy,
+    cross_entropy_sum,
+    row_losses,
+    token_losses,
+)
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 200, 10**6])
@@ -55,3 +63,53 @@ def test_no_tokens() -> None:
     total = cross_entropy(logits, torch.zeros(0, dtype=torch.int64), -100)
     total.backward()
     assert (total.item(), logits.grad is not None) == (0.0, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_counts_targets_only(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 6, 11, dtype=torch.float32).to(dtype).requires_grad_()
+    labels = torch.randint(0, 11, (3, 6))
+    labels[0, :4] = labels[1, :] = labels[2, 5] = -100
+    total, count = cross_entropy_sum(logits, labels)
+    expected, targets = 0.0, 0
+    for row in range(3):
+        for position in range(1, 6):
+            if labels[row, position] != -100:
+                probs = logits[row, position - 1].double().softmax(-1)
+                expected -= math.log(probs[labels[row, position]].item())
+                targets += 1
+    assert count.item() == targets == 6
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+    (gradient,) = torch.autograd.grad(total, logits)
+    assert not gradient[1].any(), "a row without a target has no gradient"
+    assert not gradient[:, -1].any(), "the last position predicts nothing"
+
+
+def test_each_rows_loss_is_its_part_and_costs_no_copy_of_the_logits() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 128, 4096), torch.randint(0, 4096, (4, 128))
+    labels[0, :100] = labels[2] = -100
+    found = row_losses(logits, labels)
+    parts = [cross_entropy_sum(logits[row : row + 1], labels[row : row + 1]) for row in range(4)]
+    assert [loss for loss, _ in found] == pytest.approx([loss.item() for loss, _ in parts])
+    assert (
+        [count for _, count in found] == [count.item() for _, count in parts] == [28, 127, 0, 127]
+    )
+    assert peak_bytes(lambda: row_losses(logits, labels)) < logits.nbytes / 2
+
+
+def test_cross_entropy_of_no_target_is_zero() -> None:
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    total, count = cross_entropy_sum(logits, torch.full((2, 3), -100))
+    total.backward()
+    assert (total.item(), count.item()) == (0.0, 0)
+
+
+def test_cross_entropy_sums_over_pieces() -> None:
+    logits, labels = torch.randn(4, 5, 7), torch.randint(0, 7, (4, 5))
+    whole, count = cross_entropy_sum(logits, labels)
+    parts = [cross_entropy_sum(logits[i : i + 2], labels[i : i + 2]) for i in (0, 2)]
+    torch.testing.assert_close(parts[0][0] + parts[1][0], whole)
+    assert (parts[0][1] + parts[1][1]).item() == count.item() == 16

@@ -10,7 +10,7 @@ from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import collate
 from workers.injection.inject import LayerRecord, inject
 from workers.layers.router import Routing
-from workers.losses.auxiliary import load_balance
+from workers.losses.auxiliary import RoutedLayer, load_balance
 from workers.parallel.update import Replicated
 from workers.train.evaluation.results import ExpertCounts
 from workers.train.inputs import Inputs
@@ -30,8 +30,9 @@ def test_the_balance_loss_counts_what_switch_asked_for(make_spec: SpecMaker) -> 
     wanted, served = [], []
     for record in records:
         asked_T1 = record.routing.logits_TE.argmax(-1, keepdim=True)
-        wanted.append(load_balance(record.routing._replace(expert_TK=asked_T1), record.mask_T))
-        served.append(load_balance(record.routing, record.mask_T))
+        asked = record.routing._replace(expert_TK=asked_T1)
+        for losses, routing in ((wanted, asked), (served, record.routing)):
+            losses.append(load_balance(RoutedLayer(routing, record.mask_T), spec.loss))
     update = Replicated(adapter, spec.optimizer)
     result = TrainStep(spec, inputs.base, adapter, update)([batch])
     expected = torch.stack(wanted).mean().item()

@@ -17,7 +17,7 @@ from workers.data.rows import Row
 from workers.data.text_metrics import CHOICE_METRICS, likeliest, score, score_choices
 from workers.injection.inject import Adapter
 from workers.injection.sharded import is_sharded
-from workers.losses.auxiliary import row_losses
+from workers.losses.cross_entropy import row_losses
 from workers.parallel.world import World
 from workers.run.record import Metrics
 from workers.run.samples import SampledAnswer, sample, sample_rows
