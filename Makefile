@@ -7,7 +7,7 @@ PYTHON ?= $(shell for one in python3.11 python3.12 python3.13 python3.14 python3
 BIN := .venv/bin
 
 # The cases that need this process alone.
-UNMARKED := not (cluster or process or benchmark or browser or endurance)
+UNMARKED := not (cluster or process or postgres or benchmark or browser or endurance)
 # Two processes; tests/balance.py shares out. The slowest cases are shown at the end.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
 

@@ -6,48 +6,36 @@ is kept in pytest's cache.
 """
 
 from collections import defaultdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-from tests.tiers import TIERS
-
-CLUSTER = TIERS["ray_cluster"]
+CLUSTER = "ray_cluster"
 KEPT = "moetune/durations"
 """Where pytest's cache keeps the seconds of each case."""
-GUESS = {CLUSTER: 30.0, "process": 5.0}
-"""Seconds of a case that was never run here, by its share's kind; of any other, none."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name the kind of each share, by the tiers of its cases, before pytest-xdist reads it."""
-    tiers = defaultdict(set)
-    for item in items:
-        tiers[item.path] |= {mark.name for mark in item.iter_markers()} & {*TIERS.values()}
-    for item in items:
-        if found := tiers[item.path]:
-            kind = CLUSTER if CLUSTER in found else "process"
-            item.add_marker(pytest.mark.xdist_group(kind))
+GUESS = {CLUSTER: 20.0, '"benchmark"': 20.0, '"processes"': 10.0, "chromium": 4.0}
+"""Seconds for each time that a file names this, where none of its cases has been run here."""
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config) -> LoadScopeScheduling | None:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
     """Share out as this page says."""
-    return LongestFirst(config) if config.getvalue("dist") == "loadgroup" else None
+    return LongestFirst(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 class LongestFirst(LoadScopeScheduling):
     """Gives the longest of the shares that are left to whoever asks."""
 
-    def __init__(self, config: pytest.Config) -> None:
-        super().__init__(config)
-        self._seconds = seconds(config)
+    def __init__(self, config: pytest.Config, log: Any) -> None:
+        super().__init__(config, log)
+        self._seconds, self._texts = seconds(config), Texts(config.rootpath)
 
     def _split_scope(self, nodeid: str) -> str:
-        name, kind = split(nodeid)
-        return CLUSTER if kind == CLUSTER else name.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        return CLUSTER if CLUSTER in self._texts[file] else file
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         longest = max(self.workqueue, key=self._length)
@@ -55,14 +43,23 @@ class LongestFirst(LoadScopeScheduling):
         super()._assign_work_unit(node)
 
     def _length(self, share: str) -> float:
-        cases = map(split, self.workqueue[share])
-        return sum(self._seconds.get(name, GUESS.get(kind, 0.0)) for name, kind in cases)
+        cases = self.workqueue[share]
+        files = {case.partition("::")[0] for case in cases}
+        return sum(self._seconds.get(case, 0.0) for case in cases) or sum(
+            each * self._texts[file].count(name) for file in files for name, each in GUESS.items()
+        )
 
 
-def split(nodeid: str) -> tuple[str, str]:
-    """A case's id and the kind of its share, which pytest-xdist writes behind it."""
-    name, at, kind = nodeid.rpartition("@")
-    return (name, kind) if at and kind in GUESS else (nodeid, "")
+class Texts(dict[str, str]):
+    """What the files hold, each read once. Which fixtures the cases take is not known here, where
+    nothing is collected; a file that uses the cluster names it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __missing__(self, file: str) -> str:
+        self[file] = (self._root / file).read_text()
+        return self[file]
 
 
 def seconds(config: pytest.Config) -> dict[str, float]:
@@ -77,16 +74,14 @@ def cache_of(config: pytest.Config) -> pytest.Cache | None:
 
 
 class Durations:
-    """Notes what the cases take, and calls them by their own ids again."""
+    """Notes what the cases take."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._taken: defaultdict[str, float] = defaultdict(float)
 
-    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A phase has ended."""
-        report.nodeid = split(report.nodeid)[0]
         self._taken[report.nodeid] += report.duration
 
     def pytest_sessionfinish(self) -> None:

@@ -15,6 +15,7 @@ import pytest
 TIERS = {
     "ray_cluster": "cluster",
     "processes": "process",
+    "postgres": "postgres",
     "benchmark": "benchmark",
     "chromium": "browser",
 }

@@ -127,3 +127,12 @@ def test_what_starts_a_process_takes_a_fixture_that_says_so() -> None:
     starters = starting()
     found = [name for file in FILES for name in unmarked(file, starters)]
     assert not found, f"take one of the fixtures {', '.join(TIERS)}: {', '.join(found)}"
+
+
+def test_a_file_that_uses_the_cluster_names_it() -> None:
+    """tests/balance.py knows by that which files one process is to have."""
+    for file in FILES:
+        seen = fixtures(file)
+        cases = [unit for name, unit in file.units.items() if name.startswith("test_")]
+        if any("ray_cluster" in tiers(unit, seen) for unit in cases):
+            assert "ray_cluster" in file.path.read_text(), file.name

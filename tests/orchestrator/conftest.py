@@ -21,7 +21,7 @@ Play = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def postgres(processes: None) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     """A PostgreSQL server. Who stops it starts it again."""
     pytest.importorskip("psycopg", reason="psycopg, the driver of PostgreSQL, is not installed")
     if why := missing():
@@ -30,7 +30,7 @@ def postgres(processes: None) -> Iterator[Postgres]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.process)])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a new store, of each kind."""
     if request.param == "sqlite":
