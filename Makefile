@@ -5,6 +5,8 @@ PYTHON ?= $(shell for one in python3.11 python3.12 python3.13 python3.14 python3
   $$one -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
     && echo $$one && break; done)
 BIN := .venv/bin
+# Else the tests' files would be compiled anew by each of their processes, which takes it 8 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The cases that need this process alone.
 UNMARKED := not (cluster or process or postgres or benchmark or browser or endurance)

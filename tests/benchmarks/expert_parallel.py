@@ -10,6 +10,7 @@ other exchange is the faster: what `auto` picks, and medians of a step's time wi
 from the formulas, what each way would send for an 8B model on 8 to 512 GPUs.
 """
 
+import multiprocessing
 import os
 import statistics
 import sys
@@ -323,7 +324,9 @@ def run(sizes: Sizes, out: TextIO) -> dict[str, object]:
     """Measure, print, and give the ratios."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        mp.spawn(work, (sizes, folder), nprocs=WORKERS)  # type: ignore[no-untyped-call]
+        # Forked from one that has imported what takes each of them seconds to import.
+        multiprocessing.set_forkserver_preload(["torch", LlamaForCausalLM.__module__])
+        mp.start_processes(work, (sizes, folder), nprocs=WORKERS, start_method="forkserver")
         figures = torch.load(Path(folder, "figures.pt"), weights_only=True)
     alone = figures["memory"][WAYS[0]]
     rows = [

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from orchestrator.monitoring.stalls import Stall, stalls
 from orchestrator.monitoring.status import run_status
+from tests.processes import start_together
 from workers.config.train import TrainSpec
 from workers.run.heartbeat import HeartbeatWriter, read
 from workers.run.record import RunPlan
@@ -42,7 +42,7 @@ def test_it_is_named_and_the_waiting_one_is_not(
     make_spec: Callable[..., TrainSpec], tmp_path: Path
 ) -> None:
     spec = make_spec(parallel__workers=2, optimizer__steps=12, evaluation__every=12)
-    workers = mp.start_processes(work, (tmp_path, spec), nprocs=2, join=False, start_method="spawn")
+    workers = start_together(work, tmp_path, spec, processes=2)
     try:
         (stall,) = first_stalls(tmp_path)
         assert (stall.ranks, stall.workers, stall.step) == ((1,), 2, STUCK_AFTER)

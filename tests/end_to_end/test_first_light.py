@@ -30,18 +30,20 @@ def test_a_study_ends_with_ranked_versions(trials: Trials, read: Read) -> None:
     assert read("leaderboard", "colours") == trials
 
 
-def test_a_finished_study_is_not_run_again(trials: Trials, moetune: Run) -> None:
+def test_a_finished_study_is_not_run_again(
+    trials: Trials, moetune: Run, ray_cluster: Session
+) -> None:
     refused = moetune("tune", "job.yaml", code=2)
     assert "study colours: exists already in runs" in refused.stderr
-    resumed = moetune("tune", "job.yaml", "--resume")
+    resumed = moetune("tune", "job.yaml", "--resume", "--address", ray_cluster.address)
     assert "started" not in resumed.stderr
 
 
-@pytest.mark.usefixtures("processes")
 def test_sigterm_is_ctrl_c_and_says_how_to_go_on(
-    workspace: Path, user_environment: dict[str, str], read: Read
+    workspace: Path, user_environment: dict[str, str], read: Read, ray_cluster: Session
 ) -> None:
     command = ["tune", "job.yaml", "--set=name=cut", "--set=optimizer.steps=600"]
+    command.append(f"--address={ray_cluster.address}")
     tuning = subprocess.Popen(
         [sys.executable, "-m", "orchestrator.cli", *command],
         cwd=workspace,
