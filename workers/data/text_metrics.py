@@ -1,16 +1,13 @@
 """Scores of an answer against a row's gold answer. Pure functions of text and log-likelihoods."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from workers.config.base import InputError
 
 CHOICE_METRICS = ("acc", "acc_norm")
 """Metrics of rows with choices: the choice with the highest log-likelihood counts."""
-TEXT_METRICS = ("exact_match", "number_match", "slot_f1", "rouge_l")
-"""Metrics of generated answers."""
-
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?|\d+(?:,\d{3})*(?:\.\d+)?")
 _CALL = re.compile(r"\s*([^\W\d]\w*)\((.*?)\)?\s*$", re.DOTALL)
 # A comma parts two pairs only where a key follows: `city: Paris, Texas` is one pair.
@@ -48,15 +45,9 @@ def check_metric(metric: str, where: str) -> None:
 def score(metric: str, prediction: str, gold: Gold) -> float:
     """Score a generated answer, from 0 to 1."""
     check_metric(metric, "score")
-    if metric == "exact_match":
-        return exact_match(prediction, gold.answer)
-    if metric == "number_match":
-        return number_match(prediction, gold.answer)
-    if metric == "slot_f1":
-        return slot_f1(prediction, gold.answer)
-    if metric == "rouge_l":
-        return rouge_l(prediction, gold.references)
-    raise InputError(f"score: {metric} wants log-likelihoods of the choices, not a text")
+    if metric not in TEXT_METRICS:
+        raise InputError(f"score: {metric} wants log-likelihoods of the choices, not a text")
+    return TEXT_METRICS[metric](prediction, gold)
 
 
 def score_choices(metric: str, log_likelihoods: Sequence[float], gold: Gold) -> float:
@@ -76,34 +67,43 @@ def likeliest(metric: str, log_likelihoods: Sequence[float], gold: Gold) -> int:
     return values.index(max(values))
 
 
-def exact_match(prediction: str, answer: str) -> float:
+def exact_match(prediction: str, gold: Gold) -> float:
     """Equal up to case and white space."""
-    return float(_plain(prediction) == _plain(answer))
+    return float(_plain(prediction) == _plain(gold.answer))
 
 
-def number_match(prediction: str, answer: str) -> float:
+def number_match(prediction: str, gold: Gold) -> float:
     """The last number of the prediction is the last number of the answer."""
-    found, wanted = _numbers(prediction), _numbers(answer)
+    found, wanted = _numbers(prediction), _numbers(gold.answer)
     return float(bool(found and wanted) and abs(found[-1] - wanted[-1]) < 1e-6)
 
 
-def slot_f1(prediction: str, answer: str) -> float:
+def slot_f1(prediction: str, gold: Gold) -> float:
     """F1 between the two sets of lower-cased `key: value` or `key=value` pairs.
 
     A call `Name(key=value, …)` also holds the pair `intent: Name`.
     """
-    found, wanted = _pairs(prediction), _pairs(answer)
+    found, wanted = _pairs(prediction), _pairs(gold.answer)
     if not found or not wanted:
         return float(found == wanted)
     return 2 * len(found & wanted) / (len(found) + len(wanted))
 
 
-def rouge_l(prediction: str, references: Sequence[str]) -> float:
+def rouge_l(prediction: str, gold: Gold) -> float:
     """ROUGE-L F1 (google-research's rouge_score, no stemming), the best over the references."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"])
-    return float(max(scorer.score(text, prediction)["rougeL"].fmeasure for text in references))
+    return float(max(scorer.score(text, prediction)["rougeL"].fmeasure for text in gold.references))
+
+
+TEXT_METRICS: dict[str, Callable[[str, Gold], float]] = {
+    "exact_match": exact_match,
+    "number_match": number_match,
+    "slot_f1": slot_f1,
+    "rouge_l": rouge_l,
+}
+"""Metrics of generated answers, by the names that rows give them."""
 
 
 def _plain(text: str) -> str:
