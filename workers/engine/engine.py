@@ -56,7 +56,7 @@ class ContinuousEngine:
         self._sampler = Sampler(self._clock.stop)
         self._model_lock = threading.RLock()  # a forward pass, or a change of the model's modules
         self._capture = RoutingCapture()
-        self._company = RecentAdapters()
+        self._recent = RecentAdapters()
         self._slots = SlotStore(base.model, limits.max_adapters, self._model_lock, self._loaded)
         self._numbers = count()
         self._running: dict[str, TokenSequence] = {}
@@ -210,7 +210,7 @@ class ContinuousEngine:
             if row.draws
         ]
         by_token = [slot for slot, row in zip(slots, rows, strict=True) for _ in range(row.tokens)]
-        row_map(model).set(by_token, self._company.of(by_token, row_map(model).slots))
+        row_map(model).set(by_token, self._recent.of(by_token, row_map(model).slots))
         self._capture.begin(
             [(row.generation.tally if row.generation else None, row.tokens) for row in rows]
         )
