@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from search_spaces.parameters import NUM_EXPERTS, TOP_K, may_vary
+from search_spaces.parameters import NUM_EXPERTS, may_vary, slot_paths
 from workers.config.json_schema import DIALECT, Field, Schema, fields, json_schema
 from workers.config.train import TrainSpec
 
@@ -56,7 +56,7 @@ def _entry(field: Field) -> Schema:
 
 
 def _ranges(field: Field, value: Schema) -> Iterator[Schema]:
-    beside = {"below": {"const": NUM_EXPERTS}} if field.path == TOP_K else {}
+    beside = {"below": {"const": NUM_EXPERTS}} if field.path in slot_paths() else {}
     yield _range("choice", {"type": "array", "items": value, "minItems": 1}, beside)
     types = {one.get("type") for one in (field.schema, *field.schema.get("anyOf", ()))}
     if "integer" in types:

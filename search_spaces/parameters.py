@@ -9,28 +9,20 @@ from typing import Any
 
 from search_spaces.ranges import Condition, Range, read_conditions, read_range
 from workers.config.base import InputError
+from workers.config.routing import ROUTERS, RoutingSpec
 from workers.config.yaml_text import read_yaml
 
-NUM_EXPERTS, ROUTING, TOP_K = "adapter.num_experts", "adapter.routing", "adapter.top_k"
+NUM_EXPERTS, ROUTING = "adapter.num_experts", "adapter.routing"
 _PRESETS = Path(__file__).parent / "presets"
-# Without a router, nothing that shapes routing has an effect.
+# Without a router, nothing that shapes routing has an effect; but how many experts a token is sent
+# to is said in every trial, for it must not be more than there are.
 _ROUTED_ONLY = frozenset(
     {
-        ROUTING,
-        "adapter.top_p",
-        "adapter.expert_capacity",
-        "adapter.gates",
-        "adapter.gate_scale",
-        "adapter.router_temperature",
-        "adapter.router_jitter",
-        "adapter.router_init_std",
-        "adapter.expert_dropout",
+        *(f"adapter.{name}" for name in RoutingSpec.model_fields),
         "adapter.shared_a",
     }
-)
+) - {"adapter.experts", NUM_EXPERTS}
 _LOSSES = "loss."  # All of them are of routed layers.
-# Each of these is read with one strategy only.
-_READ_WITH = {TOP_K: "top_k", "adapter.top_p": "top_p", "adapter.expert_capacity": "switch"}
 # Trials that differ here could not be compared, or would not fit the places reserved for them.
 _FIXED_BY_JOB = ("model", "evaluation", "parallel", "data")
 _STILL_FREE = ("data.train", "data.max_rows")
@@ -44,7 +36,7 @@ class Parameter:
     range: Range
     when: tuple[Condition, ...]
     is_selective: bool = False
-    """Of top_k: below the number of experts where there are several."""
+    """Of a number of slots, such as top_k: below the number of experts where there are several."""
 
 
 def read_parameter(path: str, entry: Any, where: str) -> Parameter:
@@ -55,12 +47,31 @@ def read_parameter(path: str, entry: Any, where: str) -> Parameter:
             f"adapter, loss, optimizer, seed, {', '.join(_STILL_FREE)}"
         )
     when = read_conditions(entry, f"{where}: {path}")
-    if path in _ROUTED_ONLY or path.startswith(_LOSSES):
+    is_slots = path in slot_paths()
+    if path.startswith(_LOSSES) or (path in _ROUTED_ONLY and not is_slots):
         when = (Condition(NUM_EXPERTS, "above", 1), *when)
-    if path in _READ_WITH:
-        when = (Condition(ROUTING, "in", (_READ_WITH[path],)), *when)
+    if strategies := _read_with(path):
+        when = (Condition(ROUTING, "in", strategies), *when)
     is_selective = _is_selective(path, entry, f"{where}: {path}")
     return Parameter(path, read_range(entry, f"{where}: {path}"), when, is_selective)
+
+
+def slot_paths() -> list[str]:
+    """Fields that say how many experts a token is sent to: at most as many as there are."""
+    paths = map(slots_path, ROUTERS)
+    return list(dict.fromkeys(path for path in paths if path))
+
+
+def slots_path(routing: Any) -> str | None:
+    """The one that a strategy reads; None where there is none."""
+    slots = ROUTERS[routing].slots if routing in list(ROUTERS) else None
+    return f"adapter.{slots}" if isinstance(slots, str) else None
+
+
+def _read_with(path: str) -> tuple[str, ...]:
+    """The strategies that alone read a field; none where all do."""
+    field = path.removeprefix("adapter.")
+    return tuple(name for name, strategy in ROUTERS.items() if field in strategy.fields)
 
 
 def may_vary(path: str) -> bool:
@@ -70,8 +81,11 @@ def may_vary(path: str) -> bool:
 
 def _is_selective(path: str, entry: Any, where: str) -> bool:
     below = entry.get("below") if isinstance(entry, Mapping) else None
-    if below is not None and (path, below) != (TOP_K, NUM_EXPERTS):
-        raise InputError(f"{where}: below is for {TOP_K} only, as in below: {NUM_EXPERTS}")
+    slots = slot_paths()
+    if below is not None and (path not in slots or below != NUM_EXPERTS):
+        raise InputError(
+            f"{where}: below is for {' and '.join(slots)} only, as in below: {NUM_EXPERTS}"
+        )
     return below is not None
 
 
@@ -79,8 +93,9 @@ def ordered(parameters: list[Parameter], where: str) -> tuple[Parameter, ...]:
     """Every field after those that it depends on."""
     known = {p.path: p for p in parameters}
     needs = {p.path: [c.path for c in p.when if c.path in known] for p in parameters}
-    if TOP_K in known and NUM_EXPERTS in known:
-        needs[TOP_K].append(NUM_EXPERTS)
+    if NUM_EXPERTS in known:
+        for path in known.keys() & set(slot_paths()):
+            needs[path].append(NUM_EXPERTS)
     try:
         return tuple(known[path] for path in TopologicalSorter(needs).static_order())
     except CycleError as error:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.parameters import (
     NUM_EXPERTS,
     ROUTING,
-    TOP_K,
     Parameter,
     ordered,
     read_definition,
     read_parameter,
+    slot_paths,
+    slots_path,
 )
 from search_spaces.ranges import Range, size
 from workers.config.base import InputError, override
@@ -63,8 +64,8 @@ class SearchSpace:
     def varied(self) -> list[str]:
         """Fields in which trials may differ."""
         paths = [p.path for p in self.parameters if len(p.range.ends()) > 1]
-        is_clipped = NUM_EXPERTS in paths and "top_k" in self._possible(ROUTING)
-        return [*paths, TOP_K] if is_clipped and TOP_K not in paths else paths
+        clipped = map(slots_path, self._possible(ROUTING) if NUM_EXPERTS in paths else ())
+        return list(dict.fromkeys([*paths, *(path for path in clipped if path)]))
 
     def samples(self) -> Iterator[TrainSpec]:
         """Runs that trials may become: every range alone, and the ends of every two together.
@@ -94,17 +95,17 @@ class SearchSpace:
         for parameter in self.parameters:
             if all(c.holds(self.value(c.path, values)) for c in parameter.when):
                 values[parameter.path] = self._one(parameter, values, pick)
-        most, top_k = self._most_slots(values), self.value(TOP_K, values)
-        is_bound = NUM_EXPERTS in values or (TOP_K in values and self._is_selective)
-        if is_bound and self.value(ROUTING, values) == "top_k":
-            values[TOP_K] = min(top_k, most) if most and isinstance(top_k, int) else top_k
+        path = slots_path(self.value(ROUTING, values))
+        if path and (NUM_EXPERTS in values or (path in values and self._is_selective)):
+            most, slots = self._most_slots(values), self.value(path, values)
+            values[path] = min(slots, most) if most and isinstance(slots, int) else slots
         return values
 
     def _one(
         self, parameter: Parameter, values: dict[str, Any], pick: Callable[[str, Range], Any]
     ) -> Any:
         asked, most = parameter.range, self._most_slots(values)
-        if parameter.path == TOP_K and most:
+        if parameter.path in slot_paths() and most:
             if most == 1:
                 return 1
             asked = asked.at_most(most)

@@ -8,12 +8,12 @@ import typer
 
 from orchestrator.commands.options import AsJson
 from orchestrator.output import print_json, print_table
+from workers.config.routing import ROUTERS
 
 app = typer.Typer(no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The adapter.")]
 _LINE = 60
 _SHAPE = ("experts", "num_experts", "routing", "rank", "alpha", "target_modules")
-_OF_ROUTING = {"top_k": "top_k", "top_p": "top_p", "switch": "expert_capacity"}
 _NESTED = ("spec", "measured_with", "metrics", "base_metrics", "expert_load")
 
 
@@ -69,7 +69,7 @@ def _on_a_screen(facts: Mapping[str, Any]) -> dict[str, Any]:
     from workers.config.adapter import AdapterSpec
     from workers.run.record import value_at
 
-    shape = {*_SHAPE, _OF_ROUTING[facts["routing"]]}
+    shape = {*_SHAPE, *ROUTERS[facts["routing"]].fields}
     defaults = {name: field.default for name, field in AdapterSpec.model_fields.items()}
     told = {
         "origin": (facts.get("origin") or {}).get("path"),

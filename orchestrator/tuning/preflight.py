@@ -60,13 +60,19 @@ def preflight(
 def remarks(job: JobSpec) -> list[str]:
     """What is allowed, and most likely not meant, in one line each."""
     shapes = [trial.adapter for trial in job.search_space().samples()]
-    blind = sorted({one.top_k for one in shapes if one.selects_nothing})
-    return [
-        f"adapter.top_k {top_k} of {top_k} experts, which a trial may have, sends every token to "
-        "all of them: such a router selects nothing (in a space, below: adapter.num_experts "
-        "keeps top_k smaller)"
-        for top_k in blind
-    ]
+    blind = {(one.strategy.slots, one.fewest_slots) for one in shapes if one.selects_nothing}
+    return [_selects_nothing(*one) for one in sorted(blind, key=str)]
+
+
+def _selects_nothing(slots: int | str | None, experts: int) -> str:
+    """`slots` as in the strategy's entry of the table."""
+    named = isinstance(slots, str)
+    what = f"adapter.{slots} {experts}" if named else f"a strategy that takes {experts}"
+    advice = f" (in a space, below: adapter.num_experts keeps {slots} smaller)" if named else ""
+    return (
+        f"{what} of {experts} experts, which a trial may have, sends every token to all of them: "
+        f"such a router selects nothing{advice}"
+    )
 
 
 def check_storage(job: JobSpec) -> None:

@@ -30,7 +30,7 @@ from workers.injection.row_map import RowMap
 from workers.injection.wrapper import AdaptedModule
 from workers.layers.experts import BlockExperts
 from workers.layers.feed_forward import FeedForward, find_feed_forward
-from workers.layers.router import Router
+from workers.layers.routing.base import build_router
 
 NAMES = ("gate_proj", "up_proj", "down_proj")
 
@@ -76,14 +76,14 @@ class ExpertLoop(nn.Module):
         super().__init__()
         self.block = block
         self.scale = spec.scale
-        self.router = Router(block.gate_proj.in_features, spec.experts_in(0, 1), spec)
+        self.router = build_router(block.gate_proj.in_features, spec.layer_experts, spec)
         self.lora_A = nn.ModuleDict()
         self.lora_B = nn.ModuleDict()
         for name in NAMES:
             linear = block.get_submodule(name)
             assert isinstance(linear, nn.Linear)
-            self.lora_A[name] = _linears(spec.experts_in(0, 1), linear.in_features, spec.rank)
-            self.lora_B[name] = _linears(spec.experts_in(0, 1), spec.rank, linear.out_features)
+            self.lora_A[name] = _linears(spec.layer_experts, linear.in_features, spec.rank)
+            self.lora_B[name] = _linears(spec.layer_experts, spec.rank, linear.out_features)
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
         """Every expert in turn."""

@@ -12,7 +12,7 @@ from workers.config.losses import LossSpec
 from workers.config.train import DataSpec, ModelSpec, OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
 from workers.injection.inject import Adapter, LayerRecord, inject
-from workers.layers.router import Routing
+from workers.layers.routing.base import Routing
 from workers.losses import auxiliary as losses
 from workers.losses.cross_entropy import IGNORED
 from workers.models.base import Base

@@ -16,6 +16,7 @@ from workers.adapter.routing_keys import RoutingKeys, most_experts
 from workers.adapter.targets import TargetKeys
 from workers.config.adapter import AdapterSpec
 from workers.config.base import Fraction, InputError, Size, Spec, validated
+from workers.config.routing import UNROUTED, RoutingSpec
 
 PeftType = Literal["MIXLORA", "MOELORA", "LORA"]
 Alpha = Annotated[float, Field(gt=0)]
@@ -38,13 +39,7 @@ _WHY = {
 }
 
 # Fields of AdapterSpec that may stand under `moetune`.
-OURS = frozenset(
-    (
-        *("num_experts", "top_k", "top_p", "expert_capacity", "gates", "gate_scale"),
-        *("router_temperature", "router_jitter", "router_init_std", "expert_dropout"),
-        *("use_dora", "shared_a"),
-    )
-)
+OURS = frozenset((*RoutingSpec.model_fields, "use_dora", "shared_a")) - {"experts", "routing"}
 
 
 class ExpertLora(Spec):
@@ -81,6 +76,12 @@ class AdapterConfig(RoutingKeys, TargetKeys):
     task_type: Literal["CAUSAL_LM", "QUESTION_ANS"] | None = None
     moetune: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def fewest_slots(self) -> int:
+        """How many experts a token has at least."""
+        ours = {name: one for name, one in self.moetune.items() if name in RoutingSpec.model_fields}
+        return RoutingSpec.model_construct(**{**self.routing_fields(), **ours}).fewest_slots
+
     def rank(self, path: str, routed: bool) -> int:
         """Rank of one linear as stored; `path` is its name in the model."""
         own = self.expert_lora.r if routed else None
@@ -102,7 +103,7 @@ class AdapterConfig(RoutingKeys, TargetKeys):
         padding = (rank / self.r) ** (0.5 if self.use_rslora else 1)
         shape = {
             "experts": "linear" if self.peft_type == "MOELORA" else "block",
-            **(self.routing_fields() if self.num_experts > 1 else {"num_experts": 1, "top_k": 1}),
+            **(self.routing_fields() if self.num_experts > 1 else UNROUTED),
             "rank": rank,
             "alpha": self.lora_alpha * padding,
             "use_rslora": self.use_rslora,

@@ -17,6 +17,7 @@ from workers.adapter.manifest import BaseRecord, Manifest
 from workers.adapter.raw import RawAdapter, read_raw, write_raw
 from workers.adapter.stacking import to_canonical
 from workers.config.base import InputError
+from workers.config.routing import ROUTERS
 
 Format = Literal["mixlora", "moelora", "peft"]
 _FORMATS: dict[str, Format] = {"MIXLORA": "mixlora", "MOELORA": "moelora", "LORA": "peft"}
@@ -51,7 +52,8 @@ def export_folder(
     if format not in (None, own):
         raise InputError(f"{src}: is a {own} adapter and cannot be written as {format}")
     values, tensors = raw.values, raw.tensors
-    if own == "mixlora" and (raw.config.moetune or not raw.config.lora_alpha.is_integer()):
+    strange = raw.config.moetune or not ROUTERS[raw.config.routing].disk_names
+    if own == "mixlora" and (strange or not raw.config.lora_alpha.is_integer()):
         values, tensors = as_mixlora(raw, str(src))
     write_raw(dst, values, tensors, as_bin=as_bin)
     return Path(dst)

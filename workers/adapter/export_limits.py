@@ -22,6 +22,10 @@ def as_mixlora(raw: RawAdapter, where: str) -> tuple[dict[str, Any], Tensors]:
     experts share, a fractional alpha. InputError names the first thing that cannot.
     """
     tensors, spec, _ = to_canonical(raw.tensors, raw.config, where)
+    if not spec.strategy.disk_names:
+        raise InputError(
+            f"{where}: cannot be written as mixlora: MoE-PEFT knows no routing {spec.routing}"
+        )
     tensors, spec = _fold(tensors, spec)
     base = raw.config.base_model_name_or_path or ""
     values = config_values(spec, target_names(tensors), base)
@@ -29,7 +33,7 @@ def as_mixlora(raw: RawAdapter, where: str) -> tuple[dict[str, Any], Tensors]:
     if raw.config.act_fn:
         values["act_fn"] = raw.config.act_fn
     theirs = AdapterConfig.model_validate(values).spec(spec.target_modules, spec.rank, where)
-    for field in (*_COMPUTED, *(("top_p",) if spec.routing == "top_p" else ())):
+    for field in (*_COMPUTED, *spec.strategy.inference_fields):
         ours, known = getattr(spec, field), getattr(theirs, field)
         if ours != known and not (isinstance(ours, float) and math.isclose(ours, known)):
             raise InputError(

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from workers.adapter.routing_keys import modern_name
 from workers.config.base import InputError
 
-STRATEGIES = {"mixtral": "mixlora", "switch": "mixlora-switch"}
 LINEARS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 _W = re.compile(r"w[123](?:_proj)?")
@@ -26,10 +26,10 @@ _PLAIN = re.compile(
 def modern_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration in today's words; one that has them already stays as it is."""
     new = dict(values)
-    strategy = str(new.get("routing_strategy"))
-    old = strategy in STRATEGIES
+    strategy = modern_name(str(new.get("routing_strategy")))
+    old = strategy is not None
     if old:
-        new["routing_strategy"] = STRATEGIES[strategy]
+        new["routing_strategy"] = strategy
     targets = new.get("target_modules")
     if isinstance(targets, list):
         new["target_modules"] = [_linear(target, old) for target in targets]

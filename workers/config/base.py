@@ -2,7 +2,8 @@
 wrong with them is said in one line."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -14,7 +15,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     ValidationError,
 )
-from pydantic_core import CoreSchema, ErrorDetails
+from pydantic_core import CoreSchema, ErrorDetails, PydanticKnownError
 from pydantic_core.core_schema import no_info_before_validator_function
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -44,6 +45,31 @@ class _OneOrMore:
 
 Listed = Annotated[tuple[Item, ...], _OneOrMore()]
 """A list of texts; a text stands for a list of one."""
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Of a text: one of the names that a table has when it is asked; says what Literal would."""
+
+    names: Callable[[], Iterable[str]]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return no_info_before_validator_function(self._known, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(core), "enum": list(self.names())}
+
+    def _known(self, value: Any) -> Any:
+        names = list(self.names())
+        if value in names:
+            return value
+        *others, last = map(repr, names)
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise PydanticKnownError("literal_error", {"expected": expected})
 
 
 class InputError(ValueError):

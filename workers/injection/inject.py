@@ -28,7 +28,7 @@ from workers.injection.wrapper import AdaptedModule
 from workers.layers.dispatch import TokenDispatcher
 from workers.layers.experts import BlockExperts, LinearExperts, Recorder
 from workers.layers.feed_forward import FeedForward
-from workers.layers.router import Router, Routing
+from workers.layers.routing.base import Router, Routing
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from workers.layers.feed_forward import FeedForward
 from workers.layers.inference.plain_lora import PlainLoras
 from workers.layers.inference.prepared import PreparedExperts
 from workers.layers.mixture.select import Mode
-from workers.layers.router import Routing
+from workers.layers.routing.base import Routing
 
 Layer = BlockExperts | LinearExperts
 

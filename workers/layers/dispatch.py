@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from workers.layers.router import Routing
+from workers.layers.routing.base import Routing
 
 
 class Dispatched(NamedTuple):

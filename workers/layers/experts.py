@@ -32,7 +32,7 @@ from workers.layers.feed_forward import FeedForward, linear_sizes
 from workers.layers.inference.prepared import Prepared, PreparedExperts
 from workers.layers.mixture.select import Mode
 from workers.layers.ops.dora import factor, row_norms
-from workers.layers.router import Router, Routing
+from workers.layers.routing.base import Router, Routing, build_router
 
 _VERSION = attrgetter("_version")
 
@@ -54,7 +54,7 @@ class LoraExperts(nn.Module):
     def __init__(self, linear: nn.Module, spec: AdapterSpec) -> None:
         super().__init__()
         in_features, out_features = linear_sizes(linear) or (0, 0)
-        num_experts = spec.experts_in(0, 1)
+        num_experts = spec.layer_experts
         self.scale = spec.scale
         self._shares_a = spec.shared_a
         ways_in = 1 if spec.shared_a else num_experts
@@ -134,7 +134,7 @@ class LinearExperts(LoraExperts):
         self.compared = (ITSELF,)
         self.router: Router | None = None
         if spec.is_routed:
-            self.router = Router(self.lora_A.shape[-1], len(self.lora_B), spec)
+            self.router = build_router(self.lora_A.shape[-1], len(self.lora_B), spec)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Initialise the router, then the experts."""
@@ -176,13 +176,13 @@ class BlockExperts(nn.Module):
         self.rate = spec.dropout
         self.fused = True
         """Take the GPU kernel where there is one; benchmarks switch it off."""
-        self.ranks = spec.experts_in(0, 1) * spec.rank
+        self.ranks = spec.layer_experts * spec.rank
         self._ready = PreparedExperts(capacity=1)
         self.dispatcher: TokenDispatcher = LocalTokenDispatcher()
         self.recorder: Recorder | None = None
         self.compared = tuple(name for name in block.inner if name in targets) or block.outer[:1]
         """Projections whose rank space is recorded: the outer one's only if it is alone."""
-        self.router = Router(block.width, spec.experts_in(0, 1), spec)
+        self.router = build_router(block.width, spec.layer_experts, spec)
         self.projections = nn.ModuleDict(
             {
                 name: LoraExperts(block.linears[name], spec)

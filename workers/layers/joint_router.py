@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.layers.assignments import ExpertAssignments
-from workers.layers.router import Choice, Router
+from workers.layers.routing.base import Router, RoutingDecision
 
 
 class JointRouter(NamedTuple):
@@ -40,18 +40,19 @@ class JointRouter(NamedTuple):
         if self.other_MN is not None:  # beyond what a member has, topk gives experts of others
             expert_TK.masked_fill_(top_TK == -torch.inf, len(self.weight_ND) - 1)
         gate_TK = top_TK.softmax(-1)
-        witness = next(router.witness for router in self.routers if router is not None)
-        if witness is not None:
-            witness(Choice(self.routers, logits_TN, expert_TK, gate_TK))
+        observer = next(router.observer for router in self.routers if router is not None)
+        if observer is not None:
+            observer(RoutingDecision(self.routers, logits_TN, expert_TK, gate_TK))
         apart = self.other_MN is not None
         return ExpertAssignments(expert_TK, gate_TK, len(self.weight_ND), apart=apart)
 
 
 def join_routers(routers: Sequence[Router | None]) -> JointRouter | None:
     """The members' routers as one, in their order; None stands for the bare base. No joint router
-    where strategies are others than top-k with gates that sum to 1."""
+    where a strategy, or gates that do not sum to 1, want a router's own."""
     given = [router for router in routers if router is not None]
-    if any((one.spec.routing, one.spec.gate_form) != ("top_k", "renormalised") for one in given):
+    specs = [one.spec for one in given]
+    if any(not one.strategy.joint or one.gate_form != "renormalised" for one in specs):
         return None
     dtype = torch.promote_types(given[0].weight.dtype, torch.float32)
     weights = [one.weight.to(dtype) / one.spec.router_temperature for one in given]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from workers.config.losses import LossSpec
-from workers.layers.router import Routing
+from workers.layers.routing.base import Routing
 from workers.losses.info_nce import info_nce
 
 
@@ -25,19 +25,12 @@ class RoutedLayer(NamedTuple):
     rank_space: tuple[Tensor, ...] = ()
     """Rank space of each slot's expert, [T, K, R], one for each routed projection; none unless a
     loss of the run needs it."""
-    asked_TK: Tensor | None = None
-    """The experts that the router asked for, where a capacity may have refused some of them."""
-
-    @property
-    def wanted_TK(self) -> Tensor:  # noqa: N802
-        """The experts that the router asked for."""
-        return self.routing.expert_TK if self.asked_TK is None else self.asked_TK
 
 
 def expert_load(layer: RoutedLayer) -> Tensor:
     """What the balance loss wants to know of all ranks, as numbers to sum over them: [E + 2], the
     real tokens sent to each expert (void slots do not count), all real tokens, and 1."""
-    real_T1, wanted_TK = _real(layer).unsqueeze(1), layer.wanted_TK
+    real_T1, wanted_TK = _real(layer).unsqueeze(1), layer.routing.wanted_TK
     sent = real_T1.expand(wanted_TK.shape).flatten()
     void = layer.routing.logits_TE.shape[1]
     count_E = real_T1.new_zeros(void + 1).index_add(0, wanted_TK.flatten(), sent)[:-1]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workers.layers.dispatch import Dispatched
-from workers.layers.router import Routing
+from workers.layers.routing.base import Routing
 from workers.parallel.collectives import ExchangeSizes, Traffic, all_to_all
 from workers.parallel.world import World
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from workers.layers.dispatch import Dispatched
-from workers.layers.router import Routing
+from workers.layers.routing.base import Routing
 from workers.parallel.collectives import Traffic
 from workers.parallel.world import World
 

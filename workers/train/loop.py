@@ -274,7 +274,7 @@ def _shape(spec: AdapterSpec) -> list[str]:
     if not spec.is_routed:  # One expert is plain LoRA, however it is called: its files do not say.
         return fields
     fields += ["experts", "shared_a", "routing", "gate_form", "gate_scale", "router_temperature"]
-    return fields + ([spec.routing] if spec.routing in ("top_k", "top_p") else [])
+    return [*fields, *spec.strategy.inference_fields]
 
 
 def _summary(results: list[StepResult], seconds: float, before: Metrics) -> Metrics:

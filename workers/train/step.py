@@ -146,7 +146,7 @@ class TrainStep:
         cross_entropy, _ = cross_entropy_sum(logits_BNV, labels_BN)
         parts = {"cross_entropy": cross_entropy / counts.targets}
         parts |= self._auxiliary(
-            [self._seen(record) for record in records],
+            [RoutedLayer(one.routing, one.mask_T, one.rank_space) for one in records],
             own=int(batch.attention_mask_BS.sum()) / counts.tokens,
             everyone=micro_tokens / counts.tokens / self._world.size,
         )
@@ -155,15 +155,6 @@ class TrainStep:
         self._beat("backward")
         self._update.backward(loss.sum())
         return {name: part.detach() for name, part in (parts | {"loss": loss.sum()}).items()}
-
-    def _seen(self, record: LayerRecord) -> RoutedLayer:
-        """What the auxiliary losses may read of a layer. With a capacity the router asked for more
-        than it got, and full experts look balanced: Switch counts before it (arXiv 2101.03961,
-        equation 5)."""
-        asked_TK = None
-        if self._adapter.spec.routing == "switch":
-            asked_TK = record.routing.logits_TE.argmax(-1, keepdim=True)
-        return RoutedLayer(record.routing, record.mask_T, record.rank_space, asked_TK)
 
     def _skip(self, result: StepResult) -> None:
         """A number that is not finite would go into every later step: leave it out, and stop where

@@ -5,13 +5,12 @@ import torch
 
 from workers.config.adapter import AdapterSpec
 from workers.layers.joint_router import join_routers
-from workers.layers.router import Router
+from workers.layers.routing.base import Router, build_router
 
 
 def router(seed: int, **fields: object) -> Router:
     spec = AdapterSpec.model_validate({"router_init_std": 1.0, **fields})
-    assert isinstance(spec.num_experts, int)
-    one = Router(6, spec.num_experts, spec).double().eval()
+    one = build_router(6, spec.layer_experts, spec).double().eval()
     one.reset_parameters(torch.Generator().manual_seed(seed))
     return one
 
@@ -73,6 +72,8 @@ def test_what_anothers_router_gives_stays_its_own(wild: float) -> None:
     assert torch.equal(got.gate_TK[others], wanted.gate_TK[others])
 
 
-@pytest.mark.parametrize("fields", [{"routing": "top_p"}, {"gates": "residual"}])
+@pytest.mark.parametrize(
+    "fields", [{"routing": "top_p"}, {"routing": "switch"}, {"gates": "residual"}], ids=str
+)
 def test_other_strategies_have_no_joint_router(fields: dict[str, object]) -> None:
     assert join_routers([router(0), router(1, **fields)]) is None

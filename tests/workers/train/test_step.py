@@ -9,7 +9,7 @@ from transformers import get_scheduler
 from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import collate
 from workers.injection.inject import LayerRecord, inject
-from workers.layers.router import Routing
+from workers.layers.routing.base import Routing
 from workers.losses.auxiliary import RoutedLayer, load_balance
 from workers.parallel.update import Replicated
 from workers.train.evaluation.results import ExpertCounts
@@ -30,8 +30,9 @@ def test_the_balance_loss_counts_what_switch_asked_for(make_spec: SpecMaker) -> 
     wanted, served = [], []
     for record in records:
         asked_T1 = record.routing.logits_TE.argmax(-1, keepdim=True)
-        asked = record.routing._replace(expert_TK=asked_T1)
-        for losses, routing in ((wanted, asked), (served, record.routing)):
+        got = record.routing._replace(asked_TK=None)
+        asked = got._replace(expert_TK=asked_T1)
+        for losses, routing in ((wanted, asked), (served, got)):
             losses.append(load_balance(RoutedLayer(routing, record.mask_T), spec.loss))
     update = Replicated(adapter, spec.optimizer)
     result = TrainStep(spec, inputs.base, adapter, update)([batch])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from workers.engine.routing.tally import Choices, Places, RoutingTally, Sums
-from workers.layers.router import Choice
+from workers.layers.routing.base import RoutingDecision
 
 
 class TokenSpan(NamedTuple):
@@ -56,7 +56,7 @@ class PassDecisions(NamedTuple):
     """The decisions of one pass, place by place."""
 
     spans: Sequence[TokenSpan]
-    choices: Sequence[Choice]
+    choices: Sequence[RoutingDecision]
 
 
 NOBODY = Member("", 0, 2, 0)

@@ -15,7 +15,7 @@ from workers.engine.routing.aggregate import Layout, Member, PassDecisions, Toke
 from workers.engine.routing.tally import Places, RoutingTally
 from workers.engine.routing.types import RequestRouting
 from workers.injection.inject import Adapter
-from workers.layers.router import Choice, Router
+from workers.layers.routing.base import Router, RoutingDecision
 
 GATHERED = 2048
 """Tokens whose decisions are kept before they are summed up: some megabytes for 30 places."""
@@ -24,7 +24,7 @@ GATHERED = 2048
 @dataclass(frozen=True)
 class _Pass:
     spans: Sequence[TokenSpan]
-    notes: list[tuple[str, Choice]] = field(default_factory=list)
+    notes: list[tuple[str, RoutingDecision]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -45,7 +45,7 @@ class RoutingCapture:
         """Listen to an adapter's routers, for as long as it lives."""
         for place, router in adapter.routers.items():
             self._slots[router] = slot
-            router.witness = partial(self._note, place)
+            router.observer = partial(self._note, place)
         alive = set(self._slots.values())  # routers of adapters that were taken off are gone
         kept = {name: places for name, places in self._places.items() if name in alive}
         self._places = {**kept, slot: tuple(adapter.routers)}
@@ -79,7 +79,7 @@ class RoutingCapture:
             self._sum_up()
             return tally.summary(places)
 
-    def _note(self, place: str, choice: Choice) -> None:
+    def _note(self, place: str, choice: RoutingDecision) -> None:
         if self._running is not None:
             self._running.notes.append((place, choice))
 
@@ -87,7 +87,7 @@ class RoutingCapture:
         """Take the sums of all passes, of the same adapters at the same places together."""
         groups: dict[tuple[Layout, Places], list[PassDecisions]] = defaultdict(list)
         for one in self._passes:
-            layouts: dict[Layout, list[tuple[str, Choice]]] = defaultdict(list)
+            layouts: dict[Layout, list[tuple[str, RoutingDecision]]] = defaultdict(list)
             for place, choice in one.notes:
                 layouts[self._layout(choice)].append((place, choice))
             for layout, notes in layouts.items():
@@ -98,7 +98,7 @@ class RoutingCapture:
             share_out(layout, places, parts)
         self._passes.clear()
 
-    def _layout(self, choice: Choice) -> Layout:
+    def _layout(self, choice: RoutingDecision) -> Layout:
         members, first = [], 0
         for router in choice.routers:
             if router is not None:

@@ -18,7 +18,7 @@ from workers.layers.expert_bank import ExpertBank, join
 from workers.layers.feed_forward import FeedForward
 from workers.layers.joint_router import JointRouter, join_routers
 from workers.layers.mixture.select import PLAIN_PRODUCTS
-from workers.layers.router import Router
+from workers.layers.routing.base import Router
 
 Banks = Mapping[str, ExpertBank]
 """The experts of a block's linears, by name."""

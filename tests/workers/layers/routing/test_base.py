@@ -3,84 +3,23 @@
 Shapes: T tokens, D width, E experts, K slots.
 """
 
-import itertools
 import math
 
 import pytest
 import torch
-from torch import Tensor
 
+from tests.workers.layers.routing.cases import (
+    ALL,
+    DIM,
+    EXPERTS,
+    STRATEGIES,
+    TOGETHER,
+    compare,
+    hidden,
+    router,
+)
 from workers.config.adapter import AdapterSpec
-from workers.layers.router import Router, Routing
-
-DIM, EXPERTS = 6, 5
-STRATEGIES = ("top_k", "top_p", "switch")
-FORMS = ("renormalised", "residual", "raw")
-ALL = [
-    {"routing": routing, "gates": gates} for routing, gates in itertools.product(STRATEGIES, FORMS)
-]
-TOGETHER = [fields for fields in ALL if fields["gates"] != "raw"]
-
-
-def router(seed: int = 0, **fields: object) -> Router:
-    values = {"num_experts": EXPERTS, "router_init_std": 0.5, **fields}
-    layer = Router(DIM, EXPERTS, AdapterSpec.model_validate(values))
-    layer.reset_parameters(torch.Generator().manual_seed(seed))
-    return layer
-
-
-def hidden(tokens: int = 12) -> Tensor:
-    return torch.randn(
-        tokens, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(7)
-    ).requires_grad_()
-
-
-def by_hand(layer: Router, hidden_D: Tensor, overflows: bool = False) -> dict[int, Tensor]:
-    """Weight of each expert that one token is sent to, and of the void (EXPERTS), if any."""
-    spec = layer.spec
-    exponents = [torch.exp(row @ hidden_D / spec.router_temperature) for row in layer.weight]
-    probs = [value / torch.stack(exponents).sum() for value in exponents]
-    order = sorted(range(EXPERTS), key=lambda expert: -probs[expert].item())
-    if spec.routing == "top_p":
-        taken: list[int] = []
-        while len(taken) < EXPERTS and sum(probs[e].item() for e in taken) <= spec.top_p:
-            taken.append(order[len(taken)])
-    else:
-        taken = order[: spec.top_k if spec.routing == "top_k" else 1]
-    total = torch.stack([probs[expert] for expert in taken]).sum()
-    if overflows:
-        return {EXPERTS: torch.ones_like(total)}
-    if spec.gate_form == "renormalised":
-        return {expert: probs[expert] / total for expert in taken}
-    weights = {expert: probs[expert] * spec.gate_scale for expert in taken}
-    return weights | ({EXPERTS: 1 - total} if spec.gate_form == "residual" else {})
-
-
-def weights(routing: Routing) -> Tensor:
-    """Weight of each expert, and of the void in the last column."""
-    shape = (len(routing.gate_TK), EXPERTS + 1)
-    zeros = torch.zeros(shape, dtype=routing.gate_TK.dtype)
-    return zeros.scatter_add(1, routing.expert_TK, routing.gate_TK)
-
-
-def as_rows(by_token: list[dict[int, Tensor]]) -> Tensor:
-    zero = torch.zeros((), dtype=torch.float64)
-    return torch.stack(
-        [torch.stack([token.get(e, zero) for e in range(EXPERTS + 1)]) for token in by_token]
-    )
-
-
-def compare(layer: Router, routing: Routing, inputs: Tensor, overflows: list[bool]) -> None:
-    """Weights, and what flows back through them."""
-    expected = as_rows([by_hand(layer, *pair) for pair in zip(inputs, overflows, strict=True)])
-    torch.testing.assert_close(weights(routing), expected, atol=1e-12, rtol=0)
-    pull = torch.randn(expected.shape, dtype=torch.float64)
-    gradients = [
-        torch.autograd.grad((rows * pull).sum(), [layer.weight, inputs], retain_graph=True)
-        for rows in (weights(routing), expected)
-    ]
-    for got, wanted in zip(*gradients, strict=True):
-        torch.testing.assert_close(got, wanted, atol=1e-10, rtol=0)
+from workers.layers.routing.base import Router, build_router
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
@@ -103,42 +42,6 @@ def test_raw_gates_have_a_factor(routing: str) -> None:
     layer = router(routing=routing, gates="raw", gate_scale=2.5).double()
     inputs = hidden()
     compare(layer, layer(inputs), inputs, [False] * len(inputs))
-
-
-@pytest.mark.parametrize(("top_p", "slots"), [(1e-6, {1}), (0.5, {1, 2, 3}), (1.0, {EXPERTS})])
-def test_top_p_takes_as_many_experts_as_it_needs(top_p: float, slots: set[int]) -> None:
-    layer = router(routing="top_p", top_p=top_p).double()
-    routing = layer(hidden(64))
-    taken_TK = routing.expert_TK < EXPERTS
-    assert set(taken_TK.sum(-1).tolist()) == slots
-    assert not routing.gate_TK[~taken_TK].any()
-    together_T = (routing.probs_TE.sort(descending=True).values * taken_TK).sum(-1)
-    assert (together_T > min(top_p, 1 - 1e-9)).all()
-
-
-def test_top_p_goes_on_where_its_sum_is_only_reached() -> None:
-    layer = Router(DIM, 2, AdapterSpec(num_experts=2, routing="top_p", top_p=0.5))
-    assert layer(torch.randn(1, DIM)).gate_TK.tolist() == [[0.5, 0.5]], "weights are zero"
-
-
-@pytest.mark.parametrize("gates", FORMS)
-def test_switch_fills_each_expert_in_the_order_of_its_sequence(gates: str) -> None:
-    layer = router(routing="switch", gates=gates, expert_capacity=2).double().train()
-    inputs = hidden(24)
-    routing = layer(inputs, length=8)
-    overflows: list[bool] = []
-    for sequence in inputs.view(3, 8, DIM):
-        seen = dict.fromkeys(range(EXPERTS), 0)
-        for token in sequence:
-            expert = int((layer.weight @ token).argmax())
-            seen[expert] += 1
-            overflows.append(seen[expert] > 2)
-    assert 3 < sum(overflows) < 21
-    assert (routing.expert_TK[:, 0] == EXPERTS).tolist() == overflows
-    compare(layer, routing, inputs, overflows)
-    whole = layer(inputs)
-    assert (whole.expert_TK[:, 0] == EXPERTS).sum() > sum(overflows), "all 24 are one sequence"
-    assert (layer.eval()(inputs, length=8).expert_TK[:, 0] < EXPERTS).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -232,7 +135,7 @@ def test_initial_weights_depend_on_their_generator_alone() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     spec = AdapterSpec(num_experts=64, router_init_std=0.5)
-    layers = [Router(64, 64, spec) for _ in range(3)]
+    layers = [build_router(64, 64, spec) for _ in range(3)]
     for layer, seed in zip(layers, (0, 0, 1), strict=True):
         layer.reset_parameters(torch.Generator().manual_seed(seed))
     first, second, other = (layer.weight for layer in layers)

@@ -1,17 +1,18 @@
 """The router: which experts each token is sent to, and with which weight.
 
-Shapes: T tokens, D width, E experts, K slots, N experts of several routers, B sequences, S tokens
-of a sequence.
+Shapes: T tokens, D width, E experts, K slots, N experts of several routers.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from importlib import import_module
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.config.adapter import AdapterSpec
+from workers.config.routing import RoutingSpec
 
 
 class Routing(NamedTuple):
@@ -27,14 +28,22 @@ class Routing(NamedTuple):
     """Experts of the slots, most probable first; E is the void."""
     gate_TK: Tensor
     """Weights of the slots, at least float32. They sum to 1 over K, but for raw gates."""
+    asked_TK: Tensor | None = None
+    """Experts of the slots before some were found full; None where no expert has a capacity."""
 
     @property
     def probs_TE(self) -> Tensor:  # noqa: N802
         """Softmax of the logits over all experts."""
         return self.logits_TE.softmax(-1)
 
+    @property
+    def wanted_TK(self) -> Tensor:  # noqa: N802
+        """Experts that were asked for, full or not: where their use is balanced, Switch counts
+        before its capacity (arXiv 2101.03961, equation 5), else full experts look balanced."""
+        return self.expert_TK if self.asked_TK is None else self.asked_TK
 
-class Choice(NamedTuple):
+
+class RoutingDecision(NamedTuple):
     """What the routers of one place decided for their tokens, in the batch's order.
 
     Their experts follow one another in one numbering; higher numbers are the void.
@@ -49,25 +58,34 @@ class Choice(NamedTuple):
     """Slots beyond a router's own have gate 0, whatever their expert is."""
 
 
-Witness = Callable[[Choice], None]
+RoutingObserver = Callable[[RoutingDecision], None]
 
 
-class Router(nn.Module):
-    """Softmax router without bias, with the strategies of AdapterSpec.
+class Router(nn.Module, ABC):
+    """Softmax router without bias; its strategy is what a subclass selects.
 
-    top_k (arXiv 2404.15159): the K most probable experts. top_p ("dynamic"): experts by descending
-    probability, up to and with the one that lifts their sum above top_p; K = E. switch
-    (arXiv 2101.03961): the most probable one; K = 1. Residual gates add one void slot at the end.
+    All that is trained, and saved, is `weight`. Residual gates add one void slot at the end.
     Nothing here waits for the device, and no shape depends on the data.
     """
 
-    def __init__(self, dim: int, num_experts: int, spec: AdapterSpec) -> None:
+    def __init__(self, dim: int, num_experts: int, spec: RoutingSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.slots = {"top_k": spec.top_k, "top_p": num_experts, "switch": 1}[spec.routing]
+        self.slots = spec.slots(num_experts)
         self.weight = nn.Parameter(torch.zeros(num_experts, dim, dtype=torch.float32))
-        self.witness: Witness | None = None
+        self.observer: RoutingObserver | None = None
         """Is told every decision; the same for all routers of a place."""
+
+    @abstractmethod
+    def select(self, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and experts of every token's slots, most probable first, [T, K] with K = `slots`;
+        minus infinity and the void in slots that a token leaves empty."""
+
+    def overflow(self, expert_TK: Tensor, length: int) -> Tensor | None:
+        """In training: True where an expert is full, [T, K], of sequences of `length` tokens each;
+        None without a capacity."""
+        del expert_TK, length
+        return None
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw the weight from N(0, router_init_std)."""
@@ -77,31 +95,38 @@ class Router(nn.Module):
         """Route T tokens, in float32 whatever the precision of `hidden_TD`.
 
         `length` is the number of tokens of one sequence, T = B * length (None: all T are one);
-        only switch in training asks for it. Its capacity has no place in inference: which tokens
-        overflow depends on how many came before them in the same pass, so an answer would change
-        with the split into prefill and decode and with what it is batched with.
+        only a capacity asks for it.
         """
         logits_TE = self._logits(hidden_TD)
-        expert_TK, gate_TK = self._choose(logits_TE)
+        top_TK, expert_TK = self.select(logits_TE)
+        gate_TK, asked_TK = self._gates(logits_TE, top_TK), None
         if self.training:
-            expert_TK, gate_TK = self._thin(expert_TK, gate_TK, length)
+            full_TK = self.overflow(expert_TK, length or max(len(expert_TK), 1))
+            asked_TK = None if full_TK is None else expert_TK
+            expert_TK, gate_TK = self._thin(expert_TK, gate_TK, full_TK)
         if self.spec.gate_form == "residual":
-            expert_TK = functional.pad(expert_TK, (0, 1), value=self._void)
+            expert_TK = functional.pad(expert_TK, (0, 1), value=self.void)
             gate_TK = torch.cat([gate_TK, 1 - gate_TK.sum(-1, keepdim=True)], dim=-1)
-        if self.witness is not None:
-            self.witness(Choice((self,), logits_TE, expert_TK, gate_TK))
-        return Routing(logits_TE, expert_TK, gate_TK)
+        if self.observer is not None:
+            self.observer(RoutingDecision((self,), logits_TE, expert_TK, gate_TK))
+        return Routing(logits_TE, expert_TK, gate_TK, asked_TK)
 
     @property
     def has_voids(self) -> bool:
         """Whether a slot may be void."""
-        spec = self.spec
-        thinned = self.training and (spec.routing == "switch" or spec.expert_dropout > 0)
-        return spec.routing == "top_p" or spec.gate_form == "residual" or thinned
+        spec, void = self.spec, self.spec.strategy.void
+        thinned = self.training and (void == "training" or spec.expert_dropout > 0)
+        return void == "always" or spec.gate_form == "residual" or thinned
 
     @property
-    def _void(self) -> int:
+    def void(self) -> int:
+        """The number that stands for no expert."""
         return self.weight.shape[0]
+
+    def largest(self, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """The `slots` largest logits and their experts, [T, K]."""
+        top_TK, expert_TK = logits_TE.topk(self.slots, dim=-1)
+        return top_TK, expert_TK
 
     def _logits(self, hidden_TD: Tensor) -> Tensor:
         precision = torch.promote_types(self.weight.dtype, torch.float32)
@@ -117,39 +142,30 @@ class Router(nn.Module):
         temperature = self.spec.router_temperature
         return logits_TE if temperature == 1 else logits_TE / temperature
 
-    def _choose(self, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """Experts and gates by the strategy alone."""
-        top_TK, expert_TK = logits_TE.topk(self.slots, dim=-1)
-        if self.spec.routing == "top_p":
-            # Behind the slot that crosses top_p none is taken; where none crosses, all are.
-            sum_TK = top_TK.softmax(-1).cumsum(-1)
-            beyond_TK = functional.pad(sum_TK[:, :-1], (1, 0)) > self.spec.top_p
-            top_TK = top_TK.masked_fill(beyond_TK, -torch.inf)
-            expert_TK = expert_TK.masked_fill(beyond_TK, self._void)
+    def _gates(self, logits_TE: Tensor, top_TK: Tensor) -> Tensor:
         if self.spec.gate_form == "renormalised":
             # p_taken / sum(p_taken) is the softmax over the taken logits, and is never 0 / 0.
-            return expert_TK, top_TK.softmax(-1)
+            return top_TK.softmax(-1)
         probs_TK = (top_TK - logits_TE.logsumexp(-1, keepdim=True)).exp()
-        return expert_TK, probs_TK * self.spec.gate_scale
+        return probs_TK * self.spec.gate_scale
 
     def _thin(
-        self, expert_TK: Tensor, gate_TK: Tensor, length: int | None
+        self, expert_TK: Tensor, gate_TK: Tensor, full_TK: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Send to the void what exceeds a capacity, and what expert dropout draws."""
         spec = self.spec
-        if spec.routing == "switch":
-            full_TK = self._overflow(expert_TK, length or max(len(expert_TK), 1))
-            expert_TK = expert_TK.masked_fill(full_TK, self._void)
+        if full_TK is not None:
+            expert_TK = expert_TK.masked_fill(full_TK, self.void)
             if spec.gate_form == "raw":  # Gates of the other forms sum to 1 as they are.
                 gate_TK = gate_TK.masked_fill(full_TK, 1.0)
         if spec.expert_dropout:
             dropped_TK = torch.rand_like(gate_TK) < spec.expert_dropout
-            expert_TK = expert_TK.masked_fill(dropped_TK, self._void)
+            expert_TK = expert_TK.masked_fill(dropped_TK, self.void)
         return expert_TK, gate_TK
 
-    def _overflow(self, expert_T1: Tensor, length: int) -> Tensor:
-        """True for tokens behind the first `expert_capacity` of their expert and sequence."""
-        expert_E = torch.arange(self._void, device=expert_T1.device)
-        chosen_BSE = (expert_T1 == expert_E).view(-1, length, self._void)
-        place_BSE = chosen_BSE.cumsum(1) * chosen_BSE
-        return place_BSE.sum(-1).view(-1, 1) > self.spec.expert_capacity
+
+def build_router(dim: int, num_experts: int, spec: RoutingSpec) -> Router:
+    """The router of the spec's strategy, as its table names the class."""
+    module, _, name = spec.strategy.implementation.partition(":")
+    strategy = cast("type[Router]", getattr(import_module(module), name))
+    return strategy(dim, num_experts, spec)
