@@ -20,7 +20,6 @@ from workers.layers.block import Adapted, Frozen, adapt_block, adapt_linear, ada
 from workers.layers.expert_bank import ExpertBank, join
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
-from workers.layers.inference.plain_lora import PlainLoras
 from workers.layers.inference.prepared import PreparedExperts
 from workers.layers.mixture.select import Mode
 from workers.layers.routing.base import Routing
@@ -58,14 +57,16 @@ def packed_linear(
     layers: Sequence[LinearExperts | None],
     split: TokenPartition,
     hidden: Tensor,
-    loras: PlainLoras,
+    prepared: PreparedExperts,
 ) -> Tensor:
     """All rows of `hidden` [..., D] through one linear and one bank: [T, O]. `layers` as those of
-    `packed_block`; `loras` keeps what serving needs again."""
+    `packed_block`, and so `prepared`."""
     hidden_TD = hidden.reshape(-1, hidden.shape[-1])
-    adapted_TO = loras.adapted(linear, layers, hidden_TD, split.name_T)
-    if adapted_TO is not None:
-        return adapted_TO
+    loras = prepared.plain(linear, layers, hidden_TD)
+    if loras is not None:
+        adapted_TO = loras.adapted(linear, hidden_TD, split.name_T)
+        if adapted_TO is not None:
+            return adapted_TO
     members = _members(layers, split, hidden)
     pairs, mode = _pairs(members, split), Mode(_rate(members, split))
     there = [layer for layer in layers if layer is not None]

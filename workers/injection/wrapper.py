@@ -13,7 +13,6 @@ from workers.injection.mixed_batch import Layer, packed_block, packed_linear
 from workers.injection.row_map import RowMap, Slot, TokenPartition
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
-from workers.layers.inference.plain_lora import PlainLoras
 from workers.layers.inference.prepared import PreparedExperts
 
 
@@ -30,8 +29,8 @@ class AdaptedModule(nn.Module):
         self.rows = rows
         self.feed_forward = feed_forward
         """How the base was read, if it is a feed-forward block."""
-        # What adapters that met last need again, of the block (much memory) or of the linear.
-        self._prepared, self._loras = PreparedExperts(capacity=2), PlainLoras(capacity=4)
+        # Of a block it takes much memory.
+        self._prepared = PreparedExperts(capacity=4 if feed_forward is None else 2)
         self.training = base.training  # A model in eval mode must not get dropout.
 
     @property
@@ -50,12 +49,12 @@ class AdaptedModule(nn.Module):
     def take_off(self, slot: str) -> None:
         """Detach the layer of `slot`."""
         del self.adapters[self._keys.pop(slot)]
-        self._forget()
+        self._prepared.forget()
 
     def train(self, mode: bool = True) -> Self:
         """Forget what was prepared: weights may change without a trace."""
         if mode:
-            self._forget()
+            self._prepared.forget()
         return super().train(mode)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -91,7 +90,7 @@ class AdaptedModule(nn.Module):
         """All rows, each to its own layer or to the base."""
         if self.feed_forward is None:
             linears = [one if isinstance(one, LinearExperts) else None for one in layers]
-            return packed_linear(self.base, linears, split, hidden, self._loras)
+            return packed_linear(self.base, linears, split, hidden, self._prepared)
         blocks = [one if isinstance(one, BlockExperts) else None for one in layers]
         return packed_block(self.feed_forward, blocks, split, hidden, self._prepared)
 
@@ -117,10 +116,6 @@ class AdaptedModule(nn.Module):
         layer = self.adapters[self._keys[slot]]
         assert isinstance(layer, BlockExperts | LinearExperts)
         return layer
-
-    def _forget(self) -> None:
-        self._prepared.forget()
-        self._loras.forget()
 
     def _has_sites(self) -> bool:
         return any(isinstance(module, AdaptedModule) for module in self.base.modules())

@@ -80,12 +80,17 @@ class LoraExperts(nn.Module):
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._serving = None  # Some optimizers change weights without leaving a trace on them.
             return self.bank_of(linear, self.stacked(dtype), dtype)
-        weights = (self.lora_A, self.lora_B, self.lora_magnitude)
-        state = (dtype, *((one.data_ptr(), one._version) for one in weights if one is not None))
+        state = self.state(dtype)
         if self._serving is None or self._serving[0] != state:
             bank = self.bank_of(linear, self.stacked(dtype), dtype)
             self._serving = state, bank.for_service()
         return self._serving[1]
+
+    def state(self, dtype: torch.dtype) -> tuple[object, ...]:
+        """Changes whenever what `bank` would give in inference changes."""
+        weights = (self.lora_A, self.lora_B)
+        magnitude = self.lora_magnitude
+        return _state(self, dtype, weights if magnitude is None else (*weights, magnitude))
 
     def train(self, mode: bool = True) -> Self:
         """Forget what was made to serve: some optimizers change weights without a trace, and it may
@@ -206,9 +211,7 @@ class BlockExperts(nn.Module):
 
     def state(self, dtype: torch.dtype) -> tuple[object, ...]:
         """Changes whenever what `banks` would give changes."""
-        # Asked at every step of every layer: loops in C.
-        places, versions = map(Tensor.data_ptr, self._weights), map(_VERSION, self._weights)
-        return id(self), dtype, *places, *versions
+        return _state(self, dtype, self._weights)
 
     def banks(self, block: FeedForward, dtype: torch.dtype) -> dict[str, ExpertBank]:
         """The experts of every adapted linear."""
@@ -266,6 +269,11 @@ class BlockExperts(nn.Module):
         if self.is_watched or not isinstance(self.dispatcher, LocalTokenDispatcher):
             return None
         return self._ready.of(block, [self], hidden_TD)
+
+
+def _state(layer: nn.Module, dtype: torch.dtype, weights: Sequence[Tensor]) -> tuple[object, ...]:
+    # Asked at every step of every layer: loops in C.
+    return id(layer), dtype, *map(Tensor.data_ptr, weights), *map(_VERSION, weights)
 
 
 def _pairs(sent: Dispatched, router: Router) -> ExpertAssignments:

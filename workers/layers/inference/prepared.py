@@ -1,4 +1,4 @@
-"""Experts of a block made ready to serve, without gradients.
+"""Experts of a block, and plain LoRA of a linear, made ready to serve, without gradients.
 
 What can be made before is made once: both A of the inner linears in one matrix, B transposed, the
 scale inside of A, several adapters' experts in one bank.
@@ -7,15 +7,16 @@ width, O the size of an inner linear's output.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workers.layers.expert_bank import ExpertBank, join
 from workers.layers.feed_forward import FeedForward
+from workers.layers.inference.plain_lora import PlainLoras, join_plain
 from workers.layers.joint_router import JointRouter, join_routers
 from workers.layers.mixture.select import PLAIN_PRODUCTS
 from workers.layers.routing.base import Router
@@ -38,6 +39,20 @@ class Source(Protocol):
         """The experts of every adapted linear; without gradients, ready to serve."""
 
 
+class PlainSource(Protocol):
+    """Experts of a linear, as far as they are of interest here."""
+
+    router: Router | None
+    training: bool
+
+    def state(self, dtype: torch.dtype) -> tuple[object, ...]:
+        """Changes whenever what `bank` would give changes."""
+
+    def bank(self, linear: nn.Module, dtype: torch.dtype) -> ExpertBank:
+        """The experts; without gradients, ready to serve."""
+
+
+Made = TypeVar("Made")
 Members = Sequence[Source | None]
 """Whose tokens a step has, each once; None is the bare base."""
 
@@ -66,35 +81,66 @@ class Prepared(NamedTuple):
 
 
 class PreparedExperts:
-    """Prepared experts of the sets of adapters that met last."""
+    """What the sets of adapters that met last at one place need: made once, until another set meets
+    or a weight changes."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._made: OrderedDict[object, tuple[Members, Prepared | None]] = OrderedDict()
+        self._made: OrderedDict[object, tuple[object, Any]] = OrderedDict()
 
     def of(self, block: FeedForward, members: Members, hidden_TD: Tensor) -> Prepared | None:
         """The experts of all `members` in one bank, to serve these tokens; None where the general
         way is needed or faster."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
         layers = [layer for layer in members if layer is not None]
         tokens, device = len(hidden_TD), hidden_TD.device.type
         beyond = tokens > _few(layers) and device != "cpu"  # kernels have a way of their own
-        if not tokens or beyond or torch.is_autocast_enabled(device):
+        if not tokens or beyond or not _serves(hidden_TD):
             return None
         dtype = hidden_TD.dtype
-        key = tuple(None if layer is None else layer.state(dtype) for layer in members)
-        if key not in self._made:
-            # The layers are held, so that no other can take their identity.
-            self._made[key] = members, _prepare(block, members, dtype)
-            if len(self._made) > self._capacity:
-                self._made.popitem(last=False)
-        self._made.move_to_end(key)
-        return self._made[key][1]
+        return self._once(members, dtype, lambda: _prepare(block, members, dtype))
+
+    def plain(
+        self, linear: nn.Module, members: Sequence[PlainSource | None], hidden_TI: Tensor
+    ) -> PlainLoras | None:
+        """The plain LoRA of all `members` on a linear; None where the general way is needed."""
+        layers = [layer for layer in members if layer is not None]
+        routed = any(layer.router is not None or layer.training for layer in layers)
+        if routed or not _serves(hidden_TI):
+            return None
+        dtype = hidden_TI.dtype
+        return self._once(
+            members,
+            dtype,
+            lambda: join_plain(
+                [None if layer is None else layer.bank(linear, dtype) for layer in members]
+            ),
+        )
 
     def forget(self) -> None:
         """Hold nothing any more."""
         self._made.clear()
+
+    def _once(
+        self,
+        members: Sequence[Source | PlainSource | None],
+        dtype: torch.dtype,
+        make: Callable[[], Made],
+    ) -> Made:
+        key = tuple([None if layer is None else layer.state(dtype) for layer in members])
+        if key not in self._made:
+            # The layers are held, so that no other can take their identity.
+            self._made[key] = members, make()
+            if len(self._made) > self._capacity:
+                self._made.popitem(last=False)
+        self._made.move_to_end(key)
+        made: Made = self._made[key][1]
+        return made
+
+
+def _serves(hidden_TD: Tensor) -> bool:
+    """Whether this is plain inference."""
+    watched = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return not watched and not torch.is_autocast_enabled(hidden_TD.device.type)
 
 
 def _prepare(block: FeedForward, members: Members, dtype: torch.dtype) -> Prepared | None:
