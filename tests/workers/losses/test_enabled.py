@@ -18,7 +18,7 @@ from workers.config.losses import AUXILIARY, AuxiliaryLoss, LossSpec
 from workers.config.train import TrainSpec
 from workers.data.batches import collate
 from workers.injection.inject import inject
-from workers.layers.router import Routing
+from workers.layers.routing.base import Routing
 from workers.losses.auxiliary import RoutedLayer
 from workers.losses.enabled import EnabledLosses
 from workers.parallel.update import Replicated
