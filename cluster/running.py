@@ -1,6 +1,5 @@
 """The local clusters of this user: each has a folder, locked by its owner while that lives."""
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -9,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from cluster.errors import ClusterError
 
@@ -52,7 +53,8 @@ class LocalCluster:
 
 def running() -> list[LocalCluster]:
     """The local clusters of this user that are up, newest first."""
-    clusters = [LocalCluster(folder) for folder in _home().iterdir() if _is_owned(folder)]
+    with _guarded() as home:
+        clusters = [LocalCluster(folder) for folder in home.iterdir() if _is_owned(folder)]
     up = [one for one in clusters if one.is_up]
     return sorted(up, key=lambda one: one.folder.stat().st_mtime, reverse=True)
 
@@ -69,10 +71,11 @@ def _without_owner(home: Path) -> list[Path]:
 
 @contextmanager
 def _guarded() -> Iterator[Path]:
-    """The folder of all clusters; nobody else begins one meanwhile."""
+    """The folder of all clusters; nobody else begins one meanwhile, or asks whose they are: to ask
+    is to try the owner's lock, which only one may do at a time."""
     home = _home()
     with open(home / "lock", "w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+        lock_descriptor(guard.fileno())
         yield home
 
 
@@ -87,7 +90,7 @@ def claimed() -> Iterator[LocalCluster]:
             shutil.rmtree(folder, ignore_errors=True)
         cluster = LocalCluster(Path(tempfile.mkdtemp(prefix="", dir=home)))
         owner = open(cluster.folder / "owner", "w")  # noqa: SIM115 (held until the end)
-        fcntl.flock(owner, fcntl.LOCK_EX)
+        lock_descriptor(owner.fileno())
     try:
         owner.write(str(os.getpid()))
         _write_private(cluster.token_file, secrets.token_hex(32))
@@ -112,12 +115,9 @@ def _is_owned(folder: Path) -> bool:
     """Whether a living process holds the folder's lock."""
     try:
         with open(folder / "owner") as owner:
-            fcntl.flock(owner, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return not lock_descriptor(owner.fileno(), blocking=False)
     except OSError:
         return False
-    return False
 
 
 def _write_private(path: Path, text: str) -> None:
