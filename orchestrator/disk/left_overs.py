@@ -3,31 +3,31 @@ then it has one that only its writer gives, in its place. All else that is hidde
 
 import re
 import time
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from workers.adapter.folder import LEFT_SECONDS
+from workers.run.files import DELETED, LEFT_SECONDS
 
 FolderKind = Literal["storage", "versions", "study", "inputs", "trial", "ranks", "checkpoints"]
-GOING = ".moetune-deleted-"
-"""How the name begins of what is being deleted, wherever it lay."""
 _HEX = "[0-9a-f]{32}"
+_FILE = rf"\.({_HEX}|\d+)"
+"""How the hidden name of a file ends; the number of a process is of versions before."""
 _WRITERS: dict[FolderKind, re.Pattern[str]] = {
     "storage": re.compile(rf"\.smoke\.{_HEX}"),
     "versions": re.compile(rf"\.{_HEX}"),
-    "study": re.compile(r"\.(job\.json|study\.id|report\.html)\.\d+"),
-    "inputs": re.compile(rf"\.[0-9a-f]{{12}}(\.json\.{_HEX}|\.base(\.samples)?\.json\.\d+)"),
+    "study": re.compile(rf"\.(job\.json|study\.id|report\.html){_FILE}"),
+    "inputs": re.compile(rf"\.[0-9a-f]{{12}}(\.base(\.samples)?)?\.json{_FILE}"),
     "trial": re.compile(
-        rf"\.adapter\.{_HEX}(\.old)?"
-        r"|\.((train|exchange|samples)\.json|progress\.jsonl|error\.txt)\.\d+"
+        rf"\.(adapter|checkpoints)\.{_HEX}(\.old)?"
+        rf"|\.((train|exchange|samples)\.json|progress\.jsonl|error\.txt){_FILE}"
     ),
-    "ranks": re.compile(r"\.\d+\.json\.\d+"),
-    "checkpoints": re.compile(rf"\.step-\d{{8,}}\.({_HEX}|fetched)"),
+    "ranks": re.compile(rf"\.\d+\.json{_FILE}"),
+    "checkpoints": re.compile(rf"\.step-\d{{8,}}\.({_HEX}(\.old)?|fetched)"),
 }
-"""A trial's adapter, `ranks` and checkpoints are written by workers.train, the rest by us."""
-_GOING = re.compile(re.escape(GOING) + _HEX)
+"""A trial's adapter, `ranks` and checkpoints are written by workers.train, the rest by us.
+`fetched` is of versions before."""
+_GOING = re.compile(re.escape(DELETED) + _HEX)
 
 
 def left_over(path: Path, place: FolderKind) -> bool:
@@ -41,8 +41,3 @@ def left_over(path: Path, place: FolderKind) -> bool:
 def is_old(path: Path) -> bool:
     """Whether nobody has written to it for a day. Raises OSError where it is gone."""
     return path.lstat().st_mtime < time.time() - LEFT_SECONDS
-
-
-def going(path: Path) -> Path:
-    """A new name beside it, for the time of its deletion."""
-    return path.with_name(f"{GOING}{uuid.uuid4().hex}")

@@ -10,14 +10,15 @@ from typing import NamedTuple
 from cluster.running import abandoned
 from orchestrator.auth.made_keys import MARK
 from orchestrator.config.cluster import ClusterSpec
-from orchestrator.disk.left_overs import GOING, is_old, left_over
+from orchestrator.disk.left_overs import is_old, left_over
 from orchestrator.disk.study_use import running_item, study_items
-from orchestrator.disk.use import Item, entries, remove
+from orchestrator.disk.use import Item, entries
 from orchestrator.registry.registry import Registry
 from orchestrator.tuning.lifecycle import idle
 from orchestrator.tuning.storage import database_file
 from orchestrator.tuning.study import Study, all_studies
 from orchestrator.tuning.study_folder import is_anothers
+from workers.run.files import DELETED, delete
 
 _OTHERS = {
     "audit": ("audit log", "of the endpoint's requests"),
@@ -57,7 +58,8 @@ def clean(place: ClusterSpec, unfinished: bool = False) -> None:
 
 
 def _remove(items: Iterable[Item]) -> None:
-    remove(path for item in items if item.goes for path in item.paths)
+    for path in (path for item in items if item.goes for path in item.paths):
+        delete(path)
 
 
 def _apart(place: ClusterSpec, known: _Registered) -> list[Item]:
@@ -127,7 +129,7 @@ def _of_machine() -> Iterator[Item]:
     """What commands leave on this machine, whatever the storage folder."""
     yield Item("local clusters", _KILLED, tuple(abandoned()), goes=True)
     temporary = Path(tempfile.gettempdir())
-    found = [path for name in ("moetune-job-", GOING) for path in temporary.glob(f"{name}*")]
+    found = [path for name in ("moetune-job-", DELETED) for path in temporary.glob(f"{name}*")]
     staged = tuple(path for path in found if _is_our_old(path))
     yield Item("submitted jobs", _KILLED, staged, goes=True)
 

@@ -1,14 +1,11 @@
 """What takes how much disk, and how it goes."""
 
 import os
-import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from orchestrator.disk.left_overs import going
 
 _BLOCK = 512
 """What `st_blocks` counts in, whatever the file system's own blocks are."""
@@ -63,18 +60,6 @@ def entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def remove(paths: Iterable[Path]) -> None:
-    """Delete files and folders. Each loses its name first: who looks finds all of it or nothing."""
-    for path in paths:
-        hidden = going(path)
-        with suppress(FileNotFoundError):
-            os.replace(path, hidden)
-            if hidden.is_dir() and not hidden.is_symlink():
-                shutil.rmtree(hidden)
-            else:
-                hidden.unlink()
 
 
 def _bytes(item: Item, seen: set[tuple[int, int]]) -> int:

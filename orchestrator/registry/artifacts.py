@@ -2,9 +2,8 @@
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from workers.adapter import folder as folders
 from workers.adapter.digest import folder_digest
 from workers.adapter.manifest import Manifest, read_manifest, write_manifest
 from workers.config.base import InputError, StorageError, validated
+from workers.run.files import delete
+from workers.run.folders import RANDOM, hidden_folder, settle, sweep
 
 KEPT = (folders.WEIGHTS, folders.CONFIG, folders.MANIFEST)
 VERIFIED = 256
@@ -44,8 +45,11 @@ class VersionFiles:
                 _take(source, temporary, source.resolve().is_relative_to(self._ours.resolve()))
                 _complete(temporary, facts, source)
                 digest = folder_digest(temporary)
-                folders.sweep(temporary, f".{'[0-9a-f]' * len(temporary.name[1:])}")
-                self._settle(temporary, digest)
+                sweep(temporary, f".{RANDOM}")
+                for path in temporary.iterdir():
+                    path.chmod(0o444)
+                # One that is there already has the same content, or `verify` notices.
+                settle(temporary, self.path(digest), keep=True)
         except OSError as error:
             raise StorageError(f"{self._folder}: cannot be written: {error.strerror}") from None
         self.verify(digest)
@@ -55,15 +59,12 @@ class VersionFiles:
     def staging(self) -> Iterator[Path]:
         """A folder for an adapter on its way in, which every node sees; gone afterwards. `add`
         sweeps what killed processes left."""
-        temporary = self._folder / f".{uuid.uuid4().hex}"
-        try:
-            temporary.mkdir(parents=True)
-        except OSError as error:
-            raise StorageError(f"{self._folder}: cannot be written: {error.strerror}") from None
-        try:
+        with ExitStack() as until_end:
+            try:
+                temporary = until_end.enter_context(hidden_folder(self._folder))
+            except OSError as error:
+                raise StorageError(f"{self._folder}: cannot be written: {error.strerror}") from None
             yield temporary
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def manifest(self, digest: str) -> Manifest:
         """The lineage in a verified folder."""
@@ -92,14 +93,9 @@ class VersionFiles:
         return any(path.is_dir() for path in self._folder.glob(f"{id}*"))
 
     def remove(self, digest: str) -> None:
-        """Delete a folder, if it is there: whole, or else under a name that is swept."""
-        temporary = self._folder / f".{uuid.uuid4().hex}"
+        """Delete a folder, if it is there: whole, or else under a name that `clean` knows."""
         try:
-            os.replace(self.path(digest), temporary)
-            folders.sync_names(self._folder)
-            shutil.rmtree(temporary)
-        except FileNotFoundError:
-            return
+            delete(self.path(digest))
         except OSError as error:
             raise StorageError(
                 f"{self.path(digest)}: cannot be deleted: {error.strerror}"
@@ -109,20 +105,6 @@ class VersionFiles:
         folder = self.path(digest)
         if {name for name, *_ in stamp} != set(KEPT) or folder_digest(folder) != digest:
             raise StorageError(f"version {digest[:12]}: its folder {folder} was altered")
-
-    def _settle(self, temporary: Path, digest: str) -> None:
-        """Rename into place, after all of it has reached the disk; a folder that is there already
-        has the same content, or is noticed by `verify`."""
-        for path in temporary.iterdir():
-            path.chmod(0o444)
-        if not self.path(digest).exists():
-            folders.sync(temporary)
-            try:
-                os.replace(temporary, self.path(digest))
-                folders.sync_names(self._folder)
-            except OSError:  # another process was first
-                if not self.path(digest).is_dir():
-                    raise
 
 
 def _take(source: Path, target: Path, ours: bool) -> None:

@@ -44,7 +44,7 @@ def _all(_: str, names: Collection[str]) -> Sequence[str]:
 
 def _write(path: Path, *parts: Iterable[Mapping[str, Any]]) -> None:
     lines = [json.dumps(dict(record), default=_no_text) for part in parts for record in part]
-    write_text(path, "".join(line + "\n" for line in lines))
+    write_text(path, "".join(line + "\n" for line in lines), durable=True)
 
 
 def _no_text(value: object) -> list[str]:

@@ -3,18 +3,17 @@
 So it may run for ever or once an hour from cron, and be killed in between.
 """
 
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import lock_descriptor
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from workers.config.base import InputError, Spec
+from workers.run.files import locked
+from workers.run.json_lines import append_line, read_lines
 
 Kind = Literal["measured", "submitted", "unsent", "failed", "kept", "proposed", "canary"]
 
@@ -46,33 +45,20 @@ class Journal:
         """Append a line, and bring it to the disk."""
         entry = Entry(at=datetime.now(UTC), kind=kind, why=why, **fields)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a+b") as file:
-            if file.tell() and not self._path.read_bytes().endswith(b"\n"):
-                file.write(b"\n")  # a crash has cut the last line short
-            file.write(entry.model_dump_json().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self._path, entry.model_dump_json(), durable=True)
         return entry
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other watches of the name out; InputError where one is at it."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.with_suffix(".lock").open("w") as file:
-            if not lock_descriptor(file.fileno(), blocking=False):
+        with locked(self._path.with_suffix(".lock")) as alone:
+            if not alone:
                 raise InputError(f"{self._path.parent}: another watch is at it")
             yield
 
     def entries(self) -> list[Entry]:
-        """All lines, oldest first; one that a crash has cut short is left out."""
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        found = []
-        for line in lines:
-            try:
-                found.append(Entry.model_validate(json.loads(line)))
-            except (ValueError, ValidationError):
-                continue
-        return found
+        """All lines, oldest first."""
+        return read_lines(self._path, Entry.model_validate_json)
 
     def running(self) -> Entry | None:
         """The training that has not ended."""

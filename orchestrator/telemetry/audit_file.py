@@ -20,7 +20,7 @@ from filelock import lock_descriptor
 
 from orchestrator.telemetry.audit_row import SCHEMA, AuditRow, row
 from orchestrator.telemetry.request_record import RequestRecord
-from workers.adapter.folder import sync_names
+from workers.run.files import new_file
 
 log = logging.getLogger(__name__)
 GROUP_ROWS = 200
@@ -124,13 +124,13 @@ def _publish(path: Path) -> None:
     hidden, unnamed = _hidden(path), _unnamed(path)
     unnamed.unlink(missing_ok=True)
     if hidden.stat().st_size and not path.exists():  # else killed just after it got its name
-        with _new(unnamed) as file, pa.OSFile(str(hidden)) as part:
-            with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
-                for group in _groups(_batches(pa.ipc.open_stream(part))):
-                    writer.write_table(group)
-            os.fsync(file.fileno())
-        os.replace(unnamed, path)
-        sync_names(path.parent)
+        with (
+            new_file(path, durable=True, mode=0o600, hidden=unnamed) as file,
+            pa.OSFile(str(hidden)) as part,
+            pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer,
+        ):
+            for group in _groups(_batches(pa.ipc.open_stream(part))):
+                writer.write_table(group)
     hidden.unlink()
 
 

@@ -96,7 +96,7 @@ def begin(job: JobSpec, resume: bool, store: "optuna.storages.RDBStorage") -> "o
     study.set_user_attr("job", _facts(job))
     if "began" not in study.user_attrs:
         study.set_user_attr("began", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
-    write_text(job.study_folder() / "job.json", dump_job(portable(job)))
+    write_text(job.study_folder() / "job.json", dump_job(portable(job)), durable=True)
     return study
 
 

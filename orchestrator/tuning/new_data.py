@@ -17,6 +17,7 @@ from orchestrator.tuning.storage import storage
 from orchestrator.tuning.study import COMES_FROM, trial_name
 from orchestrator.tuning.study_folder import is_anothers
 from workers.config.base import InputError, override
+from workers.run.folders import new_folder
 from workers.train.used import note_used, read_used, used_file
 
 _UNFINISHED = tuple(state for state in TrialState if not state.is_finished())
@@ -95,9 +96,8 @@ def _copy_checkpoints(trial: FrozenTrial, job: JobSpec, renamed: JobSpec, number
     steps = override(job.train, trial.user_attrs["values"], f"trial {trial.number}").optimizer.steps
     # From its very end there is no going on: it has learned nothing of the new rows then.
     ended = shutil.ignore_patterns(f"step-{steps:08d}")
-    part = there.with_name(f"{there.name}.part")
-    shutil.copytree(own, part, ignore=ended, dirs_exist_ok=True)
-    part.rename(there)
+    with new_folder(there) as new:
+        shutil.copytree(own, new, ignore=ended, dirs_exist_ok=True)
 
 
 def _end(trial: FrozenTrial, former: optuna.Study, successor: str) -> None:

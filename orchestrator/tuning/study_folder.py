@@ -45,4 +45,4 @@ def take_folder(folder: Path, study: "optuna.Study") -> None:
     if _ATTRIBUTE not in study.user_attrs:
         study.set_user_attr(_ATTRIBUTE, uuid.uuid4().hex)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / _NOTE, study.user_attrs[_ATTRIBUTE])
+    write_text(folder / _NOTE, study.user_attrs[_ATTRIBUTE], durable=True)

@@ -24,8 +24,10 @@ LEVELS = {
         "config",
         "layers",
         "injection losses",
-        "adapter data parallel",
-        "models run",
+        "data parallel",
+        "run",
+        "adapter",
+        "models",
         "engine train",
     ],
 }

@@ -1,19 +1,16 @@
 """The folder of an adapter: its files, opened without tricks and written whole. No torch."""
 
-import errno
-import glob
 import json
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NoReturn
 
-from workers.config.base import InputError, StorageError
+from workers.config.base import InputError, StorageError, one_line
+from workers.run.folders import new_folder
 
 WEIGHTS = "adapter_model.safetensors"
 INDEXES = ("adapter_model.safetensors.index.json", "model.safetensors.index.json")
@@ -23,8 +20,6 @@ CONFIG = "adapter_config.json"
 MANIFEST = "manifest.json"
 _SHARD = re.compile(r"adapter_model-\d{5}-of-\d{5}\.safetensors")
 FILES = (WEIGHTS, PICKLED, CONFIG, MANIFEST)
-LEFT_SECONDS = 86400
-"""What nobody has written to for so long before, a killed process has left."""
 
 
 class WriteError(StorageError):
@@ -97,7 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no JSON: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: is no JSON: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: must hold a mapping, not a {type(values).__name__}")
     return values
@@ -111,24 +106,14 @@ def write_json(path: Path, values: Any, sort: bool = False) -> None:
 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` to write into, which takes its place at the end or vanishes.
-
-    A new adapter appears in one rename. One that replaces another needs two, since no portable
-    call swaps folders: a reader in between finds no folder, but never a mixture.
-    """
+    """A new folder to write into, which takes the place of the adapter `folder` at the end, or
+    vanishes."""
     _refuse_strangers(folder)
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        sync(temporary)
-        _put(temporary, folder)
-        sync_names(folder.parent)
-        sweep(folder, f".{glob.escape(folder.name)}.*")
+        with new_folder(folder) as new:
+            yield new
     except OSError as error:
         raise WriteError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -145,45 +130,3 @@ def _refuse_strangers(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
     if strangers:
         raise InputError(f"{folder}: holds other files ({strangers[0]}); name a new folder")
-
-
-def sync(folder: Path) -> None:
-    """Bring all files below to the disk, before the rename that makes them visible."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            sync(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    sync_names(folder)
-
-
-def sync_names(folder: Path) -> None:
-    """Bring a folder's names to the disk: else a rename may be lost with the power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # filesystems that know no such thing
-            raise
-    finally:
-        os.close(handle)
-
-
-def sweep(made: Path, remains: str) -> None:
-    """Remove what killed writers left beside `made`, which was made a moment ago: what matches and
-    has not been written to for a day before, by the filesystem's own clock."""
-    for path in made.parent.glob(remains):
-        with suppress(OSError):  # another process sweeps too
-            if path.stat().st_mtime < made.stat().st_mtime - LEFT_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _put(new: Path, folder: Path) -> None:
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    old = new.with_name(f"{new.name}.old")  # unlike what a killed writer may have left here
-    os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -3,15 +3,16 @@
 events.jsonl  {"at", "kind", "message", "step", "worker"}; lines are only ever added
 """
 
-import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from workers.run.json_lines import append_line, read_lines
+
+EVENTS = "events.jsonl"
 Kind: TypeAlias = Literal[
     "started",
     "resumed",
@@ -50,7 +51,7 @@ class EventLog:
     """Adds to a run's events, from any process that sees its folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "events.jsonl"
+        self._path = folder / EVENTS
 
     def note(
         self, kind: Kind, message: str, *, step: int | None = None, worker: int | None = None
@@ -61,27 +62,11 @@ class EventLog:
         print(f"moetune: {kind}: {line}", file=sys.stderr, flush=True)
         event = RunEvent(at=time.time(), kind=kind, message=line, step=step, worker=worker)
         try:
-            self._append(event.model_dump_json(exclude_none=True) + "\n")
+            append_line(self._path, event.model_dump_json(exclude_none=True))
         except OSError as error:
             print(f"moetune: {self._path}: {error.strerror}", file=sys.stderr, flush=True)
 
-    def _append(self, text: str) -> None:
-        """One write in append mode: lines of several processes do not mix."""
-        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(handle, text.encode())
-        finally:
-            os.close(handle)
-
 
 def read_events(folder: Path) -> list[RunEvent]:
-    """All events of the run in `folder`, in the order in which they were noted. A line cut short by
-    a full disk is left out."""
-    path = folder / "events.jsonl"
-    events = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            events.append(RunEvent.model_validate(json.loads(line)))
-        except (json.JSONDecodeError, ValidationError):
-            continue
-    return events
+    """All events of the run in `folder`, in the order in which they were noted."""
+    return read_lines(folder / EVENTS, RunEvent.model_validate_json)

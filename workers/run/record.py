@@ -22,7 +22,10 @@ from typing import Any
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
 from workers.run.files import write_text
+from workers.run.json_lines import append_line, read_lines
 
+PROGRESS = "progress.jsonl"
+ROWS = "rows.jsonl"
 Metrics = dict[str, Any]
 """Nested names to numbers, lists of numbers and strings."""
 
@@ -70,7 +73,8 @@ class RunRecord:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._error.unlink(missing_ok=True)
         shutil.rmtree(self.folder / "ranks", ignore_errors=True)
-        write_text(self.folder / "train.json", spec.model_dump_json(indent=2) + "\n")
+        text = spec.model_dump_json(indent=2)
+        write_text(self.folder / "train.json", text + "\n", durable=True)
 
     def exchange(self, choice: Mapping[str, Any]) -> None:
         """Keep what was decided on the exchange between the workers."""
@@ -79,12 +83,12 @@ class RunRecord:
     def go_on(self, step: int) -> None:
         """Continue after `step`: what was reported later, and lost, is taken back."""
         kept = [metrics for metrics in read_progress(self.folder) if metrics["step"] <= step]
-        write_text(self.folder / "progress.jsonl", "".join(map(_line, kept)))
+        text = "".join(_line(metrics) + "\n" for metrics in kept)
+        write_text(self.folder / PROGRESS, text, durable=True)
 
     def add(self, metrics: Metrics) -> None:
         """Append one report, and show it to the observer."""
-        with (self.folder / "progress.jsonl").open("a") as file:
-            file.write(_line(metrics))
+        append_line(self.folder / PROGRESS, _line(metrics))
         if self.observe:
             self.observe(metrics)
 
@@ -110,15 +114,8 @@ class RunRecord:
 
 
 def read_progress(folder: Path) -> list[Metrics]:
-    """All reports of the run in `folder`, in order. A line cut short by a crash ends the list."""
-    path = folder / "progress.jsonl"
-    reports: list[Metrics] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            reports.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return reports
+    """All reports of the run in `folder`, in order."""
+    return read_lines(folder / PROGRESS)
 
 
 def reason(error: BaseException) -> str:
@@ -129,7 +126,7 @@ def reason(error: BaseException) -> str:
 
 
 def _line(metrics: Metrics) -> str:
-    return json.dumps(metrics, allow_nan=False) + "\n"
+    return json.dumps(metrics, allow_nan=False)
 
 
 def value_at(metrics: Mapping[str, Any], path: str) -> float | None:
@@ -148,11 +145,10 @@ def value_at(metrics: Mapping[str, Any], path: str) -> float | None:
 
 def note_rows(folder: Path, step: int, by_worker: Sequence[Sequence[int]]) -> None:
     """Add the rows (numbers from 0 among the training rows that are kept) of a step (from 0)."""
-    with (folder / "rows.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, "workers": by_worker}) + "\n")
+    append_line(folder / ROWS, json.dumps({"step": step, "workers": by_worker}))
 
 
 def read_rows(folder: Path) -> dict[int, list[list[int]]]:
     """By step, the rows of each worker that went into the parameters."""
-    lines = (folder / "rows.jsonl").read_text().splitlines()
-    return {line["step"]: line["workers"] for line in map(json.loads, lines)}
+    steps: list[dict[str, Any]] = read_lines(folder / ROWS)
+    return {line["step"]: line["workers"] for line in steps}

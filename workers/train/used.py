@@ -7,12 +7,11 @@ STUDY/inputs/KEY.json    of one base and its rows, as the specification names th
 
 import hashlib
 import json
-import os
-import uuid
 from pathlib import Path
 
 from workers.config.base import InputError, Spec, validated
 from workers.config.train import TrainSpec
+from workers.run.files import write_once
 
 
 class UsedInputs(Spec):
@@ -58,17 +57,7 @@ def hold_to_study(path: Path, mine: UsedInputs) -> None:
 def note_used(path: Path, used: UsedInputs) -> None:
     """Write it whole, unless it was written before: by another process, perhaps, just now."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(used.model_dump_json(indent=2) + "\n")
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a filesystem without hard links, where the last of two at once stays
-        if not path.exists():
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_once(path, used.model_dump_json(indent=2) + "\n")
 
 
 def check_same(before: UsedInputs, now: UsedInputs, whose: str) -> None:

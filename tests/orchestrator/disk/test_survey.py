@@ -16,7 +16,6 @@ from orchestrator.cli import app
 from orchestrator.config.cluster import ClusterSpec
 from orchestrator.config.job import JobSpec
 from orchestrator.disk.deletion import delete_name, delete_version
-from orchestrator.disk.left_overs import GOING
 from orchestrator.disk.survey import clean, survey
 from orchestrator.disk.use import Item, measured
 from orchestrator.registry.models import Version
@@ -26,6 +25,7 @@ from orchestrator.tuning.lifecycle import locked
 from orchestrator.tuning.study import Study, all_studies, trial_name
 from workers.adapter.convert import import_folder
 from workers.config.base import InputError
+from workers.run.files import DELETED
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden" / "mixlora_llama" / "adapter"
 WEIGHTS = "adapter_model.safetensors"
@@ -228,26 +228,32 @@ def test_another_store_makes_nothing_go(
 
 
 def unfinished(job: JobSpec, trials: list[Path], pid: int, key: str) -> list[Path]:
-    """What a killed writer of each kind leaves."""
+    """What a killed writer of each kind leaves, one of a version before with its `pid`."""
     folder, study, random = Path(job.cluster.storage), job.study_folder(), key * 32
     files = ("train.json", "exchange.json", "samples.json", "progress.jsonl", "error.txt")
-    return [
-        folder / f".smoke.{random}",
-        folder / "versions" / f".{random}",
-        folder / "versions" / f"{GOING}{random}",
-        trials[0] / f".adapter.{random}",
-        trials[0] / f".adapter.{random}.old",
+    of_before = [
         *(trials[0] / f".{name}.{pid}" for name in files),
         trials[0] / "ranks" / f".0.json.{pid}",
-        trials[3] / "checkpoints" / f".step-00000030.{random}",
-        trials[3] / "checkpoints" / f".step-0000003{pid % 10}.fetched",
-        study / "inputs" / f".{key * 12}.json.{random}",
         study / "inputs" / f".{key * 12}.base.json.{pid}",
         study / "inputs" / f".{key * 12}.base.samples.json.{pid}",
         study / f".job.json.{pid}",
         study / f".study.id.{pid}",
         study / f".report.html.{pid}",
-        study / f"{GOING}{random}",
+    ]
+    return [
+        *(one.with_name(f"{one.name.removesuffix(str(pid))}{random}") for one in of_before),
+        *of_before,
+        folder / f".smoke.{random}",
+        folder / "versions" / f".{random}",
+        folder / "versions" / f"{DELETED}{random}",
+        trials[0] / f".adapter.{random}",
+        trials[0] / f".adapter.{random}.old",
+        trials[0] / f".checkpoints.{random}",
+        trials[3] / "checkpoints" / f".step-00000030.{random}",
+        trials[3] / "checkpoints" / f".step-00000030.{random}.old",
+        trials[3] / "checkpoints" / f".step-0000003{pid % 10}.fetched",
+        study / "inputs" / f".{key * 12}.json.{random}",
+        study / f"{DELETED}{random}",
     ]
 
 
@@ -298,7 +304,7 @@ def test_left_overs_of_killed_processes_go_after_a_day(
 ) -> None:
     old = unfinished(job, trials, 4711, "a")
     young = unfinished(job, trials, 4712, "b")
-    old += [temporary / "moetune-job-abc", temporary / f"{GOING}{'a' * 32}"]
+    old += [temporary / "moetune-job-abc", temporary / f"{DELETED}{'a' * 32}"]
     young.append(temporary / "moetune-job-def")
     for path in old:
         fill(path / "x", LONG_AGO)
@@ -382,7 +388,7 @@ def test_a_killed_clean_is_finished_by_the_next(
         with pytest.raises(KeyboardInterrupt):
             clean(job.cluster)
     assert not (trials[0] / "checkpoints").exists()
-    [hidden] = trials[0].glob(f"{GOING}*")
+    [hidden] = trials[0].glob(f"{DELETED}*")
     os.utime(hidden, (0, 0))
     clean(job.cluster)
     assert not hidden.exists()

@@ -375,7 +375,7 @@ def test_a_diary_outlives_its_writer_and_a_cut_line(tmp_path: Path) -> None:
     running = Journal(tmp_path / "watch" / "diary.jsonl").running()
     assert running is not None
     assert running.study == "s-1"
-    journal.note("failed", "killed", study="s-1")
+    journal.note("failed", "killed\u2028by the kernel", study="s-1")
     assert journal.running() is None
     assert journal.begun_since(timedelta(days=1)) == 1
     last = journal.last("failed")

@@ -1,12 +1,10 @@
 """The state of a training run: its file, its folder, and the random generators."""
 
 import io
-import os
 import random
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.adapter.folder import sync, sync_names
-from workers.config.base import InputError
+from workers.config.base import InputError, one_line
 from workers.parallel.world import World
+from workers.run.files import DELETED, delete, new_file
+from workers.run.folders import new_folder
 
 STATE = "state.pt"
 _PREFIX = "step-"
@@ -43,28 +42,20 @@ class CheckpointStore:
     @contextmanager
     def written(self, step: int) -> Iterator[Path]:
         """A new folder to write into, which becomes the checkpoint of `step` at the end, or
-        vanishes. It takes the name only after all of it has reached the disk."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        final = self.path(step)
-        temporary = self.folder / f".{final.name}.{uuid.uuid4().hex}"
-        temporary.mkdir()
-        try:
-            yield temporary
-            sync(temporary)
-            shutil.rmtree(final, ignore_errors=True)  # damaged, or another run's
-            os.replace(temporary, final)
-            sync_names(self.folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        vanishes. One that is there is damaged, or another run's."""
+        with new_folder(self.path(step)) as folder:
+            yield folder
 
     def prune(self, step: int, keep: int, spare: Path | None = None) -> None:
         """Leave the last `keep` up to `step`, and `spare`, which someone reads: nothing of later
         steps, which were not gone on with, and nothing of a writer that was killed."""
         upto = [folder for folder in self.whole() if folder <= self.path(step)]
         for old in set(self.whole()) - {*upto[-keep:], spare}:
-            shutil.rmtree(old, ignore_errors=True)
-        for remains in self.folder.glob(f".{_PREFIX}*"):
-            shutil.rmtree(remains, ignore_errors=True)
+            with suppress(OSError):
+                delete(old)
+        for hidden in (f".{_PREFIX}*", f"{DELETED}*"):
+            for remains in self.folder.glob(hidden):
+                shutil.rmtree(remains, ignore_errors=True)
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -76,16 +67,8 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     _refuse_empty(state, str(folder))
     content = io.BytesIO()
     torch.save(dict(state), content)
-    temporary = folder / f".{STATE}.{os.getpid()}"
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / STATE)
-        sync_names(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_file(folder / STATE, durable=True) as file:
+        file.write(content.getbuffer())
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -93,8 +76,8 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in any way
-        line = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder}: is no checkpoint that can be read: {line}") from None
+        why = one_line(error)
+        raise InputError(f"{folder}: is no checkpoint that can be read: {why}") from None
     return state
 
 

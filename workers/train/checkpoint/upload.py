@@ -5,11 +5,11 @@ file, and what lacks it, or does not match it, is no checkpoint.
 """
 
 import json
-import shutil
 import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_exponent
 
 from workers.adapter.digest import file_digest
 from workers.config.base import InputError, one_line
+from workers.run.folders import new_folder
 
 COMPLETE = "complete.json"
 ATTEMPTS = 5
@@ -188,14 +189,10 @@ def fetched(place: RemoteFolder, into: Path) -> Path | None:
     """Bring the latest whole checkpoint of a place below the folder `into`; None if there is none.
     One that is damaged is passed over; a place that does not answer is an OSError."""
     for name in reversed(place.complete()):
-        folder = into / f".{name}.fetched"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        try:
-            place.get(name, folder)
-            return folder.rename(into / name)
-        except ValueError:  # InputError, or a list of digests that is none
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(ValueError):  # InputError, or a list of digests that is none
+            with new_folder(into / name) as folder:
+                place.get(name, folder)
+            return into / name
     return None
 
 

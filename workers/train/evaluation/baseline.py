@@ -11,10 +11,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from filelock import lock_descriptor
-
 from workers.config.base import InputError
-from workers.run.files import write_text
+from workers.run.files import locked, write_text
 from workers.run.record import Metrics
 from workers.run.samples import samples_beside, write_samples
 from workers.train.loop import TrainingRun
@@ -72,13 +70,11 @@ def _known(run: TrainingRun, file: Path, turn: ExitStack) -> Metrics | None:
 
 def _taken(path: Path, turn: ExitStack) -> bool:
     """Whether it is this process's turn now; the system ends it when the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as opened:
-        file = opened.enter_context(path.open("w"))
-        try:
-            if not lock_descriptor(file.fileno(), blocking=False):
+    try:
+        with ExitStack() as opened:
+            if not opened.enter_context(locked(path)):
                 return False
-        except OSError:  # a filesystem without locks, where several may measure at once
-            return True
-        turn.enter_context(opened.pop_all())
+            turn.enter_context(opened.pop_all())
+    except OSError:  # a filesystem without locks, where several may measure at once
+        pass
     return True
