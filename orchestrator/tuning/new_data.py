@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.config.job import JobSpec, override_job
 from orchestrator.tuning.lifecycle import SUCCESSOR, begin
-from orchestrator.tuning.storage import storage
+from orchestrator.tuning.storage import storage, stored_trial
 from orchestrator.tuning.study import COMES_FROM, trial_name
 from orchestrator.tuning.study_folder import is_anothers
 from workers.config.base import InputError, override
@@ -44,7 +44,7 @@ def on_new_data(job: JobSpec) -> JobSpec:
         for trial in former.get_trials(deepcopy=False, states=_UNFINISHED):
             if "values" in trial.user_attrs:  # it has got its parameters
                 _copy_checkpoints(trial, job, renamed, _moved(trial, new))
-            _end(trial, former, renamed.name)
+            _end(stored_trial(former, store, trial.number), renamed.name)
     return on_new_data(renamed)  # whose rows may have changed again
 
 
@@ -100,9 +100,8 @@ def _copy_checkpoints(trial: FrozenTrial, job: JobSpec, renamed: JobSpec, number
         shutil.copytree(own, new, ignore=ended, dirs_exist_ok=True)
 
 
-def _end(trial: FrozenTrial, former: optuna.Study, successor: str) -> None:
+def _end(trial: optuna.Trial, successor: str) -> None:
     """End a trial here, with the word where it goes on."""
-    record = optuna.trial.Trial(former, trial._trial_id)
-    record.set_user_attr(SUCCESSOR, successor)
-    record.set_user_attr("reason", f"its rows have changed: it goes on in study {successor}")
-    former.tell(trial.number, state=TrialState.FAIL)
+    trial.set_user_attr(SUCCESSOR, successor)
+    trial.set_user_attr("reason", f"its rows have changed: it goes on in study {successor}")
+    trial.study.tell(trial, state=TrialState.FAIL)

@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from orchestrator.tuning.storage import stored_trial
 from orchestrator.tuning.study import SAME_AS
 
 
@@ -30,22 +31,21 @@ def repeat(trial: optuna.trial.Trial, first: FrozenTrial) -> None:
     trial.set_user_attr(SAME_AS, first.number)
 
 
-def settle(study: optuna.Study) -> None:
+def settle(study: optuna.Study, store: optuna.storages.RDBStorage) -> None:
     """End the trials that were not trained, where those that they repeat have ended."""
     trials = study.get_trials(deepcopy=False)
     for one in trials:
         if SAME_AS in one.user_attrs and not one.state.is_finished():
             first = trials[one.user_attrs[SAME_AS]]
             if first.state.is_finished():
-                _end(study, one, first)
+                _end(stored_trial(study, store, one.number), one, first)
 
 
-def _end(study: optuna.Study, one: FrozenTrial, first: FrozenTrial) -> None:
-    trial = optuna.trial.Trial(study, one._trial_id)
+def _end(trial: optuna.Trial, one: FrozenTrial, first: FrozenTrial) -> None:
     for step, value in first.intermediate_values.items():
         if step not in one.intermediate_values:
             trial.report(value, step)
     if "version" in first.user_attrs:
         trial.set_user_attr("version", first.user_attrs["version"])
     value = first.value if first.state == TrialState.COMPLETE else None
-    study.tell(trial, value, state=first.state)
+    trial.study.tell(trial, value, state=first.state)

@@ -65,7 +65,7 @@ class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
         last = CheckpointStore(own / "checkpoints").last_step()
         for step, value in sorted(past.intermediate_values.items()):
             if past.state.is_finished() or step <= last:  # later ones will be reported again
-                self.on_trial_result(None, alike, {"step": step, self._metric: value})
+                self.on_trial_result(None, alike, {"step": step, self._search.metric: value})
 
 
 def _last_error(trial: Trial) -> BaseException:

@@ -5,25 +5,23 @@ experiment is not used to go on after the driver was killed: it is taken every t
 that finished since would run again), leaves out ASHA's rungs, and is a pickle.
 """
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-import sqlalchemy as sa
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial
-from ray.tune.result import TRAINING_ITERATION
-from ray.tune.search.optuna import OptunaSearch
-from sqlalchemy.exc import IntegrityError
+from ray.tune.search import Searcher
 
 from orchestrator.config.job import JobSpec
-from orchestrator.store.connections import store_fault
 from orchestrator.store.errors import StoreError
 from orchestrator.tuning.repeats import first_with, repeat, settle
+from orchestrator.tuning.storage import stored_trial
 from orchestrator.tuning.study import COMES_FROM, SAME_AS, trial_name
 from workers.config.base import InputError, override
 from workers.run.files import write_text
@@ -42,56 +40,63 @@ class TrialNames:
         return self.by_id[trial.trial_id]
 
 
-class StudySearch(OptunaSearch):  # type: ignore[misc]
-    """OptunaSearch that numbers, resumes, explains and registers trials."""
+class StudySearch(Searcher):  # type: ignore[misc]
+    """Asks Optuna for each trial's values and tells it how the trial ended. Numbers, resumes,
+    explains and registers trials."""
 
-    def __init__(self, job: JobSpec, study: optuna.Study, register: Register) -> None:
-        """`study` exists already; its running trials were cut off and are gone on with first."""
-        self._job = job
+    def __init__(
+        self,
+        job: JobSpec,
+        study: optuna.Study,
+        store: optuna.storages.RDBStorage,
+        register: Register,
+    ) -> None:
+        """`study` lies in `store`; its running trials were cut off and are gone on with first."""
+        super().__init__(metric=job.search.metric, mode=job.search.mode)
+        self._job, self._study, self._store = job, study, store
         self._register = register
+        self._space = job.search_space()
+        self._asked: dict[str, optuna.Trial] = {}
+        """Optuna's trials by the ids of Tune's."""
         self._failures: dict[str, str] = {}
         self.refusal: InputError | None = None
         """Bad input that a trial met, or a store that failed: what ends the study."""
         self.names = TrialNames()
-        super().__init__(
-            space=job.search_space(),
-            metric=job.search.metric,
-            mode=job.search.mode,
-            sampler=_sampler(job, 0),
-            study_name=study.study_name,
-            storage=study._storage,
-        )
-        settle(self._ot_study)
-        unfinished = (trial for trial in self.trials() if not trial.state.is_finished())
-        self._cut_off = [trial for trial in unfinished if SAME_AS not in trial.user_attrs]
+        study.sampler = _sampler(job, 0)
+        settle(study, store)
+        self._cut_off = [
+            trial.number
+            for trial in self.trials()
+            if not trial.state.is_finished() and SAME_AS not in trial.user_attrs
+        ]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Values for a new trial, or again for one that was cut off; FINISHED after the last. A
         setting is not trained again (unless the job asks for it): that trial gets what the one
         before got, and the next one is suggested."""
         while self._cut_off or len(self.trials()) < self._job.search.trials:
-            values = self._values(trial_id)
-            trial = self._ot_trials[trial_id]
+            trial = self._ask()
+            values = self._space.suggest(trial)
+            trial.set_user_attr("values", values)
+            trial.set_user_attr("tune_trial", trial_id)
             first = None if self._job.search.repeat else first_with(values, trial, self.trials())
             if first is None:
-                self.names.by_id[trial_id] = trial_name(trial.number)
+                self._take(trial_id, trial)
                 return values
             repeat(trial, first)
-            settle(self._ot_study)
-            del self._ot_trials[trial_id]
+            settle(self._study, self._store)
         finished: str = self.FINISHED
         return finished
 
-    def _values(self, trial_id: str) -> dict[str, Any]:
+    def _ask(self) -> optuna.Trial:
         if self._cut_off:
-            known = optuna.trial.Trial(self._ot_study, self._cut_off.pop(0)._trial_id)
-            self._ot_trials[trial_id] = known
-        else:
-            self._ot_study.sampler = _sampler(self._job, self._next_number())
-        values: dict[str, Any] = super().suggest(trial_id)
-        self._ot_trials[trial_id].set_user_attr("values", values)
-        self._ot_trials[trial_id].set_user_attr("tune_trial", trial_id)
-        return values
+            return stored_trial(self._study, self._store, self._cut_off.pop(0))
+        self._study.sampler = _sampler(self._job, self._next_number())
+        return self._study.ask()
+
+    def _take(self, trial_id: str, trial: optuna.Trial) -> None:
+        self._asked[trial_id] = trial
+        self.names.by_id[trial_id] = trial_name(trial.number)
 
     def _next_number(self) -> int:
         """What the next trial is seeded by, so that a study gone on with suggests what it would
@@ -102,9 +107,9 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Record an intermediate value, at the trial's own step."""
-        reported = self.trial(trial_id).intermediate_values
-        if result["step"] not in reported:
-            super().on_trial_result(trial_id, {**result, TRAINING_ITERATION: result["step"]})
+        record, step = self.trial(trial_id), result["step"]
+        if not record.state.is_finished() and step not in record.intermediate_values:
+            self._asked[trial_id].report(result[self.metric], step)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -113,32 +118,40 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 
         Without an error and a result the study was interrupted: the trial will be gone on with.
         """
+        if self.trial(trial_id).state.is_finished():
+            return
         if error:
             self._fail(trial_id)
         elif result:
             self.on_trial_result(trial_id, result)
-            if result["step"] < self.steps(trial_id):
-                super().on_trial_complete(trial_id)
-            elif self._put_into_registry(trial_id):
-                super().on_trial_complete(trial_id, result)
-            else:
-                self._fail(trial_id)
-        settle(self._ot_study)
+            self._end(trial_id, result)
+        settle(self._study, self._store)
+
+    def _end(self, trial_id: str, result: dict[str, Any]) -> None:
+        trial, value = self._asked[trial_id], result[self.metric]
+        if result["step"] < self.steps(trial_id):
+            self._study.tell(trial, state=TrialState.PRUNED)
+        elif math.isnan(value):  # which Optuna compares with nothing
+            self._failures[trial_id] = f"its {self.metric} is not a number"
+            self._fail(trial_id)
+        elif self._put_into_registry(trial_id):
+            self._study.tell(trial, value)
+        else:
+            self._fail(trial_id)
 
     def note_failure(self, trial_id: str, why: str) -> None:
         """Remember why a trial failed: Tune tells a searcher only that it did."""
         self._failures[trial_id] = why
         failures = self.trial(trial_id).user_attrs.get("failures", [])
-        self._ot_trials[trial_id].set_user_attr("failures", [*failures, why])
+        self._asked[trial_id].set_user_attr("failures", [*failures, why])
 
-    def trial(self, trial_id: str) -> optuna.trial.FrozenTrial:
+    def trial(self, trial_id: str) -> FrozenTrial:
         """Optuna's record of a Tune trial, as it is stored."""
-        known = self._ot_trials[trial_id]
-        return self._ot_study._storage.get_trial(known._trial_id)
+        return self.trials()[self._asked[trial_id].number]
 
-    def trials(self) -> list[optuna.trial.FrozenTrial]:
-        """All trials of the study, of earlier sessions too."""
-        found: list[optuna.trial.FrozenTrial] = self._ot_study.get_trials(deepcopy=False)
+    def trials(self) -> list[FrozenTrial]:
+        """All trials of the study by number, of earlier sessions too."""
+        found: list[FrozenTrial] = self._study.get_trials(deepcopy=False)
         return found
 
     def steps(self, trial_id: str) -> int:
@@ -152,13 +165,13 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 
     def _fail(self, trial_id: str) -> None:
         why = self._failures.get(trial_id, "ended without a result")
-        self._ot_trials[trial_id].set_user_attr("reason", why)
+        self._asked[trial_id].set_user_attr("reason", why)
         self.folder(trial_id).mkdir(parents=True, exist_ok=True)
         write_text(self.folder(trial_id) / "error.txt", why + "\n")
-        super().on_trial_complete(trial_id, error=True)
+        self._study.tell(self._asked[trial_id], state=TrialState.FAIL)
 
     def _put_into_registry(self, trial_id: str) -> bool:
-        number = self._ot_trials[trial_id].number
+        number = self._asked[trial_id].number
         try:
             version = self._register(number)
         except StoreError as error:  # the trial is as good as before: it is gone on with
@@ -167,44 +180,20 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         except (InputError, OSError) as error:
             self._failures[trial_id] = f"its adapter cannot be registered: {error}"
             return False
-        self._ot_trials[trial_id].set_user_attr("version", version)
+        self._asked[trial_id].set_user_attr("version", version)
         return True
 
+    def save(self, checkpoint_path: str) -> None:
+        """Part of Tune's snapshot: which trial of Tune's is which of Optuna's."""
+        numbers = {trial_id: trial.number for trial_id, trial in self._asked.items()}
+        write_text(Path(checkpoint_path), json.dumps(numbers))
 
-@contextmanager
-def refusing(search: StudySearch, store: sa.Engine, ours: Callable[[], bool]) -> Iterator[None]:
-    """Raises `search.refusal` in place of what Tune has made of it. A fault of the store becomes
-    one, whichever part of Tune has asked; so does a study that is no longer `ours` when the store
-    is connected to anew."""
-
-    def note(context: sa.ExceptionContext) -> None:
-        fault = context.sqlalchemy_exception
-        if fault is None or isinstance(fault, IntegrityError) or context.is_pre_ping:
-            return  # who asked looks after it
-        search.refusal = search.refusal or StoreError(f"the store failed: {store_fault(fault)}")
-
-    def connected(*_: object) -> None:
-        if not ours():
-            search.refusal = StoreError("another process has gone on with the study meanwhile")
-            raise search.refusal
-
-    def quiet(_: logging.LogRecord) -> bool:
-        return search.refusal is None  # Tune logs the traceback of what it meets then
-
-    tunes = logging.getLogger("ray.tune.execution.tune_controller")
-    sa.event.listen(store, "handle_error", note)
-    sa.event.listen(store, "connect", connected)
-    tunes.addFilter(quiet)
-    try:
-        yield
-    except Exception:
-        if search.refusal:
-            raise search.refusal from None
-        raise
-    finally:
-        tunes.removeFilter(quiet)
-        sa.event.remove(store, "handle_error", note)
-        sa.event.remove(store, "connect", connected)
+    def restore(self, checkpoint_path: str) -> None:
+        """Know these trials again: Tune goes on with them by itself."""
+        for trial_id, number in json.loads(Path(checkpoint_path).read_text()).items():
+            self._take(trial_id, stored_trial(self._study, self._store, number))
+            if number in self._cut_off:
+                self._cut_off.remove(number)
 
 
 def _sampler(job: JobSpec, number: int) -> optuna.samplers.TPESampler:

@@ -48,6 +48,16 @@ def storage(cluster: ClusterSpec, create: bool = False) -> Iterator["optuna.stor
             store.engine.dispose()
 
 
+def stored_trial(
+    study: "optuna.Study", store: "optuna.storages.RDBStorage", number: int
+) -> "optuna.Trial":
+    """A trial of a study in `store`, to be written to, whichever process has asked for it."""
+    import optuna
+
+    study_id = store.get_study_id_from_name(study.study_name)
+    return optuna.Trial(study, store.get_trial_id_from_study_id_trial_number(study_id, number))
+
+
 def study_names(cluster: ClusterSpec) -> list[str]:
     """Names of the studies in a cluster's database, sorted; it need not be there, and nothing is
     made. Raises as `storage` does."""

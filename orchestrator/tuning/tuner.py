@@ -88,9 +88,10 @@ def _search(
     ours: Callable[[], bool],
 ) -> "Iterator[StudySearch]":
     """The study's search; raises what has ended the study in place of what Tune makes of it."""
-    from orchestrator.tuning.searcher import StudySearch, refusing
+    from orchestrator.tuning.refusal import refusing
+    from orchestrator.tuning.searcher import StudySearch
 
-    search = StudySearch(job, study, _Registrar(job))
+    search = StudySearch(job, study, store, _Registrar(job))
     with refusing(search, store.engine, ours):
         yield search
 

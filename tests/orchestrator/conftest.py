@@ -111,7 +111,7 @@ def _play(
     job.study_folder().mkdir(parents=True, exist_ok=True)
     with storage(job.cluster, create=True) as store:
         study = begin(job, resume, store)
-        search = StudySearch(job, study, register)
+        search = StudySearch(job, study, store, register)
         suggested = []
         for index, end in enumerate(ends):
             trial_id = f"{index}{'resumed' if resume else ''}"

@@ -148,7 +148,7 @@ def test_a_study_gone_on_with_counts_what_ended_before(
     told: list[TrialEvent] = []
     with storage(job.cluster) as store:
         study = begin(job, True, store)
-        search = StudySearch(job, study, lambda number: f"{number:012x}")
+        search = StudySearch(job, study, store, lambda number: f"{number:012x}")
         progress = StudyProgress(Narrator(), job.search.metric, job.search.trials)
         watcher = StudyWatcher(search, [told.append, progress])
         search.suggest("again")

@@ -86,11 +86,9 @@ def test_a_study_says_what_has_ended_and_what_runs(status: StudyStatus, job: Job
 def test_the_time_left_counts_the_trials_to_come(job: JobSpec, play: Play) -> None:
     play(job, ENDS)
     study = Study.open(job.cluster, job.name)
-    store = study.optuna._storage
     trials = study.optuna.get_trials(deepcopy=False)
     taken = [t.duration for t in trials if t.state.name in ("COMPLETE", "PRUNED") and t.duration]
     usual = sorted(taken)[1].total_seconds()
-    assert store is not None
     train(study.folder / "trials" / trial_name(4), steps_done=8)
     # One slot is free when trial 4 ends after 32 s, the other after a usual trial of next to no
     # time: the four to come all fit into it.

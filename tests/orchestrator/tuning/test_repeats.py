@@ -37,7 +37,7 @@ def one(small: JobSpec) -> JobSpec:
 
 
 def searching(job: JobSpec, store: Any, resume: bool = False) -> StudySearch:
-    return StudySearch(job, begin(job, resume, store), lambda number: f"{number:012x}")
+    return StudySearch(job, begin(job, resume, store), store, lambda number: f"{number:012x}")
 
 
 def end(search: StudySearch, trial_id: str, how: str, loss: float = 1.0) -> None:
@@ -125,11 +125,12 @@ def test_a_study_on_other_rows_suggests_what_the_former_would_have(
         one = override_job(job, changes, "test")
         one.study_folder().mkdir(parents=True)
         with storage(one.cluster, create=True) as store:
-            search = searching(one, store)
+            study = begin(one, False, store)
+            search = StudySearch(one, study, store, str)
             for number in before:
                 attributes = {COMES_FROM: number, "values": {}}
                 trial = optuna.create_trial(state=TrialState.FAIL, user_attrs=attributes)
-                search._ot_study.add_trial(trial)
+                study.add_trial(trial)
             return [search.suggest(str(index)) for index in range(count)]
 
     former = suggested("former", (), 6)

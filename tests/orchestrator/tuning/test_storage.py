@@ -17,7 +17,8 @@ from orchestrator.config.job import JobSpec, override_job
 from orchestrator.registry.registry import Registry
 from orchestrator.store.errors import StoreError
 from orchestrator.tuning.lifecycle import begin, check_study, locked
-from orchestrator.tuning.searcher import StudySearch, refusing
+from orchestrator.tuning.refusal import refusing
+from orchestrator.tuning.searcher import StudySearch
 from orchestrator.tuning.storage import storage, study_names
 from tests.orchestrator.postgres import Postgres
 from workers.config.base import InputError
@@ -144,7 +145,7 @@ def test_a_store_that_fails_ends_the_study_whatever_asks(
     monkeypatch.setattr("orchestrator.store.connections.PATIENCE_SECONDS", 0.5)
     store = postgres.new_store()
     with storage(ClusterSpec(store=store), create=True) as opened:
-        search = StudySearch(job, begin(at(job, store), False, opened), lambda _: "")
+        search = StudySearch(job, begin(at(job, store), False, opened), opened, lambda _: "")
         postgres.stop()
         try:
             with (
@@ -164,7 +165,7 @@ def test_a_study_that_another_process_took_meanwhile_is_left_to_it(
     """A server that restarts forgets who ran it."""
     here = at(job, postgres.new_store())
     with locked(here) as ours, storage(here.cluster, create=True) as opened:
-        search = StudySearch(here, begin(here, False, opened), lambda _: "")
+        search = StudySearch(here, begin(here, False, opened), opened, lambda _: "")
         postgres.stop()
         postgres.start()
         with refusing(search, opened.engine, ours):
@@ -189,7 +190,7 @@ def test_a_version_that_the_store_does_not_take_fails_no_trial(job: JobSpec) -> 
 
     with storage(job.cluster, create=True) as opened:
         study = begin(job, False, opened)
-        search = StudySearch(job, study, register)
+        search = StudySearch(job, study, opened, register)
         search.suggest("a")
         result = {"step": search.steps("a"), job.search.metric: 1.0}
         with pytest.raises(StoreError, match="away"):
@@ -205,7 +206,7 @@ def test_a_password_goes_into_no_file(
     monkeypatch.setenv("MOETUNE_STORE", bare.replace("me@", "me:topmost@"))
     with storage(job.cluster, create=True) as opened:
         study = begin(job, False, opened)
-        assert b"topmost" not in pickle.dumps(StudySearch(job, study, str))
+        assert b"topmost" not in pickle.dumps(StudySearch(job, study, opened, str))
         assert "topmost" not in str(study.user_attrs)
     assert "topmost" not in (job.study_folder() / "job.json").read_text()
     assert study_names(ClusterSpec(store=bare)) == ["home"]
