@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 from transformers import (
@@ -79,7 +80,7 @@ class Manager(ContinuousBatchingManager):  # type: ignore[misc]
             device=model.device,
             distributed_helper=self.distributed_helper,
             dtype=model.dtype,
-            model_supports_logits_to_keep=model._supports_logits_to_keep(),
+            model_supports_logits_to_keep="logits_to_keep" in signature(model.forward).parameters,
         )
         update_cb_config_after_cache_creation(settings, cache.num_blocks, cache.max_batch_tokens)
         if SLIDING_ATTENTION in cache.cache_allocators:

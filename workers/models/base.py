@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -133,7 +134,7 @@ def readable(spec: ModelSpec) -> Iterator[None]:
 
 def _check_causal(spec: ModelSpec, config: PretrainedConfig) -> None:
     """Refuse encoders, encoder-decoders, and what transformers knows no causal model for."""
-    known = AutoModelForCausalLM._model_mapping
+    known = MODEL_FOR_CAUSAL_LM_MAPPING
     fits = type(config) in known and not config.is_encoder_decoder
     # BERT and its kin have a causal class too; what the files hold says which one is meant.
     if fits and config.architectures:

@@ -123,7 +123,7 @@ class TrainStep:
         """Continue from a `schedule_state`."""
         groups = len(self._update.optimizer.param_groups)
         # All groups have one rate; how many there are is up to the layout.
-        each = {key: state[key][:1] * groups for key in ("base_lrs", "_last_lr", "lr_lambdas")}
+        each = {key: one[:1] * groups for key, one in state.items() if isinstance(one, list)}
         self._schedule.load_state_dict(state | each)
         for group, lr in zip(
             self._update.optimizer.param_groups, self._schedule.get_last_lr(), strict=True

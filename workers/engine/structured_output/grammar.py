@@ -4,19 +4,10 @@ No torch: the process that tries schemas out needs the same.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
-
-SPACING: "JsonCompileOptions" = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-}
-"""As `json.dumps` writes. Where white space is free, a model may write nothing else to the end."""
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 100_000,
@@ -48,7 +39,12 @@ class Vocabulary:
 def compiled(tokenizer: LLTokenizer, schema: str, stops: list[int]) -> LLMatcher:
     """What a schema, as JSON text, allows from an answer's first token on; ValueError says what is
     wrong with it."""
-    grammar = LLMatcher.grammar_from_json_schema(schema, overrides=SPACING)
+    grammar = LLMatcher.grammar_from_json_schema(
+        schema,
+        # As `json.dumps` writes. Where white space is free, a model may write nothing else to the
+        # end.
+        overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+    )
     limits = LLParserLimits(**LIMITS, verbose_errors=False)
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
     first = b"" if matcher.is_error() else matcher.compute_bitmask()
