@@ -13,6 +13,7 @@ from orchestrator.config.job import JobSpec
 from orchestrator.tuning.failures import bad_input
 from orchestrator.tuning.searcher import StudySearch
 from orchestrator.tuning.study import SAME_AS, trial_name
+from search_spaces.samplers import pruner
 from workers.config.base import InputError
 from workers.run.record import reason
 
@@ -23,15 +24,7 @@ class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
     """ASHA that knows a resumed study's past, and tells the searcher why a trial failed."""
 
     def __init__(self, job: JobSpec, search: StudySearch, study: optuna.Study) -> None:
-        steps = int(job.search_space().highest("optimizer.steps"))
-        super().__init__(
-            time_attr="step",
-            metric=job.search.metric,
-            mode=job.search.mode,
-            max_t=steps,
-            grace_period=min(steps, job.search.grace_evaluations * job.train.evaluation.every),
-            reduction_factor=job.search.reduction_factor,
-        )
+        super().__init__(**pruner(job.search, job.search_space()))
         self._search, self._job = search, job
         for trial in study.get_trials(deepcopy=False):
             if SAME_AS not in trial.user_attrs:  # others were trained once for all of them

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.experiment import Trial
@@ -23,6 +22,7 @@ from orchestrator.store.errors import StoreError
 from orchestrator.tuning.repeats import first_with, repeat, settle
 from orchestrator.tuning.storage import stored_trial
 from orchestrator.tuning.study import COMES_FROM, SAME_AS, trial_name
+from search_spaces.samplers import sampler
 from workers.config.base import InputError, override
 from workers.run.files import write_text
 
@@ -62,7 +62,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         self.refusal: InputError | None = None
         """Bad input that a trial met, or a store that failed: what ends the study."""
         self.names = TrialNames()
-        study.sampler = _sampler(job, 0)
+        study.sampler = sampler(job.search, 0)
         settle(study, store)
         self._cut_off = [
             trial.number
@@ -91,7 +91,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
     def _ask(self) -> optuna.Trial:
         if self._cut_off:
             return stored_trial(self._study, self._store, self._cut_off.pop(0))
-        self._study.sampler = _sampler(self._job, self._next_number())
+        self._study.sampler = sampler(self._job.search, self._next_number())
         return self._study.ask()
 
     def _take(self, trial_id: str, trial: optuna.Trial) -> None:
@@ -194,13 +194,3 @@ class StudySearch(Searcher):  # type: ignore[misc]
             self._take(trial_id, stored_trial(self._study, self._store, number))
             if number in self._cut_off:
                 self._cut_off.remove(number)
-
-
-def _sampler(job: JobSpec, number: int) -> optuna.samplers.TPESampler:
-    """TPE for the trial of this number. Running trials count as bad, to keep others away."""
-    seeds = np.random.SeedSequence([job.search.seed, number]).generate_state(1)
-    return optuna.samplers.TPESampler(
-        seed=int(seeds[0]),
-        n_startup_trials=job.search.startup_trials,
-        constant_liar=job.search.max_concurrent > 1,
-    )
