@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from fastapi import Request
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
 
 from orchestrator.config.limits import Allowance
 from workers.engine.request import RequestError
@@ -141,14 +143,16 @@ def permitted(caller: Caller | None, scope: Scope | None) -> Caller:
 
 
 @dataclass(frozen=True)
-class Wants:
+class Wants(SecurityBase):
     """A dependency of routes: says that they take keys of this scope, or any for None, and hands
     over who calls. `access.AccessControl` reads it off the routes, and asks for the key before
-    FastAPI reads a body."""
+    FastAPI reads a body; FastAPI writes of each that it takes a key."""
 
     scope: Scope | None
     counts: Counts | None = None
     """The request is one of those that the key's rate of this kind allows."""
+    model: HTTPBearer = field(default_factory=HTTPBearer, init=False, compare=False)
+    scheme_name: str = field(default="key", init=False, compare=False)
 
     async def __call__(self, request: Request) -> Caller:
         """The caller whom the middleware has let in."""

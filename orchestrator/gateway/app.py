@@ -7,16 +7,15 @@ from orchestrator.auth.keys import wants
 from orchestrator.gateway import page
 from orchestrator.gateway.access import AccessControl, Rules
 from orchestrator.gateway.body import BodyLimit
-from orchestrator.gateway.completions import Backend, Gateway
+from orchestrator.gateway.completions import Backend, Gateway, Readiness
 from orchestrator.gateway.errors import add_handlers
 from orchestrator.gateway.http import Head, Inflate
-from orchestrator.gateway.openapi import OPEN, Description, takes
+from orchestrator.gateway.openapi import Description, chats, completions, refusals
 from orchestrator.gateway.services import GatewayServices
-from orchestrator.openai.schema import ChatBody, CompletionBody
 from orchestrator.rollout.catalog import ModelCatalog
 
 OPENAPI = "/openapi.json"
-NO_KEY = frozenset({*OPEN, OPENAPI, *page.PATHS.values()})
+NO_KEY = frozenset({"/health", "/ready", OPENAPI, *page.PATHS.values()})
 """What anybody may get: whether it runs, the page, and the description of all routes."""
 
 
@@ -28,16 +27,22 @@ def create_app(
     gateway = Gateway(backend, catalog, edge)
     app = FastAPI(
         title="moetune",
+        version="1",
+        description="Chat with a base model and the adapters that were promoted to names.",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         lifespan=gateway.lifespan,
     )
     app.state.edge, app.state.gateway, app.state.pace = edge, gateway, gateway.pace
-    app.include_router(_routes(gateway))
+    app.include_router(_models(gateway), responses=refusals())
+    app.include_router(_probes(gateway))
     for router in edge.routers:
         app.include_router(
-            router, prefix="/moetune/v1", dependencies=[Depends(wants(None, counts="manages"))]
+            router,
+            prefix="/moetune/v1",
+            dependencies=[Depends(wants(None, counts="manages"))],
+            responses=refusals(),
         )
     app.include_router(page.routes())
     app.get(OPENAPI, include_in_schema=False)(Description(app).answer)
@@ -50,15 +55,22 @@ def create_app(
     return app
 
 
-def _routes(gateway: Gateway) -> APIRouter:
+def _models(gateway: Gateway) -> APIRouter:
     router = APIRouter()
     router.get("/v1/models")(gateway.list_models)
     router.get("/v1/models/", include_in_schema=False)(gateway.list_models)
     router.get("/v1/models/{model:path}")(gateway.show_model)
-    router.post("/v1/chat/completions", **takes(ChatBody, "ChatCompletion"))(gateway.chat)
-    router.post("/v1/completions", **takes(CompletionBody, "Completion"))(gateway.complete)
+    router.post("/v1/chat/completions", **chats())(gateway.chat)
+    router.post("/v1/completions", **completions())(gateway.complete)
+    return router
+
+
+def _probes(gateway: Gateway) -> APIRouter:
+    """Whether it is well, which anybody may ask."""
+    router = APIRouter()
     router.get("/health")(gateway.health)
-    router.get("/ready", responses={503: {"description": "Not now."}})(gateway.ready)
+    not_now = {"description": "Not now.", "model": Readiness}
+    router.get("/ready", response_model=Readiness, responses={503: not_now})(gateway.ready)
     return router
 
 

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.openai.response import error_body
+from orchestrator.openai.errors import error_body
 from workers.engine.request import RequestError
 
 BODY_SECONDS = 60.0

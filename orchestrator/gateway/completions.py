@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Literal, Protocol
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from typing_extensions import TypedDict
 
 from orchestrator.auth.keys import Caller, wants
 from orchestrator.auth.rate_limit import Reservation
@@ -17,6 +18,7 @@ from orchestrator.gateway.http import EventStream
 from orchestrator.gateway.request_context import InFlight, RequestContext
 from orchestrator.gateway.services import GatewayServices
 from orchestrator.gateway.shadow import Shadows
+from orchestrator.openai.answers import ModelEntry, ModelList
 from orchestrator.openai.choices import choices
 from orchestrator.openai.parse import parsed
 from orchestrator.openai.response import ChatReply, Reply
@@ -52,6 +54,19 @@ class Backend(Protocol):
         ...
 
 
+class Alive(TypedDict):
+    """The gateway runs."""
+
+    status: Literal["ok"]
+
+
+class Readiness(TypedDict):
+    """Whether a request would be answered, and whether the registry can be read."""
+
+    ready: bool
+    registry: bool
+
+
 class Gateway:
     """The routes."""
 
@@ -81,7 +96,7 @@ class Gateway:
         """Be unready, let no more requests in, and return when the last has ended."""
         await self._running.drain(self._edge.limits.request_seconds)
 
-    async def health(self) -> dict[str, str]:
+    async def health(self) -> Alive:
         """The gateway runs."""
         return {"status": "ok"}
 
@@ -89,14 +104,14 @@ class Gateway:
         """An engine answers; also whether the registry does."""
         settled = self._catalog.settled and self._edge.keys.settled
         ready = settled and not self._running.draining and await self._backend.ready()
-        status = {"ready": ready, "registry": self._catalog.readable}
+        status: Readiness = {"ready": ready, "registry": self._catalog.readable}
         return JSONResponse(status, 200 if ready else 503)
 
-    async def list_models(self, _: Reader) -> dict[str, Any]:
+    async def list_models(self, _: Reader) -> ModelList:
         """The base and every name that is served."""
         return {"object": "list", "data": [_model(id) for id in self._catalog.ids]}
 
-    async def show_model(self, model: str, _: Reader) -> dict[str, Any]:
+    async def show_model(self, model: str, _: Reader) -> ModelEntry:
         """One model; NAME@VERSION too."""
         await self.find(model)
         return _model(model)
@@ -184,5 +199,5 @@ class Gateway:
         self._shadows.begin(beside, chunks, answering)
 
 
-def _model(id: str) -> dict[str, Any]:
+def _model(id: str) -> ModelEntry:
     return {"id": id, "object": "model", "created": 0, "owned_by": "moetune"}

@@ -12,7 +12,7 @@ from typing import Any
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from orchestrator.openai.response import error_body
+from orchestrator.openai.errors import error_body
 from workers.engine.request import RequestError
 
 MAX_HEAD_BYTES = 2**16

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from orchestrator.auth.rate_limit import TooMany
 from orchestrator.gateway.body import GONE
-from orchestrator.openai.response import error_body, told
+from orchestrator.openai.errors import error_body, told
 from orchestrator.telemetry.request_record import RequestRecord
 from workers.config.base import InputError
 from workers.engine.request import RequestError

@@ -18,7 +18,7 @@ from cluster.environment import MAX_BODY_VARIABLE
 from orchestrator.config.limits import LimitsSpec
 from orchestrator.gateway.body import BodyLimit
 from orchestrator.gateway.connection import limit_connections
-from orchestrator.openai.response import error_body
+from orchestrator.openai.errors import error_body
 from workers.engine.request import RequestError
 
 POLICY_VIOLATION = 1008

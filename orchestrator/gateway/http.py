@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.gateway.request_context import RequestContext
-from orchestrator.openai.response import error_body
+from orchestrator.openai.errors import error_body
 from workers.engine.request import Chunk, RequestError
 
 GZIP = 31

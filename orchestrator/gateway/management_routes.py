@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Path
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
+from typing_extensions import TypedDict
 
 from orchestrator.auth.keys import Caller, wants
 from orchestrator.openai.body import Body
@@ -15,9 +16,10 @@ from orchestrator.registry.models import Event
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import GateRefused, abort, promote, rollback
 from orchestrator.registry.registry import Registry
+from orchestrator.registry.state import RolloutState
 from orchestrator.rollout.catalog import ModelCatalog
-from orchestrator.rollout.progression import reach
-from orchestrator.rollout.shadow_stats import Comparisons
+from orchestrator.rollout.progression import Reach, reach
+from orchestrator.rollout.shadow_stats import Comparisons, ShadowFigures
 from orchestrator.rollout.timeline import Timeline
 from orchestrator.rollout.window import Windows
 from orchestrator.router_health.monitor import RouterHealth
@@ -32,6 +34,28 @@ Text = Annotated[str, Field(max_length=1000)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}(@[0-9a-f]{4,64})?$"
 EVENTS = 200
 """Of a name's log, told at once."""
+
+
+class NameState(RolloutState):
+    """What stands behind a name, and what this gateway has seen of it."""
+
+    shadow_seen: ShadowFigures | None
+    requests: Reach | None
+    refused: dict[str, str]
+    """Versions that cannot be served here, and why."""
+
+
+class NameStates(TypedDict):
+    """Of every name."""
+
+    rollouts: list[NameState]
+
+
+class NameHistory(TypedDict):
+    """A name's latest events, oldest first."""
+
+    name: str
+    events: list[Event]
 
 
 class Why(Body):
@@ -90,21 +114,21 @@ class ManagementRoutes:
         self._registry, self._catalog = registry, catalog
         self._comparisons, self._windows, self._timeline = comparisons, windows, timeline
 
-    async def all(self, _: Reader) -> dict[str, Any]:
+    async def all(self, _: Reader) -> NameStates:
         """Every name's state."""
         return {"rollouts": [self._state(name) for name in sorted(self._catalog.states)]}
 
-    async def one(self, name: str, _: Reader) -> dict[str, Any]:
+    async def one(self, name: str, _: Reader) -> NameState:
         """A name's state."""
         return self._state(name)
 
-    async def history(self, name: str, _: Reader) -> dict[str, Any]:
+    async def history(self, name: str, _: Reader) -> NameHistory:
         """A name's log: its latest events, oldest first."""
         state = self._catalog.states.get(name)
         events = await self._events(name, since=state.revision - EVENTS if state else 0)
-        return {"name": name, "events": [event.as_dict() for event in events[-EVENTS:]]}
+        return {"name": name, "events": events[-EVENTS:]}
 
-    async def promote(self, name: str, body: Promotion, caller: Promoter) -> dict[str, Any]:
+    async def promote(self, name: str, body: Promotion, caller: Promoter) -> Event:
         """Make a version champion, canary or shadow, if the gate lets it."""
         with of_the_request():
             chosen = stage(body.canary, body.plan, body.shadow)
@@ -127,30 +151,30 @@ class ManagementRoutes:
             )
         )
 
-    async def rollback(self, name: str, body: Why, caller: Promoter) -> dict[str, Any]:
+    async def rollback(self, name: str, body: Why, caller: Promoter) -> Event:
         """End the canary, or return to the champion before."""
         return await self._done(
             lambda: rollback(self._registry, name, actor=caller.id, reason=body.reason)
         )
 
-    async def abort(self, name: str, body: Why, caller: Promoter) -> dict[str, Any]:
+    async def abort(self, name: str, body: Why, caller: Promoter) -> Event:
         """End the canary, or the shadow."""
         return await self._done(
             lambda: abort(self._registry, name, actor=caller.id, reason=body.reason)
         )
 
-    async def _done(self, decide: Callable[[], Event]) -> dict[str, Any]:
+    async def _done(self, decide: Callable[[], Event]) -> Event:
         """The event; by then this gateway's traffic has moved, if the version is loaded."""
         with of_the_request():
             event = await run_in_threadpool(decide)
         await self._catalog.poll()
-        return event.as_dict()
+        return event
 
     async def _events(self, name: str, since: int = 0) -> list[Event]:
         with of_the_request():
             return await run_in_threadpool(self._registry.history, name, since)
 
-    def _state(self, name: str) -> dict[str, Any]:
+    def _state(self, name: str) -> NameState:
         state = self._catalog.states.get(name)
         if state is None:
             raise RequestError(f"nothing was promoted to {name}", "name", 404, "not_found")

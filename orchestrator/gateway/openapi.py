@@ -1,20 +1,18 @@
-"""The gateway's description in OpenAPI 3.1: what it takes, what it answers, how it refuses."""
+"""FastAPI writes the OpenAPI document. Here is what it cannot see of our routes: bodies that are
+read by hand, the events of streams, and refusals."""
 
 import json
 from functools import cached_property
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 
-from orchestrator.openai.schema import ChatBody, CompletionBase, CompletionBody
+from orchestrator.openai.answers import ChatCompletion, ChatCompletionChunk, Completion, ErrorBody
+from orchestrator.openai.schema import ChatBody, CompletionBody
 
-BODIES: tuple[type[CompletionBase], ...] = (ChatBody, CompletionBody)
-OPEN = ("/health", "/ready")
-"""Routes without a key."""
-_REFS = "#/components/schemas/{model}"
+UNSEEN = (ChatBody, CompletionBody, ChatCompletionChunk)
 REFUSALS = {
     400: "Something in the request is wrong; `param` names it.",
     401: "No valid key.",
@@ -28,27 +26,26 @@ REFUSALS = {
     503: "Not at the moment: no engine answers, or the gateway closes.",
     504: "It took longer than a request may.",
 }
+_REFS = "#/components/schemas/{model}"
 
 
-def takes(body: type[CompletionBase], answers: str) -> dict[str, Any]:
-    """What a route of completions says of itself: its body, and its answer whole or streamed."""
-    schema = {"$ref": _REFS.format(model=body.__name__)}
-    event = _object({"data": {"type": "string"}})
-    event["description"] = "Of each event: a piece of the answer in JSON, and [DONE] at the end."
-    content = {
-        "application/json": {"schema": {"$ref": _REFS.format(model=answers)}},
-        "text/event-stream": {"schema": event},
-    }
-    return {
-        "openapi_extra": {
-            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
-        },
-        "responses": {200: {"description": "The answer.", "content": content}},
-    }
+def refusals() -> dict[int | str, dict[str, Any]]:
+    """`responses` of every route that takes a key."""
+    return {status: _refusal(status, meaning) for status, meaning in REFUSALS.items()}
+
+
+def chats() -> dict[str, Any]:
+    """What the route of chats says of itself."""
+    return {"response_model": ChatCompletion, **_takes("ChatBody", "ChatCompletionChunk")}
+
+
+def completions() -> dict[str, Any]:
+    """What the route of completions says of itself."""
+    return {"response_model": Completion, **_takes("CompletionBody", "Completion")}
 
 
 class Description:
-    """The description as it is sent. It needs no key and much computing: it is made once."""
+    """The document as it is sent. It needs no key and much computing: it is made once."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
@@ -63,77 +60,50 @@ class Description:
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The description of all routes that `app` has now."""
-    document = get_openapi(
-        title="moetune",
-        version="1",
-        description="Chat with a base model and the adapters that were promoted to names.",
-        routes=app.routes,
+    """The document of all routes that `app` has now."""
+    document = app.openapi()
+    schemas = document["components"]["schemas"]
+    _, made = TypeAdapter.json_schemas(
+        [(kind, "validation", TypeAdapter[Any](kind)) for kind in UNSEEN], ref_template=_REFS
     )
-    components = document.setdefault("components", {})
-    components["schemas"] = {**components.get("schemas", {}), **_schemas()}
-    components["schemas"].pop("HTTPValidationError", None)
-    components["schemas"].pop("ValidationError", None)
-    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    for path, operations in document["paths"].items():
+    schemas.update(made["$defs"])
+    for unused in ("HTTPValidationError", "ValidationError"):  # ours is the 400
+        schemas.pop(unused, None)
+    for operations in document["paths"].values():
         for operation in operations.values():
-            _complete(operation, path in OPEN)
+            operation["responses"].pop("422", None)
     return document
 
 
-def _complete(operation: dict[str, Any], open_: bool) -> None:
-    """Refusals and security of one operation; FastAPI's own 422 is our 400."""
-    responses = operation["responses"]
-    responses.pop("422", None)
-    if open_:
-        return
-    operation["security"] = [{"key": []}]
-    for status, meaning in REFUSALS.items():
-        responses.setdefault(str(status), _refusal(status, meaning))
-
-
-def _refusal(status: int, meaning: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": _REFS.format(model="Error")}}}
-    refusal: dict[str, Any] = {"description": meaning, "content": content}
-    if status in (429, 503):
-        refusal["headers"] = {"Retry-After": {"schema": {"type": "string", "pattern": "^[0-9]+$"}}}
-    return refusal
-
-
-def _schemas() -> dict[str, Any]:
-    _, made = models_json_schema(
-        [(body, "validation") for body in BODIES], ref_template=_REFS, title=None
-    )
-    text = {"type": "string"}
-    error = {"message": text, "type": text, "param": _or_null(text), "code": _or_null(text)}
+def _takes(body: str, event: str) -> dict[str, Any]:
+    data = {
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": _REFS.format(model=event)},
+    }
+    stream = {
+        "type": "object",
+        "description": "Of each event: a piece of the answer in JSON, and [DONE] at the end.",
+        "properties": {"data": {"type": "string", **data}},
+        "required": ["data"],
+    }
     return {
-        **made["$defs"],
-        "Error": _object({"error": _object(error)}),
-        "ChatCompletion": _completion("chat.completion"),
-        "Completion": _completion("text_completion"),
+        "openapi_extra": {
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": {"$ref": _REFS.format(model=body)}}},
+            }
+        },
+        "responses": {
+            200: {
+                "description": "The answer.",
+                "content": {"text/event-stream": {"schema": stream}},
+            }
+        },
     }
 
 
-def _completion(kind: str) -> dict[str, Any]:
-    count = {"type": "integer", "minimum": 0}
-    tokens = ("prompt_tokens", "completion_tokens", "total_tokens")
-    text = {"type": "string"}
-    return _object(
-        {
-            "id": text,
-            "object": {"const": kind},
-            "created": count,
-            "model": text,
-            "system_fingerprint": text,
-            "choices": {"type": "array", "items": {"type": "object"}, "minItems": 1},
-            "usage": _object(dict.fromkeys(tokens, count)),
-        }
-    )
-
-
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(properties)}
-
-
-def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [schema, {"type": "null"}]}
+def _refusal(status: int, meaning: str) -> dict[str, Any]:
+    refusal: dict[str, Any] = {"description": meaning, "model": ErrorBody}
+    if status in (429, 503):
+        refusal["headers"] = {"Retry-After": {"schema": {"type": "string", "pattern": "^[0-9]+$"}}}
+    return refusal

@@ -16,7 +16,7 @@ from orchestrator.auth.keys import ANONYMOUS, Caller
 from orchestrator.auth.rate_limit import Reservation
 from orchestrator.gateway.body import GONE, before
 from orchestrator.gateway.services import GatewayServices
-from orchestrator.openai.response import as_failure
+from orchestrator.openai.errors import as_failure
 from orchestrator.rollout.traffic import Role, Served
 from orchestrator.telemetry.request_record import RequestRecord, steady, today
 from workers.engine.request import Chat, Chunk, RequestError, TextRequest

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from orchestrator.openai.answers import ChatLogprobs, ChatToken, TextLogprobs, TokenEntry
 from workers.engine.request import Chunk, TokenText
 
 
@@ -43,15 +43,17 @@ def _up_to(length: int, token: TokenText) -> TokenText:
     return replace(token, text=cut, raw=cut.encode())
 
 
-def chat_logprobs(tokens: Sequence[TokenText]) -> dict[str, Any] | None:
+def chat_logprobs(tokens: Sequence[TokenText]) -> ChatLogprobs | None:
     """Of a chat's answer, or of a piece of it."""
     if not tokens:
         return None
-    content = [{**_entry(one), "top_logprobs": [_entry(top) for top in one.top]} for one in tokens]
+    content: list[ChatToken] = [
+        {**_entry(one), "top_logprobs": [_entry(top) for top in one.top]} for one in tokens
+    ]
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(tokens: Sequence[TokenText]) -> dict[str, Any] | None:
+def text_logprobs(tokens: Sequence[TokenText]) -> TextLogprobs | None:
     """Of a completion, or of a piece of it; offsets count the whole answer's characters."""
     if not tokens:
         return None
@@ -63,5 +65,5 @@ def text_logprobs(tokens: Sequence[TokenText]) -> dict[str, Any] | None:
     }
 
 
-def _entry(token: TokenText) -> dict[str, Any]:
+def _entry(token: TokenText) -> TokenEntry:
     return {"token": token.text, "logprob": token.logprob, "bytes": list(token.raw)}

@@ -1,49 +1,27 @@
-"""OpenAI's completions protocol: what we answer, whole or streamed, and how an error looks."""
+"""OpenAI's completions protocol: what we answer, whole or streamed."""
 
-import logging
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
+from orchestrator.openai.answers import (
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatPiece,
+    Completion,
+    Extended,
+    TextChoice,
+    TokenCounts,
+)
 from orchestrator.openai.openai_logprobs import Told, chat_logprobs, text_logprobs
-from workers.engine.request import Chunk, Finish, RequestError, TokenText
+from workers.engine.request import Chunk, Finish, TokenText
 from workers.engine.routing.types import RequestRouting
 
-log = logging.getLogger(__name__)
-ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-
-
-def error_body(error: RequestError) -> dict[str, Any]:
-    """OpenAI's error object."""
-    server = "server_error" if error.status >= 500 else "invalid_request_error"
-    return {
-        "error": {
-            "message": str(error),
-            "type": ERROR_TYPES.get(error.status, server),
-            "param": error.param,
-            "code": error.code,
-        }
-    }
-
-
-def told(error: BaseException, id: str) -> RequestError:
-    """What the client of a request of this id learns of an error: all of one that is the request's
-    (a `RequestError`), and of one of ours that there was one. The log has that whole, under the id:
-    it may name folders, databases, and other people's texts."""
-    if isinstance(error, RequestError) and error.code != "engine_error":
-        return error
-    log.error("request %s failed: %s", id, error, exc_info=error)
-    return as_failure(error, id)
-
-
-def as_failure(error: BaseException, id: str) -> RequestError:
-    """The same, without a word in the log."""
-    if isinstance(error, RequestError) and error.code != "engine_error":
-        return error
-    code = error.code if isinstance(error, RequestError) else "internal_error"
-    return RequestError(f"request {id} failed here; the server's log has more", None, 500, code)
+Answer = Completion | ChatCompletion
+StreamEvent = Completion | ChatCompletionChunk
 
 
 @dataclass
@@ -68,78 +46,117 @@ class Reply:
     """The bodies of one answer. `model` is the exact version that gives it; `tells_routing` is
     whether the request asks for that."""
 
-    prefix, whole_object, piece_object = "cmpl", "text_completion", "text_completion"
+    prefix = "cmpl"
 
     def __init__(self, model: str, fingerprint: str, tells_routing: bool = False) -> None:
         self.id = f"{self.prefix}-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+        self._model, self._fingerprint = model, fingerprint
         self._tells_routing = tells_routing
-        self._head = {
-            "id": self.id,
-            "created": int(time.time()),
-            "model": model,
-            "system_fingerprint": fingerprint,
-        }
 
-    def whole(self, choices: Sequence[ReplyChoice], usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[ReplyChoice], usage: TokenCounts) -> Answer:
         """The answer in one body."""
-        shown = [self._choice(choice) for choice in choices]
-        return self._body(self.whole_object, shown, usage=usage, **self._extras(choices[0]))
+        shown = [_text(choice) for choice in choices]
+        return {**self._text(shown), "usage": usage, **self._extras(choices[0])}
 
-    def opening(self, _: int, /) -> list[dict[str, Any]]:
+    def opening(self, _: int, /) -> list[StreamEvent]:
         """What a choice's stream begins with."""
         return []
 
-    def piece(self, choice: ReplyChoice) -> dict[str, Any]:
+    def piece(self, choice: ReplyChoice) -> StreamEvent:
         """One event of a stream."""
-        return self._body(self.piece_object, [self._delta(choice)], **self._extras(choice))
+        return {**self._text([_text(choice)]), **self._extras(choice)}
 
-    def usage(self, usage: dict[str, int]) -> dict[str, Any]:
+    def usage(self, usage: TokenCounts) -> StreamEvent:
         """The last event of a stream that includes usage."""
-        return self._body(self.piece_object, [], usage=usage)
+        return {**self._text([]), "usage": usage}
 
-    def _choice(self, choice: ReplyChoice) -> dict[str, Any]:
+    def _text(self, choices: list[TextChoice]) -> Completion:
         return {
-            "index": choice.index,
-            "text": choice.text,
-            "logprobs": text_logprobs(choice.logprobs),
-            "finish_reason": choice.finish,
+            "id": self.id,
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": self._fingerprint,
+            "object": "text_completion",
+            "choices": choices,
         }
 
-    _delta = _choice
-
-    def _extras(self, choice: ReplyChoice) -> dict[str, Any]:
+    def _extras(self, choice: ReplyChoice) -> Extended:
         if not self._tells_routing or choice.routing is None:
             return {}
         return {"moetune": {"routing": asdict(choice.routing)}}
-
-    def _body(self, kind: str, choices: list[dict[str, Any]], **rest: Any) -> dict[str, Any]:
-        return {**self._head, "object": kind, "choices": choices, **rest}
 
 
 class ChatReply(Reply):
     """The bodies of a chat's answer."""
 
-    prefix, whole_object, piece_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    prefix = "chatcmpl"
 
-    def opening(self, index: int, /) -> list[dict[str, Any]]:
+    def whole(self, choices: Sequence[ReplyChoice], usage: TokenCounts) -> Answer:
+        """The answer in one body."""
+        return {
+            "id": self.id,
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": self._fingerprint,
+            "object": "chat.completion",
+            "choices": [_chat(choice) for choice in choices],
+            "usage": usage,
+            **self._extras(choices[0]),
+        }
+
+    def opening(self, index: int, /) -> list[StreamEvent]:
         """A choice begins with the role."""
-        role = {"role": "assistant", "content": ""}
-        return [self._body(self.piece_object, [_chat(ReplyChoice(index), {"delta": role})])]
+        return [self._chunk([_piece(ReplyChoice(index), {"role": "assistant", "content": ""})])]
 
-    def _choice(self, choice: ReplyChoice) -> dict[str, Any]:
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
-        return _chat(choice, {"message": message})
+    def piece(self, choice: ReplyChoice) -> StreamEvent:
+        """One event of a stream."""
+        delta: ChatDelta = {"content": choice.text} if choice.text else {}
+        return {**self._chunk([_piece(choice, delta)]), **self._extras(choice)}
 
-    def _delta(self, choice: ReplyChoice) -> dict[str, Any]:
-        return _chat(choice, {"delta": {"content": choice.text} if choice.text else {}})
+    def usage(self, usage: TokenCounts) -> StreamEvent:
+        """The last event of a stream that includes usage."""
+        return {**self._chunk([]), "usage": usage}
+
+    def _chunk(self, choices: list[ChatPiece]) -> ChatCompletionChunk:
+        return {
+            "id": self.id,
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": self._fingerprint,
+            "object": "chat.completion.chunk",
+            "choices": choices,
+        }
 
 
-def _chat(choice: ReplyChoice, shown: dict[str, Any]) -> dict[str, Any]:
-    logprobs = chat_logprobs(choice.logprobs)
-    return {"index": choice.index, **shown, "logprobs": logprobs, "finish_reason": choice.finish}
+def _text(choice: ReplyChoice) -> TextChoice:
+    return {
+        "index": choice.index,
+        "text": choice.text,
+        "logprobs": text_logprobs(choice.logprobs),
+        "finish_reason": choice.finish,
+    }
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+def _chat(choice: ReplyChoice) -> ChatChoice:
+    return {
+        "index": choice.index,
+        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "logprobs": chat_logprobs(choice.logprobs),
+        "finish_reason": choice.finish,
+    }
+
+
+def _piece(choice: ReplyChoice, delta: ChatDelta) -> ChatPiece:
+    return {
+        "index": choice.index,
+        "delta": delta,
+        "logprobs": chat_logprobs(choice.logprobs),
+        "finish_reason": choice.finish,
+    }
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> TokenCounts:
     """Counts of an answer's tokens."""
     return {
         "prompt_tokens": prompt_tokens,

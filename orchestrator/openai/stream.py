@@ -1,22 +1,23 @@
 """From an engine's chunks to OpenAI's answers, whole or as server-sent events."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
 
+from orchestrator.openai.answers import ErrorBody
+from orchestrator.openai.errors import error_body, told
 from orchestrator.openai.openai_logprobs import Told
 from orchestrator.openai.response import (
+    Answer,
     Reply,
     ReplyChoice,
-    error_body,
-    told,
+    StreamEvent,
     usage,
 )
 from workers.engine.request import Chunk
 
 
-async def whole(reply: Reply, chunks: AsyncGenerator[Chunk]) -> dict[str, Any]:
+async def whole(reply: Reply, chunks: AsyncGenerator[Chunk]) -> Answer:
     """The answer in one body, with all its choices."""
     choices: dict[int, ReplyChoice] = {}
     async with aclosing(chunks):
@@ -53,7 +54,7 @@ class _Stream:
         self._reply = reply
         self._told: dict[int, Told] = {}
 
-    def bodies(self, chunk: Chunk) -> list[dict[str, Any]]:
+    def bodies(self, chunk: Chunk) -> list[StreamEvent]:
         """The events of a chunk; of one that shows nothing none, but for a choice's first."""
         opening = [] if chunk.index in self._told else self._reply.opening(chunk.index)
         piece = ReplyChoice(chunk.index, told=self._told.setdefault(chunk.index, Told()))
@@ -62,5 +63,5 @@ class _Stream:
         return [*opening, self._reply.piece(piece)] if shows or opening else []
 
 
-def _event(body: Mapping[str, Any]) -> str:
+def _event(body: StreamEvent | ErrorBody) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"

@@ -3,11 +3,35 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from orchestrator.registry.models import BASE, Event
 from orchestrator.registry.plan import Plan, plan_of
 from workers.config.base import StorageError, one_line
+
+
+class CanaryState(TypedDict):
+    """A canary, in plain values."""
+
+    version: str
+    share: float
+    plan: str
+    step: int
+    steps: int
+    next_step_at: str | None
+
+
+class RolloutState(TypedDict):
+    """What stands behind a name, in plain values."""
+
+    name: str
+    revision: int
+    champion: str
+    since: str
+    previous: str | None
+    shadow: str | None
+    canary: CanaryState | None
 
 
 @dataclass(frozen=True)
@@ -37,6 +61,17 @@ class Canary:
     def next_share(self) -> float:
         """The share of the next step; 1 is the promotion."""
         return self.plan.steps[self.step + 1]
+
+    def as_dict(self) -> CanaryState:
+        """Plain values, for JSON."""
+        return {
+            "version": self.version,
+            "share": self.share,
+            "plan": str(self.plan),
+            "step": self.step + 1,
+            "steps": len(self.plan.steps),
+            "next_step_at": self.due.isoformat() if self.due else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -82,9 +117,8 @@ class Rollout:
         found = (*self.answering, self.previous, self.predecessor, BASE)
         return tuple(dict.fromkeys(version for version in found if version))
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> RolloutState:
         """Plain values, for JSON."""
-        canary = self.canary
         return {
             "name": self.name,
             "revision": self.revision,
@@ -92,15 +126,7 @@ class Rollout:
             "since": self.since.isoformat(),
             "previous": self.previous,
             "shadow": self.shadow,
-            "canary": canary
-            and {
-                "version": canary.version,
-                "share": canary.share,
-                "plan": str(canary.plan),
-                "step": canary.step + 1,
-                "steps": len(canary.plan.steps),
-                "next_step_at": canary.due and canary.due.isoformat(),
-            },
+            "canary": self.canary.as_dict() if self.canary else None,
         }
 
 

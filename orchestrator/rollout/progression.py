@@ -1,7 +1,8 @@
 """Plans that go on by themselves: each step at its time, and not before enough was seen of it."""
 
 from datetime import datetime
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.registry.describe import percent
@@ -41,7 +42,15 @@ CHANCE = 0.01
 ADVICE = "few users ask: name each one in the field `user`, or change the share"
 
 
-def reach(state: Rollout, windows: Windows, now: datetime) -> dict[str, Any] | None:
+class Reach(TypedDict):
+    """Requests of a canary's step, and what is odd about them."""
+
+    canary: int
+    champion: int
+    warning: str | None
+
+
+def reach(state: Rollout, windows: Windows, now: datetime) -> Reach | None:
     """Requests of this step that this gateway has lately sent to the canary and to the champion,
     and a warning where one side had none of them, which is hardly chance. None without a canary."""
     canary = state.canary

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from orchestrator.registry.log import Decision
 from orchestrator.registry.state import Rollout
@@ -13,6 +14,24 @@ from orchestrator.telemetry.request_record import RequestRecord
 FIRST_REPORT = 100
 """Answers of a shadow that the log is told of first; then ten times as many, and so on."""
 EVER = datetime.min.replace(tzinfo=UTC)
+
+
+class BothSides(TypedDict):
+    """A figure of the shadow, and of its champion."""
+
+    shadow: float
+    champion: float
+
+
+class ShadowFigures(TypedDict):
+    """What a shadow's answers were like."""
+
+    requests: int
+    failed: int
+    equal: float
+    agreement: float
+    tokens: BothSides
+    p95_seconds: BothSides
 
 
 @dataclass
@@ -66,10 +85,10 @@ class Comparisons:
         if state.shadow is None or figures is None or figures["requests"] < due:
             return None
         return Decision(
-            action="compare", version=state.shadow, reason="shadow's answers", evidence=figures
+            action="compare", version=state.shadow, reason="shadow's answers", evidence={**figures}
         )
 
-    def figures(self, state: Rollout, now: datetime) -> dict[str, Any] | None:
+    def figures(self, state: Rollout, now: datetime) -> ShadowFigures | None:
         """Of a name's shadow, beside its champion; None where nothing was seen of one."""
         tally = self._tallies.get((state.name, state.shadow or ""))
         if state.shadow is None or tally is None:
@@ -87,5 +106,5 @@ class Comparisons:
         }
 
 
-def _both(shadow: float, champion: float) -> dict[str, float]:
+def _both(shadow: float, champion: float) -> BothSides:
     return {"shadow": round(shadow, 4), "champion": round(champion, 4)}

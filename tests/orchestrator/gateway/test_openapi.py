@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 import requests
 import schemathesis
@@ -21,7 +22,6 @@ from schemathesis.specs.openapi import checks as openapi_checks
 from orchestrator.auth.keys import KeyRing, key_hash
 from orchestrator.config.health import HealthSpec
 from orchestrator.config.rollout import GuardSpec
-from orchestrator.gateway import openapi
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.management_routes import health_routes
 from orchestrator.gateway.openapi import describe
@@ -147,10 +147,26 @@ def test_the_description_names_every_route_and_needs_no_key(site: Site) -> None:
 
 def test_the_description_is_made_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     first = site.send("GET", "/openapi.json")
-    monkeypatch.setattr(openapi, "get_openapi", None)  # it is not asked again
+    monkeypatch.setattr(site.app, "openapi", None)  # it is not asked again
     again = site.send("GET", "/openapi.json")
     assert (first.is_success, again.content) == (True, first.content)
     assert again.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("body", [GOOD, {**CHAT, "max_tokens": 3}], ids=["text", "chat"])
+def test_a_stream_is_as_the_description_says(site: Site, body: dict[str, Any]) -> None:
+    path, asked = PATHS["messages" in body], {"stream_options": {"include_usage": True}}
+    document = json.loads(site.send("GET", "/openapi.json").content)
+    content = document["paths"][path]["post"]["responses"]["200"]["content"]
+    event = content["text/event-stream"]["schema"]["properties"]["data"]["contentSchema"]
+    told = {"logprobs": True, "top_logprobs": 1} if "messages" in body else {"logprobs": 1}
+    answer = site.send("POST", path, json={**body, **asked, **told, "stream": True})
+    *pieces, last = [line[6:] for line in answer.text.splitlines() if line]
+    assert (len(pieces) > 2, last) == (True, "[DONE]")
+    for piece in pieces:
+        jsonschema.validate(json.loads(piece), {**event, "components": document["components"]})
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"object": "error"}, {**event, "components": document["components"]})
 
 
 def test_a_prompt_may_have_so_many_tokens(site: Site) -> None:
