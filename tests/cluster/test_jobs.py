@@ -110,7 +110,7 @@ def test_says_which_job_is_unknown(client: JobClient) -> None:
 def test_ships_the_packages_and_nothing_else() -> None:
     with staged({"job.json": "{}"}) as folder:
         assert {path.name for path in folder.iterdir()} == {*PACKAGES, "job.json"}
-        assert (folder / "workers" / "spec.py").is_file()
+        assert (folder / "workers" / "config" / "train.py").is_file()
         assert not list(folder.rglob("__pycache__"))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         assert size < 4 * 2**20
