@@ -4,13 +4,12 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 from cluster.staging import PACKAGES
+from tests.docs.pages import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 GAP = "…"
 """What stands for a value, in the page and here."""
