@@ -16,6 +16,8 @@ from workers.layers.kernels.backward_kernels import backward_experts_kernel, bac
 from workers.layers.kernels.forward_kernels import forward_kernel
 from workers.layers.kernels.launch import Given, KernelSizes, Tile, padded
 
+pytestmark = pytest.mark.usefixtures("processes")  # Triton's compiler starts the assembler
+
 AMPERE_SHARED = 99 * 1024
 """Shared memory of a program on the GPUs that have the least of it (8.6, 8.9)."""
 BF16 = KernelSizes("silu", (0.1, 1), 4096, 14336, 2, 8, 16, 16, torch.bfloat16)
