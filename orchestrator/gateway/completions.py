@@ -19,11 +19,10 @@ from orchestrator.gateway.request_context import InFlight, RequestContext
 from orchestrator.gateway.services import GatewayServices
 from orchestrator.gateway.shadow import Shadows
 from orchestrator.openai.answers import ModelEntry, ModelList
-from orchestrator.openai.choices import choices
 from orchestrator.openai.parse import parsed
 from orchestrator.openai.response import ChatReply, Reply
 from orchestrator.openai.schema import ChatBody, CompletionBase, CompletionBody
-from orchestrator.openai.stream import events, whole
+from orchestrator.openai.stream import choices, events, whole
 from orchestrator.rollout.catalog import ModelCatalog, Served
 from workers.engine.request import AdapterRef, Chunk, TextRequest
 from workers.engine.turns import Turns

@@ -19,13 +19,13 @@ from pydantic import (
     model_validator,
 )
 
+from orchestrator.openai.content import PARTS, Extras, Message, ResponseFormat, StreamOptions
 from orchestrator.openai.neutral import (
     Neutral,
     NeutralChat,
     NeutralText,
     unsupported,
 )
-from orchestrator.openai.openai_parts import PARTS, Extras, Message, ResponseFormat, StreamOptions
 from orchestrator.openai.prompt import Prompts, each
 from workers.config.base import PositiveInt
 from workers.engine.request import (

@@ -1,6 +1,6 @@
 """Which tokens of an answer are told, when, and as far as they are shown."""
 
-from orchestrator.openai.openai_logprobs import Told, chat_logprobs, text_logprobs
+from orchestrator.openai.response import Told, chat_logprobs, text_logprobs
 from workers.engine.request import Chunk, Finish, TokenText
 
 
