@@ -12,14 +12,13 @@ from typing_extensions import TypedDict
 
 from orchestrator.auth.keys import Caller, wants
 from orchestrator.auth.rate_limit import Reservation
-from orchestrator.gateway.body import before, read_body, while_there
+from orchestrator.gateway.body import before, parsed, read_body, while_there
 from orchestrator.gateway.errors import RetryAfter
 from orchestrator.gateway.http import EventStream
 from orchestrator.gateway.request_context import InFlight, RequestContext
 from orchestrator.gateway.services import GatewayServices
 from orchestrator.gateway.shadow import Shadows
 from orchestrator.openai.answers import ModelEntry, ModelList
-from orchestrator.openai.parse import parsed
 from orchestrator.openai.response import ChatReply, Reply
 from orchestrator.openai.schema import ChatBody, CompletionBase, CompletionBody
 from orchestrator.openai.stream import choices, events, whole

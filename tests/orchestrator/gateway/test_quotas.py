@@ -16,8 +16,8 @@ from orchestrator.auth.keys import KeyRing
 from orchestrator.auth.rate_limit import RateLimiter, Spent, Usage, UsageKey
 from orchestrator.auth.sync import KeySync
 from orchestrator.config.limits import Allowance, LimitsSpec
+from orchestrator.gateway.body import parse
 from orchestrator.gateway.services import GatewayServices
-from orchestrator.openai.parse import parse
 from orchestrator.openai.schema import ChatBody, CompletionBase, CompletionBody
 from tests.orchestrator.gateway.test_gateway import LONG, SECRET, TEXT, key, post, streaming, within
 from tests.orchestrator.gateways import OpenGateway

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from pydantic import ValidationError, model_validator
 
-from orchestrator.openai.parse import LARGE, parse, parsed
+from orchestrator.gateway.body import LARGE, parse, parsed
 from orchestrator.openai.schema import ChatBody, CompletionBase, CompletionBody
 from tests.orchestrator import recorded_bodies
 from workers.engine.request import RequestError

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from orchestrator.gateway import connection
-from orchestrator.gateway.connection import MAX_HEAD_BYTES, Connection
+from orchestrator.gateway.header_middleware import MAX_HEAD_BYTES, Connection
 from orchestrator.serve.proxy import free_port
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n"
