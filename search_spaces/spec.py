@@ -1,10 +1,11 @@
 """What a study searches, and how."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from workers.config.base import NonNegative, PositiveInt, Spec
+from workers.config.metrics import VALIDATION_LOSS, VALIDATION_SCORE, Mode, value_of_task
 
 
 class SearchSpec(Spec):
@@ -14,11 +15,11 @@ class SearchSpec(Spec):
     """Name of a preset, path of a YAML file, or the space itself."""
     trials: PositiveInt = 8
     """Trials in all."""
-    metric: Annotated[str, Field(examples=["validation/score", "validation/tasks/TASK/value"])] = (
-        "validation/loss"
+    metric: Annotated[str, Field(examples=[VALIDATION_SCORE, value_of_task("TASK")])] = (
+        VALIDATION_LOSS
     )
     """Metric that trials are compared on, as trials report it."""
-    mode: Literal["min", "max"] = "min"
+    mode: Mode = "min"
     """Whether a smaller or a larger metric is better."""
     max_concurrent: PositiveInt = 1
     """Trials that run at the same time."""

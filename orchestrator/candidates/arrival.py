@@ -16,7 +16,7 @@ from workers.adapter import folder as folders
 from workers.adapter.digest import base_digest, folder_digest
 from workers.adapter.manifest import Manifest, Origin, base_id
 from workers.config.base import InputError, StorageError
-from workers.run.record import value_at
+from workers.config.metrics import value_at
 
 ADAPTER = "adapter"
 

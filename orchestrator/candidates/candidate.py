@@ -7,7 +7,7 @@ from orchestrator.candidates.arrival import Arrival
 from orchestrator.candidates.yardstick import Yardstick
 from orchestrator.config.cluster import ClusterSpec
 from orchestrator.config.job import JobSpec
-from orchestrator.registry.gate import LOSS, Mode, judged_by
+from orchestrator.registry.gate import judged_by
 from orchestrator.registry.models import Version
 from orchestrator.registry.promote import check_own_name
 from orchestrator.registry.registry import PREFIX, Registry
@@ -15,6 +15,7 @@ from orchestrator.tuning.storage import study_names
 from orchestrator.tuning.study import Study
 from workers.adapter.manifest import base_id
 from workers.config.base import InputError
+from workers.config.metrics import VALIDATION_LOSS, Mode
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Wish:
         if judged is None and (self._study or version.study in study_names(place)):
             record = Study.open(place, self._study or version.study)
             judged = record.metric, record.mode
-        return judged or (LOSS, "min")
+        return judged or (VALIDATION_LOSS, "min")
 
     def _yardstick(self, registry: Registry, place: ClusterSpec, job: JobSpec | None) -> Yardstick:
         if job is not None:

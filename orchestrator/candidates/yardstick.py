@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.config.cluster import ClusterSpec
 from orchestrator.config.job import JobSpec, override_job, portable
-from orchestrator.registry.gate import Mode, judged_by
+from orchestrator.registry.gate import judged_by
 from orchestrator.registry.models import BASE, Version
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.trained_base import trained_base
@@ -16,6 +16,7 @@ from orchestrator.tuning.study import Study
 from search_spaces.spec import SearchSpec
 from workers.adapter.manifest import Manifest
 from workers.config.base import InputError, override, validated
+from workers.config.metrics import Mode
 from workers.config.train import TrainSpec
 
 _FREE = ("samples", "batch_size")

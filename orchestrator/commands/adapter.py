@@ -67,14 +67,14 @@ def _on_a_screen(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Without what is not set, options at their defaults, and, but for the losses and where it was
     brought in from, nested ones."""
     from workers.config.adapter import AdapterSpec
-    from workers.run.record import value_at
+    from workers.config.metrics import VALIDATION_LOSS, value_at
 
     shape = {*_SHAPE, *ROUTERS[facts["routing"]].fields}
     defaults = {name: field.default for name, field in AdapterSpec.model_fields.items()}
     told = {
         "origin": (facts.get("origin") or {}).get("path"),
-        "loss": value_at(facts.get("metrics", {}), "validation/loss"),
-        "base_loss": value_at(facts.get("base_metrics", {}), "validation/loss"),
+        "loss": value_at(facts.get("metrics", {}), VALIDATION_LOSS),
+        "base_loss": value_at(facts.get("base_metrics", {}), VALIDATION_LOSS),
     }
     return {
         name: fact

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cluster.errors import ClusterError
 from cluster.placement import WAIT_SECONDS, Demand, wait_for_room
 from workers.config.base import InputError, one_line, override, validated
+from workers.config.metrics import LOSS, SCORE, TITLES, VALUE
 from workers.config.train import TrainSpec
 from workers.run.record import Metrics
 
@@ -33,19 +34,19 @@ class Comparison:
         tables = {label: metrics["tasks"] for label, metrics in self.results.items()}
         first = next(iter(tables.values()))
         lines: list[list[Any]] = [
-            [task, entry["metric"], entry["rows"], *(t[task]["value"] for t in tables.values())]
+            [task, entry["metric"], entry["rows"], *(t[task][VALUE] for t in tables.values())]
             for task, entry in first.items()
         ]
         total = sum(entry["rows"] for entry in first.values())
-        for name, title in (("score", "mean of the tasks"), ("loss", "loss a token")):
+        for name, title in ((SCORE, TITLES[SCORE]), (LOSS, TITLES[LOSS])):
             lines.append(["all", title, total, *(m[name] for m in self.results.values())])
         return lines
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Value by candidate and task, with `score` and `loss`."""
         return {
-            label: {task: entry["value"] for task, entry in metrics["tasks"].items()}
-            | {"score": metrics["score"], "loss": metrics["loss"]}
+            label: {task: entry[VALUE] for task, entry in metrics["tasks"].items()}
+            | {SCORE: metrics[SCORE], LOSS: metrics[LOSS]}
             for label, metrics in self.results.items()
         }
 

@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.registry.models import Event, Version
 from orchestrator.registry.registry import Registry
 from workers.adapter.manifest import Manifest
 from workers.config.base import InputError
-from workers.run.record import value_at
-
-Mode = Literal["min", "max"]
-LOSS = "validation/loss"
+from workers.config.metrics import VALIDATION_LOSS, Mode, is_better, value_at
 
 
 def compare(
@@ -39,7 +36,7 @@ def _base(theirs: Mapping[str, Any], chosen: Version, metric: str, mode: Mode) -
     """The bare base as a champion, by the study's metric; by the loss where it has no such one
     (balance, say). Its value is None where nobody measured it."""
     if theirs and value_at(theirs, metric) is None:
-        metric, mode = LOSS, "min"
+        metric, mode = VALIDATION_LOSS, "min"
     values = {"value": value_at(theirs, metric), "candidate": value_at(chosen.metrics, metric)}
     return {"metric": metric, "mode": mode, **values}
 
@@ -73,7 +70,7 @@ def metric_reasons(
         reasons.append(f"champion {champion.id} was measured on other data")
     if theirs["value"] is None:
         reasons.append(f"champion {champion.id} has no metric {metric}")
-    elif not _better(mine["value"], theirs["value"], mode):
+    elif not is_better(mine["value"], theirs["value"], mode):
         reasons.append(
             f"its {metric} of {mine['value']:.6g} is not better than "
             f"{theirs['value']:.6g} of champion {champion.id}"
@@ -92,7 +89,7 @@ def _base_reasons(
     metric: str, mode: Mode, value: float | None, candidate: float | None
 ) -> list[str]:
     """Why the candidate is not shown to be better than the bare base, as far as that is known."""
-    if value is None or (candidate is not None and _better(candidate, value, mode)):
+    if value is None or (candidate is not None and is_better(candidate, value, mode)):
         return []
     mine = "unknown" if candidate is None else f"{candidate:.6g}"
     return [f"its {metric} of {mine} is not better than {value:.6g} of the bare base"]
@@ -107,7 +104,3 @@ def judged_by(events: Sequence[Event]) -> tuple[str, Mode] | None:
 def _was_judged(event: Event) -> bool:
     """A shadow was compared only; and what ends or advances something holds other evidence."""
     return event.action in ("promote", "canary") and "metric" in event.evidence
-
-
-def _better(mine: float, theirs: float, mode: Mode) -> bool:
-    return mine < theirs if mode == "min" else mine > theirs

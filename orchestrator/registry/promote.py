@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from orchestrator.registry.ended import guard_reasons
-from orchestrator.registry.gate import Mode, compare, metric_reasons
+from orchestrator.registry.gate import compare, metric_reasons
 from orchestrator.registry.log import Decision, appended, this_user
 from orchestrator.registry.models import BASE, Event, Version
 from orchestrator.registry.plan import Stage
@@ -11,6 +11,7 @@ from orchestrator.registry.registry import Registry, check_name
 from orchestrator.registry.router_gate import RouterGate
 from orchestrator.registry.state import Rollout, state_of
 from workers.config.base import InputError
+from workers.config.metrics import Mode
 
 __all__ = ["GateRefused", "abort", "promote", "rollback", "this_user"]
 

@@ -7,11 +7,11 @@ from plotly.colors import qualitative
 
 from orchestrator.report.figures import styled, whole_numbers
 from orchestrator.tuning.study import Study, TrialRow, trial_name
-from workers.run.record import Metrics, value_at
+from workers.config.metrics import TRAINING_LOSS, VALIDATION_LOSS, value_at
+from workers.run.record import Metrics
 
 _DASHES = {"finished": "solid", "stopped": "dash", "failed": "dot", "running": "dashdot"}
 _FAINT = 0.35
-TRAINING, VALIDATION = "train/loss", "validation/loss"
 
 
 def learning_curves(study: Study, rows: Sequence[TrialRow]) -> go.Figure | None:
@@ -22,12 +22,12 @@ def learning_curves(study: Study, rows: Sequence[TrialRow]) -> go.Figure | None:
 def training_curves(study: Study, rows: Sequence[TrialRow]) -> go.Figure | None:
     """The loss on what is learned from, a line for each trial, and the best one's on the validation
     rows: where the two part, a trial learns its rows by heart."""
-    figure, best = _curves(study, rows, TRAINING), study.best()
+    figure, best = _curves(study, rows, TRAINING_LOSS), study.best()
     if figure is None or best is None:
         return figure
     line = {"width": 3, "color": "#1f2933", "dash": "dot"}
     look = {"name": f"{trial_name(best.number)} validation", "line": line}
-    return _draw(figure, study.progress(best.number), VALIDATION, look)
+    return _draw(figure, study.progress(best.number), VALIDATION_LOSS, look)
 
 
 def _curves(study: Study, rows: Sequence[TrialRow], metric: str) -> go.Figure | None:

@@ -1,7 +1,7 @@
 """The figures of a study's report, as plotly draws them."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import optuna
 import plotly.graph_objects as go
@@ -38,7 +38,7 @@ def study_figures(study: Study) -> dict[str, go.Figure]:
     return {name: styled(figure) for name, figure in figures.items()}
 
 
-def expert_load(load: dict[str, list[float]]) -> go.Figure | None:
+def expert_load(load: Mapping[str, Sequence[float]]) -> go.Figure | None:
     """Share of the tokens that each expert of each layer got, in multiples of an even share."""
     if not load:
         return None

@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.tuning.study import Study, TrialRow, trial_name
+from workers.config.metrics import (
+    LOSS,
+    TITLES,
+    VALUE,
+    Mode,
+    better_when,
+    of_validation,
+    rank,
+)
 from workers.config.train import TrainSpec
 from workers.run.record import Metrics
 from workers.run.samples import Sample, read_samples, samples_beside
 from workers.train.used import base_file
-
-LOSS = "loss a token"
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class TaskGain:
     rows: int | None
     base: float | None
     best: float | None
+    mode: Mode
 
     @property
     def change(self) -> float | None:
@@ -36,8 +44,9 @@ class TaskGain:
     @property
     def verdict(self) -> str:
         """better, worse or same."""
-        gained = -(self.change or 0.0) if self.measure == LOSS else self.change or 0.0
-        return "better" if gained > 0 else "worse" if gained < 0 else "same"
+        if not self.change:
+            return "same"
+        return "better" if rank(self.change, self.mode) < 0 else "worse"
 
 
 @dataclass(frozen=True)
@@ -94,10 +103,15 @@ def _lines(base: Mapping[str, Any], best: Mapping[str, Any]) -> Iterator[TaskGai
     for task in sorted({*tasks["base"], *tasks["best"]}):
         one, other = (tasks[side].get(task, {}) for side in ("base", "best"))
         told = {**one, **other}
-        for field, measure in (("value", str(told.get("metric", ""))), ("loss", LOSS)):
+        measures: tuple[tuple[str, str, Mode], ...] = (
+            (VALUE, str(told.get("metric", "")), "max"),
+            (LOSS, TITLES[LOSS], "min"),
+        )
+        for field, measure, mode in measures:
             if field in told:
                 values = one.get(field), other.get(field)
-                yield TaskGain(task, measure, told.get("rows"), *values)
-    for field, measure in (("score", "mean of the tasks"), ("loss", LOSS)):
+                yield TaskGain(task, measure, told.get("rows"), *values, mode)
+    for field, measure in TITLES.items():
         if field in base or field in best:
-            yield TaskGain("all", measure, None, base.get(field), best.get(field))
+            mode = better_when(of_validation(field)) or "max"
+            yield TaskGain("all", measure, None, base.get(field), best.get(field), mode)

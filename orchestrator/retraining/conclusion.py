@@ -13,8 +13,8 @@ from orchestrator.retraining.journal import Kind
 from orchestrator.retraining.policy import Policy
 from orchestrator.tuning.study import Study
 from workers.config.base import InputError, override, validated
+from workers.config.metrics import is_better, value_at
 from workers.config.train import TrainSpec
-from workers.run.record import value_at
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ChampionChallenge:
         mine, theirs, metric = evidence["candidate"], evidence["champion"], evidence["metric"]
         if mine is None or theirs is None:
             return [f"{metric} is not known of both; take a validation metric for the study"]
-        if (mine < theirs) if evidence["mode"] == "min" else (mine > theirs):
+        if is_better(mine, theirs, evidence["mode"]):
             return []
         return [f"its {metric} of {mine:.4g} is not better than {theirs:.4g} of the champion"]
 

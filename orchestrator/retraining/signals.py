@@ -12,6 +12,7 @@ from orchestrator.retraining.policy import Policy, QualityRule
 from orchestrator.router_health.monitor import QUIET
 from orchestrator.router_health.report import Health, HealthVerdict
 from workers.config.base import InputError, validated
+from workers.config.metrics import LOSS, SCORE, of_validation, value_at
 from workers.engine.request import RequestError
 
 
@@ -61,11 +62,10 @@ def measured_quality(
         measurement = Measurement.of(registry, name, rule.data, rule.rows, base=base)
         with session(address):
             metrics = compare_version(measurement).results[name]
-        if rule.metric in ("score", "loss"):
-            return float(metrics[rule.metric])
-        if rule.metric not in metrics["tasks"]:
-            known = ", ".join(("score", "loss", *metrics["tasks"]))
+        value = value_at({"validation": metrics}, of_validation(rule.metric))
+        if value is None:
+            known = ", ".join((SCORE, LOSS, *metrics["tasks"]))
             raise InputError(f"when.quality.metric: no {rule.metric} in {rule.data}; has {known}")
-        return float(metrics["tasks"][rule.metric]["value"])
+        return value
 
     return quality

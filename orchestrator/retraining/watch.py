@@ -16,6 +16,7 @@ from orchestrator.retraining.journal import Entry, Journal, Kind
 from orchestrator.retraining.policy import Policy
 from orchestrator.retraining.signals import Signals
 from workers.config.base import InputError, one_line
+from workers.config.metrics import better_when, is_better, of_validation
 
 DAY = timedelta(days=1)
 
@@ -75,7 +76,7 @@ class Watch:
         if rule is None or (last and _since(last) < timedelta(hours=rule.every_hours)):
             return None
         value = self.signals.quality(rule)
-        worse = value > rule.limit if rule.metric == "loss" else value < rule.limit
+        worse = is_better(rule.limit, value, better_when(of_validation(rule.metric)) or "max")
         said = f"{rule.metric} is {value:.4g} on {rule.data}, the limit {rule.limit:.4g}"
         self.journal.note("measured", said, evidence={"metric": rule.metric, "value": value})
         return said if worse else None

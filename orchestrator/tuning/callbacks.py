@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 from orchestrator.tuning.events import Best, Kind, TrialEvent
 from orchestrator.tuning.searcher import StudySearch
 from orchestrator.tuning.study import STATES, best_of
-from workers.run.record import value_at
+from workers.config.metrics import value_at
 
 _ENDS: dict[str, Kind] = {"COMPLETE": "finished", "PRUNED": "stopped"}
 

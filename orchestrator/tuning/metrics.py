@@ -1,6 +1,6 @@
 """Metrics of runs and studies for Ray's dashboard and Prometheus, as series `ray_moetune_…`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,15 @@ from orchestrator.telemetry.refresh import Refresh
 from orchestrator.tuning.events import TrialEvent
 from orchestrator.tuning.study import STATES
 from workers.config.losses import AUXILIARY
+from workers.config.metrics import (
+    LEARNING_RATE,
+    TOKENS_PER_SECOND,
+    TRAINING_LOSS,
+    VALIDATION_LOSS,
+    VALIDATION_SCORE,
+    expert_load,
+    value_at,
+)
 
 if TYPE_CHECKING:
     from workers.run.record import RunPlan
@@ -18,33 +27,29 @@ class TrialGauge:
     """A gauge, and the place of its value in a report."""
 
     name: str
-    path: tuple[str, ...]
+    path: str
     help: str
 
 
 SERIES = (
-    TrialGauge("moetune_step", ("step",), "Optimizer steps done"),
-    TrialGauge(
-        "moetune_loss", ("train", "loss"), "Training loss, the adapter's own terms included"
-    ),
-    TrialGauge(
-        "moetune_validation_loss", ("validation", "loss"), "Cross-entropy on validation rows"
-    ),
-    TrialGauge("moetune_validation_score", ("validation", "score"), "Mean of the tasks' metrics"),
-    TrialGauge("moetune_learning_rate", ("train", "lr"), "Learning rate of the step"),
-    TrialGauge("moetune_tokens_per_second", ("train", "tokens_per_second"), "Tokens trained on"),
-    TrialGauge("moetune_step_seconds", ("train", "step_seconds"), "Seconds that a step takes"),
-    TrialGauge("moetune_epoch", ("epoch",), "Passes over the training rows"),
-    TrialGauge("moetune_steps", ("steps",), "Optimizer steps in all"),
-    TrialGauge("moetune_eta_seconds", ("eta_seconds",), "Seconds until the run's end"),
-    TrialGauge("moetune_workers", ("workers",), "Workers that train together"),
+    TrialGauge("moetune_step", "step", "Optimizer steps done"),
+    TrialGauge("moetune_loss", TRAINING_LOSS, "Training loss, the adapter's own terms included"),
+    TrialGauge("moetune_validation_loss", VALIDATION_LOSS, "Cross-entropy on validation rows"),
+    TrialGauge("moetune_validation_score", VALIDATION_SCORE, "Mean of the tasks' metrics"),
+    TrialGauge("moetune_learning_rate", LEARNING_RATE, "Learning rate of the step"),
+    TrialGauge("moetune_tokens_per_second", TOKENS_PER_SECOND, "Tokens trained on"),
+    TrialGauge("moetune_step_seconds", "train/step_seconds", "Seconds that a step takes"),
+    TrialGauge("moetune_epoch", "epoch", "Passes over the training rows"),
+    TrialGauge("moetune_steps", "steps", "Optimizer steps in all"),
+    TrialGauge("moetune_eta_seconds", "eta_seconds", "Seconds until the run's end"),
+    TrialGauge("moetune_workers", "workers", "Workers that train together"),
 )
 
 
 def series() -> list[TrialGauge]:
     """All of a run: SERIES, and one for each auxiliary loss."""
     losses = (
-        TrialGauge(f"moetune_{name}", ("train", name), loss.says)
+        TrialGauge(f"moetune_{name}", f"train/{name}", loss.says)
         for name, loss in AUXILIARY.items()
     )
     return [*SERIES, *losses]
@@ -97,11 +102,12 @@ class TrainingMetrics:
     def __call__(self, report: Mapping[str, Any]) -> None:
         """Set what the report holds; what it lacks keeps its last value."""
         for series, gauge in self._gauges.items():
-            value = _at(report, series.path)
+            value = value_at(report, series.path)
             if value is not None:
-                self._values.set(gauge, float(value))
-        for layer, expert, share in _loads(report):
-            self._values.set(self._load, share, layer=layer, expert=str(expert))
+                self._values.set(gauge, value)
+        for layer, load in expert_load(report).items():
+            for expert, share in enumerate(load):
+                self._values.set(self._load, share, layer=layer, expert=str(expert))
 
 
 class StudyMetrics:
@@ -119,16 +125,3 @@ class StudyMetrics:
         """Show the study's counts. All states are set: none keeps a stale one."""
         for state in STATES.values():
             self._values.set(self._trials, event.states.get(state, 0), state=state)
-
-
-def _at(report: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    value: Any = report
-    for part in path:
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def _loads(report: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
-    for layer, routing in (_at(report, ("validation", "routing")) or {}).items():
-        for expert, share in enumerate(routing["load"]):
-            yield layer, expert, float(share)

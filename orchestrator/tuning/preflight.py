@@ -11,13 +11,7 @@ from orchestrator.doctor.demand import too_small_here
 from orchestrator.tuning.lifecycle import check_data_same, check_study
 from orchestrator.tuning.storage import database_file, study_names
 from workers.config.base import InputError
-from workers.run.reported import (
-    LARGER_IS_BETTER,
-    SMALLER_IS_BETTER,
-    of_routers,
-    of_tasks,
-    reported,
-)
+from workers.config.metrics import better_when, reported
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,8 +115,7 @@ def _check_upload(job: JobSpec) -> None:
 
 
 def _check_mode(job: JobSpec) -> None:
-    leaf = job.search.metric.rpartition("/")[2]
-    wanted = "min" if leaf in SMALLER_IS_BETTER else "max" if leaf in LARGER_IS_BETTER else None
+    wanted = better_when(job.search.metric)
     if wanted and wanted != job.search.mode:
         raise InputError(
             f"search.mode: {job.search.metric} is better when it is "
@@ -153,10 +146,9 @@ def _check_metric(job: JobSpec, trials: "Sequence[TrainSpec]", fit: "Fit") -> No
     """Every trial will report the metric: it is looked up among what they report for this data."""
     metric = job.search.metric
     lacking = [trial for trial in trials if metric not in reported(trial)]
-    tasks = of_tasks(job.train, _tasks(job)) if lacking else []
-    if metric not in tasks:
-        lacking = [t for t in lacking if metric not in of_routers(fit.routers(t.adapter))]
-    if metric in tasks or not lacking:
+    tasks = _tasks(job) if lacking else []
+    lacking = [t for t in lacking if metric not in reported(t, tasks, fit.routers(t.adapter))]
+    if not lacking:
         return
     if len(lacking) < len(trials):
         weights = lacking[0].loss.enabled()
@@ -164,10 +156,9 @@ def _check_metric(job: JobSpec, trials: "Sequence[TrainSpec]", fit: "Fit") -> No
             f"search.metric: {metric}: not every trial reports it: not one with adapter."
             f"num_experts {lacking[0].adapter.num_experts} and weights of losses {weights}"
         )
-    known = [*reported(trials[0]), *tasks]
-    routers = of_routers(fit.routers(trials[0].adapter))
-    close = difflib.get_close_matches(metric, [*known, *routers], n=1)
-    hint = f"trials report {', '.join([*known, *routers[:1]])}"
+    routers = fit.routers(trials[0].adapter)
+    close = difflib.get_close_matches(metric, reported(trials[0], tasks, routers), n=1)
+    hint = f"trials report {', '.join(reported(trials[0], tasks, routers[:1]))}"
     hint = f"did you mean {close[0]}?" if close else hint
     raise InputError(f"search.metric: {metric}: no such metric; {hint}")
 

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.cluster import ClusterSpec
 from orchestrator.tuning.storage import storage, study_names
 from workers.config.base import InputError
-from workers.run.record import Metrics, read_progress, value_at
+from workers.config.metrics import Mode, expert_load, rank, value_at
+from workers.run.record import Metrics, read_progress
 
 if TYPE_CHECKING:
     import optuna
@@ -106,16 +107,15 @@ class Study:
         return str(self.job["search"]["metric"])
 
     @property
-    def mode(self) -> Literal["min", "max"]:
+    def mode(self) -> Mode:
         """Whether a smaller or a larger value is better."""
         return "min" if self.job["search"]["mode"] == "min" else "max"
 
     def leaderboard(self) -> list[TrialRow]:
         """Every trial: the finished ones best first, then the others by number."""
         rows = [self._row(trial) for trial in self.optuna.get_trials(deepcopy=False)]
-        sign = 1 if self.mode == "min" else -1
         finished = [row for row in rows if row.state == "finished" and row.value is not None]
-        finished.sort(key=lambda row: (sign * (row.value or 0.0), row.number))
+        finished.sort(key=lambda row: (rank(row.value or 0.0, self.mode), row.number))
         return finished + [row for row in rows if row not in finished]
 
     def best(self) -> TrialRow | None:
@@ -147,11 +147,10 @@ class Study:
         """All reports of a trial, in order."""
         return read_progress(self.folder / "trials" / trial_name(number))
 
-    def expert_load(self, number: int) -> dict[str, list[float]]:
+    def expert_load(self, number: int) -> dict[str, tuple[float, ...]]:
         """Share of the validation tokens that each expert got, by layer; empty without a router."""
         reports = self.progress(number)
-        routing = reports[-1].get("validation", {}).get("routing", {}) if reports else {}
-        return {layer: list(statistics["load"]) for layer, statistics in routing.items()}
+        return expert_load(reports[-1]) if reports else {}
 
     def _row(self, trial: "optuna.trial.FrozenTrial") -> TrialRow:
         reports = self.progress(trial.user_attrs.get(SAME_AS, trial.number))
@@ -177,9 +176,8 @@ def best_of(
     trials: "Iterable[optuna.trial.FrozenTrial]", mode: str
 ) -> "optuna.trial.FrozenTrial | None":
     """The best finished one; of several alike the first."""
-    sign = 1 if mode == "min" else -1
     finished = [trial for trial in trials if trial.state.name == "COMPLETE"]
-    return min(finished, key=lambda t: (sign * (t.value or 0.0), t.number), default=None)
+    return min(finished, key=lambda t: (rank(t.value or 0.0, mode), t.number), default=None)
 
 
 def trial_name(number: int) -> str:

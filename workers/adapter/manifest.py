@@ -1,6 +1,5 @@
 """Lineage of an adapter: what it was trained from, on what, by whom, and how well. No torch."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -84,12 +83,6 @@ class Manifest(Spec):
     def asked_with(self) -> dict[str, Any] | None:
         """The TrainSpec that says how its base is loaded and prompted; None where nothing does."""
         return self.measured_with or self.spec
-
-
-def expert_load(metrics: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    """A manifest's `expert_load` out of a report."""
-    routing = metrics.get("validation", {}).get("routing", {})
-    return {layer: tuple(entry["load"]) for layer, entry in routing.items()}
 
 
 def read_manifest(folder: Path) -> Manifest | None:

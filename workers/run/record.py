@@ -129,20 +129,6 @@ def _line(metrics: Metrics) -> str:
     return json.dumps(metrics, allow_nan=False)
 
 
-def value_at(metrics: Mapping[str, Any], path: str) -> float | None:
-    """The number at a path such as validation/loss in nested or flat metrics; None if it is not
-    there. A task's own name may hold slashes."""
-    for key, value in metrics.items():
-        if key == path:
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            return float(value) if number else None
-        if isinstance(value, Mapping) and path.startswith(f"{key}/"):
-            found = value_at(value, path[len(key) + 1 :])
-            if found is not None:
-                return found
-    return None
-
-
 def note_rows(folder: Path, step: int, by_worker: Sequence[Sequence[int]]) -> None:
     """Add the rows (numbers from 0 among the training rows that are kept) of a step (from 0)."""
     append_line(folder / ROWS, json.dumps({"step": step, "workers": by_worker}))

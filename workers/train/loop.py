@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from workers.adapter import files
-from workers.adapter.manifest import Manifest, expert_load
+from workers.adapter.manifest import Manifest
 from workers.adapter.routing_sample import RoutingSample
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
+from workers.config.metrics import expert_load
 from workers.config.train import TrainSpec
 from workers.data.batches import Batches, collate
 from workers.injection.inject import inject, row_map

@@ -18,8 +18,8 @@ from workers.adapter.files import save
 from workers.adapter.manifest import BaseRecord, Manifest
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
+from workers.config.metrics import value_at
 from workers.injection.inject import inject
-from workers.run.record import value_at
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden" / "mixlora_llama"
 LOSS = "validation/loss"

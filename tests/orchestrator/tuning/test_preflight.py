@@ -17,10 +17,10 @@ from orchestrator.config.job import JobSpec, override_job
 from orchestrator.tuning.preflight import preflight, remarks
 from tests.orchestrator.postgres import Postgres
 from workers.config.base import InputError
+from workers.config.metrics import reported
 from workers.config.train import TrainSpec
 from workers.models.compatibility import check_fit
 from workers.run.record import RunPlan
-from workers.run.reported import of_routers, of_tasks, reported
 from workers.train.loop import TrainingRun
 
 
@@ -127,8 +127,7 @@ def test_what_is_known_of_metrics_is_what_a_run_reports(good: JobSpec, tmp_path:
     numbers = {path for path, one in flatten_dict(report).items() if isinstance(one, int | float)}
     routers = check_fit(spec).routers(spec.adapter)
     assert routers == ["layers.0.mlp", "layers.1.mlp"]
-    known = [*reported(spec), *of_tasks(spec, ("call", "room")), *of_routers(routers)]
-    assert sorted(known) == sorted(numbers)
+    assert sorted(reported(spec, ["call", "room"], routers)) == sorted(numbers)
 
 
 @pytest.mark.parametrize(

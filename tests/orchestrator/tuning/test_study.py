@@ -13,7 +13,7 @@ from orchestrator.tuning.lifecycle import check_study, locked
 from orchestrator.tuning.storage import study_names
 from orchestrator.tuning.study import Study
 from workers.config.base import InputError
-from workers.run.record import value_at
+from workers.config.metrics import value_at
 
 ENDS = ["finished", "failed", "finished", "stopped", "cut", "finished"]
 Play = Callable[..., list[dict[str, Any]]]
@@ -247,12 +247,3 @@ def test_two_processes_do_not_run_one_study(job: JobSpec) -> None:
         pass
     with locked(job):
         pass
-
-
-def test_values_in_nested_reports() -> None:
-    metrics = {"validation": {"loss": 1.5, "tasks": {"a/b": {"value": 2}, "a": {"metric": "x"}}}}
-    assert value_at(metrics, "validation/loss") == 1.5
-    assert value_at(metrics, "validation/tasks/a/b/value") == 2
-    assert value_at(metrics, "validation/tasks/a/metric") is None
-    assert value_at(metrics, "validation") is None
-    assert value_at(metrics, "train/loss") is None

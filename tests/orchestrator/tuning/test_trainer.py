@@ -15,10 +15,11 @@ from orchestrator.tuning.trainer import fit, trial_trainable
 from search_spaces.spec import SearchSpec
 from workers.adapter import files
 from workers.config.base import InputError
+from workers.config.metrics import value_at
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.events import read_events
-from workers.run.record import Metrics, RunPlan, read_progress, value_at
+from workers.run.record import Metrics, RunPlan, read_progress
 from workers.run.samples import read_samples
 from workers.train.loop import TrainingRun
 

@@ -15,6 +15,7 @@ from search_spaces.space import SearchSpace
 from tests.workers.losses.toy_loss import TOY, ToyTrainSpec, entropy
 from workers.config.base import InputError, override
 from workers.config.losses import AUXILIARY, AuxiliaryLoss, LossSpec
+from workers.config.metrics import reported
 from workers.config.train import TrainSpec
 from workers.data.batches import collate
 from workers.injection.inject import inject
@@ -24,7 +25,6 @@ from workers.losses.enabled import EnabledLosses
 from workers.parallel.update import Replicated
 from workers.run.progress import StepTimer
 from workers.run.record import RunPlan
-from workers.run.reported import reported
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.step import TrainStep

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from workers.adapter import files
-from workers.adapter.manifest import expert_load
 from workers.config.base import InputError
+from workers.config.metrics import expert_load
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.record import Metrics
