@@ -34,7 +34,8 @@ class TaskGain:
     rows: int | None
     base: float | None
     best: float | None
-    mode: Mode
+    mode: Mode = "max"
+    """Which way the measure is better."""
 
     @property
     def change(self) -> float | None:

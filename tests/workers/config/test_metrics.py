@@ -43,7 +43,7 @@ def test_which_way_a_metric_is_better(path: str, better: str | None) -> None:
 
 
 def test_a_run_reports_what_it_measures(make_spec: Callable[..., TrainSpec]) -> None:
-    plain = reported(make_spec(adapter__num_experts=1))
+    plain = reported(make_spec(adapter__num_experts=1, adapter__top_k=1))
     assert plain[:3] == ["validation/loss", "train/loss", "train/cross_entropy"]
     assert not {"train/load_balance", "validation/score"} & {*plain}
     spec = make_spec(loss__z_loss_weight=0.1, evaluation__generate=True)
