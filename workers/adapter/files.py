@@ -17,6 +17,7 @@ from workers.adapter.written import config_values, peft_type
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
 from workers.injection.inject import Adapter, inject
+from workers.injection.row_map import RowMap
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -72,13 +73,20 @@ def load_into(model: nn.Module, folder: str | Path, slot: str = "default") -> Ad
     return put(model, read(folder), folder, slot)
 
 
-def put(model: nn.Module, files: AdapterFiles, folder: str | Path, slot: str) -> Adapter:
-    """`load_into` for a folder that is read already: the part that changes the model."""
+def put(
+    model: nn.Module,
+    files: AdapterFiles,
+    folder: str | Path,
+    slot: str,
+    rows: RowMap | None = None,
+) -> Adapter:
+    """`load_into` for a folder that is read already: the part that changes the model; `rows` as
+    `inject` takes it."""
     _check_base(model, files, folder)
     if files.config.peft_type == "LORA":  # the other formats name layers by their number alone
         check_modules(model, files.tensors, files.layer_list, files.config, str(folder))
     try:
-        adapter = inject(model, files.spec, slot=slot)
+        adapter = inject(model, files.spec, slot=slot, rows=rows)
     except InputError as error:
         raise InputError(f"{folder}: does not fit this model: {error}") from None
     try:

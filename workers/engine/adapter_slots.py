@@ -13,6 +13,7 @@ from workers.adapter.digest import folder_digest
 from workers.config.base import StorageError
 from workers.engine.request import AdapterRef, RequestError
 from workers.injection.inject import Adapter
+from workers.injection.row_map import RowMap
 
 
 class SlotStore:
@@ -25,11 +26,13 @@ class SlotStore:
     def __init__(
         self,
         model: PreTrainedModel,
+        rows: RowMap,
         max_adapters: int,
         model_lock: AbstractContextManager[object],
         on_load: Callable[[str, Adapter], None],
     ) -> None:
-        self._model, self._max, self._on_load = model, max_adapters, on_load
+        self._model, self._rows = model, rows
+        self._max, self._on_load = max_adapters, on_load
         self._model_lock = model_lock
         """Held while the model's modules change; the generation loop holds it in a forward pass."""
         self._loading = threading.Lock()
@@ -82,7 +85,7 @@ class SlotStore:
             read = files.read(adapter.folder)
             _same(adapter)
             with self._model_lock:
-                held = files.put(self._model, read, adapter.folder, adapter.slot)
+                held = files.put(self._model, read, adapter.folder, adapter.slot, self._rows)
                 self._on_load(adapter.slot, held)
             with self._state:
                 self._held[adapter.slot] = held

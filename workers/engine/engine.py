@@ -57,7 +57,10 @@ class ContinuousEngine:
         self._model_lock = threading.RLock()  # a forward pass, or a change of the model's modules
         self._capture = RoutingCapture()
         self._recent = RecentAdapters()
-        self._slots = SlotStore(base.model, limits.max_adapters, self._model_lock, self._loaded)
+        self._rows = row_map(base.model)
+        self._slots = SlotStore(
+            base.model, self._rows, limits.max_adapters, self._model_lock, self._loaded
+        )
         self._numbers = count()
         self._running: dict[str, TokenSequence] = {}
         self._computed = (0, 0, 0)
@@ -192,7 +195,7 @@ class ContinuousEngine:
             return "stop"
         return "length" if len(generated) >= sampling.max_tokens else None
 
-    def _before_forward(self, model: nn.Module, *_: Any) -> None:
+    def _before_forward(self, *_: Any) -> None:
         self._model_lock.acquire()
         rows = list(self._loop.batch())
         passes, seen, tokens = self._computed
@@ -210,7 +213,7 @@ class ContinuousEngine:
             if row.draws
         ]
         by_token = [slot for slot, row in zip(slots, rows, strict=True) for _ in range(row.tokens)]
-        row_map(model).set(by_token, self._recent.of(by_token, row_map(model).slots))
+        self._rows.set(by_token, self._recent.of(by_token, self._rows.slots))
         self._capture.begin(
             [(row.generation.tally if row.generation else None, row.tokens) for row in rows]
         )
@@ -220,11 +223,11 @@ class ContinuousEngine:
             if row.generation
         )
 
-    def _after_forward(self, model: nn.Module, _: Any, output: Any) -> None:
+    def _after_forward(self, _model: nn.Module, _: Any, output: Any) -> None:
         if output is not None and self._model.device.type == "cpu":
             self._clock.stop()  # a GPU goes on; there the sampler is the first to wait for it
         self._capture.end(passed=output is not None)
-        row_map(model).clear()
+        self._rows.clear()
         self._model_lock.release()
 
 

@@ -61,7 +61,8 @@ class Adapter:
         self.spec = spec
         self.layer_list = layer_list
         """The model's path of its decoder layers (`model.layers`), which PEFT's names hold."""
-        self._rows = rows
+        self.rows = rows
+        """Which rows of a batch are its own; shared with the model's other adapters."""
         self._layers = dict(layers)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -161,16 +162,25 @@ class Adapter:
             if not site.adapters:
                 setattr(place.owner, place.name, site.base)
         self._layers.clear()
-        if self.slot in self._rows.slots:
-            self._rows.slots.remove(self.slot)
+        if self.slot in self.rows.slots:
+            self.rows.slots.remove(self.slot)
 
 
-def inject(model: nn.Module, spec: AdapterSpec, *, slot: str = "default", seed: int = 0) -> Adapter:
+def inject(
+    model: nn.Module,
+    spec: AdapterSpec,
+    *,
+    slot: str = "default",
+    seed: int = 0,
+    rows: RowMap | None = None,
+) -> Adapter:
     """Attach a fresh adapter to `model`, which is frozen; it changes nothing until it is trained.
 
-    Its weights depend on `seed` alone. Further calls, with other slots, share the sites.
+    Its weights depend on `seed` alone. `rows` is the map of a model whose adapters come and go, as
+    its owner keeps it; without one, it is that of the adapters that are there, or a new one.
+    Further calls, with other slots, share the sites.
     """
-    rows = row_map(model)
+    rows = _agreed(_there(model), rows)
     if slot in rows.slots:
         raise InputError(f"slot {slot!r} has an adapter already")
     layer_list, layers = decoder_layers(model)
@@ -199,13 +209,20 @@ def check_places(layers: list[nn.Module], spec: AdapterSpec) -> list[str]:
 
 
 def row_map(model: nn.Module) -> RowMap:
-    """The RowMap that all sites of `model` share, now and later."""
-    rows = getattr(model, "moetune_rows", None)
-    if rows is None:
-        rows = RowMap()
-        model.moetune_rows = rows  # type: ignore[assignment]  # A plain object, no module.
-    assert isinstance(rows, RowMap)
-    return rows
+    """The RowMap that the adapters on `model` share; an unused one where there is none."""
+    return _there(model) or RowMap()
+
+
+def _there(model: nn.Module) -> RowMap | None:
+    """The map is kept by the modules that read it; the model itself is not ours to write on."""
+    ours = (module.rows for module in model.modules() if isinstance(module, AdaptedModule))
+    return next(ours, None)
+
+
+def _agreed(there: RowMap | None, asked: RowMap | None) -> RowMap:
+    if there is not None and asked is not None and there is not asked:
+        raise InputError("the adapters on this model read another row map")
+    return there or asked or RowMap()
 
 
 Plan = dict[TargetModule, tuple[FeedForward | None, Layer]]

@@ -17,7 +17,7 @@ from workers.config.base import InputError
 from workers.config.metrics import expert_load
 from workers.config.train import TrainSpec
 from workers.data.batches import Batches, collate
-from workers.injection.inject import inject, row_map
+from workers.injection.inject import inject
 from workers.parallel.exchange_choice import share_out
 from workers.parallel.mesh import Mesh
 from workers.parallel.strategy import update_for
@@ -135,9 +135,9 @@ class TrainingRun:
     def measure_base(self) -> tuple[Metrics, list[Sample]]:
         """Validation without the adapter, as part of a report, and samples of its answers; the same
         on every worker."""
-        model = self.inputs.base.model.eval()
+        self.inputs.base.model.eval()
         self.heart.beat("evaluate")
-        with self._shards.gathered(), row_map(model).everywhere(None):
+        with self._shards.gathered(), self.adapter.rows.everywhere(None):
             measured = replace(self._evaluate, adapter=None).measure(last=True)
         metrics = {"validation": measured.metrics}
         _check_finite(metrics, self.step)

@@ -363,3 +363,32 @@ def test_a_bfloat16_model_keeps_float32_adapters(build_model: Build) -> None:
     for name, parameter in adapter.named_parameters():
         assert parameter.dtype == torch.float32
         assert parameter.grad is not None, name
+
+
+def test_a_model_gets_no_attribute_and_its_adapters_share_a_row_map(build_model: Build) -> None:
+    model = build_model("llama")
+    before = set(vars(model))
+    first, second = inject(model, SPECS[0], slot="a"), inject(model, SPECS[1], slot="b")
+    assert first.rows is second.rows is row_map(model)
+    assert first.rows.slots == ["a", "b"]
+    first.remove()
+    second.remove()
+    assert set(vars(model)) == before
+    assert row_map(model) is not first.rows, "the model knows nothing of it"
+
+
+def test_an_owner_keeps_the_row_map_while_adapters_come_and_go(build_model: Build) -> None:
+    model = build_model("llama")
+    rows = row_map(model)
+    for slot in ("a", "b"):
+        adapter = inject(model, SPECS[0], slot=slot, rows=rows)
+        randomise(adapter)
+        bare = model(ids()).logits
+        with rows.everywhere(None):
+            assert not torch.equal(model(ids()).logits, bare)
+        assert rows.slots == [slot]
+        adapter.remove()
+    inject(model, SPECS[0], slot="a", rows=rows)
+    with pytest.raises(InputError, match="read another row map"):
+        inject(model, SPECS[0], slot="b", rows=type(rows)())
+    assert rows.slots == ["a"]
