@@ -1,7 +1,8 @@
 """The tier of a case: what it needs beside this process, told by the fixtures that it takes.
 
 A case of no tier needs nothing more: `make check` runs these. They are watched, so that none of
-them starts a process unnoticed.
+them starts a process unnoticed; what multiprocessing spawns tells Python's audit nothing, and
+tests/architecture/test_tiers.py finds it in the code.
 """
 
 import sys

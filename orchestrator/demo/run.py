@@ -87,7 +87,8 @@ class Demo:
         trial = study.folder / "trials" / trial_name(best.number)
         spec = TrainSpec.model_validate_json((trial / "train.json").read_text())
         spec = override(spec, LONGER, "demo")
-        plan = RunPlan(study.folder / "longer", study.name, best.number, trial / "adapter")
+        begun = trial / "adapter"
+        plan = RunPlan(study.folder / "longer", study.name, best.number, start_from=begun)
         narrator = self.journal.narrator
         with run_display(plan.folder, narrator):
             adapter, report = fit(

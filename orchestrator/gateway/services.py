@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter
 
@@ -13,6 +13,7 @@ from orchestrator.auth.rate_limit import RateLimiter
 from orchestrator.auth.wrong_keys import WrongKeys
 from orchestrator.config.limits import LimitsSpec
 from orchestrator.config.rollout import GuardSpec
+from orchestrator.config.serve import ServeSpec
 from orchestrator.gateway.management_routes import health_routes, routes
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.state import Rollout
@@ -60,11 +61,6 @@ class GatewayServices:
     wrong_keys: WrongKeys = field(default_factory=WrongKeys)
 
 
-if TYPE_CHECKING:
-    from orchestrator.config.serve import ServeSpec
-    from orchestrator.registry.registry import Registry
-
-
 @dataclass(frozen=True)
 class HealthParts:
     """An observer of requests, routes, and a task for the life of the gateway."""
@@ -74,7 +70,7 @@ class HealthParts:
     router: APIRouter
 
     @classmethod
-    def of(cls, registry: "Registry", serve: "ServeSpec", storage: str | Path) -> "HealthParts":
+    def of(cls, registry: Registry, serve: ServeSpec, storage: str | Path) -> "HealthParts":
         """`storage` is the endpoint's folder."""
         monitor = RouterHealth.of(serve.health, registry)
         folder = serve.audit.folder or Path(storage) / "audit"

@@ -1,7 +1,8 @@
 """What the endpoint's processes need to know."""
 
 import gc
-from typing import Annotated, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
@@ -16,6 +17,10 @@ from workers.engine.request import Limits
 Base = tuple[str | None, ...]
 
 
+def _factory(known: Mapping[str, Any]) -> str:
+    return ENGINES[known["serve"].engine] if "serve" in known else ""
+
+
 class EndpointSpec(Spec):
     """Everything that the endpoint's processes need to know. No key is in it."""
 
@@ -25,8 +30,8 @@ class EndpointSpec(Spec):
     """Database of the registry, with its password: the gateway has no other way to it."""
     storage: str
     """Folder of the registry's versions."""
-    engine: str = ENGINES["continuous"]
-    """Factory of `serve.engine`, as ENGINES names it."""
+    engine: str = Field(default_factory=_factory)
+    """Factory of `serve.engine`, as ENGINES names it where the specification is made."""
     accepted_key: str | None = None
     """`orchestrator.auth.keys.key_hash` of the key."""
 

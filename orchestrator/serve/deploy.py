@@ -21,7 +21,6 @@ from orchestrator.serve.proxy import free_port, running_address, start
 from orchestrator.serve.served_base import ServedBase
 from orchestrator.serve.startup import APP, application, check_served, wait_until_ready, why_not
 from workers.config.base import InputError
-from workers.config.engines import ENGINES
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -73,7 +72,6 @@ def deploy(serve: ServeSpec, base: ServedBase) -> Endpoint:
         model=base.model,
         store_url=base.store_url,
         storage=str(base.storage),
-        engine=ENGINES[serve.engine],
         accepted_key=accepted_key(serve.host),
     )
     check_keys(base.store_url, base.storage)

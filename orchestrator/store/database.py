@@ -11,8 +11,7 @@ from sqlalchemy import exc
 from orchestrator.store.connections import engine_of
 from orchestrator.store.errors import StoreError
 from orchestrator.store.lock import MAKING_SECONDS, store_lock
-from orchestrator.store.schema import REVISION
-from orchestrator.store.upgrade import has_columns, revision_of, upgrade
+from orchestrator.store.upgrade import check_known, has_columns, upgrade
 from workers.config.base import StorageError
 from workers.config.credentials import without_credentials
 
@@ -39,7 +38,7 @@ class Database:
         """Of several processes that come first, one does it. What cannot be written is read as it
         is where all that is used here is there."""
         with self.transaction() as connection:
-            if revision_of(connection) == REVISION:
+            if check_known(connection, self._shown):
                 return
         try:
             with (

@@ -1,12 +1,14 @@
 """Every table of ours in the database that holds Optuna's. Loaded only when it is used.
 
-Whoever changes one adds a migration to `migrations/versions` and raises `REVISION`.
+Whoever changes one adds a migration to `migrations/versions` and its name to `REVISIONS`.
 """
 
 import sqlalchemy as sa
 
-REVISION = "v1"
-"""Of the newest migration: which tables this code reads and writes."""
+REVISIONS = ("v1",)
+"""Of the migrations, oldest first. Those of no other are known here."""
+REVISION = REVISIONS[-1]
+"""Which tables this code reads and writes."""
 REVISION_TABLE = "moetune_alembic_version"
 """Says which revision a store has. Optuna keeps its own in `alembic_version`."""
 METADATA = sa.MetaData()

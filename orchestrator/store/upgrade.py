@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from orchestrator.store.schema import REVISION, REVISION_TABLE
+from orchestrator.store.schema import REVISION, REVISION_TABLE, REVISIONS
 from workers.config.base import InputError
 
 MIGRATIONS = "orchestrator.store:migrations"
@@ -21,20 +21,24 @@ def revision_of(connection: sa.Connection) -> str | None:
     return connection.execute(query).scalar()
 
 
-def upgrade(connection: sa.Connection, shown: str) -> None:
-    """Migrate the store, all of it or nothing; InputError where a newer moetune has done so."""
-    from alembic import command  # half a second, which only a store that is behind costs
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
-    config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", MIGRATIONS)
-    known = {one.revision for one in ScriptDirectory.from_config(config).walk_revisions()}
-    if (revision := revision_of(connection)) not in {None, *known}:
+def check_known(connection: sa.Connection, shown: str) -> bool:
+    """Whether the store is up to date; InputError where a newer moetune has changed its tables."""
+    if (revision := revision_of(connection)) not in (None, *REVISIONS):
         raise InputError(
             f"store {shown}: a newer moetune has changed its tables (to {revision}; this one knows "
             f"them up to {REVISION}): install that one, or take another store"
         )
+    return revision == REVISION
+
+
+def upgrade(connection: sa.Connection, shown: str) -> None:
+    """Migrate the store, all of it or nothing; InputError where a newer moetune has done so."""
+    from alembic import command  # half a second, which only a store that is behind costs
+    from alembic.config import Config
+
+    check_known(connection, shown)  # another process may have been faster
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", MIGRATIONS)
     if connection.dialect.name == "sqlite":  # whose driver begins nothing for what makes tables
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     with _ONE_AT_A_TIME:

@@ -8,6 +8,7 @@ that finished since would run again), leaves out ASHA's rungs, and is a pickle.
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,21 +90,25 @@ class StudySearch(Searcher):  # type: ignore[misc]
         return finished
 
     def _ask(self) -> optuna.Trial:
-        if self._cut_off:
-            return stored_trial(self._study, self._store, self._cut_off.pop(0))
-        self._study.sampler = sampler(self._job.search, self._next_number())
-        return self._study.ask()
+        number = self._cut_off.pop(0) if self._cut_off else None
+        seed = self._seed(len(self.trials()) if number is None else number)
+        self._study.sampler = sampler(self._job.search, seed)
+        if number is None:
+            return self._study.ask()
+        return stored_trial(self._study, self._store, number)
 
     def _take(self, trial_id: str, trial: optuna.Trial) -> None:
         self._asked[trial_id] = trial
         self.names.by_id[trial_id] = trial_name(trial.number)
 
-    def _next_number(self) -> int:
-        """What the next trial is seeded by, so that a study gone on with suggests what it would
-        have; also on other rows, where those that were moved had other numbers before."""
-        trials = self.trials()
-        before = [one.user_attrs[COMES_FROM] for one in trials if COMES_FROM in one.user_attrs]
-        return len(trials) + (max(before) + 1 - len(before) if before else 0)
+    def _seed(self, number: int) -> int:
+        """What a trial of this number is seeded by, so that a study gone on with suggests what it
+        would have: also for one that was cut off before it had all its values, and on other rows,
+        where those that were moved had other numbers before."""
+        moved = [
+            one.user_attrs[COMES_FROM] for one in self.trials() if COMES_FROM in one.user_attrs
+        ]
+        return number + (max(moved) + 1 - len(moved) if moved else 0)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Record an intermediate value, at the trial's own step."""
@@ -166,8 +171,9 @@ class StudySearch(Searcher):  # type: ignore[misc]
     def _fail(self, trial_id: str) -> None:
         why = self._failures.get(trial_id, "ended without a result")
         self._asked[trial_id].set_user_attr("reason", why)
-        self.folder(trial_id).mkdir(parents=True, exist_ok=True)
-        write_text(self.folder(trial_id) / "error.txt", why + "\n")
+        with suppress(OSError):  # a full disk, perhaps why it failed: the store has the reason
+            self.folder(trial_id).mkdir(parents=True, exist_ok=True)
+            write_text(self.folder(trial_id) / "error.txt", why + "\n")
         self._study.tell(self._asked[trial_id], state=TrialState.FAIL)
 
     def _put_into_registry(self, trial_id: str) -> bool:

@@ -36,8 +36,9 @@ USED = {
     },
 }
 """By library: modules and their names, attributes, and methods that the library calls."""
-LIKEWISE = {"optuna"}
-"""Bounded too: its tables, and what its trials are made from, may change with any version."""
+LIKEWISE = {"optuna", "uvicorn"}
+"""Bounded too: Optuna's tables, and what its trials are made from, may change with any version, and
+so may uvicorn's protocol class, which our limits of a request's head stand in."""
 DOCUMENTED = {"_asdict", "_exit", "_replace"}
 """Public all the same: of named tuples, and of `os`."""
 

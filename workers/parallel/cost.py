@@ -1,4 +1,4 @@
-"""What expert parallelism sends, by formulas, and which exchange is the faster (DESIGN §5).
+"""What expert parallelism sends, by formulas, and which exchange is the faster.
 
 Bytes are those that one worker sends to others for one micro-batch, forward and backward.
 """

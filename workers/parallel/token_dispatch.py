@@ -2,7 +2,7 @@
 
 A token goes to each owner once, however many of its experts live there. The owner runs the frozen
 block on it, with the gates of its own experts, so that a token's shares add up to the whole block
-(DESIGN §5; by linearity the frozen outer linear runs once for each row that arrives).
+(by linearity the frozen outer linear runs once for each row that arrives).
 Shapes: T tokens, W workers, K slots, n rows sent, m rows received, D width.
 """
 

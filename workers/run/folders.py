@@ -55,6 +55,8 @@ def settle(new: Path, folder: Path, *, keep: bool = False) -> None:
         os.replace(new, folder)
     except OSError:
         if not (keep and folder.is_dir()):  # else: another process was faster
+            with suppress(OSError):
+                os.replace(old, folder)
             raise
     sync_names(folder.parent)
     shutil.rmtree(old, ignore_errors=True)

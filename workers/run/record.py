@@ -15,7 +15,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class RunPlan:
     """Name of the study, for the adapter's lineage."""
     trial: int | None = None
     """Number of the trial, if the run is one of a study's trials."""
+    _: KW_ONLY
     shared: Path | None = None
     """Folder of the study, if its trials are held to the same inputs (workers.train.used)."""
     start_from: Path | None = None

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from cluster.session import Session
 from orchestrator.config.serve import ServeSpec
+from orchestrator.replicas.endpoint import EndpointSpec
 from orchestrator.serve.deploy import deploy, undeploy
 from orchestrator.serve.served_base import served_base
 from workers.config.engines import ENGINES
@@ -41,3 +42,13 @@ def test_a_toy_engine_is_entered_serves_and_goes(
     echo.undo()
     with pytest.raises(ValidationError, match="there is no engine 'echo'; there are continuous"):
         ServeSpec(engine="echo")
+
+
+def test_a_specification_of_ones_own_takes_the_engine_that_it_names(
+    tmp_path: Path, echo: pytest.MonkeyPatch
+) -> None:
+    """As in a RayService, which no `deploy` of ours makes."""
+    values = {"model": {"path": "base"}, "store_url": "sqlite://", "storage": str(tmp_path)}
+    made = EndpointSpec.model_validate({"serve": {"engine": "echo"}, **values})
+    assert made.engine == ENGINES["echo"]
+    assert EndpointSpec.model_validate({"serve": {}, **values}).engine == ENGINES["continuous"]

@@ -21,7 +21,7 @@ from orchestrator.config.job import ClusterSpec
 from orchestrator.registry.presence_store import PresenceStore
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.store import Store
-from orchestrator.store.schema import METADATA, REVISION, REVISION_TABLE
+from orchestrator.store.schema import METADATA, REVISION, REVISION_TABLE, REVISIONS
 from orchestrator.store.upgrade import MIGRATIONS
 from orchestrator.tuning.storage import StoreError, storage, study_names
 from workers.config.base import InputError, StorageError
@@ -212,7 +212,9 @@ def test_optuna_makes_its_tables_beside_ours(store: str) -> None:
 def test_the_code_knows_the_newest_migration() -> None:
     config = Config()
     config.set_main_option("script_location", MIGRATIONS)
-    assert ScriptDirectory.from_config(config).get_heads() == [REVISION]
+    directory = ScriptDirectory.from_config(config)
+    assert directory.get_heads() == [REVISION]
+    assert [one.revision for one in directory.walk_revisions()] == [*reversed(REVISIONS)]
 
 
 @pytest.mark.parametrize("opened", [Store, KeyStore, PresenceStore])
@@ -228,6 +230,22 @@ def test_a_store_of_a_newer_moetune_is_refused(opened: Callable[[str], object], 
     assert not isinstance(caught.value, StorageError), "no use to try again"
     assert len(str(caught.value).splitlines()) == 1
     assert rows(store) == held
+
+
+def test_a_newer_store_is_refused_where_its_lock_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = f"sqlite:///{tmp_path}/moetune.db"
+    PresenceStore(store).close()
+    with connected(store) as connection:
+        connection.exec_driver_sql(f"UPDATE {REVISION_TABLE} SET version_num = 'v99'")
+
+    def none(*_: object) -> None:
+        raise StoreError("no lock to be had here")
+
+    monkeypatch.setattr("orchestrator.store.database.store_lock", none)
+    with pytest.raises(InputError, match="a newer moetune has changed its tables"):
+        Store(store)
 
 
 @pytest.mark.usefixtures("processes")

@@ -107,6 +107,32 @@ def test_one_that_was_cut_off_before_it_had_all_values_gets_the_rest(
     assert states(search) == ["COMPLETE"]
 
 
+def test_one_that_was_cut_off_before_any_value_gets_what_it_would_have_got(
+    job_there: JobSpec, opened: Store
+) -> None:
+    """Not the values that trial 0 got: then it would not be trained at all."""
+    whole = searching(override_job(job_there, {"name": "whole"}, "test"), opened)
+    wanted = [whole.suggest("a"), whole.suggest("b")]
+    former = searching(job_there, opened)
+    assert former.suggest("a") == wanted[0]
+    former.on_trial_complete("a", result(job_there, 1.0))
+    begin(job_there, True, opened).ask()  # and killed
+    search = searching(job_there, opened, resume=True)
+    assert search.suggest("b") == wanted[1] != wanted[0]
+    assert search.trial("b").number == 1
+
+
+def test_a_trial_fails_on_a_disk_that_takes_no_reason(job_there: JobSpec, opened: Store) -> None:
+    search = searching(job_there, opened)
+    search.suggest("a")
+    search.folder("a").parent.mkdir(parents=True, exist_ok=True)
+    search.folder("a").write_text("no folder can be made here")
+    search.note_failure("a", "No space left on device")
+    search.on_trial_complete("a", error=True)
+    (trial,) = search.trials()
+    assert (trial.state.name, trial.user_attrs["reason"]) == ("FAIL", "No space left on device")
+
+
 def test_what_was_cut_off_goes_on_with_what_it_has_told(job_there: JobSpec, opened: Store) -> None:
     former = searching(job_there, opened)
     values = former.suggest("a")

@@ -1,4 +1,4 @@
-"""The stacked layers against plain loops over tokens and experts, written from DESIGN §4 alone."""
+"""The stacked layers against plain loops over tokens and experts, by the papers' formulas alone."""
 
 import math
 import random

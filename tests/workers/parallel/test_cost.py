@@ -26,7 +26,7 @@ def test_remote_owners_is_the_mean_over_all_choices(experts: int, slots: int, wo
 
 
 def test_the_designs_formulas() -> None:
-    """DESIGN §5, where a token's K choices live on K workers: 4 K D 2 bytes times (ep - 1) / ep."""
+    """Where a token's K choices live on K workers: 4 K D 2 bytes times (ep - 1) / ep."""
     width, tokens = 4096, 100
     place = RoutedPlace(experts=512, slots=1, row=2 * width, expert_numbers=9)
     small = tokens * (8 + 2 * 4) * 7 / 8

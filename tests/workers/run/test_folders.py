@@ -109,3 +109,23 @@ def test_a_hidden_folder_vanishes_unless_it_gets_a_name(tmp_path: Path) -> None:
     with hidden_folder(tmp_path) as new:
         new.rename(tmp_path / "named")
     assert list(tmp_path.iterdir()) == [tmp_path / "named"]
+
+
+def test_a_rename_that_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, replace, asked = tmp_path / "folder", os.replace, []
+    folder.mkdir()
+    (folder / "file").write_text("old")
+
+    def full(source: Path, target: Path) -> None:
+        asked.append(target)
+        if asked.count(folder) == 1 and target == folder:
+            raise OSError("Disk quota exceeded")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="quota"), new_folder(folder) as new:
+        (new / "file").write_text("new")
+    assert (folder / "file").read_text() == "old"
+    assert [*tmp_path.iterdir()] == [folder]

@@ -8,7 +8,8 @@ import json
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent import futures
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -118,7 +119,6 @@ class Uploads:
         """`tell` gets the reason of each copy that failed, in the thread that copies; `wait`:
         seconds before the first retry."""
         self._place, self._keep, self._tell, self._wait = place, keep, tell, wait
-        self._thread = ThreadPoolExecutor(1, "moetune-uploads")
         self._last: Future[None] | None = None
         self._late = threading.Event()
         """Set where there is something better to do than to try the last one again."""
@@ -132,18 +132,18 @@ class Uploads:
     def put(self, folder: Path) -> Future[None]:
         """Copy `folder` as soon as the one before it is done; what is returned ends with it."""
         self._leave_out()
-        self._late = threading.Event()
-        self._last = self._thread.submit(self._copy, folder, self._late)
+        self._late, before, self._last = threading.Event(), self._last, Future()
+        # An executor's thread would be waited for by a process that ends, hang as the copy may.
+        copying = (before, self._last, folder, self._late)
+        threading.Thread(target=self._run, args=copying, name="upload", daemon=True).start()
         return self._last
 
     def abandon(self) -> None:
-        """End after what is being copied now, without waiting for it: a process that ends does."""
+        """End after what is being copied now, without waiting for it."""
         self._leave_out()
-        self._thread.shutdown(wait=False)
 
     def finish(self) -> None:
         """Wait for the last copy and end; InputError if it could not be made."""
-        self._thread.shutdown()
         if self._last and (error := self._last.exception()):
             raise InputError(f"the last checkpoint cannot be uploaded: {one_line(error)}")
 
@@ -152,6 +152,23 @@ class Uploads:
         if self._last:
             self._last.cancel()
         self._late.set()
+
+    def _run(
+        self,
+        before: Future[None] | None,
+        this: Future[None],
+        folder: Path,
+        late: threading.Event,
+    ) -> None:
+        """One copy at a time: behind the one before."""
+        futures.wait([before] if before else [])
+        if this.set_running_or_notify_cancel():
+            try:
+                self._copy(folder, late)
+            except BaseException as error:  # whoever waits for it raises it
+                this.set_exception(error)
+            else:
+                this.set_result(None)
 
     def _copy(self, folder: Path, late: threading.Event) -> None:
         """Copy with retries, until a later one is there instead."""

@@ -3,6 +3,7 @@
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -184,6 +185,32 @@ def test_who_gives_up_tries_nothing_again(place: RemoteFolder, tmp_path: Path) -
     failed.wait()
     copies.abandon()
     assert copying.exception()
+
+
+HANGING = """
+import sys, threading
+from pathlib import Path
+from workers.train.checkpoint.upload import RemoteFolder, Uploads
+
+begun = threading.Event()
+
+class Hangs(RemoteFolder):
+    def put(self, folder):
+        begun.set()
+        threading.Event().wait()
+
+copies = Uploads(Hangs(*RemoteFolder.of(sys.argv[1])), 2, print)
+copies.put(Path(sys.argv[2]))
+begun.wait()
+copies.abandon()
+"""
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_process_ends_though_a_copy_hangs(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "run", 2)
+    command = [sys.executable, "-c", HANGING, (tmp_path / "store").as_uri(), str(folder)]
+    assert subprocess.run(command, timeout=120, check=False).returncode == 0
 
 
 @pytest.fixture
