@@ -1,4 +1,4 @@
-"""Every example makes its rows and is a right job."""
+"""Every example makes its rows, is a right job, and runs: here on a tiny model, a few steps."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from cluster.session import Session
 from orchestrator.config.job import load_job
 from orchestrator.json_schema import job_schema
 from workers.data.rows import training_rows, validation_rows
@@ -79,3 +80,27 @@ def test_its_rows_are_made_alike_each_time_and_none_twice(
     data = load_job(tmp_path / "example" / "job.yaml").train.data
     assert len(training_rows(data)) == len(rows["train.jsonl"])
     assert len(validation_rows(data)) == len(rows["validation.jsonl"])
+
+
+@each
+@pytest.mark.usefixtures("rows")
+def test_it_is_checked_and_tuned(
+    example: Path, run: Run, tiny_model_dir: Path, ray_cluster: Session
+) -> None:
+    job = ["job.yaml", f"--set=model.path={tiny_model_dir}", "--set=data.max_length=512"]
+    checked = json.loads(run("moetune", "check", *job, "--json"))
+    assert all(one["skipped"] == one["targets_cut"] == 0 for one in checked["data"].values())
+    assert checked["remarks"] == []
+    few = ["optimizer.steps=2", "optimizer.warmup_steps=0", "evaluation.every=1"]
+    few += ["evaluation.rows_per_task=2", "search.trials=1", "search.metric=validation/loss"]
+    few += ["search.mode=min", "evaluation.generate=false"]
+    told = run(
+        "moetune",
+        "tune",
+        *job,
+        *(f"--set={one}" for one in few),
+        f"--address={ray_cluster.address}",
+        "--json",
+    )
+    [trial] = json.loads(told)
+    assert (trial["state"], trial["steps"]) == ("finished", 2)
