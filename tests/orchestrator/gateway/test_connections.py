@@ -12,7 +12,7 @@ import httpx
 import pytest
 import uvicorn
 
-from orchestrator.gateway import connection
+from orchestrator.gateway import header_middleware
 from orchestrator.gateway.header_middleware import MAX_HEAD_BYTES, Connection
 from orchestrator.serve.proxy import free_port
 
@@ -34,7 +34,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(header_middleware, "HEAD_SECONDS", 0.5)
     port = free_port("127.0.0.1", 0)
     config = uvicorn.Config(app, port=port, lifespan="off", log_level="critical", http=Connection)
     server = uvicorn.Server(config)
