@@ -87,7 +87,8 @@ class ExpertLoop(nn.Module):
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
         """Every expert in turn."""
-        _, expert_TK, gate_TK = self.router(hidden_TD)
+        routing = self.router(hidden_TD)
+        expert_TK, gate_TK = routing.expert_TK, routing.gate_TK
         gate_TF, up_TF = self.block.gate_proj(hidden_TD), self.block.up_proj(hidden_TD)
         output_TD = torch.zeros_like(hidden_TD)
         for expert in range(len(self.router.weight)):

@@ -20,7 +20,7 @@ from orchestrator.client import Client
 from orchestrator.config.audit import AuditSpec
 from orchestrator.config.health import HealthSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.management_routes import routes
+from orchestrator.gateway.management_routes import health_routes
 from orchestrator.gateway.services import GatewayServices
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
@@ -66,7 +66,7 @@ def served(
     text = TextEngine(engine, base.tokenizer)
     monitor = RouterHealth.of(HealthSpec(window=10), registry)
     audit = AuditLog(AuditSpec(), folder / "audit")
-    edge = GatewayServices(observers=(monitor, audit), routers=(routes(monitor),))
+    edge = GatewayServices(observers=(monitor, audit), routers=(health_routes(monitor),))
     gateway = create_app(text, ModelCatalog(registry, "tiny-llama", text.load), edge)
     server = uvicorn.Server(uvicorn.Config(gateway, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
