@@ -28,8 +28,14 @@ if TYPE_CHECKING:
 NAME = "home"
 PACKAGES = ("hassil", "home_assistant_intents", "gguf")
 """What it needs beside moetune's own."""
-LONGER = {"optimizer.steps": 50, "evaluation.every": 25, "parallel.workers": 2}
-"""How the winner is trained on: with two workers and a fresh schedule."""
+LONGER = {
+    "optimizer.steps": 50,
+    "optimizer.lr": 3e-4,
+    "evaluation.every": 25,
+    "parallel.workers": 2,
+}
+"""How the winner is trained on: with two workers and a fresh schedule. Its peak is a gentle one: at
+the trial's own rate a router that has learned its part collapsed."""
 QUESTIONS = (
     "Call the intent for this request: please switch the desk lamp in the office on",
     "Name the area in this request: how warm is it in the guest room",
