@@ -55,16 +55,17 @@ import sys, threading, time
 from pathlib import Path
 from workers.run.heartbeat import HeartbeatWriter, Heartbeat
 from workers.run.watchdog import Watchdog
+from workers.run.files import write_text
 
 folder, wrong = Path(sys.argv[1]), float(sys.argv[2])
 heart = HeartbeatWriter(0, 2).write(folder)
-Watchdog(heart, folder, 1.5, lambda why: print(why, flush=True)).start()
+Watchdog(heart, folder, 3.0, lambda why: print(why, flush=True)).start()
 heart.beat("reduce", 6)
 (folder / "ranks").mkdir(exist_ok=True)
-for beats in range(20):
+for beats in range(28):
     other = Heartbeat(rank=1, workers=2, step=6, phase="forward", beats=beats, seconds=0.0,
                       at=time.time() + wrong, every=1.0)
-    (folder / "ranks" / "1.json").write_text(other.model_dump_json())
+    write_text(folder / "ranks" / "1.json", other.model_dump_json())
     time.sleep(0.25)
 print("waited", flush=True)
 threading.Event().wait()
