@@ -74,7 +74,7 @@ class Counted(World):
 
 @pytest.mark.xfail(
     strict=False,
-    reason="the count of living bytes varies: from run to run, and its cause is not found",
+    reason="the count of living bytes varies from run to run, and its cause is not found",
 )
 @pytest.mark.usefixtures("processes")
 def test_what_two_workers_keep_send_and_choose(tmp_path: Path) -> None:
