@@ -1,6 +1,7 @@
 """What two workers that share the experts keep for the backward pass, send, and choose."""
 
 import gc
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -53,7 +54,6 @@ class Held(TorchDispatchMode):
 
     def bytes(self) -> int:
         """Of those that live."""
-        gc.collect()
         return sum(size for one, size in self._made.values() if not one.expired())
 
 
@@ -72,10 +72,6 @@ class Counted(World):
         return super().all_reduce(tensor)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="the count of living bytes varies from run to run, and its cause is not found",
-)
 @pytest.mark.usefixtures("processes")
 def test_what_two_workers_keep_send_and_choose(tmp_path: Path) -> None:
     run_together(work, tmp_path, processes=2)
@@ -102,19 +98,14 @@ def check_memory(mesh: Mesh, experts: str, dtype: torch.dtype) -> None:
     """Sharing the experts out keeps no more activations than to have them all."""
     alone = held(experts, dtype)
     assert held(experts, dtype, mesh, "weights", KEPT) <= 1.1 * alone
-    alone_recomputed = held(experts, dtype, None, "", AGAIN)
+    alone_recomputed = held(experts, dtype, passes=AGAIN)
     assert 4 * alone_recomputed < alone, "checkpointing drops most of it"
     for exchange in ("tokens", "weights"):
         shared = held(experts, dtype, mesh, exchange, AGAIN)
         assert shared <= 1.1 * alone_recomputed, f"{experts}, {dtype}, {exchange}: {shared}"
 
 
-def held(*asked: Any) -> int:
-    """The least of three counts: now and then one finds a tensor alive that the next does not."""
-    return min(held_once(*asked) for _ in range(3))
-
-
-def held_once(
+def held(
     experts: str,
     dtype: torch.dtype,
     mesh: Mesh | None = None,
@@ -141,7 +132,15 @@ def held_once(
     assert all(record.rank_space for record in records)
     records.clear()
     assert output.requires_grad
-    return mode.bytes()
+    gc.collect()
+    return min(mode.bytes() for _ in settling())
+
+
+def settling() -> Iterator[None]:
+    """Looks, a moment apart: gloo's threads let go of a message after who waited for it goes on."""
+    for _ in range(10):
+        yield
+        time.sleep(0.02)
 
 
 def check_messages(mesh: Mesh) -> None:
@@ -191,19 +190,21 @@ def check_true_choice(mesh: Mesh) -> None:
     """Large experts and one token; then experts for which fewer bytes go by tokens, and a frozen
     block that would run nearly twice for each of them: the bytes alone would choose wrongly."""
     large = {"num_experts": 64, "rank": 64, "top_k": 2}
-    assert chosen(mesh, large, MicroBatch(1, 1, torch.float32)).exchange == "tokens"
-    four_of_eight = {"num_experts": 8, "rank": 16, "top_k": 4}
-    choice = chosen(mesh, four_of_eight, MicroBatch(4, 128, torch.float32))
+    assert chosen(mesh, large, MicroBatch(1, 1, torch.float32), 1024).exchange == "tokens"
+    four_of_eight = {"num_experts": 8, "rank": 8, "top_k": 4}
+    choice = chosen(mesh, four_of_eight, MicroBatch(4, 128, torch.float32), 4096)
     assert choice.predicted_bytes["tokens"] < choice.predicted_bytes["weights"]
     assert choice.exchange == "weights"
 
 
-def chosen(mesh: Mesh, adapter: dict[str, object], micro: MicroBatch) -> ExchangeChoice:
+def chosen(
+    mesh: Mesh, adapter: dict[str, object], micro: MicroBatch, feed_forward: int
+) -> ExchangeChoice:
     """For a model whose feed-forward blocks are most of its work."""
     config = LlamaConfig(
         vocab_size=32,
         hidden_size=256,
-        intermediate_size=1024,
+        intermediate_size=feed_forward,
         num_hidden_layers=1,
         num_attention_heads=2,
     )
