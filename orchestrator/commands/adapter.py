@@ -56,7 +56,9 @@ def export(
     ] = None,
     bin_: Annotated[bool, typer.Option("--bin", help="Write .bin instead of safetensors.")] = False,
 ) -> None:
-    """Write an adapter in the format of MixLoRA, MoELoRA or PEFT."""
+    """Write an adapter in the format of MixLoRA, MoELoRA or PEFT.
+
+    For a whole model, which vLLM, SGLang and llama.cpp run as it is: moetune export."""
     from workers.adapter.convert import export_folder
 
     export_folder(folder, to, format_, as_bin=bin_)

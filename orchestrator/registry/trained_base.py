@@ -3,13 +3,21 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workers.config.base import InputError
+from workers.config.base import InputError, validated
 from workers.config.train import ModelSpec
 
 if TYPE_CHECKING:
-    from workers.adapter.manifest import BaseRecord
+    from workers.adapter.manifest import BaseRecord, Manifest
 
 ELSEWHERE = "--base PATH says where it is now"
+OWN = {"device": "auto", "attention": "sdpa", "activation_checkpointing": False}
+"""Where and how the training ran says nothing about other machines."""
+
+
+def in_training(reference: str, manifest: "Manifest") -> ModelSpec:
+    """The base as the version was trained on it, but for what was that machine's own."""
+    trained = (manifest.asked_with or {}).get("model", {"path": manifest.base.path})
+    return validated(ModelSpec, {**trained, **OWN}, f"{reference}: its base model")
 
 
 def trained_base(

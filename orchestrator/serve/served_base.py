@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.registry.registry import Registry
-from orchestrator.registry.trained_base import check_same_base, checked_base, trained_base
+from orchestrator.registry.trained_base import (
+    check_same_base,
+    checked_base,
+    in_training,
+    trained_base,
+)
 from workers.adapter.manifest import base_id
-from workers.config.base import InputError, validated
+from workers.config.base import InputError
 from workers.config.train import ModelSpec
 
 if TYPE_CHECKING:
     from workers.adapter.manifest import Manifest
-
-OWN = {"device": "auto", "attention": "sdpa", "activation_checkpointing": False}
-"""Where and how the training ran says nothing about the machines that serve."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def _base_of(registry: Registry, name: str, model: ModelSpec | None, at: str | N
     version = registry.resolve(name)
     reference, manifest = f"{name}@{version.id}", registry.manifest(version)
     if model is None:
-        return trained_base(reference, manifest.base, _in_training(reference, manifest), at)
+        return trained_base(reference, manifest.base, in_training(reference, manifest), at)
     base = checked_base(model)
     _check_same(reference, manifest, base)
     return base
@@ -75,11 +77,6 @@ def _check_own_id(registry: Registry, base: ModelSpec) -> None:
             f"serve: {id} is what requests call the base {base.path}, and a name that was promoted "
             "to: rename the base's folder"
         )
-
-
-def _in_training(reference: str, manifest: "Manifest") -> ModelSpec:
-    trained = (manifest.asked_with or {}).get("model", {"path": manifest.base.path})
-    return validated(ModelSpec, {**trained, **OWN}, f"{reference}: its base model")
 
 
 def _check_same(reference: str, manifest: "Manifest", model: ModelSpec) -> None:

@@ -80,16 +80,16 @@ def check_base(spec: ModelSpec) -> PreTrainedTokenizerBase:
     Returns its tokenizer, with a pad token apart from the end of text where there is one.
     """
     options = loading_options(spec)
-    _check_bare(spec, options)
-    with readable(spec):
-        config = AutoConfig.from_pretrained(spec.path, **options)
-    _check_causal(spec, config)
-    check_quantised(spec, config)
-    _check_weights(spec)
+    config = _checked_config(spec, options)
     with readable(spec):
         tokenizer = AutoTokenizer.from_pretrained(spec.path, **options)
     fit_vocabulary(tokenizer, config, f"model.path: {spec.path}")
     return tokenizer
+
+
+def check_weights_alone(spec: ModelSpec) -> None:
+    """`check_base` for what asks for no tokenizer, and so may lack one."""
+    _checked_config(spec, loading_options(spec))
 
 
 def loading_options(spec: ModelSpec) -> dict[str, Any]:
@@ -130,6 +130,16 @@ def readable(spec: ModelSpec) -> Iterator[None]:
             f"{where}: no such folder, and the Hugging Face hub has no such model{revision}, "
             "keeps it from us, or cannot be reached from here"
         ) from error
+
+
+def _checked_config(spec: ModelSpec, options: Mapping[str, Any]) -> PretrainedConfig:
+    _check_bare(spec, options)
+    with readable(spec):
+        config = AutoConfig.from_pretrained(spec.path, **options)
+    _check_causal(spec, config)
+    check_quantised(spec, config)
+    _check_weights(spec)
+    return config
 
 
 def _check_causal(spec: ModelSpec, config: PretrainedConfig) -> None:

@@ -1,0 +1,117 @@
+"""Each sparse twin in stock transformers computes what the adapter does on its dense base."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tests.workers.adapter.stock.models import (
+    FAMILIES,
+    adapted_logits,
+    base_logits,
+    ids,
+    planned,
+    stock,
+    write_adapter,
+    write_base,
+)
+from workers.adapter.stock.families import TWINS
+
+BLOCK = ("gate_proj", "up_proj", "down_proj")
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 20000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+SHAPES: dict[str, dict[str, object]] = {
+    "all": {},
+    "block alone": {"target_modules": BLOCK},
+    "one expert a token": {"top_k": 1},
+    "three of six": {"num_experts": 6, "top_k": 3},
+    "all of them": {"num_experts": 3, "top_k": 3},
+    "rank-stabilised": {"use_rslora": True, "rank": 5},
+    "one matrix shared": {"shared_a": True},
+    "cool router": {"router_temperature": 0.25},
+    "up alone": {"target_modules": ("mlp.up_proj",)},
+    "one layer": {"target_modules": tuple(f"layers.1.mlp.{one}" for one in BLOCK)},
+    "plain LoRA below": {"num_experts": (1, 4), "top_k": 1},
+}
+BASES: list[tuple[str, dict[str, object]]] = [
+    *((family, {}) for family in FAMILIES),
+    *((family, {"tie_word_embeddings": True}) for family in FAMILIES),
+    ("llama", {"rope_parameters": LLAMA3, "head_dim": 12}),
+    ("mistral", {"sliding_window": None, "head_dim": 12}),
+    ("qwen3", {"attention_bias": True}),
+]
+
+
+class PreciseRouter(nn.Module):
+    """The twins' router, without their rounding of gates to float32."""
+
+    def __init__(self, router: nn.Module) -> None:
+        super().__init__()
+        self.router = router
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = functional.linear(hidden.reshape(-1, hidden.shape[-1]), self.router.weight)
+        top, index = logits.topk(self.router.top_k, dim=-1)
+        return logits, top.softmax(-1), index
+
+
+@torch.no_grad()
+def check(tmp_path: Path, base: Path, **shape: object) -> None:
+    adapter = write_adapter(base, tmp_path / "adapter", **shape)
+    expected = adapted_logits(base, adapter)
+    planned(base, adapter).write(tmp_path / "out", print)
+    logits = stock(tmp_path / "out")(ids()).logits
+    assert (base_logits(base) - expected).abs().max() > 0.01, "the adapter must matter"
+    size = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(logits, expected, atol=1e-5 * size, rtol=0)
+
+
+def test_every_twin_is_tested() -> None:
+    assert TWINS.keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize(("family", "fields"), BASES)
+def test_a_familys_twin_computes_the_same(
+    tmp_path: Path, family: str, fields: dict[str, object]
+) -> None:
+    check(tmp_path, write_base(tmp_path / "base", family, **fields))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "granite"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_adapters_shape_is_kept(tmp_path: Path, family: str, shape: str) -> None:
+    check(tmp_path, write_base(tmp_path / "base", family), **SHAPES[shape])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_float64_it_is_exact(tmp_path: Path, family: str, top_k: int) -> None:
+    base = write_base(tmp_path / "base", family, dtype="float64")
+    adapter = write_adapter(base, tmp_path / "adapter", top_k=top_k)
+    planned(base, adapter).write(tmp_path / "out", print)
+    model = stock(tmp_path / "out", experts_implementation="eager")  # others know no float64
+    assert model.dtype == torch.float64
+    for layer in model.model.layers:
+        block = getattr(layer, "mlp", None) or layer.block_sparse_moe
+        name = "gate" if hasattr(block, "gate") else "router"
+        setattr(block, name, PreciseRouter(getattr(block, name)))
+    expected = adapted_logits(base, adapter, torch.float64)
+    torch.testing.assert_close(model(ids()).logits, expected, atol=1e-10, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", [*FAMILIES, "gpt2", "phi", "gemma"])
+def test_plain_lora_merges_into_any_base(tmp_path: Path, family: str) -> None:
+    fields = {"n_embd": 32, "n_layer": 2, "n_head": 4} if family == "gpt2" else {"head_dim": 8}
+    base = write_base(tmp_path / "base", family, **fields)
+    check(tmp_path, base, num_experts=1, top_k=1)
+    assert type(stock(tmp_path / "out")) is type(stock(base))

@@ -1,0 +1,185 @@
+"""A trained adapter as an ordinary checkpoint, which stock engines run.
+
+First all that can be known is known: whether it can be exact, whether it fits, what it takes of
+disk and memory. Then it is written, whole or not at all.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from workers.adapter import folder as folders
+from workers.adapter.digest import base_digest, folder_digest
+from workers.adapter.files import AdapterFiles, check_activation, read
+from workers.adapter.stock.base_files import BaseFiles
+from workers.adapter.stock.card import Facts, card
+from workers.adapter.stock.plan import Merging, NewTensor
+from workers.adapter.stock.shards import in_shards, write_shards
+from workers.adapter.stock.twin_config import dense_values, sparse_values
+from workers.adapter.stock.verdict import experts_and_slots, twin_of, why_not
+from workers.config.base import InputError
+from workers.run.folders import new_folder
+
+COPIED = (
+    *("tokenizer*.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "tekken.json"),
+    *("chat_template*", "generation_config.json", "LICENSE*", "NOTICE*"),
+)
+"""What a checkpoint has of its base as it is."""
+LEFT_OVER = 64 << 20
+"""Of disk and memory, for all that is no weight."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """A checkpoint that can be written: its tensors, and all that is known before."""
+
+    base: BaseFiles
+    config: dict[str, Any]
+    shards: Sequence[Sequence[NewTensor]]
+    dtype: torch.dtype
+    facts: Facts
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that writing takes at most: a shard, and the largest tensor three times
+        in the precision of the merging."""
+        largest = max(piece.numbers for shard in self.shards for piece in shard)
+        held = max(sum(piece.numbers for piece in shard) for shard in self.shards)
+        work = torch.promote_types(self.base.dtype, torch.float32).itemsize
+        return held * self.dtype.itemsize + 3 * largest * work + LEFT_OVER
+
+    def told(self) -> str:
+        """What it takes, in one line."""
+        base = self.facts.base_parameters * self.dtype.itemsize
+        return (
+            f"{self.facts.architecture}, {self.facts.dtype}: {_size(self.facts.bytes)} on disk, "
+            f"the base alone {_size(base)}; {_size(self.memory)} of memory while it is written"
+        )
+
+    def check_room(self, to: Path) -> None:
+        """InputError where the disk or the memory is too small, or `to` holds something."""
+        place = _free_place(to)
+        free = shutil.disk_usage(place).free
+        if free < self.facts.bytes + LEFT_OVER:
+            raise InputError(
+                f"{to}: the checkpoint takes {_size(self.facts.bytes)}, and the disk has "
+                f"{_size(free)} free"
+            )
+        there = psutil.virtual_memory().available
+        if there < self.memory:
+            raise InputError(
+                f"writing the checkpoint takes {_size(self.memory)} of memory, and "
+                f"{_size(there)} are free"
+            )
+
+    def write(self, to: Path, tell: Callable[[str], None]) -> None:
+        """Write the folder, whole or not at all."""
+        self.check_room(to)
+        try:
+            with new_folder(to) as folder:
+                folders.write_json(folder / "config.json", self.config)
+                write_shards(folder, self.shards, self.dtype, tell)
+                (folder / "README.md").write_text(card(self.facts), encoding="utf-8")
+                for path in _copied(self.base.folder):
+                    shutil.copyfile(path, folder / path.name)
+        except OSError as error:
+            raise folders.WriteError(
+                f"{to}: cannot be written: {error.strerror or error}"
+            ) from None
+
+
+def prepare(
+    adapter: Path,
+    base_folder: Path,
+    *,
+    name: str,
+    base_name: str,
+    dtype: str | None = None,
+) -> Export:
+    """Look at an adapter and its base, and plan the checkpoint. InputError, with the reason, where
+    it cannot be exact or the two do not belong together. `name` and `base_name` are what people
+    call them; `dtype` of None is the base's own."""
+    files, base = read(adapter), BaseFiles(base_folder)
+    config = AutoConfig.from_pretrained(base_folder)
+    if reason := why_not(files.spec, config.to_dict()):
+        raise InputError(f"{name}: cannot be a checkpoint: {reason}")
+    digest = _check_base(files, base_folder, name)
+    check_activation(config, files, name)
+    written = getattr(torch, dtype) if dtype else base.dtype
+    pieces, values = _planned(files, base, config, written, name)
+    numbers = sum(piece.numbers for piece in pieces)
+    experts, top_k = experts_and_slots(files.spec)
+    facts = Facts(
+        name=name,
+        digest=folder_digest(adapter),
+        base=base_name,
+        base_digest=digest,
+        architecture=values["architectures"][0],
+        dtype=str(written).removeprefix("torch."),
+        parameters=numbers,
+        base_parameters=sum(torch.Size(one.shape).numel() for one in base.stored.values()),
+        bytes=numbers * written.itemsize,
+        spec=files.spec,
+        experts=experts,
+        top_k=top_k,
+        manifest=files.manifest,
+    )
+    return Export(base, values, in_shards(pieces, written), written, facts)
+
+
+def check_target(to: Path) -> None:
+    """InputError unless `to` is a new name, or an empty folder."""
+    try:
+        if to.is_dir() and any(to.iterdir()):
+            raise InputError(f"{to}: is not empty; name a new folder")
+        if not to.is_dir() and (to.exists() or to.is_symlink()):
+            raise InputError(f"{to}: is a file; name a new folder")
+    except OSError as error:
+        raise InputError(f"{to}: cannot be written: {error.strerror}") from None
+
+
+def _planned(
+    files: AdapterFiles, base: BaseFiles, config: PretrainedConfig, dtype: torch.dtype, name: str
+) -> tuple[list[NewTensor], dict[str, Any]]:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    merging = Merging(base, model, files, name)
+    twin = twin_of(files.spec, config.to_dict())
+    if twin is None:
+        values = dense_values(folders.read_json(base.folder / "config.json"), dtype)
+        values["architectures"] = values.get("architectures") or [type(model).__name__]
+        return list(merging.dense()), values
+    return list(merging.sparse(twin)), sparse_values(config, twin, files.spec, dtype)
+
+
+def _check_base(files: AdapterFiles, folder: Path, name: str) -> str:
+    """The base's digest; refuses an adapter of another one."""
+    found, record = base_digest(folder), files.manifest.base if files.manifest else None
+    if record and record.digest not in (None, found):
+        raise InputError(
+            f"{name}: belongs to another base model, {record.path}: the weights of {folder} differ"
+        )
+    return found
+
+
+def _copied(folder: Path) -> list[Path]:
+    found = {path for pattern in COPIED for path in folder.glob(pattern) if path.is_file()}
+    return sorted(found)
+
+
+def _free_place(to: Path) -> Path:
+    place = to.absolute()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

@@ -1,0 +1,193 @@
+"""What an exported checkpoint holds: each tensor's name, shape, and how it comes about.
+
+    W_e = W + s B_e A_e                     for each expert e of a block, in float32, rounded once
+
+Nothing is read here but the heads of the base's files, so that sizes are known before anything is
+written. Shapes: E experts, D width, F width of a feed-forward block.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from workers.adapter.files import AdapterFiles
+from workers.adapter.stock.base_files import BaseFiles
+from workers.adapter.stock.families import DOWN, GATE, SHARED_WIDTH, UP, ExpertTensor, Twin
+from workers.adapter.stock.verdict import experts_and_slots
+from workers.config.base import InputError
+from workers.injection.targets import decoder_layers, linears, wanted
+from workers.layers.feed_forward import linear_sizes
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """One tensor of the checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+    """Computes it, in the working precision, or as it is stored."""
+
+    @property
+    def numbers(self) -> int:
+        """How many it holds."""
+        return torch.Size(self.shape).numel()
+
+
+class Merging:
+    """A base's weights with an adapter's updates."""
+
+    def __init__(self, base: BaseFiles, model: nn.Module, files: AdapterFiles, where: str) -> None:
+        """`model` has the base's structure, and needs no weights; `where` names the adapter."""
+        self._base, self._files, self._model = base, files, model
+        self._names = base.names(model)
+        self._work = torch.promote_types(base.dtype, torch.float32)
+        layer_list, layers = decoder_layers(model)
+        self._adapted = {
+            f"{layer_list}.{path}.weight": f"layers.{path}"
+            for path in _adapted(layers, files, where)
+        }
+        """Canonical place of the adapter's tensors, by the weight's name in the model."""
+        for name in self._adapted:
+            if name not in self._names:
+                raise InputError(
+                    f"{base.folder}: has no tensor {name}, which the adapter changes: its files "
+                    "call it otherwise, or have it together with others"
+                )
+
+    def dense(self) -> Iterator[NewTensor]:
+        """The base's own tensors, plain LoRA merged in."""
+        inside = {on_disk: name for name, on_disk in self._names.items()}
+        for on_disk, stored in self._base.stored.items():
+            yield self._piece(on_disk, inside.get(on_disk, on_disk), stored.shape)
+
+    def sparse(self, twin: Twin) -> Iterator[NewTensor]:
+        """The tensors of its sparse twin. A block without experts of its own becomes as many equal
+        ones, which any router weighs to itself: every engine has experts in all layers or none."""
+        for name, tensor in self._model.state_dict().items():
+            if self._is_tied(name):
+                continue
+            layer, _, linear = name.removesuffix(".weight").rpartition(".mlp.")
+            if not layer:
+                yield self._piece(name, name, tuple(tensor.shape))
+            elif linear == GATE:
+                yield from self._block(twin, layer)
+            elif linear not in (UP, DOWN):
+                raise InputError(f"{self._base.folder}: {name} has no place in {twin.architecture}")
+
+    def _block(self, twin: Twin, layer: str) -> Iterator[NewTensor]:
+        experts, _ = experts_and_slots(self._files.spec)
+        place = f"{layer}.{twin.block}"
+        _, model_width = self._shape(f"{layer}.mlp.{GATE}.weight")
+        yield NewTensor(
+            f"{place}.{twin.router}",
+            (experts, model_width),
+            lambda: self._router(layer, (experts, model_width)),
+        )
+        for expert in twin.experts:
+            yield from self._experts(f"{place}.{expert.name}", layer, expert, experts)
+        if twin.shared_expert:
+            shared, shape = f"{place}.shared_expert", (SHARED_WIDTH, model_width)
+            yield self._zeros(f"{shared}.{GATE}.weight", shape)
+            yield self._zeros(f"{shared}.{UP}.weight", shape)
+            yield self._zeros(f"{shared}.{DOWN}.weight", shape[::-1])
+            yield self._zeros(f"{place}.shared_expert_gate.weight", (1, model_width))
+
+    def _experts(
+        self, name: str, layer: str, expert: ExpertTensor, experts: int
+    ) -> Iterator[NewTensor]:
+        sources = [f"{layer}.mlp.{linear}.weight" for linear in expert.linears]
+        shapes = [self._shape(source) for source in sources]
+        shape = (sum(rows for rows, _ in shapes), shapes[0][1])
+
+        def one(index: int) -> Tensor:
+            return torch.cat([self._merged(source, index) for source in sources])
+
+        if expert.stacked:
+            yield NewTensor(
+                name, (experts, *shape), lambda: torch.stack([one(e) for e in range(experts)])
+            )
+            return
+        for index in range(experts):
+            yield NewTensor(name.format(e=index), shape, lambda index=index: one(index))  # type: ignore[misc]
+
+    def _router(self, layer: str, shape: tuple[int, int]) -> Tensor:
+        index = layer.rpartition(".")[2]
+        router = self._files.tensors.get(f"layers.{index}.mlp.router.weight")
+        if router is None:
+            return torch.zeros(shape, dtype=self._work)
+        return router.to(self._work) / self._files.spec.router_temperature
+
+    def _piece(self, written: str, name: str, shape: tuple[int, ...]) -> NewTensor:
+        """A tensor of the base, under the name that it is written by."""
+        if name in self._adapted:
+            return NewTensor(written, shape, lambda: self._merged(name, 0))
+        on_disk = self._names.get(name, written)
+        if on_disk not in self._base.stored:
+            raise InputError(f"{self._base.folder}: its files lack {name}")
+        return NewTensor(written, shape, lambda: self._base.read(on_disk))
+
+    def _merged(self, name: str, expert: int) -> Tensor:
+        """A linear's weight with one expert's update."""
+        weight = self._base.read(self._names[name]).to(self._work)
+        place = self._adapted.get(name)
+        if place is None:
+            return weight
+        lora_A, lora_B = (
+            self._files.tensors[f"{place}.{leaf}"].to(self._work) for leaf in ("lora_A", "lora_B")
+        )
+        # An A that experts share, and plain LoRA, are stored once.
+        update = lora_B[min(expert, len(lora_B) - 1)] @ lora_A[min(expert, len(lora_A) - 1)]
+        update *= self._files.spec.scale
+        module = self._model.get_submodule(name.removesuffix(".weight"))
+        # transformers' Conv1D keeps its weight transposed.
+        return weight + (update if isinstance(module, nn.Linear) else update.T)
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        rows, columns = self._base.stored[self._names[name]].shape
+        return rows, columns
+
+    def _zeros(self, name: str, shape: tuple[int, ...]) -> NewTensor:
+        return NewTensor(name, shape, lambda: torch.zeros(shape, dtype=self._work))
+
+    def _is_tied(self, name: str) -> bool:
+        tied = bool(getattr(getattr(self._model, "config", None), "tie_word_embeddings", False))
+        return tied and name == "lm_head.weight"
+
+
+def _adapted(layers: list[nn.Module], files: AdapterFiles, where: str) -> list[str]:
+    """Places of the linears that the adapter has tensors for, as in `0.mlp.up_proj`; InputError
+    unless they are those of this model that its configuration names, and of their shapes."""
+    mine = {
+        name.removesuffix(".lora_A").removeprefix("layers.")
+        for name in files.tensors
+        if name.endswith(".lora_A")
+    }
+    found = {
+        place.path.removeprefix("layers."): linear_sizes(place.bare)
+        for index, layer in enumerate(layers)
+        for place in linears(layer, f"layers.{index}")
+    }
+    named = {path for path in found if wanted(f"layers.{path}", files.spec)}
+    for path in sorted(mine ^ named):
+        state = "has no tensors for" if path in named else "adapts a linear that is not there,"
+        raise InputError(f"{where}: does not fit this base: it {state} layers.{path}")
+    for path in sorted(mine):
+        inner, outer = found[path] or (0, 0)
+        experts = _experts_at(path, len(layers), files)
+        lora_A, lora_B = (files.tensors[f"layers.{path}.{one}"] for one in ("lora_A", "lora_B"))
+        theirs = (lora_A.shape[2], lora_B.shape[1], len(lora_B))
+        if theirs != (inner, outer, experts):
+            raise InputError(
+                f"{where}: does not fit this base: layers.{path} has {inner} to {outer} features "
+                f"and {experts} experts there, not {theirs[0]} to {theirs[1]} and {theirs[2]}"
+            )
+    return sorted(mine)
+
+
+def _experts_at(path: str, layers: int, files: AdapterFiles) -> int:
+    index, inside = path.split(".", 1)
+    in_block = files.spec.is_routed and inside.startswith("mlp.")
+    return files.spec.experts_in(int(index), layers) if in_block else 1

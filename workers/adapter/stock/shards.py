@@ -1,0 +1,78 @@
+"""Tensors to safetensors files, one after the other: a shard is all that is in memory."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from workers.adapter import folder as folders
+from workers.adapter.stock.base_files import INDEX
+from workers.adapter.stock.plan import NewTensor
+from workers.config.base import InputError
+
+SHARD_BYTES = 5 * 10**9
+"""No shard is larger, unless one tensor is."""
+
+
+def in_shards(
+    pieces: Sequence[NewTensor], dtype: torch.dtype, most: int = SHARD_BYTES
+) -> list[list[NewTensor]]:
+    """The pieces of each file."""
+    shards: list[list[NewTensor]] = []
+    room = 0
+    for piece in pieces:
+        size = piece.numbers * dtype.itemsize
+        if not shards or size > room:
+            shards.append([])
+            room = most
+        shards[-1].append(piece)
+        room -= size
+    return shards
+
+
+def write_shards(
+    folder: Path,
+    shards: Sequence[Sequence[NewTensor]],
+    dtype: torch.dtype,
+    tell: Callable[[str], None],
+) -> None:
+    """Write all of them, and their index where there are several; OSError on a full disk."""
+    places: dict[str, str] = {}
+    for number, pieces in enumerate(shards, 1):
+        name = _name(number, len(shards))
+        if len(shards) > 1:
+            tell(f"writing {name}")
+        tensors = {piece.name: _rounded(piece, dtype) for piece in pieces}
+        try:
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:  # how it says that the disk is full
+            raise OSError(str(error)) from None
+        # It makes files that nobody else may read, whatever the user's mask is.
+        (folder / name).chmod(0o666 & ~_mask(folder))
+        places |= dict.fromkeys(tensors, name)
+    if len(shards) > 1:
+        numbers = sum(piece.numbers for pieces in shards for piece in pieces)
+        size = {"total_parameters": numbers, "total_size": numbers * dtype.itemsize}
+        folders.write_json(folder / INDEX, {"metadata": size, "weight_map": places})
+
+
+def _mask(folder: Path) -> int:
+    """What new files here lack, by the folder itself, which was made a moment ago."""
+    return ~folder.stat().st_mode & 0o666
+
+
+def _rounded(piece: NewTensor, dtype: torch.dtype) -> torch.Tensor:
+    tensor = piece.make().to(dtype).contiguous()
+    assert tuple(tensor.shape) == piece.shape, piece.name
+    if not torch.isfinite(tensor).all():
+        raise InputError(
+            f"--dtype {str(dtype).removeprefix('torch.')}: {piece.name} has numbers that it cannot "
+            "hold; take bfloat16 or float32"
+        )
+    return tensor
+
+
+def _name(number: int, count: int) -> str:
+    return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
