@@ -17,7 +17,7 @@ LINEARS = (GATE, UP, DOWN)
 SHARED_WIDTH = 256
 """Of a shared expert of zeros: the least that tensor parallelism and llama.cpp's blocks divide."""
 
-Count = Literal["experts", "top_k", "width"]
+Count = Literal["experts", "slots", "width"]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from workers.config.adapter import AdapterSpec
 _ANYTHING = {"architectures": None, **PretrainedConfig().to_dict()}
 """Fields of every configuration, which say nothing at their defaults."""
 
+_EXPERTS = ("num_experts", "num_local_experts")
+"""Readers look for one of them: transformers 5 has the second where older ones have the first."""
+
 
 def dense_values(raw: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """The base's own configuration as its file has it, in the precision that is written."""
@@ -44,6 +47,7 @@ def sparse_values(
     return {
         "architectures": [twin.architecture],
         **told,
+        **dict.fromkeys(_EXPERTS, experts),
         **_older_rope(told["rope_parameters"]),
         **_precision(dtype),
     }

@@ -1,9 +1,11 @@
 """Each sparse twin in stock transformers computes what the adapter does on its dense base."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -89,6 +91,28 @@ def test_a_familys_twin_computes_the_same(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_adapters_shape_is_kept(tmp_path: Path, family: str, shape: str) -> None:
     check(tmp_path, write_base(tmp_path / "base", family), **SHAPES[shape])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_twins_files_are_what_every_engine_reads(tmp_path: Path, family: str) -> None:
+    """Its tensors are those that transformers' own save writes, and its configuration has every
+    field, in older words too: engines differ in their defaults."""
+    base = write_base(tmp_path / "base", family, tie_word_embeddings=True)
+    planned(base, write_adapter(base, tmp_path / "adapter", top_k=3)).write(tmp_path / "out", print)
+    stock(tmp_path / "out").save_pretrained(tmp_path / "again")
+    ours, theirs = (load_file(tmp_path / one / "model.safetensors") for one in ("out", "again"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    twin = TWINS[family]
+    assert (config["architectures"], config["model_type"]) == ([twin.architecture], twin.model_type)
+    assert config["num_experts"] == config["num_local_experts"] == 4
+    assert config["num_experts_per_tok"] == 3
+    assert config["dtype"] == config["torch_dtype"] == "float32"
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    same = ("hidden_size", "num_key_value_heads", "rms_norm_eps", "vocab_size", "eos_token_id")
+    dense = json.loads((base / "config.json").read_text())
+    assert {name: config[name] for name in same} == {name: dense[name] for name in same}
 
 
 @torch.no_grad()

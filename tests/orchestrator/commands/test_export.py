@@ -1,0 +1,113 @@
+"""`moetune export`: a version, or any adapter's folder, as an ordinary checkpoint."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.registry.promote import promote
+from orchestrator.registry.registry import Registry
+from workers.adapter.files import attach
+from workers.config.base import InputError
+
+GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden" / "mixlora_llama"
+
+
+def export(*words: object) -> Result:
+    return CliRunner().invoke(app, ["export", *map(str, words)])
+
+
+def refused(*words: object) -> str:
+    """What it says, in one line; `main` prints it and exits with 2."""
+    result = export(*words)
+    assert isinstance(result.exception, InputError | OSError), result.output
+    said = str(result.exception)
+    assert "\n" not in said
+    return said
+
+
+@pytest.fixture
+def promoted(
+    tmp_path: Path, make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Registry:
+    """A registry with two versions of `home` in `runs`, the second its champion."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    registry = Registry(f"sqlite:///{tmp_path}/runs/moetune.db", tmp_path / "runs")
+    for number in (1, 2):
+        version = registry.register("a-study", number, make_adapter(number), {})
+        promote(
+            registry, version, "home", actor="t", metric="validation/loss", reason="t", force=True
+        )
+    return registry
+
+
+def test_moe_pefts_own_adapter_computes_the_same(tmp_path: Path) -> None:
+    result = export(GOLDEN / "adapter", "--base", GOLDEN / "base", "--to", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "MixtralForCausalLM, float32: 0.19 MB on disk" in result.stderr
+    assert result.stdout == f"exported {GOLDEN / 'adapter'} to {tmp_path / 'out'}\n"
+    expected = load_file(GOLDEN / "expected.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    logits = model(expected["input_ids"]).logits
+    torch.testing.assert_close(logits, expected["logits"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("champion", [True, False])
+def test_a_names_version_is_written_with_all_that_its_base_has(
+    promoted: Registry, tiny_model_dir: Path, tmp_path: Path, champion: bool
+) -> None:
+    version = promoted.versions()[int(champion)]
+    name = "home" if champion else f"home@{version.id}"
+    result = export(name, "--to", "out", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["name"] == f"home@{version.id}"
+    assert (told["digest"], told["study"], told["trial"]) == (
+        version.digest,
+        "a-study",
+        version.trial,
+    )
+    assert told["bytes"] < (tmp_path / "out" / "model.safetensors").stat().st_size
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tiny_model_dir).chat_template
+    ids = torch.tensor([tokenizer("how warm is it?").input_ids])
+    ours = attach(AutoModelForCausalLM.from_pretrained(tiny_model_dir), version.folder)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(stock(ids).logits, ours(ids).logits, atol=1e-5, rtol=0)
+    card = (tmp_path / "out" / "README.md").read_text()
+    for fact in (f"home@{version.id}", version.digest, "a-study", str(tiny_model_dir), "Mixtral"):
+        assert fact in card
+
+
+def test_what_cannot_be_is_said_in_one_line(
+    promoted: Registry, tmp_path: Path, make_adapter: Callable[..., Path]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    assert "full: is not empty; name a new folder" in refused("home", "--to", "full")
+    assert "nothing was promoted to this name" in refused("work", "--to", "out")
+    assert "no such adapter folder" in refused("./work", "--to", "out")
+    raw = make_adapter(3, gates="raw")
+    assert "cannot be a checkpoint: gates: raw" in refused(raw, "--to", "out")
+    assert "another base model" in refused("home", "--base", GOLDEN / "base", "--to", "out")
+    gone = refused(GOLDEN / "adapter", "--to", "out")
+    assert "no such folder" in gone
+    assert "--base MODEL" in gone
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "runs"]
+
+
+def test_each_of_the_two_exports_names_the_other() -> None:
+    both = {
+        words: " ".join(CliRunner().invoke(app, [*words, "--help"]).stdout.split())
+        for words in (("export",), ("adapter", "export"))
+    }
+    assert "moetune adapter export" in both["export",]
+    assert "moetune export" in both["adapter", "export"]
