@@ -75,6 +75,8 @@ def export(
             f"it was trained beside a base rounded to {chosen.trained_packed}; the checkpoint has "
             "the base's weights as they are"
         )
+    if not plan.has_tokenizer:
+        tell("the base has no tokenizer, and so has the checkpoint none")
     plan.write(to, tell)
     if as_json:
         return print_json({"folder": to, **plan.facts.as_dict()})

@@ -55,6 +55,11 @@ class Export:
         work = torch.promote_types(self.base.dtype, torch.float32).itemsize
         return held * self.dtype.itemsize + 3 * largest * work + LEFT_OVER
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether its base has one."""
+        return any(path.name.startswith("token") for path in _copied(self.base.folder))
+
     def told(self) -> str:
         """What it takes, in one line."""
         base = self.facts.base_parameters * self.dtype.itemsize
@@ -83,7 +88,7 @@ class Export:
         """Write the folder, whole or not at all."""
         self.check_room(to)
         try:
-            with new_folder(to) as folder:
+            with new_folder(to.resolve()) as folder:
                 folders.write_json(folder / "config.json", self.config)
                 write_shards(folder, self.shards, self.dtype, tell)
                 (folder / "README.md").write_text(card(self.facts), encoding="utf-8")
@@ -107,7 +112,7 @@ def prepare(
     it cannot be exact or the two do not belong together. `name` and `base_name` are what people
     call them; `dtype` of None is the base's own."""
     files, base = read(adapter), BaseFiles(base_folder)
-    config = AutoConfig.from_pretrained(base_folder)
+    config = AutoConfig.from_pretrained(base_folder, trust_remote_code=False)
     if reason := why_not(files.spec, config.to_dict()):
         raise InputError(f"{name}: cannot be a checkpoint: {reason}")
     digest = _check_base(files, base_folder, name)
@@ -141,6 +146,8 @@ def check_target(to: Path) -> None:
             raise InputError(f"{to}: is not empty; name a new folder")
         if not to.is_dir() and (to.exists() or to.is_symlink()):
             raise InputError(f"{to}: is a file; name a new folder")
+        if to.is_mount():  # it cannot be renamed to
+            raise InputError(f"{to}: is where a disk is mounted; name a new folder in it")
     except OSError as error:
         raise InputError(f"{to}: cannot be written: {error.strerror}") from None
 
@@ -149,7 +156,9 @@ def _planned(
     files: AdapterFiles, base: BaseFiles, config: PretrainedConfig, dtype: torch.dtype, name: str
 ) -> tuple[list[NewTensor], dict[str, Any]]:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        )
     merging = Merging(base, model, files, name)
     twin = twin_of(files.spec, config.to_dict())
     if twin is None:

@@ -42,8 +42,7 @@ def write_shards(
     places: dict[str, str] = {}
     for number, pieces in enumerate(shards, 1):
         name = _name(number, len(shards))
-        if len(shards) > 1:
-            tell(f"writing {name}")
+        tell(f"writing {name}")
         tensors = {piece.name: _rounded(piece, dtype) for piece in pieces}
         try:
             save_file(tensors, folder / name, metadata={"format": "pt"})

@@ -15,7 +15,20 @@ from workers.adapter.stock.export import Export, prepare
 from workers.config.adapter import AdapterSpec
 from workers.injection.inject import inject
 
-WIDTH, TOKENS, LAYERS = 32, 64, 2
+WIDTH, TOKENS = 32, 64
+SIZES: dict[str, object] = {
+    "vocab_size": TOKENS,
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 FAMILIES: dict[str, dict[str, object]] = {
     "llama": {},
     "mistral": {"sliding_window": 6},
@@ -34,21 +47,7 @@ FAMILIES: dict[str, dict[str, object]] = {
 
 def write_base(folder: Path, family: str, **fields: object) -> Path:
     """A base whose every weight is random: biases and norms too."""
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=TOKENS,
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        rms_norm_eps=1e-5,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        **{**FAMILIES.get(family, {}), **fields},
-    )
+    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES.get(family, {}), **fields})
     model = AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -1,0 +1,247 @@
+"""A checkpoint is whole or not there, and what it takes is known before."""
+
+import json
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.workers.adapter.stock.models import (
+    adapted_logits,
+    ids,
+    planned,
+    stock,
+    write_adapter,
+    write_base,
+)
+from workers.adapter.folder import WriteError
+from workers.adapter.stock.export import check_target
+from workers.adapter.stock.plan import NewTensor
+from workers.config.base import InputError
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return write_base(tmp_path / "base", "llama")
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, base: Path) -> Path:
+    return write_adapter(base, tmp_path / "adapter")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """In a folder of its own: what is left beside it shows."""
+    return tmp_path / "to" / "out"
+
+
+def rewrite(base: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(base / "model.safetensors")
+    change(tensors)
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_it_says_what_it_takes(base: Path, adapter: Path, out: Path) -> None:
+    plan = planned(base, adapter, "bfloat16")
+    told: list[str] = []
+    plan.write(out, told.append)
+    stored = load_file(out / "model.safetensors")
+    assert plan.facts.parameters == sum(tensor.numel() for tensor in stored.values())
+    assert plan.facts.bytes == sum(tensor.nbytes for tensor in stored.values())
+    assert plan.facts.base_parameters == AutoModelForCausalLM.from_pretrained(base).num_parameters()
+    assert plan.memory > plan.facts.bytes
+    assert plan.told().startswith("MixtralForCausalLM, bfloat16: 0.10 MB on disk, the base alone ")
+    assert told == ["writing model.safetensors"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_updates_are_rounded_once(base: Path, adapter: Path, tmp_path: Path, dtype: str) -> None:
+    """A base in bfloat16 too is merged in float32."""
+    model = AutoModelForCausalLM.from_pretrained(base).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "coarse")
+    adapter = write_adapter(tmp_path / "coarse", tmp_path / "of coarse")
+    planned(tmp_path / "coarse", adapter, "float32").write(tmp_path / "fine", print)
+    planned(tmp_path / "coarse", adapter, dtype).write(tmp_path / "out", print)
+    fine, rounded = (load_file(tmp_path / one / "model.safetensors") for one in ("fine", "out"))
+    for name, tensor in fine.items():
+        assert torch.equal(tensor.to(getattr(torch, dtype)), rounded[name]), name
+    expected = adapted_logits(tmp_path / "coarse", adapter)
+    torch.testing.assert_close(stock(tmp_path / "fine")(ids()).logits, expected, atol=1e-5, rtol=0)
+    own = planned(tmp_path / "coarse", adapter)
+    assert own.dtype == torch.bfloat16, "left out, the precision is the base's"
+
+
+@torch.no_grad()
+def test_several_files_are_one_checkpoint(base: Path, adapter: Path, out: Path) -> None:
+    plan = planned(base, adapter)
+    several = replace(plan, shards=[[one] for shard in plan.shards for one in shard])
+    assert several.memory < plan.memory
+    several.write(out, print)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == plan.facts.bytes
+    assert {path.name for path in out.glob("*.safetensors")} == set(index["weight_map"].values())
+    expected = adapted_logits(base, adapter)
+    torch.testing.assert_close(stock(out)(ids()).logits, expected, atol=1e-5, rtol=0)
+    # And of a base in several files.
+    model = AutoModelForCausalLM.from_pretrained(base)
+    shutil.rmtree(base)
+    model.save_pretrained(base, max_shard_size="20kB")
+    assert len(list(base.glob("*.safetensors"))) > 1
+    again = out.with_name("again")
+    planned(base, adapter).write(again, print)
+    torch.testing.assert_close(stock(again)(ids()).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_files_are_as_readable_as_the_users_mask_has_it(
+    base: Path, adapter: Path, out: Path
+) -> None:
+    planned(base, adapter).write(out, print)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in out.iterdir()}
+    assert len(set(modes.values())) == 1, modes
+
+
+@pytest.mark.parametrize("what", ["disk", "memory"])
+def test_too_little_room_is_said_before_anything_is_written(
+    base: Path, adapter: Path, out: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    plan = planned(base, adapter)
+    if what == "disk":
+        few = type(shutil.disk_usage("/"))(10, 10, 2**20)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: few)
+    else:
+        free = psutil.virtual_memory()._replace(available=2**20)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    with pytest.raises(InputError, match=r"takes .* MB.* free|takes .* of memory, and 1\.05 MB"):
+        plan.write(out, print)
+    assert not out.parent.exists()
+
+
+def interrupted_by(act: Callable[[], object], base: Path, adapter: Path, out: Path) -> None:
+    """Writes one tensor a file, and does that before the last of them."""
+    plan = planned(base, adapter)
+    files = [[one] for shard in plan.shards for one in shard]
+    last = files[-1][0]
+
+    def make() -> torch.Tensor:
+        act()
+        return last.make()
+
+    files[-1] = [NewTensor(last.name, last.shape, make)]
+    replace(plan, shards=files).write(out, print)
+
+
+def test_an_interrupted_export_leaves_nothing(base: Path, adapter: Path, out: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_by(lambda: signal.raise_signal(signal.SIGINT), base, adapter, out)
+    assert list(out.parent.iterdir()) == []
+
+
+@contextmanager
+def no_file_grows_beyond(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_nothing(base: Path, adapter: Path, out: Path) -> None:
+    with no_file_grows_beyond(50_000), pytest.raises(WriteError, match="out: cannot be written: "):
+        planned(base, adapter).write(out, print)
+    assert list(out.parent.iterdir()) == []
+
+
+def test_an_empty_folder_is_filled_and_a_full_one_refused(
+    base: Path, adapter: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out.mkdir(parents=True)
+    check_target(out)
+    planned(base, adapter).write(out, print)
+    with pytest.raises(InputError, match="is not empty"):
+        check_target(out)
+    with pytest.raises(InputError, match="is a file"):
+        check_target(out / "README.md")
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == out.parent)
+    shutil.rmtree(out)
+    with pytest.raises(InputError, match="is where a disk is mounted"):
+        check_target(out.parent)
+
+
+def test_another_base_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    other = write_base(tmp_path / "other", "llama", intermediate_size=40)
+    with pytest.raises(InputError, match=r"name@1: belongs to another base model, .*base: "):
+        planned(other, adapter)
+    # An adapter that knows no base's digest is told by its shape.
+    (adapter / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"layers\.0\.mlp\.down_proj has 40 to 32 features"):
+        planned(other, adapter)
+    deeper = write_base(tmp_path / "deeper", "llama", num_hidden_layers=3)
+    with pytest.raises(InputError, match=r"it has no tensors for layers\.2\.mlp"):
+        planned(deeper, adapter)
+    flatter = write_base(tmp_path / "flatter", "llama", num_hidden_layers=1)
+    with pytest.raises(InputError, match=r"adapts a linear that is not there, layers\.1\.mlp"):
+        planned(flatter, adapter)
+
+
+def test_an_update_beyond_float16_is_refused(base: Path, tmp_path: Path, out: Path) -> None:
+    adapter = write_adapter(base, tmp_path / "adapter", alpha=1e8)
+    with pytest.raises(InputError, match=r"--dtype float16: .* take bfloat16 or float32"):
+        planned(base, adapter, "float16").write(out, print)
+    assert list(out.parent.iterdir()) == []
+
+
+@torch.no_grad()
+def test_a_bases_files_may_call_its_weights_otherwise(
+    base: Path, adapter: Path, out: Path, tmp_path: Path
+) -> None:
+    """Without the model's prefix, with tensors that no model has, with a tied head's copy."""
+    expected = adapted_logits(base, adapter)
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+        tensors["layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+
+    rewrite(base, change)
+    (adapter / "manifest.json").unlink()  # whose digest has not that tensor
+    planned(base, adapter).write(out, print)
+    torch.testing.assert_close(stock(out)(ids()).logits, expected, atol=1e-5, rtol=0)
+    tied = write_base(tmp_path / "tied", "llama", tie_word_embeddings=True)
+    adapter = write_adapter(tied, tmp_path / "of tied")
+    expected = adapted_logits(tied, adapter)
+    rewrite(tied, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    planned(tied, adapter).write(out.with_name("tied"), print)
+    assert "lm_head.weight" not in load_file(out.with_name("tied") / "model.safetensors")
+    logits = stock(out.with_name("tied"))(ids()).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+def test_a_base_that_lacks_a_weight_or_has_packed_ones_is_refused(
+    base: Path, adapter: Path
+) -> None:
+    (adapter / "manifest.json").unlink()
+    rewrite(base, lambda tensors: tensors.pop("model.norm.weight"))
+    with pytest.raises(InputError, match=r"its files lack model\.norm\.weight"):
+        planned(base, adapter)
+    rewrite(base, lambda tensors: tensors.pop("model.layers.0.mlp.up_proj.weight"))
+    with pytest.raises(InputError, match=r"has no tensor model\.layers\.0\.mlp\.up_proj\.weight"):
+        planned(base, adapter)
+    rewrite(base, lambda tensors: tensors.update(packed=torch.ones(4, dtype=torch.int8)))
+    with pytest.raises(InputError, match="tensor packed is I8"):
+        planned(base, adapter)
+    (base / "model.safetensors").write_bytes(b"no safetensors")
+    with pytest.raises(InputError, match="cannot be read"):
+        planned(base, adapter)
