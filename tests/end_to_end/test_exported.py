@@ -32,12 +32,12 @@ PROMPTS = [
     *("Why is the sky blue?", "Name three animals.", "Translate to German: good morning"),
 ]
 EXPERTS, NEW_TOKENS = 8, 24
-pytestmark = pytest.mark.usefixtures("processes")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the base and, as a version in `runs`, the champion of `home`."""
+    del processes
     place = tmp_path_factory.mktemp("exported")
     base = base_model.prepare(place)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
