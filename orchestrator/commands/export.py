@@ -56,7 +56,8 @@ def export(
     A mixture becomes the base's sparse twin (Mixtral, Qwen-MoE and others), plain LoRA is merged.
     What that cannot be exact for is refused. For the adapter alone, in the formats of other tools:
     moetune adapter export."""
-    from workers.adapter.stock.export import check_target, prepare
+    from workers.adapter.stock.export import prepare
+    from workers.adapter.stock.room import check_target
     from workers.models.files import base_folder
 
     check_target(to)

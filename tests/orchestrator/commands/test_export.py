@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
+from workers.adapter.convert import import_folder
 from workers.adapter.files import attach
 from workers.config.base import InputError
 
@@ -53,6 +54,7 @@ def test_moe_pefts_own_adapter_computes_the_same(tmp_path: Path) -> None:
     result = export(GOLDEN / "adapter", "--base", GOLDEN / "base", "--to", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "MixtralForCausalLM, float32: 0.19 MB on disk" in result.stderr
+    assert "the base has no tokenizer" in result.stderr
     assert result.stdout == f"exported {GOLDEN / 'adapter'} to {tmp_path / 'out'}\n"
     expected = load_file(GOLDEN / "expected.safetensors")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -102,6 +104,38 @@ def test_what_cannot_be_is_said_in_one_line(
     assert "no such folder" in gone
     assert "--base MODEL" in gone
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "runs"]
+
+
+def test_a_moved_base_is_asked_for_and_found(
+    promoted: Registry, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """The version's base is known by its digest."""
+    gone = tmp_path / "gone"
+    adapter = tmp_path / "adapter"
+    import_folder(promoted.versions()[1].folder, adapter)
+    manifest = json.loads((adapter / "manifest.json").read_text())
+    manifest["base"] |= {"path": str(gone)}
+    (adapter / "manifest.json").write_text(json.dumps(manifest))
+    said = refused(adapter, "--to", "out")
+    assert f"its base {gone}: no such folder" in said
+    assert said.endswith("--base MODEL says where it is")
+    result = export(adapter, "--to", "out", "--base", tiny_model_dir, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["base"] == str(gone), "by its name in training"
+
+
+def test_a_base_that_was_quantised_in_training_is_written_as_it_is(
+    tiny_model_dir: Path, tmp_path: Path, make_adapter: Callable[..., Path]
+) -> None:
+    """And the package that packed it is not asked for."""
+    adapter = tmp_path / "adapter"
+    import_folder(make_adapter(4), adapter)
+    manifest = json.loads((adapter / "manifest.json").read_text())
+    manifest["spec"] = {"model": {"path": str(tiny_model_dir), "quantization": "bnb_nf4"}}
+    (adapter / "manifest.json").write_text(json.dumps(manifest))
+    result = export(adapter, "--to", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "it was trained beside a base rounded to bnb_nf4; the checkpoint has" in result.stderr
 
 
 def test_each_of_the_two_exports_names_the_other() -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
@@ -20,6 +19,7 @@ from workers.adapter.files import AdapterFiles, check_activation, read
 from workers.adapter.stock.base_files import BaseFiles
 from workers.adapter.stock.card import Facts, card
 from workers.adapter.stock.plan import Merging, NewTensor
+from workers.adapter.stock.room import check_room, shown
 from workers.adapter.stock.shards import in_shards, write_shards
 from workers.adapter.stock.twin_config import dense_values, sparse_values
 from workers.adapter.stock.verdict import experts_and_slots, twin_of, why_not
@@ -64,29 +64,13 @@ class Export:
         """What it takes, in one line."""
         base = self.facts.base_parameters * self.dtype.itemsize
         return (
-            f"{self.facts.architecture}, {self.facts.dtype}: {_size(self.facts.bytes)} on disk, "
-            f"the base alone {_size(base)}; {_size(self.memory)} of memory while it is written"
+            f"{self.facts.architecture}, {self.facts.dtype}: {shown(self.facts.bytes)} on disk, "
+            f"the base alone {shown(base)}; {shown(self.memory)} of memory while it is written"
         )
-
-    def check_room(self, to: Path) -> None:
-        """InputError where the disk or the memory is too small, or `to` holds something."""
-        place = _free_place(to)
-        free = shutil.disk_usage(place).free
-        if free < self.facts.bytes + LEFT_OVER:
-            raise InputError(
-                f"{to}: the checkpoint takes {_size(self.facts.bytes)}, and the disk has "
-                f"{_size(free)} free"
-            )
-        there = psutil.virtual_memory().available
-        if there < self.memory:
-            raise InputError(
-                f"writing the checkpoint takes {_size(self.memory)} of memory, and "
-                f"{_size(there)} are free"
-            )
 
     def write(self, to: Path, tell: Callable[[str], None]) -> None:
         """Write the folder, whole or not at all."""
-        self.check_room(to)
+        check_room(to, self.facts.bytes + LEFT_OVER, self.memory)
         try:
             with new_folder(to.resolve()) as folder:
                 folders.write_json(folder / "config.json", self.config)
@@ -139,19 +123,6 @@ def prepare(
     return Export(base, values, in_shards(pieces, written), written, facts)
 
 
-def check_target(to: Path) -> None:
-    """InputError unless `to` is a new name, or an empty folder."""
-    try:
-        if to.is_dir() and any(to.iterdir()):
-            raise InputError(f"{to}: is not empty; name a new folder")
-        if not to.is_dir() and (to.exists() or to.is_symlink()):
-            raise InputError(f"{to}: is a file; name a new folder")
-        if to.is_mount():  # it cannot be renamed to
-            raise InputError(f"{to}: is where a disk is mounted; name a new folder in it")
-    except OSError as error:
-        raise InputError(f"{to}: cannot be written: {error.strerror}") from None
-
-
 def _planned(
     files: AdapterFiles, base: BaseFiles, config: PretrainedConfig, dtype: torch.dtype, name: str
 ) -> tuple[list[NewTensor], dict[str, Any]]:
@@ -181,14 +152,3 @@ def _check_base(files: AdapterFiles, folder: Path, name: str) -> str:
 def _copied(folder: Path) -> list[Path]:
     found = {path for pattern in COPIED for path in folder.glob(pattern) if path.is_file()}
     return sorted(found)
-
-
-def _free_place(to: Path) -> Path:
-    place = to.absolute()
-    while not place.exists():
-        place = place.parent
-    return place
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

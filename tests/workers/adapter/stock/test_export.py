@@ -24,8 +24,8 @@ from tests.workers.adapter.stock.models import (
     write_base,
 )
 from workers.adapter.folder import WriteError
-from workers.adapter.stock.export import check_target
 from workers.adapter.stock.plan import NewTensor
+from workers.adapter.stock.room import check_target
 from workers.config.base import InputError
 
 

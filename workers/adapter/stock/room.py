@@ -1,0 +1,42 @@
+"""Whether there is room for a checkpoint: looked at before anything is written. No torch."""
+
+import shutil
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from workers.config.base import InputError
+
+
+def check_target(to: Path) -> None:
+    """InputError unless `to` is a new name, or an empty folder."""
+    try:
+        if to.is_dir() and any(to.iterdir()):
+            raise InputError(f"{to}: is not empty; name a new folder")
+        if not to.is_dir() and (to.exists() or to.is_symlink()):
+            raise InputError(f"{to}: is a file; name a new folder")
+        if to.is_mount():  # it cannot be renamed to
+            raise InputError(f"{to}: is where a disk is mounted; name a new folder in it")
+    except OSError as error:
+        raise InputError(f"{to}: cannot be written: {error.strerror}") from None
+
+
+def check_room(to: Path, disk: int, memory: int) -> None:
+    """InputError where the disk that `to` is to lie on, or the memory, has fewer bytes."""
+    place = to.absolute()
+    while not place.exists():
+        place = place.parent
+    free, there = shutil.disk_usage(place).free, psutil.virtual_memory().available
+    if free < disk:
+        raise InputError(
+            f"{to}: the checkpoint takes {shown(disk)}, and the disk has {shown(free)} free"
+        )
+    if there < memory:
+        raise InputError(
+            f"writing the checkpoint takes {shown(memory)} of memory, and {shown(there)} are free"
+        )
+
+
+def shown(count: int) -> str:
+    """Bytes, for people."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
