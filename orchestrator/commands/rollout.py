@@ -77,6 +77,8 @@ def promote(
     """Make a trial's adapter, or any version, the champion of a name, its canary or its shadow, if
     the gate lets it."""
     from orchestrator.candidates.candidate import Wish
+    from orchestrator.monitoring.format import plain
+    from orchestrator.registry.exportable import Exportable
     from orchestrator.registry.plan import stage
     from orchestrator.registry.promote import check_stage, this_user
     from orchestrator.registry.promote import promote as promote_version
@@ -105,7 +107,11 @@ def promote(
         mode=candidate.mode,
         stage=chosen,
     )
-    return _print(event, as_json)
+    export = Exportable.of_version(book, book.version(event.version))
+    if as_json:
+        return print_json({**event.as_dict(), "export": export.as_dict() if export else None})
+    _print(event, as_json)
+    return print(plain(export.said(f"{wish.name}@{event.version}"))) if export else None
 
 
 @app.command()

@@ -191,15 +191,20 @@ def _command(
 
 
 def _show_leaderboard(study: "Study", as_json: bool, interrupted: bool = False) -> None:
+    from orchestrator.monitoring.format import plain
+    from orchestrator.registry.exportable import told
+
     rows = study.leaderboard()
     if interrupted:
         alive = ("running", "waiting")
         rows = [replace(row, state="interrupted") if row.state in alive else row for row in rows]
+    export = {row.number: study.exportable(row.number) for row in rows if row.version}
     if as_json:
-        return print_json([row.as_dict() for row in rows])
+        known = {number: one.as_dict() for number, one in export.items() if one}
+        return print_json([row.as_dict() | {"export": known.get(row.number)} for row in rows])
     varied = sorted({path for row in rows for path in row.params})
     fields = [path.rpartition(".")[2] for path in varied]
-    return print_table(
+    print_table(
         ("trial", "state", study.metric, *fields, "steps", "seconds", "version", "why"),
         [
             (row.number, row.state, row.value, *map(row.params.get, varied), *_end(row))
@@ -207,6 +212,9 @@ def _show_leaderboard(study: "Study", as_json: bool, interrupted: bool = False) 
         ],
         title=f"study {study.name}",
     )
+    for line in told(export.items()):
+        print(plain(line))
+    return None
 
 
 def _end(row: "TrialRow") -> tuple[object, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator import templates
 from orchestrator.config.cluster import ClusterSpec
 from orchestrator.monitoring.format import duration, number
+from orchestrator.registry.exportable import told
 from orchestrator.registry.promoted import Promotions, promotions
 from orchestrator.registry.registry import Registry
 from orchestrator.report.gain import Gain
@@ -65,6 +66,7 @@ def _facts(study: Study) -> dict[str, Any]:
         "counts": {state: states.count(state) for state in dict.fromkeys(states)},
         "seconds": sum(row.seconds or 0 for row in rows),
         "columns": [(path, short(path)) for path in study.optuna.user_attrs["varied"]],
+        "export": told((row.number, study.exportable(row.number)) for row in rows if row.version),
         "tasks": _tasks(rows),
         "space": {field: _words(entry) for field, entry in study.job["search"]["space"].items()},
         "began": began,

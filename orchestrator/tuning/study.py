@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.cluster import ClusterSpec
+from orchestrator.registry.exportable import Exportable
 from orchestrator.tuning.storage import storage, study_names
-from workers.config.base import InputError
+from workers.config.base import InputError, override, validated
 from workers.config.metrics import Mode, expert_load, rank, value_at
+from workers.config.train import TrainSpec
 from workers.run.record import Metrics, read_progress
 
 if TYPE_CHECKING:
@@ -142,6 +144,17 @@ class Study:
                 f"study {self.name}: trial {row.number} has no version, it is {row.state}{why}"
             )
         return row.version
+
+    def exportable(self, number: int) -> Exportable | None:
+        """Whether a trial's adapter can be an ordinary checkpoint; None where its base is not here
+        to be asked."""
+        trial = self.optuna.get_trials(deepcopy=False)[number]
+        try:
+            job = validated(TrainSpec, self.job["train"], self.name)
+            spec = override(job, trial.user_attrs.get("values", {}), trial_name(number))
+        except InputError:  # another version's job
+            return None
+        return Exportable.of(spec.adapter, spec.model)
 
     def progress(self, number: int) -> list[Metrics]:
         """All reports of a trial, in order."""

@@ -117,6 +117,28 @@ def test_one_goes_forward_again_after_a_rollback(
     assert run("rollback", "home").startswith(f"home is back at home@{first.id}")
 
 
+def test_a_promotion_says_whether_it_can_be_exported(
+    run: Callable[..., str], registry: Registry, make_adapter: Callable[..., Path]
+) -> None:
+    shapes: tuple[dict[str, Any], ...] = ({}, {"routing": "top_p"})
+    can, cannot = (
+        registry.register("s", n, make_adapter(n, **shape), {"validation": {"loss": 2.0 - n}}, {})
+        for n, shape in enumerate(shapes)
+    )
+    forced = ("--force", "--reason", "to try it")
+    said = run("promote", "home", "--version", can.id, *forced).splitlines()
+    command = f"moetune export home@{can.id} --to FOLDER"
+    assert said[-1] == f"it can be exported as MixtralForCausalLM: {command}"
+    staged = ("promote", "home", "--version", cannot.id, "--canary=5%", *forced)
+    said = run(*staged).splitlines()
+    assert said[-1].startswith("it cannot be exported as an ordinary checkpoint: routing: top_p")
+    run("abort", "home")
+    event = json.loads(run(*staged, "--json"))
+    assert event["action"] == "canary"
+    assert event["export"]["architecture"] is None
+    assert "the nearest is routing: top_k" in event["export"]["why_not"]
+
+
 def test_forward_is_by_the_gate(
     run: Callable[..., str], registry: Registry, register: Register
 ) -> None:

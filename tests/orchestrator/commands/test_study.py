@@ -1,6 +1,8 @@
-"""`moetune check` beside a cluster and without one."""
+"""`moetune check` beside a cluster and without one; `moetune leaderboard`."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -8,6 +10,8 @@ from typer.testing import CliRunner
 
 from cluster.session import Session
 from orchestrator.cli import app
+from orchestrator.config.job import JobSpec, override_job
+from tests.orchestrator.conftest import Play
 from workers.config.base import InputError
 
 
@@ -40,3 +44,46 @@ def test_without_a_cluster_a_large_job_is_only_remarked_on() -> None:
     assert "1 worker of 4096 CPUs and 64 GPUs; this machine has 1 node" in said
     assert said.endswith("a cluster is looked at by check --address")
     assert "a trial wants" not in _check().stderr
+
+
+def _leaderboard(job: JobSpec, *options: str) -> str:
+    words = ("leaderboard", "home", "--storage", job.cluster.storage)
+    done = CliRunner().invoke(app, [*words, *options])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({}, "moetune export writes MixtralForCausalLM"),
+        ({"adapter.routing": "top_p"}, "no export as an ordinary checkpoint: routing: top_p"),
+    ],
+    ids=["can", "cannot"],
+)
+def test_a_leaderboard_says_what_can_be_exported(
+    space: dict[str, Any],
+    said: str,
+    job: JobSpec,
+    play: Play,
+    store: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MOETUNE_STORE", store)
+    base = tmp_path / "base"
+    varied = {"adapter.num_experts": {"choice": [4, 8]}, "optimizer.lr": {"log": [1e-4, 1e-2]}}
+    fields = {"search.space": varied | space, "train.model.path": str(base)}
+    job = override_job(job, fields, "test")
+    play(job, ["finished", "failed", "finished", "cut"])
+    assert "export" not in _leaderboard(job), "the base is not here"
+    assert {row["export"] for row in json.loads(_leaderboard(job, "--json"))} == {None}
+    base.mkdir()
+    (base / "config.json").write_text('{"model_type": "llama"}')
+    lines = [line for line in _leaderboard(job).splitlines() if "export" in line]
+    assert len(lines) == 1, "one line for trials of the same answer"
+    assert lines[0].startswith(f"trials 0, 2: {said}")
+    rows = {row["number"]: row["export"] for row in json.loads(_leaderboard(job, "--json"))}
+    assert rows[1] is rows[3] is None
+    assert rows[0] == rows[2]
+    assert (rows[0]["architecture"] is None) == ("no export" in said)
