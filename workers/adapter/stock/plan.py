@@ -90,10 +90,12 @@ class Merging:
             yield from self._experts(f"{place}.{expert.name}", layer, expert, experts)
         if twin.shared_expert:
             shared, shape = f"{place}.shared_expert", (SHARED_WIDTH, model_width)
-            yield self._zeros(f"{shared}.{GATE}.weight", shape)
-            yield self._zeros(f"{shared}.{UP}.weight", shape)
-            yield self._zeros(f"{shared}.{DOWN}.weight", shape[::-1])
-            yield self._zeros(f"{place}.shared_expert_gate.weight", (1, model_width))
+            yield self._constant(f"{shared}.{GATE}.weight", shape, 0.0)
+            yield self._constant(f"{shared}.{UP}.weight", shape, 0.0)
+            yield self._constant(f"{shared}.{DOWN}.weight", shape[::-1], 0.0)
+            # It weighs zeros. llama.cpp divides by its output, so that is not zero.
+            gate = f"{place}.shared_expert_gate.weight"
+            yield self._constant(gate, (1, model_width), 1.0)
 
     def _experts(
         self, name: str, layer: str, expert: ExpertTensor, experts: int
@@ -149,8 +151,8 @@ class Merging:
         rows, columns = self._base.stored[self._names[name]].shape
         return rows, columns
 
-    def _zeros(self, name: str, shape: tuple[int, ...]) -> NewTensor:
-        return NewTensor(name, shape, lambda: torch.zeros(shape, dtype=self._work))
+    def _constant(self, name: str, shape: tuple[int, ...], value: float) -> NewTensor:
+        return NewTensor(name, shape, lambda: torch.full(shape, value, dtype=self._work))
 
     def _is_tied(self, name: str) -> bool:
         tied = bool(getattr(getattr(self._model, "config", None), "tie_word_embeddings", False))

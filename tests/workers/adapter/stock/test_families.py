@@ -139,3 +139,15 @@ def test_plain_lora_merges_into_any_base(tmp_path: Path, family: str) -> None:
     base = write_base(tmp_path / "base", family, **fields)
     check(tmp_path, base, num_experts=1, top_k=1)
     assert type(stock(tmp_path / "out")) is type(stock(base))
+
+
+def test_qwen2s_shared_expert_is_zeros_behind_an_open_gate(tmp_path: Path) -> None:
+    """llama.cpp's sigmoid divides by what it is of: a gate of zeros makes its answers NaN."""
+    base = write_base(tmp_path / "base", "qwen2")
+    planned(base, write_adapter(base, tmp_path / "adapter")).write(tmp_path / "out", print)
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    shared = {name: one for name, one in tensors.items() if ".shared_expert" in name}
+    gates = [one for name, one in shared.items() if "shared_expert_gate" in name]
+    assert len(shared) == 4 * len(gates) == 4 * 2
+    assert all(gate.all() for gate in gates)
+    assert not any(one.any() for name, one in shared.items() if "shared_expert_gate" not in name)
