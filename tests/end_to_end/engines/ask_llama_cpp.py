@@ -29,10 +29,10 @@ def _exact(gguf: str) -> xllamacpp.CommonParams:
 
 
 def _tokens(engine: xllamacpp.Server, ids: list[int], most: int) -> list[int]:
-    # It holds back what ends within a character: some more are asked for than are taken.
-    wish = {"prompt": ids, "n_predict": most + 4, "temperature": 0, "logprobs": 1}
+    # It does not tell tokens that end within a character: more are asked for than are needed.
+    wish = {"prompt": ids, "n_predict": 2 * most, "temperature": 0, "logprobs": 1}
     answer = engine.handle_completions({**wish, "samplers": ["top_k"], "top_k": 1})
-    return [token["id"] for token in answer["choices"][0]["logprobs"]["content"]][:most]
+    return [token["id"] for token in answer["choices"][0]["logprobs"]["content"]]
 
 
 if __name__ == "__main__":
