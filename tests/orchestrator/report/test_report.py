@@ -298,3 +298,14 @@ def test_no_report_of_an_unknown_study(job: JobSpec, play: Play) -> None:
     play(job, ["finished"])
     with pytest.raises(InputError, match="did you mean home"):
         write(job.cluster, "homes")
+
+
+def test_a_report_says_what_can_be_exported(job: JobSpec, play: Play, tmp_path: Path) -> None:
+    job = override_job(job, {"train.model.path": str(tmp_path)}, "test")
+    play(job, ["finished", "failed", "finished"])
+    assert "ordinary checkpoint" not in Page(write(job.cluster, "home")).text, "no base is here"
+    (tmp_path / "config.json").write_text('{"model_type": "gpt_neox"}')
+    text = " ".join(Page(write(job.cluster, "home")).text.split())
+    assert "As an ordinary checkpoint, which vLLM, SGLang and llama.cpp run: trial" in text
+    assert "the family gpt_neox" in text
+    assert "there is one for llama" in text
