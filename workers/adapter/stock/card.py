@@ -1,11 +1,14 @@
 """The model card of an exported checkpoint: what it is, where it comes from, what it costs."""
 
 import json
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from workers.adapter.manifest import Manifest, code_version
+from workers.adapter.manifest import Manifest, base_id, code_version
 from workers.config.adapter import AdapterSpec
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Facts:
 
 
 def card(facts: Facts) -> str:
-    """README.md."""
+    """README.md. It may go far, so that folders are named by their last part only."""
+    facts = replace(facts, name=_public(facts.name), base=_public(facts.base))
     head = {
         "base_model": facts.base,
         "library_name": "transformers",
@@ -102,6 +106,11 @@ def _rows(facts: Facts) -> dict[str, object]:
         "parameters": f"{facts.parameters:,} (the base: {facts.base_parameters:,})",
         "bytes": f"{facts.bytes:,}",
     }
+
+
+def _public(path: str) -> str:
+    """A hub name as it is, OWNER/NAME; of a path its end."""
+    return path if _HUB_NAME.fullmatch(path) else base_id(path)
 
 
 def _cell(value: object) -> str:

@@ -19,7 +19,7 @@ from workers.adapter.files import AdapterFiles, check_activation, read
 from workers.adapter.stock.base_files import BaseFiles
 from workers.adapter.stock.card import Facts, card
 from workers.adapter.stock.plan import Merging, NewTensor
-from workers.adapter.stock.room import check_room, shown
+from workers.adapter.stock.room import check_room, check_target, shown
 from workers.adapter.stock.shards import in_shards, write_shards
 from workers.adapter.stock.twin_config import dense_values, sparse_values
 from workers.adapter.stock.verdict import experts_and_slots, twin_of, why_not
@@ -70,6 +70,7 @@ class Export:
 
     def write(self, to: Path, tell: Callable[[str], None]) -> None:
         """Write the folder, whole or not at all."""
+        check_target(to)
         check_room(to, self.facts.bytes + LEFT_OVER, self.memory)
         try:
             with new_folder(to.resolve()) as folder:
@@ -78,6 +79,7 @@ class Export:
                 (folder / "README.md").write_text(card(self.facts), encoding="utf-8")
                 for path in _copied(self.base.folder):
                     shutil.copyfile(path, folder / path.name)
+                check_target(to)  # what came there meanwhile is not ours to replace
         except OSError as error:
             raise folders.WriteError(
                 f"{to}: cannot be written: {error.strerror or error}"

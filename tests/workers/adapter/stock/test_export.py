@@ -141,6 +141,16 @@ def interrupted_by(act: Callable[[], object], base: Path, adapter: Path, out: Pa
     replace(plan, shards=files).write(out, print)
 
 
+def test_what_came_to_the_target_meanwhile_stays(base: Path, adapter: Path, out: Path) -> None:
+    def come() -> None:
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+
+    with pytest.raises(InputError, match="is not empty"):
+        interrupted_by(come, base, adapter, out)
+    assert [path.name for path in out.parent.rglob("*")] == ["out", "mine.txt"]
+
+
 def test_an_interrupted_export_leaves_nothing(base: Path, adapter: Path, out: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted_by(lambda: signal.raise_signal(signal.SIGINT), base, adapter, out)

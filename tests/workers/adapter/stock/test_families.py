@@ -93,6 +93,23 @@ def test_an_adapters_shape_is_kept(tmp_path: Path, family: str, shape: str) -> N
     check(tmp_path, write_base(tmp_path / "base", family), **SHAPES[shape])
 
 
+@pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}, LLAMA3])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_configuration_of_before_transformers_5_is_understood(
+    tmp_path: Path, family: str, scaling: dict[str, object] | None
+) -> None:
+    base = write_base(tmp_path / "base", family)
+    config = json.loads((base / "config.json").read_text())
+    older = {"rope_theta": 30.0, "rope_scaling": scaling, "torch_dtype": config.pop("dtype")}
+    del config["rope_parameters"]
+    (base / "config.json").write_text(json.dumps({**config, **older}))
+    check(tmp_path, base)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"]
+    kinds = (written["rope_scaling"] or {}).get("rope_type")
+    assert kinds == (scaling and scaling.get("type", scaling.get("rope_type")))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_twins_files_are_what_every_engine_reads(tmp_path: Path, family: str) -> None:
     """Its tensors are those that transformers' own save writes, and its configuration has every
