@@ -23,6 +23,7 @@ def _exact(gguf: str) -> xllamacpp.CommonParams:
     """float32 everywhere: its cache is float16 unless told."""
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel, params.warmup = gguf, 512, 1, False
+    params.cpuparams.n_threads = 1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return params
