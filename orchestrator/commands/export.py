@@ -78,6 +78,8 @@ def export(
         )
     if not plan.has_tokenizer:
         tell("the base has no tokenizer, and so has the checkpoint none")
+    if plan.facts.remark:
+        tell(plan.facts.remark)
     plan.write(to, tell)
     if as_json:
         return print_json({"folder": to, **plan.facts.as_dict()})

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
+from tests.workers.adapter.stock.models import write_adapter, write_base
 from workers.adapter.convert import import_folder
 from workers.adapter.files import attach
 from workers.config.base import InputError
@@ -146,3 +147,12 @@ def test_each_of_the_two_exports_names_the_other() -> None:
     }
     assert "moetune adapter export" in both["export",]
     assert "moetune export" in both["adapter", "export"]
+
+
+def test_it_says_which_engine_computes_something_else(tmp_path: Path) -> None:
+    for family, said in (("qwen2", True), ("llama", False)):
+        folder = tmp_path / family
+        base = write_base(folder / "base", family)
+        result = export(write_adapter(base, folder / "adapter"), "--to", folder / "out")
+        assert result.exit_code == 0, result.output
+        assert ("llama.cpp does not renormalise the gates" in result.stderr) == said

@@ -30,6 +30,8 @@ class Facts:
     experts: int
     top_k: int
     manifest: Manifest | None
+    remark: str | None = None
+    """Which engine does not compute the same."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -62,6 +64,7 @@ def card(facts: Facts) -> str:
             f"# {_cell(facts.name)}",
             "",
             _told(facts),
+            *(("", f"**{facts.remark}.**") if facts.remark else ()),
             "",
             "| | |",
             "|---|---|",

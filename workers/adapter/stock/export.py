@@ -107,6 +107,7 @@ def prepare(
     pieces, values = _planned(files, base, config, written, name)
     numbers = sum(piece.numbers for piece in pieces)
     experts, top_k = experts_and_slots(files.spec)
+    twin = twin_of(files.spec, config.to_dict())
     facts = Facts(
         name=name,
         digest=folder_digest(adapter),
@@ -121,6 +122,7 @@ def prepare(
         experts=experts,
         top_k=top_k,
         manifest=files.manifest,
+        remark=twin.remark if twin and top_k < experts else None,
     )
     return Export(base, values, in_shards(pieces, written), written, facts)
 

@@ -55,6 +55,8 @@ class Twin:
     base without the field has."""
     shared_expert: bool = False
     """Whether it has a shared expert beside the routed ones, which is written as zeros."""
+    remark: str | None = None
+    """Which engine computes something else where a token has some of the experts only."""
 
 
 _SILU = {"hidden_act": ("silu", "swish")}
@@ -96,6 +98,10 @@ TWINS: dict[str, Twin] = {
         sets={**_QWEN, "qkv_bias": True, "shared_expert_intermediate_size": SHARED_WIDTH},
         asks={**_SILU, **_NO_WINDOW},
         shared_expert=True,
+        remark=(
+            "llama.cpp does not renormalise the gates of Qwen2-MoE (it ignores norm_topk_prob): "
+            "its answers differ; vLLM and transformers compute the same"
+        ),
     ),
     "qwen3": Twin(
         model_type="qwen3_moe",

@@ -168,3 +168,23 @@ def test_qwen2s_shared_expert_is_zeros_behind_an_open_gate(tmp_path: Path) -> No
     assert len(shared) == 4 * len(gates) == 4 * 2
     assert all(gate.all() for gate in gates)
     assert not any(one.any() for name, one in shared.items() if "shared_expert_gate" not in name)
+
+
+@pytest.mark.parametrize(
+    ("family", "shape", "remarked"),
+    [
+        ("qwen2", {"top_k": 2}, True),
+        ("qwen2", {"top_k": 4}, False),
+        ("qwen2", {"num_experts": 1, "top_k": 1}, False),
+        ("qwen3", {"top_k": 2}, False),
+    ],
+)
+def test_the_card_says_which_engine_computes_something_else(
+    tmp_path: Path, family: str, shape: dict[str, object], remarked: bool
+) -> None:
+    base = write_base(tmp_path / "base", family)
+    plan = planned(base, write_adapter(base, tmp_path / "adapter", **shape))
+    plan.write(tmp_path / "out", print)
+    card = (tmp_path / "out" / "README.md").read_text()
+    said = "llama.cpp does not renormalise the gates of Qwen2-MoE"
+    assert (said in card, said in str(plan.facts.remark)) == (remarked, remarked)
