@@ -36,19 +36,19 @@ class KeySync:
         """See `KeyStore.given_up`. Blocks."""
         return self._store.given_up()
 
-    async def run(self, ring: KeyRing, meter: RateLimiter) -> None:
+    async def run(self, ring: KeyRing, limiter: RateLimiter) -> None:
         """Go on until cancelled. While the database is away, nothing is lost."""
         try:
             while True:
                 await asyncio.to_thread(ring.refresh)
-                await self._save(meter)
+                await self._save(limiter)
                 await asyncio.sleep(POLL_SECONDS)
         finally:
-            await self._save(meter)
+            await self._save(limiter)
 
-    async def _save(self, meter: RateLimiter) -> None:
+    async def _save(self, limiter: RateLimiter) -> None:
         try:
-            await meter.exchange(partial(self._exchange, next(self._saves)))
+            await limiter.exchange(partial(self._exchange, next(self._saves)))
         except Exception as error:
             log.debug("usage is not saved now: %s", error)  # the ring has said it already
 

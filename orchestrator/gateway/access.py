@@ -26,8 +26,8 @@ class AccessControl:
     """ASGI middleware: 401 or 403 for a request whose key has not the scopes of its route, and 403
     for one that a foreign page sends to an endpoint without keys. Bodies stay where they are."""
 
-    def __init__(self, app: ASGIApp, rules: "Rules", edge: GatewayServices) -> None:
-        self._app, self._rules, self._edge = app, rules, edge
+    def __init__(self, app: ASGIApp, rules: "Rules", services: GatewayServices) -> None:
+        self._app, self._rules, self._services = app, rules, services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request, or hand it on with its caller and its id."""
@@ -44,18 +44,18 @@ class AccessControl:
         await self._app(scope, receive, send)
 
     async def _admit(self, request: Request) -> None:
-        if self._edge.keys.open:
-            _own_page(request, self._edge)
+        if self._services.keys.open:
+            _own_page(request, self._services)
         given = request.headers.get("authorization", "")
         for wants in self._rules.of(request.method, get_route_path(request.scope)):
             try:
-                caller = self._edge.keys.admit(given, wants.scope)
+                caller = self._services.keys.admit(given, wants.scope)
             except RequestError as error:
                 if error.status == 401 and given:
-                    await self._edge.wrong_keys(address_of(request))
+                    await self._services.wrong_keys(address_of(request))
                 raise
             if wants.counts:
-                self._edge.meter.admit(caller, what=wants.counts)
+                self._services.limiter.admit(caller, what=wants.counts)
             request.state.caller = caller
 
 
@@ -98,11 +98,11 @@ def _wanted(dependant: Any) -> Iterator[Wants]:
         yield from _wanted(one)
 
 
-def _own_page(request: Request, edge: GatewayServices) -> None:
+def _own_page(request: Request, services: GatewayServices) -> None:
     """Where no key is asked for, a browser must not be talked into asking: a foreign site's page
     reaches us under the site's name if that is made to point here (DNS rebinding)."""
     host, origin = request.headers.get("host"), request.headers.get("origin")
-    if host and not _ours(f"//{host}", edge):
+    if host and not _ours(f"//{host}", services):
         raise RequestError(
             f"the Host header names {host[:100]}, and without keys only this machine's own names "
             "are taken (serve.allowed_hosts adds others)",
@@ -110,8 +110,8 @@ def _own_page(request: Request, edge: GatewayServices) -> None:
             403,
             "foreign_host",
         )
-    named = origin is None or "*" in edge.cors_origins or origin in edge.cors_origins
-    if not named and not _ours(origin or "", edge):
+    named = origin is None or "*" in services.cors_origins or origin in services.cors_origins
+    if not named and not _ours(origin or "", services):
         raise RequestError(
             "pages of other sites may not call (serve.cors_origins names those that may)",
             None,
@@ -120,12 +120,12 @@ def _own_page(request: Request, edge: GatewayServices) -> None:
         )
 
 
-def _ours(url: str, edge: GatewayServices) -> bool:
+def _ours(url: str, services: GatewayServices) -> bool:
     try:
         host = urlsplit(url).hostname or ""
     except ValueError:
         return False
-    return is_loopback(host) or host in edge.allowed_hosts
+    return is_loopback(host) or host in services.allowed_hosts
 
 
 def request_id(request: Request) -> str:

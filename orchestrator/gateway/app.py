@@ -20,11 +20,11 @@ NO_KEY = frozenset({"/health", "/ready", OPENAPI, *page.PATHS.values()})
 
 
 def create_app(
-    backend: Backend, catalog: ModelCatalog, edge: GatewayServices | None = None
+    backend: Backend, catalog: ModelCatalog, services: GatewayServices | None = None
 ) -> FastAPI:
-    """The application; without `edge` an open one that tells nobody."""
-    edge = edge or GatewayServices()
-    gateway = Gateway(backend, catalog, edge)
+    """The application; without `services` an open one that tells nobody."""
+    services = services or GatewayServices()
+    gateway = Gateway(backend, catalog, services)
     app = FastAPI(
         title="moetune",
         version="1",
@@ -34,10 +34,10 @@ def create_app(
         openapi_url=None,
         lifespan=gateway.lifespan,
     )
-    app.state.edge, app.state.gateway, app.state.pace = edge, gateway, gateway.pace
+    app.state.services, app.state.gateway, app.state.pace = services, gateway, gateway.pace
     app.include_router(_models(gateway), responses=refusals())
     app.include_router(_probes(gateway))
-    for router in edge.routers:
+    for router in services.routers:
         app.include_router(
             router,
             prefix="/moetune/v1",
@@ -47,11 +47,13 @@ def create_app(
     app.include_router(page.routes())
     app.get(OPENAPI, include_in_schema=False)(Description(app).answer)
     add_handlers(app)
-    app.add_middleware(AccessControl, Rules(app, NO_KEY), edge)  # the last one added is asked first
-    app.add_middleware(BodyLimit, edge.limits.max_body_bytes)
+    app.add_middleware(
+        AccessControl, Rules(app, NO_KEY), services
+    )  # the last one added is asked first
+    app.add_middleware(BodyLimit, services.limits.max_body_bytes)
     app.add_middleware(Inflate)
     app.add_middleware(Head)
-    _let_in(app, edge.cors_origins)
+    _let_in(app, services.cors_origins)
     return app
 
 

@@ -68,16 +68,16 @@ class Readiness(TypedDict):
 class Gateway:
     """The routes."""
 
-    def __init__(self, backend: Backend, catalog: ModelCatalog, edge: GatewayServices) -> None:
+    def __init__(self, backend: Backend, catalog: ModelCatalog, services: GatewayServices) -> None:
         self._backend, self._catalog = backend, catalog
         self._running, self._shadows, self.pace = InFlight(), Shadows(), RetryAfter()
         self._turns = Turns(WAITING)
-        self._edge = replace(edge, observers=(*edge.observers, self.pace))
+        self._services = replace(services, observers=(*services.observers, self.pace))
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         """Follow the registry for as long as the application runs; at its end drain."""
-        tasks = [asyncio.create_task(run()) for run in (self._catalog.watch, *self._edge.tasks)]
+        tasks = [asyncio.create_task(run()) for run in (self._catalog.watch, *self._services.tasks)]
         yield
         await self.drain()
         await self._shadows.close()
@@ -92,7 +92,7 @@ class Gateway:
 
     async def drain(self) -> None:
         """Be unready, let no more requests in, and return when the last has ended."""
-        await self._running.drain(self._edge.limits.request_seconds)
+        await self._running.drain(self._services.limits.request_seconds)
 
     async def health(self) -> Alive:
         """The gateway runs."""
@@ -100,7 +100,7 @@ class Gateway:
 
     async def ready(self) -> JSONResponse:
         """An engine answers; also whether the registry does."""
-        settled = self._catalog.settled and self._edge.keys.settled
+        settled = self._catalog.settled and self._services.keys.settled
         ready = settled and not self._running.draining and await self._backend.ready()
         status: Readiness = {"ready": ready, "registry": self._catalog.readable}
         return JSONResponse(status, 200 if ready else 503)
@@ -129,21 +129,23 @@ class Gateway:
     async def _answer(
         self, request: Request, caller: Caller, body: type[CompletionBase], kind: type[Reply]
     ) -> Response:
-        answering = RequestContext(caller, self._edge)
+        answering = RequestContext(caller, self._services)
         with answering.until_failure():
             self._running.add(answering)
-            self._edge.meter.admit(caller)
+            self._services.limiter.admit(caller)
             async with before(answering.deadline):
                 raw = await read_body(request)
                 asked = await parsed(body, raw, self._turns, caller.id)
-                self._edge.meter.admit(caller, asked.answers, counted=1)
+                self._services.limiter.admit(caller, asked.answers, counted=1)
                 answering.reservation = self._reserve(caller, asked)
                 work = self._stream if asked.stream else self._whole
                 return await while_there(request, work(asked, kind, answering))
 
     def _reserve(self, caller: Caller, body: CompletionBase) -> Reservation | None:
-        longest = self._edge.max_new_tokens, self._edge.limits.max_prompt_tokens
-        return self._edge.meter.reserve(caller, *body.likely_tokens(*longest), body.prompt_field)
+        longest = self._services.max_new_tokens, self._services.limits.max_prompt_tokens
+        return self._services.limiter.reserve(
+            caller, *body.likely_tokens(*longest), body.prompt_field
+        )
 
     async def _whole(
         self, body: CompletionBase, kind: type[Reply], answering: RequestContext
@@ -189,7 +191,7 @@ class Gateway:
 
     def _cast(self, shadow: Served, request: TextRequest, answering: RequestContext) -> None:
         """Let a shadow answer the request too."""
-        beside = RequestContext(answering.caller, self._edge)
+        beside = RequestContext(answering.caller, self._services)
         beside.by(shadow, "shadow", answering.request)
         beside.asked_for(answering.user)
         beside.asked(request)

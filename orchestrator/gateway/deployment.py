@@ -45,7 +45,7 @@ class Ingress:
         catalog = ModelCatalog(
             self._registry, spec.base_id, ready, self._backend.unload, spec.serve.max_adapters
         )
-        self._gateway_app = create_app(self._backend, catalog, self._edge(catalog))
+        self._gateway_app = create_app(self._backend, catalog, self._services(catalog))
         begun()
         return self._gateway_app
 
@@ -58,31 +58,31 @@ class Ingress:
         except InputError as error:
             refused = str(error)
         await self._presence.tell()  # from now on nobody deletes the name unknowingly
-        return Serving(needs_key=not state.edge.keys.open, refused=refused)
+        return Serving(needs_key=not state.services.keys.open, refused=refused)
 
     async def drain(self) -> None:
         """Let no more requests in; returns when the last has ended."""
         await self._gateway_app.state.gateway.drain()
 
-    def _edge(self, catalog: ModelCatalog) -> GatewayServices:
+    def _services(self, catalog: ModelCatalog) -> GatewayServices:
         serve, keeper = self._spec.serve, KeySync(self._spec.store_url)
         read = MadeKeys(keeper.read, self._spec.storage, keeper.given_up)
         keys, metrics = KeyRing(self._spec.accepted_key, read), RequestMetrics()
-        meter = RateLimiter(serve.limits)
+        limiter = RateLimiter(serve.limits)
         health = HealthParts.of(self._registry, serve, self._spec.storage)
         rollout = RolloutParts.of(self._registry, catalog, serve.guard, health.monitor.drift)
         examples = Examples(self._registry, self._spec.storage, serve.examples)
         self._presence = Presence(self._spec.store_url, lambda: catalog.names)
         return GatewayServices(
             keys=keys,
-            meter=meter,
+            limiter=limiter,
             limits=serve.limits,
             max_new_tokens=serve.max_new_tokens,
             observers=(rollout.observe, health.observe, metrics),
             texts=serve.audit.text,
             routers=(rollout.router, health.router, example_routes(examples, catalog)),
             tasks=(
-                partial(keeper.run, keys, meter),
+                partial(keeper.run, keys, limiter),
                 partial(keep_all, self._backend.keep, lambda: catalog.led_to),
                 rollout.run,
                 rollout.show,

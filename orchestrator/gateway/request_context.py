@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 class RequestContext:
     """A request that is being answered. Tells every observer exactly once, when it has ended."""
 
-    def __init__(self, caller: Caller, edge: GatewayServices) -> None:
+    def __init__(self, caller: Caller, services: GatewayServices) -> None:
         self.caller = caller
-        self._observers, self._texts = edge.observers, edge.texts
+        self._observers, self._texts = services.observers, services.texts
         self._at, self._came, self._begun = today(), steady(), time.monotonic()
-        self.deadline = asyncio.get_running_loop().time() + edge.limits.request_seconds
+        self.deadline = asyncio.get_running_loop().time() + services.limits.request_seconds
         """By the loop's clock; what is later is cut off."""
         self._by: Served | None = None
         self._role = "served"

@@ -41,7 +41,7 @@ class GatewayServices:
     """The gateway's surroundings. The defaults are an open gateway that tells nobody."""
 
     keys: KeyRing = field(default_factory=KeyRing)
-    meter: RateLimiter = field(default_factory=RateLimiter)
+    limiter: RateLimiter = field(default_factory=RateLimiter)
     limits: LimitsSpec = field(default_factory=LimitsSpec)
     max_new_tokens: int = Limits().max_new_tokens
     """Longest answer of the engine."""

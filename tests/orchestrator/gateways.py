@@ -1,4 +1,4 @@
-"""A gateway over a real engine in this process, with what its edge is to hold."""
+"""A gateway over a real engine in this process, with the services it is given."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -33,16 +33,16 @@ def engine(tiny_model_dir: Path) -> Iterator[TextEngine]:
 
 @pytest.fixture
 def open_gateway(engine: TextEngine, tmp_path: Path) -> OpenGateway:
-    """open_gateway(edge, key=None): a client of a running gateway whose registry is empty."""
+    """open_gateway(services, key=None): a client of a running gateway whose registry is empty."""
 
     @asynccontextmanager
     async def open_(
-        edge: GatewayServices | None = None,
+        services: GatewayServices | None = None,
         key: str | None = None,
         registry: Registry | None = None,
     ) -> AsyncIterator[httpx.AsyncClient]:
         registry = registry or Registry(f"sqlite:///{tmp_path}/moetune.db", tmp_path)
-        app = create_app(engine, ModelCatalog(registry, "tiny-llama", engine.load), edge)
+        app = create_app(engine, ModelCatalog(registry, "tiny-llama", engine.load), services)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (

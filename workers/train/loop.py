@@ -77,7 +77,7 @@ class TrainingRun:
         )
         base = self.inputs.base
         self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
-        self._meter = StepTimer(spec.optimizer.steps, spec.evaluation.every, self.world.size)
+        self._timer = StepTimer(spec.optimizer.steps, spec.evaluation.every, self.world.size)
         self._evaluate = Evaluation(self.inputs, self.adapter, spec, self.world, self.heart.moving)
         try:
             _ = self.inputs.validation_examples  # read now: it must not fail after hours
@@ -210,7 +210,7 @@ class TrainingRun:
         return (*then.earlier_data, before) if accepted else then.earlier_data
 
     def _train_until(self, step: int, after_step: Callable[["TrainingRun"], None] | None) -> None:
-        self._meter.start()
+        self._timer.start()
         while self.step < step:
             started = time.perf_counter()
             self.heart.beat("data", self.step)
@@ -222,7 +222,7 @@ class TrainingRun:
             self._note(result)
             self.step += 1
             epoch = self.step / self._batches.steps_per_epoch
-            self.heart.progress = self._meter.step(self.step, epoch, result)
+            self.heart.progress = self._timer.step(self.step, epoch, result)
             if after_step and self.step < step:
                 after_step(self)
 

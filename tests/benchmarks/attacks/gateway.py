@@ -69,9 +69,9 @@ def start(options: dict[str, Any]) -> Callable[..., Any]:
     registry = Registry(f"sqlite:///{folder}/moetune.db", folder)
     keys, stalls = KeyRing(read=lambda: [_key(name) for name in options["keys"]]), Stalls()
     keys.refresh()
-    edge = GatewayServices(keys=keys, tasks=(stalls.watch,))
+    services = GatewayServices(keys=keys, tasks=(stalls.watch,))
     begun()
-    port = listen(create_app(text, ModelCatalog(registry, "base", text.load), edge))
+    port = listen(create_app(text, ModelCatalog(registry, "base", text.load), services))
 
     def told() -> dict[str, Any]:
         waits = stalls.taken()

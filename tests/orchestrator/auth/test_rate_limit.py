@@ -29,9 +29,9 @@ class Clock:
         return self.now
 
 
-def refused(meter: RateLimiter, caller: Caller) -> TooMany:
+def refused(limiter: RateLimiter, caller: Caller) -> TooMany:
     with pytest.raises(TooMany) as caught:
-        meter.admit(caller)
+        limiter.admit(caller)
     assert caught.value.status == 429
     return caught.value
 
@@ -39,101 +39,101 @@ def refused(meter: RateLimiter, caller: Caller) -> TooMany:
 def test_a_clock_that_is_set_back_locks_nobody_out() -> None:
     """Nor forward lets anybody in: what nobody sets tells how long ago it was."""
     clock, wall = Clock(), Clock()
-    meter = RateLimiter(LimitsSpec(rate="1/min"), clock, wall)
+    limiter = RateLimiter(LimitsSpec(rate="1/min"), clock, wall)
     caller = Caller("k-1")
-    meter.admit(caller)
+    limiter.admit(caller)
     wall.now -= HOUR
     clock.now += 61
-    meter.admit(caller)
+    limiter.admit(caller)
     wall.now += 2 * HOUR
     with pytest.raises(TooMany):
-        meter.admit(caller)
+        limiter.admit(caller)
 
 
 def test_a_burst_then_the_rate_and_retry_after_is_true() -> None:
     clock = Clock()
-    meter = RateLimiter(clock=clock, wall=clock)
+    limiter = RateLimiter(clock=clock, wall=clock)
     for _ in range(3):
-        meter.admit(SLOW)
-    assert refused(meter, SLOW).retry_after == 20
-    meter.admit(replace(SLOW, id="another"))
+        limiter.admit(SLOW)
+    assert refused(limiter, SLOW).retry_after == 20
+    limiter.admit(replace(SLOW, id="another"))
     clock.now += 12
-    wait = refused(meter, SLOW).retry_after
+    wait = refused(limiter, SLOW).retry_after
     assert wait == 8
     clock.now += wait
-    meter.admit(SLOW)
-    assert refused(meter, SLOW).retry_after == 20
+    limiter.admit(SLOW)
+    assert refused(limiter, SLOW).retry_after == 20
 
 
 def test_in_the_long_run_the_rate_holds_however_often_one_asks() -> None:
     clock = Clock()
-    meter = RateLimiter(clock=clock, wall=clock)
+    limiter = RateLimiter(clock=clock, wall=clock)
     admitted = 0
     for _ in range(3600):
         clock.now += 1
         try:
-            meter.admit(SLOW)
+            limiter.admit(SLOW)
         except TooMany:
             continue
         admitted += 1
     assert 180 <= admitted <= 183
 
 
-def short(meter: RateLimiter, caller: Caller, prompt: int, answer: int) -> RequestError:
+def short(limiter: RateLimiter, caller: Caller, prompt: int, answer: int) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        meter.reserve(caller, prompt, answer)
+        limiter.reserve(caller, prompt, answer)
     return caught.value
 
 
 def test_each_answer_counts_and_a_refused_request_takes_nothing() -> None:
     clock = Clock()
-    meter = RateLimiter(clock=clock, wall=clock)
-    meter.admit(SLOW, 2)
+    limiter = RateLimiter(clock=clock, wall=clock)
+    limiter.admit(SLOW, 2)
     with pytest.raises(TooMany) as caught:
-        meter.admit(SLOW, 2)
+        limiter.admit(SLOW, 2)
     assert caught.value.retry_after == 20
-    meter.admit(SLOW, 1, counted=1)
-    meter.admit(SLOW)
-    assert refused(meter, SLOW).retry_after == 20
+    limiter.admit(SLOW, 1, counted=1)
+    limiter.admit(SLOW)
+    assert refused(limiter, SLOW).retry_after == 20
     with pytest.raises(RequestError, match="each answer counts") as never:
-        meter.admit(SLOW, 4)  # no time is long enough
+        limiter.admit(SLOW, 4)  # no time is long enough
     assert (never.value.status, never.value.param) == (400, "n")
 
 
 def test_a_quota_is_used_up_until_midnight() -> None:
     clock = Clock()
-    meter = RateLimiter(clock=clock, wall=clock)
+    limiter = RateLimiter(clock=clock, wall=clock)
     for prompt, answer, taken in ((10, 60, 40), (20, 40, 60)):
-        reservation = meter.reserve(POOR, prompt, answer)
+        reservation = limiter.reserve(POOR, prompt, answer)
         assert reservation is not None
         reservation.settle(taken)
-    error = short(meter, POOR, 1, 0)
+    error = short(limiter, POOR, 1, 0)
     assert isinstance(error, TooMany)
     assert (error.code, error.retry_after) == ("insufficient_quota", DAY // 2)
     clock.now += error.retry_after
-    assert meter.reserve(POOR, 1, 0)
-    never = short(meter, POOR, 0, 101)
+    assert limiter.reserve(POOR, 1, 0)
+    never = short(limiter, POOR, 0, 101)
     assert (never.status, never.param) == (400, "max_tokens")
 
 
 @pytest.mark.parametrize(("counted", "param"), [(81, "max_tokens"), (100, "messages")])
 def test_a_guess_refuses_nothing_for_good_but_the_count_does(counted: int, param: str) -> None:
-    meter = RateLimiter(wall=Clock())
-    honest = meter.reserve(POOR, 1000, 20, "messages")
+    limiter = RateLimiter(wall=Clock())
+    honest = limiter.reserve(POOR, 1000, 20, "messages")
     assert honest is not None
     honest.read(80)
     honest.settle(0)
-    large = meter.reserve(POOR, 20, 20, "messages")
+    large = limiter.reserve(POOR, 20, 20, "messages")
     assert large is not None
     with pytest.raises(RequestError) as caught:
         large.read(counted)
     assert (caught.value.status, caught.value.param) == (400, param)
-    assert meter.reserve(POOR, 80, 20)  # it holds nothing any more
+    assert limiter.reserve(POOR, 80, 20)  # it holds nothing any more
 
 
 def test_what_was_guessed_too_low_is_refused_while_others_hold_the_rest() -> None:
-    meter = RateLimiter(wall=Clock())
-    first, second = (meter.reserve(POOR, 10, 30) for _ in range(2))
+    limiter = RateLimiter(wall=Clock())
+    first, second = (limiter.reserve(POOR, 10, 30) for _ in range(2))
     assert first is not None
     assert second is not None
     first.read(30)
@@ -141,52 +141,52 @@ def test_what_was_guessed_too_low_is_refused_while_others_hold_the_rest() -> Non
         second.read(30)
     assert (caught.value.status, isinstance(caught.value, TooMany)) == (429, False)
     first.settle(60)
-    late = meter.reserve(POOR, 10, 30)
+    late = limiter.reserve(POOR, 10, 30)
     assert late is not None
     with pytest.raises(TooMany):
         late.read(30)
 
 
 def test_what_runs_has_its_tokens_set_aside_and_gives_back_what_it_does_not_use() -> None:
-    meter = RateLimiter(wall=Clock())
-    first, second = (meter.reserve(POOR, 25, 20) for _ in range(2))
+    limiter = RateLimiter(wall=Clock())
+    first, second = (limiter.reserve(POOR, 25, 20) for _ in range(2))
     assert first is not None
     assert second is not None
-    waits = short(meter, POOR, 5, 10)
+    waits = short(limiter, POOR, 5, 10)
     assert (waits.status, waits.code) == (429, "insufficient_quota")
     assert not isinstance(waits, TooMany)  # not until midnight: until one of them ends
     first.read(15)  # the prompt was shorter than was feared
-    third = meter.reserve(POOR, 5, 10)
+    third = limiter.reserve(POOR, 5, 10)
     assert third is not None
     second.settle(30)
     second.settle(45)
     second.read(45)
-    assert short(meter, POOR, 21, 0).status == 429
-    assert meter.reserve(POOR, 20, 0)
+    assert short(limiter, POOR, 21, 0).status == 429
+    assert limiter.reserve(POOR, 20, 0)
 
 
 def test_a_request_that_comes_at_eleven_and_ends_the_next_day_is_charged_where_it_came() -> None:
     clock = Clock()
-    meter = RateLimiter(clock=clock, wall=clock)
-    reservation = meter.reserve(POOR, 50, 50)
+    limiter = RateLimiter(clock=clock, wall=clock)
+    reservation = limiter.reserve(POOR, 50, 50)
     assert reservation is not None
     clock.now += DAY / 2
     reservation.settle(100)
-    assert meter.reserve(POOR, 50, 50)
+    assert limiter.reserve(POOR, 50, 50)
 
 
 def test_defaults_are_for_those_who_have_no_allowance_but_the_operator() -> None:
-    meter = RateLimiter(LimitsSpec(rate="1/min"), Clock())
+    limiter = RateLimiter(LimitsSpec(rate="1/min"), Clock())
     for caller in (ANONYMOUS, POOR):
-        meter.admit(caller)
-        assert refused(meter, caller).code == "rate_limit_exceeded"
+        limiter.admit(caller)
+        assert refused(limiter, caller).code == "rate_limit_exceeded"
     for _ in range(3):
-        meter.admit(SLOW)
-        meter.admit(OPERATOR)
+        limiter.admit(SLOW)
+        limiter.admit(OPERATOR)
 
 
-def spend(meter: RateLimiter, tokens: int) -> None:
-    reservation = meter.reserve(POOR, tokens, 0)
+def spend(limiter: RateLimiter, tokens: int) -> None:
+    reservation = limiter.reserve(POOR, tokens, 0)
     assert reservation is not None
     reservation.settle(tokens)
 
@@ -197,13 +197,13 @@ class Stored:
     def __init__(self) -> None:
         self._spent: dict[RateLimiter, dict[UsageKey, Spent]] = {}
 
-    def exchange(self, meter: RateLimiter) -> None:
+    def exchange(self, limiter: RateLimiter) -> None:
         def save(spent: Mapping[UsageKey, Spent]) -> Usage:
-            self._spent.setdefault(meter, {}).update(spent)
-            others = [one for other, one in self._spent.items() if other is not meter]
+            self._spent.setdefault(limiter, {}).update(spent)
+            others = [one for other, one in self._spent.items() if other is not limiter]
             return Counter({p: sum(sum(one.get(p, Spent())) for one in others) for p in PLACES})
 
-        asyncio.run(meter.exchange(save))
+        asyncio.run(limiter.exchange(save))
 
 
 PLACES = [("poor", 20000 * DAY)]
@@ -219,8 +219,8 @@ def test_two_gateways_share_a_quota_reservations_and_all_and_an_outage_loses_not
     spend(one, 30)
     with pytest.raises(ConnectionError):
         asyncio.run(one.exchange(outage))
-    for meter in (one, one, other):
-        stored.exchange(meter)
+    for limiter in (one, one, other):
+        stored.exchange(limiter)
     assert short(other, POOR, 71, 0).status == 429
     running = other.reserve(POOR, 30, 40)
     assert running is not None
@@ -238,8 +238,8 @@ def test_a_save_that_was_cut_off_is_made_again_and_charges_once() -> None:
     """The case of a gateway that closes while it saves: the thread goes on, and ends after the last
     save that the gateway makes, or before it."""
     saved: list[dict[UsageKey, Spent]] = []
-    meter = RateLimiter(wall=Clock())
-    spend(meter, 30)
+    limiter = RateLimiter(wall=Clock())
+    spend(limiter, 30)
 
     async def main() -> None:
         started, goes_on = threading.Event(), threading.Event()
@@ -250,12 +250,12 @@ def test_a_save_that_was_cut_off_is_made_again_and_charges_once() -> None:
             saved.append(dict(spent))
             return Counter()
 
-        saving = asyncio.create_task(meter.exchange(slow))
+        saving = asyncio.create_task(limiter.exchange(slow))
         await asyncio.to_thread(started.wait, 10)
         saving.cancel()
         await asyncio.gather(saving, return_exceptions=True)
         goes_on.set()
-        await meter.exchange(slow)
+        await limiter.exchange(slow)
 
     asyncio.run(main())
     assert saved == [{PLACES[0]: Spent(30, 0)}] * 2  # totals: the second says nothing new
@@ -263,13 +263,13 @@ def test_a_save_that_was_cut_off_is_made_again_and_charges_once() -> None:
 
 def test_windows_that_are_over_and_saved_take_no_memory() -> None:
     clock, stored = Clock(), Stored()
-    meter = RateLimiter(clock=clock, wall=clock)
+    limiter = RateLimiter(clock=clock, wall=clock)
     for _ in range(50):
-        spend(meter, 10)
-        meter.admit(SLOW)
-        stored.exchange(meter)
+        spend(limiter, 10)
+        limiter.admit(SLOW)
+        stored.exchange(limiter)
         clock.now += DAY
-    assert len(meter._used) <= 4
-    assert len(meter._saved) <= 4
-    stored.exchange(meter)
-    assert not meter._next
+    assert len(limiter._used) <= 4
+    assert len(limiter._saved) <= 4
+    stored.exchange(limiter)
+    assert not limiter._next

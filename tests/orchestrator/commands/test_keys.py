@@ -350,7 +350,7 @@ def test_two_saves_of_one_gateway_at_once_charge_once(store: str) -> None:
 
 
 def test_usage_that_the_database_refuses_is_not_dropped(tmp_path: Path) -> None:
-    """The meter keeps what was not saved, and tries again: it must hear of it."""
+    """The limiter keeps what was not saved, and tries again: it must hear of it."""
     store, spent = KeyStore(f"sqlite:///{tmp_path}/moetune.db"), {("k-1", TODAY): Spent(5)}
     with sqlite3.connect(tmp_path / "moetune.db") as database:
         database.execute("DROP TABLE moetune_spent")

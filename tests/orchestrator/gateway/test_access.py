@@ -36,14 +36,14 @@ LIMIT = 1000
 def make_app(tmp_path: Path) -> Callable[[GatewayServices], FastAPI]:
     """A gateway with all routes that an endpoint has."""
 
-    def make(edge: GatewayServices) -> FastAPI:
+    def make(services: GatewayServices) -> FastAPI:
         registry, serve = Registry(f"sqlite:///{tmp_path}/moetune.db", tmp_path), ServeSpec()
         catalog = ModelCatalog(registry, "tiny-llama", Nowhere().load)
         health = HealthParts.of(registry, serve, tmp_path)
         rollout = RolloutParts.of(registry, catalog, serve.guard, health.monitor.drift)
-        routers = (*edge.routers, rollout.router, health.router)
+        routers = (*services.routers, rollout.router, health.router)
         limits = LimitsSpec(max_body_bytes=LIMIT)
-        return create_app(Nowhere(), catalog, replace(edge, routers=routers, limits=limits))
+        return create_app(Nowhere(), catalog, replace(services, routers=routers, limits=limits))
 
     return make
 

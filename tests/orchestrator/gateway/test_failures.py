@@ -55,8 +55,8 @@ class Shop:
         ]
         self.catalog = ModelCatalog(self.registry, "tiny-llama", engine.load, engine.unload, 1)
         parts = RolloutParts.of(self.registry, self.catalog, GuardSpec())
-        edge = GatewayServices(KeyRing(key_hash(KEY)), routers=(parts.router,))
-        self.app = create_app(engine, self.catalog, edge)
+        services = GatewayServices(KeyRing(key_hash(KEY)), routers=(parts.router,))
+        self.app = create_app(engine, self.catalog, services)
 
     def promote(self, version: Version) -> None:
         promote(self.registry, version, "home", actor="t", metric="loss", reason="t", force=True)

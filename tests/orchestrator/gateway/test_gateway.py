@@ -1,4 +1,4 @@
-"""The gateway's edge over a real engine: keys, limits, deadlines, draining, what observers hear."""
+"""The gateway over a real engine: keys, limits, deadlines, draining, what observers hear."""
 
 import asyncio
 import json
@@ -45,12 +45,12 @@ def key(scopes: str = "infer", **fields: Any) -> Key:
 
 
 def within(
-    open_gateway: OpenGateway, edge: GatewayServices, ask: Ask, given: str | None = None
+    open_gateway: OpenGateway, services: GatewayServices, ask: Ask, given: str | None = None
 ) -> Any:
-    """What `ask` returns, with a client of a gateway of this edge."""
+    """What `ask` returns, with a client of a gateway with these services."""
 
     async def main() -> Any:
-        async with asyncio.timeout(60), open_gateway(edge, given) as web:
+        async with asyncio.timeout(60), open_gateway(services, given) as web:
             return await ask(web)
 
     return asyncio.run(main())
@@ -110,8 +110,8 @@ def test_a_key_made_or_revoked_counts_within_a_second_or_so(
         KeyStore(f"sqlite:///{tmp_path}/moetune.db"),
         KeySync(f"sqlite:///{tmp_path}/moetune.db"),
     )
-    ring, meter = KeyRing(None, keeper.read), RateLimiter()
-    edge = GatewayServices(ring, meter, tasks=(lambda: keeper.run(ring, meter),))
+    ring, limiter = KeyRing(None, keeper.read), RateLimiter()
+    services = GatewayServices(ring, limiter, tasks=(lambda: keeper.run(ring, limiter),))
 
     async def until(web: httpx.AsyncClient, status: int) -> None:
         while (await web.get("/v1/models")).status_code != status:
@@ -131,7 +131,7 @@ def test_a_key_made_or_revoked_counts_within_a_second_or_so(
         store.revoke("k-1", datetime.now(UTC))
         await until(web, 401)
 
-    within(open_gateway, edge, ask)
+    within(open_gateway, services, ask)
 
 
 def test_what_a_key_used_is_saved_when_the_gateway_goes(
@@ -140,13 +140,13 @@ def test_what_a_key_used_is_saved_when_the_gateway_goes(
     url = f"sqlite:///{tmp_path}/moetune.db"
     store, keeper = KeyStore(url), KeySync(url)
     store.add(key(quota=Allowance(10**6, "day")))
-    ring, meter = KeyRing(None, keeper.read), RateLimiter()
-    edge = GatewayServices(ring, meter, tasks=(lambda: keeper.run(ring, meter),))
+    ring, limiter = KeyRing(None, keeper.read), RateLimiter()
+    services = GatewayServices(ring, limiter, tasks=(lambda: keeper.run(ring, limiter),))
 
     async def ask(web: httpx.AsyncClient) -> int:
         return sum([(await post(web)).json()["usage"]["total_tokens"] for _ in range(3)])
 
-    used = within(open_gateway, edge, ask, SECRET)
+    used = within(open_gateway, services, ask, SECRET)
     assert sum(store.usage().values()) == used == 3 * (len("hello") + 8)
 
 
@@ -165,11 +165,11 @@ def test_routes_of_others_say_which_keys_they_take(open_gateway: OpenGateway) ->
         read, changed = await web.get("/moetune/v1/state"), await web.post("/moetune/v1/promote")
         return read.status_code, changed.status_code, changed.json()
 
-    edge = GatewayServices(KeyRing(None, lambda: [key("promote")]), routers=(router,))
-    edge.keys.refresh()
-    assert within(open_gateway, edge, ask, SECRET) == (200, 200, {"by": "k-1"})
-    assert within(open_gateway, edge, ask, "wrong")[:2] == (401, 401)
-    assert within(open_gateway, replace(edge, keys=KeyRing()), ask)[:2] == (200, 401)
+    services = GatewayServices(KeyRing(None, lambda: [key("promote")]), routers=(router,))
+    services.keys.refresh()
+    assert within(open_gateway, services, ask, SECRET) == (200, 200, {"by": "k-1"})
+    assert within(open_gateway, services, ask, "wrong")[:2] == (401, 401)
+    assert within(open_gateway, replace(services, keys=KeyRing()), ask)[:2] == (200, 401)
 
 
 def test_rates_and_quotas_are_429_until_the_time_they_name(open_gateway: OpenGateway) -> None:
@@ -203,8 +203,8 @@ def test_a_body_is_limited_and_must_say_that_it_is_json(open_gateway: OpenGatewa
         answers.append(await post(web, {**TEXT, "prompt": "x" * 200}))
         return [answer.status_code for answer in answers]
 
-    edge = GatewayServices(limits=LimitsSpec(max_body_bytes=200))
-    assert within(open_gateway, edge, ask) == [200, 415, 415, 415, 415, 413]
+    services = GatewayServices(limits=LimitsSpec(max_body_bytes=200))
+    assert within(open_gateway, services, ask) == [200, 415, 415, 415, 415, 413]
 
 
 def test_what_takes_too_long_is_cut_off_and_frees_its_place(
@@ -220,8 +220,8 @@ def test_what_takes_too_long_is_cut_off_and_frees_its_place(
             await running
         assert (await post(web, {**TEXT, "max_tokens": 1})).is_success
 
-    edge = GatewayServices(limits=LimitsSpec(request_seconds=0.2), observers=(heard.append,))
-    within(open_gateway, edge, ask)
+    services = GatewayServices(limits=LimitsSpec(request_seconds=0.2), observers=(heard.append,))
+    within(open_gateway, services, ask)
     assert [(one.status, one.error) for one in heard] == [
         (504, "timeout"),
         (504, "timeout"),
@@ -249,8 +249,8 @@ def test_observers_hear_once_of_every_request_that_ended(open_gateway: OpenGatew
         assert 0 < (first.first_token_seconds or 0) <= first.seconds
         assert (first.prompt, first.answer) == ("hello", whole["choices"][0]["text"])
 
-    edge = GatewayServices(observers=(broken, heard.append), texts=True)
-    within(open_gateway, edge, ask)
+    services = GatewayServices(observers=(broken, heard.append), texts=True)
+    within(open_gateway, services, ask)
     assert [(one.status, one.version) for one in heard] == [
         (200, "base"),
         (200, "base"),
@@ -330,8 +330,8 @@ def test_a_shadow_answers_beside_is_compared_and_never_returned(
     body = {**TEXT, "model": "home", "max_tokens": 24}
 
     async def ask() -> None:
-        edge = GatewayServices(observers=(heard.append,), texts=True)
-        async with asyncio.timeout(60), open_gateway(edge, registry=registry) as web:
+        services = GatewayServices(observers=(heard.append,), texts=True)
+        async with asyncio.timeout(60), open_gateway(services, registry=registry) as web:
             replies = [(await post(web, body)).json() for _ in range(2)]
             await post(web, {**body, "n": 2})  # several answers are not compared
             while len(heard) < 5:

@@ -69,13 +69,13 @@ class Shop:
 
     registry: Registry
     catalog: ModelCatalog
-    edge: GatewayServices
+    services: GatewayServices
     parts: tuple[RolloutParts, HealthParts]
     web: httpx.AsyncClient
     adapter: Path
 
     def keeps(self) -> Counter[str]:
-        return kept(self.registry, self.catalog, self.edge, *self.parts)
+        return kept(self.registry, self.catalog, self.services, *self.parts)
 
     def new(self, number: int) -> Version:
         metrics = {"validation": {"loss": 1 / number}}
@@ -126,16 +126,16 @@ async def opened(engine: TextEngine, folder: Path, adapter: Path) -> AsyncIterat
     catalog = ModelCatalog(registry, "tiny-llama", engine.load, engine.unload, ROOM)
     health = HealthParts.of(registry, FEW, folder)
     parts = RolloutParts.of(registry, catalog, FEW.guard, health.monitor.drift)
-    edge = GatewayServices(
-        meter=RateLimiter(), observers=(parts.observe, health.observe), tasks=(parts.run,)
+    services = GatewayServices(
+        limiter=RateLimiter(), observers=(parts.observe, health.observe), tasks=(parts.run,)
     )
-    app = create_app(engine, catalog, edge)
+    app = create_app(engine, catalog, services)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as web,
     ):
-        shop = Shop(registry, catalog, edge, (parts, health), web, adapter)
+        shop = Shop(registry, catalog, services, (parts, health), web, adapter)
         await shop.promote(await asyncio.to_thread(shop.new, 1000))
         yield shop
 

@@ -77,7 +77,7 @@ def url(
         key_hash(KEY), lambda: [Key(key_hash(SLOW_KEY), slow, "", created=datetime.now(UTC))]
     )
     keys.refresh()
-    edge = GatewayServices(
+    services = GatewayServices(
         keys,
         observers=(rollout.observe, health),
         routers=(
@@ -87,7 +87,7 @@ def url(
         ),
     )
     port = free_port("127.0.0.1", 0)
-    app = create_app(backend, catalog, edge)
+    app = create_app(backend, catalog, services)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()

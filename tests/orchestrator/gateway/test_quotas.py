@@ -26,26 +26,26 @@ from workers.engine.text_engine import TextEngine
 COST = len("hello") + 8
 
 
-def edge_of(**allowed: Any) -> GatewayServices:
+def services_of(**allowed: Any) -> GatewayServices:
     keys = KeyRing(None, lambda: [key("infer,promote", **allowed)])
     keys.refresh()
     return GatewayServices(keys, max_new_tokens=400)
 
 
-def used(edge: GatewayServices) -> Spent:
-    return Spent(sum(edge.meter._used.values()), sum(edge.meter._reserved.values()))
+def used(services: GatewayServices) -> Spent:
+    return Spent(sum(services.limiter._used.values()), sum(services.limiter._reserved.values()))
 
 
 def test_twenty_at_once_take_no_more_than_the_quota(open_gateway: OpenGateway) -> None:
-    edge = edge_of(quota=Allowance(3 * COST + 8, "day"))
+    services = services_of(quota=Allowance(3 * COST + 8, "day"))
 
     async def ask(web: httpx.AsyncClient) -> list[httpx.Response]:
         return await asyncio.gather(*(post(web) for _ in range(20)))
 
-    answers = within(open_gateway, edge, ask, SECRET)
+    answers = within(open_gateway, services, ask, SECRET)
     taken = [one.json()["usage"]["total_tokens"] for one in answers if one.is_success]
     assert 1 <= len(taken) <= 3
-    assert used(edge) == Spent(sum(taken), 0)
+    assert used(services) == Spent(sum(taken), 0)
     refused = [one for one in answers if not one.is_success]
     assert {one.status_code for one in refused} == {429}
     assert {one.json()["error"]["code"] for one in refused} == {"insufficient_quota"}
@@ -57,15 +57,15 @@ def test_each_answer_of_one_request_is_set_aside_and_counts(open_gateway: OpenGa
         several = await post(web, {**TEXT, "n": 3})
         return [several.status_code, (await post(web, {**TEXT, "n": 2})).status_code]
 
-    edge = edge_of(quota=Allowance(5 + 3 * 8 - 1, "day"))
-    assert within(open_gateway, edge, ask, SECRET) == [400, 200]
-    edge = edge_of(quota=Allowance(5 + 3 * 8, "day"))
-    assert within(open_gateway, edge, ask, SECRET) == [200, 429]
-    assert used(edge) == Spent(5 + 3 * 8, 0)
-    edge = edge_of(rate=Allowance(4, "h"))
-    assert within(open_gateway, edge, ask, SECRET) == [200, 429]
-    edge = edge_of(rate=Allowance(2, "h"))
-    assert within(open_gateway, edge, ask, SECRET) == [400, 429]  # its one request counted
+    services = services_of(quota=Allowance(5 + 3 * 8 - 1, "day"))
+    assert within(open_gateway, services, ask, SECRET) == [400, 200]
+    services = services_of(quota=Allowance(5 + 3 * 8, "day"))
+    assert within(open_gateway, services, ask, SECRET) == [200, 429]
+    assert used(services) == Spent(5 + 3 * 8, 0)
+    services = services_of(rate=Allowance(4, "h"))
+    assert within(open_gateway, services, ask, SECRET) == [200, 429]
+    services = services_of(rate=Allowance(2, "h"))
+    assert within(open_gateway, services, ask, SECRET) == [400, 429]  # its one request counted
 
 
 def test_each_prompt_of_one_request_is_set_aside_and_counts(open_gateway: OpenGateway) -> None:
@@ -73,15 +73,15 @@ def test_each_prompt_of_one_request_is_set_aside_and_counts(open_gateway: OpenGa
         bodies = ({**TEXT, "prompt": ["hello"] * count} for count in (3, 2))
         return [(await post(web, body)).status_code for body in bodies]
 
-    edge = edge_of(quota=Allowance(3 * COST - 1, "day"))
-    assert within(open_gateway, edge, ask, SECRET)[0] == 400
-    edge = edge_of(quota=Allowance(3 * COST, "day"))
-    assert within(open_gateway, edge, ask, SECRET) == [200, 429]
-    assert used(edge) == Spent(3 * COST, 0)
-    edge = edge_of(rate=Allowance(4, "h"))
-    assert within(open_gateway, edge, ask, SECRET) == [200, 429]
-    edge = edge_of(rate=Allowance(2, "h"))
-    assert within(open_gateway, edge, ask, SECRET) == [400, 429]
+    services = services_of(quota=Allowance(3 * COST - 1, "day"))
+    assert within(open_gateway, services, ask, SECRET)[0] == 400
+    services = services_of(quota=Allowance(3 * COST, "day"))
+    assert within(open_gateway, services, ask, SECRET) == [200, 429]
+    assert used(services) == Spent(3 * COST, 0)
+    services = services_of(rate=Allowance(4, "h"))
+    assert within(open_gateway, services, ask, SECRET) == [200, 429]
+    services = services_of(rate=Allowance(2, "h"))
+    assert within(open_gateway, services, ask, SECRET) == [400, 429]
 
 
 def test_several_prompts_beyond_the_quota_are_refused_before_a_stream_begins(
@@ -89,30 +89,30 @@ def test_several_prompts_beyond_the_quota_are_refused_before_a_stream_begins(
 ) -> None:
     """Their tokens are known before the first answer, though the guess was a quarter of them."""
     body = {**TEXT, "prompt": ["x" * 40] * 3, "stream": True}
-    edge = edge_of(quota=Allowance(3 * (40 + 8) - 1, "day"))
+    services = services_of(quota=Allowance(3 * (40 + 8) - 1, "day"))
 
     async def ask(web: httpx.AsyncClient) -> int:
         return (await post(web, body)).status_code
 
-    assert within(open_gateway, edge, ask, SECRET) == 400
-    assert used(edge) == Spent(0, 0)
-    edge = edge_of(quota=Allowance(3 * (40 + 8), "day"))
-    assert within(open_gateway, edge, ask, SECRET) == 200
-    assert used(edge).reserved == 0
+    assert within(open_gateway, services, ask, SECRET) == 400
+    assert used(services) == Spent(0, 0)
+    services = services_of(quota=Allowance(3 * (40 + 8), "day"))
+    assert within(open_gateway, services, ask, SECRET) == 200
+    assert used(services).reserved == 0
 
 
 def test_who_leaves_early_is_charged_for_what_was_computed(
     open_gateway: OpenGateway, engine: TextEngine
 ) -> None:
-    edge = edge_of(quota=Allowance(10**6, "day"))
+    services = services_of(quota=Allowance(10**6, "day"))
 
     async def ask(web: httpx.AsyncClient) -> None:
         async with streaming(web):
-            assert used(edge).reserved == len("hello") + 400
-        assert used(edge).reserved == 0
-        assert len("hello") < used(edge).used < len("hello") + 400
+            assert used(services).reserved == len("hello") + 400
+        assert used(services).reserved == 0
+        assert len("hello") < used(services).used < len("hello") + 400
 
-    within(open_gateway, edge, ask, SECRET)
+    within(open_gateway, services, ask, SECRET)
 
     async def in_a_queue(web: httpx.AsyncClient) -> None:
         """Four fill the cache; the fifth leaves before its prompt was read, and before another
@@ -126,22 +126,22 @@ def test_who_leaves_early_is_charged_for_what_was_computed(
         waits.cancel()
         await asyncio.gather(waits, return_exceptions=True)
         async with asyncio.timeout(20):
-            while used(edge).reserved > 4 * (len("hello") + 2 + 400):
+            while used(services).reserved > 4 * (len("hello") + 2 + 400):
                 await asyncio.sleep(0.01)
-        assert used(edge).used == before
+        assert used(services).used == before
         for one in full:
             one.cancel()
         await asyncio.gather(*full, return_exceptions=True)
 
-    edge, before = edge_of(quota=Allowance(10**6, "day")), 0
-    within(open_gateway, edge, in_a_queue, SECRET)
-    assert used(edge).reserved == 0
+    services, before = services_of(quota=Allowance(10**6, "day")), 0
+    within(open_gateway, services, in_a_queue, SECRET)
+    assert used(services).reserved == 0
 
 
 def test_a_prompt_that_was_read_is_charged_though_nobody_waited_for_a_token(
     open_gateway: OpenGateway, engine: TextEngine
 ) -> None:
-    edge = edge_of(quota=Allowance(10**6, "day"))
+    services = services_of(quota=Allowance(10**6, "day"))
     held, goes_on = threading.Event(), threading.Event()
 
     def hold(*_: Any) -> None:
@@ -160,19 +160,19 @@ def test_a_prompt_that_was_read_is_charged_though_nobody_waited_for_a_token(
             hook.remove()
             goes_on.set()
 
-    within(open_gateway, edge, ask, SECRET)
-    assert used(edge) == Spent(len("hello"), 0)
+    within(open_gateway, services, ask, SECRET)
+    assert used(services) == Spent(len("hello"), 0)
 
 
 def test_a_refused_request_costs_nothing(open_gateway: OpenGateway) -> None:
-    edge = edge_of(quota=Allowance(10**6, "day"))
+    services = services_of(quota=Allowance(10**6, "day"))
 
     async def ask(web: httpx.AsyncClient) -> list[int]:
         bodies = ({**TEXT, "model": "nobody"}, {**TEXT, "max_tokens": 10**5}, {})
         return [(await post(web, body)).status_code for body in bodies]
 
-    assert within(open_gateway, edge, ask, SECRET) == [404, 400, 400]
-    assert used(edge) == Spent(0, 0)
+    assert within(open_gateway, services, ask, SECRET) == [404, 400, 400]
+    assert used(services) == Spent(0, 0)
 
 
 def test_every_route_with_a_key_counts_and_each_request_once(open_gateway: OpenGateway) -> None:
@@ -188,9 +188,9 @@ def test_every_route_with_a_key_counts_and_each_request_once(open_gateway: OpenG
         return [one.status_code for one in asked] + [(await post(web)).status_code]
 
     for rate in (1, 3):
-        edge = edge_of(rate=Allowance(rate, "h"))
-        edge = GatewayServices(edge.keys, edge.meter, routers=(router,))
-        got = within(open_gateway, edge, ask, SECRET)
+        services = services_of(rate=Allowance(rate, "h"))
+        services = GatewayServices(services.keys, services.limiter, routers=(router,))
+        got = within(open_gateway, services, ask, SECRET)
         assert got[:4] == [200] * rate + [429] * (4 - rate)
         assert got[4:6] == [200, 200 if rate > 1 else 429]  # a rate of its own
         assert got[6:] == [200] * 4 + [429]
@@ -207,12 +207,12 @@ def test_who_looks_at_the_state_may_still_ask(open_gateway: OpenGateway) -> None
         looks = [(await web.get("/moetune/v1/state")).status_code for _ in range(3)]
         return [*looks, *[(await post(web)).status_code for _ in range(3)]]
 
-    keys = edge_of(rate=Allowance(2, "h")).keys
-    for edge, secret in (
+    keys = services_of(rate=Allowance(2, "h")).keys
+    for services, secret in (
         (GatewayServices(keys, routers=(router,)), SECRET),
-        (GatewayServices(meter=RateLimiter(LimitsSpec(rate="2/h")), routers=(router,)), None),
+        (GatewayServices(limiter=RateLimiter(LimitsSpec(rate="2/h")), routers=(router,)), None),
     ):
-        assert within(open_gateway, edge, ask, secret) == [200, 200, 429] * 2
+        assert within(open_gateway, services, ask, secret) == [200, 200, 429] * 2
 
 
 def test_a_prompt_is_guessed_from_its_bytes_and_ids_are_counted() -> None:
@@ -242,10 +242,10 @@ def test_a_chat_that_just_fits_the_quota_is_measured_and_answered(
         body = {**chat, "max_tokens": 8, "stream": stream}
         return [await web.post("/v1/chat/completions", json=body) for _ in range(2)]
 
-    edge = edge_of(quota=Allowance(tokens + 8, "day"))
-    first, second = within(open_gateway, edge, ask, SECRET)
+    services = services_of(quota=Allowance(tokens + 8, "day"))
+    first, second = within(open_gateway, services, ask, SECRET)
     assert first.status_code == 200
-    assert used(edge).used >= tokens
+    assert used(services).used >= tokens
     assert (second.status_code, second.json()["error"]["code"]) == (429, "insufficient_quota")
 
 
@@ -267,21 +267,21 @@ def test_what_the_engine_counts_beyond_the_quota_is_refused_by_its_field_and_cos
         )
         return [await post(web, {**TEXT, "stream": stream, **one}) for one in bodies]
 
-    edge = edge_of(quota=Allowance(50, "day"))
-    answers = within(open_gateway, edge, ask, SECRET)
+    services = services_of(quota=Allowance(50, "day"))
+    answers = within(open_gateway, services, ask, SECRET)
     assert [one.status_code for one in answers] == [400, 400, 400, 400, 200, 429]
     fields = [one.json()["error"]["param"] for one in answers[:4]]
     assert fields == ["prompt", "prompt", "max_tokens", "max_tokens"]
-    assert 40 < used(edge).used <= 48
-    assert used(edge).reserved == 0
+    assert 40 < used(services).used <= 48
+    assert used(services).reserved == 0
 
 
 @pytest.mark.parametrize("when", ["before the last save", "after the last save"])
 def test_a_gateway_that_closes_while_it_saves_charges_once(tmp_path: Path, when: str) -> None:
     url = f"sqlite:///{tmp_path}/moetune.db"
-    store, keeper, meter = KeyStore(url), KeySync(url), RateLimiter()
+    store, keeper, limiter = KeyStore(url), KeySync(url), RateLimiter()
     caller = key(quota=Allowance(1000, "day")).caller
-    reservation = meter.reserve(caller, 70, 0)
+    reservation = limiter.reserve(caller, 70, 0)
     assert reservation is not None
     reservation.settle(70)
     started, goes_on = threading.Event(), threading.Event()
@@ -298,7 +298,7 @@ def test_a_gateway_that_closes_while_it_saves_charges_once(tmp_path: Path, when:
 
     async def main() -> None:
         keeper._exchange = slow  # type: ignore[method-assign]
-        running = asyncio.create_task(keeper.run(KeyRing(), meter))
+        running = asyncio.create_task(keeper.run(KeyRing(), limiter))
         await asyncio.to_thread(started.wait, 20)
         if when == "before the last save":
             asyncio.get_running_loop().call_later(0.05, goes_on.set)

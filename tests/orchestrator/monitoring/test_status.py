@@ -33,13 +33,13 @@ class Stopped:
 def train(folder: Path, steps_done: int) -> None:
     """A run of 40 steps of a second, in the midst of it."""
     clock = Stopped()
-    meter = StepTimer(40, 10, workers=1, clock=clock)
-    meter.start()
+    timer = StepTimer(40, 10, workers=1, clock=clock)
+    timer.start()
     for step in range(1, steps_done + 1):
         clock.now += 1.0
         losses = {"loss": 1.25, "load_balance": 1.125}
         result = StepResult(losses, grad_norm=1.0, lr=2e-4, tokens=500)
-        progress = meter.step(step, step / 16, result)
+        progress = timer.step(step, step / 16, result)
     write(folder, rank=0, workers=1, step=steps_done, phase="forward", beats=40, progress=progress)
 
 

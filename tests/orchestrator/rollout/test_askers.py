@@ -83,8 +83,8 @@ async def shop(engine: TextEngine, registry: Registry, **limits: Any) -> AsyncIt
     heard: list[RequestRecord] = []
     catalog = ModelCatalog(registry, "tiny-llama", engine.load)
     parts = RolloutParts.of(registry, catalog, QUICK)
-    edge = GatewayServices(observers=(parts.observe, heard.append), limits=LimitsSpec(**limits))
-    app = create_app(engine, catalog, edge)
+    services = GatewayServices(observers=(parts.observe, heard.append), limits=LimitsSpec(**limits))
+    app = create_app(engine, catalog, services)
     transport = httpx.ASGITransport(app)
     async with (
         asyncio.timeout(120),

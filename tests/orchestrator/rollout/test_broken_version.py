@@ -67,8 +67,10 @@ def put(registry: Registry, version: Version, **how: Any) -> None:
 async def gateway(engine: Alone, registry: Registry, load: Any) -> AsyncIterator[httpx.AsyncClient]:
     catalog = ModelCatalog(registry, "tiny-llama", load)
     parts = RolloutParts.of(registry, catalog, GuardSpec())
-    edge = GatewayServices(observers=(parts.observe,), routers=(parts.router,), tasks=(parts.run,))
-    app = create_app(engine, catalog, edge)
+    services = GatewayServices(
+        observers=(parts.observe,), routers=(parts.router,), tasks=(parts.run,)
+    )
+    app = create_app(engine, catalog, services)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
