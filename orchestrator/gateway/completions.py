@@ -70,9 +70,9 @@ class Gateway:
 
     def __init__(self, backend: Backend, catalog: ModelCatalog, services: GatewayServices) -> None:
         self._backend, self._catalog = backend, catalog
-        self._running, self._shadows, self.pace = InFlight(), Shadows(), RetryAfter()
+        self._running, self._shadows, self.retry_after = InFlight(), Shadows(), RetryAfter()
         self._turns = Turns(WAITING)
-        self._services = replace(services, observers=(*services.observers, self.pace))
+        self._services = replace(services, observers=(*services.observers, self.retry_after))
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:

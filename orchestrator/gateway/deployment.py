@@ -65,8 +65,8 @@ class Ingress:
         await self._gateway_app.state.gateway.drain()
 
     def _services(self, catalog: ModelCatalog) -> GatewayServices:
-        serve, keeper = self._spec.serve, KeySync(self._spec.store_url)
-        read = MadeKeys(keeper.read, self._spec.storage, keeper.given_up)
+        serve, key_sync = self._spec.serve, KeySync(self._spec.store_url)
+        read = MadeKeys(key_sync.read, self._spec.storage, key_sync.given_up)
         keys, metrics = KeyRing(self._spec.accepted_key, read), RequestMetrics()
         limiter = RateLimiter(serve.limits)
         health = HealthParts.of(self._registry, serve, self._spec.storage)
@@ -82,7 +82,7 @@ class Ingress:
             texts=serve.audit.text,
             routers=(rollout.router, health.router, example_routes(examples, catalog)),
             tasks=(
-                partial(keeper.run, keys, limiter),
+                partial(key_sync.run, keys, limiter),
                 partial(keep_all, self._backend.keep, lambda: catalog.led_to),
                 rollout.run,
                 rollout.show,

@@ -45,7 +45,7 @@ def _headers(request: Request, error: RequestError) -> dict[str, str] | None:
     if error.status not in (429, 503):
         return None
     known = error.retry_after if isinstance(error, TooMany) else None
-    return {"Retry-After": str(known or request.app.state.pace.retry_after)}
+    return {"Retry-After": str(known or request.app.state.retry_after.retry_after)}
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

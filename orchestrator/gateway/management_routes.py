@@ -89,14 +89,14 @@ def routes(
 ) -> APIRouter:
     """`GET /rollouts`, `GET /rollouts/NAME`, `GET /rollouts/NAME/history`,
     `POST /rollouts/NAME/{promote,rollback,abort}`."""
-    desk = ManagementRoutes(registry, catalog, comparisons, windows, timeline)
+    routes = ManagementRoutes(registry, catalog, comparisons, windows, timeline)
     router = APIRouter(prefix="/rollouts", tags=["roll-out"])
-    router.get("")(desk.all)
-    router.get("/{name}")(desk.one)
-    router.get("/{name}/history")(desk.history)
-    router.post("/{name}/promote")(desk.promote)
-    router.post("/{name}/rollback")(desk.rollback)
-    router.post("/{name}/abort")(desk.abort)
+    router.get("")(routes.all)
+    router.get("/{name}")(routes.one)
+    router.get("/{name}/history")(routes.history)
+    router.post("/{name}/promote")(routes.promote)
+    router.post("/{name}/rollback")(routes.rollback)
+    router.post("/{name}/abort")(routes.abort)
     return router
 
 

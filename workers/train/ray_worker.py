@@ -66,7 +66,7 @@ class Attempt:
     every worker calls the same methods."""
 
     run: TrainingRun
-    keeper: CheckpointManager
+    checkpoints: CheckpointManager
     record: RunRecord
 
     @classmethod
@@ -78,40 +78,40 @@ class Attempt:
         try:
             _hold_to_study(run)
             run.base_metrics = baseline(run)
-            keeper = CheckpointManager(task.spec, task.plan, run.world)
-            keeper.resume(run)
+            checkpoints = CheckpointManager(task.spec, task.plan, run.world)
+            checkpoints.resume(run)
         except BaseException:
             run.close()
             raise
         if run.world.is_first:
             _begin(run, record)
-        return cls(run, keeper, record)
+        return cls(run, checkpoints, record)
 
     def next_report(self) -> Metrics:
         """Train to the next report. Its adapter, its figures and the checkpoint that is due are on
         the disk before anybody hears of it; so a run that ended just before it could say so says it
         again."""
         run, ended = self.run, self.run.done
-        metrics = run.metrics if ended else run.advance(self.keeper.after_step)
+        metrics = run.metrics if ended else run.advance(self.checkpoints.after_step)
         run.save_adapter(self.record.adapter)
         if run.world.is_first:
             write_samples(self.record.samples, run.samples)
             self.record.add(metrics)
         if not ended:
-            self.keeper.after_report(run)
+            self.checkpoints.after_report(run)
         run.heart.beat("report")
         return {**metrics, "folder": str(self.record.folder)}
 
     def finish(self) -> None:
         """All steps are done: wait for the last upload. InputError where it cannot be made."""
-        self.keeper.finish()
+        self.checkpoints.finish()
         if self.run.world.is_first:
             note = EventLog(self.record.folder).note
             note("finished", "all steps are done", step=self.run.step)
 
     def close(self) -> None:
         """Take the adapter off the base model; the run may be cut off."""
-        self.keeper.close()
+        self.checkpoints.close()
         self.run.close()
 
 

@@ -106,12 +106,12 @@ async def streaming(web: httpx.AsyncClient, body: Any = LONG) -> AsyncIterator[A
 def test_a_key_made_or_revoked_counts_within_a_second_or_so(
     open_gateway: OpenGateway, tmp_path: Path
 ) -> None:
-    store, keeper = (
+    store, key_sync = (
         KeyStore(f"sqlite:///{tmp_path}/moetune.db"),
         KeySync(f"sqlite:///{tmp_path}/moetune.db"),
     )
-    ring, limiter = KeyRing(None, keeper.read), RateLimiter()
-    services = GatewayServices(ring, limiter, tasks=(lambda: keeper.run(ring, limiter),))
+    ring, limiter = KeyRing(None, key_sync.read), RateLimiter()
+    services = GatewayServices(ring, limiter, tasks=(lambda: key_sync.run(ring, limiter),))
 
     async def until(web: httpx.AsyncClient, status: int) -> None:
         while (await web.get("/v1/models")).status_code != status:
@@ -138,10 +138,10 @@ def test_what_a_key_used_is_saved_when_the_gateway_goes(
     open_gateway: OpenGateway, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path}/moetune.db"
-    store, keeper = KeyStore(url), KeySync(url)
+    store, key_sync = KeyStore(url), KeySync(url)
     store.add(key(quota=Allowance(10**6, "day")))
-    ring, limiter = KeyRing(None, keeper.read), RateLimiter()
-    services = GatewayServices(ring, limiter, tasks=(lambda: keeper.run(ring, limiter),))
+    ring, limiter = KeyRing(None, key_sync.read), RateLimiter()
+    services = GatewayServices(ring, limiter, tasks=(lambda: key_sync.run(ring, limiter),))
 
     async def ask(web: httpx.AsyncClient) -> int:
         return sum([(await post(web)).json()["usage"]["total_tokens"] for _ in range(3)])

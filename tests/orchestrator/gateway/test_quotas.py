@@ -279,14 +279,14 @@ def test_what_the_engine_counts_beyond_the_quota_is_refused_by_its_field_and_cos
 @pytest.mark.parametrize("when", ["before the last save", "after the last save"])
 def test_a_gateway_that_closes_while_it_saves_charges_once(tmp_path: Path, when: str) -> None:
     url = f"sqlite:///{tmp_path}/moetune.db"
-    store, keeper, limiter = KeyStore(url), KeySync(url), RateLimiter()
+    store, key_sync, limiter = KeyStore(url), KeySync(url), RateLimiter()
     caller = key(quota=Allowance(1000, "day")).caller
     reservation = limiter.reserve(caller, 70, 0)
     assert reservation is not None
     reservation.settle(70)
     started, goes_on = threading.Event(), threading.Event()
     first = threading.Event()
-    exchange = keeper._exchange
+    exchange = key_sync._exchange
 
     def slow(save: int, spent: Mapping[UsageKey, Spent]) -> Usage:
         if first.is_set():
@@ -297,8 +297,8 @@ def test_a_gateway_that_closes_while_it_saves_charges_once(tmp_path: Path, when:
         return exchange(save, spent)
 
     async def main() -> None:
-        keeper._exchange = slow  # type: ignore[method-assign]
-        running = asyncio.create_task(keeper.run(KeyRing(), limiter))
+        key_sync._exchange = slow  # type: ignore[method-assign]
+        running = asyncio.create_task(key_sync.run(KeyRing(), limiter))
         await asyncio.to_thread(started.wait, 20)
         if when == "before the last save":
             asyncio.get_running_loop().call_later(0.05, goes_on.set)

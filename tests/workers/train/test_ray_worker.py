@@ -104,7 +104,7 @@ def test_a_trial_that_lost_its_folder_goes_on_from_the_upload(
     cut_off.train()
     attempt = cut_off._attempt
     assert attempt
-    attempt.keeper.finish()  # the copy is made beside training
+    attempt.checkpoints.finish()  # the copy is made beside training
     shutil.rmtree(folder)
     again = to_the_end(trial(spec, folder))
     assert [report["step"] for report in again] == [4, 6]

@@ -90,9 +90,9 @@ def test_a_run_goes_on_with_nothing_else_than_it_began(
 ) -> None:
     plan = RunPlan(tmp_path / "run", "study")
     run = TrainingRun(spec, plan, world=World())
-    keeper = CheckpointManager(spec, plan, World())
+    checkpoints = CheckpointManager(spec, plan, World())
     run.advance()
-    keeper.after_report(run)
+    checkpoints.after_report(run)
     change(spec)
     again = TrainingRun(spec, plan, world=World())
     with pytest.raises(InputError, match=said):

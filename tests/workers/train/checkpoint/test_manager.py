@@ -35,22 +35,22 @@ class Attempt:
         folder.mkdir(parents=True, exist_ok=True)
         plan = RunPlan(folder, "study")
         self.run = TrainingRun(spec, plan, world=World())
-        self._keeper, self._cut_off = CheckpointManager(spec, plan, World()), cut_off
-        self._keeper.resume(self.run)
+        self._checkpoints, self._cut_off = CheckpointManager(spec, plan, World()), cut_off
+        self._checkpoints.resume(self.run)
         self.began, self.reports = self.run.step, list[Metrics]()
 
     def go(self) -> "Attempt":
         while not self.run.done:
             self.reports.append(figures(self.run.advance(self._after_step)))
-            self._keeper.after_report(self.run)
-        self._keeper.finish()
+            self._checkpoints.after_report(self.run)
+        self._checkpoints.finish()
         return self
 
     def weights(self) -> dict[str, torch.Tensor]:
         return self.run.adapter.state_dict()
 
     def _after_step(self, run: TrainingRun) -> None:
-        self._keeper.after_step(run)
+        self._checkpoints.after_step(run)
         if run.step >= self._cut_off:
             raise CutOffError
 
@@ -150,7 +150,7 @@ def test_a_run_that_lost_its_folder_goes_on_from_the_upload(
     first = Attempt(spec, folder, cut_off=7)
     with pytest.raises(CutOffError):
         first.go()
-    first._keeper.finish()
+    first._checkpoints.finish()
     shutil.rmtree(folder)
     second = Attempt(spec, folder).go()
     assert second.began == 6
