@@ -34,7 +34,8 @@ def create_app(
         openapi_url=None,
         lifespan=gateway.lifespan,
     )
-    app.state.services, app.state.gateway, app.state.retry_after = services, gateway, gateway.retry_after
+    app.state.services, app.state.gateway = services, gateway
+    app.state.retry_after = gateway.retry_after
     app.include_router(_models(gateway), responses=refusals())
     app.include_router(_probes(gateway))
     for router in services.routers:

@@ -70,7 +70,7 @@ class Gateway:
 
     def __init__(self, backend: Backend, catalog: ModelCatalog, services: GatewayServices) -> None:
         self._backend, self._catalog = backend, catalog
-        self._running, self._shadows, self.retry_after = InFlight(), Shadows(), RetryAfter()
+        self._in_flight, self._shadows, self.retry_after = InFlight(), Shadows(), RetryAfter()
         self._turns = Turns(WAITING)
         self._services = replace(services, observers=(*services.observers, self.retry_after))
 
@@ -86,13 +86,13 @@ class Gateway:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
-    def running(self) -> int:
+    def in_flight(self) -> int:
         """Requests between arrival and end."""
-        return self._running.count
+        return self._in_flight.count
 
     async def drain(self) -> None:
         """Be unready, let no more requests in, and return when the last has ended."""
-        await self._running.drain(self._services.limits.request_seconds)
+        await self._in_flight.drain(self._services.limits.request_seconds)
 
     async def health(self) -> Alive:
         """The gateway runs."""
@@ -101,7 +101,7 @@ class Gateway:
     async def ready(self) -> JSONResponse:
         """An engine answers; also whether the registry does."""
         settled = self._catalog.settled and self._services.keys.settled
-        ready = settled and not self._running.draining and await self._backend.ready()
+        ready = settled and not self._in_flight.draining and await self._backend.ready()
         status: Readiness = {"ready": ready, "registry": self._catalog.readable}
         return JSONResponse(status, 200 if ready else 503)
 
@@ -129,17 +129,17 @@ class Gateway:
     async def _answer(
         self, request: Request, caller: Caller, body: type[CompletionBase], kind: type[Reply]
     ) -> Response:
-        answering = RequestContext(caller, self._services)
-        with answering.until_failure():
-            self._running.add(answering)
+        context = RequestContext(caller, self._services)
+        with context.until_failure():
+            self._in_flight.add(context)
             self._services.limiter.admit(caller)
-            async with before(answering.deadline):
+            async with before(context.deadline):
                 raw = await read_body(request)
                 asked = await parsed(body, raw, self._turns, caller.id)
                 self._services.limiter.admit(caller, asked.answers, counted=1)
-                answering.reservation = self._reserve(caller, asked)
+                context.reservation = self._reserve(caller, asked)
                 work = self._stream if asked.stream else self._whole
-                return await while_there(request, work(asked, kind, answering))
+                return await while_there(request, work(asked, kind, context))
 
     def _reserve(self, caller: Caller, body: CompletionBase) -> Reservation | None:
         longest = self._services.max_new_tokens, self._services.limits.max_prompt_tokens
@@ -148,55 +148,55 @@ class Gateway:
         )
 
     async def _whole(
-        self, body: CompletionBase, kind: type[Reply], answering: RequestContext
+        self, body: CompletionBase, kind: type[Reply], context: RequestContext
     ) -> Response:
-        reply, chunks = await self._begin(body, kind, answering)
+        reply, chunks = await self._begin(body, kind, context)
         response = JSONResponse(await whole(reply, chunks))
-        answering.end()
+        context.end()
         return response
 
     async def _stream(
-        self, body: CompletionBase, kind: type[Reply], answering: RequestContext
+        self, body: CompletionBase, kind: type[Reply], context: RequestContext
     ) -> Response:
-        reply, chunks = await self._begin(body, kind, answering)
+        reply, chunks = await self._begin(body, kind, context)
         try:
             first = await anext(chunks)  # what is wrong with the request shows here, as a status
         except BaseException:
             await chunks.aclose()
             raise
-        return EventStream(events(reply, first, chunks, body.include_usage), chunks, answering)
+        return EventStream(events(reply, first, chunks, body.include_usage), chunks, context)
 
     async def _begin(
-        self, body: CompletionBase, kind: type[Reply], answering: RequestContext
+        self, body: CompletionBase, kind: type[Reply], context: RequestContext
     ) -> tuple[Reply, AsyncGenerator[Chunk]]:
-        route = await self._catalog.route(body.model, answering.asked_for(body.end_user))
+        route = await self._catalog.route(body.model, context.asked_for(body.end_user))
         served = route.served
-        requests = body.requests(served.adapter, answering.caller.id)
+        requests = body.requests(served.adapter, context.caller.id)
         reply = kind(served.id, served.fingerprint, body.tells_routing)
-        answering.by(served, route.role, reply.id)
-        answering.asked(requests[0])
+        context.by(served, route.role, reply.id)
+        context.asked(requests[0])
         if route.shadow is not None and body.answers == 1:
-            self._cast(route.shadow, requests[0], answering)
+            self._cast(route.shadow, requests[0], context)
         if len(requests) > 1:  # a later one's fault would come after the status
-            requests = await self._encoded(requests, answering)
-        return reply, answering.follow(choices(self._backend.generate, requests, body.n))
+            requests = await self._encoded(requests, context)
+        return reply, context.follow(choices(self._backend.generate, requests, body.n))
 
     async def _encoded(
-        self, requests: Sequence[TextRequest], answering: RequestContext
+        self, requests: Sequence[TextRequest], context: RequestContext
     ) -> tuple[TextRequest, ...]:
         prompts = await self._backend.encode(requests)
-        answering.read(sum(map(len, prompts)))
+        context.read(sum(map(len, prompts)))
         pairs = zip(requests, prompts, strict=True)
         return tuple(replace(request, prompt=prompt) for request, prompt in pairs)
 
-    def _cast(self, shadow: Served, request: TextRequest, answering: RequestContext) -> None:
+    def _cast(self, shadow: Served, request: TextRequest, context: RequestContext) -> None:
         """Let a shadow answer the request too."""
-        beside = RequestContext(answering.caller, self._services)
-        beside.by(shadow, "shadow", answering.request)
-        beside.asked_for(answering.user)
+        beside = RequestContext(context.caller, self._services)
+        beside.by(shadow, "shadow", context.request)
+        beside.asked_for(context.user)
         beside.asked(request)
         chunks = self._backend.generate(replace(request, adapter=shadow.adapter))
-        self._shadows.begin(beside, chunks, answering)
+        self._shadows.begin(beside, chunks, context)
 
 
 def _model(id: str) -> ModelEntry:

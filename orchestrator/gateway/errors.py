@@ -74,10 +74,10 @@ class RetryAfter:
     def __init__(self) -> None:
         self._seconds = 0.0
 
-    def __call__(self, answered: RequestRecord) -> None:
+    def __call__(self, record: RequestRecord) -> None:
         """Take an answer into the average."""
-        if answered.status == 200 and answered.role != "shadow":
-            self._seconds = KEPT * self._seconds + (1 - KEPT) * answered.seconds
+        if record.status == 200 and record.role != "shadow":
+            self._seconds = KEPT * self._seconds + (1 - KEPT) * record.seconds
 
     @property
     def retry_after(self) -> int:

@@ -123,21 +123,21 @@ class EventStream(StreamingResponse):
     """Sends the events of an answer; with it ends the request, and what generates stops."""
 
     def __init__(
-        self, events: AsyncIterator[str], chunks: AsyncGenerator[Chunk], answering: RequestContext
+        self, events: AsyncIterator[str], chunks: AsyncGenerator[Chunk], context: RequestContext
     ) -> None:
         """`events` are made from `chunks`; those are closed even where no event was ever taken."""
         super().__init__(
-            answering.noting(events),
+            context.noting(events),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
-        self._chunks, self._answering = chunks, answering
+        self._chunks, self._context = chunks, context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
         try:
-            with self._answering.until_failure():
+            with self._context.until_failure():
                 await super().__call__(scope, receive, send)
         finally:
-            self._answering.end()
+            self._context.end()
             await self._chunks.aclose()

@@ -123,12 +123,12 @@ class RequestContext:
         if self.ended.is_set():
             return
         self.ended.set()
-        answered = self._answered()
+        record = self._record()
         if self.reservation is not None:
-            self.reservation.settle(answered.prompt_tokens + answered.completion_tokens)
+            self.reservation.settle(record.prompt_tokens + record.completion_tokens)
         for observer in self._observers:
             try:
-                observer(answered)
+                observer(record)
             except Exception:
                 log.exception("an observer of requests failed")
 
@@ -152,7 +152,7 @@ class RequestContext:
         """The first failure is the cause of the others."""
         self._failure = self._failure or _as_failure(error)
 
-    def _answered(self) -> RequestRecord:
+    def _record(self) -> RequestRecord:
         failure = self._failure
         return RequestRecord(
             at=self._at,
@@ -199,26 +199,26 @@ class InFlight:
     def __init__(self) -> None:
         self.draining = False
         """Whether no more are let in."""
-        self._running: set[RequestContext] = set()
+        self._in_flight: set[RequestContext] = set()
 
     @property
     def count(self) -> int:
         """Requests that have not ended."""
         return len(self._still())
 
-    def add(self, answering: RequestContext) -> None:
+    def add(self, context: RequestContext) -> None:
         """Let a request in; RequestError 503 while draining."""
         if self.draining:
             raise RequestError("the gateway is closing", None, 503, "closing")
-        self._running = {*self._still(), answering}
+        self._in_flight = {*self._still(), context}
 
     async def drain(self, seconds: float) -> None:
         """Let nothing more in, and wait for the last to end, but not longer than this."""
         self.draining = True
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                for answering in self._still():
-                    await answering.ended.wait()
+                for context in self._still():
+                    await context.ended.wait()
 
     def _still(self) -> set[RequestContext]:
-        return {answering for answering in self._running if not answering.ended.is_set()}
+        return {context for context in self._in_flight if not context.ended.is_set()}

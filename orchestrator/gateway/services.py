@@ -77,11 +77,11 @@ class HealthParts:
         audit = AuditLog(serve.audit, folder) if serve.audit.on else None
         return cls(monitor, audit, health_routes(monitor))
 
-    def observe(self, answered: RequestRecord) -> None:
+    def observe(self, record: RequestRecord) -> None:
         """See `orchestrator.telemetry.request_record.Observer`."""
-        self.monitor(answered)
+        self.monitor(record)
         if self.audit is not None:
-            self.audit(answered)
+            self.audit(record)
 
     async def run(self) -> None:
         """Show metrics until cancelled, and then bring the audit's last records to the disk. To be
@@ -122,10 +122,10 @@ class RolloutParts:
         controller = RolloutController(registry, advisers)
         return cls(catalog, windows, comparisons, controller, router, timeline)
 
-    def observe(self, answered: RequestRecord) -> None:
+    def observe(self, record: RequestRecord) -> None:
         """See `orchestrator.telemetry.request_record.Observer`."""
-        self.windows(answered)
-        self.comparisons.observe(answered)
+        self.windows(record)
+        self.comparisons.observe(record)
 
     async def run(self) -> None:
         """Look after the names until cancelled."""

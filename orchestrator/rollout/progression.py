@@ -24,7 +24,7 @@ class PlanProgression:
         if canary is None or canary.due is None or now < canary.due:
             return None
         seen = self._windows.of(state.name, canary.version, canary.at, now)
-        if sum(answered.role == "canary" for answered in seen.answers) < self._wanted:
+        if sum(record.role == "canary" for record in seen.answers) < self._wanted:
             return None
         step, share = canary.step + 1, canary.next_share
         return Decision(
@@ -57,7 +57,7 @@ def reach(state: Rollout, windows: Windows, now: datetime) -> Reach | None:
     if canary is None:
         return None
     lately = windows.of(state.name, canary.version, canary.at, now)
-    met = sum(answered.role == "canary" and counts(answered) for answered in lately.seen)
+    met = sum(record.role == "canary" and counts(record) for record in lately.seen)
     others = windows.of(state.name, state.champion, canary.at, now).requests
     return {"canary": met, "champion": others, "warning": _odd(met, others, canary.share)}
 

@@ -43,19 +43,19 @@ class ShadowTally:
     equal: int = 0
     agreement: float = 0.0
 
-    def add(self, answered: RequestRecord) -> None:
+    def add(self, record: RequestRecord) -> None:
         """Count an answer in."""
         self.requests += 1
-        if answered.agreement is None:
+        if record.agreement is None:
             self.failed += 1
         else:
-            self.equal += answered.agreement == 1
-            self.agreement += answered.agreement
+            self.equal += record.agreement == 1
+            self.agreement += record.agreement
 
 
-def compared(answered: RequestRecord) -> bool:
+def compared(record: RequestRecord) -> bool:
     """Whether a shadow was compared with what was returned, or is to blame that it was not."""
-    return answered.role == "shadow" and (answered.agreement is not None or failed(answered))
+    return record.role == "shadow" and (record.agreement is not None or failed(record))
 
 
 class Comparisons:
@@ -65,11 +65,11 @@ class Comparisons:
         self._windows = windows
         self._tallies: dict[tuple[str | None, str], ShadowTally] = {}
 
-    def observe(self, answered: RequestRecord) -> None:
+    def observe(self, record: RequestRecord) -> None:
         """See `orchestrator.telemetry.request_record.Observer`."""
-        if compared(answered):
-            key = (answered.name, answered.version)
-            self._tallies.setdefault(key, ShadowTally()).add(answered)
+        if compared(record):
+            key = (record.name, record.version)
+            self._tallies.setdefault(key, ShadowTally()).add(record)
 
     def forget(self, states: Iterable[Rollout]) -> None:
         """Drop the shadows that stand behind none of these names; one that comes again begins

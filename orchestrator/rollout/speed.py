@@ -29,14 +29,14 @@ Work = tuple[ComputeSpan, tuple[float, ...]]
 NOBODY: AdapterSet = frozenset()
 
 
-def _reading(answered: RequestRecord, part: SharedPasses) -> Work:
+def _reading(record: RequestRecord, part: SharedPasses) -> Work:
     """A prompt, up to the first token. What the cache held was not read, but is looked at."""
-    return part.prompt, (part.prompt.tokens, answered.prompt_tokens)
+    return part.prompt, (part.prompt.tokens, record.prompt_tokens)
 
 
-def _writing(answered: RequestRecord, part: SharedPasses) -> Work:
+def _writing(record: RequestRecord, part: SharedPasses) -> Work:
     """An answer, from the first token on."""
-    return part.answer, (answered.prompt_tokens + part.answer.tokens / 2,)
+    return part.answer, (record.prompt_tokens + part.answer.tokens / 2,)
 
 
 KINDS: Mapping[str, Callable[[RequestRecord, SharedPasses], Work]] = {
@@ -75,20 +75,20 @@ def times_as_long(
 
 
 def _versions(seen: Sequence[RequestRecord]) -> AdapterSet:
-    return frozenset(answered.version for answered in seen)
+    return frozenset(record.version for record in seen)
 
 
 def _pieces(kind: str, seen: Sequence[RequestRecord], away: AdapterSet) -> Iterator[list[_Piece]]:
     """Of each request."""
-    for answered in seen:
+    for record in seen:
         works = [
-            (part.company, *KINDS[kind](answered, part))
-            for part in (answered.timing.parts if answered.timing else ())
+            (part.company, *KINDS[kind](record, part))
+            for part in (record.timing.parts if record.timing else ())
             if not part.company & away
         ]
         yield [
             _Piece(
-                answered.came.timestamp(),
+                record.came.timestamp(),
                 company,
                 (*sizes, span.load),
                 span.passes,

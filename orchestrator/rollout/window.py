@@ -44,7 +44,7 @@ class Window:
     @property
     def answers(self) -> Sequence[RequestRecord]:
         """That are whole."""
-        return [answered for answered in self.seen if answered.error is None]
+        return [record for record in self.seen if record.error is None]
 
     @property
     def seconds(self) -> Sequence[float]:
@@ -60,7 +60,7 @@ class Window:
     @property
     def tokens(self) -> float:
         """Mean length of the answers."""
-        lengths = [answered.completion_tokens for answered in self.answers]
+        lengths = [record.completion_tokens for record in self.answers]
         return fmean(lengths) if lengths else 0.0
 
     def figures(self) -> dict[str, Any]:
@@ -85,11 +85,11 @@ class Windows:
             partial(deque, maxlen=spec.window_requests)
         )
 
-    def __call__(self, answered: RequestRecord) -> None:
+    def __call__(self, record: RequestRecord) -> None:
         """See `orchestrator.telemetry.request_record.Observer`."""
-        if answered.role != "pinned" and (counts(answered) or answered.timing):
-            slim = replace(answered, routing=None, prompt=None, answer=None)
-            self._seen[_key(answered)].append(slim)
+        if record.role != "pinned" and (counts(record) or record.timing):
+            slim = replace(record, routing=None, prompt=None, answer=None)
+            self._seen[_key(record)].append(slim)
 
     def of(self, name: str, version: str, since: datetime, until: datetime) -> Window:
         """Requests routed to it that came between the two, and not too long before `until`."""
@@ -119,19 +119,19 @@ class Windows:
         self, keys: Iterable[tuple[str | None, str, bool]], since: datetime, until: datetime
     ) -> Window:
         since = max(since, until - timedelta(seconds=self._spec.window_seconds))
-        seen = (answered for key in keys for answered in tuple(self._seen.get(key, ())))
+        seen = (record for key in keys for record in tuple(self._seen.get(key, ())))
         return Window(tuple(one for one in seen if since <= one.came < until))
 
 
-def counts(answered: RequestRecord) -> bool:
+def counts(record: RequestRecord) -> bool:
     """Whether the version has answered as it should, or has failed to."""
-    return answered.error is None or failed(answered)
+    return record.error is None or failed(record)
 
 
-def failed(answered: RequestRecord) -> bool:
+def failed(record: RequestRecord) -> bool:
     """Whether the version is to blame that there is no answer."""
-    return answered.error in FAULTS
+    return record.error in FAULTS
 
 
-def _key(answered: RequestRecord) -> tuple[str | None, str, bool]:
-    return answered.name, answered.version, answered.role == "shadow"
+def _key(record: RequestRecord) -> tuple[str | None, str, bool]:
+    return record.name, record.version, record.role == "shadow"

@@ -39,24 +39,24 @@ class RouterHealth:
         """With the references that the registry's versions bring along."""
         return cls(spec, lambda id: registry.manifest(registry.version(id)).routing_sample)
 
-    def __call__(self, answered: RequestRecord) -> None:
+    def __call__(self, record: RequestRecord) -> None:
         """See `orchestrator.telemetry.request_record.Observer`."""
-        routing = answered.routing
+        routing = record.routing
         if routing is None or not routing.tokens or not routing.layers:
             return
-        if answered.role == "pinned":  # says what one asker wanted, not what users ask for
+        if record.role == "pinned":  # says what one asker wanted, not what users ask for
             return
         with self._counting:
-            if answered.version not in self._judges:
+            if record.version not in self._judges:
                 while len(self._judges) >= self.spec.versions:
                     self._judges.popitem(last=False)
-                history = History(answered.version, Places.of(routing), self.spec)
-                self._judges[answered.version] = Judge(history, self._samples)
-            self._judges.move_to_end(answered.version)
-            history = self._judges[answered.version].history
-            history.names.add(answered.name or "")
-            read = answered.prompt_tokens + answered.completion_tokens - 1  # the last is only drawn
-            history.add(routing, read, answered.user)
+                history = History(record.version, Places.of(routing), self.spec)
+                self._judges[record.version] = Judge(history, self._samples)
+            self._judges.move_to_end(record.version)
+            history = self._judges[record.version].history
+            history.names.add(record.name or "")
+            read = record.prompt_tokens + record.completion_tokens - 1  # the last is only drawn
+            history.add(routing, read, record.user)
 
     def health(self, name: str) -> Health:
         """Of the versions that answered to a name, or of one, as `NAME@VERSION`; RequestError 404

@@ -35,10 +35,10 @@ class AuditLog:
         self._thread = threading.Thread(target=self._write_all, name="audit", daemon=True)
         self._thread.start()
 
-    def __call__(self, answered: RequestRecord) -> None:
+    def __call__(self, record: RequestRecord) -> None:
         """See `orchestrator.telemetry.request_record.Observer`."""
         try:
-            self._queue.put_nowait(answered)
+            self._queue.put_nowait(record)
         except queue.Full:
             self._drop(1, "the disk is too slow")
 

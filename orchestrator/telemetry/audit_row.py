@@ -39,10 +39,10 @@ SCHEMA = pa.schema(
 the means over tokens of the router's entropy and of its margin."""
 
 
-def row(answered: RequestRecord, text: bool) -> AuditRow:
+def row(record: RequestRecord, text: bool) -> AuditRow:
     """A record as plain values by column."""
-    routing, tokens = answered.routing, max(answered.routing.tokens if answered.routing else 0, 1)
-    values = {name: getattr(answered, name, None) for name in SCHEMA.names}
+    routing, tokens = record.routing, max(record.routing.tokens if record.routing else 0, 1)
+    values = {name: getattr(record, name, None) for name in SCHEMA.names}
     return values | {
         "routed_tokens": routing and routing.tokens,
         "experts": routing
@@ -55,8 +55,8 @@ def row(answered: RequestRecord, text: bool) -> AuditRow:
             }
             for layer in routing.layers
         ],
-        "prompt": _storable(answered.prompt) if text else None,
-        "answer": _storable(answered.answer) if text else None,
+        "prompt": _storable(record.prompt) if text else None,
+        "answer": _storable(record.answer) if text else None,
     }
 
 

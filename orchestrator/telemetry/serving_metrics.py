@@ -32,40 +32,40 @@ class RequestMetrics:
         self._made = {series: series.make() for series in (*OF_REQUESTS, WRONG_KEYS)}
         self._seen: set[tuple[str, str]] = set()
 
-    def __call__(self, answered: RequestRecord) -> None:
+    def __call__(self, record: RequestRecord) -> None:
         """Count and time one request."""
-        labels = self._labels(answered)
-        self._made[REQUESTS].inc(1, {**labels, "outcome": outcome(answered.status)})
+        labels = self._labels(record)
+        self._made[REQUESTS].inc(1, {**labels, "outcome": outcome(record.status)})
         for series, tokens in (
-            (PROMPT_TOKENS, answered.prompt_tokens),
-            (ANSWER_TOKENS, answered.completion_tokens),
+            (PROMPT_TOKENS, record.prompt_tokens),
+            (ANSWER_TOKENS, record.completion_tokens),
         ):
             if tokens:
                 self._made[series].inc(tokens, labels)
-        for series, seconds in times(answered).items():
+        for series, seconds in times(record).items():
             self._made[series].observe(seconds, labels)
 
     def wrong_key(self) -> None:
         """Count a request whose key opens nothing."""
         self._made[WRONG_KEYS].inc()
 
-    def _labels(self, answered: RequestRecord) -> dict[str, str]:
-        who = (answered.name or "", answered.version)
+    def _labels(self, record: RequestRecord) -> dict[str, str]:
+        who = (record.name or "", record.version)
         if who not in self._seen and len(self._seen) >= VERSIONS:
             who = ("other", "other")
         self._seen.add(who)
-        return dict(zip(BY_VERSION, (*who, answered.role), strict=True))
+        return dict(zip(BY_VERSION, (*who, record.role), strict=True))
 
 
-def times(answered: RequestRecord) -> dict[Series, float]:
+def times(record: RequestRecord) -> dict[Series, float]:
     """What a request's times tell: of whole answers only its duration, of all the first token, and
     what was computed for each that followed."""
-    first = answered.first_token_seconds
-    told = {DURATION: answered.seconds} if answered.error is None else {}
+    first = record.first_token_seconds
+    told = {DURATION: record.seconds} if record.error is None else {}
     if first is not None:
         told[FIRST_TOKEN] = first
-    if answered.timing and answered.timing.answer.tokens:
-        span = answered.timing.answer
+    if record.timing and record.timing.answer.tokens:
+        span = record.timing.answer
         told[PER_TOKEN] = span.seconds / span.tokens  # however slowly the client reads
     return told
 

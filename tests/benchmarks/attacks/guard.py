@@ -46,13 +46,13 @@ def play(case: Case, seed: int, every: float) -> tuple[float, Decision] | None:
     windows = Windows(spec)
     advisers = (Guard(spec, windows), *([PlanProgression(spec, windows)] if case.plan else []))
     look = TURN
-    for at, answered in Engine(draw, case.slow).answer(case.asks(draw)):
+    for at, record in Engine(draw, case.slow).answer(case.asks(draw)):
         while look <= min(at, SECONDS):
             advice = (adviser(_state(case), moment(look)) for adviser in advisers)
             if decision := next((one for one in advice if one), None):
                 return look - TURN, decision
             look += every
-        windows(answered)
+        windows(record)
     return None
 
 

@@ -137,11 +137,11 @@ class Engine:
                 at, why = one.read(now, error)
                 heapq.heappush(heard, (at, next(numbers), one.told(at, why)))
             while heard and heard[0][0] <= now:
-                at, _, answered = heapq.heappop(heard)
-                yield at, answered
+                at, _, record = heapq.heappop(heard)
+                yield at, record
         while heard:
-            at, _, answered = heapq.heappop(heard)
-            yield at, answered
+            at, _, record = heapq.heappop(heard)
+            yield at, record
 
     def _admit(self) -> None:
         used = sum(one.size for one in self._running)

@@ -275,7 +275,7 @@ def test_draining_ends_what_runs_and_lets_nothing_more_in(open_gateway: OpenGate
     async def ask(web: httpx.AsyncClient) -> None:
         app: Any = web._transport.app  # type: ignore[attr-defined]
         asked = asyncio.create_task(post(web, LONG))
-        while not app.state.gateway.running:
+        while not app.state.gateway.in_flight:
             await asyncio.sleep(0.01)
         drained = asyncio.create_task(app.state.gateway.drain())
         await asyncio.sleep(0)
