@@ -41,7 +41,7 @@ class ModelCatalog:
         self._registry, self._room = registry, room
         self._loaded = VersionLoader(registry, load, unload)
         self.base = Served(base_id, None)
-        self._lines: dict[str, TrafficSplit] = {}
+        self._splits: dict[str, TrafficSplit] = {}
         self._exact: dict[str, Served] = {}
         self._revision = -1
         self.states: Mapping[str, Rollout] = {}
@@ -54,14 +54,14 @@ class ModelCatalog:
     @property
     def ids(self) -> list[str]:
         """Everything that `model` may be, except for older versions of a name."""
-        return [self.base.id, *sorted(self._lines)]
+        return [self.base.id, *sorted(self._splits)]
 
     @property
     def names(self) -> list[str]:
         """The registry's names that are served, or are about to be: their champions are not
         refused here."""
-        states, lines, refused = self.states, self._lines, self.refused
-        return [name for name in states if name in lines or states[name].champion not in refused]
+        states, splits, refused = self.states, self._splits, self.refused
+        return [name for name in states if name in splits or states[name].champion not in refused]
 
     @property
     def refused(self) -> Mapping[str, str]:
@@ -71,7 +71,7 @@ class ModelCatalog:
     @property
     def led_to(self) -> frozenset[str]:
         """Versions that answer requests for a name, now or as soon as they are loaded."""
-        going_on = (line.champion.fingerprint for line in self._lines.values())
+        going_on = (split.champion.fingerprint for split in self._splits.values())
         return frozenset(answering(self.states.values())).union(going_on)
 
     async def watch(self) -> None:
@@ -118,9 +118,9 @@ class ModelCatalog:
 
         RequestError 404 where there is no such model.
         """
-        line = self._lines.get(model)
-        if line:
-            return line.route(sticky)
+        split = self._splits.get(model)
+        if split:
+            return split.route(sticky)
         pinned = "@" in model and model != self.base.id
         return RequestRoute(await self.find(model), "pinned" if pinned else "served")
 
@@ -128,8 +128,8 @@ class ModelCatalog:
         """The exact model to use now; RequestError 404 where there is none of that name."""
         if model == self.base.id:
             return self.base
-        line = self._lines.get(model)
-        found = line.champion if line else self._exact.get(model)
+        split = self._splits.get(model)
+        found = split.champion if split else self._exact.get(model)
         if found is None:
             found = await self._version(model)
             if "@" in model:  # what a bare name means may change
@@ -149,7 +149,7 @@ class ModelCatalog:
             if served.name in deleted or served.id in gone:
                 del self._exact[model]
         for name in deleted:
-            self._lines.pop(name, None)
+            self._splits.pop(name, None)
 
     def _apply(self) -> None:
         states = list(self.states.values())
@@ -158,25 +158,25 @@ class ModelCatalog:
         for state in states:
             if state.name != self.base.id:  # that is the base, whatever is promoted to it meanwhile
                 self._lead(state)
-        going_on = {line.champion.fingerprint for line in self._lines.values()}
+        going_on = {split.champion.fingerprint for split in self._splits.values()}
         self._loaded.keep_only(going_on.union(needed))
         self.settled = self.settled or not self._loaded.lacks(needed)
 
     def _lead(self, state: Rollout) -> None:
         """A name's requests to what the registry says, as far as that is loaded."""
-        old, canary = self._lines.get(state.name), state.canary
+        old, canary = self._splits.get(state.name), state.canary
         champion = self._served(state, state.champion) or (old.champion if old else None)
         if champion is None:
             return
-        line = TrafficSplit(
+        split = TrafficSplit(
             champion,
             self._served(state, canary.version) if canary else None,
             canary.share if canary else 0.0,
             self._served(state, state.shadow) if state.shadow else None,
         )
-        if line != old:
-            self._lines[state.name] = line
-            log.info("%s: %s", state.name, line)
+        if split != old:
+            self._splits[state.name] = split
+            log.info("%s: %s", state.name, split)
 
     def _served(self, state: Rollout, version: str) -> Served | None:
         if version == BASE:

@@ -1,5 +1,5 @@
-"""Whether a version computes more slowly than another does: like work, in like company, at about
-the same time.
+"""Whether a version computes more slowly than another does: like work, beside like requests, at
+about the same time.
 
 A version is slow by what its forward passes take (`workers.engine.timing`). These also take longer
 where prompts are longer, where more is asked at once, and where the machine is busy; so each piece
@@ -47,10 +47,10 @@ KINDS: Mapping[str, Callable[[RequestRecord, SharedPasses], Work]] = {
 
 
 class _Piece(NamedTuple):
-    """What was computed of one request in the same company."""
+    """What was computed of one request beside the same others."""
 
     at: float
-    company: AdapterSet
+    others: AdapterSet
     sizes: tuple[float, ...]
     passes: int
     pace: float
@@ -71,7 +71,7 @@ def times_as_long(
     rest = [piece for pieces in _pieces(kind, other, ours | away) for piece in pieces]
     if not mine or len(rest) < NEIGHBOURS:
         return np.zeros(0)
-    return _ratios([one._replace(company=one.company - theirs) for one in mine], rest)
+    return _ratios([one._replace(others=one.others - theirs) for one in mine], rest)
 
 
 def _versions(seen: Sequence[RequestRecord]) -> AdapterSet:
@@ -82,28 +82,28 @@ def _pieces(kind: str, seen: Sequence[RequestRecord], away: AdapterSet) -> Itera
     """Of each request."""
     for record in seen:
         works = [
-            (part.company, *KINDS[kind](record, part))
+            (part.others, *KINDS[kind](record, part))
             for part in (record.timing.parts if record.timing else ())
-            if not part.company & away
+            if not part.others & away
         ]
         yield [
             _Piece(
                 record.came.timestamp(),
-                company,
+                others,
                 (*sizes, span.load),
                 span.passes,
                 span.seconds / span.tokens,
             )
-            for company, span, sizes in works
+            for others, span, sizes in works
             if span.tokens and span.seconds > 0
         ]
 
 
 def _ratios(mine: Sequence[_Piece], rest: Sequence[_Piece]) -> Array:
     """To the median pace of the nearest like pieces."""
-    known = {company: at for at, company in enumerate({piece.company for piece in rest})}
+    known = {others: at for at, others in enumerate({piece.others for piece in rest})}
     company_N, company_M = (
-        np.array([known.get(one.company, -1) for one in pieces]) for pieces in (mine, rest)
+        np.array([known.get(one.others, -1) for one in pieces]) for pieces in (mine, rest)
     )
     size_NS, size_MS = (np.log2([one.sizes for one in pieces]) for pieces in (mine, rest))
     at_N, at_M = (np.array([one.at for one in pieces]) for pieces in (mine, rest))

@@ -143,7 +143,7 @@ class ContinuousEngine:
         while adapter is not None and not self._slots.pin_held(adapter.slot):
             await asyncio.to_thread(self._slots.load, adapter)
         slot = adapter.slot if adapter else None
-        generation = TokenSequence(
+        sequence = TokenSequence(
             number=next(self._numbers),
             prompt=tuple(prompt),
             slot=slot,
@@ -154,21 +154,21 @@ class ContinuousEngine:
             seconds=self.limits.request_seconds,
         )
         try:
-            self._running[request_id] = generation
-            self._loop.submit(generation)
-            async with aclosing(generation.pieces()) as pieces:
+            self._running[request_id] = sequence
+            self._loop.submit(sequence)
+            async with aclosing(sequence.pieces()) as pieces:
                 async for piece in pieces:
-                    yield await self._told(piece, generation)
+                    yield await self._told(piece, sequence)
         finally:
             self._running.pop(request_id, None)
-            self._loop.drop(generation)
+            self._loop.drop(sequence)
             if slot is not None:
                 self._slots.unpin(slot)
 
     def abort(self, request_id: str) -> None:
         """See `protocol.Engine`."""
-        if request_id and (generation := self._running.get(request_id)):
-            generation.abort()
+        if request_id and (sequence := self._running.get(request_id)):
+            sequence.abort()
 
     def close(self) -> None:
         """See `protocol.Engine`. The model keeps the adapters that were loaded."""
@@ -182,11 +182,11 @@ class ContinuousEngine:
         self._capture.watch(slot, adapter)
         self._loop.renew(slot)
 
-    async def _told(self, piece: Piece, generation: TokenSequence) -> Piece:
+    async def _told(self, piece: Piece, sequence: TokenSequence) -> Piece:
         """The last piece tells the routing."""
-        if piece.finish is None or generation.tally is None:
+        if piece.finish is None or sequence.tally is None:
             return piece
-        routing = await asyncio.to_thread(self._capture.routing, generation.tally)
+        routing = await asyncio.to_thread(self._capture.routing, sequence.tally)
         return replace(piece, routing=routing)
 
     def _ended(self, sampling: Sampling, generated: Sequence[int]) -> Finish | None:
@@ -202,12 +202,12 @@ class ContinuousEngine:
         new = sum(row.tokens for row in rows)
         self._computed = (passes + 1, seen + len(rows), tokens + new)
         for row in rows:
-            if row.generation:
-                row.generation.computed += row.tokens
-        slots = [row.generation.slot if row.generation else None for row in rows]
-        self._sampler.draws = [
+            if row.sequence:
+                row.sequence.computed += row.tokens
+        slots = [row.sequence.slot if row.sequence else None for row in rows]
+        self._sampler.requests = [
             SampleRequest(
-                row.generation.drawing if row.generation else SamplingState(GREEDY), row.length
+                row.sequence.sampling_state if row.sequence else SamplingState(GREEDY), row.length
             )
             for row in rows
             if row.draws
@@ -215,12 +215,12 @@ class ContinuousEngine:
         by_token = [slot for slot, row in zip(slots, rows, strict=True) for _ in range(row.tokens)]
         self._rows.set(by_token, self._recent.of(by_token, self._rows.slots))
         self._capture.begin(
-            [(row.generation.tally if row.generation else None, row.tokens) for row in rows]
+            [(row.sequence.tally if row.sequence else None, row.tokens) for row in rows]
         )
         self._clock.start(
-            Passing(row.generation.timer, row.generation.slot, row.tokens, row.draws)
+            Passing(row.sequence.timer, row.sequence.slot, row.tokens, row.draws)
             for row in rows
-            if row.generation
+            if row.sequence
         )
 
     def _after_forward(self, _model: nn.Module, _: Any, output: Any) -> None:

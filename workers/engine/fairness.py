@@ -90,51 +90,51 @@ class Ledger:
     _users: dict[str, Accounts] = field(default_factory=dict)
     _claims: dict[TokenSequence, Claim] = field(default_factory=dict)
 
-    def enter(self, generation: TokenSequence) -> None:
+    def enter(self, sequence: TokenSequence) -> None:
         """A request waits from now on."""
         for known in self._claims:
             self._count(known)  # what a newcomer is lifted to is of this moment
-        self._claims[generation] = Claim()
-        tenant, user = generation.asker
+        self._claims[sequence] = Claim()
+        tenant, user = sequence.asker
         self.tenants.enter(tenant)
         self._users.setdefault(tenant, Accounts()).enter(user)
 
-    def leave(self, generation: TokenSequence) -> None:
+    def leave(self, sequence: TokenSequence) -> None:
         """A request has ended; one that never entered is no error."""
-        if generation not in self._claims:
+        if sequence not in self._claims:
             return
-        self.promise(generation, 0)
-        del self._claims[generation]
-        tenant, user = generation.asker
+        self.promise(sequence, 0)
+        del self._claims[sequence]
+        tenant, user = sequence.asker
         self._users[tenant].leave(user)
         self.tenants.leave(tenant)
         if not self._users[tenant].open:
             del self._users[tenant]
 
-    def promise(self, generation: TokenSequence, tokens: int) -> None:
+    def promise(self, sequence: TokenSequence, tokens: int) -> None:
         """A request may take so many tokens from now on; 0 where it does not run any more."""
-        self._count(generation)
-        claim = self._claims[generation]
-        for account in self._accounts(generation):
+        self._count(sequence)
+        claim = self._claims[sequence]
+        for account in self._accounts(sequence):
             account.promised += tokens - claim.promised
         claim.promised = tokens
 
-    def turn(self, generation: TokenSequence) -> tuple[int, int, int]:
+    def turn(self, sequence: TokenSequence) -> tuple[int, int, int]:
         """The smaller, the sooner."""
-        tenant, user = self._accounts(generation)
-        return tenant.level, user.level, generation.number
+        tenant, user = self._accounts(sequence)
+        return tenant.level, user.level, sequence.number
 
-    def _accounts(self, generation: TokenSequence) -> tuple[Account, Account]:
-        tenant, user = generation.asker
+    def _accounts(self, sequence: TokenSequence) -> tuple[Account, Account]:
+        tenant, user = sequence.asker
         return self.tenants[tenant], self._users[tenant][user]
 
-    def _count(self, generation: TokenSequence) -> None:
+    def _count(self, sequence: TokenSequence) -> None:
         """Bring what was computed for it from promised to served."""
-        claim = self._claims[generation]
-        new = generation.computed - claim.counted
+        claim = self._claims[sequence]
+        new = sequence.computed - claim.counted
         kept = min(new, claim.promised)
         claim.counted, claim.promised = claim.counted + new, claim.promised - kept
-        for account in self._accounts(generation):
+        for account in self._accounts(sequence):
             account.served += new
             account.promised -= kept
 

@@ -61,9 +61,9 @@ class Room:
             self._wait_for(newcomer.asker.tenant, _share(newcomer))
         return found
 
-    def ended(self, generation: TokenSequence) -> None:
+    def ended(self, sequence: TokenSequence) -> None:
         """A request is over; what was made for its tenant waits from now on."""
-        tenant = generation.asker.tenant
+        tenant = sequence.asker.tenant
         if made := self._aside.get(tenant):
             self._wait_for(tenant, made[0])
 
@@ -89,11 +89,11 @@ class Room:
         others = self._aside.keys() - {newcomer.asker.tenant}
         return sum(max(0, self._aside[tenant][0] - held[tenant]) for tenant in others)
 
-    def _weight(self, generation: TokenSequence) -> int:
+    def _weight(self, sequence: TokenSequence) -> int:
         """What it has of cache and rows, whichever is the larger part, in tokens of the cache."""
-        return max(_share(generation), -(-self.capacity // self._rows))
+        return max(_share(sequence), -(-self.capacity // self._rows))
 
 
-def _share(generation: TokenSequence) -> int:
+def _share(sequence: TokenSequence) -> int:
     """Tokens of cache that a request may come to fill, in whole pages."""
-    return -(-generation.size // PAGE) * PAGE
+    return -(-sequence.size // PAGE) * PAGE

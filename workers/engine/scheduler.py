@@ -36,7 +36,7 @@ BLAMED, UNLUCKY = 2, 4
 class BatchRow:
     """One request's part of the batch that is about to be computed."""
 
-    generation: TokenSequence | None
+    sequence: TokenSequence | None
     """None for a request that was dropped a moment ago."""
     tokens: int
     """Tokens of it in this batch."""
@@ -61,7 +61,7 @@ class GenerationLoop:
         self, model: PreTrainedModel, limits: Limits, sampler: Sampler, stops: list[int]
     ) -> None:
         self._model, self._limits, self._sampler, self._stops = model, limits, sampler, stops
-        self._salts = CacheNamespaces(limits.share_prefixes)
+        self._namespaces = CacheNamespaces(limits.share_prefixes)
         self._lock = threading.RLock()
         self._ledger = Ledger()
         self._waiting: list[TokenSequence] = []
@@ -84,7 +84,7 @@ class GenerationLoop:
         """Whether tokens are generated, or will be again in a moment."""
         return self._broken is None and not self._closing.is_set() and self._dispatcher.is_alive()
 
-    def submit(self, generation: TokenSequence) -> None:
+    def submit(self, sequence: TokenSequence) -> None:
         """Queue a checked request. Raises RequestError 429 where too many wait already, unless
         others have more of them there: then it meets the latest of those."""
         with self._lock:
@@ -92,24 +92,24 @@ class GenerationLoop:
                 raise RequestError("the engine has stopped", status=503, code="engine_stopped")
             if len(self._waiting) >= self._limits.max_queued:
                 full = RequestError("too many requests wait; try again", None, 429, "queue_full")
-                other = gives_way(self._waiting, generation)
+                other = gives_way(self._waiting, sequence)
                 if other is None:
                     raise full
                 self._waiting.remove(other)
                 other.put(full)
-            self._ledger.enter(generation)
-            self._waiting.append(generation)
+            self._ledger.enter(sequence)
+            self._waiting.append(sequence)
             self._admit()
 
-    def drop(self, generation: TokenSequence) -> None:
+    def drop(self, sequence: TokenSequence) -> None:
         """Forget a request, finished or not; its share of the cache goes to the next one."""
         with self._lock:
-            if generation in self._waiting:
-                self._waiting.remove(generation)
-            if self._running.get(generation.name) is generation:
-                del self._running[generation.name]
-                self._manager.cancel_request(generation.name)
-            self._ended(generation)
+            if sequence in self._waiting:
+                self._waiting.remove(sequence)
+            if self._running.get(sequence.name) is sequence:
+                del self._running[sequence.name]
+                self._manager.cancel_request(sequence.name)
+            self._ended(sequence)
             self._admit()
 
     def batch(self) -> Iterator[BatchRow]:
@@ -117,8 +117,8 @@ class GenerationLoop:
         for future in self._manager.batch_processor.inputs_and_outputs.requests_in_batch:
             state = future.state
             length = len(state.initial_tokens) + len(state.generated_tokens)
-            generation = self._running.get(state.request_id)
-            yield BatchRow(generation, future.query_length, length, future.has_new_token)
+            sequence = self._running.get(state.request_id)
+            yield BatchRow(sequence, future.query_length, length, future.has_new_token)
 
     def statistics(self) -> Statistics:
         """What runs, what waits, and how much of the cache is promised."""
@@ -132,7 +132,7 @@ class GenerationLoop:
     def renew(self, slot: str) -> None:
         """The slot has other weights now: what was computed with the former ones is forgotten."""
         with self._lock:
-            self._salts.renew(slot)
+            self._namespaces.renew(slot)
 
     def close(self) -> None:
         """Stop both threads; what still runs fails."""
@@ -145,17 +145,17 @@ class GenerationLoop:
         return start_manager(self._model, self._limits, self._sampler, self._salt, self._turn)
 
     def _salt(self, name: str) -> Salt:
-        generation = self._running.get(name)
-        return generation.salt if generation else fresh_salt()
+        sequence = self._running.get(name)
+        return sequence.salt if sequence else fresh_salt()
 
-    def _salt_of(self, generation: TokenSequence) -> Salt:
-        if generation.sampling.by_token:  # it has to see every token pass
+    def _salt_of(self, sequence: TokenSequence) -> Salt:
+        if sequence.sampling.by_token:  # it has to see every token pass
             return fresh_salt()
-        return self._salts.of(generation.slot, generation.asker.tenant)
+        return self._namespaces.of(sequence.slot, sequence.asker.tenant)
 
     def _turn(self, name: str) -> Turn:
-        generation = self._running.get(name)
-        return generation.turn if generation else ()
+        sequence = self._running.get(name)
+        return sequence.turn if sequence else ()
 
     def _admit(self) -> None:
         """Hand over waiting requests by their turn while there is room for all of their tokens."""
@@ -183,22 +183,22 @@ class GenerationLoop:
             self._ledger.promise(first, first.size)
             self._waiting.remove(first)
 
-    def _ended(self, generation: TokenSequence) -> None:
-        self._ledger.leave(generation)
-        self._room.ended(generation)
+    def _ended(self, sequence: TokenSequence) -> None:
+        self._ledger.leave(sequence)
+        self._room.ended(sequence)
 
-    def _take_back(self, generation: TokenSequence) -> None:
+    def _take_back(self, sequence: TokenSequence) -> None:
         """It waits again, with what it has generated."""
-        del self._running[generation.name]
-        self._manager.cancel_request(generation.name)
-        self._ledger.promise(generation, 0)
-        self._waiting.append(generation)
+        del self._running[sequence.name]
+        self._manager.cancel_request(sequence.name)
+        self._ledger.promise(sequence, 0)
+        self._waiting.append(sequence)
 
-    def _hand_over(self, generation: TokenSequence) -> bool:
+    def _hand_over(self, sequence: TokenSequence) -> bool:
         name = self._manager.add_request(
-            [*generation.prompt, *generation.tokens],
-            request_id=generation.name,
-            max_new_tokens=generation.sampling.max_tokens - len(generation.tokens),
+            [*sequence.prompt, *sequence.tokens],
+            request_id=sequence.name,
+            max_new_tokens=sequence.sampling.max_tokens - len(sequence.tokens),
             eos_token_id=self._stops,
             streaming=True,
         )
@@ -226,29 +226,29 @@ class GenerationLoop:
                     self._admit()
 
     def _deliver(self, output: GenerationOutput) -> None:
-        generation = self._running.get(output.request_id)
-        if generation is None:
+        sequence = self._running.get(output.request_id)
+        if sequence is None:
             return
         if output.status == RequestStatus.FAILED:
             if self._manager.background_thread_status.can_accept_new_requests() is None:
-                generation.put(failed(output.error))  # this request alone; else see _revive
+                sequence.put(failed(output.error))  # this request alone; else see _revive
             return
-        if generation.drawing.error is not None:
-            if generation.drawing.error.status >= 500:
-                self._salts.renew(generation.slot)  # nobody must read on from what went wrong
-            generation.put(generation.drawing.error)
-            self.drop(generation)
+        if sequence.sampling_state.error is not None:
+            if sequence.sampling_state.error.status >= 500:
+                self._namespaces.renew(sequence.slot)  # nobody must read on from what went wrong
+            sequence.put(sequence.sampling_state.error)
+            self.drop(sequence)
             return
-        before = generation.proven, generation.settled
-        new = tuple(output.generated_tokens[len(generation.tokens) - generation.known :])
+        before = sequence.proven, sequence.settled
+        new = tuple(output.generated_tokens[len(sequence.tokens) - sequence.known :])
         finish: Finish | None = None
         if output.is_finished():
             finish = "stop" if new[-1:] and new[-1] in self._stops else "length"
-        generation.take(new, finish)
+        sequence.take(new, finish)
         if finish:
             del self._running[output.request_id]
-            self._ended(generation)
-        if finish or before != (generation.proven, generation.settled):
+            self._ended(sequence)
+        if finish or before != (sequence.proven, sequence.settled):
             self._admit()
 
     def _revive(self) -> None:
@@ -262,14 +262,14 @@ class GenerationLoop:
             self._running.clear()
             unproven = [g for g in ran if not g.proven]
             suspects = unproven if len(unproven) == 1 else ran if len(ran) == 1 else []
-            for generation in ran:
-                generation.deaths += 1
-                self._ledger.promise(generation, 0)
-                blamed = generation in suspects
-                if generation.deaths >= (BLAMED if blamed else UNLUCKY):
-                    generation.put(failed(why) if blamed else stopped(why))
+            for sequence in ran:
+                sequence.deaths += 1
+                self._ledger.promise(sequence, 0)
+                blamed = sequence in suspects
+                if sequence.deaths >= (BLAMED if blamed else UNLUCKY):
+                    sequence.put(failed(why) if blamed else stopped(why))
                 else:
-                    self._waiting.append(generation)
+                    self._waiting.append(sequence)
         started = self._start()
         with self._lock:
             self._manager = started
@@ -277,7 +277,7 @@ class GenerationLoop:
 
     def _fail_all(self, reason: object) -> None:
         with self._lock:
-            for generation in [*self._running.values(), *self._waiting]:
-                generation.put(stopped(reason))
+            for sequence in [*self._running.values(), *self._waiting]:
+                sequence.put(stopped(reason))
             self._running.clear()
             self._waiting.clear()

@@ -47,7 +47,7 @@ class TokenSequence:
     """Tokens that passed through the model for it, all of them; the generation thread counts."""
     tally: RoutingTally | None = None
     """What its tokens chose since it was last handed over; None on the bare base."""
-    drawing: SamplingState = field(init=False)
+    sampling_state: SamplingState = field(init=False)
     """How tokens are drawn since then."""
     timer: Timer = field(default_factory=Timer)
     """How long its passes took since then."""
@@ -83,12 +83,12 @@ class TokenSequence:
         schema = copy(self.schema)  # a pass that still runs under the former name has the other
         if schema is not None:
             schema.restart(self.tokens)
-        self.drawing, self.timer = SamplingState(self.sampling, schema), Timer()
+        self.sampling_state, self.timer = SamplingState(self.sampling, schema), Timer()
 
     def take(self, new: tuple[int, ...], finish: Finish | None) -> None:
         """Tokens were drawn: the reader gets them, with what it wants to know of them."""
         self.tokens += new
-        logprobs = self.drawing.logprobs
+        logprobs = self.sampling_state.logprobs
         told = tuple(logprobs.popleft() for _ in new) if logprobs else ()
         count = len(self.tokens) - self.known
         due = finish or count & (count - 1) == 0  # half of an answer that is cut off is told of

@@ -19,7 +19,7 @@ class ComputeSpan(NamedTuple):
     seconds: float = 0.0
     passes: int = 0
     shared: int = 0
-    """Tokens in those passes, of all requests: who has company waits for it too."""
+    """Tokens in those passes, of all requests: a request waits for those beside it, too."""
 
     @property
     def load(self) -> float:
@@ -38,9 +38,9 @@ AdapterSet = frozenset[str]
 
 
 class SharedPasses(NamedTuple):
-    """A request's passes in the same company."""
+    """A request's passes beside the same others."""
 
-    company: AdapterSet
+    others: AdapterSet
     prompt: ComputeSpan = ComputeSpan()
     """Up to the first token. What lay in the cache did not pass, and is not counted."""
     answer: ComputeSpan = ComputeSpan()
@@ -54,12 +54,12 @@ class Timing(NamedTuple):
 
     @property
     def prompt(self) -> ComputeSpan:
-        """In any company."""
+        """Whoever was beside it."""
         return ComputeSpan.all(part.prompt for part in self.parts)
 
     @property
     def answer(self) -> ComputeSpan:
-        """In any company."""
+        """Whoever was beside it."""
         return ComputeSpan.all(part.answer for part in self.parts)
 
     @property
@@ -99,17 +99,17 @@ class Timer:
     def timing(self) -> Timing:
         """So far."""
         both = (self._prompt, self._answer)
-        met = {company: None for sums in both for company in tuple(sums)}
+        met = {others: None for sums in both for others in tuple(sums)}
         return Timing(
             tuple(
                 SharedPasses(one, *(sums.get(one, _Sums()).span() for sums in both)) for one in met
             )
         )
 
-    def passed(self, company: AdapterSet, row: "Passing", seconds: float, shared: int) -> None:
+    def passed(self, others: AdapterSet, row: "Passing", seconds: float, shared: int) -> None:
         """It was in one more pass, of `shared` tokens."""
         sums = self._answer if self._drawn else self._prompt
-        sums[company].add(row.tokens, seconds, shared)
+        sums[others].add(row.tokens, seconds, shared)
         self._drawn = self._drawn or row.draws
 
 
@@ -145,6 +145,6 @@ def account(passing: Iterable[Passing], seconds: float) -> None:
     rows = tuple(passing)
     shared = sum(row.tokens for row in rows)
     present = {row.slot for row in rows}
-    company = {own: frozenset(one for one in present if one and one != own) for own in present}
+    others = {own: frozenset(one for one in present if one and one != own) for own in present}
     for row in rows:
-        row.timer.passed(company[row.slot], row, seconds, shared)
+        row.timer.passed(others[row.slot], row, seconds, shared)

@@ -39,7 +39,7 @@ class TokenPartition:
 class _Assignment:
     slots: tuple[Slot, ...]
     """One for each row; a single name holds for all rows, however many there are."""
-    company: frozenset[Slot] = frozenset()
+    recent: frozenset[Slot] = frozenset()
     """Names that count as well, whether they have a row or not."""
     splits: dict[tuple[object, ...], TokenPartition] = field(default_factory=dict)
     """Made so far, by batch shape and device: all sites of a forward pass share them."""
@@ -50,7 +50,7 @@ class _Assignment:
     def names(self) -> tuple[Slot, ...]:
         """Each slot once. The order does not tell who came first: what is prepared for a set of
         adapters serves it again."""
-        found = self.company.union(self.slots)
+        found = self.recent.union(self.slots)
         return tuple(sorted(found, key=lambda slot: (slot is not None, slot or "")))
 
 
@@ -65,10 +65,10 @@ class RowMap:
         self.slots: list[str] = []
         self._current: _Assignment | None = None
 
-    def set(self, slots: Sequence[Slot], company: Collection[Slot] = ()) -> None:
-        """One slot for each token of the batch, or for each row of a [B, S] batch. `company` are
+    def set(self, slots: Sequence[Slot], recent: Collection[Slot] = ()) -> None:
+        """One slot for each token of the batch, or for each row of a [B, S] batch. `recent` are
         slots that come and go: with them the set of adapters stays the same from step to step."""
-        self._current = self._checked(_Assignment(tuple(slots), frozenset(company)))
+        self._current = self._checked(_Assignment(tuple(slots), frozenset(recent)))
 
     def clear(self) -> None:
         """Forget the assignment."""

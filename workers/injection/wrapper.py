@@ -104,7 +104,7 @@ class AdaptedModule(nn.Module):
             members = zip(split.names, layers, strict=True)
             names = frozenset(name for name, layer in members if (layer is not None) is wanted)
             with self.rows.narrowed(hidden, names) as row_n:
-                if len(row_n):  # else these adapters are there for company only
+                if len(row_n):  # else these adapters have no row now
                     outputs.append(self(rows[row_n]))
                     places.append(row_n)
         output: Tensor = torch.cat(outputs)[torch.cat(places).argsort()]

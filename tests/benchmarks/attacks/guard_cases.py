@@ -26,7 +26,7 @@ def _served(version: str) -> Served:
     return Served(f"home@{version}", AdapterRef(version, ""), "home")
 
 
-LINE = TrafficSplit(_served(CHAMPION), _served(CANARY), PLAN.steps[0])
+SPLIT = TrafficSplit(_served(CHAMPION), _served(CANARY), PLAN.steps[0])
 
 
 def _as_ever(_: float) -> float:
@@ -107,7 +107,7 @@ class Case:
         if crowd.pinned:
             ask = replace(ask, version=crowd.pinned, role="pinned")
         elif self.moves == "canary" and ask.at >= TURN:
-            route = LINE.route(ask.user)
+            route = SPLIT.route(ask.user)
             ask = replace(ask, version=route.served.fingerprint, role=route.role)
         error, share = self.failing.get(ask.version, ("", 0.0))
         return replace(ask, error=error) if draw.random() < share and not ask.error else ask
@@ -116,11 +116,11 @@ class Case:
 def _met(role: str, count: int) -> tuple[str, ...]:
     """Names that an asker takes so as to meet the canary, or not to."""
     names = (f"asker {number}" for number in range(10_000))
-    return tuple(name for name in names if LINE.route(name).role == role)[:count]
+    return tuple(name for name in names if SPLIT.route(name).role == role)[:count]
 
 
 ON_CANARY, ON_CHAMPION = _met("canary", 20), _met("served", 20)
-ELSEWHERE = tuple(user for user in USERS if LINE.route(user).role == "served")
+ELSEWHERE = tuple(user for user in USERS if SPLIT.route(user).role == "served")
 
 
 def attack(users: tuple[str, ...] = ON_CANARY, rate: float = 1.0, **fields: object) -> Crowd:

@@ -159,9 +159,9 @@ def test_pins_lead_no_canary_on_and_end_none(
 def users(canary: Version, share: float) -> tuple[list[str], list[str]]:
     """Those that meet the canary, and those that do not."""
     served = Served(f"home@{canary.id}", AdapterRef(canary.id, ""), "home")
-    line = TrafficSplit(Served("tiny-llama", None, "home"), served, share)
+    split = TrafficSplit(Served("tiny-llama", None, "home"), served, share)
     names = [f"user {number}" for number in range(400)]
-    met = {name for name in names if line.route(name).role == "canary"}
+    met = {name for name in names if split.route(name).role == "canary"}
     return [n for n in names if n in met], [n for n in names if n not in met]
 
 
@@ -182,7 +182,7 @@ def test_a_canary_ends_by_what_its_passes_take_and_not_by_its_askers(
 
     async def main() -> list[Event]:
         async with shop(engine, registry) as home:
-            while home.catalog._lines["home"].canary is None:
+            while home.catalog._splits["home"].canary is None:
                 await asyncio.sleep(0.02)
             for at in range(12):
                 await home.ask(user=others[at], prompt=f"{at} hello", max_tokens=6)

@@ -140,8 +140,8 @@ def test_a_canary_so_slow_that_no_answer_ends_is_told_by_what_was_computed() -> 
 
 def test_who_waits_for_a_slow_canary_is_no_measure_of_it() -> None:
     """In passes that both are in, both are as slow."""
-    slow, alone = computed(3, company="a"), (9, answered("a"))
-    beside = (400, answered("a", timing=computed(3, company="b")))
+    slow, alone = computed(3, others="a"), (9, answered("a"))
+    beside = (400, answered("a", timing=computed(3, others="b")))
     canary = (20, answered("b", timing=slow))
     assert acts(CANARY, beside, alone, canary) == ("abort", "b", "latency")
     assert judged(CANARY, beside, canary) is None, "there is no pass without it"
@@ -153,7 +153,7 @@ def test_who_waits_for_a_slow_canary_is_no_measure_of_it() -> None:
         {"timing": computed(2.1, read=48), "prompt_tokens": 48},
         {"timing": computed(2.1, load=32)},
         {"timing": computed(2.1), "prompt_tokens": 900},
-        {"timing": computed(2.1, company="x")},
+        {"timing": computed(2.1, others="x")},
         {"seconds": 60.0, "first_token_seconds": 30.0},
         {"timing": None, "seconds": 60.0},
     ],
@@ -228,7 +228,7 @@ def test_a_new_champion_is_compared_with_the_one_it_has_replaced() -> None:
     assert judged(new, before, slow, *elsewhere, (50, answered("base", name=None)))
     as_slow = (50, answered("base", name=None, timing=computed(3)))
     assert judged(new, before, slow, *elsewhere, as_slow) is None, "the machine is slower"
-    waits = (50, answered("base", name=None, timing=computed(3, company="b")))
+    waits = (50, answered("base", name=None, timing=computed(3, others="b")))
     assert judged(new, before, slow, *elsewhere, waits), "they are slow by waiting for it"
 
 

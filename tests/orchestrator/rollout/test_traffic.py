@@ -9,8 +9,8 @@ USERS = [f"user {number}" for number in range(20_000)]
 
 
 def met(share: float, canary: Served = CANARY) -> set[str]:
-    line = TrafficSplit(CHAMPION, canary, share)
-    return {user for user in USERS if line.route(user).served == canary}
+    split = TrafficSplit(CHAMPION, canary, share)
+    return {user for user in USERS if split.route(user).served == canary}
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
@@ -34,8 +34,8 @@ def test_another_canary_meets_other_users() -> None:
 
 
 def test_roles_and_shadow() -> None:
-    line = TrafficSplit(CHAMPION, CANARY, 1.0, OTHER)
-    route = line.route("anybody")
+    split = TrafficSplit(CHAMPION, CANARY, 1.0, OTHER)
+    route = split.route("anybody")
     assert (route.served, route.role, route.shadow) == (CANARY, "canary", OTHER)
     route = TrafficSplit(CHAMPION).route("\ud800")
     assert (route.served, route.role, route.shadow) == (CHAMPION, "served", None)

@@ -17,12 +17,12 @@ def ago(seconds: float) -> datetime:
 
 
 def computed(
-    times: float = 1.0, read: int = 3, drawn: int = 9, load: int = 1, company: str = ""
+    times: float = 1.0, read: int = 3, drawn: int = 9, load: int = 1, others: str = ""
 ) -> Timing:
     """0.1 s for 3 tokens of a prompt and 9 further ones of an answer, or so many times as long."""
     prompt = ComputeSpan(read, read * times / 120, 1, read * load)
     answer = ComputeSpan(drawn, drawn * times / 120, drawn, drawn * load)
-    return Timing((SharedPasses(frozenset(company), prompt, answer),))
+    return Timing((SharedPasses(frozenset(others), prompt, answer),))
 
 
 def answered(version: str, **fields: Any) -> RequestRecord:

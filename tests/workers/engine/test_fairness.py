@@ -222,9 +222,9 @@ def test_many_short_requests_take_long_ones_back_once(
     room waits for the others."""
     taken, take_back = [], engine._loop._take_back
 
-    def counted(generation: TokenSequence) -> None:
-        taken.append(generation)
-        take_back(generation)
+    def counted(sequence: TokenSequence) -> None:
+        taken.append(sequence)
+        take_back(sequence)
 
     monkeypatch.setattr(engine._loop, "_take_back", counted)
 

@@ -15,7 +15,9 @@ def draw(count: int = 4000, **settings: Any) -> torch.Tensor:
     """How often each token is drawn over `count` positions, as shares."""
     sampling = Sampling(max_tokens=1, **settings)
     sampler = Sampler()
-    sampler.draws = [SampleRequest(SamplingState(sampling), position) for position in range(count)]
+    sampler.requests = [
+        SampleRequest(SamplingState(sampling), position) for position in range(count)
+    ]
     picked = sampler(torch.zeros(count), LOGITS_V.repeat(count, 1)).argmax(-1)
     return torch.bincount(picked, minlength=5) / count
 
@@ -46,13 +48,13 @@ def test_one_batch_mixes_settings_and_rows_without_a_token() -> None:
     hot = Sampling(max_tokens=1, temperature=2.0, seed=1)
     cold = Sampling(max_tokens=1, temperature=0.0)
     for position in range(50):
-        sampler.draws = [
+        sampler.requests = [
             SampleRequest(SamplingState(hot), position),
             SampleRequest(SamplingState(cold), position),
         ]
         scores_NV = sampler(torch.zeros(3), LOGITS_V.repeat(3, 1))
         alone = Sampler()
-        alone.draws = [SampleRequest(SamplingState(hot), position)]
+        alone.requests = [SampleRequest(SamplingState(hot), position)]
         assert scores_NV[0].argmax() == alone(torch.zeros(1), LOGITS_V[None])[0].argmax()
         assert scores_NV[1].argmax() == scores_NV[2].argmax() == 1
 
@@ -62,7 +64,7 @@ def test_the_seed_and_the_position_decide() -> None:
         SampleRequest(SamplingState(Sampling(max_tokens=1, seed=seed)), 7) for seed in (3, 3, 4)
     )
     assert first.uniform() == again.uniform() != other.uniform()
-    assert SampleRequest(first.drawing, 8).uniform() != first.uniform()
+    assert SampleRequest(first.state, 8).uniform() != first.uniform()
 
 
 def test_top_k_keeps_so_many_and_top_p_counts_among_them() -> None:
@@ -81,7 +83,7 @@ def test_log_probabilities_are_the_models_own() -> None:
     wants = SamplingState(Sampling(max_tokens=1, temperature=2.0, top_k=1, logprobs=3))
     plain = SamplingState(Sampling(max_tokens=1))
     bare = SamplingState(Sampling(max_tokens=1, logprobs=0))
-    sampler.draws = [SampleRequest(wants, 1), SampleRequest(plain, 1), SampleRequest(bare, 1)]
+    sampler.requests = [SampleRequest(wants, 1), SampleRequest(plain, 1), SampleRequest(bare, 1)]
     drawn = sampler(torch.zeros(3), LOGITS_V.repeat(3, 1)).argmax(-1).tolist()
     logprobs = LOGITS_V.log_softmax(-1).tolist()
     [told], [alone] = wants.logprobs, bare.logprobs
@@ -96,14 +98,14 @@ def test_log_probabilities_are_the_models_own() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_row_that_is_not_finite_fails_alone(bad: float) -> None:
     sampler = Sampler()
-    drawings = [SamplingState(Sampling(max_tokens=1, temperature=t, seed=5)) for t in (0, 1, 1)]
+    states = [SamplingState(Sampling(max_tokens=1, temperature=t, seed=5)) for t in (0, 1, 1)]
     scores_NV = LOGITS_V.repeat(3, 1)
     scores_NV[1, 3] = bad
-    sampler.draws = [SampleRequest(one, 1) for one in drawings]
+    sampler.requests = [SampleRequest(one, 1) for one in states]
     picked = sampler(torch.zeros(3), scores_NV).argmax(-1)
-    assert [one.error.code if one.error else None for one in drawings] == [None, "non_finite", None]
+    assert [one.error.code if one.error else None for one in states] == [None, "non_finite", None]
     alone = Sampler()
-    alone.draws = [SampleRequest(drawings[2], 1)]
+    alone.requests = [SampleRequest(states[2], 1)]
     assert picked[0] == 1
     assert picked[2] == alone(torch.zeros(1), LOGITS_V[None]).argmax()
 
@@ -118,18 +120,18 @@ def test_numbers_that_are_not_finite_come_before_a_schema_that_errs() -> None:
             return torch.zeros(5, dtype=torch.bool)
 
     sampler = Sampler()
-    drawings = [SamplingState(Sampling(max_tokens=1), Ended()) for _ in range(2)]  # type: ignore[arg-type]
+    states = [SamplingState(Sampling(max_tokens=1), Ended()) for _ in range(2)]  # type: ignore[arg-type]
     scores_NV = LOGITS_V.repeat(2, 1)
     scores_NV[0, 3] = float("nan")
-    sampler.draws = [SampleRequest(one, 1) for one in drawings]
+    sampler.requests = [SampleRequest(one, 1) for one in states]
     sampler(torch.zeros(2), scores_NV)
-    told = [(one.error.status, one.error.code) for one in drawings if one.error]
+    told = [(one.error.status, one.error.code) for one in states if one.error]
     assert told == [(500, "non_finite"), (400, "invalid_schema")]
 
 
 def test_large_numbers_are_finite() -> None:
     sampler = Sampler()
-    drawing = SamplingState(Sampling(max_tokens=1, temperature=0.0))
-    sampler.draws = [SampleRequest(drawing, 1)]
+    state = SamplingState(Sampling(max_tokens=1, temperature=0.0))
+    sampler.requests = [SampleRequest(state, 1)]
     picked = sampler(torch.zeros(1), torch.tensor([[3e38, 3e38, 3.1e38, 1.0]])).argmax()
-    assert (int(picked), drawing.error) == (2, None)
+    assert (int(picked), state.error) == (2, None)

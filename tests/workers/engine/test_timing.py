@@ -120,15 +120,15 @@ def test_passes_of_a_prompt_and_of_its_answer_are_told_apart() -> None:
 
 
 def test_passes_are_told_apart_by_the_other_adapters_in_them() -> None:
-    """The base is no adapter, and nobody is company of itself."""
+    """The base is no adapter, and no adapter is another of itself."""
     one, same, other, base = (Timer() for _ in range(4))
     row = partial(Passing, tokens=1, draws=True)
     account([row(one, "a"), row(same, "a"), row(base, None)], 1.0)
     account([row(one, "a"), row(other, "b")], 2.0)
     account([row(one, "a"), row(other, "b")], 4.0)
-    parts = {part.company: part for part in one.timing.parts}
+    parts = {part.others: part for part in one.timing.parts}
     assert parts.keys() == {frozenset(), frozenset("b")}
     assert parts[frozenset()].prompt == ComputeSpan(1, 1.0, 1, 3)
     assert parts[frozenset("b")].answer == ComputeSpan(2, 6.0, 2, 4)
-    assert [part.company for part in other.timing.parts] == [frozenset("a")]
-    assert [part.company for part in base.timing.parts] == [frozenset("a")]
+    assert [part.others for part in other.timing.parts] == [frozenset("a")]
+    assert [part.others for part in base.timing.parts] == [frozenset("a")]
