@@ -33,8 +33,8 @@ def work(rank: int, folder: Path, spec: TrainSpec) -> None:
     """One of two workers."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    heart = StopsForEver(rank, 2).write(folder)
-    TrainingRun(spec, RunPlan(folder, "study"), heart=heart).advance()
+    heartbeat = StopsForEver(rank, 2).write(folder)
+    TrainingRun(spec, RunPlan(folder, "study"), heartbeat=heartbeat).advance()
 
 
 @pytest.mark.usefixtures("processes")

@@ -30,24 +30,24 @@ Layer = BlockExperts | LinearExperts
 def packed_block(
     block: FeedForward,
     layers: Sequence[BlockExperts | None],
-    split: TokenPartition,
+    partition: TokenPartition,
     hidden: Tensor,
     prepared: PreparedExperts,
 ) -> Tensor:
     """All rows of `hidden` [..., D] through one block and one bank: [T, D]. `layers` are those of
-    the split's names, None for the bare base; `prepared` keeps what serving needs again."""
+    the partition's names, None for the bare base; `prepared` keeps what serving needs again."""
     hidden_TD = hidden.reshape(-1, hidden.shape[-1])
     watched = any(layer.is_watched for layer in layers if layer is not None)
     made = None if watched else prepared.of(block, layers, hidden_TD)
     if made is not None and made.router is not None:
-        pairs = made.router.route(hidden_TD, split.name_T)
-        return block.leave(adapt_prepared(block, made, hidden_TD, pairs))
-    members = _members(layers, split, hidden)
-    pairs = _pairs(members, split)
+        assignments = made.router.route(hidden_TD, partition.name_T)
+        return block.leave(adapt_prepared(block, made, hidden_TD, assignments))
+    members = _members(layers, partition, hidden)
+    assignments = _assignments(members, partition)
     if made is not None:
-        return block.leave(adapt_prepared(block, made, hidden_TD, pairs))
-    banks, mode = _block_banks(layers, block, hidden), Mode(_rate(members, split))
-    adapted = adapt_block(block, banks, pairs, hidden_TD, mode)
+        return block.leave(adapt_prepared(block, made, hidden_TD, assignments))
+    banks, mode = _block_banks(layers, block, hidden), Mode(_rate(members, partition))
+    adapted = adapt_block(block, banks, assignments, hidden_TD, mode)
     _record(members, adapted)
     return block.leave(adapted.output_TO)
 
@@ -55,7 +55,7 @@ def packed_block(
 def packed_linear(
     linear: nn.Module,
     layers: Sequence[LinearExperts | None],
-    split: TokenPartition,
+    partition: TokenPartition,
     hidden: Tensor,
     prepared: PreparedExperts,
 ) -> Tensor:
@@ -64,14 +64,14 @@ def packed_linear(
     hidden_TD = hidden.reshape(-1, hidden.shape[-1])
     loras = prepared.plain(linear, layers, hidden_TD)
     if loras is not None:
-        adapted_TO = loras.adapted(linear, hidden_TD, split.name_T)
+        adapted_TO = loras.adapted(linear, hidden_TD, partition.name_T)
         if adapted_TO is not None:
             return adapted_TO
-    members = _members(layers, split, hidden)
-    pairs, mode = _pairs(members, split), Mode(_rate(members, split))
+    members = _members(layers, partition, hidden)
+    assignments, mode = _assignments(members, partition), Mode(_rate(members, partition))
     there = [layer for layer in layers if layer is not None]
     bank = join([layer.bank(linear, hidden.dtype) for layer in there], void=True)
-    adapted = adapt_linear(Frozen.of(linear, hidden_TD), bank, pairs, hidden_TD, mode)
+    adapted = adapt_linear(Frozen.of(linear, hidden_TD), bank, assignments, hidden_TD, mode)
     _record(members, adapted)
     return adapted.output_TO
 
@@ -101,13 +101,13 @@ class _Member(NamedTuple):
 
 
 def _members(
-    layers: Sequence[Layer | None], split: TokenPartition, hidden: Tensor
+    layers: Sequence[Layer | None], partition: TokenPartition, hidden: Tensor
 ) -> list[_Member]:
     """Each layer with its tokens and their routing."""
     hidden_TD = hidden.reshape(-1, hidden.shape[-1])
     length = hidden.shape[-2] if hidden.dim() == 3 else None
     members, first = [], 0
-    for layer, token_t in zip(layers, split.tokens, strict=True):
+    for layer, token_t in zip(layers, partition.tokens, strict=True):
         routing = None
         if layer is not None and layer.router is not None:
             whole = length if length and len(token_t) % length == 0 else None
@@ -117,7 +117,7 @@ def _members(
     return members
 
 
-def _pairs(members: Sequence[_Member], split: TokenPartition) -> ExpertAssignments:
+def _assignments(members: Sequence[_Member], partition: TokenPartition) -> ExpertAssignments:
     """Experts and gates token by token; slots that a member lacks are void with gate 0. The void
     is the joint bank's last expert."""
     experts = sum(member.experts for member in members)
@@ -127,11 +127,11 @@ def _pairs(members: Sequence[_Member], split: TokenPartition) -> ExpertAssignmen
     expert_TK = torch.cat([pad(e, (0, slots - e.shape[1]), value=experts) for e, _ in choices])
     gate_TK = torch.cat([pad(g.to(precision), (0, slots - g.shape[1])) for _, g in choices])
     return ExpertAssignments(
-        expert_TK[split.place_T], gate_TK[split.place_T], experts + 1, apart=True
+        expert_TK[partition.place_T], gate_TK[partition.place_T], experts + 1, apart=True
     )
 
 
-def _rate(members: Sequence[_Member], split: TokenPartition) -> float | Tensor:
+def _rate(members: Sequence[_Member], partition: TokenPartition) -> float | Tensor:
     """The dropout's rate: of all tokens, or of each."""
     rates = [
         member.layer.rate if member.layer is not None and member.layer.training else 0.0
@@ -144,7 +144,7 @@ def _rate(members: Sequence[_Member], split: TokenPartition) -> float | Tensor:
         torch.full(member.token_t.shape, rate, device=member.token_t.device)
         for member, rate in zip(members, rates, strict=True)
     ]
-    return torch.cat(parts)[split.place_T]
+    return torch.cat(parts)[partition.place_T]
 
 
 def _block_banks(

@@ -41,7 +41,7 @@ class _Assignment:
     """One for each row; a single name holds for all rows, however many there are."""
     recent: frozenset[Slot] = frozenset()
     """Names that count as well, whether they have a row or not."""
-    splits: dict[tuple[object, ...], TokenPartition] = field(default_factory=dict)
+    partitions: dict[tuple[object, ...], TokenPartition] = field(default_factory=dict)
     """Made so far, by batch shape and device: all sites of a forward pass share them."""
     parts: dict[tuple[object, ...], "tuple[Tensor, _Assignment]"] = field(default_factory=dict)
     """Made so far, by names and device: rows of these names, and the assignment of these alone."""
@@ -94,16 +94,16 @@ class RowMap:
         """Whether rows belong to several slots."""
         return self._current is not None and len(self._current.names) > 1
 
-    def split(self, hidden: Tensor) -> TokenPartition:
+    def partition(self, hidden: Tensor) -> TokenPartition:
         """The tokens of `hidden` [..., D] by slot; of a mixed batch."""
         current = self._current
         assert current is not None
         key = (*hidden.shape[:-1], hidden.device)
-        if key not in current.splits:
+        if key not in current.partitions:
             slots = _by_token(current.slots, hidden)
             with torch.inference_mode(mode=False):  # A training step may come after this one.
-                current.splits[key] = TokenPartition(current.names, slots, hidden.device)
-        return current.splits[key]
+                current.partitions[key] = TokenPartition(current.names, slots, hidden.device)
+        return current.partitions[key]
 
     def by_row(self, hidden: Tensor) -> bool:
         """Whether the slots are those of the rows of `hidden`, not of its tokens."""

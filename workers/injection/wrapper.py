@@ -64,14 +64,14 @@ class AdaptedModule(nn.Module):
             hidden = hidden.to(torch.get_autocast_dtype(kind))
         if not self.rows.is_mixed():
             return self._one(self._layer(self.rows.only()), hidden)
-        split = self.rows.split(hidden)
-        layers = [self._layer(name) for name in split.names]
+        partition = self.rows.partition(hidden)
+        layers = [self._layer(name) for name in partition.names]
         if not any(layers):
             output: Tensor = self.base(hidden)
             return output
         if not all(layers) and self._has_sites():
-            return self._in_two(layers, split, hidden)
-        output_TO = self._packed(layers, split, hidden)
+            return self._in_two(layers, partition, hidden)
+        output_TO = self._packed(layers, partition, hidden)
         return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
 
     def _one(self, layer: Layer | None, hidden: Tensor) -> Tensor:
@@ -85,23 +85,23 @@ class AdaptedModule(nn.Module):
         return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
 
     def _packed(
-        self, layers: Sequence[Layer | None], split: TokenPartition, hidden: Tensor
+        self, layers: Sequence[Layer | None], partition: TokenPartition, hidden: Tensor
     ) -> Tensor:
         """All rows, each to its own layer or to the base."""
         if self.feed_forward is None:
             linears = [one if isinstance(one, LinearExperts) else None for one in layers]
-            return packed_linear(self.base, linears, split, hidden, self._prepared)
+            return packed_linear(self.base, linears, partition, hidden, self._prepared)
         blocks = [one if isinstance(one, BlockExperts) else None for one in layers]
-        return packed_block(self.feed_forward, blocks, split, hidden, self._prepared)
+        return packed_block(self.feed_forward, blocks, partition, hidden, self._prepared)
 
     def _in_two(
-        self, layers: Sequence[Layer | None], split: TokenPartition, hidden: Tensor
+        self, layers: Sequence[Layer | None], partition: TokenPartition, hidden: Tensor
     ) -> Tensor:
         """Rows with block experts, and rows whose adapters sit on the linears inside the block."""
         rows = hidden if self.rows.by_row(hidden) else hidden.flatten(0, -2)
         outputs, places = [], []
         for wanted in (True, False):
-            members = zip(split.names, layers, strict=True)
+            members = zip(partition.names, layers, strict=True)
             names = frozenset(name for name, layer in members if (layer is not None) is wanted)
             with self.rows.narrowed(hidden, names) as row_n:
                 if len(row_n):  # else these adapters have no row now

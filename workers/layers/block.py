@@ -70,32 +70,32 @@ class Frozen(NamedTuple):
 
 
 def adapt_linear(
-    frozen: Frozen, bank: ExpertBank, pairs: ExpertAssignments, hidden_TI: Tensor, mode: Mode
+    frozen: Frozen, bank: ExpertBank, assignments: ExpertAssignments, hidden_TI: Tensor, mode: Mode
 ) -> Adapted:
     """y = W x + s sum_k g_k B_e A_e dropout(x), e the expert of slot k."""
-    (rank_space_TKR,) = project_all([bank], _dropped(hidden_TI, mode), pairs)
-    gate_TK1 = pairs.gate_TK.to(rank_space_TKR.dtype).unsqueeze(-1)
+    (rank_space_TKR,) = project_all([bank], _dropped(hidden_TI, mode), assignments)
+    gate_TK1 = assignments.gate_TK.to(rank_space_TKR.dtype).unsqueeze(-1)
     if bank.factor_NO is not None:
         no_TO = torch.zeros_like(frozen.output_TO)
-        change_TO = bank.change.expand(pairs.masked(gate_TK1), pairs, no_TO)
+        change_TO = bank.change.expand(assignments.masked(gate_TK1), assignments, no_TO)
         frozen = Frozen(frozen.output_TO + change_TO * frozen.without_bias_TO, None)
         factor_NO1 = bank.factor_NO.to(bank.lora_B_NOR.dtype).unsqueeze(-1)
         bank = bank.with_B(bank.lora_B_NOR * factor_NO1)
-    output_TO = bank.expand(rank_space_TKR * gate_TK1, pairs, frozen.output_TO)
+    output_TO = bank.expand(rank_space_TKR * gate_TK1, assignments, frozen.output_TO)
     return Adapted(output_TO, {ITSELF: rank_space_TKR})
 
 
 def adapt_block(
     block: FeedForward,
     banks: Mapping[str, ExpertBank],
-    pairs: ExpertAssignments,
+    assignments: ExpertAssignments,
     hidden_TD: Tensor,
     mode: Mode,
 ) -> Adapted:
     """The frozen block with the experts in `banks`, by name of the linear; without what the block
     does behind its outer linear."""
     reading = {name: banks[name] for name in block.inner if name in banks}
-    projected = project_all(list(reading.values()), _dropped(hidden_TD, mode), pairs)
+    projected = project_all(list(reading.values()), _dropped(hidden_TD, mode), assignments)
     rank_space = dict(zip(reading, projected, strict=True))
     inner = [
         Inner(linear(hidden_TD), rank_space.get(name), banks.get(name), _bias(linear))
@@ -103,22 +103,22 @@ def adapt_block(
     ]
     name, linear = block.outer
     bank = banks.get(name)
-    mix_TF, outer_TKR = mixture(block, inner, bank, pairs, mode)
-    output_TD = with_weighed_bias(linear, linear(mix_TF), pairs.gate_TK)
+    mix_TF, outer_TKR = mixture(block, inner, bank, assignments, mode)
+    output_TD = with_weighed_bias(linear, linear(mix_TF), assignments.gate_TK)
     if bank is not None and outer_TKR is not None:
-        rank_space[name] = outer_TKR = bank.scaled(outer_TKR, pairs)
-        gate_TK1 = pairs.gate_TK.to(outer_TKR.dtype).unsqueeze(-1)
-        output_TD = bank.expand(outer_TKR * gate_TK1, pairs, output_TD)
+        rank_space[name] = outer_TKR = bank.scaled(outer_TKR, assignments)
+        gate_TK1 = assignments.gate_TK.to(outer_TKR.dtype).unsqueeze(-1)
+        output_TD = bank.expand(outer_TKR * gate_TK1, assignments, output_TD)
     return Adapted(output_TD, rank_space)
 
 
 def adapt_prepared(
-    block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: ExpertAssignments
+    block: FeedForward, made: Prepared, hidden_TD: Tensor, assignments: ExpertAssignments
 ) -> Tensor:
     """`adapt_block` in inference."""
     way = decode_tokens if len(hidden_TD) <= made.few else prefill_tokens
-    output_TD = way(block, made, hidden_TD, pairs)
-    return with_weighed_bias(block.outer[1], output_TD, pairs.gate_TK)
+    output_TD = way(block, made, hidden_TD, assignments)
+    return with_weighed_bias(block.outer[1], output_TD, assignments.gate_TK)
 
 
 def _dropped(hidden_TI: Tensor, mode: Mode) -> Tensor:

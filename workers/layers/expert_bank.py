@@ -69,64 +69,72 @@ class ExpertBank:
         """The same with other B matrices."""
         return replace(self, lora_B_NOR=lora_B_NOR, kept_B_SO=None)
 
-    def scaled(self, rank_space_TKR: Tensor, pairs: ExpertAssignments) -> Tensor:
+    def scaled(self, rank_space_TKR: Tensor, assignments: ExpertAssignments) -> Tensor:
         """s z of every pair, zero in void slots."""
         scale = self.scale
         if isinstance(scale, Tensor):
-            scale = scale[pairs.expert_TK].unsqueeze(-1).to(rank_space_TKR.dtype)
+            scale = scale[assignments.expert_TK].unsqueeze(-1).to(rank_space_TKR.dtype)
         elif scale == 1:
-            return pairs.masked(rank_space_TKR)
-        return pairs.masked(rank_space_TKR) * scale
+            return assignments.masked(rank_space_TKR)
+        return assignments.masked(rank_space_TKR) * scale
 
-    def project(self, input_TI: Tensor, pairs: ExpertAssignments) -> Tensor:
+    def project(self, input_TI: Tensor, assignments: ExpertAssignments) -> Tensor:
         """A_e x of every pair: [T, K, R]."""
-        return self._project(input_TI, pairs, self._dense(pairs))
+        return self._project(input_TI, assignments, self._dense(assignments))
 
-    def project_each(self, input_TKI: Tensor, pairs: ExpertAssignments) -> Tensor:
+    def project_each(self, input_TKI: Tensor, assignments: ExpertAssignments) -> Tensor:
         """A_e x of every pair, each of which has an x of its own: [T, K, R]."""
-        rank_space_P1R = self._project(input_TKI.flatten(0, 1), pairs.each, not pairs.apart)
+        rank_space_P1R = self._project(
+            input_TKI.flatten(0, 1), assignments.each, not assignments.apart
+        )
         return rank_space_P1R.view(*input_TKI.shape[:2], self.lora_A_NRI.shape[1])
 
-    def expand(self, rank_space_TKR: Tensor, pairs: ExpertAssignments, onto_TO: Tensor) -> Tensor:
+    def expand(
+        self, rank_space_TKR: Tensor, assignments: ExpertAssignments, onto_TO: Tensor
+    ) -> Tensor:
         """onto + sum_k B_e z of every token: [T, O]."""
-        return self._expand(rank_space_TKR, pairs, onto_TO, self._dense(pairs))
+        return self._expand(rank_space_TKR, assignments, onto_TO, self._dense(assignments))
 
     def expand_each(
-        self, rank_space_TKR: Tensor, pairs: ExpertAssignments, onto_TKO: Tensor
+        self, rank_space_TKR: Tensor, assignments: ExpertAssignments, onto_TKO: Tensor
     ) -> Tensor:
         """onto + B_e z of every pair: [T, K, O]."""
         rank_space_P1R = rank_space_TKR.flatten(0, 1).unsqueeze(1)
         onto_PO = onto_TKO.flatten(0, 1)
-        return self._expand(rank_space_P1R, pairs.each, onto_PO, not pairs.apart).view_as(onto_TKO)
+        return self._expand(
+            rank_space_P1R, assignments.each, onto_PO, not assignments.apart
+        ).view_as(onto_TKO)
 
-    def _project(self, input_TI: Tensor, pairs: ExpertAssignments, dense: bool) -> Tensor:
+    def _project(self, input_TI: Tensor, assignments: ExpertAssignments, dense: bool) -> Tensor:
         if dense:
             all_TS = functional.linear(input_TI, self.stacked_A_SI)
-            return pairs.pick(all_TS.view(-1, *self.lora_A_NRI.shape[:2]))
-        return _apply(_Project, input_TI, self.lora_A_NRI, pairs)
+            return assignments.pick(all_TS.view(-1, *self.lora_A_NRI.shape[:2]))
+        return _apply(_Project, input_TI, self.lora_A_NRI, assignments)
 
     def _expand(
-        self, rank_space_TKR: Tensor, pairs: ExpertAssignments, onto_TO: Tensor, dense: bool
+        self, rank_space_TKR: Tensor, assignments: ExpertAssignments, onto_TO: Tensor, dense: bool
     ) -> Tensor:
         if dense:
-            return onto_TO.addmm(pairs.spread_sum(rank_space_TKR).flatten(1), self.stacked_B_SO)
-        return onto_TO + _apply(_Expand, rank_space_TKR, self.lora_B_NOR, pairs)
+            return onto_TO.addmm(
+                assignments.spread_sum(rank_space_TKR).flatten(1), self.stacked_B_SO
+            )
+        return onto_TO + _apply(_Expand, rank_space_TKR, self.lora_B_NOR, assignments)
 
-    def _dense(self, pairs: ExpertAssignments) -> bool:
+    def _dense(self, assignments: ExpertAssignments) -> bool:
         """Whether a product of all tokens with all experts is cheaper, and is right: zeros stand
         where a token has not the expert."""
-        if pairs.apart:
+        if assignments.apart:
             return False
         if torch.compiler.is_compiling():
             return True
         experts, width_out, rank = self.lora_B_NOR.shape
-        small = experts * rank <= DENSE_RANKS or experts <= pairs.expert_TK.shape[1]
+        small = experts * rank <= DENSE_RANKS or experts <= assignments.expert_TK.shape[1]
         dtype = self.lora_A_NRI.dtype
         return small or not is_aligned(rank, self.lora_A_NRI.shape[2], width_out, dtype=dtype)
 
 
 def project_all(
-    banks: Sequence[ExpertBank], input_TI: Tensor, pairs: ExpertAssignments
+    banks: Sequence[ExpertBank], input_TI: Tensor, assignments: ExpertAssignments
 ) -> list[Tensor]:
     """s A_e x of every pair, [T, K, R], for each of the banks, whose experts read one input.
 
@@ -136,8 +144,8 @@ def project_all(
         return []
     together = banks[0].with_A(torch.cat([bank.lora_A_NRI for bank in banks], dim=1))
     ranks = [bank.lora_A_NRI.shape[1] for bank in banks]
-    parts = torch.split(together.project(input_TI, pairs), ranks, dim=-1)
-    return [bank.scaled(part_TKR, pairs) for bank, part_TKR in zip(banks, parts, strict=True)]
+    parts = torch.split(together.project(input_TI, assignments), ranks, dim=-1)
+    return [bank.scaled(part_TKR, assignments) for bank, part_TKR in zip(banks, parts, strict=True)]
 
 
 def join(banks: Sequence[ExpertBank], void: bool) -> ExpertBank:
@@ -187,8 +195,8 @@ def _pad(stacked: Tensor, dim: int, rank: int) -> Tensor:
     return functional.pad(stacked, (0, 0, 0, missing) if dim == 1 else (0, missing))
 
 
-def _apply(function: Any, values: Tensor, weight: Tensor, pairs: ExpertAssignments) -> Tensor:
-    output: Tensor = function.apply(values, weight, pairs.sorted, pairs.expert_TK)
+def _apply(function: Any, values: Tensor, weight: Tensor, assignments: ExpertAssignments) -> Tensor:
+    output: Tensor = function.apply(values, weight, assignments.sorted, assignments.expert_TK)
     return output
 
 
@@ -197,26 +205,30 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input_TI: Tensor, lora_A_NRI: Tensor, pairs: SortedAssignments, expert_TK: Tensor
+        ctx: Any,
+        input_TI: Tensor,
+        lora_A_NRI: Tensor,
+        assignments: SortedAssignments,
+        expert_TK: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(input_TI, lora_A_NRI)
-        ctx.pairs = pairs
-        input_PI = input_TI.index_select(0, pairs.token_P)
-        rank_space_PR = grouped_mm(input_PI, lora_A_NRI.transpose(1, 2), pairs.end_N)
-        return pairs.put_back(rank_space_PR, expert_TK)
+        ctx.assignments = assignments
+        input_PI = input_TI.index_select(0, assignments.token_P)
+        rank_space_PR = grouped_mm(input_PI, lora_A_NRI.transpose(1, 2), assignments.end_N)
+        return assignments.put_back(rank_space_PR, expert_TK)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TKR: Tensor) -> tuple[Tensor | None, ...]:
         input_TI, lora_A_NRI = ctx.saved_tensors
-        pairs: SortedAssignments = ctx.pairs
-        grad_PR = pairs.take(grad_TKR)
-        input_PI = input_TI.index_select(0, pairs.token_P)
-        grad_NRI = grouped_outer(grad_PR, input_PI, pairs.end_N)
+        assignments: SortedAssignments = ctx.assignments
+        grad_PR = assignments.take(grad_TKR)
+        input_PI = input_TI.index_select(0, assignments.token_P)
+        grad_NRI = grouped_outer(grad_PR, input_PI, assignments.end_N)
         if not ctx.needs_input_grad[0]:
             return None, grad_NRI, None, None
-        grad_PI = grouped_mm(grad_PR, lora_A_NRI, pairs.end_N)
-        grad_TI = torch.zeros_like(input_TI).index_add_(0, pairs.token_P, grad_PI)
+        grad_PI = grouped_mm(grad_PR, lora_A_NRI, assignments.end_N)
+        grad_TI = torch.zeros_like(input_TI).index_add_(0, assignments.token_P, grad_PI)
         return grad_TI, grad_NRI, None, None
 
 
@@ -228,22 +240,24 @@ class _Expand(torch.autograd.Function):
         ctx: Any,
         rank_space_TKR: Tensor,
         lora_B_NOR: Tensor,
-        pairs: SortedAssignments,
+        assignments: SortedAssignments,
         expert_TK: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(rank_space_TKR, lora_B_NOR, expert_TK)
-        ctx.pairs = pairs
-        output_PO = grouped_mm(pairs.take(rank_space_TKR), lora_B_NOR.transpose(1, 2), pairs.end_N)
+        ctx.assignments = assignments
+        output_PO = grouped_mm(
+            assignments.take(rank_space_TKR), lora_B_NOR.transpose(1, 2), assignments.end_N
+        )
         output_TO = output_PO.new_zeros(len(rank_space_TKR), output_PO.shape[1])
-        return output_TO.index_add_(0, pairs.token_P, output_PO)
+        return output_TO.index_add_(0, assignments.token_P, output_PO)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
         rank_space_TKR, lora_B_NOR, expert_TK = ctx.saved_tensors
-        pairs: SortedAssignments = ctx.pairs
-        grad_PO = grad_TO.index_select(0, pairs.token_P)
-        grad_PR = grouped_mm(grad_PO, lora_B_NOR, pairs.end_N)
+        assignments: SortedAssignments = ctx.assignments
+        grad_PO = grad_TO.index_select(0, assignments.token_P)
+        grad_PR = grouped_mm(grad_PO, lora_B_NOR, assignments.end_N)
         # The smaller matrix on the left: its transpose is what gets copied.
-        grad_NRO = grouped_outer(pairs.take(rank_space_TKR), grad_PO, pairs.end_N)
-        return pairs.put_back(grad_PR, expert_TK), grad_NRO.transpose(1, 2), None, None
+        grad_NRO = grouped_outer(assignments.take(rank_space_TKR), grad_PO, assignments.end_N)
+        return assignments.put_back(grad_PR, expert_TK), grad_NRO.transpose(1, 2), None, None

@@ -155,12 +155,12 @@ class LinearExperts(LoraExperts):
             return plain_lora(linear, self.bank(linear, dtype), hidden_TI, mode)
         routing = self.router(hidden_TI, length)
         sent = self.dispatcher.dispatch(hidden_TI, routing)
-        pairs = _pairs(sent, self.router)
+        assignments = _assignments(sent, self.router)
         with self.dispatcher.experts(partial(self.stacked, dtype), sent) as whole:
             bank = self.bank_of(linear, whole, dtype) if whole else self.bank(linear, dtype)
             frozen = Frozen.of(linear, hidden_TI)
             onto = _nothing(sent, frozen) if sent.moved else frozen
-            adapted = adapt_linear(onto, bank, pairs, sent.hidden_nD, mode)
+            adapted = adapt_linear(onto, bank, assignments, sent.hidden_nD, mode)
         output_TO = _returned(self, adapted, routing, sent)
         return frozen.output_TO + output_TO if sent.moved else output_TO
 
@@ -221,20 +221,22 @@ class BlockExperts(nn.Module):
         """The frozen `block` with its experts; `length` as in Router."""
         made = self._prepared(block, hidden_TD)
         if made is not None and made.router is not None:
-            pairs = made.router.route(hidden_TD)
-            return block.leave(adapt_prepared(block, made, hidden_TD, pairs))
+            assignments = made.router.route(hidden_TD)
+            return block.leave(adapt_prepared(block, made, hidden_TD, assignments))
         routing = self.router(hidden_TD, length)
         if made is not None:
             expert_TK, gate_TK = routing.expert_TK, routing.gate_TK
-            pairs = ExpertAssignments(expert_TK, gate_TK, made.experts, apart=self.router.has_voids)
-            return block.leave(adapt_prepared(block, made, hidden_TD, pairs))
+            assignments = ExpertAssignments(
+                expert_TK, gate_TK, made.experts, apart=self.router.has_voids
+            )
+            return block.leave(adapt_prepared(block, made, hidden_TD, assignments))
         sent = self.dispatcher.dispatch(hidden_TD, routing)
-        pairs = _pairs(sent, self.router)
+        assignments = _assignments(sent, self.router)
         mode = Mode(self.rate if self.training else 0.0, self.fused)
         dtype = hidden_TD.dtype
         with self.dispatcher.experts(partial(self._stacked, dtype), sent) as whole:
             banks = self._banks_of(block, whole, dtype) if whole else self.banks(block, dtype)
-            adapted = adapt_block(block, banks, pairs, sent.hidden_nD, mode)
+            adapted = adapt_block(block, banks, assignments, sent.hidden_nD, mode)
         return block.leave(_returned(self, adapted, routing, sent))
 
     def expert_parameters(self) -> dict[str, nn.Parameter]:
@@ -276,7 +278,7 @@ def _state(layer: nn.Module, dtype: torch.dtype, weights: Sequence[Tensor]) -> t
     return id(layer), dtype, *map(Tensor.data_ptr, weights), *map(_VERSION, weights)
 
 
-def _pairs(sent: Dispatched, router: Router) -> ExpertAssignments:
+def _assignments(sent: Dispatched, router: Router) -> ExpertAssignments:
     return ExpertAssignments(
         sent.expert_nK, sent.gate_nK, sent.experts, router.has_voids or sent.moved
     )

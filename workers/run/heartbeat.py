@@ -97,10 +97,10 @@ class HeartbeatWriter:
         """Write `ranks/RANK.json` in `folder` until `stop`, and show the figures to `observe`.
 
         A thread does it: a slow or full disk holds up no step, and the file of a worker that hangs
-        in a collective still says in which phase. Returns the heart itself.
+        in a collective still says in which phase. Returns the heartbeat itself.
         """
         threading.Thread(
-            target=self._write, args=(folder, observe), name="moetune-heart", daemon=True
+            target=self._write, args=(folder, observe), name="moetune-heartbeat", daemon=True
         ).start()
         return self
 

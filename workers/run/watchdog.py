@@ -25,10 +25,10 @@ class Watchdog:
     """Looks after one worker, in a thread of its process."""
 
     def __init__(
-        self, heart: HeartbeatWriter, folder: Path, limit: float, tell: Callable[[str], None]
+        self, heartbeat: HeartbeatWriter, folder: Path, limit: float, tell: Callable[[str], None]
     ) -> None:
         """`limit`: seconds in one phase; `tell` gets the reason just before the process ends."""
-        self._heart, self._folder, self._limit, self._tell = heart, folder, limit, tell
+        self._heartbeat, self._folder, self._limit, self._tell = heartbeat, folder, limit, tell
         self._stopped = threading.Event()
         self._written: dict[int, tuple[float, float]] = {}
         """By rank, what its last file says of when, and when by our clock that came."""
@@ -44,14 +44,14 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stopped.wait(min(1.0, self._limit / 4)):
-            _, phase, seconds = self._heart.standing()
+            _, phase, seconds = self._heartbeat.standing()
             if phase in _NOT_WATCHED or seconds < min(self._limit / 4, _LOOK_SECONDS):
                 continue
             everyone = [self._aged(one) for one in heartbeat.read(self._folder)]
-            others = (idle(one) for one in everyone if one.rank != self._heart.rank)
+            others = (idle(one) for one in everyone if one.rank != self._heartbeat.rank)
             if seconds < self._limit or any(one < self._limit for one in others):
                 continue  # this worker waits for one that still moves
-            self._tell(verdict(self._heart.rank, seconds, everyone))
+            self._tell(verdict(self._heartbeat.rank, seconds, everyone))
             os._exit(EXIT_CODE)  # an exception would not reach a thread that is stuck in C
 
     def _aged(self, one: Heartbeat) -> Heartbeat:

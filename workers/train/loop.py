@@ -45,14 +45,14 @@ class TrainingRun:
         *,
         world: World | None = None,
         inputs: Inputs | None = None,
-        heart: HeartbeatWriter | None = None,
+        heartbeat: HeartbeatWriter | None = None,
     ) -> None:
         """`inputs` are those of an earlier run with the same model and data, if there was one;
-        `heart` is told where this worker is, and stops with the run."""
+        `heartbeat` is told where this worker is, and stops with the run."""
         self.spec, self.plan = spec, plan
         mesh = Mesh.of(spec.parallel) if world is None else Mesh(world, dp=world)
         self.world = mesh.world
-        self.heart = heart or HeartbeatWriter(self.world.rank, self.world.size)
+        self.heartbeat = heartbeat or HeartbeatWriter(self.world.rank, self.world.size)
         self.inputs = inputs or Inputs.load(spec)
         self.step = 0
         self.metrics: Metrics = {}
@@ -78,7 +78,9 @@ class TrainingRun:
         base = self.inputs.base
         self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
         self._timer = StepTimer(spec.optimizer.steps, spec.evaluation.every, self.world.size)
-        self._evaluate = Evaluation(self.inputs, self.adapter, spec, self.world, self.heart.moving)
+        self._evaluate = Evaluation(
+            self.inputs, self.adapter, spec, self.world, self.heartbeat.moving
+        )
         try:
             _ = self.inputs.validation_examples  # read now: it must not fail after hours
             if plan.start_from:
@@ -87,7 +89,7 @@ class TrainingRun:
             self.exchange = self._shards.choice
             """With expert parallelism, how experts and tokens meet, and why so."""
             self._update = update_for(spec, base.model, self.adapter, self._shards)
-            self._train_step = TrainStep(spec, base, self.adapter, self._update, self.heart)
+            self._train_step = TrainStep(spec, base, self.adapter, self._update, self.heartbeat)
         except BaseException:
             self.close()
             raise
@@ -119,7 +121,7 @@ class TrainingRun:
             sent, steps = self._shards.traffic.take(), max(len(self._results), 1)
             train["exchanged_bytes_per_step"] = sent / steps
         self._results, self._seconds = [], 0.0
-        self.heart.beat("evaluate")
+        self.heartbeat.beat("evaluate")
         with self._shards.gathered():
             measured = self._evaluate.measure(last=self.done)
         self._sample, self.samples = measured.routing_sample, measured.samples
@@ -136,7 +138,7 @@ class TrainingRun:
         """Validation without the adapter, as part of a report, and samples of its answers; the same
         on every worker."""
         self.inputs.base.model.eval()
-        self.heart.beat("evaluate")
+        self.heartbeat.beat("evaluate")
         with self._shards.gathered(), self.adapter.rows.everywhere(None):
             measured = replace(self._evaluate, adapter=None).measure(last=True)
         metrics = {"validation": measured.metrics}
@@ -145,7 +147,7 @@ class TrainingRun:
 
     def save_adapter(self, folder: Path) -> None:
         """The adapter alone, with its lineage, whole or not at all."""
-        self.heart.beat("save")
+        self.heartbeat.beat("save")
         tensors = self._update.whole_adapter()
         if self.world.is_first:
             files.save(self.adapter, folder, self._manifest(), tensors)
@@ -155,12 +157,12 @@ class TrainingRun:
         state = self.state()
         if self.world.is_first:
             self.write(folder, state)
-        self.heart.beat("report")
+        self.heartbeat.beat("report")
 
     def state(self) -> dict[str, Any]:
         """What `write` needs. All that the workers do together for a checkpoint happens here, so
         that a disk that is full fails one of them alone."""
-        self.heart.beat("save")
+        self.heartbeat.beat("save")
         return {
             "step": self.step,
             "metrics": self.metrics,
@@ -196,7 +198,7 @@ class TrainingRun:
     def close(self) -> None:
         """Take the adapter off the base model, which the next run may use."""
         self.adapter.remove()
-        self.heart.stop()
+        self.heartbeat.stop()
 
     def _data_before(self, then: Manifest, folder: Path) -> tuple[str, ...]:
         """Digests of the rows that a checkpoint's run has learned from, but for today's."""
@@ -213,7 +215,7 @@ class TrainingRun:
         self._timer.start()
         while self.step < step:
             started = time.perf_counter()
-            self.heart.beat("data", self.step)
+            self.heartbeat.beat("data", self.step)
             micro = self._batches.micro_batches(self.step, self.spec.micro_batch_size)
             batches = [collate(rows, self.inputs.pad_token_id) for rows in micro]
             result = self._train_step(batches)
@@ -222,7 +224,7 @@ class TrainingRun:
             self._note(result)
             self.step += 1
             epoch = self.step / self._batches.steps_per_epoch
-            self.heart.progress = self._timer.step(self.step, epoch, result)
+            self.heartbeat.progress = self._timer.step(self.step, epoch, result)
             if after_step and self.step < step:
                 after_step(self)
 

@@ -50,9 +50,9 @@ def train_in_group(task: RunTask) -> None:
     if world.is_first:
         record.begin(task.spec)
     world.barrier()
-    heart = HeartbeatWriter(world.rank, world.size).write(record.folder, record.observe)
-    with _watched(heart, task.spec, record):
-        attempt = Attempt.begin(task, record, heart)
+    heartbeat = HeartbeatWriter(world.rank, world.size).write(record.folder, record.observe)
+    with _watched(heartbeat, task.spec, record):
+        attempt = Attempt.begin(task, record, heartbeat)
         ray.train.report(attempt.next_report())
         while not attempt.run.done:
             ray.train.report(attempt.next_report())
@@ -71,10 +71,14 @@ class Attempt:
 
     @classmethod
     def begin(
-        cls, task: RunTask, record: RunRecord, heart: HeartbeatWriter, inputs: Inputs | None = None
+        cls,
+        task: RunTask,
+        record: RunRecord,
+        heartbeat: HeartbeatWriter,
+        inputs: Inputs | None = None,
     ) -> "Attempt":
         """Make the run ready for its next step. Raises InputError."""
-        run = TrainingRun(task.spec, task.plan, inputs=inputs, heart=heart)
+        run = TrainingRun(task.spec, task.plan, inputs=inputs, heartbeat=heartbeat)
         try:
             _hold_to_study(run)
             run.base_metrics = baseline(run)
@@ -99,7 +103,7 @@ class Attempt:
             self.record.add(metrics)
         if not ended:
             self.checkpoints.after_report(run)
-        run.heart.beat("report")
+        run.heartbeat.beat("report")
         return {**metrics, "folder": str(self.record.folder)}
 
     def finish(self) -> None:
@@ -144,7 +148,7 @@ class TuneWorker(Trainable):  # type: ignore[misc]
     def step(self) -> Metrics:
         """Train to the next report."""
         attempt = self._attempt or self._begin()
-        with _watched(attempt.run.heart, attempt.run.spec, attempt.record):
+        with _watched(attempt.run.heartbeat, attempt.run.spec, attempt.record):
             report = attempt.next_report()
             if attempt.run.done:
                 attempt.finish()
@@ -160,10 +164,10 @@ class TuneWorker(Trainable):  # type: ignore[misc]
         task = self.task(self.trial_name, self._config)
         record = task.record()
         record.begin(task.spec)
-        heart = HeartbeatWriter().write(record.folder, record.observe)
-        with _watched(heart, task.spec, record):
+        heartbeat = HeartbeatWriter().write(record.folder, record.observe)
+        with _watched(heartbeat, task.spec, record):
             self._inputs = Inputs.load(task.spec, self._inputs)
-            self._attempt = Attempt.begin(task, record, heart, self._inputs)
+            self._attempt = Attempt.begin(task, record, heartbeat, self._inputs)
         return self._attempt
 
 
@@ -190,15 +194,15 @@ def _begin(run: TrainingRun, record: RunRecord) -> None:
 
 
 @contextmanager
-def _watched(heart: HeartbeatWriter, spec: TrainSpec, record: RunRecord) -> Iterator[None]:
+def _watched(heartbeat: HeartbeatWriter, spec: TrainSpec, record: RunRecord) -> Iterator[None]:
     """End this process if it hangs inside the block. Why it did, or failed, is left in the run's
     files."""
 
     def tell(why: str) -> None:
-        EventLog(record.folder).note("hung", why, worker=heart.rank)
+        EventLog(record.folder).note("hung", why, worker=heartbeat.rank)
         record.failed(why)
 
-    watchdog = Watchdog(heart, record.folder, spec.parallel.hang_timeout_s, tell).start()
+    watchdog = Watchdog(heartbeat, record.folder, spec.parallel.hang_timeout_s, tell).start()
     try:
         with record.failure_kept():
             yield

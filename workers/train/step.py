@@ -75,10 +75,10 @@ class TrainStep:
         base: Base,
         adapter: Adapter,
         update: Update,
-        heart: HeartbeatWriter | None = None,
+        heartbeat: HeartbeatWriter | None = None,
     ) -> None:
-        """`update` is of this adapter's parameters; `heart` is told each phase of a step."""
-        self._beat = (heart or HeartbeatWriter()).beat
+        """`update` is of this adapter's parameters; `heartbeat` is told each phase of a step."""
+        self._beat = (heartbeat or HeartbeatWriter()).beat
         self._base, self._adapter, self._update = base, adapter, update
         self._world = update.world
         self._auxiliary = EnabledLosses(spec.loss, self._world.all_reduce)

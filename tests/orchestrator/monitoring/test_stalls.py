@@ -105,10 +105,10 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from workers.run.heartbeat import HeartbeatWriter
-heart = HeartbeatWriter(int(sys.argv[2]), 2).write(Path(sys.argv[1]))
+heartbeat = HeartbeatWriter(int(sys.argv[2]), 2).write(Path(sys.argv[1]))
 for step in range(10_000):
     for phase in ("forward", "backward", "reduce"):
-        heart.beat(phase, step)
+        heartbeat.beat(phase, step)
         time.sleep(0.01)
 """
 

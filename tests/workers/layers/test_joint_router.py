@@ -20,11 +20,11 @@ def test_one_router_alone() -> None:
     hidden_TD = torch.randn(7, 6, dtype=torch.float64)
     joint = join_routers([alone])
     assert joint is not None
-    pairs, routing = joint.route(hidden_TD), alone(hidden_TD)
-    assert torch.equal(pairs.expert_TK, routing.expert_TK)
-    torch.testing.assert_close(pairs.gate_TK, routing.gate_TK)
-    assert not pairs.apart
-    assert pairs.num_experts == 5
+    assignments, routing = joint.route(hidden_TD), alone(hidden_TD)
+    assert torch.equal(assignments.expert_TK, routing.expert_TK)
+    torch.testing.assert_close(assignments.gate_TK, routing.gate_TK)
+    assert not assignments.apart
+    assert assignments.num_experts == 5
 
 
 def test_each_token_has_the_experts_of_its_own_adapter() -> None:
@@ -35,24 +35,26 @@ def test_each_token_has_the_experts_of_its_own_adapter() -> None:
     assert joint is not None
     hidden_TD = torch.randn(40, 6, dtype=torch.float64)
     member_T = torch.randint(0, 4, (40,))
-    pairs = joint.route(hidden_TD, member_T)
-    assert pairs.apart
-    void = pairs.num_experts - 1
+    assignments = joint.route(hidden_TD, member_T)
+    assert assignments.apart
+    void = assignments.num_experts - 1
     assert void == 7
     for token, member in enumerate(member_T.tolist()):
         own = members[member]
-        gate_K = pairs.gate_TK[token]
+        gate_K = assignments.gate_TK[token]
         if own is None:
             assert gate_K.tolist() == [1, 0, 0]
-            assert pairs.expert_TK[token].tolist() == [void] * 3, "a bare row has no expert"
+            assert assignments.expert_TK[token].tolist() == [void] * 3, "a bare row has no expert"
             continue
         routing = own(hidden_TD[token : token + 1])
         slots = routing.expert_TK.shape[1]
         wanted = (routing.expert_TK[0] + first[member]).tolist()
-        assert pairs.expert_TK[token, :slots].tolist() == wanted
+        assert assignments.expert_TK[token, :slots].tolist() == wanted
         torch.testing.assert_close(gate_K[:slots], routing.gate_TK[0])
         assert not gate_K[slots:].any()
-        assert pairs.expert_TK[token, slots:].tolist() == [void] * (3 - slots), "nobody else's"
+        assert assignments.expert_TK[token, slots:].tolist() == [void] * (3 - slots), (
+            "nobody else's"
+        )
 
 
 @pytest.mark.parametrize("wild", [torch.inf, -torch.inf, torch.nan])

@@ -263,11 +263,11 @@ def test_gradcheck_of_the_chunked_mixture(act: nn.Module, parts: tuple[bool, boo
 
     def mixture(gate_TK: Tensor, lora_A: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor | None]:
         frozen, updates = tensors[:2], []
-        pairs = ExpertAssignments(expert_TK, gate_TK, experts, voids=True)
+        assignments = ExpertAssignments(expert_TK, gate_TK, experts, voids=True)
         for index, adapted in enumerate(parts):
             rank_space, lora_B = tensors[2 + 2 * index : 4 + 2 * index]
-            updates.append((pairs.masked(rank_space), lora_B) if adapted else (None, None))
-        return chunked_mixture(view, pairs, keep_TF, lora_A, frozen, updates)
+            updates.append((assignments.masked(rank_space), lora_B) if adapted else (None, None))
+        return chunked_mixture(view, assignments, keep_TF, lora_A, frozen, updates)
 
     tensors = [draw(tokens, width), draw(tokens, width)]
     tensors += [draw(tokens, slots, rank), draw(experts, width, rank)] * 2

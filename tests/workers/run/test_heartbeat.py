@@ -25,20 +25,20 @@ def phases(folder: Path) -> list[str]:
 
 
 def test_a_worker_that_hangs_is_seen_in_its_last_phase(tmp_path: Path) -> None:
-    hearts = [HeartbeatWriter(rank, 2).write(tmp_path) for rank in range(2)]
-    for heart in hearts:
-        heart.beat("forward", step=37)
-    hearts[0].beat("reduce")  # and no further beat: the thread has to write it
+    heartbeats = [HeartbeatWriter(rank, 2).write(tmp_path) for rank in range(2)]
+    for heartbeat in heartbeats:
+        heartbeat.beat("forward", step=37)
+    heartbeats[0].beat("reduce")  # and no further beat: the thread has to write it
     assert until(lambda: phases(tmp_path) == ["reduce", "forward"])
     first, second = read(tmp_path)
     assert (first.step, second.step) == (37, 37)
     assert first.beats == second.beats + 1, "the second worker is behind"
     assert until(lambda: read(tmp_path)[1].seconds > second.seconds)
-    step, phase, seconds = hearts[1].standing()
+    step, phase, seconds = heartbeats[1].standing()
     assert (step, phase) == (37, "forward")
     assert seconds >= read(tmp_path)[1].seconds
-    for heart in hearts:
-        heart.stop()
+    for heartbeat in heartbeats:
+        heartbeat.stop()
     assert until(lambda: phases(tmp_path) == [ENDED, ENDED])
 
 
@@ -69,26 +69,26 @@ class Remembering(HeartbeatWriter):
 
 def test_a_run_says_where_it_is(make_spec: SpecMaker, tmp_path: Path) -> None:
     seen: list[Metrics] = []
-    heart = Remembering()
-    heart.write(tmp_path, seen.append)
-    run = TrainingRun(make_spec(), RunPlan(tmp_path, "study"), heart=heart)
+    heartbeat = Remembering()
+    heartbeat.write(tmp_path, seen.append)
+    run = TrainingRun(make_spec(), RunPlan(tmp_path, "study"), heartbeat=heartbeat)
     run.advance()
     run.save_adapter(tmp_path / "adapter")
     run.close()
     a_step = ["forward", "forward", "backward", "reduce", "update"]
-    assert [phase for phase, _ in heart.places] == [
+    assert [phase for phase, _ in heartbeat.places] == [
         *("data", *a_step),
         *("data", *a_step),
         *("evaluate", "save", ENDED),
     ]
-    assert [step for phase, step in heart.places if phase == "data"] == [0, 1]
+    assert [step for phase, step in heartbeat.places if phase == "data"] == [0, 1]
     assert until(lambda: phases(tmp_path) == [ENDED])
     (last,) = read(tmp_path)
     assert last.progress is not None
     assert (last.progress.step, last.progress.steps) == (2, 4)
-    assert last.progress == heart.progress
-    assert seen[-1] == heart.progress.report()
-    assert seen[-1]["train"]["loss"] == heart.progress.loss
+    assert last.progress == heartbeat.progress
+    assert seen[-1] == heartbeat.progress.report()
+    assert seen[-1]["train"]["loss"] == heartbeat.progress.loss
 
 
 def test_a_full_disk_or_a_broken_observer_stops_nothing(
@@ -99,20 +99,20 @@ def test_a_full_disk_or_a_broken_observer_stops_nothing(
 
     full = Path("/dev/full")  # every write below it fails
     assert not full.is_dir()
-    heart = HeartbeatWriter().write(full, broken)
-    run = TrainingRun(make_spec(), RunPlan(tmp_path, "study"), heart=heart)
+    heartbeat = HeartbeatWriter().write(full, broken)
+    run = TrainingRun(make_spec(), RunPlan(tmp_path, "study"), heartbeat=heartbeat)
     while not run.done:
         run.advance()
     run.close()
-    assert heart.progress is not None
-    assert heart.progress.step == 4
+    assert heartbeat.progress is not None
+    assert heartbeat.progress.step == 4
 
 
 def test_files_do_not_grow(tmp_path: Path) -> None:
-    heart = HeartbeatWriter().write(tmp_path)
+    heartbeat = HeartbeatWriter().write(tmp_path)
     for step in range(1000):
-        heart.beat("data", step)
+        heartbeat.beat("data", step)
     assert until(lambda: read(tmp_path) != [])
-    heart.stop()
+    heartbeat.stop()
     assert until(lambda: phases(tmp_path) == [ENDED])
     assert [path.name for path in (tmp_path / "ranks").iterdir()] == ["0.json"]

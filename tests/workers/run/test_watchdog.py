@@ -17,11 +17,11 @@ from workers.run.heartbeat import HeartbeatWriter
 from workers.run.watchdog import Watchdog
 
 folder = Path(sys.argv[1])
-heart, other = HeartbeatWriter(0, 2).write(folder), HeartbeatWriter(1, 2).write(folder)
-Watchdog(heart, folder, 1.5, lambda why: print(why, flush=True)).start()
-heart.beat("data", 6)
-heart.beat("forward")
-heart.beat("reduce")
+heartbeat, other = HeartbeatWriter(0, 2).write(folder), HeartbeatWriter(1, 2).write(folder)
+Watchdog(heartbeat, folder, 1.5, lambda why: print(why, flush=True)).start()
+heartbeat.beat("data", 6)
+heartbeat.beat("forward")
+heartbeat.beat("reduce")
 other.beat("data", 6)
 for _ in range(20):  # worker 0 waits, but for one that moves
     time.sleep(0.25)
@@ -58,9 +58,9 @@ from workers.run.watchdog import Watchdog
 from workers.run.files import write_text
 
 folder, wrong = Path(sys.argv[1]), float(sys.argv[2])
-heart = HeartbeatWriter(0, 2).write(folder)
-Watchdog(heart, folder, 3.0, lambda why: print(why, flush=True)).start()
-heart.beat("reduce", 6)
+heartbeat = HeartbeatWriter(0, 2).write(folder)
+Watchdog(heartbeat, folder, 3.0, lambda why: print(why, flush=True)).start()
+heartbeat.beat("reduce", 6)
 (folder / "ranks").mkdir(exist_ok=True)
 for beats in range(28):
     other = Heartbeat(rank=1, workers=2, step=6, phase="forward", beats=beats, seconds=0.0,

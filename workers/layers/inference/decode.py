@@ -23,12 +23,12 @@ with all (measured as tests/benchmarks/decode.py does, with eight adapters)."""
 
 
 def decode_tokens(
-    block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: ExpertAssignments
+    block: FeedForward, made: Prepared, hidden_TD: Tensor, assignments: ExpertAssignments
 ) -> Tensor:
     """The block with its experts, up to what it does behind its outer linear: [T, D]."""
-    tokens, slots = pairs.expert_TK.shape
+    tokens, slots = assignments.expert_TK.shape
     inner, rank = made.inner, made.rank
-    own_IPR = made.place_INR.index_select(1, pairs.expert_TK.flatten())
+    own_IPR = made.place_INR.index_select(1, assignments.expert_TK.flatten())
     row_ITKR = own_IPR.view(inner, tokens, slots, rank)
     rank_space_ITX = _products(made.inner_A_SD, row_ITKR.flatten(2), hidden_TD)
     update_BO = row_sums(
@@ -37,7 +37,7 @@ def decode_tokens(
     update_ITKO = update_BO.view(inner, tokens, slots, -1)
     frozen = (frozen_product(linear, hidden_TD).unsqueeze(1) for linear in block.inner.values())
     hidden_TKF = combine(block, [update_ITKO[i].add_(one) for i, one in enumerate(frozen)])
-    gate_TK = pairs.gate_TK.to(hidden_TD.dtype)
+    gate_TK = assignments.gate_TK.to(hidden_TD.dtype)
     mix_TF = torch.bmm(gate_TK.unsqueeze(1), hidden_TKF).squeeze(1)
     output_TD = frozen_product(block.outer[1], mix_TF)
     if made.outer_A_SF is None or made.outer_B_SD is None:

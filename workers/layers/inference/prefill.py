@@ -27,17 +27,17 @@ CHUNK_TOKENS = 32
 
 
 def prefill_tokens(
-    block: FeedForward, made: Prepared, hidden_TD: Tensor, pairs: ExpertAssignments
+    block: FeedForward, made: Prepared, hidden_TD: Tensor, assignments: ExpertAssignments
 ) -> Tensor:
     """The block with its experts, up to what it does behind its outer linear: [T, D]."""
-    tokens, slots = pairs.expert_TK.shape
+    tokens, slots = assignments.expert_TK.shape
     frozen = [frozen_product(linear, hidden_TD) for linear in block.inner.values()]
     mix_TF = hidden_TD.new_empty(tokens, block.sizes(block.outer[0])[0])
     update_TD = torch.empty_like(hidden_TD)
     step = max(CHUNK_BYTES // (slots * mix_TF[0].nbytes), CHUNK_TOKENS)
     for start in range(0, tokens, step):
         rows = slice(start, start + step)
-        chunk = _Chunk(made, pairs if tokens <= step else pairs.part(rows))
+        chunk = _Chunk(made, assignments if tokens <= step else assignments.part(rows))
         hidden_PF = chunk.hidden(block, hidden_TD[rows], [one[rows] for one in frozen])
         mix_TF[rows] = chunk.mix(hidden_PF)
         if made.outer_B_SD is not None:
@@ -49,18 +49,18 @@ def prefill_tokens(
 class _Chunk:
     """Some tokens' pairs, sorted by expert."""
 
-    def __init__(self, made: Prepared, pairs: ExpertAssignments) -> None:
+    def __init__(self, made: Prepared, assignments: ExpertAssignments) -> None:
         self._made = made
-        order_P, self._token_P, _, ends = pairs.sorted
+        order_P, self._token_P, _, ends = assignments.sorted
         assert ends is not None, "known on a CPU"
         self._groups = [
             (expert, slice(start, end))
             for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
             if start < end
         ]
-        self._place_P, self._start_t = _by_token(order_P, self._token_P, len(pairs.gate_TK))
-        self._expert_P = pairs.expert_TK.flatten()[order_P]
-        self._gate_P = pairs.gate_TK.flatten()[order_P[self._place_P]]
+        self._place_P, self._start_t = _by_token(order_P, self._token_P, len(assignments.gate_TK))
+        self._expert_P = assignments.expert_TK.flatten()[order_P]
+        self._gate_P = assignments.gate_TK.flatten()[order_P[self._place_P]]
         """Token by token."""
 
     def hidden(self, block: FeedForward, hidden_tD: Tensor, frozen: Sequence[Tensor]) -> Tensor:

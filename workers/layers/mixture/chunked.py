@@ -31,7 +31,7 @@ Update = tuple[Tensor | None, Tensor | None]
 
 def chunked_mixture(  # noqa: PLR0913, PLR0917 -- what a block's experts are made of
     block: FeedForward,
-    pairs: ExpertAssignments,
+    assignments: ExpertAssignments,
     keep_TF: Tensor | None,
     lora_A_NRF: Tensor | None,
     frozen: Sequence[Tensor],
@@ -41,10 +41,10 @@ def chunked_mixture(  # noqa: PLR0913, PLR0917 -- what a block's experts are mad
 
     `frozen` are the inner linears' outputs, `keep_TF` is dropout's factor on the outer A's input.
     """
-    problem = _Problem(block, pairs.sorted, len(frozen))
+    problem = _Problem(block, assignments.sorted, len(frozen))
     tensors = [tensor for update in updates for tensor in update]
     outputs: tuple[Tensor, Tensor | None] = _ChunkedMixture.apply(  # type: ignore[no-untyped-call]
-        problem, pairs.gate_TK, keep_TF, lora_A_NRF, *frozen, *tensors
+        problem, assignments.gate_TK, keep_TF, lora_A_NRF, *frozen, *tensors
     )
     return outputs
 
@@ -53,17 +53,17 @@ class _Problem(NamedTuple):
     """What of a mixture is no tensor."""
 
     block: FeedForward
-    pairs: SortedAssignments
+    assignments: SortedAssignments
     inner: int
 
     def rows(self, like_TO: Tensor) -> int:
         """Pairs of a chunk."""
         if like_TO.device.type != "cpu":
-            return -(-len(self.pairs.order_P) // CHUNKS)
+            return -(-len(self.assignments.order_P) // CHUNKS)
         return max(CHUNK_BYTES // (like_TO.shape[1] * like_TO.element_size()), CHUNK_ROWS)
 
     def chunks(self, like_TO: Tensor) -> Iterator[AssignmentChunk]:
-        return self.pairs.chunks(self.rows(like_TO))
+        return self.assignments.chunks(self.rows(like_TO))
 
 
 def gather(values_TO: Tensor, chunk: AssignmentChunk, into_pO: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class _ChunkedMixture(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if lora_A_NRF is None:
             return mix_TF, None
-        return mix_TF, problem.pairs.put_back(torch.cat(outer_P), gate_TK)
+        return mix_TF, problem.assignments.put_back(torch.cat(outer_P), gate_TK)
 
     @staticmethod
     @once_differentiable
@@ -138,9 +138,9 @@ class _Rows:
         self.gate_TK, self.keep_TF = gate_TK, keep_TF
         self.frozen = [tensor for tensor in frozen if tensor is not None]
         self.lora_B = list(adapted[1::2])
-        pairs = problem.pairs
-        self.rank_space = [None if one is None else pairs.take(one) for one in adapted[::2]]
-        self.gate_P1 = pairs.take(gate_TK.to(self.frozen[0].dtype)).unsqueeze(1)
+        assignments = problem.assignments
+        self.rank_space = [None if one is None else assignments.take(one) for one in adapted[::2]]
+        self.gate_P1 = assignments.take(gate_TK.to(self.frozen[0].dtype)).unsqueeze(1)
         # Chunks take turns in the same memory: to get fresh pages costs more than to fill them.
         rows = problem.rows(self.frozen[0])
         self.space = [one.new_empty(rows, one.shape[1]) for one in self.frozen]
@@ -173,7 +173,7 @@ class _Gradients:
         self, rows: _Rows, lora_A_NRF: Tensor | None, grad_TF: Tensor, grad_TKR: Tensor | None
     ) -> None:
         self.rows, self.lora_A_NRF, self.grad_TF = rows, lora_A_NRF, grad_TF
-        self.grad_PR = None if grad_TKR is None else rows.problem.pairs.take(grad_TKR)
+        self.grad_PR = None if grad_TKR is None else rows.problem.assignments.take(grad_TKR)
         self.gate_P = torch.empty_like(rows.gate_P1[:, 0])
         self.space = grad_TF.new_empty(rows.problem.rows(rows.frozen[0]), grad_TF.shape[1])
         self.lora_A = None if lora_A_NRF is None else torch.zeros_like(lora_A_NRF)
@@ -192,10 +192,12 @@ class _Gradients:
 
     def results(self) -> tuple[Tensor | None, ...]:
         """In the order of the function's inputs."""
-        pairs, gate_TK = self.rows.problem.pairs, self.rows.gate_TK
-        rank_space = (None if z is None else pairs.put_back(z, gate_TK) for z in self.rank_space)
+        assignments, gate_TK = self.rows.problem.assignments, self.rows.gate_TK
+        rank_space = (
+            None if z is None else assignments.put_back(z, gate_TK) for z in self.rank_space
+        )
         adapted = (grad for both in zip(rank_space, self.lora_B, strict=True) for grad in both)
-        gate = pairs.put_back(self.gate_P, gate_TK).to(gate_TK.dtype)
+        gate = assignments.put_back(self.gate_P, gate_TK).to(gate_TK.dtype)
         return gate, None, self.lora_A, *self.frozen, *adapted
 
     def _hidden(self, hidden_pF: Tensor, chunk: AssignmentChunk) -> Tensor:

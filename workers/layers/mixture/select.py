@@ -65,72 +65,76 @@ def mixture(
     block: FeedForward,
     inner: Sequence[Inner],
     outer: ExpertBank | None,
-    pairs: ExpertAssignments,
+    assignments: ExpertAssignments,
     mode: Mode,
 ) -> Mixed:
     """Choose the way by size and device; all give the same."""
     if all(one.bank is None for one in inner):
         way = _unadapted
-    elif mode.fused and _is_fused(block, inner, outer, pairs, mode):
-        return _fused(block, inner, outer, pairs, mode)
+    elif mode.fused and _is_fused(block, inner, outer, assignments, mode):
+        return _fused(block, inner, outer, assignments, mode)
     else:
-        way = plain_mixture if _is_plain(inner, outer, pairs) else _chunked
+        way = plain_mixture if _is_plain(inner, outer, assignments) else _chunked
     width = block.sizes(block.outer[0])[0]
-    return way(block, inner, outer, pairs, dropout.draw(inner[0].frozen_TO, width, mode.rate))
+    return way(block, inner, outer, assignments, dropout.draw(inner[0].frozen_TO, width, mode.rate))
 
 
 def plain_mixture(
     block: FeedForward,
     inner: Sequence[Inner],
     outer: ExpertBank | None,
-    pairs: ExpertAssignments,
+    assignments: ExpertAssignments,
     keep_TF: Tensor | None,
 ) -> Mixed:
     """One matmul pair with all experts, and torch's own gradients: for few tokens, torch.compile,
     DoRA."""
-    hidden_TKF = block.combine(*(_plain_inner(one, pairs) for one in inner))
-    mix_TF = torch.bmm(pairs.gate_TK.to(hidden_TKF.dtype).unsqueeze(1), hidden_TKF).squeeze(1)
+    hidden_TKF = block.combine(*(_plain_inner(one, assignments) for one in inner))
+    mix_TF = torch.bmm(assignments.gate_TK.to(hidden_TKF.dtype).unsqueeze(1), hidden_TKF).squeeze(1)
     if outer is None:
         return Mixed(mix_TF, None)
     if keep_TF is not None:
         hidden_TKF = hidden_TKF * keep_TF.unsqueeze(1)
-    return Mixed(mix_TF, outer.project_each(hidden_TKF, pairs))
+    return Mixed(mix_TF, outer.project_each(hidden_TKF, assignments))
 
 
 def _unadapted(
     block: FeedForward,
     inner: Sequence[Inner],
     outer: ExpertBank | None,
-    pairs: ExpertAssignments,
+    assignments: ExpertAssignments,
     keep_TF: Tensor | None,
 ) -> Mixed:
     """No inner linear has experts: all slots of a token see one h."""
     hidden_TF = block.combine(*(one.frozen_TO for one in inner))
-    mix_TF = hidden_TF * pairs.gate_TK.sum(1, keepdim=True).to(hidden_TF.dtype)
+    mix_TF = hidden_TF * assignments.gate_TK.sum(1, keepdim=True).to(hidden_TF.dtype)
     if outer is None:
         return Mixed(mix_TF, None)
     kept_TF = hidden_TF if keep_TF is None else hidden_TF * keep_TF
-    return Mixed(mix_TF, outer.project(kept_TF, pairs))
+    return Mixed(mix_TF, outer.project(kept_TF, assignments))
 
 
-def _plain_inner(one: Inner, pairs: ExpertAssignments) -> Tensor:
+def _plain_inner(one: Inner, assignments: ExpertAssignments) -> Tensor:
     """An inner linear's output for every slot, [T, K, O]; [T, 1, O] if it has no experts."""
     frozen_T1O = one.frozen_TO.unsqueeze(1)
     if one.bank is None or one.rank_space_TKR is None:
         return frozen_T1O
-    frozen_TKO = frozen_T1O.expand(-1, pairs.expert_TK.shape[1], -1)
+    frozen_TKO = frozen_T1O.expand(-1, assignments.expert_TK.shape[1], -1)
     if one.bank.factor_NO is None:
-        return one.bank.expand_each(one.rank_space_TKR, pairs, frozen_TKO)
-    update_TKO = one.bank.expand_each(one.rank_space_TKR, pairs, torch.zeros_like(frozen_TKO))
-    change_TKO = pairs.masked((one.bank.factor_NO - 1).to(update_TKO.dtype)[pairs.expert_TK])
+        return one.bank.expand_each(one.rank_space_TKR, assignments, frozen_TKO)
+    update_TKO = one.bank.expand_each(one.rank_space_TKR, assignments, torch.zeros_like(frozen_TKO))
+    change_TKO = assignments.masked(
+        (one.bank.factor_NO - 1).to(update_TKO.dtype)[assignments.expert_TK]
+    )
     bare_T1O = frozen_T1O if one.bias_O is None else frozen_T1O - one.bias_O
     return frozen_T1O + update_TKO + change_TKO * (bare_T1O + update_TKO)
 
 
-def _is_plain(inner: Sequence[Inner], outer: ExpertBank | None, pairs: ExpertAssignments) -> bool:
+def _is_plain(
+    inner: Sequence[Inner], outer: ExpertBank | None, assignments: ExpertAssignments
+) -> bool:
     banks = [one.bank for one in inner if one.bank is not None]
-    ranks = pairs.num_experts * max(bank.lora_B_NOR.shape[2] for bank in banks)
-    if torch.compiler.is_compiling() or pairs.expert_TK.numel() * ranks <= PLAIN_PRODUCTS:
+    ranks = assignments.num_experts * max(bank.lora_B_NOR.shape[2] for bank in banks)
+    if torch.compiler.is_compiling() or assignments.expert_TK.numel() * ranks <= PLAIN_PRODUCTS:
         return True
     sizes = [size for bank in banks for size in bank.lora_B_NOR.shape[1:]]
     sizes += outer.lora_A_NRI.shape[1:] if outer else ()
@@ -142,7 +146,7 @@ def _chunked(
     block: FeedForward,
     inner: Sequence[Inner],
     outer: ExpertBank | None,
-    pairs: ExpertAssignments,
+    assignments: ExpertAssignments,
     keep_TF: Tensor | None,
 ) -> Mixed:
     updates = [
@@ -150,21 +154,21 @@ def _chunked(
     ]
     frozen = [one.frozen_TO for one in inner]
     lora_A_NRF = None if outer is None else outer.lora_A_NRI
-    return Mixed(*chunked_mixture(block, pairs, keep_TF, lora_A_NRF, frozen, updates))
+    return Mixed(*chunked_mixture(block, assignments, keep_TF, lora_A_NRF, frozen, updates))
 
 
 def _is_fused(
     block: FeedForward,
     inner: Sequence[Inner],
     outer: ExpertBank | None,
-    pairs: ExpertAssignments,
+    assignments: ExpertAssignments,
     mode: Mode,
 ) -> bool:
     banks = [one.bank for one in inner if one.bank is not None]
     if isinstance(mode.rate, Tensor) or any(bank.factor_NO is not None for bank in banks):
         return False
     rank = max(bank.lora_A_NRI.shape[1] for bank in [*banks, *([outer] if outer else [])])
-    slots, act = pairs.expert_TK.shape[1], activation_name(block.act)
+    slots, act = assignments.expert_TK.shape[1], activation_name(block.act)
     known = block.form in (plain, gated, fused_gate_first, fused_gate_last)
     return known and supports(inner[0].frozen_TO, rank, slots, act)
 
@@ -173,7 +177,7 @@ def _fused(
     block: FeedForward,
     inner: Sequence[Inner],
     outer: ExpertBank | None,
-    pairs: ExpertAssignments,
+    assignments: ExpertAssignments,
     mode: Mode,
 ) -> Mixed:
     """Through the kernel, which wants gate and up apart."""
@@ -191,8 +195,8 @@ def _fused(
     mixed = fused_mixture(
         tuple(frozen),
         tuple(rank_space),
-        pairs.expert_TK,
-        pairs.gate_TK,
+        assignments.expert_TK,
+        assignments.gate_TK,
         tuple(lora_B),
         None if outer is None else outer.lora_A_NRI,
         act,

@@ -28,7 +28,7 @@ def baseline(run: TrainingRun) -> Metrics:
     file = _file(run)
     with ExitStack() as turn:
         while (known := _agreed(run, file, turn)) is None:
-            run.heart.moving()
+            run.heartbeat.moving()
             time.sleep(LOOK_SECONDS)
         if not known:
             known, samples = run.measure_base()
