@@ -51,34 +51,34 @@ class Sizes:
 
 
 class Blocks:
-    """The feed-forward blocks of a model, each with a site for the adapters."""
+    """The feed-forward blocks of a model, each as a module that adapters attach to."""
 
     def __init__(self, sizes: Sizes) -> None:
         torch.manual_seed(0)
         block_sizes = BlockSizes(width=sizes.width, feed_forward=sizes.feed_forward)
         self.rows = RowMap()
         self.rows.slots += [f"adapter {number}" for number in range(sizes.adapters)]
-        self.sites = [self._site(GatedBlock(block_sizes), sizes) for _ in range(sizes.layers)]
+        self.modules = [self._site(GatedBlock(block_sizes), sizes) for _ in range(sizes.layers)]
 
     def _site(self, block: GatedBlock, sizes: Sizes) -> AdaptedModule:
         view = find_feed_forward(block, dict(block.named_children()))
         assert view is not None
-        site = AdaptedModule(block, self.rows, view)
+        module = AdaptedModule(block, self.rows, view)
         spec = AdapterSpec(num_experts=sizes.experts, rank=sizes.rank, top_k=sizes.top_k)
         for slot in self.rows.slots:
             layer = BlockExperts(view, spec, NAMES)
             for parameter in layer.parameters():
                 nn.init.normal_(parameter, std=0.02)
-            site.add(slot, layer)
-        return site.eval()
+            module.add(slot, layer)
+        return module.eval()
 
     @torch.inference_mode()
     def step(self, tokens: int, width: int, slots: list[str | None]) -> None:
         """One pass through all blocks, as the residual stream of a model goes."""
         hidden = torch.ones(1, tokens, width)
         with self.rows.assign(slots):
-            for site in self.sites:
-                hidden = hidden + site(hidden)
+            for module in self.modules:
+                hidden = hidden + module(hidden)
 
 
 def measure(blocks: Blocks, sizes: Sizes, tokens: int) -> dict[str, float]:

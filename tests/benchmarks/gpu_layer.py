@@ -84,23 +84,23 @@ def reference(expert_TK: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
 def layers(sizes: Sizes, num_experts: int) -> dict[str, tuple[nn.Module, Step]]:
     """Each contestant's module and its step, in bfloat16; only our own experts stay in float32."""
     built = {name: layer.cuda() for name, layer in contestants(sizes, num_experts).items()}
-    site, loop, lora = built["block"], built["loop"], built["lora"]
-    assert isinstance(site, AdaptedModule)
+    adapted, loop, lora = built["block"], built["loop"], built["lora"]
+    assert isinstance(adapted, AdaptedModule)
     assert isinstance(loop, ExpertLoop)
-    for module in (site.base, loop.lora_A, loop.lora_B, lora):
+    for module in (adapted.base, loop.lora_A, loop.lora_B, lora):
         module.bfloat16()
-    (experts,) = site.adapters.values()
+    (experts,) = adapted.adapters.values()
     assert isinstance(experts, BlockExperts)
 
     def ours(fused: bool) -> Step:
         def step(hidden_TD: Tensor) -> Tensor:
             experts.fused = fused
-            return site(hidden_TD)
+            return adapted(hidden_TD)
 
         return step
 
-    fused, eager = (site, ours(True)), (site, ours(False))
-    dense, peft, each = (site.base, site.base), (lora, lora), (loop, loop)
+    fused, eager = (adapted, ours(True)), (adapted, ours(False))
+    dense, peft, each = (adapted.base, adapted.base), (lora, lora), (loop, loop)
     return {"fused": fused, "eager": eager, "dense": dense, "peft": peft, "loop": each}
 
 

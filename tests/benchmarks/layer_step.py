@@ -136,9 +136,9 @@ def contestants(sizes: Sizes, num_experts: int) -> dict[str, nn.Module]:
     lora = inject_adapter_in_model(config, twin)
     rows = RowMap()
     rows.slots.append("default")
-    site = AdaptedModule(base, rows, view)
-    site.add("default", experts)
-    return {"block": site, "lora": lora, "loop": loop}
+    module = AdaptedModule(base, rows, view)
+    module.add("default", experts)
+    return {"block": module, "lora": lora, "loop": loop}
 
 
 @torch.no_grad()

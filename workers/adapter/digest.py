@@ -63,8 +63,8 @@ def _is_elsewhere(model: Any) -> bool:
 def _loaded(model: "torch.nn.Module") -> "Iterator[torch.Tensor]":
     from workers.injection.wrapper import AdaptedModule
 
-    sites = [module for module in model.modules() if isinstance(module, AdaptedModule)]
-    adapters = {id(weight) for site in sites for weight in site.adapters.parameters()}
+    adapted = [module for module in model.modules() if isinstance(module, AdaptedModule)]
+    adapters = {id(weight) for one in adapted for weight in one.adapters.parameters()}
     return (
         weight.detach()
         for name, weight in model.named_parameters()

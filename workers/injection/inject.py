@@ -81,7 +81,7 @@ class Adapter:
         return list(self._layers.values())
 
     @property
-    def sites(self) -> dict[str, AdaptedModule]:
+    def modules(self) -> dict[str, AdaptedModule]:
         """What stands at its places in the model, by path, in the model's order."""
         modules = ((place.path, place.module) for place in self._layers)
         return {path: module for path, module in modules if isinstance(module, AdaptedModule)}
@@ -156,11 +156,11 @@ class Adapter:
     def remove(self) -> None:
         """Take the adapter off; the last one restores the model's own modules."""
         for place in self._layers:
-            site = place.module
-            assert isinstance(site, AdaptedModule)
-            site.take_off(self.slot)
-            if not site.adapters:
-                setattr(place.owner, place.name, site.base)
+            module = place.module
+            assert isinstance(module, AdaptedModule)
+            module.take_off(self.slot)
+            if not module.adapters:
+                setattr(place.owner, place.name, module.base)
         self._layers.clear()
         if self.slot in self.rows.slots:
             self.rows.slots.remove(self.slot)
@@ -178,7 +178,7 @@ def inject(
 
     Its weights depend on `seed` alone. `rows` is the map of a model whose adapters come and go, as
     its owner keeps it; without one, it is that of the adapters that are there, or a new one.
-    Further calls, with other slots, share the sites.
+    Further calls, with other slots, share the adapted modules.
     """
     rows = _agreed(_there(model), rows)
     if slot in rows.slots:
@@ -193,9 +193,9 @@ def inject(
         layer.reset_parameters(generator)
         if not isinstance(place.module, AdaptedModule):
             setattr(place.owner, place.name, AdaptedModule(place.module, rows, view))
-        site = place.module
-        assert isinstance(site, AdaptedModule)
-        site.add(slot, layer)
+        module = place.module
+        assert isinstance(module, AdaptedModule)
+        module.add(slot, layer)
     rows.slots.append(slot)
     taken = {place: layer for place, (_, layer) in planned.items()}
     return Adapter(slot, spec, rows, taken, layer_list)

@@ -3,7 +3,7 @@
 The base's matmuls run once for the whole batch, the adapters' once for all adapters together: their
 experts lie one after the other in one bank, and every token names the experts of its own adapter.
 Shapes: T tokens of the batch (its leading dimensions flattened), t tokens of one adapter, K slots,
-R rank, D a site's input, O its output.
+R rank, D an adapted module's input, O its output.
 """
 
 from collections.abc import Sequence

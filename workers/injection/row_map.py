@@ -18,7 +18,7 @@ Slot = str | None
 
 
 class TokenPartition:
-    """The tokens of one batch by slot, for all the sites that see batches of this shape."""
+    """The tokens of one batch by slot, for all adapted modules that see batches of this shape."""
 
     def __init__(
         self, names: tuple[Slot, ...], slots: Sequence[Slot], device: torch.device
@@ -42,7 +42,7 @@ class _Assignment:
     recent: frozenset[Slot] = frozenset()
     """Names that count as well, whether they have a row or not."""
     partitions: dict[tuple[object, ...], TokenPartition] = field(default_factory=dict)
-    """Made so far, by batch shape and device: all sites of a forward pass share them."""
+    """Made so far, by batch shape and device: all modules of a forward pass share them."""
     parts: dict[tuple[object, ...], "tuple[Tensor, _Assignment]"] = field(default_factory=dict)
     """Made so far, by names and device: rows of these names, and the assignment of these alone."""
 
@@ -55,7 +55,7 @@ class _Assignment:
 
 
 class RowMap:
-    """Which slot each row of the running batch belongs to; shared by all sites of a model.
+    """Which slot each row of the running batch belongs to; shared by a model's adapted modules.
 
     Without an assignment the only adapter there is takes all rows. Under activation checkpointing
     an assignment must hold until the backward pass is over.

@@ -75,8 +75,8 @@ def feed_forwards(layer: nn.Module, path: str) -> dict[TargetModule, FeedForward
     """
     found = {}
     for place in places(layer, path):
-        site = place.module
-        view = site.feed_forward if isinstance(site, AdaptedModule) else None
+        module = place.module
+        view = module.feed_forward if isinstance(module, AdaptedModule) else None
         if view is None:  # else it was proved before, and a server's requests wait for us
             children = {name: _bare(child) for name, child in place.bare.named_children()}
             view = find_feed_forward(place.bare, children)

@@ -1,6 +1,6 @@
 """A place of the model where adapters attach.
 
-Shapes: D a site's input, O its output; `...` any leading sizes.
+Shapes: D an adapted module's input, O its output; `...` any leading sizes.
 """
 
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ class AdaptedModule(nn.Module):
         if not any(layers):
             output: Tensor = self.base(hidden)
             return output
-        if not all(layers) and self._has_sites():
+        if not all(layers) and self._has_inner():
             return self._in_two(layers, partition, hidden)
         output_TO = self._packed(layers, partition, hidden)
         return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
@@ -117,7 +117,7 @@ class AdaptedModule(nn.Module):
         assert isinstance(layer, BlockExperts | LinearExperts)
         return layer
 
-    def _has_sites(self) -> bool:
+    def _has_inner(self) -> bool:
         return any(isinstance(module, AdaptedModule) for module in self.base.modules())
 
 

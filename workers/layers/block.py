@@ -116,7 +116,7 @@ def adapt_prepared(
     block: FeedForward, made: Prepared, hidden_TD: Tensor, assignments: ExpertAssignments
 ) -> Tensor:
     """`adapt_block` in inference."""
-    way = decode_tokens if len(hidden_TD) <= made.few else prefill_tokens
+    way = decode_tokens if len(hidden_TD) <= made.decode_tokens else prefill_tokens
     output_TD = way(block, made, hidden_TD, assignments)
     return with_weighed_bias(block.outer[1], output_TD, assignments.gate_TK)
 

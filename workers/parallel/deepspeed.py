@@ -195,8 +195,8 @@ def _announce(model: nn.Module) -> None:
     """An adapter's layer reads the weights of the modules inside it, which are not called."""
     import deepspeed
 
-    for site in (module for module in model.modules() if isinstance(module, AdaptedModule)):
-        for layer in site.adapters.values():
+    for module in (module for module in model.modules() if isinstance(module, AdaptedModule)):
+        for layer in module.adapters.values():
             for inner in (module for module in layer.modules() if module is not layer):
                 for parameter in inner.parameters(recurse=False):
                     deepspeed.zero.register_external_parameter(layer, parameter)

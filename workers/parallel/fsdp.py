@@ -42,8 +42,8 @@ class Sharded(NamedUpdate):
         former = [one for one in adapter.parameters() if not _among(one, own)]
         self.world.broadcast(former)
         mesh = init_device_mesh(former[0].device.type, (self.world.size,))
-        sites = [site for site in model.modules() if isinstance(site, AdaptedModule)]
-        for layer in (layer for site in sites for layer in site.adapters.values()):
+        adapted = [module for module in model.modules() if isinstance(module, AdaptedModule)]
+        for layer in (layer for module in adapted for layer in module.adapters.values()):
             unit = fully_shard(
                 layer,
                 mesh=mesh,

@@ -52,61 +52,61 @@ def measured(
     median, of the slowest worker. The same figures on all workers, of whom it is a collective."""
     total = dict.fromkeys(EXCHANGES, 0.0)
     _, layers = decoder_layers(model)
-    sites, routers = adapter.sites, adapter.routers
-    for path, alike in _kinds(sites, routers).items():
+    modules, routers = adapter.modules, adapter.routers
+    for path, alike in _kinds(modules, routers).items():
         router_ED = routers[path].weight
         shape = micro.rows, micro.length, router_ED.shape[1]
-        with _training(sites[path], layers[int(path.split(".")[1])], router_ED.device):
+        with _training(modules[path], layers[int(path.split(".")[1])], router_ED.device):
             hidden_BSD = torch.randn(shape, dtype=micro.dtype, device=router_ED.device)
-            taken = _medians(sites[path], shards, hidden_BSD.requires_grad_())
+            taken = _medians(modules[path], shards, hidden_BSD.requires_grad_())
         for exchange, seconds in taken.items():
             total[exchange] += alike * seconds
     shards.traffic.take()
     return total
 
 
-def _kinds(sites: dict[str, AdaptedModule], paths: Iterable[str]) -> dict[str, int]:
+def _kinds(modules: dict[str, AdaptedModule], paths: Iterable[str]) -> dict[str, int]:
     """The first place of each kind, and how many there are of it."""
     kinds: dict[object, list[str]] = {}
     for path in paths:
-        shapes = (parameter.shape for parameter in sites[path].adapters.parameters())
-        kinds.setdefault((sites[path].feed_forward is None, *shapes), []).append(path)
+        shapes = (parameter.shape for parameter in modules[path].adapters.parameters())
+        kinds.setdefault((modules[path].feed_forward is None, *shapes), []).append(path)
     return {alike[0]: len(alike) for alike in kinds.values()}
 
 
 @contextmanager
-def _training(site: AdaptedModule, layer: nn.Module, device: torch.device) -> Iterator[None]:
-    """The site trains, with its decoder layer's weights there, on random numbers of its own."""
-    mode = site.training
+def _training(module: AdaptedModule, layer: nn.Module, device: torch.device) -> Iterator[None]:
+    """The module trains, with its decoder layer's weights there, on random numbers of its own."""
+    mode = module.training
     drawing = [device] if device.type == "cuda" else []
     with whole(layer), torch.random.fork_rng(drawing):
-        site.train()
+        module.train()
         try:
             yield
         finally:
-            site.train(mode)
+            module.train(mode)
 
 
-def _medians(site: AdaptedModule, shards: ExpertShards, hidden_BSD: Tensor) -> dict[str, float]:
+def _medians(module: AdaptedModule, shards: ExpertShards, hidden_BSD: Tensor) -> dict[str, float]:
     tries: dict[str, list[float]] = {exchange: [] for exchange in EXCHANGES}
     for _ in range(TRIES + 1):
         for exchange, taken in tries.items():
             shards.take(ExchangeChoice(exchange))
-            taken.append(_seconds(site, shards, hidden_BSD))
+            taken.append(_seconds(module, shards, hidden_BSD))
     medians = [statistics.median(taken[1:]) for taken in tries.values()]
     slowest = torch.tensor(medians, dtype=torch.float64, device=hidden_BSD.device)
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
     return dict(zip(tries, slowest.tolist(), strict=True))
 
 
-def _seconds(site: AdaptedModule, shards: ExpertShards, hidden_BSD: Tensor) -> float:
+def _seconds(module: AdaptedModule, shards: ExpertShards, hidden_BSD: Tensor) -> float:
     """One forward and backward pass, which leaves no gradient."""
     shards.mesh.world.barrier()
     _finish(hidden_BSD.device)
     started = time.perf_counter()
     again = shards.passes.recomputed
-    output = checkpoint(site, hidden_BSD, use_reentrant=False) if again else site(hidden_BSD)
-    trained = [hidden_BSD, *site.adapters.parameters()]
+    output = checkpoint(module, hidden_BSD, use_reentrant=False) if again else module(hidden_BSD)
+    trained = [hidden_BSD, *module.adapters.parameters()]
     torch.autograd.grad(output, trained, torch.ones_like(output), allow_unused=True)
     _finish(hidden_BSD.device)
     return time.perf_counter() - started

@@ -283,8 +283,8 @@ def test_rank_space_is_that_of_the_chosen_experts(build_model: Build) -> None:
     model = build_model("llama")
     adapter = inject(model, SPECS[0])
     seen: list[Tensor] = []
-    site = model.get_submodule("model.layers.0.mlp")
-    site.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    module = model.get_submodule("model.layers.0.mlp")
+    module.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
     with adapter.record() as records:
         model(ids())
     lora_A = adapter.state_dict()["layers.0.mlp.up_proj.lora_A"]

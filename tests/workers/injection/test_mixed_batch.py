@@ -202,19 +202,19 @@ def test_dropout_of_one_adapter_leaves_the_others_alone(llama: Callable[[], nn.M
 
 
 def test_tokens_of_a_packed_batch(llama: Callable[[], nn.Module]) -> None:
-    """A site maps the tokens of a [1, T] batch one by one."""
+    """An adapted module maps the tokens of a [1, T] batch one by one."""
     model = llama().double()
     attach(model, ["block@1", "linear.a"])
     model.double()
-    site = model.get_submodule("model.layers.0.mlp")
+    module = model.get_submodule("model.layers.0.mlp")
     hidden = torch.randn(1, 5, 32, dtype=torch.float64)
     assigned = ["block@1", "linear.a", None, "block@1", "linear.a"]
     with row_map(model).assign(assigned):
-        packed = site(hidden)
+        packed = module(hidden)
     assert packed.shape == hidden.shape
     for token, slot in enumerate(assigned):
         with row_map(model).everywhere(slot):
-            torch.testing.assert_close(packed[:, token], site(hidden[:, token]))
+            torch.testing.assert_close(packed[:, token], module(hidden[:, token]))
 
 
 def test_inputs_with_and_without_a_batch_dimension(llama: Callable[[], nn.Module]) -> None:
@@ -222,10 +222,10 @@ def test_inputs_with_and_without_a_batch_dimension(llama: Callable[[], nn.Module
     attach(model, ["block@1"])
     hidden = torch.randn(2, 3, 32)
     for path in ("mlp", "self_attn.q_proj"):
-        site = model.get_submodule(f"model.layers.0.{path}")
-        flat = site(hidden.view(6, 32))
-        torch.testing.assert_close(site(hidden), flat.view(2, 3, -1))
-        torch.testing.assert_close(site(hidden.view(1, 6, 32))[0], flat)
+        module = model.get_submodule(f"model.layers.0.{path}")
+        flat = module(hidden.view(6, 32))
+        torch.testing.assert_close(module(hidden), flat.view(2, 3, -1))
+        torch.testing.assert_close(module(hidden.view(1, 6, 32))[0], flat)
 
 
 def test_everywhere_and_nesting(llama: Callable[[], nn.Module]) -> None:
@@ -306,12 +306,12 @@ def test_an_empty_batch(llama: Callable[[], nn.Module], shape: tuple[int, ...]) 
     model = llama()
     attach(model, ["two", "linear"])
     for path in ("mlp", "self_attn.q_proj"):
-        site = model.get_submodule(f"model.layers.0.{path}")
+        module = model.get_submodule(f"model.layers.0.{path}")
         for slot in ("two", "linear"):
             with row_map(model).everywhere(slot):
-                assert site(torch.zeros(shape)).shape == shape
+                assert module(torch.zeros(shape)).shape == shape
                 with torch.no_grad():
-                    assert site(torch.zeros(shape)).shape == shape
+                    assert module(torch.zeros(shape)).shape == shape
     if shape[0]:
         with row_map(model).assign(["two", "linear"] * 2):
             assert model.get_submodule("model.layers.0.mlp")(torch.zeros(shape)).shape == shape

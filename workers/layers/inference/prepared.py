@@ -60,7 +60,7 @@ Members = Sequence[Source | None]
 class Prepared(NamedTuple):
     """The experts of a block, ready to serve."""
 
-    few: int
+    decode_tokens: int
     """Tokens up to which a pass is a decoding step."""
     inner: int
     experts: int
@@ -93,7 +93,7 @@ class PreparedExperts:
         way is needed or faster."""
         layers = [layer for layer in members if layer is not None]
         tokens, device = len(hidden_TD), hidden_TD.device.type
-        beyond = tokens > _few(layers) and device != "cpu"  # kernels have a way of their own
+        beyond = tokens > _decode_tokens(layers) and device != "cpu"  # kernels have a way of their own
         if not tokens or beyond or not _serves(hidden_TD):
             return None
         dtype = hidden_TD.dtype
@@ -158,7 +158,7 @@ def _prepare(block: FeedForward, members: Members, dtype: torch.dtype) -> Prepar
     # Twice: residual gates add a slot to every token's.
     pairs = 2 * PLAIN_PRODUCTS // _ranks(layers)
     return Prepared(
-        _few(layers),
+        _decode_tokens(layers),
         len(inner),
         experts,
         rank,
@@ -172,7 +172,7 @@ def _prepare(block: FeedForward, members: Members, dtype: torch.dtype) -> Prepar
     )
 
 
-def _few(layers: Sequence[Source]) -> int:
+def _decode_tokens(layers: Sequence[Source]) -> int:
     slots = max(layer.router.slots for layer in layers)
     return PLAIN_PRODUCTS // (slots * _ranks(layers))
 
