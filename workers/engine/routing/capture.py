@@ -79,31 +79,33 @@ class RoutingCapture:
             self._sum_up()
             return tally.summary(places)
 
-    def _note(self, place: str, choice: RoutingDecision) -> None:
+    def _note(self, place: str, decision: RoutingDecision) -> None:
         if self._running is not None:
-            self._running.notes.append((place, choice))
+            self._running.notes.append((place, decision))
 
     def _sum_up(self) -> None:
         """Take the sums of all passes, of the same adapters at the same places together."""
         groups: dict[tuple[Layout, Places], list[PassDecisions]] = defaultdict(list)
         for one in self._passes:
             layouts: dict[Layout, list[tuple[str, RoutingDecision]]] = defaultdict(list)
-            for place, choice in one.notes:
-                layouts[self._layout(choice)].append((place, choice))
+            for place, decision in one.notes:
+                layouts[self._layout(decision)].append((place, decision))
             for layout, notes in layouts.items():
                 spans = [span for span in one.spans if layout.has(span.tally)]
                 places = tuple(place for place, _ in notes)
-                groups[layout, places].append(PassDecisions(spans, [choice for _, choice in notes]))
+                groups[layout, places].append(
+                    PassDecisions(spans, [decision for _, decision in notes])
+                )
         for (layout, places), parts in groups.items():
             share_out(layout, places, parts)
         self._passes.clear()
 
-    def _layout(self, choice: RoutingDecision) -> Layout:
+    def _layout(self, decision: RoutingDecision) -> Layout:
         members, first = [], 0
-        for router in choice.routers:
+        for router in decision.routers:
             if router is not None:
                 experts = len(router.weight)
                 members.append(Member(self._slots[router], first, experts, router.slots))
                 first += experts
-        shape = choice.logits_TN.shape[1], choice.gate_TK.shape[1]
-        return Layout(tuple(members), None in choice.routers, *shape)
+        shape = decision.logits_TN.shape[1], decision.gate_TK.shape[1]
+        return Layout(tuple(members), None in decision.routers, *shape)

@@ -93,7 +93,9 @@ class PreparedExperts:
         way is needed or faster."""
         layers = [layer for layer in members if layer is not None]
         tokens, device = len(hidden_TD), hidden_TD.device.type
-        beyond = tokens > _decode_tokens(layers) and device != "cpu"  # kernels have a way of their own
+        beyond = (
+            tokens > _decode_tokens(layers) and device != "cpu"
+        )  # kernels have a way of their own
         if not tokens or beyond or not _serves(hidden_TD):
             return None
         dtype = hidden_TD.dtype
