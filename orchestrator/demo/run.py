@@ -15,7 +15,7 @@ from orchestrator.config.job import JobSpec, load_job, override_job
 from orchestrator.evaluation.compare import Comparison, Measurement, compare_version
 from orchestrator.monitoring.console import Narrator, dashboard_line, training_line
 from orchestrator.monitoring.display import run_display, study_display
-from orchestrator.tuning.study import Study, trial_name
+from orchestrator.tuning.study import TRAINED_ON, Study, trial_name
 from workers.config.base import InputError, override
 from workers.config.extras import installing
 from workers.config.train import TrainSpec
@@ -94,7 +94,7 @@ class Demo:
         spec = TrainSpec.model_validate_json((trial / "train.json").read_text())
         spec = override(spec, LONGER, "demo")
         begun = trial / "adapter"
-        plan = RunPlan(study.folder / "longer", study.name, best.number, start_from=begun)
+        plan = RunPlan(study.folder / TRAINED_ON, study.name, best.number, start_from=begun)
         narrator = self.journal.narrator
         with run_display(plan.folder, narrator):
             adapter, report = fit(

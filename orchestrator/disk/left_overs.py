@@ -9,23 +9,26 @@ from typing import Literal
 
 from workers.run.files import DELETED, LEFT_SECONDS
 
-FolderKind = Literal["storage", "versions", "study", "inputs", "trial", "ranks", "checkpoints"]
+FolderKind = Literal[
+    "storage", "versions", "study", "inputs", "run", "ranks", "checkpoints", "watched rows"
+]
 _HEX = "[0-9a-f]{32}"
 _FILE = rf"\.({_HEX}|\d+)"
 """How the hidden name of a file ends; the number of a process is of versions before."""
 _WRITERS: dict[FolderKind, re.Pattern[str]] = {
-    "storage": re.compile(rf"\.smoke\.{_HEX}"),
+    "storage": re.compile(rf"\.smoke\.{_HEX}|\.demo-summary\.json{_FILE}"),
     "versions": re.compile(rf"\.{_HEX}"),
     "study": re.compile(rf"\.(job\.json|study\.id|report\.html){_FILE}"),
     "inputs": re.compile(rf"\.[0-9a-f]{{12}}(\.base(\.samples)?)?\.json{_FILE}"),
-    "trial": re.compile(
+    "run": re.compile(
         rf"\.(adapter|checkpoints)\.{_HEX}(\.old)?"
-        rf"|\.((train|exchange|samples)\.json|progress\.jsonl|error\.txt){_FILE}"
+        rf"|\.((train|exchange|samples|base(\.samples)?)\.json|progress\.jsonl|error\.txt){_FILE}"
     ),
     "ranks": re.compile(rf"\.\d+\.json{_FILE}"),
     "checkpoints": re.compile(rf"\.step-\d{{8,}}\.({_HEX}(\.old)?|fetched)"),
+    "watched rows": re.compile(rf"\.(train|validation)\.jsonl{_FILE}"),
 }
-"""A trial's adapter, `ranks` and checkpoints are written by workers.train, the rest by us.
+"""A run's adapter, `ranks` and checkpoints are written by workers.train, the rest by us.
 `fetched` is of versions before."""
 _GOING = re.compile(re.escape(DELETED) + _HEX)
 

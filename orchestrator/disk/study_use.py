@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.disk.left_overs import FolderKind, left_over
 from orchestrator.disk.use import Item, entries
-from orchestrator.tuning.study import Study, trial_name
+from orchestrator.tuning.study import TRAINED_ON, Study, trial_name
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -103,11 +103,11 @@ def _state(folders: Iterable[Path]) -> list[Path]:
 def _left_overs(folder: Path, gone: Collection[Path]) -> list[Path]:
     """Of killed processes, where they write in a study's folder; but for what goes as a whole."""
     places: list[tuple[Path, FolderKind]] = [(folder, "study"), (folder / "inputs", "inputs")]
-    for trial in entries(folder / "trials"):
+    for run in (*entries(folder / "trials"), folder / TRAINED_ON):
         places += (
-            (trial, "trial"),
-            (trial / "ranks", "ranks"),
-            (trial / "checkpoints", "checkpoints"),
+            (run, "run"),
+            (run / "ranks", "ranks"),
+            (run / "checkpoints", "checkpoints"),
         )
     there = [(path, kind) for place, kind in places if place not in gone for path in entries(place)]
     return [path for path, kind in there if left_over(path, kind)]

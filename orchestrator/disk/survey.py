@@ -112,17 +112,23 @@ def _versions(folder: Path, known: _Registered) -> Iterator[Item]:
 
 
 def _others(folder: Path) -> Iterator[Item]:
-    rest = []
+    rest, left = [], tuple(_watched_left(folder / "watch"))
     for path in entries(folder):
         if path.name in _OTHERS:
-            yield Item(*_OTHERS[path.name], (path,))
+            yield Item(*_OTHERS[path.name], (path,), without=left)
         elif path.name not in ("versions", "studies"):
             rest.append(path)
     database = tuple(path for path in rest if path.name.startswith(("moetune.db", MARK)))
     yield Item("database", "studies, names and keys", database)
-    left = tuple(path for path in rest if left_over(path, "storage"))
+    left += tuple(path for path in rest if left_over(path, "storage"))
     yield Item("left-overs", _KILLED, left, goes=True)
     yield Item("other files", "not known here", tuple(set(rest) - {*database, *left}))
+
+
+def _watched_left(folder: Path) -> Iterator[Path]:
+    """Left-overs where watches write rows: in a folder for each training of each name."""
+    for training in (training for name in entries(folder) for training in entries(name)):
+        yield from (path for path in entries(training) if left_over(path, "watched rows"))
 
 
 def _of_machine() -> Iterator[Item]:

@@ -35,6 +35,8 @@ SAME_AS = "same_as"
 """Note of a trial that was not trained: the number of the one with the same setting."""
 COMES_FROM = "comes_from"
 """Note of a trial that was moved here from a study on other rows: its number there."""
+TRAINED_ON = "longer"
+"""Folder in a study's of the run that trained its best trial on."""
 
 
 @dataclass(frozen=True)

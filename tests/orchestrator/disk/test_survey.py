@@ -231,9 +231,15 @@ def unfinished(job: JobSpec, trials: list[Path], pid: int, key: str) -> list[Pat
     """What a killed writer of each kind leaves, one of a version before with its `pid`."""
     folder, study, random = Path(job.cluster.storage), job.study_folder(), key * 32
     files = ("train.json", "exchange.json", "samples.json", "progress.jsonl", "error.txt")
+    alone, rows = study / "longer", folder / "watch" / "home" / "home-2"
     of_before = [
-        *(trials[0] / f".{name}.{pid}" for name in files),
-        trials[0] / "ranks" / f".0.json.{pid}",
+        *(run / f".{name}.{pid}" for name in files for run in (trials[0], alone)),
+        *(run / "ranks" / f".0.json.{pid}" for run in (trials[0], alone)),
+        alone / f".base.json.{pid}",
+        alone / f".base.samples.json.{pid}",
+        folder / f".demo-summary.json.{pid}",
+        rows / f".train.jsonl.{pid}",
+        rows / f".validation.jsonl.{pid}",
         study / "inputs" / f".{key * 12}.base.json.{pid}",
         study / "inputs" / f".{key * 12}.base.samples.json.{pid}",
         study / f".job.json.{pid}",
@@ -249,6 +255,9 @@ def unfinished(job: JobSpec, trials: list[Path], pid: int, key: str) -> list[Pat
         trials[0] / f".adapter.{random}",
         trials[0] / f".adapter.{random}.old",
         trials[0] / f".checkpoints.{random}",
+        alone / f".adapter.{random}",
+        alone / "checkpoints" / f".step-00000030.{random}",
+        rows / f"{DELETED}{random}",
         trials[3] / "checkpoints" / f".step-00000030.{random}",
         trials[3] / "checkpoints" / f".step-00000030.{random}.old",
         trials[3] / "checkpoints" / f".step-0000003{pid % 10}.fetched",
@@ -331,6 +340,9 @@ def test_what_somebody_hides_stays_however_old(
         trials[0]: [".notes", ".backup.20261101", f".notes.{random}", ".job.json.4711"],
         trials[0] / "ranks": [".notes.4711"],
         trials[3] / "checkpoints": [".step-best", ".step-00000030.1", f".best.{random}"],
+        study / "longer": [".backup.20261101", f".notes.{random}", ".job.json.4711"],
+        folder / "watch" / "home": [f".diary.jsonl.{random}", f".train.jsonl.{random}"],
+        folder / "watch" / "home" / "home-2": [".train.jsonl", f".train.json.{random}"],
     }
     theirs = {place / name for place, names in hidden.items() for name in names}
     kept = {fill(path / "x", LONG_AGO) for path in theirs}
