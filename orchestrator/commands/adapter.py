@@ -39,7 +39,7 @@ def import_(
 ) -> None:
     """Read an adapter of MixLoRA, MoELoRA or PEFT (safetensors or .bin) into our format."""
     from workers.adapter.convert import import_folder
-    from workers.config.train import ModelSpec
+    from workers.config.model import ModelSpec
     from workers.models.base import load_base
 
     import_folder(folder, to, load_base(ModelSpec(path=base)).model if base else None)

@@ -8,7 +8,7 @@ from orchestrator.registry.registry import Registry
 from orchestrator.registry.trained_base import in_training
 from workers.adapter import folder as folders
 from workers.config.base import InputError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 
 if TYPE_CHECKING:
     from workers.adapter.manifest import BaseRecord

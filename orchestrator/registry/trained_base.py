@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.config.base import InputError, validated
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 
 if TYPE_CHECKING:
     from workers.adapter.manifest import BaseRecord, Manifest

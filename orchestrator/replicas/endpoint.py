@@ -11,7 +11,7 @@ from orchestrator.replicas.golden import EXACT, ROUNDED, Golden
 from workers.adapter.manifest import base_id
 from workers.config.base import Spec
 from workers.config.engines import ENGINES
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.request import Limits
 
 Base = tuple[str | None, ...]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from orchestrator.registry.registry import Registry
 from orchestrator.replicas.golden import Golden, GoldenAnswer, from_json
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 
 
 class FirstAnswers:

@@ -14,7 +14,7 @@ from orchestrator.registry.trained_base import (
 )
 from workers.adapter.manifest import base_id
 from workers.config.base import InputError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 
 if TYPE_CHECKING:
     from workers.adapter.manifest import Manifest

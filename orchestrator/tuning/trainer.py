@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.config.job import JobSpec
 from search_spaces.spec import SearchSpec
 from workers.config.base import InputError, override
-from workers.config.train import ParallelSpec, TrainSpec, WorkerRange
+from workers.config.parallel import ParallelSpec, WorkerRange
+from workers.config.train import TrainSpec
 from workers.run.record import Metrics, RunPlan, read_progress, reason
 
 if TYPE_CHECKING:

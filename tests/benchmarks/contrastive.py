@@ -28,8 +28,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from workers.config.adapter import AdapterSpec
+from workers.config.data import DataSpec
 from workers.config.losses import LossSpec
-from workers.config.train import DataSpec, ModelSpec, OptimizerSpec, TrainSpec
+from workers.config.model import ModelSpec
+from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
 from workers.injection.inject import inject
 from workers.losses.cross_entropy import IGNORED

@@ -31,14 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from workers.config.adapter import AdapterSpec
-from workers.config.train import (
-    DataSpec,
-    LossSpec,
-    ModelSpec,
-    OptimizerSpec,
-    ParallelSpec,
-    TrainSpec,
-)
+from workers.config.data import DataSpec
+from workers.config.model import ModelSpec
+from workers.config.parallel import ParallelSpec
+from workers.config.train import LossSpec, OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
 from workers.injection.inject import Adapter, inject
 from workers.losses.cross_entropy import IGNORED

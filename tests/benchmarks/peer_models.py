@@ -18,7 +18,7 @@ from workers.adapter.convert import export_folder
 from workers.adapter.files import save
 from workers.adapter.manifest import BaseRecord, Manifest
 from workers.config.adapter import AdapterSpec
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.injection.inject import inject
 from workers.models.base import load_base
 

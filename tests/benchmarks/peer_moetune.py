@@ -10,7 +10,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from workers.adapter.files import load_into
-from workers.config.train import DataSpec, ModelSpec, OptimizerSpec, TrainSpec
+from workers.config.data import DataSpec
+from workers.config.model import ModelSpec
+from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
 from workers.injection.inject import row_map
 from workers.losses.cross_entropy import IGNORED

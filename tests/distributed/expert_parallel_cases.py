@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from workers.config.adapter import AdapterSpec
+from workers.config.data import DataSpec
 from workers.config.losses import LossSpec
-from workers.config.train import DataSpec, ModelSpec, OptimizerSpec, TrainSpec
+from workers.config.model import ModelSpec
+from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
 from workers.injection.inject import Adapter, LayerRecord, inject
 from workers.layers.routing.base import Routing

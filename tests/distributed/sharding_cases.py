@@ -10,14 +10,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from workers.config.adapter import AdapterSpec
-from workers.config.train import (
-    DataSpec,
-    LossSpec,
-    ModelSpec,
-    OptimizerSpec,
-    ParallelSpec,
-    TrainSpec,
-)
+from workers.config.data import DataSpec
+from workers.config.model import ModelSpec
+from workers.config.parallel import ParallelSpec
+from workers.config.train import LossSpec, OptimizerSpec, TrainSpec
 from workers.data.batches import Batch, collate
 from workers.data.encode import Example
 from workers.injection.inject import Adapter, inject

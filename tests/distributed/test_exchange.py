@@ -20,7 +20,8 @@ from tests.distributed.expert_parallel_cases import CASES, RECOMPUTED, Case, bat
 from tests.processes import run_together
 from workers.config.adapter import AdapterSpec
 from workers.config.base import override
-from workers.config.train import ParallelSpec, TrainSpec
+from workers.config.parallel import ParallelSpec
+from workers.config.train import TrainSpec
 from workers.injection.inject import inject
 from workers.parallel.cost import ExchangeChoice, Passes
 from workers.parallel.exchange_choice import share_out

@@ -17,7 +17,7 @@ from tests.distributed.expert_parallel_cases import (
     reference,
 )
 from tests.processes import run_together
-from workers.config.train import ParallelSpec
+from workers.config.parallel import ParallelSpec
 from workers.parallel.cost import ExchangeChoice, Passes
 from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.mesh import Mesh

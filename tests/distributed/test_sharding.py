@@ -34,7 +34,8 @@ from tests.distributed.sharding_cases import (
 from tests.processes import run_together
 from workers.adapter.digest import base_digest
 from workers.config.base import override
-from workers.config.train import ParallelSpec, TrainSpec
+from workers.config.parallel import ParallelSpec
+from workers.config.train import TrainSpec
 from workers.losses.cross_entropy import cross_entropy_sum
 from workers.models.base import load_base
 from workers.parallel.mesh import Mesh

@@ -12,7 +12,8 @@ from orchestrator.retraining.policy import load_policy
 from search_spaces.space import SearchSpace
 from tests.docs.pages import PAGES, Block
 from workers.config.base import InputError
-from workers.config.train import DataSpec, TrainSpec
+from workers.config.data import DataSpec
+from workers.config.train import TrainSpec
 from workers.data.rows import read_rows
 
 KNOWN: Mapping[str, set[str]] = {

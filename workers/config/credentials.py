@@ -2,7 +2,10 @@
 without them where people see them."""
 
 import re
+from typing import Annotated
 from urllib.parse import unquote_plus
+
+from pydantic import AfterValidator
 
 _USER = re.compile(r"(?<=://)(?P<user>[^:/?#@\[]*):(?!\d+(?:/|$))[^@]*@(?:[^/?@]*@)*")
 """A user's password. What stands there is not always quoted as it should be; only digits are a
@@ -36,3 +39,16 @@ def refuse_credentials(uri: str, instead: str) -> str:
 def _is_secret(field: str) -> bool:
     name, equals, _ = field.partition("=")
     return bool(equals and _SECRET.search(unquote_plus(name)))
+
+
+def _no_credentials(uri: str) -> str:
+    return refuse_credentials(
+        uri,
+        "leave it out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Google: "
+        "GOOGLE_APPLICATION_CREDENTIALS; Azure: AZURE_TENANT_ID, AZURE_CLIENT_ID and "
+        "AZURE_CLIENT_SECRET)",
+    )
+
+
+Uri = Annotated[str, AfterValidator(_no_credentials)]
+"""A path or URI. Jobs and manifests name it, so it holds no password."""

@@ -1,89 +1,20 @@
 """What a training run is: one frozen, typed tree, loadable without torch.
 
-Other packages take everything from here; the parts lie in modules of their own.
+Its larger parts lie beside: the base model, the rows, the adapter, its losses, the workers.
 """
 
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from workers.config.adapter import AdapterSpec
-from workers.config.base import (
-    Fraction,
-    Listed,
-    NonNegative,
-    PositiveInt,
-    Spec,
-)
-from workers.config.credentials import refuse_credentials
+from workers.config.base import Fraction, NonNegative, PositiveInt, Spec
+from workers.config.credentials import Uri
+from workers.config.data import DataSpec
 from workers.config.losses import LossSpec
-
-
-def _no_credentials(uri: str) -> str:
-    return refuse_credentials(
-        uri,
-        "leave it out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Google: "
-        "GOOGLE_APPLICATION_CREDENTIALS; Azure: AZURE_TENANT_ID, AZURE_CLIENT_ID and "
-        "AZURE_CLIENT_SECRET)",
-    )
-
-
-Uri = Annotated[str, AfterValidator(_no_credentials)]
-"""A path or URI. Jobs and manifests name it, so it holds no password."""
-
-
-class ModelSpec(Spec):
-    """The frozen base model."""
-
-    path: Annotated[Uri, Field(examples=["Qwen/Qwen2.5-0.5B-Instruct", "models/my-base"])]
-    """Hub name, or folder, of a Hugging Face causal language model."""
-    revision: str | None = None
-    """Hub revision; None takes the default branch."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the frozen base. Adapter weights are always float32."""
-    quantization: Literal["bnb_nf4", "bnb_int8", "torchao_int8"] | None = None
-    """Pack the frozen linears when they are loaded: to 4 bits (bitsandbytes, QLoRA's NF4) or 8
-    (bitsandbytes' LLM.int8(), torchao's weight-only int8). Needs the extra `quantized`; dtype is
-    then what the rest is kept and computed in."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model lies; auto takes a GPU if the process sees one."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """How training computes attention. eager keeps all scores of a layer in memory; on a CPU in
-    bfloat16 it is still four times as fast for rows of about 70 tokens."""
-    activation_checkpointing: bool = False
-    """Recompute each block's activations in the backward pass."""
-
-
-class DataSpec(Spec):
-    """Rows to learn from. A source is a path or glob of Parquet or JSONL files (any filesystem
-    that pyarrow reads), or `hub:NAME[:CONFIG][#SPLIT]`."""
-
-    train: Annotated[Uri, Field(examples=["train.parquet", "s3://bucket/train/*.jsonl"])]
-    """Source of the training rows."""
-    validation: Annotated[Uri, Field(examples=["validation.parquet"])]
-    """Source of the rows that trials are compared on."""
-    prompt_columns: Listed[str] = ("prompt",)
-    """Columns that make the prompt, joined by a newline; not read where `messages` is there."""
-    target_column: str = "target"
-    """Column with the text to learn."""
-    messages_column: str = "messages"
-    """Column with a chat: the last assistant turn is the target, what precedes it the prompt."""
-    task_column: str = "task"
-    """Column with the row's task; a file without it is one task, `default`."""
-    metric_column: str = "metric"
-    """Column with the row's metric; a file without it is scored by exact_match."""
-    template: Literal["chat", "plain"] = "chat"
-    """chat: the tokenizer's chat template around the prompt; plain: the prompt as it stands."""
-    max_length: Annotated[int, Field(ge=2)] = 512
-    """Longest row in tokens; a longer prompt loses its beginning, the target is kept."""
-    too_long: Literal["refuse", "skip", "cut"] = "refuse"
-    """What becomes of a row whose target alone leaves no room for a prompt. skip leaves the row
-    out; cut takes the target's beginning, without its end, beside half a max_length of prompt."""
-    max_rows: PositiveInt | None = None
-    """Take only so many training rows (the first ones, of which too_long may leave some out)."""
-    record_rows: bool = False
-    """Note in the run's folder (`rows.jsonl`) which rows each worker took in each step."""
+from workers.config.model import ModelSpec
+from workers.config.parallel import ParallelSpec
 
 
 class OptimizerSpec(Spec):
@@ -150,92 +81,6 @@ class CheckpointSpec(Spec):
     """Folder for copies, as a URI of any filesystem that pyarrow writes (s3://…, gs://…, file:///…).
     They are made beside training; a run that lost its own checkpoints goes on from there. Its
     keys stand in the workers' environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
-
-
-class WorkerRange(Spec):
-    """An elastic number of workers: as many as the cluster has room for."""
-
-    min: PositiveInt = 1
-    """Training waits while there is room for fewer."""
-    max: PositiveInt
-    """More are never started."""
-    check_every_s: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds between two looks whether there is room for another number. A change starts the
-    workers again, from the last checkpoint."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.min > self.max:
-            raise ValueError(f"min is {self.min}, but must be at most max, which is {self.max}")
-        return self
-
-
-class ParallelSpec(Spec):
-    """How many processes train one adapter."""
-
-    workers: PositiveInt | WorkerRange = 1
-    """Data-parallel workers of one run, one GPU each where there are GPUs. {min: 1, max: 4} goes on
-    with fewer after the loss of a node, and with more when there is room again."""
-    hang_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """A worker in which nothing moves for so many seconds is ended, with the names of those that
-    lag; the run then goes on from its last checkpoint."""
-    threads: PositiveInt | None = None
-    """CPU threads of each worker; None takes the cores that Ray gives it."""
-    ep_size: PositiveInt = 1
-    """Expert parallelism: so many workers share the experts of one copy between them; 1 gives every
-    worker all experts. Worth it where experts times rank exceed about 512."""
-    exchange: Literal["tokens", "weights", "auto"] = "auto"
-    """What travels between the workers of one copy. tokens: hidden states to their experts' owners
-    and back; weights: the experts' weights, just before their use; auto: what the run's own routed
-    layers take less time with, for a micro-batch that both are tried on when it starts."""
-    strategy: Literal["ddp", "fsdp2", "deepspeed"] = "ddp"
-    """How the rest lies over the workers. ddp: a copy on each; fsdp2: everything in shards;
-    deepspeed: by zero_stage."""
-    zero_stage: Literal[1, 2, 3] = 2
-    """With strategy deepspeed, what is in shards: 1 the optimizer's state, 2 gradients too, 3 also
-    the weights, the frozen base's with them."""
-    offload_optimizer: bool = False
-    """With strategy deepspeed, keep the optimizer's state in the memory of the CPU."""
-
-    @property
-    def is_elastic(self) -> bool:
-        """Whether the number of workers may change while a run goes on."""
-        return self.min_workers != self.max_workers
-
-    @property
-    def shards_base(self) -> bool:
-        """Whether the frozen base lies in shards over several workers."""
-        return self.strategy == "fsdp2" or (self.strategy == "deepspeed" and self.zero_stage == 3)
-
-    @property
-    def min_workers(self) -> int:
-        """The fewest workers of the run."""
-        return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
-
-    @property
-    def max_workers(self) -> int:
-        """The most workers of the run."""
-        return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.is_elastic and self.ep_size > 1:
-            raise ValueError(
-                f"ep_size is {self.ep_size}, but must be 1 with workers from {self.min_workers} to "
-                f"{self.max_workers}: it does not divide each of them"
-            )
-        if self.min_workers % self.ep_size:
-            raise ValueError(
-                f"ep_size is {self.ep_size}, but must divide workers, which is {self.workers}"
-            )
-        if self.strategy == "deepspeed" and self.ep_size > 1:
-            raise ValueError(
-                f"ep_size is {self.ep_size}, but must be 1 with strategy deepspeed, which would "
-                "average the gradients of different experts; take ddp or fsdp2"
-            )
-        if self.offload_optimizer and self.strategy != "deepspeed":
-            raise ValueError(f"offload_optimizer is for strategy deepspeed, not {self.strategy}")
-        return self
 
 
 class TrainSpec(Spec):

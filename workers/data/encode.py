@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from workers.config.base import InputError
-from workers.config.train import DataSpec
+from workers.config.data import DataSpec
 from workers.data.counts import RowCounts
 from workers.data.rows import Row
 from workers.data.text_encoder import TextEncoder

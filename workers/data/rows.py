@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from workers.config.base import InputError
-from workers.config.train import DataSpec
+from workers.config.data import DataSpec
 from workers.data.chat import TOOLS, Turn, chat, check_tools
 from workers.data.source import records
 from workers.data.text_metrics import CHOICE_METRICS, check_metric

@@ -13,7 +13,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
 from workers.config.base import InputError, one_line
-from workers.config.train import DataSpec
+from workers.config.data import DataSpec
 from workers.data.json_line import json_record
 from workers.data.values import repeated
 

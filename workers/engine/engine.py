@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.data.text_encoder import TextEncoder
 from workers.engine.adapter_slots import SlotStore
 from workers.engine.attention import check_attention

@@ -26,7 +26,8 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from workers.config.base import InputError
-from workers.config.train import ModelSpec, ParallelSpec
+from workers.config.model import ModelSpec
+from workers.config.parallel import ParallelSpec
 from workers.models.quantization import check_quantised, make_trainable, quantising
 from workers.models.sharded_loading import reading
 from workers.models.vocabulary import fit_vocabulary

@@ -12,7 +12,8 @@ from workers.adapter.modules import check_modules
 from workers.adapter.stacking import MATRICES
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
-from workers.config.train import ModelSpec, TrainSpec
+from workers.config.model import ModelSpec
+from workers.config.train import TrainSpec
 from workers.injection.inject import check_places
 from workers.injection.targets import decoder_layers, linears
 from workers.layers.feed_forward import linear_sizes

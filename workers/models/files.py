@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.models.base import loading_options, readable
 
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model")

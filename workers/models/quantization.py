@@ -17,7 +17,7 @@ from transformers import (
 
 from workers.config.base import InputError
 from workers.config.extras import installing
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 
 LIBRARIES = {"bnb_nf4": "bitsandbytes", "bnb_int8": "bitsandbytes", "torchao_int8": "torchao"}
 """Package that computes with each quantization."""

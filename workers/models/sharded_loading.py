@@ -13,7 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from workers.config.base import InputError
-from workers.config.train import ModelSpec, ParallelSpec
+from workers.config.model import ModelSpec
+from workers.config.parallel import ParallelSpec
 from workers.injection.targets import decoder_layers
 from workers.parallel.world import World
 

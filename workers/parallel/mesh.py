@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from workers.config.train import ParallelSpec
+from workers.config.parallel import ParallelSpec
 from workers.parallel.world import World
 
 

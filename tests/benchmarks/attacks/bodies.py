@@ -33,7 +33,7 @@ from orchestrator.config.serve import ServeSpec
 from orchestrator.serve.deploy import deploy, undeploy
 from orchestrator.serve.served_base import served_base
 from tests.tiny import write_model
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 
 KEY = "a-key-that-no-attacker-has"
 BYTES = 800 * 2**20

@@ -25,7 +25,7 @@ import harness
 import torch
 
 from tests.tiny import write_model
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Asker, Limits, RequestError, Sampling
 from workers.models.base import load_base

@@ -27,7 +27,7 @@ from orchestrator.registry.registry import Registry
 from orchestrator.replicas.endpoint import begun
 from orchestrator.rollout.catalog import ModelCatalog
 from tests.tiny import write_model
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
 from workers.engine.text_engine import TextEngine

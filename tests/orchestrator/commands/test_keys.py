@@ -25,7 +25,7 @@ from orchestrator.config.serve import ServeSpec
 from orchestrator.registry.log import this_user
 from orchestrator.replicas.replica import EndpointSpec
 from workers.config.base import InputError, StorageError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.request import Limits, RequestError
 
 

@@ -31,7 +31,8 @@ from tests.served import serving
 from tests.tiny import write_adapter
 from workers.adapter.manifest import read_manifest, write_manifest
 from workers.config.base import InputError, override
-from workers.config.train import ModelSpec, TrainSpec
+from workers.config.model import ModelSpec
+from workers.config.train import TrainSpec
 
 
 @dataclass(frozen=True)

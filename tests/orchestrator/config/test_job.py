@@ -11,7 +11,7 @@ from orchestrator.config.serve import ServeSpec
 from orchestrator.replicas.endpoint import EndpointSpec
 from orchestrator.retraining.policy import load_policy
 from workers.config.base import InputError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 
 
 @pytest.mark.parametrize(

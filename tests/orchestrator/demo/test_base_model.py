@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.demo import base_model
 from workers.config.base import InputError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.data.batches import collate_prompts
 from workers.data.text_encoder import TextEncoder
 from workers.models.base import load_base

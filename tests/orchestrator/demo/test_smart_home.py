@@ -9,7 +9,7 @@ import pytest
 from orchestrator.demo.home import HOMES
 from orchestrator.demo.smart_home import NO_AREA, TASKS, check, make, prompt
 from orchestrator.demo.split import SPLITS
-from workers.config.train import DataSpec
+from workers.config.data import DataSpec
 from workers.data.rows import read_rows
 from workers.data.text_metrics import score
 

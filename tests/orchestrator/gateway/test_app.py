@@ -18,7 +18,7 @@ from orchestrator.gateway.services import GatewayServices
 from orchestrator.registry.promote import promote, rollback
 from orchestrator.registry.registry import Registry, Version
 from orchestrator.rollout.catalog import ModelCatalog
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import AdapterRef, Limits
 from workers.engine.text_engine import TextEngine

@@ -27,7 +27,7 @@ from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.rollout.guard import Guard
 from orchestrator.rollout.window import Windows
 from tests.orchestrator.rollout.traffic import NOW, failed, observed, rollout
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
 from workers.engine.text_engine import TextEngine

@@ -29,7 +29,7 @@ from orchestrator.gateway.services import GatewayServices, RolloutParts
 from orchestrator.registry.registry import Registry
 from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.router_health.monitor import RouterHealth
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
 from workers.engine.text_engine import TextEngine

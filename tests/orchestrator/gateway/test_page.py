@@ -30,7 +30,7 @@ from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.router_health.monitor import RouterHealth
 from orchestrator.serve.proxy import free_port
 from tests.orchestrator.browser import Page, browser
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
 from workers.engine.text_engine import TextEngine

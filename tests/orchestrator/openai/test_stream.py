@@ -19,7 +19,7 @@ from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
 from orchestrator.rollout.catalog import ModelCatalog
 from tests.orchestrator import recorded_bodies
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
 from workers.engine.text_engine import TextEngine

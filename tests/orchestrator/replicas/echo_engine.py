@@ -4,7 +4,7 @@ Replicas import it by its name, as they import the engine that comes along."""
 
 from collections.abc import AsyncGenerator, Collection, Sequence
 
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.protocol import Statistics
 from workers.engine.request import NOBODY, AdapterRef, Asker, Limits, Piece, Sampling
 from workers.models.base import check_base

@@ -28,7 +28,7 @@ from orchestrator.replicas.readiness import Acknowledged, TwoPhases, acknowledge
 from orchestrator.replicas.replica import prove
 from workers.adapter.digest import base_digest
 from workers.config.base import InputError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import AdapterRef, Limits
 from workers.engine.text_engine import TextEngine

@@ -14,7 +14,7 @@ from orchestrator.replicas.endpoint import EndpointSpec
 from orchestrator.replicas.golden import EXACT, ROUNDED, GoldenToken
 from orchestrator.replicas.golden_store import FirstAnswers
 from orchestrator.replicas.replica import catch_up, hardware_kind, promised
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
 from workers.models.base import load_base

@@ -25,7 +25,7 @@ from orchestrator.rollout.traffic import Served, TrafficSplit
 from orchestrator.telemetry.request_record import RequestRecord
 from tests.orchestrator.gateway.test_gateway import streaming
 from tests.tiny import write_adapter
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import AdapterRef, Limits
 from workers.engine.text_engine import TextEngine

@@ -19,7 +19,7 @@ from orchestrator.replicas.golden import Golden
 from orchestrator.replicas.readiness import Acknowledged, TwoPhases, acknowledge
 from orchestrator.rollout.catalog import ModelCatalog
 from tests.tiny import write_adapter
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import AdapterRef, Limits
 from workers.engine.text_engine import TextEngine

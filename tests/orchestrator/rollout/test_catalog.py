@@ -18,7 +18,7 @@ from orchestrator.replicas.readiness import Acknowledged, TwoPhases, acknowledge
 from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.rollout.kept import keep_all
 from workers.config.base import InputError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import AdapterRef, Limits, RequestError, TextRequest
 from workers.engine.text_engine import TextEngine

@@ -30,7 +30,7 @@ from orchestrator.router_health.metrics import LAYERS, VERSIONS, of_layer, of_ve
 from orchestrator.router_health.monitor import RouterHealth
 from orchestrator.telemetry.audit_log import AuditLog
 from workers.config.base import InputError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits
 from workers.engine.text_engine import TextEngine

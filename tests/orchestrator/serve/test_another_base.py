@@ -14,7 +14,7 @@ from cluster.session import Session
 from orchestrator.config.serve import ServeSpec
 from orchestrator.serve.deploy import Endpoint, deploy, undeploy
 from orchestrator.serve.served_base import served_base
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 
 SPEC = ServeSpec(port=0, max_batch_tokens=128, cache_tokens=512, max_new_tokens=64)
 Answers = dict[str, list[str]]

@@ -38,7 +38,7 @@ from orchestrator.serve.served_base import served_base
 from orchestrator.telemetry.series import OF_ENGINES, OF_REQUESTS, WRONG_KEYS
 from tests.orchestrator.prometheus import value
 from workers.config.base import InputError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 
 KEY = "0123456789abcdef-test"
 SPEC = ServeSpec(

@@ -12,7 +12,7 @@ from orchestrator.replicas.endpoint import EndpointSpec
 from orchestrator.serve.deploy import deploy, undeploy
 from orchestrator.serve.served_base import served_base
 from workers.config.engines import ENGINES
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from workers.adapter.convert import export_folder, import_folder
 from workers.adapter.files import inspect, load_into, read, save
 from workers.adapter.manifest import BaseRecord, Manifest
 from workers.config.base import InputError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.models.compatibility import check_adapter
 
 REFERENCE = Path(__file__).parents[2] / "fixtures" / "golden" / "moe_peft"

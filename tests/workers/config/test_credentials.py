@@ -4,7 +4,9 @@ import pytest
 
 from workers.config.base import InputError, Spec, validated
 from workers.config.credentials import without_credentials
-from workers.config.train import CheckpointSpec, DataSpec, ModelSpec
+from workers.config.data import DataSpec
+from workers.config.model import ModelSpec
+from workers.config.train import CheckpointSpec
 
 
 @pytest.mark.parametrize(

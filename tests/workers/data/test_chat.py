@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from workers.config.base import InputError
-from workers.config.train import DataSpec
+from workers.config.data import DataSpec
 from workers.data.rows import Row, training_rows
 
 USER = {"role": "user", "content": "u"}

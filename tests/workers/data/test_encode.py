@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from workers.config.base import InputError
-from workers.config.train import DataSpec
+from workers.config.data import DataSpec
 from workers.data.counts import RowCounts
 from workers.data.encode import Encoder
 from workers.data.rows import Row

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from workers.config.base import InputError
-from workers.config.train import DataSpec
+from workers.config.data import DataSpec
 from workers.data.rows import read_rows, training_rows, validation_rows
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from workers.adapter.files import attach
 from workers.config.base import InputError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.attention import BY_SEQUENCE
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import AdapterRef, Limits, RequestError, Sampling

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine import room
 from workers.engine.engine import ContinuousEngine
 from workers.engine.fairness import REMEMBERED, Accounts, Ledger, gives_way

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.prefix_cache import PAGE
 from workers.engine.request import AdapterRef, Asker, Limits, Piece, Sampling

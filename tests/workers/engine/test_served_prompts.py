@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from workers.config.train import DataSpec, ModelSpec
+from workers.config.data import DataSpec
+from workers.config.model import ModelSpec
 from workers.data.encode import Encoder
 from workers.data.rows import Row
 from workers.engine.engine import ContinuousEngine

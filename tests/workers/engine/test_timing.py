@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits, Piece, Sampling
 from workers.engine.timing import ComputeSpan, PassClock, Passing, Timer, Timing, account

@@ -14,7 +14,7 @@ from workers.adapter.files import load_into, read, save
 from workers.adapter.manifest import BaseRecord, Manifest
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.injection.inject import Adapter, inject
 from workers.models.compatibility import check_adapter
 

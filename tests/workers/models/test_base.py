@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from workers.config.base import InputError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.models.base import check_base, load_base
 
 

@@ -17,7 +17,7 @@ from workers.adapter.manifest import BaseRecord, Manifest
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
 from workers.config.extras import installing
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.injection.inject import Adapter, inject
 from workers.models.base import Base, check_base, load_base
 from workers.models.quantization import LIBRARIES

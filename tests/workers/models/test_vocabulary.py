@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from workers.config.base import InputError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.models.base import check_base, load_base
 
 Change = Callable[[PreTrainedTokenizerBase], object]

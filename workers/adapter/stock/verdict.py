@@ -11,7 +11,7 @@ from typing import Any
 
 from workers.adapter.stock.families import TWINS, Twin
 from workers.config.adapter import AdapterSpec
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 
 
 def why_not(spec: AdapterSpec, base: Mapping[str, Any]) -> str | None:

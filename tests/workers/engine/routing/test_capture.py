@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from workers.adapter.files import load_into
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import AdapterRef, Limits, Sampling, TextRequest
 from workers.engine.routing.types import LayerRouting, RequestRouting

@@ -20,8 +20,9 @@ from workers.adapter.convert import export_folder, import_folder
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError, override, validated
 from workers.config.json_schema import json_schema
+from workers.config.model import ModelSpec
 from workers.config.routing import ROUTERS
-from workers.config.train import ModelSpec, TrainSpec
+from workers.config.train import TrainSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import AdapterRef, Limits, Sampling
 from workers.models.base import load_base

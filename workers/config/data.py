@@ -1,0 +1,39 @@
+"""The rows that a run learns from."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from workers.config.base import Listed, PositiveInt, Spec
+from workers.config.credentials import Uri
+
+
+class DataSpec(Spec):
+    """Rows to learn from. A source is a path or glob of Parquet or JSONL files (any filesystem
+    that pyarrow reads), or `hub:NAME[:CONFIG][#SPLIT]`."""
+
+    train: Annotated[Uri, Field(examples=["train.parquet", "s3://bucket/train/*.jsonl"])]
+    """Source of the training rows."""
+    validation: Annotated[Uri, Field(examples=["validation.parquet"])]
+    """Source of the rows that trials are compared on."""
+    prompt_columns: Listed[str] = ("prompt",)
+    """Columns that make the prompt, joined by a newline; not read where `messages` is there."""
+    target_column: str = "target"
+    """Column with the text to learn."""
+    messages_column: str = "messages"
+    """Column with a chat: the last assistant turn is the target, what precedes it the prompt."""
+    task_column: str = "task"
+    """Column with the row's task; a file without it is one task, `default`."""
+    metric_column: str = "metric"
+    """Column with the row's metric; a file without it is scored by exact_match."""
+    template: Literal["chat", "plain"] = "chat"
+    """chat: the tokenizer's chat template around the prompt; plain: the prompt as it stands."""
+    max_length: Annotated[int, Field(ge=2)] = 512
+    """Longest row in tokens; a longer prompt loses its beginning, the target is kept."""
+    too_long: Literal["refuse", "skip", "cut"] = "refuse"
+    """What becomes of a row whose target alone leaves no room for a prompt. skip leaves the row
+    out; cut takes the target's beginning, without its end, beside half a max_length of prompt."""
+    max_rows: PositiveInt | None = None
+    """Take only so many training rows (the first ones, of which too_long may leave some out)."""
+    record_rows: bool = False
+    """Note in the run's folder (`rows.jsonl`) which rows each worker took in each step."""
