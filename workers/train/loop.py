@@ -12,8 +12,6 @@ import torch
 from workers.adapter import files
 from workers.adapter.manifest import Manifest
 from workers.adapter.routing_sample import RoutingSample
-from workers.config.adapter import AdapterSpec
-from workers.config.base import InputError
 from workers.config.metrics import expert_load
 from workers.config.train import TrainSpec
 from workers.data.batches import Batches, collate
@@ -31,8 +29,10 @@ from workers.run.samples import Sample
 from workers.train.checkpoint import state as checkpoint
 from workers.train.evaluation.evaluator import Evaluation
 from workers.train.inputs import Inputs
-from workers.train.step import DivergedError, StepResult, TrainStep
-from workers.train.used import UsedInputs, check_same, read_used, used_file
+from workers.train.report import check_finite, summary
+from workers.train.start import start_from
+from workers.train.step import StepResult, TrainStep
+from workers.train.used import data_before, read_used, used_file
 
 
 class TrainingRun:
@@ -84,7 +84,7 @@ class TrainingRun:
         try:
             _ = self.inputs.validation_examples  # read now: it must not fail after hours
             if plan.start_from:
-                self._start_from(plan.start_from)
+                start_from(plan.start_from, self.adapter, spec.adapter, self.inputs.base_record)
             self._shards = share_out(spec, base.model, self.adapter, mesh, self._micro_batch())
             self.exchange = self._shards.choice
             """With expert parallelism, how experts and tokens meet, and why so."""
@@ -116,7 +116,7 @@ class TrainingRun:
             self._train_until(until, after_step)
         finally:
             model.eval()
-        train = _summary(self._results, self._seconds, self.metrics.get("train", {}))
+        train = summary(self._results, self._seconds, self.metrics.get("train", {}))
         if self.exchange:
             sent, steps = self._shards.traffic.take(), max(len(self._results), 1)
             train["exchanged_bytes_per_step"] = sent / steps
@@ -131,7 +131,7 @@ class TrainingRun:
             "train": train,
             "validation": measured.metrics,
         }
-        _check_finite(self.metrics, self.step)
+        check_finite(self.metrics, self.step)
         return self.metrics
 
     def measure_base(self) -> tuple[Metrics, list[Sample]]:
@@ -142,7 +142,7 @@ class TrainingRun:
         with self._shards.gathered(), self.adapter.rows.everywhere(None):
             measured = replace(self._evaluate, adapter=None).measure(last=True)
         metrics = {"validation": measured.metrics}
-        _check_finite(metrics, self.step)
+        check_finite(metrics, self.step)
         return metrics, measured.samples
 
     def save_adapter(self, folder: Path) -> None:
@@ -186,7 +186,9 @@ class TrainingRun:
         state = checkpoint.read_state(folder)
         adapter = files.read(folder / "adapter")
         if adapter.manifest and self.world.is_first:
-            self._earlier_data = self._data_before(adapter.manifest, folder)
+            shared = self.plan.shared
+            study = read_used(used_file(shared, self.spec)) if shared else None
+            self._earlier_data = data_before(adapter.manifest, self.inputs.used, study, str(folder))
         self._update.load_whole_state({**state["update"], "adapter": adapter.tensors})
         self._sample = adapter.manifest.routing_sample if adapter.manifest else None
         self._train_step.load_schedule_state(state["schedule"])
@@ -199,17 +201,6 @@ class TrainingRun:
         """Take the adapter off the base model, which the next run may use."""
         self.adapter.remove()
         self.heartbeat.stop()
-
-    def _data_before(self, then: Manifest, folder: Path) -> tuple[str, ...]:
-        """Digests of the rows that a checkpoint's run has learned from, but for today's."""
-        now = self.inputs.used
-        before = then.data_digest or now.data
-        shared = self.plan.shared
-        study = read_used(used_file(shared, self.spec)) if shared else None
-        accepted = study is not None and before in study.earlier_data
-        known = UsedInputs(data=now.data if accepted else before, base=then.base.digest or now.base)
-        check_same(known, now, str(folder))
-        return (*then.earlier_data, before) if accepted else then.earlier_data
 
     def _train_until(self, step: int, after_step: Callable[["TrainingRun"], None] | None) -> None:
         self._timer.start()
@@ -255,52 +246,3 @@ class TrainingRun:
             expert_load=expert_load(self.metrics),
             routing_sample=self._sample,
         )
-
-    def _start_from(self, folder: Path) -> None:
-        """Take over an adapter's weights; it must be of this base and shape."""
-        start = files.read(folder)
-        for field in _shape(self.spec.adapter):
-            theirs, ours = getattr(start.spec, field), getattr(self.spec.adapter, field)
-            if theirs != ours:
-                raise InputError(
-                    f"{folder}: cannot be trained on as adapter.{field} {ours}: it has {theirs}"
-                )
-        base = start.manifest.base if start.manifest else None
-        if base and base.digest and base.digest != self.inputs.base_record.digest:
-            raise InputError(f"{folder}: belongs to another base model, {base.path}")
-        self.adapter.load_state_dict(start.tensors)
-
-
-def _shape(spec: AdapterSpec) -> list[str]:
-    """Fields that an adapter's weights were trained for; the others are for training alone."""
-    fields = ["num_experts", "rank", "scale", "use_dora"]
-    if not spec.is_routed:  # One expert is plain LoRA, however it is called: its files do not say.
-        return fields
-    fields += ["experts", "shared_a", "routing", "gate_form", "gate_scale", "router_temperature"]
-    return [*fields, *spec.strategy.inference_fields]
-
-
-def _summary(results: list[StepResult], seconds: float, before: Metrics) -> Metrics:
-    """Means over the steps of one report that were not left out, and how many were; without any,
-    the means are still those of the report before. The learning rate is the last step's."""
-    taken = [result for result in results if not result.fault]
-    names = results[-1].losses if taken else ()
-    means = {name: math.fsum(r.losses[name] for r in taken) / len(taken) for name in names}
-    if taken:
-        means["grad_norm"] = math.fsum(result.grad_norm for result in taken) / len(taken)
-    return {
-        **before,
-        **means,
-        "lr": results[-1].lr,
-        "tokens_per_second": sum(result.tokens for result in results) / seconds,
-        "skipped_steps": len(results) - len(taken),
-    }
-
-
-def _check_finite(metrics: Mapping[str, Any], step: int, path: str = "") -> None:
-    """A search would wait for ever for a trial whose metric is no number."""
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            _check_finite(value, step, f"{path}{name}/")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise DivergedError(f"training diverged: {path}{name} is {value} after step {step}")

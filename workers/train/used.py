@@ -9,6 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from workers.adapter.manifest import Manifest
 from workers.config.base import InputError, Spec, validated
 from workers.config.train import TrainSpec
 from workers.run.files import write_once
@@ -78,3 +79,15 @@ def check_same_data(before: UsedInputs, now: str, whose: str) -> None:
             f"were {before.data[:12]}, and are {now[:12]}; undo the change, or go on as a new "
             "study with --resume --accept-new-data"
         )
+
+
+def data_before(
+    then: Manifest, now: UsedInputs, study: UsedInputs | None, where: str
+) -> tuple[str, ...]:
+    """Digests of the rows that a checkpoint's run has learned from, but for today's. InputError
+    where its rows or base are others than today's, unless its study has accepted them."""
+    before = then.data_digest or now.data
+    accepted = study is not None and before in study.earlier_data
+    known = UsedInputs(data=now.data if accepted else before, base=then.base.digest or now.base)
+    check_same(known, now, where)
+    return (*then.earlier_data, before) if accepted else then.earlier_data
