@@ -10,7 +10,8 @@ from orchestrator.config.job import JobSpec
 from orchestrator.registry.gate import judged_by
 from orchestrator.registry.models import Version
 from orchestrator.registry.promote import check_own_name
-from orchestrator.registry.registry import PREFIX, Registry
+from orchestrator.registry.registry import Registry
+from orchestrator.registry.rules import PREFIX
 from orchestrator.tuning.storage import study_names
 from orchestrator.tuning.study import Study
 from workers.adapter.manifest import base_id

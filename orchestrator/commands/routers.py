@@ -118,7 +118,7 @@ def watch(
     """
     from cluster.jobs import JobClient
     from cluster.session import check_joinable
-    from orchestrator.registry.registry import check_name
+    from orchestrator.registry.rules import check_name
     from orchestrator.retraining.backends import ClusterRuns, HereRuns
     from orchestrator.retraining.policy import load_policy
     from orchestrator.retraining.signals import (

@@ -6,7 +6,8 @@ from orchestrator.config.cluster import ClusterSpec
 from orchestrator.registry.log import Decision, appended, next_event
 from orchestrator.registry.models import Event, Version
 from orchestrator.registry.presence import is_served
-from orchestrator.registry.registry import PREFIX, Registry
+from orchestrator.registry.registry import Registry
+from orchestrator.registry.rules import PREFIX
 from orchestrator.registry.state import Rollout, state_of
 from orchestrator.tuning.lifecycle import has_driver
 from workers.config.base import InputError

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import Field
 
 from orchestrator.registry.models import Action, Event
-from orchestrator.registry.registry import Registry, check_name
+from orchestrator.registry.registry import Registry
+from orchestrator.registry.rules import check_name
 from orchestrator.registry.state import state_of
 from workers.config.base import InputError, Spec, StorageError
 

@@ -7,8 +7,9 @@ from orchestrator.registry.gate import compare, metric_reasons
 from orchestrator.registry.log import Decision, appended, this_user
 from orchestrator.registry.models import BASE, Event, Version
 from orchestrator.registry.plan import Stage
-from orchestrator.registry.registry import Registry, check_name
+from orchestrator.registry.registry import Registry
 from orchestrator.registry.router_gate import RouterGate
+from orchestrator.registry.rules import check_name
 from orchestrator.registry.state import Rollout, state_of
 from workers.config.base import InputError
 from workers.config.metrics import Mode

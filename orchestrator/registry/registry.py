@@ -6,10 +6,8 @@ deleted only as a whole (`orchestrator.disk.deletion`), so any number of threads
 machines may work on one registry.
 """
 
-import math
-import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.registry.artifacts import VersionFiles
 from orchestrator.registry.logs import Logs, event_of
 from orchestrator.registry.models import BASE, ENDS, Event, Version
+from orchestrator.registry.rules import ID_LENGTH, PREFIX, check_metrics, check_name
 from orchestrator.registry.state import Rollout
 from workers.adapter.manifest import Manifest
 from workers.config.base import InputError
@@ -26,14 +25,8 @@ from workers.config.base import InputError
 if TYPE_CHECKING:
     from orchestrator.registry.store import DatabaseRow, Store
 
-__all__ = ["Event", "Registry", "Version", "check_name"]
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-PREFIX = re.compile(r"[0-9a-f]{4,64}")
-ID_LENGTH = 12
 Decide = Callable[[list[Event]], Iterable[Event]]
 """The events that a log gets, from those that it has."""
-PLAIN = (str, int, float, type(None))
-"""What a metric may be: what JSON has."""
 
 
 class Registry:
@@ -64,11 +57,7 @@ class Registry:
         and `expert_load`) go into its own manifest, so they are part of what is hashed.
         """
         check_name(study, "study")
-        for path, value in _leaves(metrics):
-            if not isinstance(value, PLAIN) or (
-                isinstance(value, float) and not math.isfinite(value)
-            ):
-                raise InputError(f"study {study}, trial {trial}: metric {path} is {value!r}")
+        check_metrics(metrics, f"study {study}, trial {trial}")
         facts = {"study": study, "trial": trial, "metrics": dict(metrics)}
         source, manifest = Path(adapter_folder), {**(lineage or {}), **facts}
         digest = self._files.add(source, manifest)
@@ -249,23 +238,3 @@ class Registry:
         digest = row["digest"]
         place = {"id": digest[:ID_LENGTH], "folder": self._files.path(digest)}
         return Version.model_validate({**row, **place})
-
-
-def check_name(name: str, what: str) -> None:
-    """Names become parts of URLs and log lines: letters, digits, `_`, `.` and `-` only."""
-    if not NAME.fullmatch(name):
-        raise InputError(
-            f"{what} {name!r}: write 1 to 63 letters, digits, '_', '.' or '-', "
-            "beginning with a letter or digit"
-        )
-
-
-def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            yield from _leaves(value, f"{path}/{key}" if path else str(key))
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from _leaves(value, path)
-    else:
-        yield path, values

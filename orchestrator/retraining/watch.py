@@ -8,7 +8,8 @@ from cluster.errors import ClusterError
 from cluster.session import session
 from orchestrator.config.cluster import ClusterSpec
 from orchestrator.config.job import JobSpec, load_job, override_job
-from orchestrator.registry.registry import Registry, Version
+from orchestrator.registry.models import Version
+from orchestrator.registry.registry import Registry
 from orchestrator.retraining.backends import End, Runs
 from orchestrator.retraining.conclusion import ChampionChallenge, Outcome
 from orchestrator.retraining.data import with_fresh

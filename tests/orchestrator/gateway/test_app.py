@@ -15,8 +15,9 @@ from orchestrator.auth.keys import KeyRing, key_hash
 from orchestrator.config.limits import LimitsSpec
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.services import GatewayServices
+from orchestrator.registry.models import Version
 from orchestrator.registry.promote import promote, rollback
-from orchestrator.registry.registry import Registry, Version
+from orchestrator.registry.registry import Registry
 from orchestrator.rollout.catalog import ModelCatalog
 from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.registry.registry import Registry, Version
+from orchestrator.registry.models import Version
+from orchestrator.registry.registry import Registry
 from workers.adapter.convert import import_folder
 from workers.adapter.raw import read_raw, write_raw
 from workers.config.base import InputError

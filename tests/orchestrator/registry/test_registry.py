@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from orchestrator.registry.log import ROUNDS, Decision, append
+from orchestrator.registry.models import Event
 from orchestrator.registry.promote import promote
-from orchestrator.registry.registry import Event, Registry
+from orchestrator.registry.registry import Registry
 from workers.adapter.convert import import_folder
 from workers.adapter.manifest import read_manifest
 from workers.config.base import InputError, StorageError

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from orchestrator.registry.registry import Registry, Version
+from orchestrator.registry.models import Version
+from orchestrator.registry.registry import Registry
 from orchestrator.replicas.golden import (
     EXACT,
     ROUNDED,

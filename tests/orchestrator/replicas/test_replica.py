@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from orchestrator.config.serve import ServeSpec
+from orchestrator.registry.models import Version
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
-from orchestrator.registry.registry import Registry, Version
+from orchestrator.registry.registry import Registry
 from orchestrator.replicas.endpoint import EndpointSpec
 from orchestrator.replicas.golden import EXACT, ROUNDED, GoldenToken
 from orchestrator.replicas.golden_store import FirstAnswers

@@ -16,10 +16,10 @@ from orchestrator.config.limits import LimitsSpec
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.services import GatewayServices, RolloutParts
-from orchestrator.registry.models import Event
+from orchestrator.registry.models import Event, Version
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
-from orchestrator.registry.registry import Registry, Version
+from orchestrator.registry.registry import Registry
 from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.rollout.traffic import Served, TrafficSplit
 from orchestrator.telemetry.request_record import RequestRecord

@@ -12,9 +12,10 @@ import pytest
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.services import GatewayServices, RolloutParts
+from orchestrator.registry.models import Version
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
-from orchestrator.registry.registry import Registry, Version
+from orchestrator.registry.registry import Registry
 from orchestrator.replicas.golden import Golden
 from orchestrator.replicas.readiness import Acknowledged, TwoPhases, acknowledge
 from orchestrator.rollout.catalog import ModelCatalog

@@ -10,9 +10,10 @@ import pytest
 
 from orchestrator.disk.deletion import delete_name, delete_version
 from orchestrator.registry.log import Decision, append
+from orchestrator.registry.models import Version
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import abort, promote, rollback
-from orchestrator.registry.registry import Registry, Version
+from orchestrator.registry.registry import Registry
 from orchestrator.replicas.golden import Golden
 from orchestrator.replicas.readiness import Acknowledged, TwoPhases, acknowledge
 from orchestrator.rollout.catalog import ModelCatalog

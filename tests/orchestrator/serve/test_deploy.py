@@ -28,9 +28,10 @@ from orchestrator.auth.keys import Caller, Key, key_hash
 from orchestrator.auth.made_keys import MadeKeys
 from orchestrator.client import Client
 from orchestrator.config.serve import ServeSpec
+from orchestrator.registry.models import Version
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
-from orchestrator.registry.registry import Registry, Version
+from orchestrator.registry.registry import Registry
 from orchestrator.replicas.endpoint import EndpointSpec
 from orchestrator.serve.deploy import Endpoint, build, deploy, undeploy
 from orchestrator.serve.proxy import free_port, running_address
