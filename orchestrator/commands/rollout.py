@@ -79,8 +79,9 @@ def promote(
     from orchestrator.candidates.candidate import Wish
     from orchestrator.monitoring.format import plain
     from orchestrator.registry.exportable import Exportable
+    from orchestrator.registry.log import this_user
     from orchestrator.registry.plan import stage
-    from orchestrator.registry.promote import check_stage, this_user
+    from orchestrator.registry.promote import check_stage
     from orchestrator.registry.promote import promote as promote_version
 
     chosen, wish = stage(canary, plan, shadow), Wish(study, to, trial, version, job, base)

@@ -86,8 +86,8 @@ def tune(
     from orchestrator.monitoring.console import Narrator, dashboard_line, rows_progress
     from orchestrator.monitoring.display import study_display
     from orchestrator.tuning.preflight import preflight, remarks
-    from orchestrator.tuning.storage import study_names
-    from orchestrator.tuning.tuner import CutOff, run
+    from orchestrator.tuning.storage import CutOff, study_names
+    from orchestrator.tuning.tuner import run
 
     spec = study_job(job, set_, {"storage": storage, "address": address})
     resume = resume or accept_new_data

@@ -75,7 +75,8 @@ class Demo:
 
     def tune(self) -> Study:
         """Search."""
-        from orchestrator.tuning.tuner import preflight, run
+        from orchestrator.tuning.preflight import preflight
+        from orchestrator.tuning.tuner import run
 
         preflight(self.job, resume=False)
         with study_display(self.job, self.journal.narrator) as display:
@@ -107,7 +108,8 @@ class Demo:
 
     def promote(self, study: Study, versions: Sequence[str]) -> None:
         """Promote each version in turn, as far as the gate lets it."""
-        from orchestrator.registry.promote import GateRefused, promote, this_user
+        from orchestrator.registry.log import this_user
+        from orchestrator.registry.promote import GateRefused, promote
 
         for version in versions:
             try:

@@ -22,7 +22,8 @@ from orchestrator.openai.answers import ModelEntry, ModelList
 from orchestrator.openai.response import ChatReply, Reply
 from orchestrator.openai.schema import ChatBody, CompletionBase, CompletionBody
 from orchestrator.openai.stream import choices, events, whole
-from orchestrator.rollout.catalog import ModelCatalog, Served
+from orchestrator.rollout.catalog import ModelCatalog
+from orchestrator.rollout.traffic import Served
 from workers.engine.request import AdapterRef, Chunk, TextRequest
 from workers.engine.turns import Turns
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from orchestrator.registry.ended import guard_reasons
 from orchestrator.registry.gate import compare, metric_reasons
-from orchestrator.registry.log import Decision, appended, this_user
+from orchestrator.registry.log import Decision, appended
 from orchestrator.registry.models import BASE, Event, Version
 from orchestrator.registry.plan import Stage
 from orchestrator.registry.registry import Registry
@@ -13,8 +13,6 @@ from orchestrator.registry.rules import check_name
 from orchestrator.registry.state import Rollout, state_of
 from workers.config.base import InputError
 from workers.config.metrics import Mode
-
-__all__ = ["GateRefused", "abort", "promote", "rollback", "this_user"]
 
 
 class GateRefused(InputError):  # noqa: N818

@@ -23,7 +23,8 @@ from workers.adapter.manifest import Manifest
 from workers.config.base import InputError
 
 if TYPE_CHECKING:
-    from orchestrator.registry.store import DatabaseRow, Store
+    from orchestrator.registry.store import Store
+    from orchestrator.store.database import DatabaseRow
 
 Decide = Callable[[list[Event]], Iterable[Event]]
 """The events that a log gets, from those that it has."""

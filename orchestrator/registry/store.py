@@ -9,8 +9,6 @@ import sqlalchemy as sa
 from orchestrator.store.database import Database, DatabaseRow
 from orchestrator.store.schema import ANSWERS, EVENTS, REMOVED, VERSIONS
 
-__all__ = ["DatabaseRow", "Store"]
-
 Decide = Callable[[Sequence[DatabaseRow]], Iterable[Mapping[str, Any]]]
 """The rows that a log gets, from what it has."""
 TABLES = (VERSIONS, EVENTS, ANSWERS, REMOVED)

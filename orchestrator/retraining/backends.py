@@ -39,7 +39,8 @@ class HereRuns:
         from cluster.session import session
         from orchestrator.monitoring.console import Narrator
         from orchestrator.monitoring.display import study_display
-        from orchestrator.tuning.tuner import preflight, run
+        from orchestrator.tuning.preflight import preflight
+        from orchestrator.tuning.tuner import run
 
         preflight(job)
         with session(), study_display(job, Narrator()) as display:

@@ -5,9 +5,10 @@ from typing import Any
 
 from orchestrator.config.cluster import ClusterSpec
 from orchestrator.evaluation.compare import compare
+from orchestrator.registry.log import this_user
 from orchestrator.registry.models import Version
 from orchestrator.registry.plan import Stage, parse_plan
-from orchestrator.registry.promote import promote, this_user
+from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.router_gate import RouterGate
 from orchestrator.retraining.journal import Kind

@@ -13,7 +13,6 @@ from orchestrator.rollout.traffic import RequestRoute, Served, TrafficSplit
 from workers.config.base import InputError, StorageError
 from workers.engine.request import AdapterRef, RequestError
 
-__all__ = ["ModelCatalog", "RequestRoute", "Served"]
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 """How often the registry is asked whether anything has happened: one count of rows."""

@@ -14,7 +14,6 @@ from orchestrator.doctor.demand import trial_demand
 from orchestrator.store.errors import StoreError
 from orchestrator.tuning.events import TrialEvent
 from orchestrator.tuning.lifecycle import begin, check_study, ended, locked
-from orchestrator.tuning.preflight import preflight
 from orchestrator.tuning.storage import CutOff, storage, store_errors
 from orchestrator.tuning.study import Study, trial_name
 from workers.run.record import read_progress
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from orchestrator.tuning.searcher import StudySearch
 
-__all__ = ["CutOff", "preflight", "run"]
 
 Listener = Callable[[TrialEvent], None]
 

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from orchestrator import cli
-from orchestrator.auth.key_store import FORGOTTEN_SECONDS, SPENT, KeyStore
+from orchestrator.auth.key_store import FORGOTTEN_SECONDS, KeyStore
 from orchestrator.auth.keys import SCOPES, Caller, Key, KeyRing, Scope, key_hash
 from orchestrator.auth.made_keys import MadeKeys, check_keys
 from orchestrator.auth.operator_key import read_key
@@ -23,7 +23,8 @@ from orchestrator.auth.rate_limit import Spent
 from orchestrator.config.limits import Allowance
 from orchestrator.config.serve import ServeSpec
 from orchestrator.registry.log import this_user
-from orchestrator.replicas.replica import EndpointSpec
+from orchestrator.replicas.endpoint import EndpointSpec
+from orchestrator.store.schema import SPENT
 from workers.config.base import InputError, StorageError
 from workers.config.model import ModelSpec
 from workers.engine.request import Limits, RequestError

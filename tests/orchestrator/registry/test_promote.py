@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from orchestrator.registry.describe import evidence_line
-from orchestrator.registry.log import Decision, append
+from orchestrator.registry.log import Decision, append, this_user
 from orchestrator.registry.models import BASE
 from orchestrator.registry.plan import stage
-from orchestrator.registry.promote import GateRefused, abort, promote, rollback, this_user
+from orchestrator.registry.promote import GateRefused, abort, promote, rollback
 from orchestrator.registry.registry import Registry
 from workers.adapter.convert import import_folder
 from workers.adapter.files import save

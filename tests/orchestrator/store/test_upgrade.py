@@ -17,13 +17,14 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from orchestrator.auth.key_store import KeyStore
-from orchestrator.config.job import ClusterSpec
+from orchestrator.config.cluster import ClusterSpec
 from orchestrator.registry.presence_store import PresenceStore
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.store import Store
+from orchestrator.store.errors import StoreError
 from orchestrator.store.schema import METADATA, REVISION, REVISION_TABLE, REVISIONS
 from orchestrator.store.upgrade import MIGRATIONS
-from orchestrator.tuning.storage import StoreError, storage, study_names
+from orchestrator.tuning.storage import storage, study_names
 from workers.config.base import InputError, StorageError
 
 ROOT = Path(__file__).resolve().parents[3]

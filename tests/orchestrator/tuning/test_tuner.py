@@ -18,8 +18,10 @@ from cluster.session import Session
 from orchestrator.config.job import JobSpec, dump_job, override_job
 from orchestrator.registry.registry import Registry
 from orchestrator.tuning.events import TrialEvent
+from orchestrator.tuning.preflight import preflight
+from orchestrator.tuning.storage import CutOff
 from orchestrator.tuning.study import Study, TrialRow
-from orchestrator.tuning.tuner import CutOff, preflight, run
+from orchestrator.tuning.tuner import run
 from workers.adapter import files
 from workers.adapter.folder import WEIGHTS
 from workers.config.base import InputError, override
