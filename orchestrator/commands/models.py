@@ -13,6 +13,7 @@ from orchestrator.commands.options import (
     MovedBase,
     Reason,
     Reference,
+    Rows,
     Storage,
     Store,
     cluster_spec,
@@ -111,7 +112,7 @@ def _list(storage: str, store: str | None, as_json: bool) -> None:
 def evaluate(
     name: Reference,
     data: Annotated[str, typer.Option(help="Rows that training never saw, as a job names them.")],
-    rows: Annotated[int, typer.Option(min=1, help="Take so many rows of each task.")] = 50,
+    rows: Rows = 50,
     base: MovedBase = None,
     address: Address = None,
     storage: Storage = DEFAULT_STORAGE,

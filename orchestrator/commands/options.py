@@ -84,10 +84,15 @@ MovedBase = Annotated[
         help="Where the version's base model is now, if its folder was moved.",
     ),
 ]
+Rows = Annotated[int, typer.Option(min=1, help="Take so many rows of each task.")]
+Url = Annotated[str, typer.Option(envvar="MOETUNE_URL", help="The endpoint.")]
+Ca = Annotated[str | None, typer.Option(metavar="FILE", help="Certificates to trust, for https.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Reason = Annotated[str | None, typer.Option(help="Why; kept in the name's history.")]
 
 DEFAULT_STORAGE = "runs"
+DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def job_spec(job: str, assignments: Sequence[str] | None, options: Mapping[str, str | None]) -> Any:
@@ -128,3 +133,11 @@ def registry(storage: str, store: str | None) -> Any:
 
     spec = cluster_spec(storage, store)
     return Registry(spec.store_url(), Path(spec.storage).resolve())
+
+
+def client(url: str, ca: str | None) -> Any:
+    """A client of an endpoint. Its key is read from MOETUNE_API_KEY."""
+    from orchestrator.auth.operator_key import read_key
+    from orchestrator.client import Client
+
+    return Client(url, read_key(), ca)

@@ -9,13 +9,19 @@ import typer
 
 from orchestrator.commands.options import (
     DEFAULT_STORAGE,
+    DEFAULT_URL,
     Address,
     AsJson,
+    Ca,
+    MaxTokens,
     MovedBase,
     Name,
     Reference,
+    Rows,
     Storage,
     Store,
+    Url,
+    client,
     cluster_spec,
     registry,
 )
@@ -23,19 +29,16 @@ from orchestrator.monitoring.format import plain
 from orchestrator.output import plain_answer, print_json, print_table
 
 app = typer.Typer()
-Url = Annotated[str, typer.Option(envvar="MOETUNE_URL", help="The endpoint.")]
-Ca = Annotated[str | None, typer.Option(metavar="FILE", help="Certificates to trust, for https.")]
-HERE = "http://127.0.0.1:8000"
 _COLUMNS = ("layer", "load", "cv", "entropy", "doubt", "margin", "dead")
 
 
 @app.command()
-def health(name: Reference, url: Url = HERE, ca: Ca = None, as_json: AsJson = False) -> None:
+def health(name: Reference, url: Url = DEFAULT_URL, ca: Ca = None, as_json: AsJson = False) -> None:
     """Show how the versions that answer to a name route: balance of each layer, and drift."""
     from orchestrator.router_health.report import Health
     from workers.config.base import validated
 
-    body = _client(url, ca).get(f"/moetune/v1/health/{name}")
+    body = client(url, ca).get(f"/moetune/v1/health/{name}")
     told = validated(Health, body, f"the health of {name}")
     if as_json:
         return print_json(body)
@@ -50,9 +53,9 @@ def health(name: Reference, url: Url = HERE, ca: Ca = None, as_json: AsJson = Fa
 def explain(
     name: Reference,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The question.")],
-    url: Url = HERE,
+    url: Url = DEFAULT_URL,
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("explained.html"),
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    max_tokens: MaxTokens = None,
     ca: Ca = None,
     as_json: AsJson = False,
 ) -> None:
@@ -64,7 +67,7 @@ def explain(
 
     limit: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
     body = {**chat(name, text), **limit, "temperature": 0, "moetune": {"routing": "tokens"}}
-    told = Explained.of(text, _client(url, ca).post("/v1/chat/completions", body))
+    told = Explained.of(text, client(url, ca).post("/v1/chat/completions", body))
     if as_json:
         return print_json(told.as_dict())
     write_text(out, render(told))
@@ -78,7 +81,7 @@ def experts(
     data: Annotated[
         str | None, typer.Option(help="Rows with their tasks; left out: its validation rows.")
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Take so many rows of each task.")] = 50,
+    rows: Rows = 50,
     base: MovedBase = None,
     address: Address = None,
     storage: Storage = DEFAULT_STORAGE,
@@ -104,7 +107,7 @@ def watch(
     name: Name,
     policy: Annotated[Path, typer.Option(help="When to train, on what, and what then (YAML).")],
     once: Annotated[bool, typer.Option("--once", help="One look, as from cron.")] = False,
-    url: Url = HERE,
+    url: Url = DEFAULT_URL,
     ca: Ca = None,
     base: MovedBase = None,
     address: Address = None,
@@ -135,7 +138,7 @@ def watch(
     check_policy(rules, book, name, base)
     if address:
         check_joinable(address)
-    drift = endpoint_drift(_client(url, ca), name)
+    drift = endpoint_drift(client(url, ca), name)
     runs = ClusterRuns(JobClient(address)) if address else HereRuns()
     signals = Signals(drift, measured_quality(book, name, address, base))
     watching = Watch(name, rules, book, cluster_spec(storage, store), signals, runs, address)
@@ -149,13 +152,6 @@ def watch(
         if once:
             return
         time.sleep(60 * rules.every_minutes)
-
-
-def _client(url: str, ca: str | None) -> Any:
-    from orchestrator.auth.operator_key import read_key
-    from orchestrator.client import Client
-
-    return Client(url, read_key(), ca)
 
 
 def _layer(layer: Any) -> tuple[Any, ...]:

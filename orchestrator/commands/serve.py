@@ -9,12 +9,17 @@ import typer
 from orchestrator import completion
 from orchestrator.commands.options import (
     DEFAULT_STORAGE,
+    DEFAULT_URL,
     Address,
     AsJson,
+    Ca,
     JobStorage,
+    MaxTokens,
     MovedBase,
     Name,
     Store,
+    Url,
+    client,
     cluster_spec,
     job_spec,
 )
@@ -89,28 +94,21 @@ def ask(
         ),
     ],
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The question.")],
-    url: Annotated[
-        str, typer.Option(envvar="MOETUNE_URL", help="The endpoint.")
-    ] = "http://127.0.0.1:8000",
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
-    ca: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Certificates to trust, for https.")
-    ] = None,
+    url: Url = DEFAULT_URL,
+    max_tokens: MaxTokens = None,
+    ca: Ca = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a running endpoint one question. Its key is read from MOETUNE_API_KEY."""
-    from orchestrator.auth.operator_key import read_key
-    from orchestrator.client import Client
-
     fields: dict[str, Any] = {"temperature": 0}
     if max_tokens is not None:
         fields["max_tokens"] = max_tokens
-    client = Client(url, read_key(), ca)
+    endpoint = client(url, ca)
     if as_json:
-        answer = client.answer(name, text, **fields)
+        answer = endpoint.answer(name, text, **fields)
         told = {"asked": name, "model": answer.model, "question": text, "answer": answer.text}
         return print_json(told)
-    for piece in client.ask(name, text, stream=True, **fields):
+    for piece in endpoint.ask(name, text, stream=True, **fields):
         print(plain_answer(piece), end="", flush=True)
     return print()
 
