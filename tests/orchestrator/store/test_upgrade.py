@@ -25,6 +25,7 @@ from orchestrator.store.errors import StoreError
 from orchestrator.store.schema import METADATA, REVISION, REVISION_TABLE, REVISIONS
 from orchestrator.store.upgrade import MIGRATIONS
 from orchestrator.tuning.storage import storage, study_names
+from tests.orchestrator.postgres import Postgres
 from workers.config.base import InputError, StorageError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -357,8 +358,8 @@ def test_a_file_of_before_that_cannot_be_written_is_read(before: str, tmp_path: 
 
 
 @pytest.mark.parametrize("before", ["without keys and gateways", "whole"])
-def test_a_server_that_takes_no_writes_is_read(before: str, request: pytest.FixtureRequest) -> None:
-    store = request.getfixturevalue("postgres").new_store()
+def test_a_server_that_takes_no_writes_is_read(before: str, postgres: Postgres) -> None:
+    store = postgres.new_store()
     make(store, BEFORE[before])
     name = sa.make_url(store).database
     with connected(store) as connection:
