@@ -36,7 +36,8 @@ from workers.config.model import ModelSpec
 from workers.config.parallel import ParallelSpec
 from workers.config.train import LossSpec, OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
-from workers.injection.inject import Adapter, inject
+from workers.injection.adapter import Adapter
+from workers.injection.inject import inject
 from workers.losses.cross_entropy import IGNORED
 from workers.models.base import Base
 from workers.parallel.cost import ExchangeChoice, RoutedPlace, token_bytes, weight_bytes

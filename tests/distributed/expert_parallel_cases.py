@@ -13,7 +13,8 @@ from workers.config.losses import LossSpec
 from workers.config.model import ModelSpec
 from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
-from workers.injection.inject import Adapter, LayerRecord, inject
+from workers.injection.adapter import Adapter, LayerRecord
+from workers.injection.inject import inject
 from workers.layers.routing.base import Routing
 from workers.losses import auxiliary as losses
 from workers.losses.cross_entropy import IGNORED

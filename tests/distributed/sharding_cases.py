@@ -16,7 +16,8 @@ from workers.config.parallel import ParallelSpec
 from workers.config.train import LossSpec, OptimizerSpec, TrainSpec
 from workers.data.batches import Batch, collate
 from workers.data.encode import Example
-from workers.injection.inject import Adapter, inject
+from workers.injection.adapter import Adapter
+from workers.injection.inject import inject
 from workers.models.base import Base, load_base
 from workers.models.sharded_loading import reading
 from workers.parallel.cost import ExchangeChoice, Passes

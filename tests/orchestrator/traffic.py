@@ -16,7 +16,7 @@ from workers.config.train import TrainSpec
 from workers.data.batches import collate
 from workers.data.rows import read_rows
 from workers.engine.routing.types import LayerRouting, RequestRouting
-from workers.injection.inject import LayerRecord
+from workers.injection.adapter import LayerRecord
 from workers.run.record import RunPlan
 from workers.train.forward import recorded
 from workers.train.loop import TrainingRun

@@ -16,7 +16,8 @@ from workers.adapter.tensor_names import Tensors, target_names, to_disk
 from workers.adapter.written import config_values, peft_type
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
-from workers.injection.inject import Adapter, inject
+from workers.injection.adapter import Adapter
+from workers.injection.inject import inject
 from workers.injection.row_map import RowMap
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

@@ -12,7 +12,7 @@ from workers.adapter import files
 from workers.adapter.digest import folder_digest
 from workers.config.base import StorageError
 from workers.engine.request import AdapterRef, RequestError
-from workers.injection.inject import Adapter
+from workers.injection.adapter import Adapter
 from workers.injection.row_map import RowMap
 
 

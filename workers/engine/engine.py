@@ -32,7 +32,8 @@ from workers.engine.scheduler import GenerationLoop
 from workers.engine.sequence import TokenSequence
 from workers.engine.structured_output.schemas import Schemas
 from workers.engine.timing import PassClock, Passing
-from workers.injection.inject import Adapter, row_map
+from workers.injection.adapter import Adapter
+from workers.injection.inject import row_map
 from workers.models.base import Base, load_base
 
 

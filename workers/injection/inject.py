@@ -1,18 +1,11 @@
-"""Put adapters onto a Hugging Face model, and take them off again.
-
-Shapes: B batch, S sequence, T = B * S tokens, E experts, K top-k, R rank, I and O a linear's sizes.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+"""Put adapters onto a Hugging Face model."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from workers.config.adapter import AdapterSpec, is_named
 from workers.config.base import InputError
+from workers.injection.adapter import Adapter
 from workers.injection.mixed_batch import Layer
 from workers.injection.row_map import RowMap
 from workers.injection.sharded import whole
@@ -25,145 +18,8 @@ from workers.injection.targets import (
     wanted,
 )
 from workers.injection.wrapper import AdaptedModule
-from workers.layers.dispatch import TokenDispatcher
-from workers.layers.experts import BlockExperts, LinearExperts, Recorder
+from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
-from workers.layers.routing.base import Router, Routing
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """What one routed place did in one forward pass."""
-
-    layer: str
-    """Where, as in `layers.0.mlp` (linear experts: `layers.0.self_attn.q_proj`)."""
-    routing: Routing
-    mask_T: Tensor | None
-    """True for real tokens; None if all are. Of a mixed batch, the adapter's own tokens only."""
-    rank_space: tuple[Tensor, ...]
-    """Rank space of each slot's expert, [T, K, R], one for each routed projection; zero in voids.
-    What losses between experts compare."""
-
-
-class Adapter:
-    """One slot's adapter on a model. Canonical names: `layers.{i}.{path}.router.weight` [E, D],
-    `layers.{i}.{path of the linear}.lora_A` [E, R, I] and `.lora_B` [E, O, R]."""
-
-    def __init__(
-        self,
-        slot: str,
-        spec: AdapterSpec,
-        rows: RowMap,
-        layers: Mapping[TargetModule, Layer],
-        layer_list: str,
-    ) -> None:
-        self.slot = slot
-        self.spec = spec
-        self.layer_list = layer_list
-        """The model's path of its decoder layers (`model.layers`), which PEFT's names hold."""
-        self.rows = rows
-        """Which rows of a batch are its own; shared with the model's other adapters."""
-        self._layers = dict(layers)
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Trainable parameters by canonical name."""
-        for place, layer in self._layers.items():
-            for name, parameter in layer.named_parameters():
-                yield f"{place.path}.{name.removeprefix('projections.')}", parameter
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Trainable parameters."""
-        return (parameter for _, parameter in self.named_parameters())
-
-    @property
-    def layers(self) -> list[Layer]:
-        """What stands at its places, in the model's order."""
-        return list(self._layers.values())
-
-    @property
-    def modules(self) -> dict[str, AdaptedModule]:
-        """What stands at its places in the model, by path, in the model's order."""
-        modules = ((place.path, place.module) for place in self._layers)
-        return {path: module for path, module in modules if isinstance(module, AdaptedModule)}
-
-    @property
-    def routers(self) -> dict[str, Router]:
-        """Of its routed places, by path, in the model's order."""
-        routers = ((place.path, layer.router) for place, layer in self._layers.items())
-        return {path: router for path, router in routers if router is not None}
-
-    def named_expert_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Those with a row for each expert, which expert parallelism shares out."""
-        for place, layer in self._layers.items():
-            for name, parameter in layer.expert_parameters().items():
-                yield f"{place.path}.{name.removeprefix('projections.')}", parameter
-
-    def set_dispatcher(self, dispatcher: TokenDispatcher) -> None:
-        """Say how tokens and experts of all layers come together."""
-        for layer in self._layers.values():
-            layer.dispatcher = dispatcher
-
-    def num_parameters(self) -> int:
-        """How many numbers are trained."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The parameters, detached, by canonical name."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `tensors` in; names and shapes must match exactly, else nothing is changed."""
-        own = self.state_dict()
-        for name in sorted(own.keys() ^ tensors.keys()):
-            state = "is missing" if name in own else "does not belong to this adapter"
-            raise InputError(f"adapter {self.slot}: tensor {name} {state}")
-        for name, tensor in tensors.items():
-            if tensor.shape != own[name].shape:
-                raise InputError(
-                    f"adapter {self.slot}: tensor {name} is {list(tensor.shape)}, but must be "
-                    f"{list(own[name].shape)}"
-                )
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
-
-    @contextmanager
-    def record(
-        self, mask_BS: Tensor | None = None, *, rank_space: bool = True
-    ) -> Iterator[list[LayerRecord]]:
-        """Collect a record of every routed place from the forward passes inside the block.
-
-        `mask_BS` marks real tokens. Where activations are checkpointed, run the backward pass
-        outside the block, else the recomputation is recorded too. `rank_space=False` keeps less.
-        In a batch of several adapters a record holds the tokens of this one.
-        """
-        records: list[LayerRecord] = []
-        mask_T = None if mask_BS is None else mask_BS.reshape(-1).bool()
-
-        def note(
-            path: str, routing: Routing, terms: Sequence[Tensor], token_t: Tensor | None
-        ) -> None:
-            own_T = mask_T if mask_T is None or token_t is None else mask_T[token_t]
-            records.append(LayerRecord(path, routing, own_T, tuple(terms)))
-
-        for place, layer in self._layers.items():
-            layer.recorder = Recorder(partial(note, place.path), rank_space)
-        try:
-            yield records
-        finally:
-            for layer in self._layers.values():
-                layer.recorder = None
-
-    def remove(self) -> None:
-        """Take the adapter off; the last one restores the model's own modules."""
-        for place in self._layers:
-            module = place.module
-            assert isinstance(module, AdaptedModule)
-            module.take_off(self.slot)
-            if not module.adapters:
-                setattr(place.owner, place.name, module.base)
-        self._layers.clear()
-        if self.slot in self.rows.slots:
-            self.rows.slots.remove(self.slot)
 
 
 def inject(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.config.train import TrainSpec
-from workers.injection.inject import Adapter
+from workers.injection.adapter import Adapter
 from workers.injection.wrapper import AdaptedModule
 from workers.parallel.update import State, adamw
 from workers.parallel.world import World

@@ -3,7 +3,7 @@
 from torch import nn
 
 from workers.config.train import TrainSpec
-from workers.injection.inject import Adapter
+from workers.injection.adapter import Adapter
 from workers.injection.mixed_batch import Layer
 from workers.layers.experts import BlockExperts
 from workers.parallel.cost import (

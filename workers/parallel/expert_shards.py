@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from workers.injection.inject import Adapter
+from workers.injection.adapter import Adapter
 from workers.layers.dispatch import LocalTokenDispatcher, TokenDispatcher
 from workers.parallel.collectives import Traffic
 from workers.parallel.cost import ExchangeChoice, Passes

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from workers.config.train import OptimizerSpec
-from workers.injection.inject import Adapter
+from workers.injection.adapter import Adapter
 from workers.injection.wrapper import AdaptedModule
 from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.update import NamedUpdate, adamw

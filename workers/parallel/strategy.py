@@ -3,7 +3,7 @@
 from torch import nn
 
 from workers.config.train import TrainSpec
-from workers.injection.inject import Adapter
+from workers.injection.adapter import Adapter
 from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.update import Replicated, Update
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from workers.injection.inject import Adapter
+from workers.injection.adapter import Adapter
 from workers.injection.sharded import whole
 from workers.injection.targets import decoder_layers
 from workers.injection.wrapper import AdaptedModule

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from workers.config.train import OptimizerSpec
-from workers.injection.inject import Adapter
+from workers.injection.adapter import Adapter
 from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.mesh import Mesh
 from workers.parallel.world import World

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from workers.data.batches import Batch
-from workers.injection.inject import Adapter, LayerRecord
+from workers.injection.adapter import Adapter, LayerRecord
 from workers.losses.cross_entropy import IGNORED
 from workers.models.base import Base
 

@@ -6,7 +6,7 @@ from workers.adapter import files
 from workers.adapter.manifest import BaseRecord
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
-from workers.injection.inject import Adapter
+from workers.injection.adapter import Adapter
 
 
 def start_from(folder: Path, adapter: Adapter, spec: AdapterSpec, base: BaseRecord) -> None:

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
-from workers.injection.inject import Adapter
+from workers.injection.adapter import Adapter
 from workers.losses.auxiliary import RoutedLayer
 from workers.losses.cross_entropy import IGNORED, cross_entropy_sum
 from workers.losses.enabled import EnabledLosses

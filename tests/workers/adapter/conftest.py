@@ -11,7 +11,8 @@ from workers.adapter.digest import base_digest
 from workers.adapter.files import save
 from workers.adapter.manifest import BaseRecord, Manifest
 from workers.config.adapter import AdapterSpec
-from workers.injection.inject import Adapter, inject
+from workers.injection.adapter import Adapter
+from workers.injection.inject import inject
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden" / "mixlora_llama"
 

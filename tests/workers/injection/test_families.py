@@ -15,7 +15,8 @@ from workers.adapter.manifest import BaseRecord, Manifest
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
 from workers.config.model import ModelSpec
-from workers.injection.inject import Adapter, inject
+from workers.injection.adapter import Adapter
+from workers.injection.inject import inject
 from workers.models.compatibility import check_adapter
 
 Build = Callable[..., nn.Module]

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
 from workers.config.losses import LossSpec
-from workers.injection.inject import Adapter, LayerRecord, inject, row_map
+from workers.injection.adapter import Adapter, LayerRecord
+from workers.injection.inject import inject, row_map
 from workers.injection.wrapper import AdaptedModule
 from workers.losses.auxiliary import RoutedLayer, contrastive, load_balance
 

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
-from workers.injection.inject import Adapter, inject, row_map
+from workers.injection.adapter import Adapter
+from workers.injection.inject import inject, row_map
 from workers.injection.row_map import RowMap
 from workers.injection.wrapper import AdaptedModule
 from workers.layers.inference import prepared

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from workers.config.adapter import AdapterSpec
-from workers.injection.inject import Adapter, inject, row_map
+from workers.injection.adapter import Adapter
+from workers.injection.inject import inject, row_map
 
 SPECS: dict[str, dict[str, object]] = {
     "block": {"num_experts": 4, "top_k": 2},

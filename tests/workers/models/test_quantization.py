@@ -18,7 +18,8 @@ from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
 from workers.config.extras import installing
 from workers.config.model import ModelSpec
-from workers.injection.inject import Adapter, inject
+from workers.injection.adapter import Adapter
+from workers.injection.inject import inject
 from workers.models.base import Base, check_base, load_base
 from workers.models.quantization import LIBRARIES
 

@@ -8,7 +8,8 @@ from transformers import get_scheduler
 
 from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import collate
-from workers.injection.inject import LayerRecord, inject
+from workers.injection.adapter import LayerRecord
+from workers.injection.inject import inject
 from workers.layers.routing.base import Routing
 from workers.losses.auxiliary import RoutedLayer, load_balance
 from workers.parallel.update import Replicated

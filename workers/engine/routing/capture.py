@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from workers.engine.routing.aggregate import Layout, Member, PassDecisions, TokenSpan, share_out
 from workers.engine.routing.tally import Places, RoutingTally
 from workers.engine.routing.types import RequestRouting
-from workers.injection.inject import Adapter
+from workers.injection.adapter import Adapter
 from workers.layers.routing.base import Router, RoutingDecision
 
 GATHERED = 2048

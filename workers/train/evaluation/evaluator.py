@@ -15,7 +15,7 @@ from workers.data.batches import collate
 from workers.data.encode import Example
 from workers.data.rows import Row
 from workers.data.text_metrics import CHOICE_METRICS, likeliest, score, score_choices
-from workers.injection.inject import Adapter
+from workers.injection.adapter import Adapter
 from workers.injection.sharded import is_sharded
 from workers.losses.cross_entropy import row_losses
 from workers.parallel.world import World

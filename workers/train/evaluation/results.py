@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from workers.adapter.routing_sample import RoutingSample
 from workers.data.rows import Row
-from workers.injection.inject import LayerRecord
+from workers.injection.adapter import LayerRecord
 from workers.run.record import Metrics
 from workers.run.samples import Sample, SampledAnswer
 

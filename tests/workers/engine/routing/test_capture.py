@@ -17,7 +17,7 @@ from workers.engine.engine import ContinuousEngine
 from workers.engine.request import AdapterRef, Limits, Sampling, TextRequest
 from workers.engine.routing.types import LayerRouting, RequestRouting
 from workers.engine.text_engine import TextEngine
-from workers.injection.inject import LayerRecord
+from workers.injection.adapter import LayerRecord
 from workers.models.base import load_base
 
 LIMITS = Limits(max_batch_tokens=40, cache_tokens=1024, max_new_tokens=64)
