@@ -75,16 +75,16 @@ class NodeReport(Spec):
         return f"{', '.join([f'Python {self.python}', *versions, own])}; {room}"
 
 
-def probe(client: "JobClient", seconds: float = NODE_SECONDS) -> list[NodeReport]:
+def probe(client: "JobClient") -> list[NodeReport]:
     """A report of each living node. Raises ClusterError where no job runs there."""
     asked = {
         "packages": [one.name for one in required()],
         "modules": MODULES,
-        "seconds": seconds,
+        "seconds": NODE_SECONDS,
     }
     job_id = client.submit(RUN, files={ASKED: json.dumps(asked)})
     try:
-        job = _ended(client, job_id, 2 * seconds + _MORE_SECONDS)
+        job = _ended(client, job_id, 2 * NODE_SECONDS + _MORE_SECONDS)
         return [NodeReport.model_validate(one) for one in _found(client, job)]
     finally:
         client.remove(job_id)
