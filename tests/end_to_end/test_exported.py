@@ -18,7 +18,7 @@ from workers.adapter.digest import base_digest
 from workers.adapter.files import attach, save
 from workers.adapter.manifest import BaseRecord, Manifest
 from workers.config.adapter import AdapterSpec
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.data.batches import collate_prompts
 from workers.data.text_encoder import TextEncoder
 from workers.injection.inject import inject

@@ -9,8 +9,8 @@ import pytest
 from workers.adapter.stock.families import TWINS
 from workers.adapter.stock.verdict import base_config, why_not
 from workers.config.adapter import AdapterSpec
+from workers.config.model import ModelSpec
 from workers.config.routing import ROUTERS
-from workers.config.train import ModelSpec
 
 LLAMA = {"model_type": "llama"}
 
