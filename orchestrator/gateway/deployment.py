@@ -13,7 +13,7 @@ from orchestrator.auth.wrong_keys import WrongKeys
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.examples import Examples
 from orchestrator.gateway.examples import routes as example_routes
-from orchestrator.gateway.services import GatewayServices, HealthParts, RolloutParts
+from orchestrator.gateway.services import GatewayServices, HealthServices, RolloutServices
 from orchestrator.registry.presence import Presence
 from orchestrator.registry.registry import Registry
 from orchestrator.replicas.endpoint import EndpointSpec, Serving, begun
@@ -69,8 +69,8 @@ class Ingress:
         read = MadeKeys(key_sync.read, self._spec.storage, key_sync.given_up)
         keys, metrics = KeyRing(self._spec.accepted_key, read), RequestMetrics()
         limiter = RateLimiter(serve.limits)
-        health = HealthParts.of(self._registry, serve, self._spec.storage)
-        rollout = RolloutParts.of(self._registry, catalog, serve.guard, health.monitor.drift)
+        health = HealthServices.of(self._registry, serve, self._spec.storage)
+        rollout = RolloutServices.of(self._registry, catalog, serve.guard, health.monitor.drift)
         examples = Examples(self._registry, self._spec.storage, serve.examples)
         self._presence = Presence(self._spec.store_url, lambda: catalog.names)
         return GatewayServices(

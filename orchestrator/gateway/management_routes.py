@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Path
@@ -80,43 +81,31 @@ class Promotion(Why):
     mode: Literal["min", "max"] = "min"
 
 
-def routes(
-    registry: Registry,
-    catalog: ModelCatalog,
-    comparisons: Comparisons,
-    windows: Windows,
-    timeline: Timeline,
-) -> APIRouter:
+@dataclass(frozen=True)
+class ManagementRoutes:
     """`GET /rollouts`, `GET /rollouts/NAME`, `GET /rollouts/NAME/history`,
     `POST /rollouts/NAME/{promote,rollback,abort}`."""
-    routes = ManagementRoutes(registry, catalog, comparisons, windows, timeline)
-    router = APIRouter(prefix="/rollouts", tags=["roll-out"])
-    router.get("")(routes.all)
-    router.get("/{name}")(routes.one)
-    router.get("/{name}/history")(routes.history)
-    router.post("/{name}/promote")(routes.promote)
-    router.post("/{name}/rollback")(routes.rollback)
-    router.post("/{name}/abort")(routes.abort)
-    return router
 
+    registry: Registry
+    catalog: ModelCatalog
+    comparisons: Comparisons
+    windows: Windows
+    timeline: Timeline
 
-class ManagementRoutes:
-    """The routes."""
-
-    def __init__(
-        self,
-        registry: Registry,
-        catalog: ModelCatalog,
-        comparisons: Comparisons,
-        windows: Windows,
-        timeline: Timeline,
-    ) -> None:
-        self._registry, self._catalog = registry, catalog
-        self._comparisons, self._windows, self._timeline = comparisons, windows, timeline
+    def router(self) -> APIRouter:
+        """For the application."""
+        router = APIRouter(prefix="/rollouts", tags=["roll-out"])
+        router.get("")(self.all)
+        router.get("/{name}")(self.one)
+        router.get("/{name}/history")(self.history)
+        router.post("/{name}/promote")(self.promote)
+        router.post("/{name}/rollback")(self.rollback)
+        router.post("/{name}/abort")(self.abort)
+        return router
 
     async def all(self, _: Reader) -> NameStates:
         """Every name's state."""
-        return {"rollouts": [self._state(name) for name in sorted(self._catalog.states)]}
+        return {"rollouts": [self._state(name) for name in sorted(self.catalog.states)]}
 
     async def one(self, name: str, _: Reader) -> NameState:
         """A name's state."""
@@ -124,7 +113,7 @@ class ManagementRoutes:
 
     async def history(self, name: str, _: Reader) -> NameHistory:
         """A name's log: its latest events, oldest first."""
-        state = self._catalog.states.get(name)
+        state = self.catalog.states.get(name)
         events = await self._events(name, since=state.revision - EVENTS if state else 0)
         return {"name": name, "events": events[-EVENTS:]}
 
@@ -139,7 +128,7 @@ class ManagementRoutes:
         metric, mode = judged
         return await self._done(
             lambda: promote(
-                self._registry,
+                self.registry,
                 body.version,
                 name,
                 actor=caller.id,
@@ -154,36 +143,36 @@ class ManagementRoutes:
     async def rollback(self, name: str, body: Why, caller: Promoter) -> Event:
         """End the canary, or return to the champion before."""
         return await self._done(
-            lambda: rollback(self._registry, name, actor=caller.id, reason=body.reason)
+            lambda: rollback(self.registry, name, actor=caller.id, reason=body.reason)
         )
 
     async def abort(self, name: str, body: Why, caller: Promoter) -> Event:
         """End the canary, or the shadow."""
         return await self._done(
-            lambda: abort(self._registry, name, actor=caller.id, reason=body.reason)
+            lambda: abort(self.registry, name, actor=caller.id, reason=body.reason)
         )
 
     async def _done(self, decide: Callable[[], Event]) -> Event:
         """The event; by then this gateway's traffic has moved, if the version is loaded."""
         with of_the_request():
             event = await run_in_threadpool(decide)
-        await self._catalog.poll()
+        await self.catalog.poll()
         return event
 
     async def _events(self, name: str, since: int = 0) -> list[Event]:
         with of_the_request():
-            return await run_in_threadpool(self._registry.history, name, since)
+            return await run_in_threadpool(self.registry.history, name, since)
 
     def _state(self, name: str) -> NameState:
-        state = self._catalog.states.get(name)
+        state = self.catalog.states.get(name)
         if state is None:
             raise RequestError(f"nothing was promoted to {name}", "name", 404, "not_found")
-        now, ours = steady(), self._timeline(state)
-        refused = {v: why for v, why in self._catalog.refused.items() if v in state.concerned}
+        now, ours = steady(), self.timeline(state)
+        refused = {v: why for v, why in self.catalog.refused.items() if v in state.concerned}
         return {
             **state.as_dict(),
-            "shadow_seen": self._comparisons.figures(ours, now),
-            "requests": reach(ours, self._windows, now),
+            "shadow_seen": self.comparisons.figures(ours, now),
+            "requests": reach(ours, self.windows, now),
             "refused": refused,
         }
 

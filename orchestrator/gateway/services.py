@@ -14,7 +14,7 @@ from orchestrator.auth.wrong_keys import WrongKeys
 from orchestrator.config.limits import LimitsSpec
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.config.serve import ServeSpec
-from orchestrator.gateway.management_routes import health_routes, routes
+from orchestrator.gateway.management_routes import ManagementRoutes, health_routes
 from orchestrator.registry.registry import Registry
 from orchestrator.registry.state import Rollout
 from orchestrator.rollout.catalog import ModelCatalog
@@ -62,7 +62,7 @@ class GatewayServices:
 
 
 @dataclass(frozen=True)
-class HealthParts:
+class HealthServices:
     """An observer of requests, routes, and a task for the life of the gateway."""
 
     monitor: RouterHealth
@@ -70,7 +70,7 @@ class HealthParts:
     router: APIRouter
 
     @classmethod
-    def of(cls, registry: Registry, serve: ServeSpec, storage: str | Path) -> "HealthParts":
+    def of(cls, registry: Registry, serve: ServeSpec, storage: str | Path) -> "HealthServices":
         """`storage` is the endpoint's folder."""
         monitor = RouterHealth.of(serve.health, registry)
         folder = serve.audit.folder or Path(storage) / "audit"
@@ -95,7 +95,7 @@ class HealthParts:
 
 
 @dataclass(frozen=True)
-class RolloutParts:
+class RolloutServices:
     """An observer of requests, routes, and tasks for the life of the gateway."""
 
     catalog: ModelCatalog
@@ -112,15 +112,15 @@ class RolloutParts:
         catalog: ModelCatalog,
         spec: GuardSpec,
         drift: Drift | None = None,
-    ) -> "RolloutParts":
+    ) -> "RolloutServices":
         """`drift` judges the routing of a version, if there is somebody who can."""
         windows = Windows(spec)
         comparisons = Comparisons(windows)
         advisers = (Guard(spec, windows, drift), PlanProgression(spec, windows), comparisons)
         timeline = Timeline()
-        router = routes(registry, catalog, comparisons, windows, timeline)
+        routes = ManagementRoutes(registry, catalog, comparisons, windows, timeline)
         controller = RolloutController(registry, advisers)
-        return cls(catalog, windows, comparisons, controller, router, timeline)
+        return cls(catalog, windows, comparisons, controller, routes.router(), timeline)
 
     def observe(self, record: RequestRecord) -> None:
         """See `orchestrator.telemetry.request_record.Observer`."""

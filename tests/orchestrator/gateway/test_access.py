@@ -22,7 +22,7 @@ from orchestrator.config.limits import LimitsSpec
 from orchestrator.config.serve import ServeSpec
 from orchestrator.gateway import page
 from orchestrator.gateway.app import NO_KEY, create_app
-from orchestrator.gateway.services import GatewayServices, HealthParts, RolloutParts
+from orchestrator.gateway.services import GatewayServices, HealthServices, RolloutServices
 from orchestrator.registry.registry import Registry
 from orchestrator.rollout.catalog import ModelCatalog
 from tests.orchestrator.backends import Nowhere
@@ -39,8 +39,8 @@ def make_app(tmp_path: Path) -> Callable[[GatewayServices], FastAPI]:
     def make(services: GatewayServices) -> FastAPI:
         registry, serve = Registry(f"sqlite:///{tmp_path}/moetune.db", tmp_path), ServeSpec()
         catalog = ModelCatalog(registry, "tiny-llama", Nowhere().load)
-        health = HealthParts.of(registry, serve, tmp_path)
-        rollout = RolloutParts.of(registry, catalog, serve.guard, health.monitor.drift)
+        health = HealthServices.of(registry, serve, tmp_path)
+        rollout = RolloutServices.of(registry, catalog, serve.guard, health.monitor.drift)
         routers = (*services.routers, rollout.router, health.router)
         limits = LimitsSpec(max_body_bytes=LIMIT)
         return create_app(Nowhere(), catalog, replace(services, routers=routers, limits=limits))

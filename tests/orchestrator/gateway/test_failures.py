@@ -17,7 +17,7 @@ import pytest
 from orchestrator.auth.keys import KeyRing, key_hash
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.services import GatewayServices, RolloutParts
+from orchestrator.gateway.services import GatewayServices, RolloutServices
 from orchestrator.registry.models import Version
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
@@ -54,8 +54,8 @@ class Shop:
             for number, adapter in enumerate(adapters)
         ]
         self.catalog = ModelCatalog(self.registry, "tiny-llama", engine.load, engine.unload, 1)
-        parts = RolloutParts.of(self.registry, self.catalog, GuardSpec())
-        services = GatewayServices(KeyRing(key_hash(KEY)), routers=(parts.router,))
+        rollouts = RolloutServices.of(self.registry, self.catalog, GuardSpec())
+        services = GatewayServices(KeyRing(key_hash(KEY)), routers=(rollouts.router,))
         self.app = create_app(engine, self.catalog, services)
 
     def promote(self, version: Version) -> None:

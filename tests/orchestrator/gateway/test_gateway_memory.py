@@ -18,7 +18,7 @@ from orchestrator.auth.rate_limit import RateLimiter
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.config.serve import ServeSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.services import GatewayServices, HealthParts, RolloutParts
+from orchestrator.gateway.services import GatewayServices, HealthServices, RolloutServices
 from orchestrator.registry.models import Version
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import abort, promote, rollback
@@ -70,7 +70,7 @@ class Shop:
     registry: Registry
     catalog: ModelCatalog
     services: GatewayServices
-    parts: tuple[RolloutParts, HealthParts]
+    parts: tuple[RolloutServices, HealthServices]
     web: httpx.AsyncClient
     adapter: Path
 
@@ -124,10 +124,10 @@ def engine(tiny_model_dir: Path) -> Iterator[TextEngine]:
 async def opened(engine: TextEngine, folder: Path, adapter: Path) -> AsyncIterator[Shop]:
     registry = Registry(f"sqlite:///{folder}/moetune.db", folder)
     catalog = ModelCatalog(registry, "tiny-llama", engine.load, engine.unload, ROOM)
-    health = HealthParts.of(registry, FEW, folder)
-    parts = RolloutParts.of(registry, catalog, FEW.guard, health.monitor.drift)
+    health = HealthServices.of(registry, FEW, folder)
+    rollouts = RolloutServices.of(registry, catalog, FEW.guard, health.monitor.drift)
     services = GatewayServices(
-        limiter=RateLimiter(), observers=(parts.observe, health.observe), tasks=(parts.run,)
+        limiter=RateLimiter(), observers=(rollouts.observe, health.observe), tasks=(rollouts.run,)
     )
     app = create_app(engine, catalog, services)
     transport = httpx.ASGITransport(app)
@@ -135,7 +135,7 @@ async def opened(engine: TextEngine, folder: Path, adapter: Path) -> AsyncIterat
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as web,
     ):
-        shop = Shop(registry, catalog, services, (parts, health), web, adapter)
+        shop = Shop(registry, catalog, services, (rollouts, health), web, adapter)
         await shop.promote(await asyncio.to_thread(shop.new, 1000))
         yield shop
 

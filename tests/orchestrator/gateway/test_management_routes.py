@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from orchestrator.auth.keys import KeyRing, key_hash
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.services import GatewayServices, RolloutParts
+from orchestrator.gateway.services import GatewayServices, RolloutServices
 from orchestrator.registry.models import Event, Version
 from orchestrator.registry.registry import Registry
 from orchestrator.rollout.catalog import ModelCatalog
@@ -27,19 +27,21 @@ HOME = "/moetune/v1/rollouts/home"
 
 
 @pytest.fixture
-def parts(registry: Registry) -> RolloutParts:
+def rollouts(registry: Registry) -> RolloutServices:
     catalog = ModelCatalog(registry, "tiny-llama", Nowhere().load)
-    return RolloutParts.of(registry, catalog, GuardSpec())
+    return RolloutServices.of(registry, catalog, GuardSpec())
 
 
 @pytest.fixture
-def ask(parts: RolloutParts) -> Ask:
+def ask(rollouts: RolloutServices) -> Ask:
     """ask(("POST", path, body), …): one after the other, with the operator's key."""
     keys = KeyRing(key_hash(KEY))
-    app = create_app(Nowhere(), parts.catalog, GatewayServices(keys=keys, routers=(parts.router,)))
+    app = create_app(
+        Nowhere(), rollouts.catalog, GatewayServices(keys=keys, routers=(rollouts.router,))
+    )
 
     def all_of(*requests: tuple[str, str, Any], key: str = KEY) -> list[httpx.Response]:
-        return asyncio.run(_sent(app, parts.catalog, requests, key))
+        return asyncio.run(_sent(app, rollouts.catalog, requests, key))
 
     return all_of
 
@@ -56,12 +58,12 @@ async def _sent(
 
 
 def test_the_state_of_names(
-    ask: Ask, begin: Begin, versions: list[Version], parts: RolloutParts
+    ask: Ask, begin: Begin, versions: list[Version], rollouts: RolloutServices
 ) -> None:
     begin(0)
     begin(1, plan="5%,100% every 30m")
     begin(2, shadow=True)
-    parts.observe(answered(versions[2].id, role="shadow", agreement=1.0, at=datetime.now(UTC)))
+    rollouts.observe(answered(versions[2].id, role="shadow", agreement=1.0, at=datetime.now(UTC)))
     one, every, other = ask(
         ("GET", HOME, None), ("GET", "/moetune/v1/rollouts", None), ("GET", f"{HOME}2", None)
     )
@@ -76,13 +78,13 @@ def test_the_state_of_names(
 
 
 def test_a_canary_that_nobody_meets_is_told(
-    ask: Ask, begin: Begin, versions: list[Version], parts: RolloutParts
+    ask: Ask, begin: Begin, versions: list[Version], rollouts: RolloutServices
 ) -> None:
     begin(0)
     begin(1, canary="10%")
     [quiet] = ask(("GET", HOME, None))
     assert quiet.json()["requests"] == {"canary": 0, "champion": 0, "warning": None}
-    observed(parts.observe, (50, answered(versions[0].id, came=steady())))
+    observed(rollouts.observe, (50, answered(versions[0].id, came=steady())))
     [warned] = ask(("GET", HOME, None))
     told = warned.json()["requests"]
     assert (told["canary"], told["champion"]) == (0, 50)

@@ -25,7 +25,7 @@ from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
 from orchestrator.gateway.management_routes import health_routes
 from orchestrator.gateway.openapi import describe
-from orchestrator.gateway.services import GatewayServices, RolloutParts
+from orchestrator.gateway.services import GatewayServices, RolloutServices
 from orchestrator.registry.registry import Registry
 from orchestrator.rollout.catalog import ModelCatalog
 from orchestrator.router_health.monitor import RouterHealth
@@ -94,7 +94,7 @@ def site(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     registry = Registry(f"sqlite:///{folder}/moetune.db", folder)
     catalog = ModelCatalog(registry, BASE, backend.load)
     health = RouterHealth.of(HealthSpec(), registry)
-    rollout = RolloutParts.of(registry, catalog, GuardSpec(), health.drift)
+    rollout = RolloutServices.of(registry, catalog, GuardSpec(), health.drift)
     routers = (rollout.router, health_routes(health))
     app = create_app(backend, catalog, GatewayServices(KeyRing(key_hash(KEY)), routers=routers))
     with asyncio.Runner() as runner:

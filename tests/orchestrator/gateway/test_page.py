@@ -22,7 +22,7 @@ from orchestrator.gateway.app import create_app
 from orchestrator.gateway.examples import Examples
 from orchestrator.gateway.examples import routes as example_routes
 from orchestrator.gateway.management_routes import health_routes
-from orchestrator.gateway.services import GatewayServices, RolloutParts
+from orchestrator.gateway.services import GatewayServices, RolloutServices
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
@@ -71,7 +71,7 @@ def url(
     backend = TextEngine(engine, base.tokenizer)
     catalog = ModelCatalog(registry, "tiny-llama", backend.load, backend.unload)
     health = RouterHealth.of(HealthSpec(), registry)
-    rollout = RolloutParts.of(registry, catalog, GuardSpec(), health.drift)
+    rollout = RolloutServices.of(registry, catalog, GuardSpec(), health.drift)
     slow = Caller("slow", frozenset({"infer"}), rate=Allowance(1, "s"))
     keys = KeyRing(
         key_hash(KEY), lambda: [Key(key_hash(SLOW_KEY), slow, "", created=datetime.now(UTC))]

@@ -15,7 +15,7 @@ import pytest
 from orchestrator.config.limits import LimitsSpec
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.services import GatewayServices, RolloutParts
+from orchestrator.gateway.services import GatewayServices, RolloutServices
 from orchestrator.registry.models import Event, Version
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
@@ -68,22 +68,24 @@ class Shop:
 
     web: httpx.AsyncClient
     catalog: ModelCatalog
-    parts: RolloutParts
+    rollouts: RolloutServices
     heard: list[RequestRecord]
 
     async def ask(self, **fields: Any) -> httpx.Response:
         return await self.web.post("/v1/completions", json={**TEXT, **fields})
 
     def decided(self) -> list[Event]:
-        return self.parts.controller.ask(self.parts.states())
+        return self.rollouts.controller.ask(self.rollouts.states())
 
 
 @asynccontextmanager
 async def shop(engine: TextEngine, registry: Registry, **limits: Any) -> AsyncIterator[Shop]:
     heard: list[RequestRecord] = []
     catalog = ModelCatalog(registry, "tiny-llama", engine.load)
-    parts = RolloutParts.of(registry, catalog, QUICK)
-    services = GatewayServices(observers=(parts.observe, heard.append), limits=LimitsSpec(**limits))
+    rollouts = RolloutServices.of(registry, catalog, QUICK)
+    services = GatewayServices(
+        observers=(rollouts.observe, heard.append), limits=LimitsSpec(**limits)
+    )
     app = create_app(engine, catalog, services)
     transport = httpx.ASGITransport(app)
     async with (
@@ -93,7 +95,7 @@ async def shop(engine: TextEngine, registry: Registry, **limits: Any) -> AsyncIt
     ):
         while not (await web.get("/ready")).is_success:
             await asyncio.sleep(0.02)
-        yield Shop(web, catalog, parts, heard)
+        yield Shop(web, catalog, rollouts, heard)
 
 
 def test_a_schema_that_never_ends_ends_no_champion(
@@ -219,7 +221,7 @@ def test_a_client_that_leaves_says_nothing_of_a_shadow(
             assert len({one.user for one in home.heard}) == 1
             told = {one.role: (one.error, one.agreement) for one in home.heard}
             assert told == {"served": ("client_closed_request", None), "shadow": (None, None)}
-            assert home.parts.comparisons.figures(state, datetime.now(UTC)) is None
+            assert home.rollouts.comparisons.figures(state, datetime.now(UTC)) is None
 
     asyncio.run(main())
 

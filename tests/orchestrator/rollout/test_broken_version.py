@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.config.rollout import GuardSpec
 from orchestrator.gateway.app import create_app
-from orchestrator.gateway.services import GatewayServices, RolloutParts
+from orchestrator.gateway.services import GatewayServices, RolloutServices
 from orchestrator.registry.models import Version
 from orchestrator.registry.plan import stage
 from orchestrator.registry.promote import promote
@@ -67,9 +67,9 @@ def put(registry: Registry, version: Version, **how: Any) -> None:
 @asynccontextmanager
 async def gateway(engine: Alone, registry: Registry, load: Any) -> AsyncIterator[httpx.AsyncClient]:
     catalog = ModelCatalog(registry, "tiny-llama", load)
-    parts = RolloutParts.of(registry, catalog, GuardSpec())
+    rollouts = RolloutServices.of(registry, catalog, GuardSpec())
     services = GatewayServices(
-        observers=(parts.observe,), routers=(parts.router,), tasks=(parts.run,)
+        observers=(rollouts.observe,), routers=(rollouts.router,), tasks=(rollouts.run,)
     )
     app = create_app(engine, catalog, services)
     transport = httpx.ASGITransport(app)

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.session import Session
 from orchestrator.config.serve import ServeSpec
-from orchestrator.gateway.services import HealthParts
+from orchestrator.gateway.services import HealthServices
 from orchestrator.registry.registry import Registry
 from orchestrator.router_health.metrics import LAYERS, VERSIONS
 from tests.orchestrator.traffic import Trained, answered
@@ -29,7 +29,7 @@ def gateway(ray_cluster: Session, tmp_path: Path) -> Iterator[Any]:
     class Gateway:
         async def begin(self) -> None:
             registry = Registry(f"sqlite:///{tmp_path}/moetune.db", tmp_path)
-            self.parts = HealthParts.of(registry, ServeSpec(), tmp_path)
+            self.parts = HealthServices.of(registry, ServeSpec(), tmp_path)
             self.task = asyncio.create_task(self.parts.run())
 
         async def answer(self, routing: RequestRouting) -> None:
