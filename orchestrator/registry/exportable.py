@@ -15,7 +15,7 @@ from workers.adapter.config import read_config
 from workers.adapter.stock.verdict import base_config, twin_of, why_not
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError, validated
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 
 
 @dataclass(frozen=True)

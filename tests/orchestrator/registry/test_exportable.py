@@ -12,7 +12,7 @@ from orchestrator.registry.models import Version
 from orchestrator.registry.registry import Registry
 from workers.adapter import folder as folders
 from workers.config.adapter import AdapterSpec
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 GEMMA = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from workers.config.base import InputError
-from workers.config.train import ModelSpec
+from workers.config.model import ModelSpec
 from workers.models.files import base_folder
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
