@@ -608,7 +608,7 @@ def test_an_endpoint_that_goes_ends_what_runs_first(shop: Shop) -> None:
         pieces = rest.result(60)
     assert pieces[-1].choices[0].finish_reason is not None
     assert len(text) + sum(len(piece.choices[0].text) for piece in pieces) > 100
-    with pytest.raises(httpx.ConnectError):
+    with pytest.raises(httpx.NetworkError):  # a dying proxy may take one more, and reset it
         httpx.get(f"{shop.endpoint.url}/health")
 
 
