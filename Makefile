@@ -10,8 +10,9 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # The cases that need this process alone.
 UNMARKED := not (cluster or process or postgres or benchmark or browser or endurance)
-# Two processes; tests/balance.py shares out. The slowest cases are shown at the end.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
+# Three processes for two cores, since the one with the cluster waits for half of its time;
+# tests/balance.py shares out. The slowest cases are shown at the end.
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --durations 25
 
 .PHONY: demo check test endurance lint setup pictures clean docs
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.session import Session, session
+from tests.forked_workers import forked_workers
 from tests.tiny import write_adapter, write_model
 from workers.config.base import override
 from workers.config.train import TrainSpec
@@ -74,7 +75,7 @@ def ray_cluster() -> Iterator[Session]:
     both find its token. Remove what you leave in it: actors, applications, jobs. Only a test of
     starting and stopping starts a cluster of its own, in a process of its own.
     """
-    with session(num_cpus=4) as connected:
+    with forked_workers(), session(num_cpus=4) as connected:
         yield connected
 
 

@@ -15,6 +15,7 @@ from orchestrator.registry.registry import Registry
 from orchestrator.serve.deploy import deploy, undeploy
 from orchestrator.serve.served_base import served_base
 from orchestrator.tuning.trainer import fit
+from tests.forked_workers import forks_of
 from tests.listening import Listener, cluster_processes, listeners
 from workers.config.train import TrainSpec
 from workers.run.record import Metrics, RunPlan
@@ -27,9 +28,10 @@ CALLS = [
 
 
 def _listeners(cluster: Session) -> list[Listener]:
-    """Of the cluster's processes and of this one, its driver."""
+    """Of the cluster's processes, its forked workers, and of this one, its driver."""
     assert cluster.token_file is not None
-    return listeners([*cluster_processes(cluster.token_file.parent), psutil.Process()])
+    here = cluster_processes(cluster.token_file.parent)
+    return listeners([*here, *forks_of(psutil.Process()), psutil.Process()])
 
 
 def test_a_group_listens_on_loopback_only(

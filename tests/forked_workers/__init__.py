@@ -1,0 +1,61 @@
+"""Workers of the tests' cluster are forked from one process, which has imported for all of them.
+
+Importing torch and transformers takes each five seconds of a core, and each actor of Ray is a
+process of its own. The workers of a submitted job are left to Ray, which gives them another path.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+SERVER = "tests.forked_workers.server"
+HOOK = Path(__file__).parent / "hook"
+"""On the path of a cluster's processes: Python runs its sitecustomize.py as they start."""
+
+
+@contextmanager
+def forked_workers() -> Iterator[None]:
+    """A local cluster that is started in here forks its workers for as long as this lasts."""
+    with tempfile.TemporaryDirectory(prefix="forks-") as folder:
+        path = f"{folder}/socket"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(path)
+            listener.listen(64)
+            server = _server(listener)
+        try:
+            with pytest.MonkeyPatch.context() as changed:
+                changed.setenv("MOETUNE_FORKS", path)
+                changed.setenv("PYTHONPATH", str(HOOK), prepend=os.pathsep)
+                yield
+        finally:
+            with server:  # it ends with its standard input
+                pass
+
+
+def forks_of(process: psutil.Process) -> list[psutil.Process]:
+    """The workers that live of the cluster that a process has started in `forked_workers`. What
+    they show of their environment is that of who has forked them."""
+    return [
+        fork
+        for child in process.children()
+        if SERVER in child.cmdline()
+        for fork in child.children(recursive=True)
+    ]
+
+
+def _server(listener: socket.socket) -> subprocess.Popen[bytes]:
+    number = listener.fileno()
+    return subprocess.Popen(
+        [sys.executable, "-m", SERVER, str(number)],
+        stdin=subprocess.PIPE,
+        pass_fds=[number],
+        start_new_session=True,  # Ctrl-C is for pytest, which stops it in order
+    )

@@ -1,0 +1,140 @@
+"""A process of one thread that has imported what takes each worker of Ray five seconds to import,
+and forks.
+
+    python -m tests.forked_workers.server LISTENER
+
+Only packages are imported, none of moetune: a worker imports moetune from where its job has it.
+"""
+
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+IMPORTED = (
+    "aiohttp",
+    "fastapi",
+    "google.protobuf.descriptor_pb2",
+    "jsonschema",
+    "numpy",
+    "optuna",
+    "pandas",
+    "pyarrow",
+    "pyarrow.dataset",
+    "pyarrow.fs",
+    "rich.console",
+    "safetensors.torch",
+    "sympy",
+    "torch.distributed",
+    "torch.utils.data",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "uvicorn",
+)
+"""Not Ray itself: its core reads the worker's variables where it is imported."""
+
+
+class Forked(BaseException):
+    """Raised in the fork, to leave the server's loop: what was asked for, and its files."""
+
+
+class Server:
+    """Forks for whoever connects, and tells each how the fork has ended."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+
+    def serve(self) -> None:
+        """Until the standard input is closed. Raises Forked in a fork."""
+        self._selector.register(sys.stdin, selectors.EVENT_READ, lambda _: sys.exit())
+        self._selector.register(self._listener, selectors.EVENT_READ, self._fork)
+        while True:
+            for key, _ in self._selector.select():
+                key.data(key.fileobj)
+
+    def _fork(self, listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        asked, files = received(client)
+        pid = os.fork()
+        if pid == 0:
+            self._selector.close()
+            client.close()
+            listener.close()
+            raise Forked(asked, files)
+        for one in files:
+            os.close(one)
+        Standing(self._selector, client, pid)
+
+
+class Standing:
+    """A fork and the process that stands for it: the end of one is told to the other."""
+
+    def __init__(self, selector: selectors.BaseSelector, client: socket.socket, pid: int) -> None:
+        self._selector, self._client, self._pid = selector, client, pid
+        self._child, self._lives = os.pidfd_open(pid), True
+        selector.register(client, selectors.EVENT_READ, self._killed)
+        selector.register(self._child, selectors.EVENT_READ, self._ended)
+
+    def _killed(self, _: object) -> None:
+        if self._lives:  # else both ends came in one look
+            self._selector.unregister(self._client)
+            os.kill(self._pid, signal.SIGKILL)
+
+    def _ended(self, _: object) -> None:
+        self._lives = False
+        self._selector.unregister(self._child)
+        os.close(self._child)
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        if self._client in self._selector.get_map():
+            self._selector.unregister(self._client)
+            with suppress(OSError):  # it is gone
+                self._client.send(bytes([code if code >= 0 else 128 - code]))
+        self._client.close()
+
+
+def received(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """What is asked for, and the three standard files of who asks."""
+    length, files, _, _ = socket.recv_fds(client, 4, 3)
+    with client.makefile("rb") as rest:
+        return json.loads(rest.read(int.from_bytes(length, "big"))), files
+
+
+def become(asked: dict[str, Any], files: list[int]) -> None:
+    """Be the process that was asked for."""
+    import numpy
+
+    for number, one in enumerate(files):
+        os.dup2(one, number)
+        os.close(one)
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    os.chdir(asked["folder"])
+    numpy.random.seed()
+    script = asked["argv"][0]
+    sys.path[:] = [str(Path(script).parent), *asked["path"]]
+    sys.argv[:] = asked["argv"]
+    runpy.run_path(script, run_name="__main__")
+
+
+def main(listener: socket.socket) -> None:
+    """Import, and serve."""
+    for module in IMPORTED:
+        importlib.import_module(module)
+    try:
+        Server(listener).serve()
+    except Forked as forked:
+        asked, files = forked.args
+    become(asked, files)
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[1])))
