@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.registry.registry import Registry
-from orchestrator.registry.trained_base import in_training
+from orchestrator.registry.trained_base import in_training, moved
 from workers.adapter import folder as folders
 from workers.config.base import InputError
 from workers.config.model import ModelSpec
@@ -23,7 +23,8 @@ class Exported:
     folder: Path
     model: ModelSpec
     base_name: str
-    """The base as it was called in training."""
+    """The base as it was called in training, where its digest proves that it is that one; else as
+    it was named."""
     trained_packed: str | None = None
     """How the base was quantised in training: the checkpoint has its weights as they are."""
 
@@ -65,11 +66,13 @@ class Exported:
         try:
             check_weights_alone(model)
         except InputError as error:
-            hint = "" if base or Path(model.path).is_dir() else "; --base MODEL says where it is"
-            raise InputError(
-                f"{name}: its base {str(error).removeprefix('model.path: ')}{hint}"
-            ) from None
-        return cls(name, folder, model, record.path or model.path, trained.quantization)
+            which = "its base" if base is None else "--base (or MOETUNE_BASE)"
+            error = InputError(f"{which} {str(error).removeprefix('model.path: ')}")
+            if base is None and not Path(model.path).is_dir():
+                raise moved(name, record, model, error) from None
+            raise InputError(f"{name}: {error}") from None
+        proven = record.path if record.digest else None
+        return cls(name, folder, model, proven or model.path, trained.quantization)
 
 
 def is_adapter(path: str) -> bool:

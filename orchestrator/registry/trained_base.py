@@ -53,11 +53,18 @@ def _where_it_was(reference: str, record: "BaseRecord", trained: ModelSpec) -> M
     try:
         return checked_base(trained)
     except InputError as error:
-        if Path(trained.path).is_dir():
-            raise
-        gone = f"its base model {record.name} is not at {trained.path} any more"
-        why = gone if Path(trained.path).is_absolute() else str(error)
-        raise InputError(f"{reference}: {why}; {ELSEWHERE}") from None
+        raise moved(reference, record, trained, error) from None
+
+
+def moved(
+    reference: str, record: "BaseRecord", trained: ModelSpec, error: InputError
+) -> InputError:
+    """`error`, where the base lies where it was; else how to say where it is now."""
+    if Path(trained.path).is_dir():
+        return error
+    gone = f"its base model {record.name} is not at {trained.path} any more"
+    why = gone if Path(trained.path).is_absolute() else str(error)
+    return InputError(f"{reference}: {why}; {ELSEWHERE}")
 
 
 def checked_base(model: ModelSpec) -> ModelSpec:

@@ -1,6 +1,7 @@
 """`moetune export`: a version, or any adapter's folder, as an ordinary checkpoint."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,12 +105,12 @@ def test_what_cannot_be_is_said_in_one_line(
     assert "another base model" in refused("home", "--base", GOLDEN / "base", "--to", "out")
     gone = refused(GOLDEN / "adapter", "--to", "out")
     assert "no such folder" in gone
-    assert "--base MODEL" in gone
+    assert "--base PATH says where it is now" in gone
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "runs"]
 
 
 def test_a_moved_base_is_asked_for_and_found(
-    promoted: Registry, tiny_model_dir: Path, tmp_path: Path
+    promoted: Registry, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The version's base is known by its digest."""
     gone = tmp_path / "gone"
@@ -119,11 +120,34 @@ def test_a_moved_base_is_asked_for_and_found(
     manifest["base"] |= {"path": str(gone)}
     (adapter / "manifest.json").write_text(json.dumps(manifest))
     said = refused(adapter, "--to", "out")
-    assert f"its base {gone}: no such folder" in said
-    assert said.endswith("--base MODEL says where it is")
+    assert f"its base model tiny-llama is not at {gone} any more" in said
+    assert said.endswith("--base PATH says where it is now")
+    monkeypatch.setenv("MOETUNE_BASE", "../gone")
+    said = refused(adapter, "--to", "out")
+    assert f"{adapter}: --base (or MOETUNE_BASE) ../gone: no such folder" in said
     result = export(adapter, "--to", "out", "--base", tiny_model_dir, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["base"] == str(gone), "by its name in training"
+
+
+def test_a_base_that_nothing_proves_is_called_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter of another tool knows no digest: whoever gives a base says which it is."""
+    for name in ("tiny", "other"):
+        shutil.copytree(GOLDEN / "base", tmp_path / name)
+    shutil.copytree(GOLDEN / "adapter", tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    values = json.loads(config.read_text()) | {"base_model_name_or_path": "tiny"}
+    config.write_text(json.dumps(values))
+    monkeypatch.chdir(tmp_path)
+    for given, base in ((None, "tiny"), ("other", "other")):
+        if given:
+            monkeypatch.setenv("MOETUNE_BASE", given)
+        result = export("./adapter", "--to", f"of-{base}")
+        assert result.exit_code == 0, result.output
+        assert result.stderr.splitlines()[0].endswith(f"; base: {base}")
+        assert f'base_model: "{base}"' in (tmp_path / f"of-{base}" / "README.md").read_text()
 
 
 def test_a_base_that_was_quantised_in_training_is_written_as_it_is(
