@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+)
 
 from workers.adapter import folder as folders
 from workers.adapter.digest import base_digest, folder_digest
 from workers.adapter.files import AdapterFiles, check_activation, read
+from workers.adapter.modules import check_modules
 from workers.adapter.stock.base_files import BaseFiles
 from workers.adapter.stock.card import Facts, card
 from workers.adapter.stock.plan import Merging, NewTensor
@@ -65,8 +71,13 @@ class Export:
         base = self.facts.base_parameters * self.dtype.itemsize
         return (
             f"{self.facts.architecture}, {self.facts.dtype}: {shown(self.facts.bytes)} on disk, "
-            f"the base alone {shown(base)}; {shown(self.memory)} of memory while it is written"
+            f"the base alone {shown(base)}; {shown(self.memory)} of memory while it is written; "
+            f"base: {self._base_told()}"
         )
+
+    def _base_told(self) -> str:
+        folder = str(self.base.folder)
+        return folder if folder == self.facts.base else f"{self.facts.base} ({folder})"
 
     def write(self, to: Path, tell: Callable[[str], None]) -> None:
         """Write the folder, whole or not at all."""
@@ -104,10 +115,16 @@ def prepare(
     digest = _check_base(files, base_folder, name)
     check_activation(config, files, name)
     written = getattr(torch, dtype) if dtype else base.dtype
-    pieces, values = _planned(files, base, config, written, name)
+    twin = twin_of(files.spec, config.to_dict())
+    merging = _merging(files, base, config, name)
+    pieces = list(merging.sparse(twin) if twin else merging.dense())
+    values = (
+        sparse_values(config, twin, files.spec, written)
+        if twin
+        else _dense_values(base, config, written)
+    )
     numbers = sum(piece.numbers for piece in pieces)
     experts, top_k = experts_and_slots(files.spec)
-    twin = twin_of(files.spec, config.to_dict())
     facts = Facts(
         name=name,
         digest=folder_digest(adapter),
@@ -127,20 +144,20 @@ def prepare(
     return Export(base, values, in_shards(pieces, written), written, facts)
 
 
-def _planned(
-    files: AdapterFiles, base: BaseFiles, config: PretrainedConfig, dtype: torch.dtype, name: str
-) -> tuple[list[NewTensor], dict[str, Any]]:
+def _merging(files: AdapterFiles, base: BaseFiles, config: PretrainedConfig, name: str) -> Merging:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, trust_remote_code=False
         )
-    merging = Merging(base, model, files, name)
-    twin = twin_of(files.spec, config.to_dict())
-    if twin is None:
-        values = dense_values(folders.read_json(base.folder / "config.json"), dtype)
-        values["architectures"] = values.get("architectures") or [type(model).__name__]
-        return list(merging.dense()), values
-    return list(merging.sparse(twin)), sparse_values(config, twin, files.spec, dtype)
+    if files.config.peft_type == "LORA":  # the other formats name layers by their number alone
+        check_modules(model, files.tensors, files.layer_list, files.config, name)
+    return Merging(base, model, files, name)
+
+
+def _dense_values(base: BaseFiles, config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Any]:
+    values = dense_values(folders.read_json(base.folder / "config.json"), dtype)
+    own = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
+    return {**values, "architectures": values.get("architectures") or [own]}
 
 
 def _check_base(files: AdapterFiles, folder: Path, name: str) -> str:

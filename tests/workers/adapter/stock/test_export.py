@@ -206,6 +206,24 @@ def test_another_base_is_refused(base: Path, adapter: Path, tmp_path: Path) -> N
         planned(flatter, adapter)
 
 
+def test_an_adapter_of_another_tower_is_refused(base: Path, tmp_path: Path, out: Path) -> None:
+    """Its layers are counted as the decoder's are, and its linears may be as large."""
+    adapter = write_adapter(
+        base, tmp_path / "plain", num_experts=1, top_k=1, target_modules=["q_proj"]
+    )
+    weights = adapter / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    assert all(".model.layers." in name for name in tensors)
+    tower = {
+        name.replace(".model.layers.", ".vision_tower.layers."): tensors[name] for name in tensors
+    }
+    assert tower.keys().isdisjoint(tensors)
+    save_file(tower, weights)
+    (adapter / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"name@1: .* adapts vision_tower\.layers\.0\.self_attn"):
+        planned(base, adapter)
+
+
 def test_an_update_beyond_float16_is_refused(base: Path, tmp_path: Path, out: Path) -> None:
     adapter = write_adapter(base, tmp_path / "adapter", alpha=1e8)
     with pytest.raises(InputError, match=r"--dtype float16: .* take bfloat16 or float32"):
