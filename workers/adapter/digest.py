@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.adapter import folder as folders
+from workers.adapter.model_files import weight_files
 from workers.config.base import InputError
 
 if TYPE_CHECKING:
@@ -92,8 +93,7 @@ def _source(model: Any) -> Path:
 def _stored(folder: Path) -> "Iterator[torch.Tensor]":
     from safetensors import SafetensorError, safe_open
 
-    # Some hold all weights a second time, in their maker's own format.
-    paths = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
+    paths = weight_files(folder)
     if not paths:
         raise InputError(f"{folder}: is no folder of a base model in safetensors format")
     for path in paths:

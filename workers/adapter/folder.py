@@ -56,15 +56,23 @@ def shards(folder: Path) -> dict[str, list[str]]:
     index = next(filter(None, (member(folder, name) for name in INDEXES)), None)
     if index is None:
         return {}
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise InputError(f"{index}: must have a weight_map of tensors to files")
     found: dict[str, list[str]] = {}
-    for tensor, name in places.items():
-        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+    for tensor, name in weight_map(index).items():
+        if not _SHARD.fullmatch(name):
             raise InputError(f"{index}: {name!r:.80} is no part of {WEIGHTS}")
         found.setdefault(name, []).append(tensor)
     return found
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, by an index of weights in several."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise InputError(f"{index}: must have a weight_map of tensors to files")
+    for name in places.values():
+        if not isinstance(name, str):
+            raise InputError(f"{index}: {name!r:.80} is no name of a file")
+    return places
 
 
 def required(folder: Path, name: str) -> Path:

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
+from workers.adapter.model_files import weight_files
 from workers.config.base import InputError
 from workers.config.model import ModelSpec
 from workers.config.parallel import ParallelSpec
@@ -172,7 +173,7 @@ def _check_bare(spec: ModelSpec, options: Mapping[str, Any]) -> None:
 
 def _check_weights(spec: ModelSpec) -> None:
     folder = Path(spec.path)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+    if folder.is_dir() and not weight_files(folder):
         raise InputError(
             f"model.path: {spec.path}: holds no *.safetensors file (other formats are not read)"
         )

@@ -109,6 +109,15 @@ def test_what_cannot_be_is_said_in_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "runs"]
 
 
+def test_a_base_whose_index_is_broken_is_refused(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(GOLDEN / "base", base)
+    (base / "model.safetensors").rename(base / "model-1.safetensors")
+    (base / "model.safetensors.index.json").write_text('{"weight_map": []}')
+    said = refused(GOLDEN / "adapter", "--base", base, "--to", tmp_path / "out")
+    assert "model.safetensors.index.json: must have a weight_map of tensors to files" in said
+
+
 def test_a_moved_base_is_asked_for_and_found(
     promoted: Registry, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

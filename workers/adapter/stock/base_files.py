@@ -9,10 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from workers.adapter import folder as folders
+from workers.adapter.model_files import weight_files
 from workers.config.base import InputError, one_line
 
-INDEX = "model.safetensors.index.json"
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -84,15 +83,7 @@ class BaseFiles:
         return max(sizes, key=sizes.__getitem__)
 
     def _paths(self) -> list[Path]:
-        """Those of the index, where there is one: some folders hold all weights a second time, in
-        their maker's own format."""
-        index = self.folder / INDEX
-        if index.is_file():
-            places = folders.read_json(index).get("weight_map", {})
-            names = dict.fromkeys(str(place) for place in places.values())
-            return [self.folder / Path(name).name for name in names]
-        whole = self.folder / "model.safetensors"
-        found = [whole] if whole.is_file() else sorted(self.folder.glob("*.safetensors"))
+        found = weight_files(self.folder)
         if not found:
             raise InputError(f"{self.folder}: holds no *.safetensors file of a base model")
         return found

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from workers.adapter import folder as folders
-from workers.adapter.stock.base_files import INDEX
+from workers.adapter.model_files import INDEX, WHOLE
 from workers.adapter.stock.plan import NewTensor
 from workers.config.base import InputError
 
@@ -74,4 +74,4 @@ def _rounded(piece: NewTensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _name(number: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+    return WHOLE if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
