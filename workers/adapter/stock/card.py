@@ -70,6 +70,9 @@ def card(facts: Facts) -> str:
             "|---|---|",
             *rows,
             "",
+            "The base's own sampling defaults are left out of generation_config.json: the adapter "
+            "was measured without them.",
+            "",
             f"Written by moetune {code_version()} (`moetune export`).",
             "",
         )

@@ -25,9 +25,10 @@ from workers.adapter.modules import check_modules
 from workers.adapter.stock.base_files import BaseFiles
 from workers.adapter.stock.card import Facts, card
 from workers.adapter.stock.plan import Merging, NewTensor
+from workers.adapter.stock.remarks import remark
 from workers.adapter.stock.room import check_room, check_target, shown
 from workers.adapter.stock.shards import in_shards, write_shards
-from workers.adapter.stock.twin_config import dense_values, sparse_values
+from workers.adapter.stock.twin_config import dense_values, generation_values, sparse_values
 from workers.adapter.stock.verdict import experts_and_slots, twin_of, why_not
 from workers.config.base import InputError
 from workers.run.folders import new_folder
@@ -35,9 +36,10 @@ from workers.run.folders import new_folder
 COPIED = (
     *("tokenizer*.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "tekken.json"),
-    *("chat_template*", "generation_config.json", "LICENSE*", "NOTICE*"),
+    *("chat_template*", "LICENSE*", "NOTICE*"),
 )
 """What a checkpoint has of its base as it is."""
+GENERATION = "generation_config.json"
 LEFT_OVER = 64 << 20
 """Of disk and memory, for all that is no weight."""
 
@@ -48,6 +50,8 @@ class Export:
 
     base: BaseFiles
     config: dict[str, Any]
+    generation: dict[str, Any] | None
+    """Its generation_config.json; None where the base has none."""
     shards: Sequence[Sequence[NewTensor]]
     dtype: torch.dtype
     facts: Facts
@@ -86,6 +90,8 @@ class Export:
         try:
             with new_folder(to.resolve()) as folder:
                 folders.write_json(folder / "config.json", self.config)
+                if self.generation is not None:
+                    folders.write_json(folder / GENERATION, self.generation)
                 write_shards(folder, self.shards, self.dtype, tell)
                 (folder / "README.md").write_text(card(self.facts), encoding="utf-8")
                 for path in _copied(self.base.folder):
@@ -139,9 +145,11 @@ def prepare(
         experts=experts,
         top_k=top_k,
         manifest=files.manifest,
-        remark=twin.remark if twin and top_k < experts else None,
+        remark=remark(values) if files.spec.is_routed else None,
     )
-    return Export(base, values, in_shards(pieces, written), written, facts)
+    return Export(
+        base, values, _generation(base_folder), in_shards(pieces, written), written, facts
+    )
 
 
 def _merging(files: AdapterFiles, base: BaseFiles, config: PretrainedConfig, name: str) -> Merging:
@@ -168,6 +176,11 @@ def _check_base(files: AdapterFiles, folder: Path, name: str) -> str:
             f"{name}: belongs to another base model, {record.path}: the weights of {folder} differ"
         )
     return found
+
+
+def _generation(folder: Path) -> dict[str, Any] | None:
+    path = folder / GENERATION
+    return generation_values(folders.read_json(path)) if path.is_file() else None
 
 
 def _copied(folder: Path) -> list[Path]:

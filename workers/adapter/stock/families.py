@@ -14,6 +14,8 @@ from typing import Any, Literal
 GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
 LINEARS = (GATE, UP, DOWN)
 """A dense block's, of every family here: `model.layers.{i}.mlp.{name}.weight`."""
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+"""Of every family here."""
 SHARED_WIDTH = 256
 """Of a shared expert of zeros: the least that tensor parallelism and llama.cpp's blocks divide."""
 
@@ -55,8 +57,6 @@ class Twin:
     base without the field has."""
     shared_expert: bool = False
     """Whether it has a shared expert beside the routed ones, which is written as zeros."""
-    remark: str | None = None
-    """Which engine computes something else where a token has some of the experts only."""
 
 
 _SILU = {"hidden_act": ("silu", "swish")}
@@ -98,10 +98,6 @@ TWINS: dict[str, Twin] = {
         sets={**_QWEN, "qkv_bias": True, "shared_expert_intermediate_size": SHARED_WIDTH},
         asks={**_SILU, **_NO_WINDOW},
         shared_expert=True,
-        remark=(
-            "llama.cpp does not renormalise the gates of Qwen2-MoE (it ignores norm_topk_prob): "
-            "its answers differ; vLLM and transformers compute the same"
-        ),
     ),
     "qwen3": Twin(
         model_type="qwen3_moe",

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from workers.adapter.files import AdapterFiles
 from workers.adapter.stock.base_files import BaseFiles
-from workers.adapter.stock.families import DOWN, GATE, SHARED_WIDTH, UP, ExpertTensor, Twin
+from workers.adapter.stock.families import (
+    DOWN,
+    EMBEDDING,
+    GATE,
+    HEAD,
+    SHARED_WIDTH,
+    UP,
+    ExpertTensor,
+    Twin,
+)
 from workers.adapter.stock.fit import adapted_places
 from workers.adapter.stock.verdict import experts_and_slots
 from workers.config.base import InputError
@@ -67,11 +76,9 @@ class Merging:
         """The tensors of its sparse twin. A block without experts of its own becomes as many equal
         ones, which any router weighs to itself: every engine has experts in all layers or none."""
         for name, tensor in self._model.state_dict().items():
-            if self._is_tied(name):
-                continue
             layer, _, linear = name.removesuffix(".weight").rpartition(".mlp.")
             if not layer:
-                yield self._piece(name, name, tuple(tensor.shape))
+                yield self._piece(name, self._source(name), tuple(tensor.shape))
             elif linear == GATE:
                 yield from self._block(twin, layer)
             elif linear not in (UP, DOWN):
@@ -154,6 +161,8 @@ class Merging:
     def _constant(self, name: str, shape: tuple[int, ...], value: float) -> NewTensor:
         return NewTensor(name, shape, lambda: torch.full(shape, value, dtype=self._work))
 
-    def _is_tied(self, name: str) -> bool:
+    def _source(self, name: str) -> str:
+        """What the weight is a copy of. A tied head is written too, as not every engine looks
+        whether it is tied; transformers itself unties one that lies in the files."""
         tied = bool(getattr(getattr(self._model, "config", None), "tie_word_embeddings", False))
-        return tied and name == "lm_head.weight"
+        return EMBEDDING if name == HEAD and tied and name not in self._names else name

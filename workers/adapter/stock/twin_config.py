@@ -10,6 +10,10 @@ from workers.adapter.stock.families import Twin
 from workers.adapter.stock.verdict import experts_and_slots
 from workers.config.adapter import AdapterSpec
 
+_NO_HABITS = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+    "transformers_version",
+)
 _ANYTHING = {"architectures": None, **PretrainedConfig().to_dict()}
 """Fields of every configuration, which say nothing at their defaults."""
 
@@ -22,10 +26,17 @@ def dense_values(raw: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return {**raw, **_precision(dtype)}
 
 
+def generation_values(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a base's generation_config.json what is no habit. An adapter is measured without its
+    base's repetition penalty and sampling, which engines would take for their defaults."""
+    return {name: raw[name] for name in _NO_HABITS if name in raw}
+
+
 def sparse_values(
     config: PretrainedConfig, twin: Twin, spec: AdapterSpec, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """The twin's configuration: every field written out, since readers differ in their defaults."""
+    """The twin's configuration: every field written out, since readers differ in their defaults.
+    Its head is never tied: SGLang does not look whether it is, but for GraniteMoE."""
     kind = CONFIG_MAPPING[twin.model_type]
     mine = config.to_dict()
     experts, slots = experts_and_slots(spec)
@@ -50,6 +61,7 @@ def sparse_values(
         **dict.fromkeys(_EXPERTS, experts),
         **_older_rope(told["rope_parameters"]),
         **_precision(dtype),
+        "tie_word_embeddings": False,
     }
 
 

@@ -40,6 +40,7 @@ def test_a_mixture_says_what_it_costs() -> None:
     assert head(text)["tags"] == ["moetune", "moe"]
     assert "2 of 4 for each token" in text
     assert "3.0 times the base's parameters" in text
+    assert "sampling defaults are left out" in text
     assert "| trial |" not in text, "what is not known is left out"
 
 

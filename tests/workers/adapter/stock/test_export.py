@@ -13,7 +13,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests.workers.adapter.stock.models import (
     adapted_logits,
@@ -23,6 +23,7 @@ from tests.workers.adapter.stock.models import (
     write_adapter,
     write_base,
 )
+from workers.adapter.files import load_into
 from workers.adapter.folder import WriteError
 from workers.adapter.stock.plan import NewTensor
 from workers.adapter.stock.room import check_target
@@ -247,14 +248,30 @@ def test_a_bases_files_may_call_its_weights_otherwise(
     (adapter / "manifest.json").unlink()  # whose digest has not that tensor
     planned(base, adapter).write(out, print)
     torch.testing.assert_close(stock(out)(ids()).logits, expected, atol=1e-5, rtol=0)
-    tied = write_base(tmp_path / "tied", "llama", tie_word_embeddings=True)
-    adapter = write_adapter(tied, tmp_path / "of tied")
-    expected = adapted_logits(tied, adapter)
-    rewrite(tied, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
-    planned(tied, adapter).write(out.with_name("tied"), print)
-    assert "lm_head.weight" not in load_file(out.with_name("tied") / "model.safetensors")
-    logits = stock(out.with_name("tied"))(ids()).logits
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("factor", [None, 1.0, 0.5], ids=["tied", "there too", "another"])
+def test_a_tied_head_is_written(tmp_path: Path, out: Path, factor: float | None) -> None:
+    """Of a base that says it is tied and has one in its files, transformers takes that."""
+    base = write_base(tmp_path / "tied", "llama", tie_word_embeddings=True)
+    if factor is not None:
+        rewrite(
+            base, lambda t: t.update({"lm_head.weight": factor * t["model.embed_tokens.weight"]})
+        )
+    adapter = write_adapter(base, tmp_path / "adapter")
+    planned(base, adapter).write(out, print)
+    written = load_file(out / "model.safetensors")
+    expected_head = (factor or 1.0) * written["model.embed_tokens.weight"]
+    assert torch.equal(written["lm_head.weight"], expected_head)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    expected = adapted_logits(base, adapter)
+    torch.testing.assert_close(stock(out)(ids()).logits, expected, atol=1e-5, rtol=0)
+    # Plain LoRA stays tied.
+    plain = write_adapter(base, tmp_path / "plain", num_experts=1, top_k=1)
+    planned(base, plain).write(out.with_name("dense"), print)
+    dense = load_file(out.with_name("dense") / "model.safetensors")
+    assert ("lm_head.weight" in dense) == (factor is not None)
 
 
 def test_a_base_that_lacks_a_weight_or_has_packed_ones_is_refused(
@@ -273,3 +290,34 @@ def test_a_base_that_lacks_a_weight_or_has_packed_ones_is_refused(
     (base / "model.safetensors").write_bytes(b"no safetensors")
     with pytest.raises(InputError, match="cannot be read"):
         planned(base, adapter)
+
+
+GREEDY = {"do_sample": False, "max_new_tokens": 20, "pad_token_id": 0}
+HABITS = {"do_sample": True, "temperature": 0.7, "repetition_penalty": 5.0, "top_k": 20}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [{}, {"num_experts": 1, "top_k": 1}], ids=["mixture", "plain"])
+def test_a_bases_habits_stay_behind(
+    base: Path, adapter: Path, out: Path, shape: dict[str, object]
+) -> None:
+    """moetune's own engine drops them, and an adapter is measured by it."""
+    tokens = {"bos_token_id": 1, "eos_token_id": [2, 3], "transformers_version": "5.0.0"}
+    path = base / "generation_config.json"
+    path.write_text(json.dumps({**tokens, **HABITS}))
+    adapter = write_adapter(base, adapter.with_name("of habits"), **shape)
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    load_into(model, adapter)
+    penalised = model.generate(ids(), **GREEDY)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[2, 3])
+    expected = model.generate(ids(), **GREEDY)
+    assert not torch.equal(penalised, expected), "the penalty must matter"
+    planned(base, adapter).write(out, print)
+    assert torch.equal(stock(out).generate(ids(), **GREEDY), expected)
+    assert json.loads((out / "generation_config.json").read_text()) == tokens
+
+
+def test_a_base_without_a_generation_config_has_none(base: Path, adapter: Path, out: Path) -> None:
+    (base / "generation_config.json").unlink(missing_ok=True)
+    planned(base, adapter).write(out, print)
+    assert not (out / "generation_config.json").exists()
