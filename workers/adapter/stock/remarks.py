@@ -47,7 +47,7 @@ def _scales_positions(values: Values) -> bool:
 
 def _has_odd_heads(values: Values) -> bool:
     usual = values["hidden_size"] // values["num_attention_heads"]
-    return (values.get("head_dim") or usual) != usual
+    return bool((values.get("head_dim") or usual) != usual)
 
 
 def _has_window(values: Values) -> bool:
