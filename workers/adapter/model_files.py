@@ -1,5 +1,6 @@
 """Which files of a folder are a model's weights: those that transformers loads. No torch."""
 
+import re
 from pathlib import Path
 
 from workers.adapter import folder as folders
@@ -7,6 +8,7 @@ from workers.config.base import InputError
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
+_PART = re.compile(r"[^/\\\0]+\.safetensors")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -22,8 +24,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _parts(index: Path) -> list[str]:
-    parts = dict.fromkeys(folders.weight_map(index).values())
-    for name in parts:
-        if Path(name).name != name or not name.endswith(".safetensors"):
+    names = list(folders.weight_map(index).values())
+    for name in names:
+        if not isinstance(name, str) or not _PART.fullmatch(name):
             raise InputError(f"{index}: {name!r:.80} is no *.safetensors file of this folder")
-    return list(parts)
+    return list(dict.fromkeys(names))

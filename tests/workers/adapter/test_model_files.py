@@ -52,7 +52,7 @@ def test_without_an_index_it_is_what_lies_there(tmp_path: Path) -> None:
         ("{}", "must have a weight_map"),
         ('{"weight_map": []}', "must have a weight_map"),
         ('{"weight_map": {}}', "must have a weight_map"),
-        ('{"weight_map": {"a": 3}}', "3 is no name of a file"),
+        ('{"weight_map": {"a": 3}}', r"3 is no \*\.safetensors file of this folder"),
         ('{"weight_map": {"a": "../m.safetensors"}}', r"is no \*\.safetensors file of this folder"),
         ('{"weight_map": {"a": "model.bin"}}', r"is no \*\.safetensors file of this folder"),
         ("[]", "must hold a mapping"),
