@@ -74,9 +74,9 @@ def _devices() -> Check:
 
 
 def _processors() -> Check:
-    import psutil  # type: ignore[import-untyped]
+    from workers.run.memory import free_memory
 
-    free = psutil.virtual_memory().available
+    free = free_memory()
     detail = f"{os.cpu_count()} cores, {_gib(free)} of memory free (wanted: {_gib(MEMORY_BYTES)})"
     return Check("memory", free >= MEMORY_BYTES, detail)
 

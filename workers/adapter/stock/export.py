@@ -26,7 +26,7 @@ from workers.adapter.stock.base_files import BaseFiles
 from workers.adapter.stock.card import Facts, card
 from workers.adapter.stock.plan import Merging, NewTensor
 from workers.adapter.stock.remarks import remark
-from workers.adapter.stock.room import check_room, check_target, shown
+from workers.adapter.stock.room import SPARE, check_room, check_target, shown
 from workers.adapter.stock.shards import in_shards, write_shards
 from workers.adapter.stock.twin_config import dense_values, generation_values, sparse_values
 from workers.adapter.stock.verdict import experts_and_slots, twin_of, why_not
@@ -40,8 +40,6 @@ COPIED = (
 )
 """What a checkpoint has of its base as it is."""
 GENERATION = "generation_config.json"
-LEFT_OVER = 64 << 20
-"""Of disk and memory, for all that is no weight."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,12 @@ class Export:
 
     @property
     def memory(self) -> int:
-        """Bytes of memory that writing takes at most: a shard, and the largest tensor three times
-        in the precision of the merging."""
+        """Bytes of memory that writing takes at most: a shard, a quarter more for what lies unused
+        between its tensors, and the largest tensor three times in the precision of the merging."""
         largest = max(piece.numbers for shard in self.shards for piece in shard)
         held = max(sum(piece.numbers for piece in shard) for shard in self.shards)
         work = torch.promote_types(self.base.dtype, torch.float32).itemsize
-        return held * self.dtype.itemsize + 3 * largest * work + LEFT_OVER
+        return held * self.dtype.itemsize * 5 // 4 + 3 * largest * work + SPARE
 
     @property
     def has_tokenizer(self) -> bool:
@@ -86,7 +84,7 @@ class Export:
     def write(self, to: Path, tell: Callable[[str], None]) -> None:
         """Write the folder, whole or not at all."""
         check_target(to)
-        check_room(to, self.facts.bytes + LEFT_OVER, self.memory)
+        check_room(to, self.facts.bytes, self.memory)
         try:
             with new_folder(to.resolve()) as folder:
                 folders.write_json(folder / "config.json", self.config)

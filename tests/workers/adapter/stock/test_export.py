@@ -1,6 +1,7 @@
 """A checkpoint is whole or not there, and what it takes is known before."""
 
 import json
+import re
 import resource
 import shutil
 import signal
@@ -123,7 +124,11 @@ def test_too_little_room_is_said_before_anything_is_written(
     else:
         free = psutil.virtual_memory()._replace(available=2**20)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    with pytest.raises(InputError, match=r"takes .* MB.* free|takes .* of memory, and 1\.05 MB"):
+    said = {
+        "disk": r"takes 0\.19 MB and 0\.07 GB to spare, and the disk has 1\.05 MB free",
+        "memory": r"takes .* of memory, and 1\.05 MB are free",
+    }
+    with pytest.raises(InputError, match=said[what]):
         plan.write(out, print)
     assert not out.parent.exists()
 
@@ -185,10 +190,30 @@ def test_an_empty_folder_is_filled_and_a_full_one_refused(
     with pytest.raises(InputError, match="is a file"):
         check_target(out / "README.md")
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+    link = out.with_name("link")
+    link.symlink_to("nowhere")
+    with pytest.raises(InputError, match="is a file"):
+        check_target(link)
+    link.unlink()
     monkeypatch.setattr(Path, "is_mount", lambda path: path == out.parent)
     shutil.rmtree(out)
     with pytest.raises(InputError, match="is where a disk is mounted"):
         check_target(out.parent)
+
+
+def test_the_folder_one_is_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which `new_folder` would replace, and leave the shell in one that is gone."""
+    here = tmp_path / "mine" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for word in (".", str(here), "../here"):
+        with pytest.raises(InputError, match=rf"{re.escape(word)}: is the folder you are in; name"):
+            check_target(Path(word))
+    for word in ("..", str(tmp_path), "/"):
+        with pytest.raises(InputError, match=rf"{re.escape(word)}: holds the folder you are in"):
+            check_target(Path(word))
+    check_target(Path("new"))
+    check_target(Path("../there"))
 
 
 def test_another_base_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
