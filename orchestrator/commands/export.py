@@ -87,8 +87,13 @@ def export(
 
 
 def _chosen(what: str, base: str | None, storage: str, store: str | None) -> "Exported":
-    from orchestrator.registry.exported import Exported, is_adapter
+    from orchestrator.registry.exported import Exported
 
-    if is_adapter(what) or "/" in what:
+    if "/" in what:
         return Exported.of_folder(Path(what), base)
+    # A folder's name may be a name of the registry too, which goes before it.
+    if Path(what).is_dir():
+        names = registry(storage, store).names() if Path(storage).is_dir() else ()
+        if what not in names:
+            return Exported.of_folder(Path(what), base)
     return Exported.of_name(registry(storage, store), what, base)

@@ -1,5 +1,6 @@
 """Commands that change what a name means, and its history: promote, rollback, abort, history."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,7 +113,11 @@ def promote(
     if as_json:
         return print_json({**event.as_dict(), "export": export.as_dict() if export else None})
     _print(event, as_json)
-    return print(plain(export.said(f"{wish.name}@{event.version}"))) if export else None
+    if not export:
+        return None
+    options = {"storage": storage if storage != DEFAULT_STORAGE else None, "store": store}
+    again = "".join(f" --{name} {shlex.quote(it)}" for name, it in options.items() if it)
+    return print(plain(export.said(f"{wish.name}@{event.version}", again)))
 
 
 @app.command()

@@ -53,11 +53,11 @@ class Exportable:
             return None
         return cls.of(adapter, model)
 
-    def said(self, reference: str) -> str:
-        """After a version was chosen: how to export it, or why not."""
+    def said(self, reference: str, options: str = "") -> str:
+        """After a version was chosen: how to export it, or why not. `options` say where it is."""
         if self.why_not:
             return f"it cannot be exported as an ordinary checkpoint: {self.why_not}"
-        command = f"moetune export {reference} --to FOLDER"
+        command = f"moetune export {reference} --to FOLDER{options}"
         return f"it can be exported as {self.architecture}: {command}"
 
     def as_dict(self) -> dict[str, str | None]:

@@ -73,8 +73,3 @@ class Exported:
             raise InputError(f"{name}: {error}") from None
         proven = record.path if record.digest else None
         return cls(name, folder, model, proven or model.path, trained.quantization)
-
-
-def is_adapter(path: str) -> bool:
-    """Whether a folder with an adapter lies there: then the word is no name of the registry."""
-    return (Path(path) / folders.CONFIG).is_file()

@@ -118,7 +118,7 @@ def test_one_goes_forward_again_after_a_rollback(
 
 
 def test_a_promotion_says_whether_it_can_be_exported(
-    run: Callable[..., str], registry: Registry, make_adapter: Callable[..., Path]
+    run: Callable[..., str], registry: Registry, make_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     shapes: tuple[dict[str, Any], ...] = ({}, {"routing": "top_p"})
     can, cannot = (
@@ -127,7 +127,7 @@ def test_a_promotion_says_whether_it_can_be_exported(
     )
     forced = ("--force", "--reason", "to try it")
     said = run("promote", "home", "--version", can.id, *forced).splitlines()
-    command = f"moetune export home@{can.id} --to FOLDER"
+    command = f"moetune export home@{can.id} --to FOLDER --storage {tmp_path}"
     assert said[-1] == f"it can be exported as MixtralForCausalLM: {command}"
     staged = ("promote", "home", "--version", cannot.id, "--canary=5%", *forced)
     said = run(*staged).splitlines()

@@ -118,6 +118,19 @@ def test_a_base_whose_index_is_broken_is_refused(tmp_path: Path) -> None:
     assert "model.safetensors.index.json: must have a weight_map of tensors to files" in said
 
 
+def test_a_folder_needs_no_slash_and_a_name_goes_before_it(
+    promoted: Registry, tmp_path: Path
+) -> None:
+    for name in ("tiny", "home"):
+        shutil.copytree(GOLDEN / "base", tmp_path / name)
+    said = refused("tiny", "--to", "out", "--storage", "elsewhere")
+    assert said.startswith("tiny: ")
+    assert "elsewhere" not in said
+    result = export("home", "--to", "out")
+    assert result.exit_code == 0, result.output
+    assert "exported home@" in result.stdout
+
+
 def test_a_moved_base_is_asked_for_and_found(
     promoted: Registry, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,8 +67,8 @@ def _rounded(piece: NewTensor, dtype: torch.dtype) -> torch.Tensor:
     assert tuple(tensor.shape) == piece.shape, piece.name
     if not torch.isfinite(tensor).all():
         raise InputError(
-            f"--dtype {str(dtype).removeprefix('torch.')}: {piece.name} has numbers that it cannot "
-            "hold; take bfloat16 or float32"
+            f"in {str(dtype).removeprefix('torch.')}: it cannot hold the numbers of {piece.name}; "
+            "nothing was written; take --dtype bfloat16 or float32"
         )
     return tensor
 
