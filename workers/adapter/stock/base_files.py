@@ -19,6 +19,17 @@ DTYPES = {
     "F16": torch.float16,
 }
 """safetensors' names of those that a weight can be added to."""
+OTHERS = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""Of masks and the like, which older files hold and no model has as weights."""
 
 
 class Stored(NamedTuple):
@@ -37,8 +48,7 @@ class BaseFiles:
 
     @cached_property
     def stored(self) -> Mapping[str, Stored]:
-        """Every tensor, in the files' order; InputError for one that is no weight of 16 bits or
-        more."""
+        """Every tensor, in the files' order."""
         found: dict[str, Stored] = {}
         for path in self._paths():
             try:
@@ -64,23 +74,36 @@ class BaseFiles:
 
     def names(self, model: nn.Module) -> dict[str, str]:
         """The model's parameters that its files have: name on disk by name in the model. Files of
-        a model without its head lack the first part of their names."""
+        a model without its head lack the first part of their names. InputError for a weight that is
+        not of 16 bits or more."""
         prefix = f"{getattr(model, 'base_model_prefix', '')}."
         found = {}
         for name in model.state_dict():
             spellings = (name, name.removeprefix(prefix), f"{prefix}{name}")
             known = next((one for one in spellings if one in self.stored), None)
-            if known is not None:
-                found[name] = known
+            if known is None:
+                continue
+            at = self.stored[known]
+            if at.dtype not in DTYPES.values():
+                kind = next(one for one, dtype in OTHERS.items() if dtype == at.dtype)
+                raise _unfit(at.file, known, kind)
+            found[name] = known
         return found
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision of most of its numbers."""
         sizes: dict[torch.dtype, int] = {}
-        for one in self.stored.values():
+        for one in self.weights():
             sizes[one.dtype] = sizes.get(one.dtype, 0) + torch.Size(one.shape).numel()
         return max(sizes, key=sizes.__getitem__)
+
+    def weights(self) -> list[Stored]:
+        """Those of 16 bits or more."""
+        found = [one for one in self.stored.values() if one.dtype in DTYPES.values()]
+        if not found:
+            raise InputError(f"{self.folder}: holds no weights of 16 bits or more")
+        return found
 
     def _paths(self) -> list[Path]:
         found = weight_files(self.folder)
@@ -90,9 +113,14 @@ class BaseFiles:
 
     @staticmethod
     def _dtype(path: Path, name: str, stored: str) -> torch.dtype:
-        if stored not in DTYPES:
-            raise InputError(
-                f"{path}: tensor {name} is {stored}; a base is exported from weights of 16 bits or "
-                f"more ({', '.join(DTYPES)})"
-            )
-        return DTYPES[stored]
+        known = {**DTYPES, **OTHERS}
+        if stored not in known:
+            raise _unfit(path, name, stored)
+        return known[stored]
+
+
+def _unfit(path: Path, name: str, kind: str) -> InputError:
+    return InputError(
+        f"{path}: tensor {name} is {kind}; a base is exported from weights of 16 bits or more "
+        f"({', '.join(DTYPES)})"
+    )

@@ -127,7 +127,7 @@ def prepare(
         if twin
         else _dense_values(base, config, written)
     )
-    numbers = sum(piece.numbers for piece in pieces)
+    numbers = sum(piece.numbers for piece in pieces if piece.kept is None)
     experts, top_k = experts_and_slots(files.spec)
     facts = Facts(
         name=name,
@@ -137,8 +137,8 @@ def prepare(
         architecture=values["architectures"][0],
         dtype=str(written).removeprefix("torch."),
         parameters=numbers,
-        base_parameters=sum(torch.Size(one.shape).numel() for one in base.stored.values()),
-        bytes=numbers * written.itemsize,
+        base_parameters=sum(torch.Size(one.shape).numel() for one in base.weights()),
+        bytes=sum(piece.size(written) for piece in pieces),
         spec=files.spec,
         experts=experts,
         top_k=top_k,

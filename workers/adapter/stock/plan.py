@@ -8,6 +8,7 @@ written. Shapes: E experts, D width, F width of a feed-forward block.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +39,17 @@ class NewTensor:
     shape: tuple[int, ...]
     make: Callable[[], Tensor]
     """Computes it, in the working precision, or as it is stored."""
+    kept: torch.dtype | None = None
+    """The precision of what is no weight of the model, and is never rounded; None of a weight."""
 
     @property
     def numbers(self) -> int:
         """How many it holds."""
         return torch.Size(self.shape).numel()
+
+    def size(self, dtype: torch.dtype) -> int:
+        """Its bytes, where weights are written in this precision."""
+        return self.numbers * (self.kept or dtype).itemsize
 
 
 class Merging:
@@ -70,7 +77,11 @@ class Merging:
         """The base's own tensors, plain LoRA merged in."""
         inside = {on_disk: name for name, on_disk in self._names.items()}
         for on_disk, stored in self._base.stored.items():
-            yield self._piece(on_disk, inside.get(on_disk, on_disk), stored.shape)
+            if on_disk in inside:
+                yield self._piece(on_disk, inside[on_disk], stored.shape)
+            else:
+                read = partial(self._base.read, on_disk)
+                yield NewTensor(on_disk, stored.shape, read, stored.dtype)
 
     def sparse(self, twin: Twin) -> Iterator[NewTensor]:
         """The tensors of its sparse twin. A block without experts of its own becomes as many equal

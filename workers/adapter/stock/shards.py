@@ -23,7 +23,7 @@ def in_shards(
     shards: list[list[NewTensor]] = []
     room = 0
     for piece in pieces:
-        size = piece.numbers * dtype.itemsize
+        size = piece.size(dtype)
         if not shards or size > room:
             shards.append([])
             room = most
@@ -53,7 +53,8 @@ def write_shards(
         places |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
         numbers = sum(piece.numbers for pieces in shards for piece in pieces)
-        size = {"total_parameters": numbers, "total_size": numbers * dtype.itemsize}
+        total = sum(piece.size(dtype) for pieces in shards for piece in pieces)
+        size = {"total_parameters": numbers, "total_size": total}
         folders.write_json(folder / INDEX, {"metadata": size, "weight_map": places})
 
 
@@ -63,9 +64,9 @@ def _mask(folder: Path) -> int:
 
 
 def _rounded(piece: NewTensor, dtype: torch.dtype) -> torch.Tensor:
-    tensor = piece.make().to(dtype).contiguous()
+    tensor = piece.make().to(piece.kept or dtype).contiguous()
     assert tuple(tensor.shape) == piece.shape, piece.name
-    if not torch.isfinite(tensor).all():
+    if piece.kept is None and not torch.isfinite(tensor).all():
         raise InputError(
             f"in {str(dtype).removeprefix('torch.')}: it cannot hold the numbers of {piece.name}; "
             "nothing was written; take --dtype bfloat16 or float32"

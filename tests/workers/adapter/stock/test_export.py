@@ -299,6 +299,36 @@ def test_a_tied_head_is_written(tmp_path: Path, out: Path, factor: float | None)
     assert ("lm_head.weight" in dense) == (factor is not None)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("experts", [{"num_experts": 1, "top_k": 1}, {}], ids=["lora", "mixture"])
+def test_masks_in_a_bases_files_are_no_weights(
+    base: Path, tmp_path: Path, out: Path, experts: dict[str, object]
+) -> None:
+    """Older files of GPT-2 and GPT-NeoX hold them; a dense checkpoint has them as they were."""
+    adapter = write_adapter(base, tmp_path / "adapter", **experts)
+    expected = adapted_logits(base, adapter)
+    (adapter / "manifest.json").unlink()
+    masks = {
+        "model.layers.0.attention.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool).tril(),
+        "model.layers.0.attention.masked_bias": torch.tensor(-1e9),
+        "model.layers.0.attention.rotary_emb.inv_freq": torch.rand(4),
+    }
+    rewrite(base, lambda tensors: tensors.update(masks))
+    plan = planned(base, adapter, "float16")
+    plan.write(out, print)
+    written = load_file(out / "model.safetensors")
+    assert plan.facts.bytes == sum(tensor.nbytes for tensor in written.values())
+    for name, mask in masks.items():
+        assert (name in written) == bool(experts)
+        if experts:
+            assert written[name].dtype == mask.dtype
+            assert torch.equal(written[name], mask)
+    fine = planned(base, adapter)
+    fine.write(out.with_name("fine"), print)
+    model = AutoModelForCausalLM.from_pretrained(out.with_name("fine"))
+    torch.testing.assert_close(model(ids()).logits, expected, atol=1e-5, rtol=0)
+
+
 def test_a_base_that_lacks_a_weight_or_has_packed_ones_is_refused(
     base: Path, adapter: Path
 ) -> None:
@@ -309,8 +339,9 @@ def test_a_base_that_lacks_a_weight_or_has_packed_ones_is_refused(
     rewrite(base, lambda tensors: tensors.pop("model.layers.0.mlp.up_proj.weight"))
     with pytest.raises(InputError, match=r"has no tensor model\.layers\.0\.mlp\.up_proj\.weight"):
         planned(base, adapter)
-    rewrite(base, lambda tensors: tensors.update(packed=torch.ones(4, dtype=torch.int8)))
-    with pytest.raises(InputError, match="tensor packed is I8"):
+    packed = {"model.norm.weight": torch.ones(32, dtype=torch.int8)}
+    rewrite(base, lambda tensors: tensors.update(packed))
+    with pytest.raises(InputError, match=r"tensor model\.norm\.weight is I8; a base is exported"):
         planned(base, adapter)
     (base / "model.safetensors").write_bytes(b"no safetensors")
     with pytest.raises(InputError, match="cannot be read"):
