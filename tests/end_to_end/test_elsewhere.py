@@ -41,11 +41,11 @@ def engine(request: pytest.FixtureRequest, processes: None) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M, whose tokenizer llama.cpp knows."""
+@pytest.fixture
+def smollm2(engine: str, tmp_path: Path) -> Path:
+    """SmolLM2-135M, whose tokenizer llama.cpp knows; made where an engine is here."""
     try:
-        return prepare(tmp_path_factory.mktemp("smollm2"))
+        return prepare(tmp_path / "smollm2")
     except InputError as error:
         pytest.skip(str(error))
 
