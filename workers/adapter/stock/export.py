@@ -114,12 +114,13 @@ def prepare(
     call them; `dtype` of None is the base's own."""
     files, base = read(adapter), BaseFiles(base_folder)
     config = AutoConfig.from_pretrained(base_folder, trust_remote_code=False)
-    if reason := why_not(files.spec, config.to_dict()):
+    found = config.to_dict()
+    if reason := why_not(files.spec, found):
         raise InputError(f"{name}: cannot be a checkpoint: {reason}")
     digest = _check_base(files, base_folder, name)
     check_activation(config, files, name)
     written = getattr(torch, dtype) if dtype else base.dtype
-    twin = twin_of(files.spec, config.to_dict())
+    twin = twin_of(files.spec, found)
     merging = _merging(files, base, config, name)
     pieces = list(merging.sparse(twin) if twin else merging.dense())
     values = (
