@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cluster.errors import ClusterError
 from orchestrator.doctor.requirements import installed_here, unmet
+from workers.run.folders import nearest
 
 if TYPE_CHECKING:
     from orchestrator.doctor.nodes import NodeReport
@@ -84,9 +85,7 @@ def _processors() -> Check:
 def _storage(path: Path) -> Check:
     """Writable, or can be made; with room."""
     try:
-        place = path.resolve()
-        while not place.exists():
-            place = place.parent
+        place = nearest(path)
         with tempfile.TemporaryFile(dir=place):
             free = shutil.disk_usage(place).free
     except OSError as error:

@@ -12,6 +12,7 @@ from orchestrator.tuning.lifecycle import check_data_same, check_study
 from orchestrator.tuning.storage import database_file, study_names
 from workers.config.base import InputError
 from workers.config.metrics import better_when, reported
+from workers.run.folders import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,9 +75,7 @@ def check_storage(job: JobSpec) -> None:
     where = f"cluster.storage: {job.cluster.storage}"
     if "://" in job.cluster.storage:
         raise InputError(f"{where}: is a URL; give a folder that all nodes see")
-    place = Path(job.cluster.storage).resolve()
-    while not place.exists():
-        place = place.parent
+    place = nearest(Path(job.cluster.storage))
     if not place.is_dir():
         raise InputError(f"{where}: {place} is a file, not a folder")
     try:

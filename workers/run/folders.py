@@ -80,3 +80,12 @@ def sweep(made: Path, remains: str) -> None:
         with suppress(OSError):  # another process sweeps too
             if path.stat().st_mtime < made.stat().st_mtime - LEFT_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def nearest(path: Path) -> Path:
+    """What is there of a path that may yet be made: itself, or the lowest folder above it. Its disk
+    is the one that the path would lie on."""
+    place = path.resolve()
+    while not place.exists():
+        place = place.parent
+    return place

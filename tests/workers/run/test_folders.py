@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.workers.run.conftest import KILLS, Kill
-from workers.run.folders import hidden_folder, new_folder
+from workers.run.folders import hidden_folder, nearest, new_folder
 
 FILES = ("first", "second", "third")
 WRITES = """
@@ -129,3 +129,12 @@ def test_a_rename_that_fails_leaves_what_was_there(
         (new / "file").write_text("new")
     assert (folder / "file").read_text() == "old"
     assert [*tmp_path.iterdir()] == [folder]
+
+
+def test_the_nearest_of_a_path_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    assert nearest(Path("there")) == tmp_path / "there"
+    assert nearest(Path("link/new/newer")) == tmp_path / "there"
+    assert nearest(Path("new/../newer")) == tmp_path

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from workers.config.base import InputError
+from workers.run.folders import nearest
 from workers.run.memory import free_memory
 
 SPARE = 64 << 20
@@ -30,10 +31,7 @@ def check_target(to: Path) -> None:
 def check_room(to: Path, disk: int, memory: int) -> None:
     """InputError where the disk that `to` is to lie on, or the memory, has fewer bytes, and on the
     disk some to spare for all that is no weight."""
-    place = to.absolute()
-    while not place.exists():
-        place = place.parent
-    free, there = shutil.disk_usage(place).free, free_memory()
+    free, there = shutil.disk_usage(nearest(to)).free, free_memory()
     if free < disk + SPARE:
         raise InputError(
             f"{to}: the checkpoint takes {shown(disk)} and {shown(SPARE)} to spare, and the disk "
