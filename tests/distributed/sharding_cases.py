@@ -15,7 +15,7 @@ from workers.config.model import ModelSpec
 from workers.config.parallel import ParallelSpec
 from workers.config.train import LossSpec, OptimizerSpec, TrainSpec
 from workers.data.batches import Batch, collate
-from workers.data.encode import Example
+from workers.data.example import Example
 from workers.injection.adapter import Adapter
 from workers.injection.inject import inject
 from workers.models.base import Base, load_base
@@ -124,7 +124,7 @@ def rows(step: int) -> list[Example]:
     drawn = Random(step)
     lengths = [(drawn.randrange(1, 9), drawn.randrange(1, 6)) for _ in range(ROWS)]
     return [
-        Example(*(tuple(drawn.randrange(4, VOCABULARY) for _ in range(size)) for size in sizes))
+        Example.of(*(tuple(drawn.randrange(4, VOCABULARY) for _ in range(size)) for size in sizes))
         for sizes in lengths
     ]
 

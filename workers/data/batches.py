@@ -14,7 +14,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from workers.data.encode import Example
+from workers.data.example import Example
 from workers.losses.cross_entropy import IGNORED
 
 _GROUP = 32
@@ -107,9 +107,10 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
     mask_BS = torch.zeros(shape, dtype=torch.long)
     labels_BS = torch.full(shape, IGNORED)
     for row, example in enumerate(examples):
-        ids_BS[row, : len(example)] = torch.tensor(example.prompt + example.target)
+        ids_BS[row, : len(example)] = torch.tensor(example.ids)
         mask_BS[row, : len(example)] = 1
-        labels_BS[row, len(example.prompt) : len(example)] = torch.tensor(example.target)
+        for span in example.spans:
+            labels_BS[row, span.start : span.stop] = ids_BS[row, span.start : span.stop]
     return Batch(ids_BS, mask_BS, labels_BS)
 
 

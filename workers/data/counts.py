@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from workers.data.example import Example
 from workers.data.rows import Row
 
 
@@ -42,16 +43,17 @@ class RowCounts:
         """Tokens that the loss counts, of all."""
         return self.target_tokens / self.tokens if self.tokens else 0.0
 
-    def add(self, row: Row, prompt: int, target: int, lost: tuple[int, int]) -> None:
-        """Count a row with so many tokens, and so many lost of its prompt and its target."""
+    def add(self, row: Row, example: Example) -> None:
+        """Count a row that is kept, and what it lost."""
+        prompt_lost, target_lost = example.lost
         self.rows += 1
-        self.tokens += prompt + target
-        self.target_tokens += target
-        self.prompts_cut += lost[0] > 0
-        self.targets_cut += lost[1] > 0
-        if lost[1]:
+        self.tokens += len(example)
+        self.target_tokens += example.learned
+        self.prompts_cut += prompt_lost > 0
+        self.targets_cut += target_lost > 0
+        if target_lost:
             self.too_long = self.too_long or row.where
-        if (whole := prompt + target + sum(lost)) > self.longest:
+        if (whole := len(example) + prompt_lost + target_lost) > self.longest:
             self.longest, self.longest_row = whole, row.where
 
     def skip(self, row: Row) -> None:

@@ -8,22 +8,9 @@ from transformers import PreTrainedTokenizerBase
 from workers.config.base import InputError
 from workers.config.data import DataSpec
 from workers.data.counts import RowCounts
+from workers.data.example import Example
 from workers.data.rows import Row
 from workers.data.text_encoder import TextEncoder
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One encoded row. The loss counts the tokens of `target` and none of `prompt`."""
-
-    prompt: tuple[int, ...]
-    target: tuple[int, ...]
-    """Answer and end of turn (a choice to be scored: without the end of turn)."""
-    lost: tuple[int, int] = (0, 0)
-    """Tokens that prompt and target lost."""
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.target)
 
 
 class TooLongError(InputError):
@@ -60,7 +47,7 @@ class Encoder:
                     raise
                 counts.skip(row)
                 continue
-            counts.add(row, len(example.prompt), len(example.target), example.lost)
+            counts.add(row, example)
             yield row, example
         if not counts.rows:
             raise InputError(f"{counts.source}: no row is left; {counts.losses()}")
@@ -101,7 +88,7 @@ class Encoder:
         room = most - 1 if len(target) < most else most - min(len(prompt), most // 2)
         kept = target[:room]
         shown = prompt[len(kept) - most :]
-        return Example(shown, kept, (len(prompt) - len(shown), len(target) - len(kept)))
+        return Example.of(shown, kept, (len(prompt) - len(shown), len(target) - len(kept)))
 
     def _prompt(self, row: Row) -> tuple[int, ...]:
         if self.data.template == "chat":

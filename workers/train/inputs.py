@@ -8,7 +8,8 @@ from workers.adapter.digest import base_digest
 from workers.adapter.manifest import BaseRecord
 from workers.config.train import TrainSpec
 from workers.data.counts import RowCounts
-from workers.data.encode import Encoder, Example
+from workers.data.encode import Encoder
+from workers.data.example import Example
 from workers.data.rows import Row, training_rows, validation_rows
 from workers.data.source import data_digest
 from workers.models.base import Base, load_base

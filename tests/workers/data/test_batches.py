@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from workers.data.batches import Batches, collate, collate_prompts
-from workers.data.encode import Example
+from workers.data.example import Example
 from workers.losses.cross_entropy import IGNORED
 
 
 def examples(count: int) -> list[Example]:
-    return [Example(tuple(range(1, 2 + 7 * i % 31)), (100 + i, 2)) for i in range(count)]
+    return [Example.of(tuple(range(1, 2 + 7 * i % 31)), (100 + i, 2)) for i in range(count)]
 
 
 @pytest.mark.parametrize(("rows", "batch_size"), [(64, 8), (53, 8), (3, 8), (1, 4), (700, 4)])
@@ -71,7 +71,7 @@ def test_micro_batches_are_the_share_in_parts() -> None:
 
 
 def test_labels_are_on_targets_alone() -> None:
-    batch = collate([Example((5, 6, 7), (8, 2)), Example((9,), (3, 2))], pad_token_id=3)
+    batch = collate([Example.of((5, 6, 7), (8, 2)), Example.of((9,), (3, 2))], pad_token_id=3)
     assert batch.input_ids_BS.tolist() == [[5, 6, 7, 8, 2], [9, 3, 2, 3, 3]]
     assert batch.attention_mask_BS.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
     # Token 3 is the pad token and also a target's token: only the padding is ignored.

@@ -12,7 +12,7 @@ import torch
 
 from workers.config.train import TrainSpec
 from workers.data.batches import collate
-from workers.data.encode import Example
+from workers.data.example import Example
 from workers.data.rows import Row
 from workers.data.text_metrics import CHOICE_METRICS, likeliest, score, score_choices
 from workers.injection.adapter import Adapter

@@ -5,7 +5,7 @@ from itertools import takewhile
 from random import Random
 
 from workers.adapter.routing_sample import CACHE_PAGE
-from workers.data.encode import Example
+from workers.data.example import Example
 
 SAMPLED = 256
 """Rows of a sample; how much requests vary shows in fewer already."""

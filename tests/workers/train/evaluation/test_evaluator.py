@@ -13,7 +13,7 @@ from workers.adapter.manifest import read_manifest
 from workers.adapter.routing_sample import CACHE_PAGE
 from workers.config.base import override
 from workers.config.train import TrainSpec
-from workers.data.encode import Example
+from workers.data.example import Example
 from workers.data.text_metrics import score, score_choices
 from workers.parallel.world import World
 from workers.run.record import RunPlan
