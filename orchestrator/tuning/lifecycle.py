@@ -3,7 +3,7 @@
 import shlex
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from orchestrator.config.cluster import ClusterSpec
 from orchestrator.config.job import JobSpec, dump_job, portable
 from orchestrator.tuning.storage import storage, store_errors, study_names
 from orchestrator.tuning.study_folder import check_folder, take_folder
-from workers.config.base import InputError
+from workers.config.base import InputError, validated
 from workers.run.files import write_text
 from workers.train.used import check_same_data, read_used, used_file
 
@@ -162,6 +162,8 @@ def _check_same(job: JobSpec, study: "optuna.Study") -> None:
     before = study.user_attrs.get("job")
     if before is None:  # killed in its very first moment, before it noted anything
         return
+    with suppress(InputError):  # an earlier moetune's has not the fields of today
+        before = validated(JobSpec, before, job.name).model_dump(mode="json")
     differences = list(_differences(before, _facts(job)))
     if differences:
         raise InputError(

@@ -4,8 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from workers.config.base import Listed, PositiveInt, Spec
+from workers.config.base import Listed, OneOf, PositiveInt, Spec
 from workers.config.credentials import Uri
+
+ROW_METRICS = ("acc", "acc_norm", "exact_match", "number_match", "slot_f1", "rouge_l")
+"""How the answer to a row may be scored; `workers.data.text_metrics` has the functions."""
+RowMetric = Annotated[str, OneOf(lambda: ROW_METRICS)]
 
 
 class DataSpec(Spec):
@@ -25,7 +29,10 @@ class DataSpec(Spec):
     task_column: str = "task"
     """Column with the row's task; a file without it is one task, `default`."""
     metric_column: str = "metric"
-    """Column with the row's metric; a file without it is scored by exact_match."""
+    """Column with the row's metric; a row without one has its task's of `metrics`."""
+    metrics: dict[str, RowMetric] = Field(default_factory=dict, examples=[{"slots": "slot_f1"}])
+    """Metric of a task's rows that name none, as in `{slots: slot_f1}`; exact_match where the task
+    is not here. A row that names another one is refused."""
     template: Literal["chat", "plain"] = "chat"
     """chat: the tokenizer's chat template around the prompt; plain: the prompt as it stands."""
     max_length: Annotated[int, Field(ge=2)] = 512

@@ -15,6 +15,8 @@ from workers.data.values import text, texts
 
 EXTRA_COLUMNS = ("id", "choices", "answer", "answer_index", "references")
 """Columns that are read where they are there."""
+DEFAULT_METRIC = "exact_match"
+"""Of a row for whose task nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +89,15 @@ def _row(spec: DataSpec, where: str, record: Mapping[str, Any]) -> Row:
     messages, target = _messages(spec, where, record)
     if not target.strip():
         raise InputError(f"{where}: its target is empty")
-    metric = _optional(record, spec.metric_column, where) or "exact_match"
-    check_metric(metric, where)
+    task = _optional(record, spec.task_column, where) or "default"
+    metric = _metric(spec, _optional(record, spec.metric_column, where), task, where)
     answer = _optional(record, "answer", where)
     answer = target if answer is None else answer
     choices, index = _choices(record, metric, answer, target, where)
     return Row(
         messages=messages,
         target=target,
-        task=_optional(record, spec.task_column, where) or "default",
+        task=task,
         metric=metric,
         answer=answer,
         references=_list(record, "references", where) or (answer,),
@@ -103,6 +105,20 @@ def _row(spec: DataSpec, where: str, record: Mapping[str, Any]) -> Row:
         answer_index=index,
         where=where,
     )
+
+
+def _metric(spec: DataSpec, said: str | None, task: str, where: str) -> str:
+    """What the row says, or the job of its task. Two answers are a mistake in one of them."""
+    of_job = spec.metrics.get(task)
+    if not said:
+        return of_job or DEFAULT_METRIC
+    check_metric(said, where)
+    if of_job not in (None, said):
+        raise InputError(
+            f"{where}: its metric is {said}, but data.metrics says {of_job} for task {task!r}; "
+            "leave one of them out"
+        )
+    return said
 
 
 def _messages(

@@ -7,6 +7,7 @@ from heapq import nlargest
 from workers.data.counts import RowCounts
 from workers.data.encode import Encoder
 from workers.data.rows import Row, training_rows, validation_rows
+from workers.data.task_metrics import check_fits
 
 MOST = 200_000
 """Rows of one source that are encoded, which takes about two minutes."""
@@ -35,7 +36,9 @@ class Survey:
     def validation(self, rows_per_task: int | None = None) -> RowCounts:
         """Of the rows that trials are compared on, with their choices."""
         data = self.encoder.data
-        return self._counted(data.validation, validation_rows(data, rows_per_task), scored=True)
+        rows = validation_rows(data, rows_per_task)
+        check_fits(rows)
+        return self._counted(data.validation, rows, scored=True)
 
     def _counted(self, source: str, rows: Sequence[Row], scored: bool = False) -> RowCounts:
         taken = _sample(rows, self.most)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from workers.config.base import InputError
@@ -9,6 +10,8 @@ from workers.config.base import InputError
 CHOICE_METRICS = ("acc", "acc_norm")
 """Metrics of rows with choices: the choice with the highest log-likelihood counts."""
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?|\d+(?:,\d{3})*(?:\.\d+)?")
+_ROUGE_WORD = re.compile(r"[a-z0-9]", re.IGNORECASE | re.ASCII)
+"""All that google-research's tokenizer keeps."""
 _CALL = re.compile(r"\s*([^\W\d]\w*)\((.*?)\)?\s*$", re.DOTALL)
 # A comma parts two pairs only where a key follows: `city: Paris, Texas` is one pair.
 _BETWEEN_PAIRS = re.compile(r"[;\n]|,(?=\s*\w+\s*[:=])")
@@ -40,6 +43,11 @@ def check_metric(metric: str, where: str) -> None:
     known = (*CHOICE_METRICS, *TEXT_METRICS)
     if metric not in known:
         raise InputError(f"{where}: unknown metric {metric!r}; known are {', '.join(known)}")
+
+
+def fits(metric: str, gold: Gold) -> bool:
+    """Whether any answer could score above 0; of a metric of choices its rows must have them."""
+    return metric not in NEEDS or NEEDS[metric].there(gold)
 
 
 def score(metric: str, prediction: str, gold: Gold) -> float:
@@ -104,6 +112,27 @@ TEXT_METRICS: dict[str, Callable[[str, Gold], float]] = {
     "rouge_l": rouge_l,
 }
 """Metrics of generated answers, by the names that rows give them."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a metric must find in a row."""
+
+    says: str
+    there: Callable[[Gold], bool]
+
+
+NEEDS = {
+    "number_match": Need("a number in the answer", lambda gold: bool(_numbers(gold.answer))),
+    "slot_f1": Need(
+        "`key: value` or `key=value` pairs in the answer", lambda gold: bool(_pairs(gold.answer))
+    ),
+    "rouge_l": Need(
+        "words of Latin letters or digits in the answer or its references",
+        lambda gold: any(map(_ROUGE_WORD.search, gold.references)),
+    ),
+}
+"""Of metrics that not every answer fits."""
 
 
 def _plain(text: str) -> str:

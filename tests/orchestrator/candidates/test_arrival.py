@@ -509,9 +509,15 @@ def test_the_same_measure_is_told_by_the_bases_digest_and_what_changes_figures(
         record = BaseRecord(path=asked["model"]["path"], digest=digest)
         return Manifest(base=record, measured_with=asked)
 
+    def of_before(known: Manifest) -> Manifest:
+        asked = dict(known.asked_with or {})
+        asked["data"] = {name: one for name, one in asked["data"].items() if name != "metrics"}
+        return known.model_copy(update={"measured_with": asked})
+
     measure = Yardstick("s", spec, LOSS, "min", SearchSpec(), manifest("b"))
     moved = {"model.path": "moved", "evaluation.samples": 0, "evaluation.batch_size": 1}
     assert measure.measured_alike(manifest("b", **moved))
+    assert measure.measured_alike(of_before(manifest("b"))), "it lacks a field that came later"
     assert not measure.measured_alike(manifest("c", **moved))
     assert not measure.measured_alike(manifest("b", **{"evaluation.rows_per_task": 1}))
     assert not measure.measured_alike(Manifest(base=BaseRecord(path="b", digest="b")))

@@ -61,6 +61,19 @@ BAD = [
     ({"model.path": "/no/such/model"}, "/no/such/model"),
     ({"data.train": "/no/such/rows.jsonl"}, "/no/such/rows.jsonl"),
     ({"data.target_column": "answers"}, "answers"),
+    (
+        {"data.metrics": {"cal": "slot_f1"}},
+        "data.metrics: no row is of task 'cal'; did you mean call",
+    ),
+    ({"data.metrics": {"call": "rouge_l"}}, "line 1: its metric is slot_f1, but data.metrics says"),
+    (
+        {"data.metric_column": "none", "data.metrics": {"room": "number_match"}},
+        "line 2: metric number_match wants a number in the answer, but no row of task 'room'",
+    ),
+    (
+        {"data.metric_column": "none", "data.metrics": {"call": "acc"}},
+        "line 1: metric acc wants `choices`",
+    ),
     ({"search.cpus_per_worker": 4096}, "a trial wants 1 worker of 4096 CPUs; this machine has"),
     ({"cluster.storage": "/dev/null/runs"}, "is a file, not a folder"),
     ({"cluster.storage": "/proc/runs"}, "cannot be written"),
@@ -190,6 +203,15 @@ def test_the_last_row_is_looked_at_too_and_what_rows_lose_is_counted(
     both = {"data.train": str(source), "data.validation": str(source), "data.too_long": "skip"}
     counts = preflight(override_job(good, both, "test"))
     assert {(one.rows, one.skipped) for one in counts.values()} == {(40, 1)}
+
+
+def test_a_metric_of_the_job_is_what_a_run_reports(good: JobSpec, tmp_path: Path) -> None:
+    named = {"data.metric_column": "none", "data.metrics": {"call": "slot_f1", "room": "acc"}}
+    job = override_job(good, {**named, "evaluation.generate": True}, "test")
+    preflight(job)
+    report = TrainingRun(job.train, RunPlan(tmp_path, "study")).advance()
+    tasks = report["validation"]["tasks"]
+    assert {task: one["metric"] for task, one in tasks.items()} == named["data.metrics"]
 
 
 def test_a_source_that_trials_may_take_is_looked_at(good: JobSpec, tmp_path: Path) -> None:

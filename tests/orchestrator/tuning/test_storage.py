@@ -68,6 +68,19 @@ def test_looking_makes_nothing(job: JobSpec, postgres: Postgres) -> None:
     assert tables(store) == []
 
 
+def test_a_study_of_an_earlier_moetune_goes_on(job: JobSpec, store: str) -> None:
+    here = at(job, store)
+    with storage(here.cluster, create=True) as opened:
+        study = begin(here, False, opened)
+        noted = study.user_attrs["job"]
+        del noted["train"]["data"]["metrics"]  # a field that it had not
+        study.set_user_attr("job", noted)
+    check_study(here, resume=True)
+    other = override_job(here, {"data.metrics": {"home": "slot_f1"}}, "test")
+    with pytest.raises(InputError, match=r"train\.data\.metrics\.home is 'slot_f1', was not set"):
+        check_study(other, resume=True)
+
+
 def test_a_study_is_run_once_whatever_folder_it_writes_to(
     job: JobSpec, store: str, tmp_path: Path
 ) -> None:

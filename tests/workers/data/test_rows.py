@@ -212,6 +212,37 @@ def test_an_answers_place_is_a_whole_number(tmp_path: Path, value: object) -> No
         training_rows(spec(tmp_path, [record | {"answer_index": value}]))
 
 
+def test_the_job_says_the_metric_of_rows_that_say_none(tmp_path: Path) -> None:
+    plain = {"prompt": "p", "target": "song: hello"}
+    records = [
+        {**plain, "task": "slots"},
+        {**plain, "task": "slots", "metric": None},
+        {**plain, "task": "slots", "metric": "slot_f1"},
+        {**plain, "task": "other"},
+        {**plain, "task": "other", "metric": "rouge_l"},
+        plain,
+    ]
+    named = {"slots": "slot_f1", "default": "rouge_l"}
+    rows = training_rows(spec(tmp_path, records, metrics=named))
+    assert [row.metric for row in rows] == [*["slot_f1"] * 3, "exact_match", "rouge_l", "rouge_l"]
+
+
+def test_two_metrics_for_a_row_are_refused(tmp_path: Path) -> None:
+    records = [{"prompt": "p", "target": "t", "task": "slots", "metric": "rouge_l"}]
+    with pytest.raises(InputError) as caught:
+        training_rows(spec(tmp_path, records, metrics={"slots": "slot_f1"}))
+    assert str(caught.value).endswith(
+        "rows.jsonl: line 1: its metric is rouge_l, but data.metrics says slot_f1 for task "
+        "'slots'; leave one of them out"
+    )
+
+
+def test_a_metric_of_the_job_wants_its_choices_too(tmp_path: Path) -> None:
+    records = [{"prompt": "p", "target": "t", "task": "quiz"}]
+    with pytest.raises(InputError, match="line 1: metric acc wants `choices`"):
+        training_rows(spec(tmp_path, records, metrics={"quiz": "acc"}))
+
+
 MULTITASK = Path(__file__).parents[4] / "shared" / "data" / "multitask_mini"
 
 

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 import pytest
 
 from workers.config.base import InputError
-from workers.data.text_metrics import check_metric, score, score_choices
+from workers.config.data import ROW_METRICS
+from workers.data.text_metrics import (
+    CHOICE_METRICS,
+    NEEDS,
+    TEXT_METRICS,
+    check_metric,
+    fits,
+    score,
+    score_choices,
+)
 
 
 @dataclass(frozen=True)
@@ -88,3 +97,31 @@ def test_an_unknown_metric_lists_the_known() -> None:
         score("acc", "yes", Gold("yes"))
     with pytest.raises(InputError, match="wants a text"):
         score_choices("rouge_l", [0.0], Gold("yes"))
+
+
+def test_a_job_may_name_the_metrics_that_there_are() -> None:
+    assert sorted(ROW_METRICS) == sorted((*CHOICE_METRICS, *TEXT_METRICS))
+    assert NEEDS.keys() <= TEXT_METRICS.keys()
+
+
+@pytest.mark.parametrize(
+    ("metric", "answer", "can"),
+    [
+        ("exact_match", "", True),
+        ("number_match", "It is 4.", True),
+        ("number_match", "four", False),
+        ("slot_f1", "song: hello", True),
+        ("slot_f1", "GetTime()", True),
+        ("slot_f1", "no pairs here", False),
+        ("rouge_l", "a word", True),
+        ("rouge_l", "7", True),
+        ("rouge_l", "天気は晴れ", False),
+    ],
+)
+def test_a_metric_fits_where_the_right_answer_scores(metric: str, answer: str, can: bool) -> None:
+    gold = Gold(answer, references=(answer,))
+    assert fits(metric, gold) == can
+    if not can and metric != "slot_f1":  # of two answers without pairs it says that they are equal
+        assert score(metric, answer, gold) == 0
+    if can:
+        assert score(metric, answer, gold) == 1
