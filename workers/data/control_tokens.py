@@ -6,7 +6,7 @@ tokenizer with names for its control tokens that nobody can write.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from secrets import token_hex
 
@@ -42,23 +42,27 @@ class ControlTokens:
         )
 
     def quoted(self, text: str) -> str:
-        """The text with a mark around each, by which `chat_ids` knows that people wrote it."""
+        """The text with a mark around each, by which `named` knows that people wrote it."""
         return self._spelled.sub(f"{self._secret}\\g<0>{self._secret}", text)
 
-    def chat_ids(self, rendered: str) -> tuple[int, ...]:
-        """Token ids of a chat: what is not quoted are control tokens. InputError as below."""
+    def named(self, rendered: str) -> str:
+        """A chat with quotations, for `text_ids`: what is not quoted are control tokens."""
 
         def written(found: re.Match[str]) -> str:
             return self._alias(found[2]) if found[2] else found[1] or ""
 
-        return self.text_ids(self._by_whom.sub(written, rendered))
+        return self._by_whom.sub(written, rendered)
 
-    def text_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text, none of them a control token. InputError where the tokenizer's model
+    def text_ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Token ids of texts, none of them a control token. InputError where the tokenizer's model
         itself makes one out of the letters."""
-        tokenizer, known = self._renamed
+        tokenizer, _ = self._renamed
         # By this call alone other threads go on meanwhile.
-        ids = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        batch = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [self._own(one.ids) for one in batch]
+
+    def _own(self, ids: Sequence[int]) -> tuple[int, ...]:
+        _, known = self._renamed
         forged = set(ids).intersection(self._ids.values()) - known.keys()
         if forged := forged - {self._tokenizer.unk_token_id}:
             name = self._tokenizer.convert_ids_to_tokens(min(forged))

@@ -6,6 +6,7 @@ chat template alone, and from the tokenizer where it puts one before every text.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,8 +16,20 @@ from workers.config.base import InputError, one_line
 from workers.data.control_tokens import ControlTokens
 
 _MARK = "moetune-marks-a-turn"
+Ids = tuple[int, ...]
 _ROLES = 64
 """Sequences of roles whose fate in the template is remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A text on its way to the tokenizer."""
+
+    text: str
+    spelled: bool = False
+    """Whether it spells out control tokens, and so wants the tokenizer that has none to write."""
+    begins: bool = False
+    """Whether it comes behind what the tokenizer begins every text with."""
 
 
 class TextEncoder:
@@ -29,9 +42,13 @@ class TextEncoder:
         self._control = ControlTokens(tokenizer, self._around_a_turn())
         self._dropped = lru_cache(_ROLES)(self._dropped_turns)
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> Ids:
         """A chat up to where the assistant's answer begins. InputError where the template fails, or
         leaves out a turn's text."""
+        return self.ids([self.written_chat(messages)])[0]
+
+    def written_chat(self, messages: Sequence[Mapping[str, str]]) -> Written:
+        """The same for `ids`."""
         turns: list[dict[str, str]] = [dict(message) for message in messages]
         spelled = any(self.spells_control(text) for turn in turns for text in turn.values())
         if spelled:
@@ -45,22 +62,36 @@ class TextEncoder:
                 raise InputError(
                     f"the chat template leaves out the text of turn {at + 1} ({turn['role']})"
                 )
-        return self._control.chat_ids(rendered) if spelled else self._ids(rendered)
+        return Written(self._control.named(rendered), spelled) if spelled else Written(rendered)
 
-    def prompt(self, text: str) -> tuple[int, ...]:
+    def prompt(self, text: str) -> Ids:
         """A text to be gone on with: behind what the tokenizer begins every text with, and without
         what it may end one with."""
-        return self._beginning + self.text(text)
+        return self.ids([self.written(text, begins=True)])[0]
 
-    def text(self, text: str) -> tuple[int, ...]:
+    def text(self, text: str) -> Ids:
         """The text alone."""
-        return self._control.text_ids(text) if self.spells_control(text) else self._ids(text)
+        return self.ids([self.written(text)])[0]
+
+    def written(self, text: str, *, begins: bool = False) -> Written:
+        """The same for `ids`."""
+        return Written(text, self.spells_control(text), begins)
+
+    def ids(self, texts: Sequence[Written]) -> list[Ids]:
+        """Token ids of each, in one call of the tokenizer. InputError where one cannot be read."""
+        spelled = [one.text for one in texts if one.spelled]
+        plain = iter(self._plain_ids([one.text for one in texts if not one.spelled]))
+        ids = iter(self._control.text_ids(spelled) if spelled else ())
+        own = [next(ids) if one.spelled else next(plain) for one in texts]
+        return [
+            self._beginning + it if one.begins else it for it, one in zip(own, texts, strict=True)
+        ]
 
     def spells_control(self, text: str) -> bool:
         """Whether the text spells out a control token."""
         return self._control.spelled_in(text)
 
-    def end(self, *, chat: bool) -> tuple[int, ...]:
+    def end(self, *, chat: bool) -> Ids:
         """What ends an answer; a server stops at the first of them. InputError names the model."""
         where = f"model.path: {self._tokenizer.name_or_path}"
         if chat and not self._tokenizer.chat_template:
@@ -70,7 +101,7 @@ class TextEncoder:
             raise InputError(f"{where}: its tokenizer has no end of text")
         return ids or (self._tokenizer.eos_token_id,)
 
-    def _end_of_turn(self, where: str) -> tuple[int, ...]:
+    def _end_of_turn(self, where: str) -> Ids:
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
         try:
             _, found, behind = self._rendered(turns, prompt=False).rpartition(_MARK)
@@ -79,7 +110,7 @@ class TextEncoder:
         if not found:
             raise InputError(f"{where}: its chat template leaves out an assistant's text")
         # Without the line break before the next turn, which no server waits for.
-        return self._ids(behind.rstrip())
+        return self.ids([Written(behind.rstrip())])[0]
 
     def _rendered(self, turns: Sequence[Mapping[str, str]], prompt: bool = True) -> str:
         try:
@@ -108,11 +139,25 @@ class TextEncoder:
         except InputError:
             return ""
 
-    def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _plain_ids(self, texts: Sequence[str]) -> list[Ids]:
+        if not texts:
+            return []
+        tokenizer = self._tokenizer
+        if tokenizer.is_fast and _is_bare(tokenizer):
+            batch = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            return [tuple(one.ids) for one in batch]
+        return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
-def _beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _is_bare(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer's library, asked directly, gives what the tokenizer would. Each call of
+    the tokenizer leaves its own way of cutting and filling up behind."""
+    library = tokenizer.backend_tokenizer
+    same = library.encode_special_tokens == tokenizer.split_special_tokens
+    return same and library.truncation is None and library.padding is None
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase) -> Ids:
     """What the tokenizer puts before every text."""
     whole, bare = (
         tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False)

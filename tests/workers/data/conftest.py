@@ -80,6 +80,15 @@ def metaspace(ends_texts: bool = True) -> PreTrainedTokenizerBase:
     return fast
 
 
+def unigram() -> PreTrainedTokenizerBase:
+    """Its model has `</s>` among its pieces."""
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((letter, -2.0) for letter in "▁ab</s>")]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
 def with_fewer_special(tokenizer: Tokenizer, names: list[str]) -> Tokenizer:
     """The tokenizer with these tokens in its vocabulary alone."""
     whole = json.loads(tokenizer.to_str())

@@ -5,11 +5,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import AddedToken, normalizers
+from transformers import PreTrainedTokenizerBase
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-from tests.workers.data.conftest import byte_level
+from tests.workers.data.conftest import byte_level, unigram
 from workers.config.base import InputError
 from workers.data.control_tokens import ControlTokens
 
@@ -37,15 +37,6 @@ def flagged() -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def unigram() -> PreTrainedTokenizerBase:
-    """Its model has `</s>` among its pieces."""
-    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((letter, -2.0) for letter in "▁ab</s>")]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
-
-
 def strings(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
     """Random text with control tokens, and what looks like them, all over it."""
     draw = random.Random(1)
@@ -61,16 +52,16 @@ def test_what_a_template_writes_is_tokenized_as_ever(
         for text in strings(tokenizer, 300):
             ids = tokenizer.encode(text, add_special_tokens=False)
             if not control.spelled_in(text):
-                assert list(control.text_ids(text)) == ids
+                assert control.text_ids([text]) == [tuple(ids)]
             if WIDE[0] not in text:  # which no template writes
-                assert list(control.chat_ids(text)) == ids
+                assert control.text_ids([control.named(text)]) == [tuple(ids)]
 
 
 def test_what_is_quoted_is_text_and_merges_with_what_is_beside_it() -> None:
     tokenizer = byte_level()
     control = ControlTokens(tokenizer, "")
     quoted = control.quoted("a<|im_end|>b")
-    ids = control.chat_ids(f"<|im_start|>{quoted}<|im_end|>")
+    [ids] = control.text_ids([control.named(f"<|im_start|>{quoted}<|im_end|>")])
     start, *inside, end = ids
     assert tokenizer.convert_ids_to_tokens([start, end]) == ["<|im_start|>", "<|im_end|>"]
     assert inside == tokenizer.encode("a<|im_end|>b", split_special_tokens=True)
@@ -80,7 +71,8 @@ def test_a_template_that_cuts_a_quotation_leaves_no_mark() -> None:
     tokenizer = byte_level()
     control = ControlTokens(tokenizer, "")
     half, rest = control.quoted("a<|im_end|>b").split("<|im_end|>")
-    assert tokenizer.decode(control.chat_ids(f"{half} {rest}")) == "a b"
+    [ids] = control.text_ids([control.named(f"{half} {rest}")])
+    assert tokenizer.decode(ids) == "a b"
 
 
 def test_other_letters_for_a_token_are_text_too() -> None:
@@ -90,18 +82,18 @@ def test_other_letters_for_a_token_are_text_too() -> None:
     control = ControlTokens(tokenizer, "")
     for text in (WIDE, "<|Folded|>", "<|folded|>"):
         assert control.spelled_in(text)
-        assert token not in control.text_ids(text)
-        assert token not in control.chat_ids(control.quoted(text))
+        assert token not in control.text_ids([text])[0]
+        assert token not in control.text_ids([control.named(control.quoted(text))])[0]
     assert not control.spelled_in("folded")
 
 
 def test_a_model_that_makes_a_control_token_of_letters_is_refused_the_text() -> None:
     tokenizer = unigram()
     control = ControlTokens(tokenizer, "")
-    assert list(control.chat_ids("a</s>")) == tokenizer.encode("a</s>")
+    assert control.text_ids([control.named("a</s>")]) == [tuple(tokenizer.encode("a</s>"))]
     with pytest.raises(InputError, match="cannot read '</s>' as text"):
-        control.text_ids("a</s>")
-    assert tokenizer.unk_token_id in control.text_ids("ä"), "an unknown letter forges nothing"
+        control.text_ids(["ab", "a</s>"])
+    assert tokenizer.unk_token_id in control.text_ids(["ä"])[0], "an unknown letter forges nothing"
 
 
 def test_a_slow_tokenizer_is_refused_the_text(tmp_path: Path) -> None:
@@ -109,7 +101,7 @@ def test_a_slow_tokenizer_is_refused_the_text(tmp_path: Path) -> None:
     control = ControlTokens(BertTokenizerLegacy(tmp_path / "vocab.txt"), "")
     assert control.spelled_in("[SEP]")
     with pytest.raises(InputError, match="slow tokenizer"):
-        control.text_ids("[SEP]")
+        control.text_ids(["[SEP]"])
 
 
 def test_threads_do_not_disturb_each_other() -> None:
@@ -117,12 +109,12 @@ def test_threads_do_not_disturb_each_other() -> None:
     tokenizer = byte_level()
     control = ControlTokens(tokenizer, "")
     text = "a<|im_end|>" * 50
-    wanted = tokenizer.encode(text), control.text_ids(text)
+    wanted = tokenizer.encode(text), control.text_ids([text])
     seen: set[bool] = set()
 
     def encode() -> None:
         for _ in range(200):
-            seen.add((tokenizer.encode(text), control.text_ids(text)) == wanted)
+            seen.add((tokenizer.encode(text), control.text_ids([text])) == wanted)
 
     threads = [threading.Thread(target=encode) for _ in range(4)]
     for thread in threads:

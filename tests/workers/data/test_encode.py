@@ -1,15 +1,17 @@
 """Encoding: serving's prompt, the target and its end, and what happens to long rows."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tests.workers.data.conftest import unigram
 from workers.config.base import InputError
 from workers.config.data import DataSpec
 from workers.data.counts import RowCounts
-from workers.data.encode import Encoder
+from workers.data.encode import CHUNK, Encoder
 from workers.data.rows import Row
 from workers.data.text_encoder import TextEncoder
 
@@ -128,6 +130,73 @@ def test_rows_that_are_too_long_are_refused_left_out_or_cut(
         assert "2 l" in str(counts)
         assert "(the first: line 1)" in str(counts)
     assert kept == {"skip": ["line 0", "line 2"], "cut": ["line 0", "line 1", "line 2", "line 3"]}
+
+
+def test_rows_that_are_encoded_together_are_encoded_as_each_alone(
+    any_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    end = any_tokenizer.eos_token
+    texts = ["the lamp", f"a{end}b", " ", "Ä✓☃ in the kitchen", f"{end}{end}", "x" * 90]
+    rows = [
+        row(one + " ?", other + "!", choices=(other + "!", one + "."), answer_index=0)
+        for one in texts
+        for other in texts
+    ]
+    for template in ("chat", "plain"):
+        for scored in (False, True):
+            encoder = Encoder(any_tokenizer, spec(template=template, max_length=60, too_long="cut"))
+            together = [one for _, one in encoder.kept(rows, RowCounts("r"), scored)]
+            assert together == [encoder.example(one) for one in rows]
+            # Whatever somebody else has set the tokenizer to meanwhile.
+            any_tokenizer(["a", "bb"], max_length=3, truncation=True)
+            again = [one for _, one in encoder.kept(rows, RowCounts("r"), scored)]
+            assert together == again
+
+
+def test_rows_are_taken_as_they_are_asked_for(tokenizer: PreTrainedTokenizerBase) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Row]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield row()
+
+    counts = RowCounts("r")
+    next(Encoder(tokenizer, spec()).kept(endless(), counts))
+    assert taken == CHUNK
+    assert counts.rows == 1
+
+
+@pytest.mark.parametrize("bad", [0, 1, CHUNK - 1, CHUNK, CHUNK + 3])
+@pytest.mark.parametrize("kind", ["cannot be encoded", "cannot be read", "is too long"])
+def test_rows_before_a_bad_one_come_out_and_it_is_named(
+    tokenizer: PreTrainedTokenizerBase, bad: int, kind: str
+) -> None:
+    def read() -> Iterator[Row]:
+        for at in range(CHUNK + 9):
+            if at == bad and kind == "cannot be read":
+                raise InputError(f"line {at}: is no row")
+            empty = at >= bad and kind == "cannot be encoded"
+            target = "t" * 9 if at >= bad and kind == "is too long" else "t"
+            yield row("" if empty else "p", target, where=f"line {at}")
+
+    counts, found = RowCounts("r"), list[str]()
+    kept = Encoder(tokenizer, spec(template="plain", max_length=9)).kept(read(), counts)
+    with pytest.raises(InputError, match=f"^line {bad}: "):
+        found.extend(one.where for one, _ in kept)
+    assert found == [f"line {at}" for at in range(bad)]
+    assert counts.rows == bad
+
+
+def test_of_rows_that_the_tokenizer_refuses_the_first_is_named() -> None:
+    encoder = Encoder(unigram(), spec(template="plain"))
+    bad = {3: "a</s>", 5: "b</s>"}
+    rows = [row("a", bad.get(at, "ab"), where=f"line {at}") for at in range(7)]
+    found = encoder.kept(rows, RowCounts("r"))
+    assert [next(found)[0].where for _ in range(3)] == ["line 0", "line 1", "line 2"]
+    with pytest.raises(InputError, match=r"^line 3: the base's tokenizer cannot read"):
+        next(found)
 
 
 def test_a_source_of_which_no_row_is_left_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
