@@ -1,7 +1,7 @@
 """Layouts of one training run over several workers, and the rows that they train on."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -120,13 +120,18 @@ RELAY = [
 
 
 def rows(step: int) -> list[Example]:
-    """The rows of a step: of many lengths, none like the others."""
+    """The rows of a step: of many lengths, none like the others; in odd steps of many weights."""
     drawn = Random(step)
     lengths = [(drawn.randrange(1, 9), drawn.randrange(1, 6)) for _ in range(ROWS)]
-    return [
+    made = [
         Example.of(*(tuple(drawn.randrange(4, VOCABULARY) for _ in range(size)) for size in sizes))
         for sizes in lengths
     ]
+    return [_weighted(one, drawn.random()) for one in made] if step % 2 else made
+
+
+def _weighted(example: Example, weight: float) -> Example:
+    return replace(example, spans=tuple(replace(span, weight=weight) for span in example.spans))
 
 
 def micro_batches(step: int, micro: int, rank: int, workers: int) -> list[Batch]:

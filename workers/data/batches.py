@@ -31,10 +31,31 @@ class Batch:
     labels_BS: Tensor
     """Token ids of the target, at their own positions (not shifted); IGNORED elsewhere."""
 
+    weights_BS: Tensor | None = None
+    """What each target token counts for; None where all count alike."""
+
+    @property
+    def counted(self) -> float:
+        """What the loss counts in it: target tokens, or the sum of their weights."""
+        real_BS = self.labels_BS[:, 1:] != IGNORED
+        if self.weights_BS is None:
+            return int(real_BS.sum())
+        return float(self.weights_BS[:, 1:][real_BS].double().sum())
+
+    def weights(self, labels_BN: Tensor) -> Tensor | None:
+        """The weights of the last positions, where these labels are of them."""
+        if self.weights_BS is None:
+            return None
+        return self.weights_BS[:, -labels_BN.shape[1] :].to(labels_BN.device, non_blocking=True)
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
         tensors = (self.input_ids_BS, self.attention_mask_BS, self.labels_BS)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        ids_BS, mask_BS, labels_BS = (one.to(device, non_blocking=True) for one in tensors)
+        weights_BS = self.weights_BS
+        if weights_BS is not None:
+            weights_BS = weights_BS.to(device, non_blocking=True)
+        return Batch(ids_BS, mask_BS, labels_BS, weights_BS)
 
 
 @dataclass(frozen=True)
@@ -106,12 +127,16 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
     ids_BS = torch.full(shape, pad_token_id)
     mask_BS = torch.zeros(shape, dtype=torch.long)
     labels_BS = torch.full(shape, IGNORED)
+    weighs = any(span.weight not in (0, 1) for example in examples for span in example.spans)
+    weights_BS = torch.zeros(shape) if weighs else None
     for row, example in enumerate(examples):
         ids_BS[row, : len(example)] = torch.tensor(example.ids)
         mask_BS[row, : len(example)] = 1
-        for span in example.spans:
+        for span in filter(lambda one: one.weight, example.spans):
             labels_BS[row, span.start : span.stop] = ids_BS[row, span.start : span.stop]
-    return Batch(ids_BS, mask_BS, labels_BS)
+            if weights_BS is not None:
+                weights_BS[row, span.start : span.stop] = span.weight
+    return Batch(ids_BS, mask_BS, labels_BS, weights_BS)
 
 
 def collate_prompts(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ class Span:
     start: int
     stop: int
     weight: float = 1.0
-    """What each of them counts for."""
+    """What each of them counts for, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Example:
     @property
     def learned(self) -> int:
         """Tokens that the loss counts."""
-        return sum(span.stop - span.start for span in self.spans)
+        return sum(span.stop - span.start for span in self.spans if span.weight)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -22,30 +22,40 @@ PIECES = 4
 """On a GPU, which wants large operations."""
 
 
-def cross_entropy_sum(logits_BSV: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of -log p over the target tokens, in float32, and their number.
+def cross_entropy_sum(
+    logits_BSV: Tensor, labels_BS: Tensor, weights_BS: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sum of -log p over the target tokens, in float32, and their number; with weights, each times
+    its own, and the weights' sum.
 
     `labels_BS` are the input ids with -100 where no target is; position s predicts s + 1, as in
     Hugging Face models. The logits are read where they lie: to pick the targets' rows would copy
     the step's largest tensor twice, and make a GPU wait for their number.
     """
     next_BS = _next(labels_BS)
-    total = cross_entropy(logits_BSV.flatten(0, 1), next_BS.flatten(), IGNORED)
-    return total, (next_BS != IGNORED).sum()
+    weight_T = None if weights_BS is None else _next(weights_BS, 0).flatten()
+    total = cross_entropy(logits_BSV.flatten(0, 1), next_BS.flatten(), IGNORED, weight_T)
+    return total, _counted(next_BS, weights_BS).sum()
 
 
-def row_losses(logits_BSV: Tensor, labels_BS: Tensor) -> list[tuple[float, int]]:
+def row_losses(
+    logits_BSV: Tensor, labels_BS: Tensor, weights_BS: Tensor | None = None
+) -> list[tuple[float, float]]:
     """What `cross_entropy_sum` gives for each row alone, summed in float64; without gradients."""
     next_BS = _next(labels_BS)
     loss_T = token_losses(logits_BSV.flatten(0, 1), next_BS.flatten(), IGNORED)
-    sum_B = loss_T.view_as(next_BS).cpu().double().sum(-1)
-    return list(zip(sum_B.tolist(), (next_BS != IGNORED).sum(-1).tolist(), strict=True))
+    loss_BS, counted_BS = loss_T.view_as(next_BS).cpu().double(), _counted(next_BS, weights_BS)
+    if weights_BS is not None:
+        loss_BS = loss_BS * counted_BS.cpu()
+    return list(zip(loss_BS.sum(-1).tolist(), counted_BS.sum(-1).tolist(), strict=True))
 
 
-def cross_entropy(logits_TV: Tensor, target_T: Tensor, ignored: int) -> Tensor:
+def cross_entropy(
+    logits_TV: Tensor, target_T: Tensor, ignored: int, weight_T: Tensor | None = None
+) -> Tensor:
     """Sum of -log softmax(logits)[target] over the tokens whose target is not `ignored`, in at
-    least float32, whatever the type of the logits."""
-    total: Tensor = _CrossEntropy.apply(logits_TV, target_T, ignored)  # type: ignore[no-untyped-call]
+    least float32, whatever the type of the logits; each times its weight, where they have one."""
+    total: Tensor = _CrossEntropy.apply(logits_TV, target_T, ignored, weight_T)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -55,28 +65,39 @@ def token_losses(logits_TV: Tensor, target_T: Tensor, ignored: int) -> Tensor:
     return _losses(logits_TV, target_T, ignored)[0]
 
 
-def _next(labels_BS: Tensor) -> Tensor:
+def _next(labels_BS: Tensor, last: int = IGNORED) -> Tensor:
     """The target that each position predicts: its successor's label."""
-    return functional.pad(labels_BS[:, 1:], (0, 1), value=IGNORED)
+    return functional.pad(labels_BS[:, 1:], (0, 1), value=last)
+
+
+def _counted(next_BS: Tensor, weights_BS: Tensor | None) -> Tensor:
+    """What each position counts for."""
+    real_BS = next_BS != IGNORED
+    return real_BS if weights_BS is None else real_BS * _next(weights_BS.double(), 0)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_TV: Tensor, target_T: Tensor, ignored: int) -> Tensor:
-        loss_T, normaliser_T, place_T1, real_T = _losses(logits_TV, target_T, ignored)
-        ctx.save_for_backward(logits_TV, normaliser_T, place_T1, real_T)
+    def forward(
+        ctx: Any, logits_TV: Tensor, target_T: Tensor, ignored: int, weight_T: Tensor | None
+    ) -> Tensor:
+        loss_T, normaliser_T, place_T1, share_T = _losses(logits_TV, target_T, ignored)
+        if weight_T is not None:
+            share_T = share_T * weight_T.to(loss_T.dtype)
+            loss_T = loss_T * share_T
+        ctx.save_for_backward(logits_TV, normaliser_T, place_T1, share_T)
         return loss_T.sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits_TV, normaliser_T, place_T1, real_T = ctx.saved_tensors
-        grad_TV, grad_T1 = torch.empty_like(logits_TV), (real_T * grad).unsqueeze(1)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        logits_TV, normaliser_T, place_T1, share_T = ctx.saved_tensors
+        grad_TV, grad_T1 = torch.empty_like(logits_TV), (share_T * grad).unsqueeze(1)
         for rows in _pieces(logits_TV):
             probs_tV = (logits_TV[rows] - normaliser_T[rows].unsqueeze(1)).exp_()
             probs_tV *= grad_T1[rows]
             grad_TV[rows] = probs_tV.scatter_add_(1, place_T1[rows], -grad_T1[rows])
-        return grad_TV, None, None
+        return grad_TV, None, None, None
 
 
 def _losses(

@@ -14,7 +14,7 @@ from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
 from workers.injection.adapter import Adapter
 from workers.losses.auxiliary import RoutedLayer
-from workers.losses.cross_entropy import IGNORED, cross_entropy_sum
+from workers.losses.cross_entropy import cross_entropy_sum
 from workers.losses.enabled import EnabledLosses
 from workers.models.base import Base
 from workers.parallel.update import Update
@@ -55,6 +55,7 @@ class _Counts:
     """Tokens of one step over all workers: what its losses are means over."""
 
     targets: float
+    """Target tokens, or the sum of their weights."""
     tokens: float
     micro_tokens: Sequence[float]
     """Real tokens of each micro-batch, over all workers."""
@@ -131,7 +132,7 @@ class TrainStep:
             group["lr"] = lr
 
     def _count(self, batches: Sequence[Batch]) -> _Counts:
-        targets = sum(int((batch.labels_BS[:, 1:] != IGNORED).sum()) for batch in batches)
+        targets = sum(batch.counted for batch in batches)
         tokens = [int(batch.attention_mask_BS.sum()) for batch in batches]
         targets_in_all, *micro_tokens = self._world.totals([targets, *tokens], self._base.device)
         return _Counts(targets_in_all, sum(micro_tokens), micro_tokens)
@@ -143,7 +144,7 @@ class TrainStep:
         # The backward pass runs outside: recomputed activations must not be recorded.
         with recorded(self._adapter, self._base, batch, rank_space=rank_space) as records:
             logits_BNV, labels_BN = scored_logits(self._base, batch)
-        cross_entropy, _ = cross_entropy_sum(logits_BNV, labels_BN)
+        cross_entropy, _ = cross_entropy_sum(logits_BNV, labels_BN, batch.weights(labels_BN))
         parts = {"cross_entropy": cross_entropy / counts.targets}
         parts |= self._auxiliary(
             [RoutedLayer(one.routing, one.mask_T, one.rank_space) for one in records],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workers.data.batches import Batches, collate, collate_prompts
-from workers.data.example import Example
+from workers.data.example import Example, Span
 from workers.losses.cross_entropy import IGNORED
 
 
@@ -80,6 +80,26 @@ def test_labels_are_on_targets_alone() -> None:
         [IGNORED, 3, 2, IGNORED, IGNORED],
     ]
     assert batch.to(torch.device("cpu")).labels_BS.dtype == torch.long
+
+
+def test_weights_are_there_where_they_matter() -> None:
+    plain = Example.of((5, 6), (8, 2))
+    unlearned = Example((5, 6, 7, 8, 2), (Span(1, 2), Span(3, 5, weight=0)))
+    batch = collate([plain, unlearned], pad_token_id=3)
+    assert batch.weights_BS is None
+    assert batch.labels_BS.tolist() == [
+        [IGNORED, IGNORED, 8, 2, IGNORED],
+        [IGNORED, 6, IGNORED, IGNORED, IGNORED],
+    ]
+    assert (batch.counted, unlearned.learned) == (3, 1)
+    half = Example((5, 6, 7, 8, 2), (Span(1, 2, 0.5), Span(3, 5)))
+    batch = collate([plain, half], pad_token_id=3).to(torch.device("cpu"))
+    assert batch.weights_BS is not None
+    assert batch.weights_BS.tolist() == [[0, 0, 1, 1, 0], [0, 0.5, 0, 1, 1]]
+    assert batch.counted == 4.5
+    last = batch.weights(batch.labels_BS[:, 3:])
+    assert last is not None
+    assert last.tolist() == [[1, 0], [1, 1]]
 
 
 def test_prompts_are_padded_on_the_left() -> None:

@@ -31,6 +31,41 @@ def test_it_is_that_of_torch(piece_bytes: int, monkeypatch: pytest.MonkeyPatch) 
     assert torch.autograd.gradcheck(lambda one: cross_entropy(one, target, -100), (logits,))
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 200, 10**6])
+def test_weighted_it_is_torchs_times_the_weights(
+    piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE_BYTES", piece_bytes)
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(3, 6, 11, dtype=torch.float64)).requires_grad_()
+    labels, weights = torch.randint(0, 11, (3, 6)), torch.rand(3, 6, dtype=torch.float64)
+    labels[0, :4] = labels[2, 5] = -100
+    each = functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none"
+    ).view(3, 5)
+    counted = weights[:, 1:] * (labels[:, 1:] != -100)
+    expected = (each * counted).sum()
+    total, count = cross_entropy_sum(logits, labels, weights)
+    torch.testing.assert_close(total, expected, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(count, counted.sum(), atol=1e-12, rtol=1e-12)
+    grads = [torch.autograd.grad(3 * one, logits)[0] for one in (total, expected)]
+    torch.testing.assert_close(*grads, atol=1e-12, rtol=1e-12)
+    assert torch.autograd.gradcheck(lambda one: cross_entropy_sum(one, labels, weights)[0], logits)
+    rows = row_losses(logits.detach(), labels, weights)
+    wanted = zip((each * counted).sum(-1).tolist(), counted.sum(-1).tolist(), strict=True)
+    assert [pytest.approx(one, rel=1e-12) for one in wanted] == rows
+
+
+def test_weights_cost_no_copy_of_the_logits() -> None:
+    logits, labels = torch.randn(4, 128, 4096).requires_grad_(), torch.randint(0, 4096, (4, 128))
+
+    def peak(weights: torch.Tensor | None) -> int:
+        total, _ = cross_entropy_sum(logits, labels, weights)
+        return peak_bytes(total.backward)
+
+    assert peak(torch.rand(4, 128)) < peak(None) + logits.nbytes / 10
+
+
 @pytest.mark.parametrize("piece_bytes", [1, 10**6])
 def test_each_tokens_loss_is_that_of_torch(
     piece_bytes: int, monkeypatch: pytest.MonkeyPatch

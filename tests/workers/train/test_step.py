@@ -1,6 +1,8 @@
 """What a step makes of routing decisions."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from transformers import get_scheduler
 
 from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import collate
+from workers.data.example import Example, Span
 from workers.injection.adapter import LayerRecord
 from workers.injection.inject import inject
 from workers.layers.routing.base import Routing
@@ -51,6 +54,42 @@ def test_void_slots_are_no_experts_load() -> None:
     assert counts.summary()["layers.0.mlp"]["load"] == [0.5, 0.25, 0.25]
     counts.count([record], torch.tensor([[0, 1], [1, 0]]))
     assert counts.summary()["layers.0.mlp"]["load"] == [0.4, 0.2, 0.4]
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_weighted_loss_is_over_the_weights_of_the_whole_step(
+    make_spec: SpecMaker, parts: int
+) -> None:
+    spec = make_spec(loss__load_balance_weight=0.0, loss__contrastive_weight=0.0)
+    inputs = Inputs.load(spec)
+    model = inputs.base.model.train()
+    adapter = inject(model, spec.adapter, seed=1)
+    model.double()
+    draw = Random(0)
+    examples = [
+        Example(one.ids, (Span(1, 4, 0.25), replace(one.spans[0], weight=draw.random())))
+        for one in inputs.train[:8]
+    ]
+    losses, weights = [], []
+    for one in examples:
+        logits = model(torch.tensor([list(one.ids)])).logits[0].log_softmax(-1)
+        for span in one.spans:
+            for at in range(span.start, span.stop):
+                weight = float(torch.tensor(span.weight))  # in the precision of a batch
+                losses.append(-weight * logits[at - 1, one.ids[at]])
+                weights.append(weight)
+    expected = torch.stack(losses).sum() / sum(weights)
+    parameters = [one for one in adapter.parameters() if one.requires_grad]
+    gradients = torch.autograd.grad(expected, parameters, allow_unused=True)
+    norm = torch.cat([one.flatten() for one in gradients if one is not None]).norm()
+    size = len(examples) // parts
+    batches = [
+        collate(examples[start : start + size], inputs.pad_token_id)
+        for start in range(0, len(examples), size)
+    ]
+    result = TrainStep(spec, inputs.base, adapter, Replicated(adapter, spec.optimizer))(batches)
+    assert result.losses["cross_entropy"] == pytest.approx(expected.item(), rel=1e-9)
+    assert result.grad_norm == pytest.approx(norm.item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])

@@ -100,15 +100,16 @@ class Evaluation:
 
     def _losses(
         self, examples: Sequence[Example], counts: ExpertCounts | None = None
-    ) -> list[tuple[float, int]]:
-        """Loss sum and token count of each example; adds to the experts' counts."""
-        results: list[tuple[float, int]] = [(0.0, 0)] * len(examples)
+    ) -> list[tuple[float, float]]:
+        """Loss sum and what it counts of each example; adds to the experts' counts."""
+        results: list[tuple[float, float]] = [(0.0, 0)] * len(examples)
         for indices in self._groups([len(example) for example in examples]):
             rows = [examples[i] for i in indices] or self.inputs.validation_examples[:1]
             batch = collate(rows, self.inputs.pad_token_id)
             adapter = self.adapter if counts else None
             with recorded(adapter, self.inputs.base, batch, rank_space=False) as records:
-                sums = row_losses(*scored_logits(self.inputs.base, batch))
+                logits_BNV, labels_BN = scored_logits(self.inputs.base, batch)
+                sums = row_losses(logits_BNV, labels_BN, batch.weights(labels_BN))
             if counts and indices:
                 counts.count(records, batch.attention_mask_BS, indices)
             for index, value in zip(indices, sums, strict=bool(indices)):

@@ -28,8 +28,8 @@ class RowResult:
     """Place of the row among all validation rows."""
     loss_sum: float
     """Negative log-likelihood, summed over the target's tokens."""
-    tokens: int
-    """Tokens of the target."""
+    tokens: float
+    """Tokens of the target, or the sum of their weights."""
     score: float | None
     """By the row's own metric, 0 to 1; None if rows are not scored."""
     sent: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -131,7 +131,7 @@ def _task(rows: Sequence[Row], results: Sequence[RowResult]) -> Metrics:
 
 
 def _loss(results: Sequence[RowResult]) -> float:
-    """Mean over target tokens."""
+    """Mean over target tokens, by their weights."""
     return math.fsum(r.loss_sum for r in results) / sum(r.tokens for r in results)
 
 
