@@ -43,19 +43,19 @@ def _default(field: Field) -> str:
     return f"`{_text(field.schema['default'])}`" if "default" in field.schema else ""
 
 
-def _allowed(schema: Schema) -> str:
-    """What a value may be, in words."""
-    if "anyOf" in schema:
-        return " or ".join(_allowed(one) for one in schema["anyOf"])
+def _allowed(schema: Schema, mapping: str = "section") -> str:
+    """What a value may be, in words; fields of a `mapping` in a list have no section."""
+    if several := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(_allowed(one, mapping) for one in several) + _form(schema)
     if "$ref" in schema:
-        return "section"
+        return mapping
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{_text(one)}`" for one in schema.get("enum", [schema.get("const")]))
     if schema["type"] in ("integer", "number"):
         return _NAMES[schema["type"]] + "".join(_bounds(schema))
     if schema["type"] == "array":
         inside = schema.get("items") or schema["prefixItems"][0]
-        return f"list of: {_allowed(inside)}"
+        return f"list of: {_allowed(inside, 'mapping')}"
     return _NAMES[schema["type"]] + _form(schema)
 
 

@@ -103,9 +103,9 @@ class Yardstick:
         before = self.like.data_digest if self.like else None
         if before not in (None, now):
             raise InputError(
-                f"study {self.study}: its rows (data.train {self.spec.data.train}, data.validation "
-                f"{self.spec.data.validation}) have changed since its versions were measured; undo "
-                "that, or take others with --job FILE"
+                f"study {self.study}: its rows (data.train {self.spec.data.train_name}, "
+                f"data.validation {self.spec.data.validation}) have changed since its versions "
+                "were measured; undo that, or take others with --job FILE"
             )
         return now
 

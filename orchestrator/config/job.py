@@ -14,6 +14,7 @@ from orchestrator.config.serve import ServeSpec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SearchSpec
 from workers.config.base import InputError, Spec, override, validated
+from workers.config.data import DataSpec
 from workers.config.train import TrainSpec
 from workers.config.yaml_text import read_yaml
 
@@ -79,7 +80,7 @@ def portable(job: JobSpec) -> JobSpec:
     """The job as a process in another folder needs it: absolute paths, the space written out."""
     train, cluster = job.train, job.cluster
     changes: dict[str, Any] = {
-        "data.train": _absolute(train.data.train),
+        "data.train": _absolute_sources(train.data),
         "data.validation": _absolute(train.data.validation),
         "cluster.storage": _absolute(cluster.storage),
         "cluster.store": cluster.shown_store() if cluster.named_store else None,
@@ -89,6 +90,12 @@ def portable(job: JobSpec) -> JobSpec:
     if isinstance(job.search.space, str):
         changes["search.space"] = dict(job.search_space().definition)
     return override_job(job, changes, f"job {job.name}")
+
+
+def _absolute_sources(data: DataSpec) -> Any:
+    if isinstance(data.train, str):
+        return _absolute(data.train)
+    return [one.model_dump() | {"source": _absolute(one.source)} for one in data.train]
 
 
 def _absolute(path: str) -> str:

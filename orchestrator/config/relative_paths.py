@@ -9,6 +9,8 @@ from urllib.parse import quote, unquote
 
 JOB = (
     "train.data.train",
+    "train.data.train.*",
+    "train.data.train.*.source",
     "train.data.validation",
     "train.checkpoint.upload",
     "cluster.storage",
@@ -16,7 +18,7 @@ JOB = (
     "serve.tls.key",
     "serve.audit.folder",
 )
-"""Fields of a job file that are paths."""
+"""Fields of a job file that are paths; `*` stands for each of a list."""
 JOB_NAMES = ("train.model.path", "search.space")
 """Those that may be names too, of the hub or of a preset: a path only where there is a file."""
 JOB_STORES = ("cluster.store",)
@@ -64,8 +66,17 @@ def elsewhere(path: str) -> bool:
 
 def _change(values: dict[str, Any], field: str, change: Callable[[str], str]) -> None:
     *parents, leaf = field.split(".")
-    place: Any = values
+    places: list[Any] = [values]
     for parent in parents:
-        place = place.get(parent) if isinstance(place, dict) else None
-    if isinstance(place, dict) and isinstance(place.get(leaf), str):
-        place[leaf] = change(place[leaf])
+        places = [place[key] for place in places for key in _keys(place, parent)]
+    for place in places:
+        for key in _keys(place, leaf):
+            if isinstance(place[key], str):
+                place[key] = change(place[key])
+
+
+def _keys(place: Any, part: str) -> Iterable[Any]:
+    """Where a part of a field's name is found in a value."""
+    if isinstance(place, list):
+        return range(len(place)) if part == "*" else ()
+    return (part,) if isinstance(place, dict) and part in place else ()

@@ -37,7 +37,7 @@ def _files(job: JobSpec) -> dict[str, str]:
     data = job.train.data
     return {
         "model.path": job.train.model.path,
-        "data.train": data.train,
+        "data.train": data.train_name,
         "data.validation": data.validation,
     }
 

@@ -42,7 +42,13 @@ def render(study: Study, promoted: Promotions) -> str:
 
     return templates.render(
         Path(__file__).with_name("report.html.j2"),
-        {"number": _number, "duration": _duration, "trial": trial_name, "minute": _minute},
+        {
+            "number": _number,
+            "duration": _duration,
+            "trial": trial_name,
+            "minute": _minute,
+            "sources": _sources,
+        },
         plotly_js=get_plotlyjs(),
         figures={name: _html(figure, name) for name, figure in _figures(study).items()},
         gain=Gain.of(study, study.best()),
@@ -73,6 +79,16 @@ def _facts(study: Study) -> dict[str, Any]:
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "version": version("moetune"),
     }
+
+
+def _sources(train: Any) -> str:
+    """What a job learns from, with the weights of several sources."""
+    if isinstance(train, str):
+        return train
+    weighted = ((one["source"], one["weight"]) for one in train)
+    return ", ".join(
+        source if weight == 1 else f"{source} (weight {weight:g})" for source, weight in weighted
+    )
 
 
 def _figures(study: Study) -> dict[str, Any]:

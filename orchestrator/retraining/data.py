@@ -1,12 +1,13 @@
 """A job's rows joined with fresh ones."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config.job import JobSpec, override_job
 from workers.config.base import InputError
+from workers.config.sources import SourceSpec
 from workers.data.source import records
 from workers.run.files import write_text
 
@@ -16,7 +17,8 @@ HELD_OUT = 5
 
 def with_fresh(job: JobSpec, source: str, fewest: int, folder: Path) -> JobSpec:
     """The job on files in `folder` that hold its own rows and those of `source`, fresh rows first:
-    `data.max_rows` takes the first ones. InputError where there are fewer than `fewest` of them,
+    `data.max_rows` takes the first ones. Several sources to learn from stay apart, with their
+    weights, and fresh rows are one more. InputError where there are fewer than `fewest` fresh rows,
     or a file cannot be read.
 
     What is compared, on the validation rows, then covers old and fresh traffic alike.
@@ -24,18 +26,28 @@ def with_fresh(job: JobSpec, source: str, fewest: int, folder: Path) -> JobSpec:
     fresh = [record for _, record in records(source, _all)]
     if len(fresh) < fewest:
         raise InputError(f"{source}: holds {len(fresh)} rows, but min_rows is {fewest}")
-    parts = {
-        "train": [row for at, row in enumerate(fresh) if (at + 1) % HELD_OUT],
-        "validation": fresh[HELD_OUT - 1 :: HELD_OUT],
-    }
+    data, train, validation = job.train.data, folder / "train.jsonl", folder / "validation.jsonl"
+    learned = [row for at, row in enumerate(fresh) if (at + 1) % HELD_OUT]
     folder.mkdir(parents=True, exist_ok=True)
-    changes = {}
-    for name, rows in parts.items():
-        own = (record for _, record in records(getattr(job.train.data, name), _all))
-        path = folder / f"{name}.jsonl"
-        _write(path, rows, own)
-        changes[f"data.{name}"] = str(path)
+    _write(validation, fresh[HELD_OUT - 1 :: HELD_OUT], _own(data.validation))
+    changes: dict[str, Any] = {"data.train": str(train), "data.validation": str(validation)}
+    if isinstance(data.train, str):
+        _write(train, learned, _own(data.train))
+    else:
+        _write(train, learned)
+        own = (_copied(one, folder / f"train-{at}.jsonl") for at, one in enumerate(data.train, 1))
+        changes["data.train"] = [str(train), *own]
     return override_job(job, changes, f"job {job.name}")
+
+
+def _copied(one: SourceSpec, path: Path) -> dict[str, Any]:
+    """One of several sources, with its weight, out of a file of its own."""
+    _write(path, _own(one.source))
+    return one.model_dump() | {"source": str(path)}
+
+
+def _own(source: str) -> Iterator[Mapping[str, Any]]:
+    return (record for _, record in records(source, _all))
 
 
 def _all(_: str, names: Collection[str]) -> Sequence[str]:

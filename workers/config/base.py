@@ -160,10 +160,21 @@ def _place(
             continue
         parts.append(str(part))
         owner = inner
+        if isinstance(part, int):
+            continue
         field = owner.model_fields.get(str(part)) if owner else None
         kind = field.annotation if field else None
-        inner = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        inner = _model(kind)
     return tuple(parts), owner
+
+
+def _model(kind: Any) -> type[BaseModel] | None:
+    """The class with fields that a type is, or that its lists and alternatives have."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind
+    if get_origin(kind) not in (Union, UnionType, Annotated, tuple):
+        return None
+    return next(filter(None, map(_model, get_args(kind))), None)
 
 
 def _has_alternatives(kind: Any) -> bool:

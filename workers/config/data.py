@@ -6,6 +6,7 @@ from pydantic import Field
 
 from workers.config.base import Listed, OneOf, PositiveInt, Spec
 from workers.config.credentials import Uri
+from workers.config.sources import Sources, SourceSpec
 
 ROW_METRICS = ("acc", "acc_norm", "exact_match", "number_match", "slot_f1", "rouge_l")
 """How the answer to a row may be scored; `workers.data.text_metrics` has the functions."""
@@ -16,8 +17,10 @@ class DataSpec(Spec):
     """Rows to learn from. A source is a path or glob of Parquet or JSONL files (any filesystem
     that pyarrow reads), or `hub:NAME[:CONFIG][#SPLIT]`."""
 
-    train: Annotated[Uri, Field(examples=["train.parquet", "s3://bucket/train/*.jsonl"])]
-    """Source of the training rows."""
+    train: Annotated[Sources, Field(examples=["train.parquet", "s3://bucket/train/*.jsonl"])]
+    """Source of the training rows; or a list of sources, each a text or `{source, weight, task}`:
+    `weight` is how often each of its rows comes in an epoch (0.5: half of them, another half in the
+    next), `task` the task of rows that name none."""
     validation: Annotated[Uri, Field(examples=["validation.parquet"])]
     """Source of the rows that trials are compared on."""
     prompt_columns: Listed[str] = ("prompt",)
@@ -41,6 +44,19 @@ class DataSpec(Spec):
     """What becomes of a row whose target alone leaves no room for a prompt. skip leaves the row
     out; cut takes the target's beginning, without its end, beside half a max_length of prompt."""
     max_rows: PositiveInt | None = None
-    """Take only so many training rows (the first ones, of which too_long may leave some out)."""
+    """Take only so many training rows (the first ones, of which too_long may leave some out); of
+    several sources, so many of each."""
     record_rows: bool = False
     """Note in the run's folder (`rows.jsonl`) which rows each worker took in each step."""
+
+    @property
+    def sources(self) -> tuple[SourceSpec, ...]:
+        """What is learned from; a source alone is a list of one."""
+        if isinstance(self.train, str):
+            return (SourceSpec(source=self.train),)
+        return self.train
+
+    @property
+    def train_name(self) -> str:
+        """The same for messages."""
+        return ", ".join(one.source for one in self.sources)

@@ -14,6 +14,7 @@ from random import Random
 import torch
 from torch import Tensor
 
+from workers.data.epoch import Part, drawn, rows_of_an_epoch
 from workers.data.example import Example
 from workers.losses.cross_entropy import IGNORED
 
@@ -71,12 +72,14 @@ class Batches:
     seed: int = 0
     rank: int = 0
     world: int = 1
+    parts: Sequence[Part] = ()
+    """How many of the examples are of each source, and how often they come; none: all come once."""
     _epochs: dict[int, list[list[int]]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every row comes at least once."""
-        return ceil(len(self.examples) / self.batch_size)
+        """Steps in which every row comes at least once; with weights, as often as they say."""
+        return ceil(rows_of_an_epoch(self._parts) / self.batch_size)
 
     def indices(self, step: int) -> list[int]:
         """Rows of a step (from 0) over all workers, the shortest first."""
@@ -100,13 +103,18 @@ class Batches:
         size = size or len(share)
         return [share[start : start + size] for start in range(0, len(share), size)]
 
+    @property
+    def _parts(self) -> Sequence[Part]:
+        return self.parts or (Part(len(self.examples)),)
+
     @cached_property
     def _lengths(self) -> list[int]:
         return [len(example) for example in self.examples]
 
     def _order(self, epoch: int) -> list[list[int]]:
         random = Random(f"{self.seed}/{epoch}")  # noqa: S311 (an order, not a secret)
-        order = random.sample(range(len(self.examples)), len(self.examples))
+        rows = drawn(self._parts, epoch, self.seed)
+        order = random.sample(rows, len(rows))
         while missing := -len(order) % self.batch_size:
             order += order[:missing]
         group = self.batch_size * _GROUP

@@ -1,6 +1,6 @@
 """What encoding did to the rows of a source."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from workers.data.example import Example
@@ -33,6 +33,8 @@ class RowCounts:
     """Tokens that are kept."""
     target_tokens: int = 0
     """Those of them that the loss counts."""
+    rows_of: list[int] = field(default_factory=list)
+    """Rows that are kept of each of several sources, in the order of `data.train`."""
     control_tokens: int = 0
     """Rows that spell out a control token, which is text there."""
     control_row: str = ""
@@ -47,6 +49,8 @@ class RowCounts:
         """Count a row that is kept, and what it lost."""
         prompt_lost, target_lost = example.lost
         self.rows += 1
+        self.rows_of += [0] * (row.source + 1 - len(self.rows_of))
+        self.rows_of[row.source] += 1
         self.tokens += len(example)
         self.target_tokens += example.learned
         self.prompts_cut += prompt_lost > 0

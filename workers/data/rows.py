@@ -1,7 +1,7 @@
 """Rows to learn from and to be scored on, as every later stage sees them."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -39,6 +39,8 @@ class Row:
     """Which choice is right; -1 without choices."""
     where: str = ""
     """File and row, for messages."""
+    source: int = 0
+    """Which of several sources it is from, by its place in `data.train`."""
 
     @property
     def prompt(self) -> str:
@@ -47,8 +49,12 @@ class Row:
 
 
 def training_rows(spec: DataSpec) -> list[Row]:
-    """The rows to learn from, the first `max_rows` of them."""
-    return read_rows(spec, spec.train, limit=spec.max_rows)
+    """The rows to learn from, source after source, the first `max_rows` of each."""
+    return [
+        replace(row, source=at) if at else row
+        for at, one in enumerate(spec.sources)
+        for row in read_rows(spec, one.source, spec.max_rows, one.task)
+    ]
 
 
 def validation_rows(spec: DataSpec, rows_per_task: int | None = None) -> list[Row]:
@@ -61,11 +67,14 @@ def validation_rows(spec: DataSpec, rows_per_task: int | None = None) -> list[Ro
     return rows
 
 
-def read_rows(spec: DataSpec, source: str, limit: int | None = None) -> list[Row]:
-    """Read a source; InputError says which row is wrong, and how."""
+def read_rows(
+    spec: DataSpec, source: str, limit: int | None = None, task: str | None = None
+) -> list[Row]:
+    """Read a source, whose rows are of `task` where they name none; InputError says which row is
+    wrong, and how."""
 
     found = records(source, partial(_columns, spec))
-    rows = [_row(spec, where, record) for where, record in islice(found, limit)]
+    rows = [_row(spec, where, record, task) for where, record in islice(found, limit)]
     if not rows:
         raise InputError(f"{source}: holds no rows")
     return rows
@@ -85,11 +94,11 @@ def _columns(spec: DataSpec, where: str, names: Collection[str]) -> Sequence[str
     return list(dict.fromkeys((*needed, *(name for name in optional if name in names))))
 
 
-def _row(spec: DataSpec, where: str, record: Mapping[str, Any]) -> Row:
+def _row(spec: DataSpec, where: str, record: Mapping[str, Any], of_source: str | None) -> Row:
     messages, target = _messages(spec, where, record)
     if not target.strip():
         raise InputError(f"{where}: its target is empty")
-    task = _optional(record, spec.task_column, where) or "default"
+    task = _optional(record, spec.task_column, where) or of_source or "default"
     metric = _metric(spec, _optional(record, spec.metric_column, where), task, where)
     answer = _optional(record, "answer", where)
     answer = target if answer is None else answer

@@ -61,9 +61,9 @@ def digest(source: str) -> str:
 
 
 def data_digest(spec: DataSpec) -> str:
-    """Digest of the content of both of a run's sources."""
-    both = "".join(digest(source) for source in (spec.train, spec.validation))
-    return hashlib.sha256(both.encode()).hexdigest()
+    """Digest of the content of all of a run's sources."""
+    names = (*(one.source for one in spec.sources), spec.validation)
+    return hashlib.sha256("".join(map(digest, names)).encode()).hexdigest()
 
 
 def _files(source: str) -> tuple[fs.FileSystem, list[str]]:

@@ -31,7 +31,7 @@ class Survey:
     def training(self) -> RowCounts:
         """Of the rows to learn from."""
         data = self.encoder.data
-        return self._counted(data.train, training_rows(data))
+        return self._counted(data.train_name, training_rows(data))
 
     def validation(self, rows_per_task: int | None = None) -> RowCounts:
         """Of the rows that trials are compared on, with their choices."""

@@ -9,6 +9,7 @@ from workers.adapter.manifest import BaseRecord
 from workers.config.train import TrainSpec
 from workers.data.counts import RowCounts
 from workers.data.encode import Encoder
+from workers.data.epoch import Part
 from workers.data.example import Example
 from workers.data.rows import Row, training_rows, validation_rows
 from workers.data.source import data_digest
@@ -39,13 +40,21 @@ class Inputs:
     @cached_property
     def train_counts(self) -> RowCounts:
         """What encoding did to the rows to learn from, once it is done."""
-        return RowCounts(self.spec.data.train)
+        return RowCounts(self.spec.data.train_name)
 
     @cached_property
     def train(self) -> Sequence[Example]:
         """The encoded rows to learn from, without those that are left out."""
         rows = training_rows(self.spec.data)
         return [example for _, example in self.encoder.kept(rows, self.train_counts)]
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """How many of those are of each source, one source after another, and how often they
+        come."""
+        _ = self.train  # counted as they are encoded
+        counted = zip(self.train_counts.rows_of, self.spec.data.sources, strict=False)
+        return [Part(rows, source.weight) for rows, source in counted]
 
     @cached_property
     def validation_counts(self) -> RowCounts:

@@ -74,6 +74,7 @@ class TrainingRun:
             seed=spec.seed,
             rank=self.world.rank,
             world=self.world.size,
+            parts=self.inputs.parts,
         )
         base = self.inputs.base
         self.adapter = inject(base.model, spec.adapter, seed=spec.seed)

@@ -27,7 +27,12 @@ class UsedInputs(Spec):
 
 def used_file(study: Path, spec: TrainSpec) -> Path:
     """Where a study keeps what it uses for such a run; sources are named by whole paths."""
-    names = (spec.model.path, spec.model.revision, spec.data.train, spec.data.validation)
+    names = (
+        spec.model.path,
+        spec.model.revision,
+        spec.data.model_dump(mode="json")["train"],
+        spec.data.validation,
+    )
     key = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
     return study / "inputs" / f"{key}.json"
 

@@ -122,6 +122,36 @@ def test_paths_in_a_job_begin_at_its_folder(
     )
 
 
+def test_each_of_several_sources_begins_at_the_jobs_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    sources = ["a.jsonl", {"source": "b/*.jsonl", "weight": 2}, {"source": "hub:c"}, "s3://d/e"]
+    values = {
+        "name": "near",
+        "train": {"model": {"path": "base"}, "data": {"train": sources, "validation": "v.jsonl"}},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path)
+    job = load_job("jobs/job.yaml")
+    names = [one.source for one in job.train.data.sources]
+    assert names == ["jobs/a.jsonl", "jobs/b/*.jsonl", "hub:c", "s3://d/e"]
+    moved = portable(job)
+    assert [(one.source, one.weight) for one in moved.train.data.sources] == [
+        (f"{folder}/a.jsonl", 1),
+        (f"{folder}/b/*.jsonl", 2),
+        ("hub:c", 1),
+        ("s3://d/e", 1),
+    ]
+    assert portable(moved) == moved
+    own = load_job("jobs/job.yaml", ["data.train=[own.jsonl, {source: b.jsonl, weight: 0.5}]"])
+    assert [(one.source, one.weight) for one in own.train.data.sources] == [
+        ("own.jsonl", 1),
+        ("b.jsonl", 0.5),
+    ]
+
+
 def test_paths_in_a_policy_begin_at_its_folder(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").touch()
     rule = {"data": "right.jsonl", "limit": 0.8}

@@ -355,6 +355,30 @@ def test_fresh_rows_come_first_and_a_fifth_is_held_out(
         with_fresh(load_job(policy.job), policy.data, 61, tmp_path / "joined")
 
 
+def test_several_sources_stay_apart_and_fresh_rows_are_one_more(
+    job: JobSpec, make_spec: Callable[..., TrainSpec], tmp_path: Path
+) -> None:
+    files = {}
+    for name, count in (("a", 3), ("b", 2), ("fresh", 10)):
+        files[name] = tmp_path / f"{name}.jsonl"
+        rows = [{"prompt": f"{name}{i}", "target": "t"} for i in range(count)]
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [str(files["a"]), {"source": str(files["b"]), "weight": 0.5, "task": "quiz"}]
+    job = job.model_copy(update={"train": make_spec(data__train=sources, data__max_rows=2)})
+    joined = with_fresh(job, str(files["fresh"]), 1, tmp_path / "joined")
+    files["b"].write_text("")  # what was joined depends no more on what it came from
+    data = joined.train.data
+    assert [(one.weight, one.task) for one in data.sources] == [(1, None), (1, None), (0.5, "quiz")]
+    assert [(row.prompt, row.task) for row in training_rows(data)] == [
+        ("fresh0", "default"),
+        ("fresh1", "default"),
+        ("a0", "default"),
+        ("a1", "default"),
+        ("b0", "quiz"),
+        ("b1", "quiz"),
+    ]
+
+
 def test_what_is_no_text_stays_none_in_joined_files(
     job: JobSpec, make_spec: Callable[..., TrainSpec], tmp_path: Path
 ) -> None:

@@ -6,8 +6,19 @@ import pytest
 import torch
 
 from workers.data.batches import Batches, collate, collate_prompts
+from workers.data.epoch import Part
 from workers.data.example import Example, Span
 from workers.losses.cross_entropy import IGNORED
+
+GOLD = [
+    [0, 9, 5, 1],
+    [10, 10, 6, 2],
+    [7, 3, 8, 4],
+    [1, 10, 6, 2],
+    [7, 3, 8, 4],
+    [0, 0, 9, 5],
+]
+"""Six steps of 11 rows by 4 with seed 5."""
 
 
 def examples(count: int) -> list[Example]:
@@ -51,6 +62,31 @@ def test_a_step_depends_on_nothing_but_its_number() -> None:
     assert [walked.indices(step) for step in range(epoch)] != [
         walked.indices(epoch + step) for step in range(epoch)
     ]
+
+
+def test_the_order_of_one_source_is_what_it_always_was() -> None:
+    """A run of an earlier version goes on with the rows that it would have had."""
+    batches = Batches(examples(11), 4, seed=5)
+    assert [batches.indices(step) for step in range(6)] == GOLD
+    two = Batches(examples(11), 4, seed=5, parts=[Part(7), Part(4)])
+    assert [two.indices(step) for step in range(6)] == GOLD
+
+
+def test_sources_come_as_often_as_their_weights_say() -> None:
+    parts = [Part(20), Part(10, 0.5), Part(5, 3.0)]
+    batches = Batches(examples(35), 4, seed=3, parts=parts)
+    assert batches.steps_per_epoch == 10
+    steps = [batches.indices(step) for step in range(20)]
+    epochs = [Counter(row for step in part for row in step) for part in (steps[:10], steps[10:])]
+    for counts in epochs:
+        assert counts == {row: 1 if row < 30 else 3 for row in range(35) if row in counts}
+        assert {row for row in counts if not 20 <= row < 30} == {*range(20), *range(30, 35)}
+    halves = [{row for row in counts if 20 <= row < 30} for counts in epochs]
+    assert halves[0] | halves[1] == set(range(20, 30))
+    assert not halves[0] & halves[1]
+    workers = [Batches(examples(35), 4, seed=3, rank=r, world=2, parts=parts) for r in range(2)]
+    for step in reversed(range(20)):
+        assert Counter(row for one in workers for row in one.mine(step)) == Counter(steps[step])
 
 
 def test_rows_of_like_length_come_together() -> None:

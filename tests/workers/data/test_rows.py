@@ -52,6 +52,26 @@ def test_a_chat_ends_with_its_last_assistant_turn(tmp_path: Path) -> None:
     assert row.target == "a2"
 
 
+def test_several_sources_follow_one_another(tmp_path: Path) -> None:
+    for name, count in (("a", 3), ("b", 2), ("c", 1)):
+        rows = [{"prompt": f"{name}{i}", "target": "t"} for i in range(count)]
+        rows[0]["task"] = f"own {name}"
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [{"source": f"{tmp_path}/{name}.jsonl"} for name in "abc"]
+    sources[1] |= {"task": "quiz", "weight": 2}
+    data = DataSpec(train=sources, validation="v.jsonl", max_rows=2)
+    assert [(row.prompt, row.task, row.source) for row in training_rows(data)] == [
+        ("a0", "own a", 0),
+        ("a1", "default", 0),
+        ("b0", "own b", 1),
+        ("b1", "quiz", 1),
+        ("c0", "own c", 2),
+    ]
+    (tmp_path / "b.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"b\.jsonl: holds no rows"):
+        training_rows(data)
+
+
 def test_choices_find_their_answer(tmp_path: Path) -> None:
     base = {"prompt": "p", "target": "b", "metric": "acc", "choices": ["a", "b"]}
     rows = training_rows(

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from workers.config.base import InputError
-from workers.data.source import digest, records
+from workers.config.data import DataSpec
+from workers.data.source import data_digest, digest, records
 
 ROWS = [{"prompt": f"p{i}", "target": f"t{i}", "other": i} for i in range(5)]
 
@@ -30,6 +31,22 @@ def test_parquet_jsonl_and_gzip_hold_the_same(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(text))
     for name in ("a.parquet", "b.jsonl", "c.jsonl.gz"):
         assert read(str(tmp_path / name)) == ROWS, name
+
+
+def test_the_digest_of_a_run_is_of_all_its_sources(tmp_path: Path) -> None:
+    a, b, v = (
+        str(write_jsonl(tmp_path / f"{name}.jsonl", rows))
+        for name, rows in (("a", ROWS[:2]), ("b", ROWS[2:4]), ("v", ROWS[4:]))
+    )
+
+    def of(train: Any) -> str:
+        return data_digest(DataSpec(train=train, validation=v))
+
+    assert of([a]) == of(a)
+    assert len({of(a), of(b), of([a, b]), of([b, a])}) == 4
+    before = of([a, b])
+    write_jsonl(Path(b), ROWS)
+    assert of([a, b]) != before
 
 
 def test_globs_folders_and_uris_take_files_in_order(

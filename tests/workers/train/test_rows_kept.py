@@ -79,6 +79,36 @@ def test_rows_left_out_change_nothing(
         torch.testing.assert_close(ours[name], tensor, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_several_sources_with_weights_are_one_run_and_gone_on_with_exactly(
+    make_spec: SpecMaker, rows_file: Path, tmp_path: Path, cut_off: bool
+) -> None:
+    """The second source has 6 rows that are kept, of which 3 come in each epoch of 11."""
+    rows = rows_file.read_text().splitlines()
+    (tmp_path / "a.jsonl").write_text("\n".join(rows[:8]))
+    (tmp_path / "b.jsonl").write_text("\n".join([json.dumps(LONG), *rows[8:14]]))
+    half = {"source": str(tmp_path / "b.jsonl"), "weight": 0.5}
+    spec = make_spec(
+        data__train=[str(tmp_path / "a.jsonl"), half],
+        data__record_rows=True,
+        data__max_length=96,
+        data__too_long="skip",
+        optimizer__steps=6,
+        optimizer__batch_size=4,
+        evaluation__every=3,
+    )
+    folder = tmp_path / "run"
+    reports, run = trained(spec, folder, cut_off)
+    assert run.inputs.train_counts.rows_of == [8, 6]
+    assert [report["epoch"] for report in reports] == [1, 2]
+    taken = read_rows(folder)
+    epochs = [[row for at in part for row in taken[at][0]] for part in (range(3), range(3, 6))]
+    for seen in epochs:
+        assert set(range(8)) < set(seen)
+        assert len({row for row in seen if row >= 8}) == 3
+    assert {row for seen in epochs for row in seen} == set(range(14))
+
+
 def test_rows_that_are_cut_are_learned(specs: Callable[[str], TrainSpec], tmp_path: Path) -> None:
     reports, run = trained(specs("cut"), tmp_path / "cut")
     assert len(reports) == 2

@@ -31,6 +31,14 @@ def spec(make_spec: SpecMaker, tiny_model_dir: Path, rows_file: Path, tmp_path: 
     return make_spec(model__path=str(tmp_path / "base"), optimizer__steps=4, **sources)
 
 
+def test_several_sources_have_a_file_of_their_own(spec: TrainSpec, tmp_path: Path) -> None:
+    rows = spec.data.validation
+    several = [override(spec, {"data.train": one}, "test") for one in ([rows], [rows, rows])]
+    files = {used_file(tmp_path, one) for one in (spec, *several)}
+    assert len(files) == 3
+    assert used_file(tmp_path, override(spec, {}, "test")) == used_file(tmp_path, spec)
+
+
 def change_rows(spec: TrainSpec) -> None:
     row = {"prompt": "stop all", "target": "set(room=all, to=off)", "task": "call"}
     with Path(spec.data.train).open("a") as file:

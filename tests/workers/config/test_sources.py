@@ -1,0 +1,52 @@
+"""One source or several: how they are written, and what is refused."""
+
+from typing import Any
+
+import pytest
+
+from workers.config.base import InputError, override, validated
+from workers.config.data import DataSpec
+from workers.config.sources import SourceSpec
+
+
+def data(train: Any) -> DataSpec:
+    return validated(DataSpec, {"train": train, "validation": "v.jsonl"}, "job.yaml")
+
+
+def test_one_source_is_a_list_of_one_and_is_written_as_it_was() -> None:
+    spec = data("t.jsonl")
+    assert spec.sources == (SourceSpec(source="t.jsonl"),)
+    assert spec.train_name == spec.model_dump(mode="json")["train"] == "t.jsonl"
+
+
+def test_a_list_holds_texts_and_sources_with_weights() -> None:
+    spec = data(["a.jsonl", {"source": "hub:b#test", "weight": 0.5, "task": "quiz"}])
+    assert spec.train_name == "a.jsonl, hub:b#test"
+    assert [(one.weight, one.task) for one in spec.sources] == [(1, None), (0.5, "quiz")]
+    assert validated(DataSpec, spec.model_dump(mode="json"), "again") == spec
+    assert override(spec, {"train": "c.jsonl"}, "--set").train == "c.jsonl"
+    assert hash(spec) == hash(spec.model_copy())
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ([], "train: must be a source, or a list of sources, each a text or {source, weight, task"),
+        (3, "train: must be a source, or a list of sources"),
+        ({"source": "a"}, "train: must be a source, or a list of sources"),
+        ([3], "train.0: must be a text or {source, weight, task}; it is 3"),
+        (["a", {"source": "b", "wight": 2}], "train.1.wight: no such field; did you mean weight?"),
+        ([{"weight": 2}], "train.0.source: Field required"),
+        ([{"source": "b", "weight": 0}], "train.0.weight: Input should be greater than 0, not 0"),
+        ([{"source": "b", "weight": 1e9}], "train.0.weight: Input should be less than or equal to"),
+        ([{"source": "b", "task": ""}], "train.0.task: String should have at least 1 character"),
+        (["s3://me:secret@bucket/x"], "train.0.source: holds a password or key"),
+        ([{"source": "s3://me:secret@bucket/x"}], "train.0.source: holds a password or key"),
+    ],
+)
+def test_what_is_wrong_is_one_line(train: Any, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        data(train)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)

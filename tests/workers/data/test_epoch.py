@@ -1,0 +1,49 @@
+"""Weights of sources: how often each row comes in an epoch."""
+
+from collections import Counter
+
+import pytest
+
+from workers.data.epoch import Part, drawn, rows_of_an_epoch
+
+
+def counts(parts: list[Part], epochs: range, seed: int = 1) -> Counter[int]:
+    return Counter(row for epoch in epochs for row in drawn(parts, epoch, seed))
+
+
+def test_a_weight_is_how_often_each_row_comes() -> None:
+    parts = [Part(6), Part(4, 2.0), Part(0, 3.0), Part(3)]
+    assert rows_of_an_epoch(parts) == 17
+    expected = {row: 2 if 6 <= row < 10 else 1 for row in range(13)}
+    assert counts(parts, range(1)) == counts(parts, range(7, 8)) == expected
+
+
+def test_half_a_weight_is_another_half_in_each_epoch() -> None:
+    parts = [Part(10, 0.5), Part(4)]
+    first, second = (set(drawn(parts, epoch, 1)) for epoch in (0, 1))
+    assert len(first) == len(second) == rows_of_an_epoch(parts) == 9
+    assert first & second == {10, 11, 12, 13}
+    assert first | second == set(range(14))
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.34, 1.25, 2.7, 0.999, 1.001])
+@pytest.mark.parametrize("rows", [1, 2, 7, 40])
+def test_in_the_long_run_every_row_comes_equally_often(weight: float, rows: int) -> None:
+    parts = [Part(rows, weight)]
+    size = rows_of_an_epoch(parts)
+    assert size >= 1
+    assert abs(size - weight * rows) <= 0.5 or size == 1
+    for epoch in range(9):
+        once = counts(parts, range(epoch, epoch + 1))
+        assert once.total() == size
+        assert max(once.values()) - min(once[row] for row in range(rows)) <= 1
+    many = counts(parts, range(9))
+    assert max(many.values()) - min(many[row] for row in range(rows)) <= 1
+
+
+def test_the_draw_depends_on_the_seed_and_the_epoch_alone() -> None:
+    parts = [Part(40, 0.5), Part(40, 0.5)]
+    assert drawn(parts, 3, 1) == drawn(parts, 3, 1)
+    assert drawn(parts, 3, 1) != drawn(parts, 3, 2)
+    one, other = drawn(parts, 0, 1)[:20], drawn(parts, 0, 1)[20:]
+    assert one != [row - 40 for row in other], "sources are drawn apart"

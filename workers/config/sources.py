@@ -1,0 +1,54 @@
+"""Where rows come from: the sources that a run learns from, and how often each row comes."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from workers.config.base import Spec
+from workers.config.credentials import Uri
+
+
+class SourceSpec(Spec):
+    """One of several sources to learn from."""
+
+    source: Uri
+    """A path, glob, folder, URI or `hub:` name."""
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """How often each of its rows comes in an epoch. 2: twice. 0.5: half of the rows, another half
+    in the next epoch."""
+    task: Annotated[str, Field(min_length=1)] | None = None
+    """Task of its rows that name none themselves."""
+
+
+def _listed(value: Any) -> Any:
+    """A text in a list stands for a source with nothing beside it."""
+    if isinstance(value, str):
+        return {"source": value}
+    if not isinstance(value, Mapping | SourceSpec):
+        raise ValueError(f"must be a text or {{source, weight, task}}; it is {value!r}")
+    return value
+
+
+def _sources(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(
+            "must be a source, or a list of sources, each a text or {source, weight, task}; it is "
+            f"{value!r}"
+        )
+    return value
+
+
+def _kind(value: Any) -> str:
+    return "one" if isinstance(value, str) else "several"
+
+
+_Listed = Annotated[SourceSpec, BeforeValidator(_listed, json_schema_input_type=Uri | SourceSpec)]
+Sources: TypeAlias = Annotated[
+    Annotated[Uri, Tag("one")]
+    | Annotated[
+        tuple[_Listed, ...], Field(min_length=1), BeforeValidator(_sources), Tag("several")
+    ],
+    Discriminator(_kind),
+]
+"""One source, or a list of them."""
