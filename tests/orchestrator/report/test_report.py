@@ -295,11 +295,11 @@ def test_what_a_study_lacks_is_left_out(
 
 
 def test_several_sources_are_told_with_their_weights(job: JobSpec, play: Play) -> None:
-    sources = ["a.jsonl", {"source": "b<1>.jsonl", "weight": 0.5}]
+    sources = ["s3://a/a.jsonl", {"source": "s3://b/<1>.jsonl", "weight": 0.5}]
     job = override_job(job, {"data.train": sources}, "test")
     play(job, ["finished"])
     page = Page(write(job.cluster, "home"))
-    assert "a.jsonl, b<1>.jsonl (weight 0.5)" in " ".join(page.text.split())
+    assert "s3://a/a.jsonl, s3://b/<1>.jsonl (weight 0.5)" in " ".join(page.text.split())
 
 
 def test_no_report_of_an_unknown_study(job: JobSpec, play: Play) -> None:
