@@ -13,7 +13,6 @@ from torch import nn
 from workers.config.model import ModelSpec
 from workers.data.text_encoder import TextEncoder
 from workers.engine.adapter_slots import SlotStore
-from workers.engine.attention import check_attention
 from workers.engine.protocol import Statistics
 from workers.engine.recent_adapters import RecentAdapters
 from workers.engine.request import (
@@ -34,6 +33,7 @@ from workers.engine.structured_output.schemas import Schemas
 from workers.engine.timing import PassClock, Passing
 from workers.injection.adapter import Adapter
 from workers.injection.inject import row_map
+from workers.models.attention import check_attention
 from workers.models.base import Base, load_base
 
 

@@ -29,10 +29,10 @@ from transformers.generation.continuous_batching.requests import RequestState, R
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
 from workers.config.base import InputError
-from workers.engine.attention import attend_as_before, attend_by_sequence
 from workers.engine.prefix_cache import PAGE, Salt, SlotCache
 from workers.engine.request import Limits
 from workers.engine.sampler import Sampler
+from workers.models.attention import attend_as_before, attend_by_sequence
 
 ROWS = 256
 """Requests of one forward pass at most: each needs a row of logits as wide as the vocabulary."""

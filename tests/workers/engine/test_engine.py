@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 from workers.adapter.files import attach
 from workers.config.base import InputError
 from workers.config.model import ModelSpec
-from workers.engine.attention import BY_SEQUENCE
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import AdapterRef, Limits, RequestError, Sampling
 from workers.injection.inject import row_map
+from workers.models.attention import BY_SEQUENCE
 from workers.models.base import Base, load_base
 
 LIMITS = Limits(

@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from workers.config.base import InputError
-from workers.engine.attention import BY_SEQUENCE, check_attention
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import Limits, Sampling
+from workers.models.attention import BY_SEQUENCE, check_attention
 from workers.models.base import Base
 
 SIZES: dict[str, Any] = {

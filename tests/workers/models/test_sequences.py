@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from workers.engine.sequences import Packed, Seen, attend, has_kernel, kernel_arguments
+from workers.models.sequences import Packed, Seen, attend, has_kernel, kernel_arguments
 
 LENGTHS = [(1, 1), (1, 37), (5, 5), (9, 30), (1, 4), (70, 70)]
 """Queries and keys: the first token, decoding, a prompt, a part of one."""

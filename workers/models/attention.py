@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from workers.config.base import InputError
-from workers.engine.sequences import Packed, Seen, attend
+from workers.models.sequences import Packed, Seen, attend
 
 BY_SEQUENCE = "moetune_by_sequence"
 LOOKING = "moetune_looking"
