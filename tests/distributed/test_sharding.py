@@ -184,8 +184,7 @@ def drop_one(run: Run) -> None:
     """Take a step up to its end, and drop it there."""
     world = run.update.world
     for batch in micro_batches(99, MICRO, world.rank, world.size):
-        logits_BNV, labels_BN = scored_logits(run.base, batch)
-        run.update.backward(cross_entropy_sum(logits_BNV, labels_BN)[0])
+        run.update.backward(cross_entropy_sum(*scored_logits(run.base, batch))[0])
     run.update.reduce()
     run.update.clip(1.0)
     run.update.drop()

@@ -43,12 +43,6 @@ class Batch:
             return int(real_BS.sum())
         return float(self.weights_BS[:, 1:][real_BS].double().sum())
 
-    def weights(self, labels_BN: Tensor) -> Tensor | None:
-        """The weights of the last positions, where these labels are of them."""
-        if self.weights_BS is None:
-            return None
-        return self.weights_BS[:, -labels_BN.shape[1] :].to(labels_BN.device, non_blocking=True)
-
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
         tensors = (self.input_ids_BS, self.attention_mask_BS, self.labels_BS)

@@ -22,30 +22,34 @@ PIECES = 4
 """On a GPU, which wants large operations."""
 
 
+def predicted(labels_BS: Tensor, last: int = IGNORED) -> Tensor:
+    """What each position predicts: its successor's label, as in Hugging Face models; of the last
+    one `last`. For weights beside labels, too."""
+    return functional.pad(labels_BS[:, 1:], (0, 1), value=last)
+
+
 def cross_entropy_sum(
-    logits_BSV: Tensor, labels_BS: Tensor, weights_BS: Tensor | None = None
+    logits_BSV: Tensor, target_BS: Tensor, weight_BS: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sum of -log p over the target tokens, in float32, and their number; with weights, each times
     its own, and the weights' sum.
 
-    `labels_BS` are the input ids with -100 where no target is; position s predicts s + 1, as in
-    Hugging Face models. The logits are read where they lie: to pick the targets' rows would copy
-    the step's largest tensor twice, and make a GPU wait for their number.
+    `target_BS` is what each position predicts, or IGNORED. The logits are read where they lie: to
+    pick the targets' rows would copy the step's largest tensor twice, and make a GPU wait for their
+    number.
     """
-    next_BS = _next(labels_BS)
-    weight_T = None if weights_BS is None else _next(weights_BS, 0).flatten()
-    total = cross_entropy(logits_BSV.flatten(0, 1), next_BS.flatten(), IGNORED, weight_T)
-    return total, _counted(next_BS, weights_BS).sum()
+    weight_T = None if weight_BS is None else weight_BS.flatten()
+    total = cross_entropy(logits_BSV.flatten(0, 1), target_BS.flatten(), IGNORED, weight_T)
+    return total, _counted(target_BS, weight_BS).sum()
 
 
 def row_losses(
-    logits_BSV: Tensor, labels_BS: Tensor, weights_BS: Tensor | None = None
+    logits_BSV: Tensor, target_BS: Tensor, weight_BS: Tensor | None = None
 ) -> list[tuple[float, float]]:
     """What `cross_entropy_sum` gives for each row alone, summed in float64; without gradients."""
-    next_BS = _next(labels_BS)
-    loss_T = token_losses(logits_BSV.flatten(0, 1), next_BS.flatten(), IGNORED)
-    loss_BS, counted_BS = loss_T.view_as(next_BS).cpu().double(), _counted(next_BS, weights_BS)
-    if weights_BS is not None:
+    loss_T = token_losses(logits_BSV.flatten(0, 1), target_BS.flatten(), IGNORED)
+    loss_BS, counted_BS = loss_T.view_as(target_BS).cpu().double(), _counted(target_BS, weight_BS)
+    if weight_BS is not None:
         loss_BS = loss_BS * counted_BS.cpu()
     return list(zip(loss_BS.sum(-1).tolist(), counted_BS.sum(-1).tolist(), strict=True))
 
@@ -65,15 +69,10 @@ def token_losses(logits_TV: Tensor, target_T: Tensor, ignored: int) -> Tensor:
     return _losses(logits_TV, target_T, ignored)[0]
 
 
-def _next(labels_BS: Tensor, last: int = IGNORED) -> Tensor:
-    """The target that each position predicts: its successor's label."""
-    return functional.pad(labels_BS[:, 1:], (0, 1), value=last)
-
-
-def _counted(next_BS: Tensor, weights_BS: Tensor | None) -> Tensor:
+def _counted(target_BS: Tensor, weight_BS: Tensor | None) -> Tensor:
     """What each position counts for."""
-    real_BS = next_BS != IGNORED
-    return real_BS if weights_BS is None else real_BS * _next(weights_BS.double(), 0)
+    real_BS = target_BS != IGNORED
+    return real_BS if weight_BS is None else real_BS * weight_BS.double()
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -6,26 +6,37 @@ Tensor suffixes: B rows, S positions, N the last positions, V vocabulary.
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from workers.data.batches import Batch
 from workers.injection.adapter import Adapter, LayerRecord
-from workers.losses.cross_entropy import IGNORED
+from workers.losses.cross_entropy import IGNORED, predicted
 from workers.models.base import Base
 
 
-def scored_logits(base: Base, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits [B, N, V] and labels [B, N] of the positions from the one that predicts the batch's
-    first target token; position n predicts n + 1. On the base's device; `batch` is on the CPU.
+class ScoredLogits(NamedTuple):
+    """What the loss reads of a forward pass, on the base's device."""
+
+    logits_BNV: Tensor
+    target_BN: Tensor
+    """What each position predicts, or IGNORED."""
+    weight_BN: Tensor | None
+    """What each target counts for; None where all count alike."""
+
+
+def scored_logits(base: Base, batch: Batch) -> ScoredLogits:
+    """Of the positions from the one that predicts the batch's first target token; `batch` is on the
+    CPU.
 
     The output matrix of a small model with a large vocabulary is a fifth of its work, and prompts
     need none of it.
     """
     first = int((batch.labels_BS != IGNORED).any(0).nonzero()[0]) - 1
     there = batch.to(base.device)
-    labels_BN = there.labels_BS[:, first:]
+    target_BN = predicted(there.labels_BS)[:, first:]
     options: dict[str, Tensor] = {}
     if "logits_to_keep" in inspect.signature(base.model.forward).parameters:
         # Positions rather than their number: the model then gathers the hidden states instead of
@@ -38,9 +49,11 @@ def scored_logits(base: Base, batch: Batch) -> tuple[Tensor, Tensor]:
         **options,
     )
     logits_BNV = output.logits
-    if logits_BNV.shape[1] > labels_BN.shape[1]:  # A view's gradient is a copy of all logits.
-        logits_BNV = logits_BNV[:, -labels_BN.shape[1] :]
-    return logits_BNV, labels_BN
+    if logits_BNV.shape[1] > target_BN.shape[1]:  # A view's gradient is a copy of all logits.
+        logits_BNV = logits_BNV[:, -target_BN.shape[1] :]
+    weights_BS = there.weights_BS
+    weight_BN = None if weights_BS is None else predicted(weights_BS, 0)[:, first:]
+    return ScoredLogits(logits_BNV, target_BN, weight_BN)
 
 
 @contextmanager

@@ -143,8 +143,8 @@ class TrainStep:
         rank_space = self._auxiliary.needs_rank_space
         # The backward pass runs outside: recomputed activations must not be recorded.
         with recorded(self._adapter, self._base, batch, rank_space=rank_space) as records:
-            logits_BNV, labels_BN = scored_logits(self._base, batch)
-        cross_entropy, _ = cross_entropy_sum(logits_BNV, labels_BN, batch.weights(labels_BN))
+            scored = scored_logits(self._base, batch)
+        cross_entropy, _ = cross_entropy_sum(*scored)
         parts = {"cross_entropy": cross_entropy / counts.targets}
         parts |= self._auxiliary(
             [RoutedLayer(one.routing, one.mask_T, one.rank_space) for one in records],

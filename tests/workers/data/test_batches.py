@@ -133,9 +133,6 @@ def test_weights_are_there_where_they_matter() -> None:
     assert batch.weights_BS is not None
     assert batch.weights_BS.tolist() == [[0, 0, 1, 1, 0], [0, 0.5, 0, 1, 1]]
     assert batch.counted == 4.5
-    last = batch.weights(batch.labels_BS[:, 3:])
-    assert last is not None
-    assert last.tolist() == [[1, 0], [1, 1]]
 
 
 def test_prompts_are_padded_on_the_left() -> None:

@@ -11,6 +11,7 @@ from workers.losses import cross_entropy as module
 from workers.losses.cross_entropy import (
     cross_entropy,
     cross_entropy_sum,
+    predicted,
     row_losses,
     token_losses,
 )
@@ -45,13 +46,14 @@ def test_weighted_it_is_torchs_times_the_weights(
     ).view(3, 5)
     counted = weights[:, 1:] * (labels[:, 1:] != -100)
     expected = (each * counted).sum()
-    total, count = cross_entropy_sum(logits, labels, weights)
+    targets, weights = predicted(labels), predicted(weights, 0)
+    total, count = cross_entropy_sum(logits, targets, weights)
     torch.testing.assert_close(total, expected, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(count, counted.sum(), atol=1e-12, rtol=1e-12)
     grads = [torch.autograd.grad(3 * one, logits)[0] for one in (total, expected)]
     torch.testing.assert_close(*grads, atol=1e-12, rtol=1e-12)
-    assert torch.autograd.gradcheck(lambda one: cross_entropy_sum(one, labels, weights)[0], logits)
-    rows = row_losses(logits.detach(), labels, weights)
+    assert torch.autograd.gradcheck(lambda one: cross_entropy_sum(one, targets, weights)[0], logits)
+    rows = row_losses(logits.detach(), targets, weights)
     wanted = zip((each * counted).sum(-1).tolist(), counted.sum(-1).tolist(), strict=True)
     assert [pytest.approx(one, rel=1e-12) for one in wanted] == rows
 
@@ -60,7 +62,7 @@ def test_weights_cost_no_copy_of_the_logits() -> None:
     logits, labels = torch.randn(4, 128, 4096).requires_grad_(), torch.randint(0, 4096, (4, 128))
 
     def peak(weights: torch.Tensor | None) -> int:
-        total, _ = cross_entropy_sum(logits, labels, weights)
+        total, _ = cross_entropy_sum(logits, predicted(labels), weights)
         return peak_bytes(total.backward)
 
     assert peak(torch.rand(4, 128)) < peak(None) + logits.nbytes / 10
@@ -106,7 +108,7 @@ def test_cross_entropy_counts_targets_only(dtype: torch.dtype) -> None:
     logits = torch.randn(3, 6, 11, dtype=torch.float32).to(dtype).requires_grad_()
     labels = torch.randint(0, 11, (3, 6))
     labels[0, :4] = labels[1, :] = labels[2, 5] = -100
-    total, count = cross_entropy_sum(logits, labels)
+    total, count = cross_entropy_sum(logits, predicted(labels))
     expected, targets = 0.0, 0
     for row in range(3):
         for position in range(1, 6):
@@ -126,13 +128,14 @@ def test_each_rows_loss_is_its_part_and_costs_no_copy_of_the_logits() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(4, 128, 4096), torch.randint(0, 4096, (4, 128))
     labels[0, :100] = labels[2] = -100
-    found = row_losses(logits, labels)
-    parts = [cross_entropy_sum(logits[row : row + 1], labels[row : row + 1]) for row in range(4)]
+    targets = predicted(labels)
+    found = row_losses(logits, targets)
+    parts = [cross_entropy_sum(logits[row : row + 1], targets[row : row + 1]) for row in range(4)]
     assert [loss for loss, _ in found] == pytest.approx([loss.item() for loss, _ in parts])
     assert (
         [count for _, count in found] == [count.item() for _, count in parts] == [28, 127, 0, 127]
     )
-    assert peak_bytes(lambda: row_losses(logits, labels)) < logits.nbytes / 2
+    assert peak_bytes(lambda: row_losses(logits, targets)) < logits.nbytes / 2
 
 
 def test_cross_entropy_of_no_target_is_zero() -> None:
@@ -144,7 +147,8 @@ def test_cross_entropy_of_no_target_is_zero() -> None:
 
 def test_cross_entropy_sums_over_pieces() -> None:
     logits, labels = torch.randn(4, 5, 7), torch.randint(0, 7, (4, 5))
-    whole, count = cross_entropy_sum(logits, labels)
-    parts = [cross_entropy_sum(logits[i : i + 2], labels[i : i + 2]) for i in (0, 2)]
+    targets = predicted(labels)
+    whole, count = cross_entropy_sum(logits, targets)
+    parts = [cross_entropy_sum(logits[i : i + 2], targets[i : i + 2]) for i in (0, 2)]
     torch.testing.assert_close(parts[0][0] + parts[1][0], whole)
     assert (parts[0][1] + parts[1][1]).item() == count.item() == 16

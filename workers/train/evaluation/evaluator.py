@@ -108,8 +108,7 @@ class Evaluation:
             batch = collate(rows, self.inputs.pad_token_id)
             adapter = self.adapter if counts else None
             with recorded(adapter, self.inputs.base, batch, rank_space=False) as records:
-                logits_BNV, labels_BN = scored_logits(self.inputs.base, batch)
-                sums = row_losses(logits_BNV, labels_BN, batch.weights(labels_BN))
+                sums = row_losses(*scored_logits(self.inputs.base, batch))
             if counts and indices:
                 counts.count(records, batch.attention_mask_BS, indices)
             for index, value in zip(indices, sums, strict=bool(indices)):
