@@ -25,7 +25,8 @@ _ROUTED_ONLY = frozenset(
 _LOSSES = "loss."  # All of them are of routed layers.
 # Trials that differ here could not be compared, or would not fit the places reserved for them.
 _FIXED_BY_JOB = ("model", "evaluation", "parallel", "data")
-_STILL_FREE = ("data.train", "data.max_rows")
+TRAINING_ROWS = "data.train"
+_STILL_FREE = (TRAINING_ROWS, "data.max_rows")
 
 
 @dataclass(frozen=True)

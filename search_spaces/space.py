@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.parameters import (
     NUM_EXPERTS,
     ROUTING,
+    TRAINING_ROWS,
     Parameter,
     ordered,
     read_definition,
@@ -133,6 +134,11 @@ class SearchSpace:
 
     def _check(self) -> None:
         """Every field is there, and every sample is allowed."""
+        if self.train.data.held_out and TRAINING_ROWS in self.varied():
+            raise InputError(
+                f"{self.where}: {TRAINING_ROWS}: cannot vary where data.validation is a share of "
+                "it: each trial would be compared on rows of its own"
+            )
         for parameter in self.parameters:
             self._check_paths(parameter)
         for _ in self.samples():

@@ -104,8 +104,8 @@ class Yardstick:
         if before not in (None, now):
             raise InputError(
                 f"study {self.study}: its rows (data.train {self.spec.data.train_name}, "
-                f"data.validation {self.spec.data.validation}) have changed since its versions "
-                "were measured; undo that, or take others with --job FILE"
+                f"data.validation {self.spec.data.validation_name}) have changed since its "
+                "versions were measured; undo that, or take others with --job FILE"
             )
         return now
 

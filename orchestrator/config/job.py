@@ -81,7 +81,7 @@ def portable(job: JobSpec) -> JobSpec:
     train, cluster = job.train, job.cluster
     changes: dict[str, Any] = {
         "data.train": _absolute_sources(train.data),
-        "data.validation": _absolute(train.data.validation),
+        **_absolute_validation(train.data),
         "cluster.storage": _absolute(cluster.storage),
         "cluster.store": cluster.shown_store() if cluster.named_store else None,
     }
@@ -96,6 +96,12 @@ def _absolute_sources(data: DataSpec) -> Any:
     if isinstance(data.train, str):
         return _absolute(data.train)
     return [one.model_dump() | {"source": _absolute(one.source)} for one in data.train]
+
+
+def _absolute_validation(data: DataSpec) -> dict[str, str]:
+    """Nothing where it is held out of the sources to learn from."""
+    there = data.validation
+    return {"data.validation": _absolute(there)} if isinstance(there, str) else {}
 
 
 def _absolute(path: str) -> str:

@@ -127,7 +127,7 @@ class Demo:
 
     def compare(self) -> Comparison:
         """The base and the champion on the test rows, whose phrasings training never saw."""
-        test = str(Path(self.job.train.data.validation).with_name("test.parquet"))
+        test = str(Path(self.job.train.data.train_name).with_name("test.parquet"))
         result = compare_version(Measurement.of(self.registry, NAME, test, rows=30))
         self.journal.summary["metrics"] = result.as_dict()
         return result

@@ -38,7 +38,7 @@ def _files(job: JobSpec) -> dict[str, str]:
     return {
         "model.path": job.train.model.path,
         "data.train": data.train_name,
-        "data.validation": data.validation,
+        "data.validation": data.validation_name,
     }
 
 

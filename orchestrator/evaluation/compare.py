@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cluster.errors import ClusterError
 from cluster.placement import WAIT_SECONDS, Demand, wait_for_room
 from workers.config.base import InputError, one_line, override, validated
+from workers.config.data import DataSpec
 from workers.config.metrics import LOSS, SCORE, TITLES, VALUE
 from workers.config.train import TrainSpec
 from workers.run.record import Metrics
@@ -89,10 +90,8 @@ class Measurement:
                 f"{reference}: was not trained by moetune; nothing says how to prompt it"
             )
         known = validated(TrainSpec, manifest.asked_with, reference)
-        source = source or known.data.validation
         changes = {
-            "data.train": source,  # what it was trained on may be gone
-            "data.validation": source,
+            **_rows(source, known.data),
             "data.max_rows": 1,
             "evaluation.generate": generate,
             "evaluation.rows_per_task": rows,
@@ -103,6 +102,13 @@ class Measurement:
         spec = spec.model_copy(update={"model": model})
         validation_rows(spec.data)
         return cls(reference, version.folder, spec)
+
+
+def _rows(source: str | None, data: DataSpec) -> dict[str, str]:
+    """Of `source`, or those of its training. What it was trained on may be gone: where it does not
+    hold these rows, it is not asked for."""
+    rows = source or data.validation
+    return {"data.train": rows, "data.validation": rows} if isinstance(rows, str) else {}
 
 
 def compare(spec: TrainSpec, folders: Mapping[str, Path | None], cpus: float = 1) -> Comparison:

@@ -21,16 +21,21 @@ def with_fresh(job: JobSpec, source: str, fewest: int, folder: Path) -> JobSpec:
     weights, and fresh rows are one more. InputError where there are fewer than `fewest` fresh rows,
     or a file cannot be read.
 
-    What is compared, on the validation rows, then covers old and fresh traffic alike.
+    What is compared, on the validation rows, then covers old and fresh traffic alike. Where they
+    are held out of the rows to learn from, they still are: of all rows, and the old ones stay on
+    their sides.
     """
     fresh = [record for _, record in records(source, _all)]
     if len(fresh) < fewest:
         raise InputError(f"{source}: holds {len(fresh)} rows, but min_rows is {fewest}")
     data, train, validation = job.train.data, folder / "train.jsonl", folder / "validation.jsonl"
-    learned = [row for at, row in enumerate(fresh) if (at + 1) % HELD_OUT]
     folder.mkdir(parents=True, exist_ok=True)
-    _write(validation, fresh[HELD_OUT - 1 :: HELD_OUT], _own(data.validation))
-    changes: dict[str, Any] = {"data.train": str(train), "data.validation": str(validation)}
+    changes: dict[str, Any] = {"data.train": str(train)}
+    learned = fresh
+    if isinstance(data.validation, str):
+        learned = [row for at, row in enumerate(fresh) if (at + 1) % HELD_OUT]
+        _write(validation, fresh[HELD_OUT - 1 :: HELD_OUT], _own(data.validation))
+        changes["data.validation"] = str(validation)
     if isinstance(data.train, str):
         _write(train, learned, _own(data.train))
     else:

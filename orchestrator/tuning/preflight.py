@@ -17,7 +17,6 @@ from workers.run.folders import nearest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from workers.config.data import DataSpec
     from workers.config.train import TrainSpec
     from workers.data.counts import RowCounts
     from workers.data.survey import Tell
@@ -134,17 +133,13 @@ def _check_model_and_data(job: JobSpec, tell: "Tell") -> "dict[str, RowCounts]":
     tokenizer, trials = check_base(job.train.model), list(job.search_space().samples())
     fit = check_fit(job.train, (trial.adapter for trial in trials))
     _check_metric(job, trials, fit)
-    sources = _distinct([job.train.data, *(trial.data for trial in trials)])
+    sources = dict.fromkeys((job.train.data, *(trial.data for trial in trials)))
     for data in sources:
         check_tasks(data)
     surveys = [Survey(Encoder(tokenizer, data), tell) for data in sources]
     train, *_ = [one.training() for one in surveys]  # trials may have sources of their own
     validation = surveys[0].validation(job.train.evaluation.rows_per_task)
     return {"train": train, "validation": validation}
-
-
-def _distinct(sources: "list[DataSpec]") -> "list[DataSpec]":
-    return [data for at, data in enumerate(sources) if data not in sources[:at]]
 
 
 def _check_metric(job: JobSpec, trials: "Sequence[TrainSpec]", fit: "Fit") -> None:

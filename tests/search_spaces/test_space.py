@@ -283,6 +283,13 @@ def test_a_bad_space_is_refused_in_one_line(definition: Any, message: str) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_trials_are_not_compared_on_rows_of_their_own() -> None:
+    held_out = override(TRAIN, {"data.validation.share": 0.1}, "test")
+    with pytest.raises(InputError, match=r"search\.space: data\.train: cannot vary where"):
+        SearchSpace.resolve({"data.train": {"choice": ["a", "b"]}}, held_out)
+    SearchSpace.resolve({"data.train": "a", "data.max_rows": {"choice": [5, 9]}}, held_out)
+
+
 def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(InputError, match="is no YAML"):

@@ -72,6 +72,13 @@ class OneOf:
         raise PydanticKnownError("literal_error", {"expected": expected})
 
 
+class Table(dict[str, Any]):
+    """A mapping in a specification, which nobody changes: specifications can be hashed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
 class InputError(ValueError):
     """Bad input. The message is one line: what was wrong, where, and what is allowed."""
 
@@ -103,7 +110,8 @@ def validated(spec: type[SpecT], values: Any, where: str) -> SpecT:
         return spec.model_validate(values)
     except ValidationError as error:
         errors = error.errors(include_url=False)
-    first = errors[0]
+    # A field that is misspelt is missing, too.
+    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
     field, owner = _place(spec, first["loc"])
     if first["type"] == "extra_forbidden":
         message = f"no such field{_suggestion(owner, field[-1])}"
@@ -123,12 +131,23 @@ def override(spec: SpecT, changes: Mapping[str, Any], where: str) -> SpecT:
     for path, value in changes.items():
         *parents, leaf = path.split(".")
         place: Any = values
+        model: type[BaseModel] | None = type(spec)
         for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
+            model = _model(_kind(model, parent))
+            place = _section(place, parent, may_begin=model is not None)
         if not isinstance(place, dict):
             raise InputError(f"{where}: {path}: no such field")
         place[leaf] = value
     return validated(type(spec), values, where)
+
+
+def _section(place: Any, name: str, *, may_begin: bool) -> Any:
+    """The mapping in a field. Where a text stands for it, or nothing, one may begin."""
+    if not isinstance(place, dict):
+        return None
+    if may_begin and isinstance(place.get(name), str | None):
+        place[name] = {}
+    return place.get(name)
 
 
 def _deepest(
@@ -162,10 +181,14 @@ def _place(
         owner = inner
         if isinstance(part, int):
             continue
-        field = owner.model_fields.get(str(part)) if owner else None
-        kind = field.annotation if field else None
+        kind = _kind(owner, str(part))
         inner = _model(kind)
     return tuple(parts), owner
+
+
+def _kind(owner: type[BaseModel] | None, name: str) -> Any:
+    field = owner.model_fields.get(name) if owner else None
+    return field.annotation if field else None
 
 
 def _model(kind: Any) -> type[BaseModel] | None:

@@ -2,11 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from workers.config.base import Listed, OneOf, PositiveInt, Spec
-from workers.config.credentials import Uri
-from workers.config.sources import Sources, SourceSpec
+from workers.config.base import Listed, OneOf, PositiveInt, Spec, Table
+from workers.config.sources import HeldOut, Sources, SourceSpec, Validation
 
 ROW_METRICS = ("acc", "acc_norm", "exact_match", "number_match", "slot_f1", "rouge_l")
 """How the answer to a row may be scored; `workers.data.text_metrics` has the functions."""
@@ -21,8 +20,9 @@ class DataSpec(Spec):
     """Source of the training rows; or a list of sources, each a text or `{source, weight, task}`:
     `weight` is how often each of its rows comes in an epoch (0.5: half of them, another half in the
     next), `task` the task of rows that name none."""
-    validation: Annotated[Uri, Field(examples=["validation.parquet"])]
-    """Source of the rows that trials are compared on."""
+    validation: Annotated[Validation, Field(examples=["validation.parquet", {"share": 0.1}])]
+    """Source of the rows that trials are compared on; or `{share: 0.1}`, which holds a tenth of the
+    rows in `train` out of training for it."""
     prompt_columns: Listed[str] = ("prompt",)
     """Columns that make the prompt, joined by a newline; not read where `messages` is there."""
     target_column: str = "target"
@@ -33,7 +33,9 @@ class DataSpec(Spec):
     """Column with the row's task; a file without it is one task, `default`."""
     metric_column: str = "metric"
     """Column with the row's metric; a row without one has its task's of `metrics`."""
-    metrics: dict[str, RowMetric] = Field(default_factory=dict, examples=[{"slots": "slot_f1"}])
+    metrics: Annotated[dict[str, RowMetric], AfterValidator(Table)] = Field(
+        default_factory=Table, examples=[{"slots": "slot_f1"}]
+    )
     """Metric of a task's rows that name none, as in `{slots: slot_f1}`; exact_match where the task
     is not here. A row that names another one is refused."""
     template: Literal["chat", "plain"] = "chat"
@@ -57,6 +59,25 @@ class DataSpec(Spec):
         return self.train
 
     @property
-    def train_name(self) -> str:
+    def held_out(self) -> float:
+        """Share of their rows that is not learned from."""
+        return self.validation.share if isinstance(self.validation, HeldOut) else 0.0
+
+    @property
+    def compared_on(self) -> tuple[SourceSpec, ...]:
+        """Where the rows that trials are compared on lie."""
+        if isinstance(self.validation, str):
+            return (SourceSpec(source=self.validation),)
+        return self.sources
+
+    @property
+    def validation_name(self) -> str:
         """The same for messages."""
+        if isinstance(self.validation, str):
+            return self.validation
+        return f"a share of {self.held_out:g} of {self.train_name}"
+
+    @property
+    def train_name(self) -> str:
+        """`sources` for messages."""
         return ", ".join(one.source for one in self.sources)

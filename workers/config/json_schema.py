@@ -63,7 +63,7 @@ def resolved(schema: Schema, defs: Mapping[str, Schema]) -> Schema:
 
 def _section(schema: Schema, defs: Mapping[str, Schema]) -> Schema | None:
     """The mapping with known fields among what a schema allows."""
-    for one in (schema, *schema.get("anyOf", ())):
+    for one in (schema, *schema.get("anyOf", ()), *schema.get("oneOf", ())):
         found = resolved(one, defs)
         if "properties" in found:
             return found

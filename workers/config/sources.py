@@ -21,6 +21,15 @@ class SourceSpec(Spec):
     """Task of its rows that name none themselves."""
 
 
+class HeldOut(Spec):
+    """Rows of `data.train` that nothing is learned from."""
+
+    share: Annotated[float, Field(gt=0, lt=1, examples=[0.1])]
+    """About so many of the rows, of every source alike, are not learned from: trials are compared
+    on them. Which ones is told by a hash of what a row says: one that comes twice is never on both
+    sides."""
+
+
 def _listed(value: Any) -> Any:
     """A text in a list stands for a source with nothing beside it."""
     if isinstance(value, str):
@@ -43,6 +52,16 @@ def _kind(value: Any) -> str:
     return "one" if isinstance(value, str) else "several"
 
 
+def _validation(value: Any) -> Any:
+    if not isinstance(value, str | Mapping | HeldOut):
+        raise ValueError(f"must be a source, or {{share: 0.1}}; it is {value!r}")
+    return value
+
+
+def _where(value: Any) -> str:
+    return "apart" if isinstance(value, str) else "held out"
+
+
 _Listed = Annotated[SourceSpec, BeforeValidator(_listed, json_schema_input_type=Uri | SourceSpec)]
 Sources: TypeAlias = Annotated[
     Annotated[Uri, Tag("one")]
@@ -52,3 +71,9 @@ Sources: TypeAlias = Annotated[
     Discriminator(_kind),
 ]
 """One source, or a list of them."""
+Validation: TypeAlias = Annotated[
+    Annotated[Uri, Tag("apart")]
+    | Annotated[HeldOut, BeforeValidator(_validation), Tag("held out")],
+    Discriminator(_where),
+]
+"""A source, or what is held out of those to learn from."""

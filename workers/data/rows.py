@@ -1,15 +1,17 @@
 """Rows to learn from and to be scored on, as every later stage sees them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from workers.config.base import InputError
 from workers.config.data import DataSpec
+from workers.config.sources import SourceSpec
 from workers.data.chat import TOOLS, Turn, chat, check_tools
 from workers.data.source import records
+from workers.data.split import is_held_out, row_key
 from workers.data.text_metrics import CHOICE_METRICS, check_metric
 from workers.data.values import text, texts
 
@@ -43,6 +45,11 @@ class Row:
     """Which of several sources it is from, by its place in `data.train`."""
 
     @property
+    def key(self) -> int:
+        """What it is known by, wherever it comes."""
+        return row_key(self.messages, self.target)
+
+    @property
     def prompt(self) -> str:
         """The prompt as plain text: the turns' contents, one under the other."""
         return "\n".join(message["content"] for message in self.messages)
@@ -50,21 +57,22 @@ class Row:
 
 def training_rows(spec: DataSpec) -> list[Row]:
     """The rows to learn from, source after source, the first `max_rows` of each."""
-    return [
+    rows = [
         replace(row, source=at) if at else row
         for at, one in enumerate(spec.sources)
-        for row in read_rows(spec, one.source, spec.max_rows, one.task)
+        for row in islice(_side(spec, one, held_out=False), spec.max_rows)
     ]
+    return _some(spec, rows, "to learn from")
 
 
 def validation_rows(spec: DataSpec, rows_per_task: int | None = None) -> list[Row]:
     """The rows that trials are compared on, at most the first `rows_per_task` of each task."""
     rows, seen = [], dict[str, int]()
-    for row in read_rows(spec, spec.validation):
+    for row in chain.from_iterable(_side(spec, one, held_out=True) for one in spec.compared_on):
         seen[row.task] = seen.get(row.task, 0) + 1
         if rows_per_task is None or seen[row.task] <= rows_per_task:
             rows.append(row)
-    return rows
+    return _some(spec, rows, "to compare on")
 
 
 def read_rows(
@@ -72,11 +80,31 @@ def read_rows(
 ) -> list[Row]:
     """Read a source, whose rows are of `task` where they name none; InputError says which row is
     wrong, and how."""
+    return list(islice(_rows(spec, source, task), limit))
 
-    found = records(source, partial(_columns, spec))
-    rows = [_row(spec, where, record, task) for where, record in islice(found, limit)]
-    if not rows:
+
+def _rows(spec: DataSpec, source: str, task: str | None) -> Iterator[Row]:
+    none = True
+    for where, record in records(source, partial(_columns, spec)):
+        none = False
+        yield _row(spec, where, record, task)
+    if none:
         raise InputError(f"{source}: holds no rows")
+
+
+def _side(spec: DataSpec, one: SourceSpec, *, held_out: bool) -> Iterator[Row]:
+    """A source's rows on one side of the split; all of them where there is none."""
+    for row in _rows(spec, one.source, one.task):
+        if not spec.held_out or is_held_out(row.key, spec.held_out) == held_out:
+            yield row
+
+
+def _some(spec: DataSpec, rows: list[Row], what: str) -> list[Row]:
+    if not rows:
+        raise InputError(
+            f"data.validation: a share of {spec.held_out:g} leaves no row {what} of those in "
+            f"{spec.train_name}; take another share, or validation rows of their own"
+        )
     return rows
 
 

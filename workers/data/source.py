@@ -61,9 +61,11 @@ def digest(source: str) -> str:
 
 
 def data_digest(spec: DataSpec) -> str:
-    """Digest of the content of all of a run's sources."""
-    names = (*(one.source for one in spec.sources), spec.validation)
-    return hashlib.sha256("".join(map(digest, names)).encode()).hexdigest()
+    """Digest of the content of all of a run's sources, and of what is held out of them."""
+    names = [one.source for one in spec.sources]
+    names += [spec.validation] if isinstance(spec.validation, str) else []
+    split = f" held out: {spec.held_out!r}" if spec.held_out else ""
+    return hashlib.sha256(("".join(map(digest, names)) + split).encode()).hexdigest()
 
 
 def _files(source: str) -> tuple[fs.FileSystem, list[str]]:

@@ -38,7 +38,7 @@ class Survey:
         data = self.encoder.data
         rows = validation_rows(data, rows_per_task)
         check_fits(rows)
-        return self._counted(data.validation, rows, scored=True)
+        return self._counted(data.validation_name, rows, scored=True)
 
     def _counted(self, source: str, rows: Sequence[Row], scored: bool = False) -> RowCounts:
         taken = _sample(rows, self.most)

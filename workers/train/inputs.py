@@ -59,7 +59,7 @@ class Inputs:
     @cached_property
     def validation_counts(self) -> RowCounts:
         """The same of the rows to be compared on."""
-        return RowCounts(self.spec.data.validation)
+        return RowCounts(self.spec.data.validation_name)
 
     @cached_property
     def validation(self) -> Sequence[Row]:

@@ -27,12 +27,8 @@ class UsedInputs(Spec):
 
 def used_file(study: Path, spec: TrainSpec) -> Path:
     """Where a study keeps what it uses for such a run; sources are named by whole paths."""
-    names = (
-        spec.model.path,
-        spec.model.revision,
-        spec.data.model_dump(mode="json")["train"],
-        spec.data.validation,
-    )
+    data = spec.data.model_dump(mode="json")
+    names = (spec.model.path, spec.model.revision, data["train"], data["validation"])
     key = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
     return study / "inputs" / f"{key}.json"
 

@@ -152,6 +152,22 @@ def test_each_of_several_sources_begins_at_the_jobs_folder(
     ]
 
 
+def test_a_share_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "name": "near",
+        "train": {
+            "model": {"path": "base"},
+            "data": {"train": "a.jsonl", "validation": {"share": 0.1}},
+        },
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path)
+    job = load_job("job.yaml", ["data.validation.share=0.2"])
+    assert job.train.data.held_out == 0.2
+    assert portable(job).train.data.held_out == 0.2
+    assert portable(portable(job)) == portable(job)
+
+
 def test_paths_in_a_policy_begin_at_its_folder(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").touch()
     rule = {"data": "right.jsonl", "limit": 0.8}

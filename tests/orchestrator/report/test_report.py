@@ -294,6 +294,13 @@ def test_what_a_study_lacks_is_left_out(
         assert "The bare base was not measured" in page.text
 
 
+def test_a_share_is_told_as_one(job: JobSpec, play: Play) -> None:
+    job = override_job(job, {"data.validation.share": 0.25}, "test")
+    play(job, ["finished"])
+    page = " ".join(Page(write(job.cluster, "home")).text.split())
+    assert "a share of 0.25 of these, held out of training" in page
+
+
 def test_several_sources_are_told_with_their_weights(job: JobSpec, play: Play) -> None:
     sources = ["s3://a/a.jsonl", {"source": "s3://b/<1>.jsonl", "weight": 0.5}]
     job = override_job(job, {"data.train": sources}, "test")

@@ -49,7 +49,7 @@ from tests.orchestrator.traffic import (
 )
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
-from workers.data.rows import training_rows
+from workers.data.rows import training_rows, validation_rows
 from workers.engine.request import AdapterRef, Chunk, TextRequest
 
 
@@ -377,6 +377,25 @@ def test_several_sources_stay_apart_and_fresh_rows_are_one_more(
         ("b0", "quiz"),
         ("b1", "quiz"),
     ]
+
+
+def test_what_is_held_out_stays_so_and_fresh_rows_are_split_alike(
+    job: JobSpec, make_spec: Callable[..., TrainSpec], tmp_path: Path
+) -> None:
+    files = {}
+    for name in ("own", "fresh"):
+        files[name] = tmp_path / f"{name}.jsonl"
+        rows = [{"prompt": f"{name}{i}", "target": "t"} for i in range(200)]
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = make_spec(data__train=str(files["own"]), data__validation__share=0.25)
+    joined = with_fresh(
+        job.model_copy(update={"train": train}), str(files["fresh"]), 1, tmp_path / "joined"
+    ).train.data
+    held_out = [row.prompt for row in validation_rows(joined)]
+    own = [row.prompt for row in validation_rows(train.data)]
+    assert [prompt for prompt in held_out if prompt.startswith("own")] == own
+    assert 10 < len(held_out) - len(own) < 100
+    assert len(training_rows(joined)) == 400 - len(held_out)
 
 
 def test_what_is_no_text_stays_none_in_joined_files(

@@ -50,3 +50,32 @@ def test_what_is_wrong_is_one_line(train: Any, said: str) -> None:
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("validation", "said"),
+    [
+        (3, "validation: must be a source, or {share: 0.1}; it is 3"),
+        (["a"], "validation: must be a source, or {share: 0.1}; it is ['a']"),
+        ({"shar": 0.1}, "validation.shar: no such field; did you mean share?"),
+        ({}, "validation.share: Field required"),
+        ({"share": 0}, "validation.share: Input should be greater than 0, not 0"),
+        ({"share": 1}, "validation.share: Input should be less than 1, not 1"),
+    ],
+)
+def test_what_is_wrong_with_a_split_is_one_line(validation: Any, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        override(data("a"), {"validation": validation}, "job")
+    assert str(caught.value) == f"job: {said}"
+
+
+def test_a_share_takes_the_place_of_a_source_and_back() -> None:
+    held_out = override(data(["a", "b"]), {"validation.share": 0.2}, "--set")
+    assert held_out.held_out == 0.2
+    assert held_out.compared_on == held_out.sources
+    assert held_out.validation_name == "a share of 0.2 of a, b"
+    assert hash(held_out) == hash(override(held_out, {}, "--set"))
+    assert override(held_out, {"validation.share": 0.3}, "--set").held_out == 0.3
+    apart = override(held_out, {"validation": "v"}, "--set")
+    assert (apart.held_out, apart.validation_name) == (0, "v")
+    assert [one.source for one in apart.compared_on] == ["v"]

@@ -109,6 +109,26 @@ def test_several_sources_with_weights_are_one_run_and_gone_on_with_exactly(
     assert {row for seen in epochs for row in seen} == set(range(14))
 
 
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_what_is_held_out_is_never_learned_and_gone_on_with_exactly(
+    make_spec: SpecMaker, rows_file: Path, tmp_path: Path, cut_off: bool
+) -> None:
+    spec = make_spec(
+        data__train=str(rows_file),
+        data__validation={"share": 0.4},
+        optimizer__steps=4,
+        optimizer__batch_size=4,
+        evaluation__every=2,
+    )
+    _, run = trained(spec, tmp_path / "run", cut_off)
+    learned = [tuple(example.ids) for example in run.inputs.train]
+    compared = [tuple(example.ids) for example in run.inputs.validation_examples]
+    assert len(learned) + len(compared) == 16
+    assert compared
+    assert not {*learned} & {*compared}
+    assert run.inputs.validation_counts.source == f"a share of 0.4 of {rows_file}"
+
+
 def test_rows_that_are_cut_are_learned(specs: Callable[[str], TrainSpec], tmp_path: Path) -> None:
     reports, run = trained(specs("cut"), tmp_path / "cut")
     assert len(reports) == 2

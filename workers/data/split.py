@@ -1,0 +1,27 @@
+"""Which rows of a source are held out of training, to compare trials on: by what they say.
+
+A row is known by 64 bits of a hash of what a model sees of it: its turns and its target. Its place,
+task and metric are no part of it, so wherever a row comes again, it falls on the same side. A hash
+of another kind would move rows from one side to the other under studies that go on.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from workers.data.chat import Turn
+
+KEYS = 2**64
+"""Keys are below this."""
+
+
+def row_key(messages: Sequence[Turn], target: str) -> int:
+    """What a row is known by. What its turns do not say makes no difference."""
+    turns = [{name: one for name, one in turn.items() if one is not None} for turn in messages]
+    seen = json.dumps([turns, target], sort_keys=True, ensure_ascii=False)
+    return int.from_bytes(hashlib.blake2b(seen.encode(), digest_size=8).digest(), "big")
+
+
+def is_held_out(key: int, share: float) -> bool:
+    """Whether such a row is one to compare on. One that is stays so where the share grows."""
+    return key < share * KEYS
