@@ -1,8 +1,8 @@
 """The rows that a run learns from."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from workers.config.base import Listed, OneOf, PositiveInt, Spec, Table
 from workers.config.sources import HeldOut, Sources, SourceSpec, Validation
@@ -40,6 +40,9 @@ class DataSpec(Spec):
     is not here. A row that names another one is refused."""
     template: Literal["chat", "plain"] = "chat"
     """chat: the tokenizer's chat template around the prompt; plain: the prompt as it stands."""
+    loss_on: Literal["last", "all"] = "last"
+    """Of a chat, which assistant turns are learned: the last one, or all. A turn's own `weight`
+    (0 to 1) says what its tokens count for."""
     max_length: Annotated[int, Field(ge=2)] = 512
     """Longest row in tokens; a longer prompt loses its beginning, the target is kept."""
     too_long: Literal["refuse", "skip", "cut"] = "refuse"
@@ -81,3 +84,9 @@ class DataSpec(Spec):
     def train_name(self) -> str:
         """`sources` for messages."""
         return ", ".join(one.source for one in self.sources)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.template == "plain" and self.loss_on == "all":
+            raise ValueError("loss_on: all wants template: chat")
+        return self

@@ -10,10 +10,13 @@ from collections.abc import Collection, Sequence
 from functools import cached_property
 from secrets import token_hex
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from workers.config.base import InputError
+
+Offsets = Sequence[tuple[int, int]]
+"""Where each token begins and ends in a text, in characters."""
 
 
 class ControlTokens:
@@ -32,6 +35,7 @@ class ControlTokens:
         any_of, secret = self._any_of(self._ids), self._secret
         self._spelled = re.compile(any_of)
         self._by_whom = re.compile(f"{secret}({any_of}){secret}|({any_of})|{secret}")
+        self._quotation = re.compile(f"{secret}(?:{any_of}){secret}")
 
     def spelled_in(self, text: str) -> bool:
         """Whether the tokenizer would find one in the text."""
@@ -53,13 +57,24 @@ class ControlTokens:
 
         return self._by_whom.sub(written, rendered)
 
+    def masked(self, rendered: str) -> str:
+        """A chat with other characters, as many, in place of its quotations."""
+        return self._quotation.sub(lambda found: " " * len(found[0]), rendered)
+
     def text_ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids of texts, none of them a control token. InputError where the tokenizer's model
         itself makes one out of the letters."""
+        return [self._own(one.ids) for one in self._encodings(texts, offsets=False)]
+
+    def text_ids_at(self, texts: Sequence[str]) -> list[tuple[tuple[int, ...], Offsets]]:
+        """The same, and the characters of each token."""
+        return [(self._own(one.ids), one.offsets) for one in self._encodings(texts, offsets=True)]
+
+    def _encodings(self, texts: Sequence[str], *, offsets: bool) -> list[Encoding]:
         tokenizer, _ = self._renamed
-        # By this call alone other threads go on meanwhile.
-        batch = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [self._own(one.ids) for one in batch]
+        # By these calls alone other threads go on meanwhile.
+        call = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
+        return list(call(texts, add_special_tokens=False))
 
     def _own(self, ids: Sequence[int]) -> tuple[int, ...]:
         _, known = self._renamed

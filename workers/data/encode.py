@@ -1,7 +1,7 @@
 """Prompt and target as token ids, in training exactly as in serving."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 from transformers import PreTrainedTokenizerBase
@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from workers.config.base import InputError
 from workers.config.data import DataSpec
 from workers.data.counts import RowCounts
-from workers.data.example import Example
+from workers.data.example import Example, Span
 from workers.data.rows import Row
-from workers.data.text_encoder import Ids, TextEncoder, Written
+from workers.data.text_encoder import Encoded, Ids, TextEncoder, Written
 
 CHUNK = 256
 """Rows that are tokenized in one call: more are no quicker, and the last one is waited for."""
@@ -43,60 +43,67 @@ class Encoder:
         left. Rows are taken some at a time: the tokenizer encodes them in one call."""
         for row, (prompt, target, *choices) in self._encoded(rows, scored):
             try:
-                example = self._fit(row, prompt, target + self.end)
+                example = self._fit(row, prompt, target.ids + self.end)
                 for choice in choices:
-                    self._fit(row, prompt, choice)
+                    self._fit(row, prompt, choice.ids)
             except TooLongError:
                 if self.data.too_long != "skip":
                     raise
                 counts.skip(row)
                 continue
             counts.add(row, example)
-            yield row, example
+            yield self._scored_as(row, target.ids) if row.calls else row, example
         if not counts.rows:
             raise InputError(f"{counts.source}: no row is left; {counts.losses()}")
 
     def example(self, row: Row) -> Example:
         """Prompt and target of a row; a prompt that is too long loses its beginning."""
-        [(prompt, target)] = self._ids([row], scored=False)
-        return self._fit(row, prompt, target + self.end)
+        [(prompt, target)] = self._all([row], scored=False)
+        return self._fit(row, prompt, target.ids + self.end)
 
     def choices(self, row: Row) -> list[Example]:
         """One example for each choice of a row, to be compared by log-likelihood."""
-        [(prompt, _, *choices)] = self._ids([row], scored=True)
-        return [self._fit(row, prompt, choice) for choice in choices]
+        [(prompt, _, *choices)] = self._all([row], scored=True)
+        alone = replace(row, weight=1.0)
+        return [self._fit(alone, Encoded(prompt.ids), choice.ids) for choice in choices]
 
     def spells_control(self, row: Row) -> bool:
         """Whether a row's text spells out a control token."""
-        turns = (message["content"] for message in row.messages)
-        return any(map(self.text.spells_control, (row.target, *turns)))
+        return self.text.spells_control([row.target, *row.messages, *row.tools])
 
-    def _encoded(self, rows: Iterable[Row], scored: bool) -> Iterator[tuple[Row, Sequence[Ids]]]:
+    def _encoded(
+        self, rows: Iterable[Row], scored: bool
+    ) -> Iterator[tuple[Row, Sequence[Encoded]]]:
         for some in _chunks(rows):
-            ids: Iterable[Sequence[Ids]]
+            encoded: Iterable[Sequence[Encoded]]
             try:
-                ids = self._ids(some, scored)
+                encoded = self._all(some, scored)
             except InputError:  # one by one: those before the bad one come out, and it is named
-                ids = (self._ids([row], scored)[0] for row in some)
-            yield from zip(some, ids, strict=True)
+                encoded = (self._all([row], scored)[0] for row in some)
+            yield from zip(some, encoded, strict=True)
 
-    def _ids(self, rows: Sequence[Row], scored: bool) -> list[Sequence[Ids]]:
+    def _all(self, rows: Sequence[Row], scored: bool) -> list[Sequence[Encoded]]:
         """Of each row its prompt, its target and, where they are scored, its choices. InputError
         where that cannot be; it names the row where there is only one."""
         try:
             texts = [self._texts(row, scored) for row in rows]
-            ids = iter(self.text.ids([*chain.from_iterable(texts)]))
+            encoded = iter(self.text.encoded([*chain.from_iterable(texts)]))
         except InputError as error:
             raise InputError(f"{rows[0].where}: {error}") from None
-        return [[*islice(ids, len(some))] for some in texts]
+        return [[*islice(encoded, len(some))] for some in texts]
 
     def _texts(self, row: Row, scored: bool) -> list[Written]:
-        written, chat = self.text.written, self.data.template == "chat"
-        prompt = self.text.written_chat(row.messages) if chat else written(row.prompt, begins=True)
-        return [prompt, written(row.target), *map(written, row.choices if scored else ())]
+        text, learned = self.text, self.data.loss_on == "all"
+        choices = map(text.written, row.choices if scored else ())
+        if self.data.template == "plain":
+            return [text.written(row.prompt, begins=True), text.written(row.target), *choices]
+        prompt = text.written_chat(row.messages, row.tools, learned=learned)
+        if row.answer_turn is None:
+            return [prompt, text.written(row.target), *choices]
+        return [prompt, text.written_answer(row.messages, row.tools, row.answer_turn), *choices]
 
-    def _fit(self, row: Row, prompt: Ids, target: Ids) -> Example:
-        if not prompt:
+    def _fit(self, row: Row, prompt: Encoded, target: Ids) -> Example:
+        if not prompt.ids:
             raise InputError(f"{row.where}: its prompt is empty")
         most = self.data.max_length
         if len(target) >= most and self.data.too_long != "cut":
@@ -105,10 +112,32 @@ class Encoder:
                 f"prompt in data.max_length, which is {most}; data.too_long may be skip or cut"
             )
         # A target that is cut leaves its prompt half of the room, if that needs so much.
-        room = most - 1 if len(target) < most else most - min(len(prompt), most // 2)
+        room = most - 1 if len(target) < most else most - min(len(prompt.ids), most // 2)
         kept = target[:room]
-        shown = prompt[len(kept) - most :]
-        return Example.of(shown, kept, (len(prompt) - len(shown), len(target) - len(kept)))
+        shown = prompt.ids[len(kept) - most :]
+        lost = (len(prompt.ids) - len(shown), len(target) - len(kept))
+        spans = (*_kept(prompt.spans, lost[0]), Span(len(shown), len(shown + kept), row.weight))
+        if not any(span.weight for span in spans):
+            raise TooLongError(
+                f"{row.where}: of its answers, all that have a weight begin before what "
+                f"data.max_length keeps, which is {most}; data.too_long may be skip"
+            )
+        return Example(shown + kept, spans, lost)
+
+    def _scored_as(self, row: Row, target: Ids) -> Row:
+        """A row that answers by a call, with the call as its template writes it: that is what an
+        answer is compared with, unless the row says otherwise."""
+        said = self.tokenizer.decode(target, skip_special_tokens=True).strip()
+        answer = said if row.answer == row.target else row.answer
+        references = tuple(said if one == row.target else one for one in row.references)
+        return replace(row, target=said, answer=answer, references=references)
+
+
+def _kept(spans: Iterable[Span], lost: int) -> Iterator[Span]:
+    """Of earlier answers those that are whole in what is kept."""
+    for span in spans:
+        if span.start >= lost:
+            yield replace(span, start=span.start - lost, stop=span.stop - lost)
 
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:

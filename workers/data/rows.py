@@ -9,10 +9,12 @@ from typing import Any
 from workers.config.base import InputError
 from workers.config.data import DataSpec
 from workers.config.sources import SourceSpec
-from workers.data.chat import TOOLS, Turn, chat, check_tools
+from workers.data.asked import TOOLS, asked_in
+from workers.data.chat import Turn, weight
 from workers.data.source import records
 from workers.data.split import is_held_out, row_key
 from workers.data.text_metrics import CHOICE_METRICS, check_metric
+from workers.data.tools import calls_text
 from workers.data.values import text, texts
 
 EXTRA_COLUMNS = ("id", "choices", "answer", "answer_index", "references")
@@ -26,9 +28,9 @@ class Row:
     """One prompt, its target, and how an answer to it is scored."""
 
     messages: tuple[Turn, ...]
-    """The chat up to the answer: `role` and `content` of each turn."""
+    """The chat up to the answer."""
     target: str
-    """Text to learn."""
+    """Text to learn; of calls, what `answer_turn` calls."""
     task: str
     metric: str
     answer: str
@@ -43,6 +45,17 @@ class Row:
     """File and row, for messages."""
     source: int = 0
     """Which of several sources it is from, by its place in `data.train`."""
+    answer_turn: Turn | None = None
+    """The answer where it is more than the target's text: with calls or reasoning."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """What the assistant may call, as OpenAI's `tools`."""
+    weight: float = 1.0
+    """What the target's tokens count for."""
+
+    @property
+    def calls(self) -> bool:
+        """Whether it is answered by calls of tools."""
+        return bool(self.answer_turn and self.answer_turn.get("tool_calls"))
 
     @property
     def key(self) -> int:
@@ -123,7 +136,9 @@ def _columns(spec: DataSpec, where: str, names: Collection[str]) -> Sequence[str
 
 
 def _row(spec: DataSpec, where: str, record: Mapping[str, Any], of_source: str | None) -> Row:
-    messages, target = _messages(spec, where, record)
+    asked = asked_in(spec, where, record)
+    calls = calls_text(asked.answer.get("tool_calls", ()))
+    target = "\n".join(filter(None, (asked.answer["content"], calls)))
     if not target.strip():
         raise InputError(f"{where}: its target is empty")
     task = _optional(record, spec.task_column, where) or of_source or "default"
@@ -132,7 +147,7 @@ def _row(spec: DataSpec, where: str, record: Mapping[str, Any], of_source: str |
     answer = target if answer is None else answer
     choices, index = _choices(record, metric, answer, target, where)
     return Row(
-        messages=messages,
+        messages=asked.turns,
         target=target,
         task=task,
         metric=metric,
@@ -141,6 +156,9 @@ def _row(spec: DataSpec, where: str, record: Mapping[str, Any], of_source: str |
         choices=choices,
         answer_index=index,
         where=where,
+        answer_turn=asked.answer if calls or "reasoning_content" in asked.answer else None,
+        tools=asked.tools,
+        weight=weight(asked.answer),
     )
 
 
@@ -156,19 +174,6 @@ def _metric(spec: DataSpec, said: str | None, task: str, where: str) -> str:
             "leave one of them out"
         )
     return said
-
-
-def _messages(
-    spec: DataSpec, where: str, record: Mapping[str, Any]
-) -> tuple[tuple[Turn, ...], str]:
-    """The turns up to the answer, and the answer."""
-    if spec.messages_column in record:
-        check_tools(record, where)
-        return chat(record[spec.messages_column], where)
-    columns = (*spec.prompt_columns, spec.target_column)
-    check_tools({name: record[name] for name in record.keys() - set(columns)}, where)
-    *prompt, target = (text(record.get(name), f"column {name!r}", where) for name in columns)
-    return ({"role": "user", "content": "\n".join(prompt)},), target
 
 
 def _optional(record: Mapping[str, Any], column: str, where: str) -> str | None:

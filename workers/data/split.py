@@ -8,8 +8,9 @@ of another kind would move rows from one side to the other under studies that go
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from workers.data.chat import Turn
+from workers.data.chat import Turn, rendered_fields
 
 KEYS = 2**64
 """Keys are below this."""
@@ -17,9 +18,13 @@ KEYS = 2**64
 
 def row_key(messages: Sequence[Turn], target: str) -> int:
     """What a row is known by. What its turns do not say makes no difference."""
-    turns = [{name: one for name, one in turn.items() if one is not None} for turn in messages]
+    turns = [_said(turn) for turn in messages]
     seen = json.dumps([turns, target], sort_keys=True, ensure_ascii=False)
     return int.from_bytes(hashlib.blake2b(seen.encode(), digest_size=8).digest(), "big")
+
+
+def _said(turn: Turn) -> dict[str, Any]:
+    return {name: one for name, one in rendered_fields(turn).items() if one is not None}
 
 
 def is_held_out(key: int, share: float) -> bool:

@@ -4,21 +4,22 @@ What people write is text: `<|im_end|>` in it is so many characters. Control tok
 chat template alone, and from the tokenizer where it puts one before every text.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from itertools import islice, takewhile
+from typing import Any, NamedTuple
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from workers.config.base import InputError, one_line
-from workers.data.control_tokens import ControlTokens
+from workers.config.base import InputError
+from workers.data.answers import Answers, TextSpan
+from workers.data.chat import Turn
+from workers.data.control_tokens import ControlTokens, Offsets
+from workers.data.example import Span
+from workers.data.template import ChatTemplate, Tools
 
-_MARK = "moetune-marks-a-turn"
 Ids = tuple[int, ...]
-_ROLES = 64
-"""Sequences of roles whose fate in the template is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,39 +31,55 @@ class Written:
     """Whether it spells out control tokens, and so wants the tokenizer that has none to write."""
     begins: bool = False
     """Whether it comes behind what the tokenizer begins every text with."""
+    answers: tuple[TextSpan, ...] = ()
+    """What of it is learned."""
+
+
+class Encoded(NamedTuple):
+    """A text as token ids, and which of them are learned."""
+
+    ids: Ids
+    spans: tuple[Span, ...] = ()
 
 
 class TextEncoder:
-    """Token ids by one tokenizer. Its errors are InputErrors of one line that do not say where the
-    text came from; who knows that adds it."""
+    """Token ids by one tokenizer, and by its chat template or one's own. Its errors are InputErrors
+    of one line that do not say where the text came from; who knows that adds it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._beginning = _beginning(tokenizer)
-        self._control = ControlTokens(tokenizer, self._around_a_turn())
-        self._dropped = lru_cache(_ROLES)(self._dropped_turns)
+        self.template = ChatTemplate(tokenizer, template)
+        self._control = ControlTokens(tokenizer, self.template.around_a_turn())
+        self._answers = Answers(self.template, self._control.masked)
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> Ids:
+    def chat(self, messages: Sequence[Turn], tools: Tools = ()) -> Ids:
         """A chat up to where the assistant's answer begins. InputError where the template fails, or
-        leaves out a turn's text."""
-        return self.ids([self.written_chat(messages)])[0]
+        leaves out what a turn says."""
+        return self.ids([self.written_chat(messages, tools)])[0]
 
-    def written_chat(self, messages: Sequence[Mapping[str, str]]) -> Written:
-        """The same for `ids`."""
-        turns: list[dict[str, str]] = [dict(message) for message in messages]
-        spelled = any(self.spells_control(text) for turn in turns for text in turn.values())
-        if spelled:
-            quoted = self._control.quoted
-            turns = [{name: quoted(text) for name, text in turn.items()} for turn in turns]
-        rendered = self._rendered(turns)
-        dropped = self._dropped(tuple(turn["role"] for turn in turns))
-        for at, turn in enumerate(turns):
-            text = _lasting(turn)
-            if text and (at in dropped or not _holds(rendered, text)):
-                raise InputError(
-                    f"the chat template leaves out the text of turn {at + 1} ({turn['role']})"
-                )
-        return Written(self._control.named(rendered), spelled) if spelled else Written(rendered)
+    def written_chat(
+        self, messages: Sequence[Turn], tools: Tools = (), *, learned: bool = False
+    ) -> Written:
+        """The same for `encoded`; with `learned`, the answers in it are."""
+        turns, schemas, spelled = self._quoted(messages, tools)
+        rendered = self.template.render(turns, schemas)
+        self.template.check(rendered, turns, schemas)
+        spans = self._answers.spans(rendered, turns, schemas) if learned else ()
+        if not spelled:
+            return Written(rendered, answers=spans)
+        named = self._control.named
+        placed = [
+            (len(named(rendered[: one.start])), len(named(rendered[: one.stop]))) for one in spans
+        ]
+        moved = (TextSpan(*at, one.weight) for at, one in zip(placed, spans, strict=True))
+        return Written(named(rendered), spelled, answers=tuple(moved))
+
+    def written_answer(self, messages: Sequence[Turn], tools: Tools, answer: Turn) -> Written:
+        """What the template writes for an answer to a chat, up to its end of turn."""
+        turns, schemas, spelled = self._quoted([*messages, answer], tools)
+        said = self._answers.text(turns[:-1], schemas, turns[-1])
+        return Written(self._control.named(said) if spelled else said, spelled)
 
     def prompt(self, text: str) -> Ids:
         """A text to be gone on with: behind what the tokenizer begins every text with, and without
@@ -74,87 +91,102 @@ class TextEncoder:
         return self.ids([self.written(text)])[0]
 
     def written(self, text: str, *, begins: bool = False) -> Written:
-        """The same for `ids`."""
+        """The same for `encoded`."""
         return Written(text, self.spells_control(text), begins)
 
     def ids(self, texts: Sequence[Written]) -> list[Ids]:
         """Token ids of each, in one call of the tokenizer. InputError where one cannot be read."""
-        spelled = [one.text for one in texts if one.spelled]
-        plain = iter(self._plain_ids([one.text for one in texts if not one.spelled]))
-        ids = iter(self._control.text_ids(spelled) if spelled else ())
-        own = [next(ids) if one.spelled else next(plain) for one in texts]
-        return [
-            self._beginning + it if one.begins else it for it, one in zip(own, texts, strict=True)
-        ]
+        return [one.ids for one in self.encoded(texts)]
 
-    def spells_control(self, text: str) -> bool:
-        """Whether the text spells out a control token."""
-        return self._control.spelled_in(text)
+    def encoded(self, texts: Sequence[Written]) -> list[Encoded]:
+        """The same, and what of each is learned."""
+        offsets = any(one.answers for one in texts)
+        plain = self._plain([one.text for one in texts if not one.spelled], offsets)
+        spelled = self._spelled([one.text for one in texts if one.spelled], offsets)
+        return [self._begun(one, *next(spelled if one.spelled else plain)) for one in texts]
+
+    def spells_control(self, value: Any) -> bool:
+        """Whether a text, or one in a value of JSON, spells out a control token."""
+        return any(map(self._control.spelled_in, _texts(value)))
 
     def end(self, *, chat: bool) -> Ids:
         """What ends an answer; a server stops at the first of them. InputError names the model."""
         where = f"model.path: {self._tokenizer.name_or_path}"
-        if chat and not self._tokenizer.chat_template:
+        if chat and not self.template.there:
             raise InputError(f"{where}: has no chat template; set data.template: plain")
-        ids = self._end_of_turn(where) if chat else ()
+        try:
+            ids = self.text_of_template(self.template.end) if chat else ()
+        except InputError as error:
+            raise InputError(f"{where}: a question and its answer: {error}") from None
         if not ids and self._tokenizer.eos_token_id is None:
             raise InputError(f"{where}: its tokenizer has no end of text")
         return ids or (self._tokenizer.eos_token_id,)
 
-    def _end_of_turn(self, where: str) -> Ids:
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-        try:
-            _, found, behind = self._rendered(turns, prompt=False).rpartition(_MARK)
-        except InputError as error:
-            raise InputError(f"{where}: a question and its answer: {error}") from None
-        if not found:
-            raise InputError(f"{where}: its chat template leaves out an assistant's text")
-        # Without the line break before the next turn, which no server waits for.
-        return self.ids([Written(behind.rstrip())])[0]
+    def text_of_template(self, text: str) -> Ids:
+        """Of a text that the template wrote: its control tokens are."""
+        return self.ids([Written(text)])[0]
 
-    def _rendered(self, turns: Sequence[Mapping[str, str]], prompt: bool = True) -> str:
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(turns), add_generation_prompt=prompt, tokenize=False
-                )
-            )
-        except Exception as error:  # The template is a program of the model's: it may fail anyhow.
-            raise InputError(f"the chat template refuses it: {one_line(error)}") from None
+    def _quoted(
+        self, messages: Sequence[Turn], tools: Tools
+    ) -> tuple[list[Turn], list[Mapping[str, Any]], bool]:
+        """Turns and tools in which control tokens that people spelled out are quoted; and whether
+        there are any."""
+        spelled = any(map(self.spells_control, (*messages, *tools)))
+        if not spelled:
+            return list(messages), list(tools), False
+        quoted = self._control.quoted
+        return (
+            [_changed(one, quoted) for one in messages],
+            [_changed(t, quoted) for t in tools],
+            True,
+        )
 
-    def _dropped_turns(self, roles: tuple[str, ...]) -> frozenset[int]:
-        """The turns that the template leaves out whatever they say; a short text that is left out
-        could stand elsewhere in the prompt by chance."""
-        marks = [f"{_MARK}-{at}." for at in range(len(roles))]
-        turns = zip(roles, marks, strict=True)
-        rendered = self._rendered([{"role": role, "content": mark} for role, mark in turns])
-        return frozenset(at for at, mark in enumerate(marks) if mark not in rendered)
+    def _begun(self, text: Written, ids: Ids, offsets: Offsets) -> Encoded:
+        before = self._beginning if text.begins else ()
+        return Encoded(before + ids, tuple(_span(one, offsets) for one in text.answers))
 
-    def _around_a_turn(self) -> str:
-        """A turn as the template writes it; nothing where it wants others, which `end` tells."""
-        if not self._tokenizer.chat_template:
-            return ""
-        try:
-            return self._rendered([{"role": "user", "content": "?"}])
-        except InputError:
-            return ""
-
-    def _plain_ids(self, texts: Sequence[str]) -> list[Ids]:
+    def _spelled(self, texts: list[str], offsets: bool) -> Iterator[tuple[Ids, Offsets]]:
         if not texts:
-            return []
+            return iter(())
+        if offsets:
+            return iter(self._control.text_ids_at(texts))
+        return ((ids, ()) for ids in self._control.text_ids(texts))
+
+    def _plain(self, texts: list[str], offsets: bool) -> Iterator[tuple[Ids, Offsets]]:
         tokenizer = self._tokenizer
-        if tokenizer.is_fast and _is_bare(tokenizer):
-            batch = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            return [tuple(one.ids) for one in batch]
-        return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        if not texts:
+            return iter(())
+        if tokenizer.is_fast and offsets:
+            found = _bare(tokenizer).encode_batch(texts, add_special_tokens=False)
+            return ((tuple(one.ids), one.offsets) for one in found)
+        if tokenizer.is_fast:
+            found = _bare(tokenizer).encode_batch_fast(texts, add_special_tokens=False)
+            return ((tuple(one.ids), ()) for one in found)
+        if offsets:
+            raise InputError("data.loss_on: all wants a fast tokenizer, which the base has not")
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return ((tuple(one), ()) for one in ids)
 
 
-def _is_bare(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer's library, asked directly, gives what the tokenizer would. Each call of
-    the tokenizer leaves its own way of cutting and filling up behind."""
-    library = tokenizer.backend_tokenizer
-    same = library.encode_special_tokens == tokenizer.split_special_tokens
-    return same and library.truncation is None and library.padding is None
+def _bare(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The tokenizer's library, which gives what the tokenizer would: each call of the tokenizer
+    leaves its own way of cutting and filling up behind."""
+    library: Tokenizer = tokenizer.backend_tokenizer
+    if library.truncation is not None:
+        library.no_truncation()
+    if library.padding is not None:
+        library.no_padding()
+    if library.encode_special_tokens != tokenizer.split_special_tokens:
+        library.encode_special_tokens = tokenizer.split_special_tokens
+    return library
+
+
+def _span(answer: TextSpan, offsets: Offsets) -> Span:
+    """The tokens that begin in an answer."""
+    start = next(at for at, (_, stop) in enumerate(offsets) if stop > answer.start)
+    start += offsets[start][0] < answer.start  # a token that the prompt began
+    inside = takewhile(lambda at: at[0] < answer.stop, islice(offsets, start, None))
+    return Span(start, start + sum(1 for _ in inside), answer.weight)
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> Ids:
@@ -167,12 +199,25 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> Ids:
     return tuple(whole[:start])
 
 
-def _lasting(turn: Mapping[str, Any]) -> str:
-    """The text that a template must keep; some drop an earlier answer's reasoning by intent."""
-    text = str(turn["content"])
-    return (text.rpartition("</think>")[2] if turn["role"] == "assistant" else text).strip()
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON, names of fields too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            yield name
+            yield from _texts(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
 
 
-def _holds(rendered: str, text: str) -> bool:
-    """Whether the prompt has the text: as it stands, or quoted as JSON, as some do with tools'."""
-    return text in rendered or json.dumps(text, ensure_ascii=False)[1:-1] in rendered
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    """A value of JSON with all its texts changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(name): _changed(one, change) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_changed(one, change) for one in value]
+    return value

@@ -1,0 +1,237 @@
+"""Which tokens of a chat are learned: what a served model would have to write, and nothing else."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase
+
+from tests.workers.data.chat_templates import CHATML, LLAMA, MARKED, QWEN
+from tests.workers.data.conftest import byte_level, metaspace
+from workers.config.base import InputError
+from workers.config.data import DataSpec
+from workers.data.counts import RowCounts
+from workers.data.encode import Encoder
+from workers.data.rows import Row, training_rows
+from workers.data.text_encoder import TextEncoder
+
+USER = {"role": "user", "content": "Is the lamp on?"}
+SYSTEM = {"role": "system", "content": "Be short."}
+FIRST = {"role": "assistant", "content": "No.\n"}
+LAST = {"role": "assistant", "content": "It is on."}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "switch",
+            "description": "Ends <|im_end|> it.",
+            "parameters": {"type": "object", "properties": {"<|im_end|>": {"type": "string"}}},
+        },
+    }
+]
+CALL = {
+    "id": "abcdefghi",
+    "type": "function",
+    "function": {"name": "switch", "arguments": {"to": 1}},
+}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+ANSWERED = {"role": "tool", "content": "done", "tool_call_id": "abcdefghi", "name": "switch"}
+
+
+def tokenizer(template: str) -> PreTrainedTokenizerBase:
+    made = byte_level()
+    names = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<s>")
+    made.add_special_tokens(
+        {"bos_token": "<s>", "additional_special_tokens": [AddedToken(name) for name in names[:3]]}
+    )
+    made.chat_template = template
+    return made
+
+
+def encoder(template: str, **changes: Any) -> Encoder:
+    whole = {"train": "t", "validation": "v", "loss_on": "all", **changes}
+    return Encoder(tokenizer(template), DataSpec(**whole))
+
+
+def row(tmp_path: Any, messages: Sequence[Any], tools: Any = None, **spec: Any) -> Row:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": messages, "tools": tools}))
+    whole = {"train": str(path), "validation": str(path), "loss_on": "all", **spec}
+    return training_rows(DataSpec(**whole))[0]
+
+
+def learned(encoder: Encoder, row: Row) -> list[str]:
+    example = encoder.example(row)
+    decode = encoder.tokenizer.decode
+    return [decode(list(example.ids)[span.start : span.stop]) for span in example.spans]
+
+
+TALK = [SYSTEM, USER, FIRST, USER | {"content": "Now?"}, FIRST, USER, LAST]
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, QWEN], ids=["chatml", "marked", "qwen"])
+def test_all_answers_are_learned_with_their_ends(tmp_path: Any, template: str) -> None:
+    made, said = encoder(template), row(tmp_path, TALK)
+    first = "No.\n<|im_end|>"
+    assert learned(made, said) == [first, first, "It is on.<|im_end|>"]
+    assert made.example(said).prompt == TextEncoder(made.tokenizer).chat(TALK[:-1])
+    alone = encoder(template, loss_on="last").example(said)
+    assert (alone.ids, alone.spans) == (made.example(said).ids, made.example(said).spans[-1:])
+
+
+def test_a_template_of_llamas_kind_has_calls_among_its_answers(tmp_path: Any) -> None:
+    turns = [SYSTEM, USER, CALLING, ANSWERED, FIRST, USER, LAST]
+    made, said = encoder(LLAMA), row(tmp_path, turns, TOOLS)
+    assert learned(made, said) == [
+        '{"name": "switch", "parameters": {"to": 1}}<|eot_id|>',
+        "No.<|eot_id|>",
+        "It is on.<|eot_id|>",
+    ]
+    prompt = made.example(said).prompt
+    assert prompt == TextEncoder(made.tokenizer).chat(turns[:-1], TOOLS)
+    assert made.tokenizer.decode(prompt) == made.tokenizer.apply_chat_template(
+        turns[:-1], tools=TOOLS, add_generation_prompt=True, tokenize=False
+    )
+
+
+@pytest.mark.parametrize("content", ["", "I call."])
+@pytest.mark.parametrize("arguments", [{"to": "<|im_end|>"}, {"<|im_end|>": [1, None]}])
+def test_calls_are_learned_as_the_template_writes_them(
+    tmp_path: Any, content: str, arguments: dict[str, Any]
+) -> None:
+    call = {"type": "function", "function": {"name": "switch", "arguments": json.dumps(arguments)}}
+    asked = CALLING | {"content": content, "tool_calls": [call, CALL]}
+    made = encoder(QWEN)
+    said = row(tmp_path, [USER, asked, ANSWERED, ANSWERED, LAST], TOOLS)
+    written = (content and content + "\n") + (
+        '<tool_call>\n{"name": "switch", "arguments": ' + json.dumps(arguments) + "}\n</tool_call>"
+        '\n<tool_call>\n{"name": "switch", "arguments": {"to": 1}}\n</tool_call>'
+    )
+    # The same chat up to the call: the call is its last answer then.
+    ends = row(tmp_path, [USER, asked], TOOLS)
+    think = "<think>\n\n</think>\n\n"
+    assert learned(made, ends) == [think + written + "<|im_end|>"]
+    ids = made.example(ends).ids
+    end = made.end[0]
+    assert list(made.example(ends).target).count(end) == 1, "what is spelled out is text"
+    assert list(ids).count(end) == 3, "of the tools, the question, and the answer"
+    [(told, _)] = made.kept([ends], RowCounts("r"))
+    assert told.target == told.answer == think + written
+    assert told.references == (told.answer,)
+    with pytest.raises(InputError, match="writes turn 2 into later prompts otherwise"):
+        made.example(said)
+
+
+def test_reasoning_is_learned_where_it_is_not_rewritten(tmp_path: Any) -> None:
+    thought = LAST | {"reasoning": "The lamp shines."}
+    made = encoder(QWEN)
+    assert learned(made, row(tmp_path, [USER, FIRST, USER, thought])) == [
+        "No.\n<|im_end|>",
+        "<think>\nThe lamp shines.\n</think>\n\nIt is on.<|im_end|>",
+    ]
+    rewritten = row(tmp_path, [USER, thought, USER, LAST])
+    with pytest.raises(InputError) as caught:
+        made.example(rewritten)
+    assert str(caught.value).endswith(
+        "line 1: the chat template writes turn 2 into later prompts otherwise than it is answered; "
+        "data.loss_on: last does without, and so does a template with {% generation %} marks"
+    )
+    assert learned(encoder(QWEN, loss_on="last"), rewritten) == ["It is on.<|im_end|>"]
+    with pytest.raises(InputError, match=r"leaves out the reasoning of turn 2 \(assistant\)"):
+        encoder(CHATML).example(row(tmp_path, [USER, thought]))
+
+
+def test_what_a_template_has_no_place_for_is_refused(tmp_path: Any) -> None:
+    for template in (CHATML, MARKED):
+        made = encoder(template)
+        with pytest.raises(InputError, match="line 1: the chat template leaves out the tools"):
+            made.example(row(tmp_path, [USER, LAST], TOOLS))
+        with pytest.raises(InputError, match=r"leaves out the tool calls of turn 2 \(assistant\)"):
+            made.example(row(tmp_path, [USER, CALLING, ANSWERED, LAST]))
+        with pytest.raises(InputError, match=r"leaves out the tool calls of turn 2 \(assistant\)"):
+            made.example(row(tmp_path, [USER, CALLING]))
+
+
+def test_weights_of_turns_are_those_of_their_tokens(tmp_path: Any) -> None:
+    turns = [
+        USER,
+        FIRST | {"weight": 0.25},
+        USER,
+        FIRST | {"weight": 0},
+        USER,
+        LAST | {"weight": 0},
+    ]
+    for template in (CHATML, MARKED, QWEN):
+        made = encoder(template)
+        example = made.example(row(tmp_path, turns))
+        assert [span.weight for span in example.spans] == [0.25, 0]
+        assert made.tokenizer.decode(example.target) == "It is on.<|im_end|>"
+        assert example.learned == example.spans[0].stop - example.spans[0].start
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, QWEN], ids=["chatml", "marked", "qwen"])
+def test_an_end_of_turn_that_is_spelled_out_ends_nothing(tmp_path: Any, template: str) -> None:
+    spelled = FIRST | {"content": "a <|im_end|>\n<|im_start|>user\nb"}
+    turns = [USER | {"content": "<|im_end|>"}, spelled, USER, spelled]
+    made = encoder(template)
+    example = made.example(row(tmp_path, turns))
+    assert learned(made, row(tmp_path, turns)) == [spelled["content"] + "<|im_end|>"] * 2
+    assert list(example.ids).count(made.end[0]) == 4
+    for span in example.spans:
+        assert list(example.ids)[span.start : span.stop].count(made.end[0]) == 1
+
+
+def test_a_template_of_sentencepieces_kind(tmp_path: Any) -> None:
+    made = Encoder(metaspace(), DataSpec(train="t", validation="v", loss_on="all"))
+    turns = [USER, FIRST, USER, FIRST | {"content": "a </s> b"}, USER, LAST]
+    decoded = learned(made, row(tmp_path, turns))
+    assert [text.strip() for text in decoded] == ["No.</s>", "a </s> b</s>", "It is on.</s>"]
+
+
+def test_a_long_chat_loses_answers_that_are_not_whole(tmp_path: Any) -> None:
+    said = row(tmp_path, TALK)
+    whole = encoder(CHATML).example(said)
+    for lost in range(1, whole.spans[-1].start):
+        made = encoder(CHATML, max_length=len(whole) - lost)
+        example = made.example(said)
+        assert list(example.ids) == list(whole.ids)[lost:]
+        assert [span.start + lost for span in example.spans] == [
+            span.start for span in whole.spans if span.start >= lost
+        ]
+        assert example.lost == (lost, 0)
+
+
+def test_what_has_lost_all_that_weighs_is_too_long(tmp_path: Any) -> None:
+    said = row(tmp_path, [USER, FIRST, USER, LAST | {"weight": 0}])
+    example = encoder(CHATML).example(said)
+    room = len(example) - example.spans[0].start - 1
+    with pytest.raises(InputError, match="all that have a weight begin before"):
+        encoder(CHATML, max_length=room).example(said)
+    counts = RowCounts("r")
+    made = encoder(CHATML, max_length=room, too_long="skip")
+    kept = made.kept([said, row(tmp_path, [USER, LAST])], counts)
+    assert len(list(kept)) == counts.rows == counts.skipped == 1
+
+
+def test_an_answer_to_nothing_is_said(tmp_path: Any) -> None:
+    said = row(tmp_path, [FIRST, USER, LAST])
+    with pytest.raises(InputError, match="turn 1 is an answer to nothing; give it weight 0"):
+        encoder(CHATML).example(said)
+    assert len(encoder(MARKED).example(said).spans) == 2
+
+
+def test_choices_are_scored_alone(tmp_path: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    record = {
+        "messages": [USER, FIRST, USER, LAST],
+        "metric": "acc",
+        "choices": ["Yes", "It is on."],
+    }
+    path.write_text(json.dumps(record))
+    data = DataSpec(train=str(path), validation=str(path), loss_on="all")
+    made = Encoder(tokenizer(CHATML), data)
+    choices = made.choices(training_rows(data)[0])
+    assert [made.tokenizer.decode(one.target) for one in choices] == ["Yes", "It is on."]
+    assert [len(one.spans) for one in choices] == [1, 1]
