@@ -93,7 +93,7 @@ class Yardstick:
     def check(self) -> str:
         """Check base and rows as far as a driver can; returns the rows' digest. InputError."""
         from workers.data.encode import Encoder
-        from workers.data.source import data_digest
+        from workers.data.sources.records import data_digest
         from workers.data.survey import Survey
         from workers.models.base import check_base
 

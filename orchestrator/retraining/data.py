@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.config.job import JobSpec, override_job
 from workers.config.base import InputError
 from workers.config.sources import SourceSpec
-from workers.data.source import records
+from workers.data.sources.records import records
 from workers.run.files import write_text
 
 HELD_OUT = 5

@@ -69,7 +69,7 @@ def check_study(job: JobSpec, resume: bool) -> None:
 
 def check_data_same(job: JobSpec) -> None:
     """InputError where a study's rows are no longer those that its trials began with."""
-    from workers.data.source import data_digest
+    from workers.data.sources.records import data_digest
 
     job = portable(job)  # as its trials name their sources
     if before := read_used(used_file(job.study_folder(), job.train)):

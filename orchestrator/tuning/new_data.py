@@ -26,7 +26,7 @@ _UNFINISHED = tuple(state for state in TrialState if not state.is_finished())
 def on_new_data(job: JobSpec) -> JobSpec:
     """The job of the study that goes on with this one on the rows of today, made if need be; the
     job itself where its rows are the same. Raises InputError if there is nothing left to do."""
-    from workers.data.source import data_digest
+    from workers.data.sources.records import data_digest
 
     before = read_used(used_file(job.study_folder(), job.train))
     now = data_digest(job.train.data)

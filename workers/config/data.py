@@ -13,8 +13,9 @@ RowMetric = Annotated[str, OneOf(lambda: ROW_METRICS)]
 
 
 class DataSpec(Spec):
-    """Rows to learn from. A source is a path or glob of Parquet or JSONL files (any filesystem
-    that pyarrow reads), or `hub:NAME[:CONFIG][#SPLIT]`."""
+    """Rows to learn from. A source is a path, folder or glob of Parquet, JSON, JSONL, CSV, TSV or
+    Arrow files (any filesystem that pyarrow reads), a folder of `save_to_disk` with `#SPLIT`, or
+    `hub:NAME[:CONFIG][#SPLIT]`."""
 
     train: Annotated[Sources, Field(examples=["train.parquet", "s3://bucket/train/*.jsonl"])]
     """Source of the training rows; or a list of sources, each a text or `{source, weight, task}`:

@@ -11,7 +11,7 @@ from workers.config.data import DataSpec
 from workers.config.sources import SourceSpec
 from workers.data.asked import TOOLS, asked_in
 from workers.data.chat import Turn, weight
-from workers.data.source import records
+from workers.data.sources.records import records
 from workers.data.split import is_held_out, row_key
 from workers.data.text_metrics import CHOICE_METRICS, check_metric
 from workers.data.tools import calls_text

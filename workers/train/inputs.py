@@ -12,7 +12,7 @@ from workers.data.encode import Encoder
 from workers.data.epoch import Part
 from workers.data.example import Example
 from workers.data.rows import Row, training_rows, validation_rows
-from workers.data.source import data_digest
+from workers.data.sources.records import data_digest
 from workers.models.base import Base, load_base
 from workers.train.used import UsedInputs
 

@@ -10,7 +10,7 @@ import pytest
 from workers.config.base import InputError
 from workers.config.data import DataSpec
 from workers.data.rows import Row, training_rows, validation_rows
-from workers.data.source import data_digest
+from workers.data.sources.records import data_digest
 from workers.data.split import is_held_out, row_key
 
 

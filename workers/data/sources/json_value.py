@@ -1,31 +1,48 @@
-"""One line of a JSON Lines file, from anywhere: the object in it, or one line on what is wrong."""
+"""JSON out of a file of anybody: its value, or one line on what is wrong."""
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from workers.config.base import InputError, one_line
 from workers.data.values import repeated
+
+Value = TypeVar("Value")
 
 
 def json_record(line: bytes, where: str) -> dict[str, Any]:
     """The object in a line."""
     try:  # a mark of the byte order may lead each of joined files
-        record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once)
+        text = line.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{where}: is no UTF-8") from None
+    return as_record(said_plainly(lambda: DECODER.decode(text), where), where)
+
+
+def as_record(value: Any, where: str) -> dict[str, Any]:
+    """The value, which must be an object."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: must be a JSON object")
+    return value
+
+
+def said_plainly(parse: Callable[[], Value], where: str) -> Value:
+    """What `parse` gives; InputError where that is no JSON."""
+    try:
+        return parse()
     except RecursionError:
         raise InputError(f"{where}: is no JSON that can be read: it nests too deep") from None
     except ValueError as error:  # also what Python says of a number of thousands of digits
         reason = getattr(error, "msg", one_line(error).partition("; use sys.")[0])
         raise InputError(f"{where}: is no JSON: {reason}") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: must be a JSON object")
-    return record
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object's fields, none of them twice: JSON would keep the last."""
     record = dict(pairs)
     if len(record) < len(pairs):
         raise ValueError(f"{repeated(name for name, _ in pairs)!r} is there twice")
     return record
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=once)

@@ -11,7 +11,7 @@ import pytest
 
 from workers.config.base import InputError
 from workers.config.data import DataSpec
-from workers.data.source import data_digest, digest, records
+from workers.data.sources.records import data_digest, digest, records
 
 ROWS = [{"prompt": f"p{i}", "target": f"t{i}", "other": i} for i in range(5)]
 
@@ -121,7 +121,7 @@ def test_files_of_a_hub_that_cannot_be_read_say_why(
     [
         ("absent.parquet", None, "no such file"),
         ("absent/*.jsonl", None, "no such file"),
-        ("data.csv", b"a,b", "neither Parquet nor JSONL"),
+        ("data.xlsx", b"a,b", "is of no known format by its name; allowed are "),
         ("bad.parquet", b"PAR1 this is none PAR1", "cannot be read as Parquet"),
         ("empty.parquet", b"", "cannot be read as Parquet"),
         ("bad.jsonl", b'{"a": 1}\n{"a": \n', "line 2: is no JSON"),

@@ -1,0 +1,42 @@
+"""Records out of any source, in order, and a digest of its content."""
+
+import hashlib
+
+from workers.config.data import DataSpec
+from workers.data.sources.files import files
+from workers.data.sources.formats import reader
+from workers.data.sources.hub import HUB, hub_fingerprint, hub_records
+from workers.data.sources.record import Records, Wanted
+
+
+def records(source: str, wanted: Wanted) -> Records:
+    """Every record of a source, in order. Nothing is read beyond what the caller takes.
+
+    Raises InputError for a file that is missing, unreadable, or in another format.
+    """
+    if source.startswith(HUB):
+        yield from hub_records(source, wanted)
+        return
+    for file in files(source):
+        yield from reader(file.path)(file, wanted)
+
+
+def digest(source: str) -> str:
+    """sha256 over the bytes of a source's files, or over the fingerprint of a hub data set."""
+    state = hashlib.sha256()
+    if source.startswith(HUB):
+        state.update(hub_fingerprint(source).encode())
+        return state.hexdigest()
+    for file in files(source):
+        with file.filesystem.open_input_stream(file.path, compression=None) as stream:
+            while block := stream.read(1 << 20):
+                state.update(block)
+    return state.hexdigest()
+
+
+def data_digest(spec: DataSpec) -> str:
+    """Digest of the content of all of a run's sources, and of what is held out of them."""
+    names = [one.source for one in spec.sources]
+    names += [spec.validation] if isinstance(spec.validation, str) else []
+    split = f" held out: {spec.held_out!r}" if spec.held_out else ""
+    return hashlib.sha256(("".join(map(digest, names)) + split).encode()).hexdigest()
