@@ -79,7 +79,7 @@ def variants() -> Iterator[tuple[str, str]]:
     yield "data.train=broken.jsonl", "broken.jsonl"
     yield "data.train=noise.parquet", "noise.parquet"
     yield "data.train=other.parquet", "other.parquet"
-    yield "data.train=rows.csv", "rows.csv"
+    yield "data.train=rows.xlsx", "rows.xlsx"
     yield "data.train=late.jsonl", "late.jsonl: line 20: its target has 601 tokens, and leaves no"
     yield "data.too_long=drop", "data.too_long: Input should be 'refuse', 'skip' or 'cut'"
     yield "data.target_column=answer", "answer"
@@ -154,7 +154,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Pa
         "deep.yaml": "{name: " * 5000,
         "cyclic.yaml": "name: cyclic\nsearch: &s {space: *s}\n",
         "rows.jsonl": (json.dumps(row) + "\n") * 4,
-        "rows.csv": "prompt,target\na,b\n",
+        "rows.xlsx": "prompt,target\na,b\n",
         "empty.jsonl": "",
         "broken.jsonl": '{"prompt": ',
         "metric.jsonl": json.dumps(row | {"metric": "beauty"}) + "\n",

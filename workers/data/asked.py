@@ -7,7 +7,7 @@ from workers.config.base import InputError
 from workers.config.data import DataSpec
 from workers.data.chat import Turn, chat, weight
 from workers.data.tools import tool_schemas
-from workers.data.values import text
+from workers.data.values import text, unpacked
 
 TOOLS = ("tools", "functions")
 """Columns with what the assistant may call. The second is an old form, which is refused."""
@@ -25,7 +25,7 @@ def asked_in(spec: DataSpec, where: str, record: Mapping[str, Any]) -> Asked:
     """Out of a chat, or of columns with prompt and target. InputError where nothing is learned of
     it, or what is learned cannot be rendered."""
     if spec.messages_column in record:
-        asked = Asked(*chat(record[spec.messages_column], where), _tools(record, where))
+        asked = Asked(*chat(unpacked(record[spec.messages_column]), where), _tools(record, where))
     else:
         asked = _of_columns(spec, where, record)
     if not _learned(spec, asked):

@@ -15,7 +15,7 @@ from workers.data.sources.records import records
 from workers.data.split import is_held_out, row_key
 from workers.data.text_metrics import CHOICE_METRICS, check_metric
 from workers.data.tools import calls_text
-from workers.data.values import text, texts
+from workers.data.values import text, texts, unpacked
 
 EXTRA_COLUMNS = ("id", "choices", "answer", "answer_index", "references")
 """Columns that are read where they are there."""
@@ -177,8 +177,9 @@ def _metric(spec: DataSpec, said: str | None, task: str, where: str) -> str:
 
 
 def _optional(record: Mapping[str, Any], column: str, where: str) -> str | None:
+    """What says nothing is not there: a cell of CSV is empty then."""
     value = record.get(column)
-    return None if value is None else text(value, f"column {column!r}", where)
+    return None if value in (None, "") else text(value, f"column {column!r}", where)
 
 
 def _list(record: Mapping[str, Any], column: str, where: str) -> tuple[str, ...]:
@@ -193,7 +194,7 @@ def _choices(
     choices = _list(record, "choices", where)
     if not all(choice.strip() for choice in choices):  # no token, so a likelihood that always wins
         raise InputError(f"{where}: one of its choices is empty")
-    index = record.get("answer_index")
+    index = unpacked(record.get("answer_index"))
     if index is not None and type(index) is not int:  # a bool is an int to isinstance
         raise InputError(f"{where}: column 'answer_index' must hold a whole number, not {index!r}")
     if index is None or index < 0:

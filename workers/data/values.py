@@ -1,7 +1,9 @@
 """Values of a record as text; what is none is refused, with its file and row."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from reprlib import repr as short
 from typing import Any
@@ -40,12 +42,23 @@ def string(value: Any, what: str, where: str) -> str:
 
 
 def texts(value: Any, what: str, where: str) -> tuple[str, ...]:
-    """A list of texts; none where there is no value."""
+    """A list of texts, or one as JSON text; none where there is no value."""
+    value = unpacked(value)
     if value is None:
         return ()
     if not isinstance(value, list):
         raise InputError(f"{where}: {what} must hold a list, not {short(value)}")
     return tuple(text(item, f"{what}, item {at},", where) for at, item in enumerate(value, 1))
+
+
+def unpacked(value: Any) -> Any:
+    """What a text says as JSON, where a list is wanted: a cell of CSV holds nothing else. An empty
+    text says nothing; one that is no JSON stays."""
+    if not isinstance(value, str):
+        return value
+    with suppress(ValueError, RecursionError):
+        return json.loads(value) if value.strip() else None
+    return value
 
 
 def is_empty(value: Any) -> bool:

@@ -72,6 +72,41 @@ def test_several_sources_follow_one_another(tmp_path: Path) -> None:
         training_rows(data)
 
 
+def test_cells_of_csv_hold_lists_as_json_and_may_be_empty(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        "prompt,target,task,metric,choices,answer_index,answer,references\n"
+        'p,b,quiz,acc,"[""a"", ""b""]",,,\n'
+        'p,a,,acc,"[""a"", 3]",0,a,\n'
+        "p,3,,number_match,,,4,\n"
+        'p,t,,rouge_l,,,,"[""t"", ""u""]"\n'
+    )
+    rows = read_rows(DataSpec(train=str(path), validation=str(path)), str(path))
+    assert [(row.task, row.choices, row.answer_index) for row in rows] == [
+        ("quiz", ("a", "b"), 1),
+        ("default", ("a", "3"), 0),
+        ("default", (), -1),
+        ("default", (), -1),
+    ]
+    assert [row.references for row in rows] == [("b",), ("a",), ("4",), ("t", "u")]
+    chats = tmp_path / "chats.tsv"
+    turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    chats.write_text("messages\n" + '"' + json.dumps(turns).replace('"', '""') + '"\n')
+    (row,) = read_rows(DataSpec(train="t", validation="v"), str(chats))
+    assert (row.messages, row.target) == ((turns[0],), "a")
+
+
+@pytest.mark.parametrize("cell", ["a|b", "{}", "[1.0]", "[" * 100_000])
+def test_a_cell_that_is_no_list_is_one_line(tmp_path: Path, cell: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"prompt,target,metric,choices\np,b,acc,{cell}\n")
+    with pytest.raises(
+        InputError, match=r"rows\.csv: line 2: column 'choices'.* must hold "
+    ) as said:
+        read_rows(DataSpec(train="t", validation="v"), str(path))
+    assert "\n" not in str(said.value)
+
+
 def test_choices_find_their_answer(tmp_path: Path) -> None:
     base = {"prompt": "p", "target": "b", "metric": "acc", "choices": ["a", "b"]}
     rows = training_rows(
@@ -136,7 +171,7 @@ def test_first_rows_and_rows_of_each_task(tmp_path: Path) -> None:
                     "target": "a",
                     "metric": "acc",
                     "choices": ["a"],
-                    "answer_index": "0",
+                    "answer_index": "first",
                 }
             ],
             "column 'answer_index' must hold a whole number",
