@@ -187,8 +187,11 @@ def _text_of(request: TextRequest) -> str:
     match request.prompt:
         case str(text):
             return text
-        case Chat(messages):
-            return json.dumps([dict(message) for message in messages], ensure_ascii=False)
+        case Chat(messages, ()):
+            return json.dumps(list(messages), ensure_ascii=False)
+        case Chat(messages, tools):
+            asked = {"messages": list(messages), "tools": list(tools)}
+            return json.dumps(asked, ensure_ascii=False)
         case ids:
             return json.dumps(ids)
 

@@ -1,20 +1,31 @@
 """What the bodies of OpenAI's completions protocol are made of."""
 
 import json
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from orchestrator.openai.body import Body, without_nulls
-from orchestrator.openai.neutral import Empty, NoItems, Off
+from orchestrator.openai.neutral import Empty, NoItems, Off, unsupported
+from orchestrator.openai.tools import MOST, ToolCall
+from workers.config.base import InputError
+from workers.data.chat import OF_ROLE, REASONING, Turn, turn_of
 from workers.engine.request import RoutingDetail
 
 PARTS = 4096
 """Messages of a chat, and parts of a message, at most: each is checked by itself."""
+ONLY_SOME = ("name", "tool_call_id", "tool_calls", *REASONING)
+"""Fields of the messages of some roles only."""
 
 
-def _joined(value: Any) -> Any:
+def _joined(value: Any, info: ValidationInfo) -> Any:
     """The text of a message that comes in parts, as long as all of them are text."""
+    if value is None:
+        if info.data.get("tool_calls"):
+            return ""
+        raise PydanticCustomError("missing", "Field required")
     if not isinstance(value, list):
         return value
     if len(value) > PARTS:
@@ -44,17 +55,40 @@ class TextPart(Body):
 class Message(Body):
     """One turn of a chat: also one that was answered here or elsewhere, and comes back."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_joined, json_schema_input_type=str | list[TextPart])]
-    name: Empty = ""
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    name: str = ""
+    tool_call_id: str = ""
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MOST, fail_fast=True)] = Field([])
+    reasoning_content: str = ""
+    reasoning: str = ""
+    thinking: str = ""
     refusal: Empty = ""
-    tool_calls: NoItems = Field([])
     annotations: NoItems = Field([])
+    content: Annotated[
+        str, BeforeValidator(_joined, json_schema_input_type=str | list[TextPart] | None)
+    ] = Field(None, validate_default=True)
 
-    def plain(self) -> dict[str, str]:
-        """As chat templates know it; `developer` is OpenAI's new name for `system`."""
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": self.content}
+    @field_validator(*ONLY_SOME)
+    @classmethod
+    def _of_its_role(cls, value: Any, info: ValidationInfo) -> Any:
+        role = info.data.get("role", "")
+        if value and info.field_name not in OF_ROLE.get(role, ()):
+            raise unsupported()
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _ = self.turn
+        return self
+
+    @cached_property
+    def turn(self) -> Turn:
+        """As chat templates are given it, in training too; ValueError where it cannot be."""
+        said = self.model_dump(include={"role", "content", *ONLY_SOME}, exclude_defaults=True)
+        try:
+            return turn_of({"content": self.content} | said, "")
+        except InputError as error:
+            raise ValueError(str(error).removeprefix(": ")) from None
 
 
 class JsonSchema(Body):

@@ -56,8 +56,6 @@ class NeutralChat(Neutral):
 
     store: Off = False
     metadata: Annotated[dict[str, str | None], ONLY] = Field({})
-    tools: NoItems = Field([])
-    tool_choice: NoChoice = "none"
     parallel_tool_calls: bool = True
     functions: NoItems = Field([])
     function_call: NoChoice = "none"

@@ -9,7 +9,7 @@ import secrets
 from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -21,13 +21,17 @@ from pydantic import (
 
 from orchestrator.openai.content import PARTS, Extras, Message, ResponseFormat, StreamOptions
 from orchestrator.openai.neutral import (
+    ONLY,
     Neutral,
     NeutralChat,
     NeutralText,
     unsupported,
 )
 from orchestrator.openai.prompt import Prompts, each
+from orchestrator.openai.tools import Tools
 from workers.config.base import PositiveInt
+from workers.data.nested import texts_in
+from workers.data.tools import tool_schemas
 from workers.engine.request import (
     AdapterRef,
     Chat,
@@ -54,8 +58,10 @@ def _likely_tokens(prompt: Prompt) -> int:
     match prompt:
         case str(text):
             return -(-len(text.encode(errors="surrogatepass")) // BYTES)
-        case Chat(messages):
-            return sum(TURN + _likely_tokens(message["content"]) for message in messages)
+        case Chat(messages, tools):
+            turns = ({n: one for n, one in turn.items() if n != "role"} for turn in messages)
+            said = sum(map(_likely_tokens, texts_in([*turns, *tools], names=False)))
+            return TURN * len(messages) + said
         case ids:
             return len(ids)
 
@@ -167,6 +173,9 @@ class ChatBody(NeutralChat, CompletionBase):
 
     prompt_field = "messages"
     messages: Annotated[list[Message], Field(min_length=1, max_length=PARTS, fail_fast=True)]
+    tools: Tools = Field([])
+    tool_choice: Annotated[Literal["none", "auto"], ONLY] = "auto"
+    """none: the tools are not shown to the model."""
     max_completion_tokens: PositiveInt | None = None
     logprobs: bool = False
     top_logprobs: TopLogprobs | None = None
@@ -187,7 +196,8 @@ class ChatBody(NeutralChat, CompletionBase):
     @cached_property
     def prompts(self) -> tuple[Prompt, ...]:
         """One."""
-        return (Chat(tuple(message.plain() for message in self.messages)),)
+        tools = () if self.tool_choice == "none" else tool_schemas(self.tools, "")
+        return (Chat(tuple(message.turn for message in self.messages), tools),)
 
     def _limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens

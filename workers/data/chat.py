@@ -10,7 +10,7 @@ from workers.data.values import is_empty, string
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """What a turn's reasoning is called; templates are given all of the names."""
 _EVERY = ("role", "content")
-_ONLY = {
+OF_ROLE = {
     "assistant": ("tool_calls", "weight", *REASONING),
     "tool": ("tool_call_id", "name"),
 }
@@ -25,7 +25,7 @@ def chat(value: Any, where: str) -> tuple[tuple[Turn, ...], Turn]:
     """The turns before the last assistant turn, and that turn."""
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
         raise InputError(f"{where}: messages must be a list of turns with role and content")
-    turns = tuple(_turn(turn, f"{where}: turn {at}") for at, turn in enumerate(value, 1))
+    turns = tuple(turn_of(turn, f"{where}: turn {at}") for at, turn in enumerate(value, 1))
     last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
     if last == 0:
         raise InputError(f"{where}: messages need an assistant turn, and one before it")
@@ -49,11 +49,12 @@ def parts_text(value: Any, where: str) -> Any:
     return "".join(_part(part, where) for part in value)
 
 
-def _turn(turn: Mapping[str, Any], where: str) -> Turn:
-    """Nothing that is not rendered may be said: dropped, it would change what is learned."""
+def turn_of(turn: Mapping[str, Any], where: str) -> Turn:
+    """A turn as chat templates are given it. Nothing that is not rendered may be said: dropped, it
+    would change what is learned."""
     role = string(turn.get("role"), "role", where)
     role = "system" if role == "developer" else role  # OpenAI's new name
-    allowed = (*_EVERY, *_ONLY.get(role, ()))
+    allowed = (*_EVERY, *OF_ROLE.get(role, ()))
     for name, value in turn.items():
         if name not in allowed and not is_empty(value):
             raise InputError(
@@ -82,7 +83,7 @@ def _of_assistant(turn: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _texts(turn: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:
-    fields = _ONLY.get(role, ())
+    fields = OF_ROLE.get(role, ())
     return {name: string(turn[name], name, where) for name in fields if turn.get(name)}
 
 

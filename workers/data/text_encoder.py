@@ -4,7 +4,7 @@ What people write is text: `<|im_end|>` in it is so many characters. Control tok
 chat template alone, and from the tokenizer where it puts one before every text.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from workers.data.answers import Answers, TextSpan
 from workers.data.chat import Turn
 from workers.data.control_tokens import ControlTokens, Offsets
 from workers.data.example import Span
+from workers.data.nested import texts_in, with_texts
 from workers.data.template import ChatTemplate, Tools
 
 Ids = tuple[int, ...]
@@ -107,7 +108,7 @@ class TextEncoder:
 
     def spells_control(self, value: Any) -> bool:
         """Whether a text, or one in a value of JSON, spells out a control token."""
-        return any(map(self._control.spelled_in, _texts(value)))
+        return any(map(self._control.spelled_in, texts_in(value)))
 
     def end(self, *, chat: bool) -> Ids:
         """What ends an answer; a server stops at the first of them. InputError names the model."""
@@ -136,8 +137,8 @@ class TextEncoder:
             return list(messages), list(tools), False
         quoted = self._control.quoted
         return (
-            [_changed(one, quoted) for one in messages],
-            [_changed(t, quoted) for t in tools],
+            [with_texts(one, quoted) for one in messages],
+            [with_texts(t, quoted) for t in tools],
             True,
         )
 
@@ -197,27 +198,3 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> Ids:
     places = range(len(whole) - len(bare) + 1)
     start = next((at for at in places if whole[at : at + len(bare)] == bare), 0)
     return tuple(whole[:start])
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value of JSON, names of fields too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for name, one in value.items():
-            yield name
-            yield from _texts(one)
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _texts(one)
-
-
-def _changed(value: Any, change: Callable[[str], str]) -> Any:
-    """A value of JSON with all its texts changed."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {change(name): _changed(one, change) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_changed(one, change) for one in value]
-    return value

@@ -90,11 +90,12 @@ def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
     if said.get("type", "function") != "function":
         raise InputError(f"{where}: type must be function, not {short(said['type'])}")
     number = {"id": string(said["id"], "id", where)} if said.get("id") else {}
-    known = {"name": function["name"], "arguments": _arguments(function.get("arguments"), where)}
+    known = {"name": function["name"], "arguments": arguments(function.get("arguments"), where)}
     return {**number, "type": "function", "function": known}
 
 
-def _arguments(value: Any, where: str) -> dict[str, Any]:
+def arguments(value: Any, where: str) -> dict[str, Any]:
+    """A call's, out of an object or its JSON text."""
     text = isinstance(value, str) and value.strip()
     found = json_value(value, "arguments", where) if text else (value or {})
     if not isinstance(found, Mapping):

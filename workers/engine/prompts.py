@@ -1,11 +1,12 @@
 """Prompts to token ids beside the event loop: what is too long is refused before that is known."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from transformers import PreTrainedTokenizerBase
 
+from workers.data.nested import texts_in
 from workers.engine.request import Chat, RequestError, TextRequest
 from workers.engine.turns import Turns
 
@@ -42,7 +43,7 @@ class Prompts:
         is seen before all of it is encoded."""
         if isinstance(request.prompt, tuple):
             return request.prompt
-        texts = _texts(request.prompt)
+        texts = _least(request.prompt)
         if len(texts) > allowed or sum(map(len, texts)) > allowed * self._longest:
             raise _too_long(request, allowed)
         loop = asyncio.get_running_loop()
@@ -51,7 +52,7 @@ class Prompts:
 
     def _encoded(self, request: TextRequest, allowed: int) -> tuple[int, ...]:
         assert not isinstance(request.prompt, tuple)
-        if sum(map(len, _texts(request.prompt))) > PART:
+        if sum(map(len, _all(request.prompt))) > PART:
             text = self._rendered(request.prompt)
             if self._tokens_at_least(text, allowed) > allowed:
                 raise _too_long(request, allowed)
@@ -73,17 +74,26 @@ class Prompts:
         if isinstance(prompt, str):
             return prompt
         try:
-            turns = [dict(message) for message in prompt.messages]
-            return str(self._tokenizer.apply_chat_template(turns, tokenize=False))
+            turns, tools = map(list, (prompt.messages, prompt.tools))
+            return str(
+                self._tokenizer.apply_chat_template(turns, tools=tools or None, tokenize=False)
+            )
         except Exception:  # The template is the model's; `encode` says what is wrong.
             return ""
 
 
-def _texts(prompt: str | Chat) -> list[str]:
-    """What is written in it: as many texts as it has messages."""
+def _least(prompt: str | Chat) -> list[str]:
+    """What surely is in the rendered prompt: of each message one text, and of each tool. A template
+    may leave out names and reasoning."""
     if isinstance(prompt, str):
         return [prompt]
-    return ["".join(message.values()) for message in prompt.messages]
+    turns = [(turn.get("content"), turn.get("tool_calls")) for turn in prompt.messages]
+    return ["".join(texts_in(one, names=False)) for one in (*turns, *prompt.tools)]
+
+
+def _all(prompt: str | Chat) -> Iterator[str]:
+    """What is written in it."""
+    return texts_in(prompt if isinstance(prompt, str) else (*prompt.messages, *prompt.tools))
 
 
 def _too_long(request: TextRequest, allowed: int) -> RequestError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -148,9 +148,11 @@ class AdapterRef:
 
 @dataclass(frozen=True)
 class Chat:
-    """Messages with `role` and `content`, oldest first."""
+    """Messages as chat templates are given them (`workers.data.chat.Turn`), oldest first."""
 
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """What the assistant may call, as OpenAI's `tools`."""
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,8 @@ class TextEngine:
             raise RequestError("the base model has no chat template: use completions", "messages")
         try:
             match request.prompt:
-                case Chat(messages):
-                    return self._encoder.chat(messages)
+                case Chat(messages, tools):
+                    return self._encoder.chat(messages, tools)
                 case str(text):
                     return self._encoder.prompt(text)
                 case ids:

@@ -194,7 +194,7 @@ BAD = [
     ({**CHAT, "model": "../../etc/passwd"}, "model", 404),
     ({**CHAT, "messages": []}, "messages", 400),
     ({**CHAT, "messages": "hello"}, "messages", 400),
-    ({**CHAT, "messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", 400),
+    ({**CHAT, "messages": [{"role": "robot", "content": "x"}]}, "messages.0.role", 400),
     ({**CHAT, "messages": [{"role": "user"}]}, "messages.0.content", 400),
     ({**CHAT, "messages": [{"role": "user", "content": 1}]}, "messages.0.content", 400),
     ({**CHAT, "messages": [{**HELLO[0], "name": "x"}]}, "messages.0.name", 400),

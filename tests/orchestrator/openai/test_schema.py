@@ -5,6 +5,7 @@ import asyncio
 import json
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -14,7 +15,9 @@ from pydantic import ValidationError, model_validator
 from orchestrator.gateway.body import LARGE, parse, parsed
 from orchestrator.openai.schema import ChatBody, CompletionBase, CompletionBody
 from tests.orchestrator import recorded_bodies
-from workers.engine.request import RequestError
+from workers.config.data import DataSpec
+from workers.data.rows import training_rows
+from workers.engine.request import Chat, RequestError
 from workers.engine.turns import Turns
 
 MANY = 10_000
@@ -27,7 +30,7 @@ BOTH = {
 CHATS = BOTH | {
     "store": ([False], [True, 0]),
     "metadata": ([{}, {"trace": "7", "none": None}], [{"trace": 7}, []]),
-    "tools": ([[], None], [[{"type": "function", "function": {"name": "f"}}], {}]),
+    "tools": ([[], None], [[{"type": "function", "function": {}}], {}, [{"type": "web_search"}]]),
     "tool_choice": (["none", "auto"], ["required", {"type": "function"}]),
     "parallel_tool_calls": ([True, False], ["yes"]),
     "functions": ([[]], [[{"name": "f"}]]),
@@ -49,10 +52,14 @@ TEXTS = BOTH | {
     "suffix": (["", None], ["the end"]),
     "best_of": ([1, 1.0], [2, 0]),
 }
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": null}'}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 TURNS = {
     "name": ([""], ["Ann"]),
     "refusal": (["", None], ["no"]),
-    "tool_calls": ([[], None], [[{"id": "1"}]]),
+    "tool_calls": ([[], None], [[CALL]]),
+    "tool_call_id": (["", None], ["c"]),
+    "reasoning_content": (["", None], ["hm"]),
     "annotations": ([[]], [[{"type": "url_citation"}]]),
     "function_call": ([None], [{"name": "f"}]),
     "audio": ([None], [{"id": "1"}]),
@@ -132,6 +139,61 @@ def test_values_that_would_change_an_answer_are_refused_by_name() -> None:
         with pytest.raises(RequestError) as caught:
             parse(kind, body)
         assert (caught.value.param, name in str(caught.value)) == (name, True), body
+
+
+def test_a_chat_with_tools_is_what_training_makes_of_it(tmp_path: Path) -> None:
+    turns = [
+        {"role": "developer", "content": [{"type": "text", "text": "Be "}] * 2},
+        TURN,
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning": "hm"},
+        {"role": "tool", "content": "3", "tool_call_id": "c", "name": "f"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    answer = {"role": "assistant", "content": "a"}
+    path.write_text(json.dumps({"messages": [*turns, answer], "tools": [TOOL]}))
+    [row] = training_rows(DataSpec(train=str(path), validation=str(path)))
+    for choice in ({}, {"tool_choice": "auto"}):
+        request = asks(ChatBody, chat(messages=turns, tools=[TOOL], **choice))
+        assert request.prompt == Chat(row.messages, row.tools)
+    unshown = asks(ChatBody, chat(messages=turns, tools=[TOOL], tool_choice="none"))
+    assert unshown.prompt == Chat(row.messages)
+
+
+@pytest.mark.parametrize(
+    ("turn", "param", "said"),
+    [
+        ({"role": "assistant"}, "content", "is missing"),
+        ({"role": "assistant", "content": None, "tool_calls": []}, "content", "is missing"),
+        (
+            {
+                "role": "assistant",
+                "tool_calls": [CALL | {"function": {"name": "f", "arguments": "{"}}],
+            },
+            "tool_calls.0.function.arguments",
+            "arguments must be JSON, not '{'",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [CALL | {"type": "custom"}]},
+            "tool_calls.0.type",
+            "Input should be 'function'",
+        ),
+        (
+            {"role": "assistant", "content": "", "reasoning": "a", "thinking": "b"},
+            None,
+            "are one; give one of them",
+        ),
+    ],
+)
+def test_a_turn_that_cannot_be_is_named(turn: Any, param: str | None, said: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse(ChatBody, chat(messages=[turn]))
+    assert caught.value.param == (f"messages.0.{param}" if param else "messages.0")
+    assert said in str(caught.value)
+
+
+def test_what_tools_take_is_set_aside_too() -> None:
+    plain = parse(ChatBody, chat()).likely_tokens(10)[0]
+    assert parse(ChatBody, chat(tools=[TOOL])).likely_tokens(10)[0] > plain
 
 
 def test_as_many_as_are_told_is_no_choice() -> None:

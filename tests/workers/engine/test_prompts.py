@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,14 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
         (chat("x" * (LONG * 100 + 1)), 100),
         (chat(*(640 * ["x" * 100])), 2000),
         (chat(*(101 * ["x"])), 100),
+        (replace(chat("x"), tools=({"function": {"name": "x" * (LONG * 100)}},)), 100),
+        (replace(chat("x"), tools=100 * ({"function": {"name": "x"}},)), 100),
+        (Chat(({"role": "assistant", "tool_calls": ["x" * (LONG * 100 + 1)]},)), 100),
     ],
-    ids=["characters", "parts", "a turn's characters", "turns' parts", "turns"],
+    ids=[
+        *("characters", "parts", "a turn's characters", "turns' parts", "turns"),
+        *("tools' characters", "tools", "calls"),
+    ],
 )
 def test_what_is_far_too_long_is_refused_before_all_of_it_is_encoded(
     tokenizer: PreTrainedTokenizerBase, prompt: Any, allowed: int
