@@ -35,6 +35,8 @@ class RowCounts:
     """Those of them that the loss counts."""
     rows_of: list[int] = field(default_factory=list)
     """Rows that are kept of each of several sources, in the order of `data.train`."""
+    layouts: list[str] = field(default_factory=list)
+    """Layouts that rows were recognised by."""
     control_tokens: int = 0
     """Rows that spell out a control token, which is text there."""
     control_row: str = ""
@@ -51,6 +53,8 @@ class RowCounts:
         self.rows += 1
         self.rows_of += [0] * (row.source + 1 - len(self.rows_of))
         self.rows_of[row.source] += 1
+        if row.layout and row.layout not in self.layouts:
+            self.layouts.append(row.layout)
         self.tokens += len(example)
         self.target_tokens += example.learned
         self.prompts_cut += prompt_lost > 0
@@ -91,8 +95,9 @@ class RowCounts:
             f"; {self.control_tokens} spell out a control token, which is text there (the first: "
             f"{self.control_row})"
         )
+        layouts = f", read as {' and '.join(self.layouts)}" if self.layouts else ""
         return (
-            f"{self.source}: {self.rows} rows{sample}, {self.losses() or 'none is cut'}"
+            f"{self.source}: {self.rows} rows{sample}{layouts}, {self.losses() or 'none is cut'}"
             f"{spelled if self.control_tokens else ''}. The longest has {self.longest} tokens "
             f"({self.longest_row}); targets are {self.target_share:.0%} of all tokens."
         )

@@ -1,24 +1,22 @@
 """Rows to learn from and to be scored on, as every later stage sees them."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, islice
 from typing import Any
 
 from workers.config.base import InputError
 from workers.config.data import DataSpec
 from workers.config.sources import SourceSpec
-from workers.data.asked import TOOLS, asked_in
+from workers.data.asked import asked_in
 from workers.data.chat import Turn, weight
+from workers.data.recognition import Recognition
 from workers.data.sources.records import records
 from workers.data.split import is_held_out, row_key
 from workers.data.text_metrics import CHOICE_METRICS, check_metric
 from workers.data.tools import calls_text
 from workers.data.values import text, texts, unpacked
 
-EXTRA_COLUMNS = ("id", "choices", "answer", "answer_index", "references")
-"""Columns that are read where they are there."""
 DEFAULT_METRIC = "exact_match"
 """Of a row for whose task nothing is said."""
 
@@ -51,6 +49,8 @@ class Row:
     """What the assistant may call, as OpenAI's `tools`."""
     weight: float = 1.0
     """What the target's tokens count for."""
+    layout: str = ""
+    """The layout that its source was recognised by; empty where the job's own columns are read."""
 
     @property
     def calls(self) -> bool:
@@ -98,9 +98,10 @@ def read_rows(
 
 def _rows(spec: DataSpec, source: str, task: str | None) -> Iterator[Row]:
     none = True
-    for where, record in records(source, partial(_columns, spec)):
+    known = Recognition(spec)
+    for where, record in records(source, known.columns):
         none = False
-        yield _row(spec, where, record, task)
+        yield _row(spec, where, known.made(where, record), task, known.said)
     if none:
         raise InputError(f"{source}: holds no rows")
 
@@ -121,21 +122,9 @@ def _some(spec: DataSpec, rows: list[Row], what: str) -> list[Row]:
     return rows
 
 
-def _columns(spec: DataSpec, where: str, names: Collection[str]) -> Sequence[str]:
-    """The columns to read out of those that there are."""
-    if spec.messages_column in names:
-        needed: tuple[str, ...] = (spec.messages_column,)
-    else:
-        needed = (*spec.prompt_columns, spec.target_column)
-    if missing := [name for name in needed if name not in names]:
-        raise InputError(
-            f"{where}: no column {', '.join(map(repr, missing))}; there are {', '.join(names)}"
-        )
-    optional = (spec.task_column, spec.metric_column, *EXTRA_COLUMNS, *TOOLS)
-    return list(dict.fromkeys((*needed, *(name for name in optional if name in names))))
-
-
-def _row(spec: DataSpec, where: str, record: Mapping[str, Any], of_source: str | None) -> Row:
+def _row(
+    spec: DataSpec, where: str, record: Mapping[str, Any], of_source: str | None, layout: str
+) -> Row:
     asked = asked_in(spec, where, record)
     calls = calls_text(asked.answer.get("tool_calls", ()))
     target = "\n".join(filter(None, (asked.answer["content"], calls)))
@@ -159,6 +148,7 @@ def _row(spec: DataSpec, where: str, record: Mapping[str, Any], of_source: str |
         answer_turn=asked.answer if calls or "reasoning_content" in asked.answer else None,
         tools=asked.tools,
         weight=weight(asked.answer),
+        layout=layout,
     )
 
 

@@ -186,7 +186,7 @@ def _begin(run: TrainingRun, record: RunRecord) -> None:
     log = EventLog(record.folder)
     log.note("resumed" if again else "started", where, step=run.step)
     for counts in (run.inputs.train_counts, run.inputs.validation_counts):
-        if counts.losses():
+        if counts.losses() or counts.layouts:
             log.note("data", str(counts))
     if run.exchange:
         record.exchange(asdict(run.exchange))

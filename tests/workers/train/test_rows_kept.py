@@ -148,6 +148,23 @@ def test_a_trial_says_which_row_is_refused(
     assert "mixed.jsonl: line 4: its target has 121 tokens" in said
 
 
+def test_a_run_notes_the_layout_that_its_rows_were_recognised_by(
+    make_spec: SpecMaker, rows_file: Path, tmp_path: Path
+) -> None:
+    rows = map(json.loads, rows_file.read_text().splitlines())
+    path = tmp_path / "alpaca.json"
+    path.write_text(
+        json.dumps([{"instruction": row["prompt"], "output": row["target"]} for row in rows])
+    )
+    spec = make_spec(data__train=str(path))
+    record = RunRecord(tmp_path / "run")
+    record.begin(spec)
+    run = TrainingRun(spec, RunPlan(tmp_path / "run", "study"), inputs=Inputs.load(spec))
+    _begin(run, record)
+    said = [one.message for one in read_events(tmp_path / "run") if one.kind == "data"]
+    assert [one.split("rows, ")[1].split(",")[0] for one in said] == ["read as Alpaca (instruction"]
+
+
 @pytest.mark.parametrize(("policy", "noted"), [("refuse", 0), ("skip", 2), ("cut", 2)])
 def test_a_run_notes_what_its_rows_lost(
     specs: Callable[[str], TrainSpec], tmp_path: Path, policy: str, noted: int
