@@ -10,7 +10,7 @@ from workers.config.data import DataSpec
 from workers.config.sources import SourceSpec
 from workers.data.asked import asked_in
 from workers.data.chat import Turn, weight
-from workers.data.recognition import Recognition
+from workers.data.layouts.recognition import Recognition
 from workers.data.sources.records import records
 from workers.data.split import is_held_out, row_key
 from workers.data.text_metrics import CHOICE_METRICS, check_metric

@@ -6,7 +6,7 @@ from typing import Any
 from workers.config.base import InputError
 from workers.config.data import DataSpec
 from workers.data.asked import TOOLS
-from workers.data.layouts import Layout, layout_of
+from workers.data.layouts.table import RowLayout, layout_of
 
 EXTRA_COLUMNS = ("id", "choices", "answer", "answer_index", "references")
 """Columns that are read where they are there."""
@@ -20,7 +20,7 @@ class Recognition:
     def __init__(self, spec: DataSpec) -> None:
         self._spec = spec
         self._named = any(getattr(spec, one) != DataSpec.model_fields[one].default for one in _OWN)
-        self._layout: Layout | None = None
+        self._layout: RowLayout | None = None
         self._first = ""
         self._chats = False
 

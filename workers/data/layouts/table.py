@@ -17,7 +17,7 @@ Made = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """One way to lay out rows."""
 
     name: str
@@ -33,7 +33,7 @@ class Layout:
         return f"{self.name} ({', '.join(self.needs)})"
 
 
-def layout_of(names: Collection[str], where: str) -> Layout | None:
+def layout_of(names: Collection[str], where: str) -> RowLayout | None:
     """The layout with such columns; None where no known one has them. InputError for those of
     two."""
     fitting = [one for one in LAYOUTS if set(one.needs) <= set(names)]
@@ -132,7 +132,7 @@ _ROLES = {
 }
 """ShareGPT's, as ShareGPT, FastChat, axolotl and LLaMA-Factory write them."""
 LAYOUTS = (
-    Layout("Alpaca", ("instruction", "output"), _alpaca, ("input", "system", "history")),
-    Layout("ShareGPT", ("conversations",), _sharegpt, ("system",)),
-    Layout("prompts and completions", ("prompt", "completion"), _completion),
+    RowLayout("Alpaca", ("instruction", "output"), _alpaca, ("input", "system", "history")),
+    RowLayout("ShareGPT", ("conversations",), _sharegpt, ("system",)),
+    RowLayout("prompts and completions", ("prompt", "completion"), _completion),
 )
