@@ -18,6 +18,9 @@ from orchestrator.tuning.lifecycle import idle
 from orchestrator.tuning.storage import database_file
 from orchestrator.tuning.study import Study, all_studies
 from orchestrator.tuning.study_folder import is_anothers
+from workers.config.base import InputError
+from workers.data.store.cache import cache_root
+from workers.data.store.entries import ROWS_FOLDER, Cache
 from workers.run.files import DELETED, delete
 
 _OTHERS = {
@@ -138,6 +141,17 @@ def _of_machine() -> Iterator[Item]:
     found = [path for name in ("moetune-job-", DELETED) for path in temporary.glob(f"{name}*")]
     staged = tuple(path for path in found if _is_our_old(path))
     yield Item("submitted jobs", _KILLED, staged, goes=True)
+    yield from _encoded_rows()
+
+
+def _encoded_rows() -> Iterator[Item]:
+    with suppress(InputError):  # no cache, no rows
+        if (folder := cache_root() / ROWS_FOLDER).is_dir():
+            cache = Cache(folder)
+            unused = tuple(cache.unused())
+            yield Item("encoded rows", "of runs here; encoded anew when needed", unused, goes=True)
+            used = tuple(path for *_, path in cache.entries() if path not in unused)
+            yield Item("encoded rows", "a run reads them", used)
 
 
 def _is_our_old(path: Path) -> bool:

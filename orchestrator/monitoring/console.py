@@ -62,7 +62,7 @@ class StudyProgress:
 
 
 @contextmanager
-def rows_progress() -> Iterator[Callable[[str, int, int], None]]:
+def rows_progress() -> Iterator[Callable[[str, int], None]]:
     """Shows how many rows of a source are read, on a terminal; elsewhere nothing."""
     if not sys.stderr.isatty():
         yield lambda *_: None
@@ -70,7 +70,7 @@ def rows_progress() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
 
     with Console(stderr=True).status("reading rows") as status:
-        yield lambda source, done, of: status.update(f"{source}: {done} of {of} rows")
+        yield lambda source, done: status.update(f"{source}: {done} rows")
 
 
 def training_line(report: Mapping[str, Any], steps: int) -> str:

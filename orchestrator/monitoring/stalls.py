@@ -76,7 +76,7 @@ def stalls(workers: Sequence[Heartbeat], at_least: float = AT_LEAST_SECONDS) -> 
 
 
 def _long(worker: Heartbeat, progress: Progress | None) -> float:
-    if worker.phase == "loading" or progress is None:
+    if worker.phase in ("loading", "encode") or progress is None:
         return UNKNOWN_SECONDS
     usual = progress.step_seconds if worker.phase in _STEP_PHASES else progress.pause_seconds
     return UNKNOWN_SECONDS if usual is None else LONG * usual

@@ -26,6 +26,7 @@ SUCCESSOR = "goes_on_in"
 """Note of a study that goes on as a new one, and of each trial that was moved: the new name."""
 # What may differ between a study's first start and going on with it.
 _MAY_CHANGE = (
+    "train.data.processes",
     "cluster",
     "serve",
     "search.trials",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from workers.config.train import TrainSpec
     from workers.data.counts import RowCounts
-    from workers.data.survey import Tell
+    from workers.data.store.token_store import Tell
     from workers.models.compatibility import Fit
 
 MINIMUM_FREE_BYTES = 256 * 2**20

@@ -22,10 +22,9 @@ LEVELS = {
     ],
     "workers": [
         "config",
-        "layers",
+        "layers run",
         "injection losses",
         "data parallel",
-        "run",
         "adapter",
         "models",
         "engine train",

@@ -39,7 +39,7 @@ def policy(path: Path) -> None:
 
 
 def rows(path: Path) -> None:
-    assert read_rows(DataSpec.model_validate(FILES), str(path))
+    assert list(read_rows(DataSpec.model_validate(FILES), str(path)))
 
 
 def plain_yaml(path: Path) -> None:

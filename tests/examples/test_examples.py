@@ -78,8 +78,8 @@ def test_its_rows_are_made_alike_each_time_and_none_twice(
     assert not asked["train.jsonl"] & (asked["validation.jsonl"] | asked["test.jsonl"])
     assert not asked["validation.jsonl"] & asked["test.jsonl"]
     data = load_job(tmp_path / "example" / "job.yaml").train.data
-    assert len(training_rows(data)) == len(rows["train.jsonl"])
-    assert len(validation_rows(data)) == len(rows["validation.jsonl"])
+    assert len(list(training_rows(data))) == len(rows["train.jsonl"])
+    assert len(list(validation_rows(data))) == len(rows["validation.jsonl"])
 
 
 @each

@@ -52,6 +52,9 @@ class DataSpec(Spec):
     max_rows: PositiveInt | None = None
     """Take only so many training rows (the first ones, of which too_long may leave some out); of
     several sources, so many of each."""
+    processes: PositiveInt | None = None
+    """Processes that encode rows, where there are many; None takes as many as the worker that
+    encodes has CPUs. The first of a machine encodes for all workers there."""
     record_rows: bool = False
     """Note in the run's folder (`rows.jsonl`) which rows each worker took in each step."""
 

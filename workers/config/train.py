@@ -122,7 +122,7 @@ class TrainSpec(Spec):
     def _decides(self) -> dict[str, Any]:
         """What a run computes."""
         values = self.model_dump(exclude={"parallel", "checkpoint"})
-        del values["evaluation"]["samples"]
+        del values["evaluation"]["samples"], values["data"]["processes"]
         return values
 
     @property

@@ -5,17 +5,20 @@ run is its step, a resumed run goes on exactly, and two workers share the very r
 Tensor suffixes: B rows, S positions.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
 from random import Random
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from workers.data.epoch import Part, drawn, rows_of_an_epoch
+from workers.data.epoch import Numbers, Part, drawn, rows_of_an_epoch, shuffled
 from workers.data.example import Example
+from workers.data.store.arrow import StoredExamples
 from workers.losses.cross_entropy import IGNORED
 
 _GROUP = 32
@@ -68,7 +71,7 @@ class Batches:
     world: int = 1
     parts: Sequence[Part] = ()
     """How many of the examples are of each source, and how often they come; none: all come once."""
-    _epochs: dict[int, list[list[int]]] = field(default_factory=dict, init=False, repr=False)
+    _epochs: dict[int, Numbers] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -81,7 +84,8 @@ class Batches:
         if epoch not in self._epochs:
             self._epochs.clear()
             self._epochs[epoch] = self._order(epoch)
-        return self._epochs[epoch][place]
+        rows: list[int] = self._epochs[epoch][place].tolist()
+        return rows
 
     def mine(self, step: int) -> list[int]:
         """This worker's rows of a step; all workers have rows of about the same lengths."""
@@ -102,25 +106,25 @@ class Batches:
         return self.parts or (Part(len(self.examples)),)
 
     @cached_property
-    def _lengths(self) -> list[int]:
-        return [len(example) for example in self.examples]
+    def _lengths(self) -> Numbers:
+        if isinstance(self.examples, StoredExamples):
+            return self.examples.lengths
+        return np.fromiter(map(len, self.examples), np.uint32)
 
-    def _order(self, epoch: int) -> list[list[int]]:
+    def _order(self, epoch: int) -> Numbers:
+        """The rows of each step of an epoch."""
         random = Random(f"{self.seed}/{epoch}")  # noqa: S311 (an order, not a secret)
         rows = drawn(self._parts, epoch, self.seed)
-        order = random.sample(rows, len(rows))
+        order = rows[shuffled(random, len(rows))]
         while missing := -len(order) % self.batch_size:
-            order += order[:missing]
-        group = self.batch_size * _GROUP
-        batches = []
-        for start in range(0, len(order), group):
-            rows = sorted(order[start : start + group], key=self._lengths.__getitem__)
-            batches += [
-                rows[first : first + self.batch_size]
-                for first in range(0, len(rows), self.batch_size)
-            ]
-        random.shuffle(batches)
-        return batches
+            order = np.concatenate([order, order[:missing]])
+        for start in range(0, len(order), self.batch_size * _GROUP):
+            group = order[start : start + self.batch_size * _GROUP]
+            group[:] = group[np.argsort(self._lengths[group], kind="stable")]
+        steps = array("I", range(len(order) // self.batch_size))
+        random.shuffle(steps)
+        rows_of_steps: Numbers = order.reshape(-1, self.batch_size)[np.asarray(steps)]
+        return rows_of_steps
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:

@@ -1,10 +1,18 @@
 """What encoding did to the rows of a source."""
 
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from typing import Any
 
+from workers.config.base import InputError
 from workers.data.example import Example
 from workers.data.rows import Row
+
+_SUMS = (
+    *("rows", "prompts_cut", "targets_cut", "skipped", "tokens", "target_tokens"),
+    "control_tokens",
+)
+_FIRSTS = ("too_long", "control_row")
 
 
 @dataclass
@@ -15,8 +23,6 @@ class RowCounts:
     """What they were read from."""
     rows: int = 0
     """Rows that are kept."""
-    sample_of: int | None = None
-    """Rows that there are, where only some of them were encoded."""
     prompts_cut: int = 0
     """Rows whose prompt lost its beginning."""
     targets_cut: int = 0
@@ -74,6 +80,22 @@ class RowCounts:
         self.control_tokens += 1
         self.control_row = self.control_row or row.where
 
+    def merge(self, later: "RowCounts") -> None:
+        """Add what was counted of the rows behind these."""
+        if later.longest > self.longest:
+            self.longest, self.longest_row = later.longest, later.longest_row
+        pairs = zip_longest(self.rows_of, later.rows_of, fillvalue=0)
+        self.rows_of = [ours + theirs for ours, theirs in pairs]
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+        for name in _FIRSTS:
+            setattr(self, name, getattr(self, name) or getattr(later, name))
+
+    def check_left(self) -> None:
+        """InputError where no row is kept."""
+        if not self.rows:
+            raise InputError(f"{self.source}: no row is left; {self.losses()}")
+
     def as_dict(self) -> dict[str, Any]:
         """All of it."""
         return asdict(self) | {"target_share": self.target_share}
@@ -90,14 +112,13 @@ class RowCounts:
 
     def __str__(self) -> str:
         """Two sentences."""
-        sample = f", a sample of {self.sample_of}" if self.sample_of else ""
         spelled = (
             f"; {self.control_tokens} spell out a control token, which is text there (the first: "
             f"{self.control_row})"
         )
         layouts = f", read as {' and '.join(self.layouts)}" if self.layouts else ""
         return (
-            f"{self.source}: {self.rows} rows{sample}{layouts}, {self.losses() or 'none is cut'}"
+            f"{self.source}: {self.rows} rows{layouts}, {self.losses() or 'none is cut'}"
             f"{spelled if self.control_tokens else ''}. The longest has {self.longest} tokens "
             f"({self.longest_row}); targets are {self.target_share:.0%} of all tokens."
         )

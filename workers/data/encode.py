@@ -41,6 +41,13 @@ class Encoder:
         """The rows that `data.too_long` keeps, each encoded, and `counts` of all. What is `scored`
         must have room for its choices too. InputError for a row that is refused, or if none is
         left. Rows are taken some at a time: the tokenizer encodes them in one call."""
+        yield from self.some_kept(rows, counts, scored)
+        counts.check_left()
+
+    def some_kept(
+        self, rows: Iterable[Row], counts: RowCounts, scored: bool = False
+    ) -> Iterator[tuple[Row, Example]]:
+        """The same of some of a source's rows, of which none may be left."""
         for row, (prompt, target, *choices) in self._encoded(rows, scored):
             try:
                 example = self._fit(row, prompt, target.ids + self.end)
@@ -53,8 +60,6 @@ class Encoder:
                 continue
             counts.add(row, example)
             yield self._scored_as(row, target.ids) if row.calls else row, example
-        if not counts.rows:
-            raise InputError(f"{counts.source}: no row is left; {counts.losses()}")
 
     def example(self, row: Row) -> Example:
         """Prompt and target of a row; a prompt that is too long loses its beginning."""
@@ -74,7 +79,7 @@ class Encoder:
     def _encoded(
         self, rows: Iterable[Row], scored: bool
     ) -> Iterator[tuple[Row, Sequence[Encoded]]]:
-        for some in _chunks(rows):
+        for some in chunks(rows, CHUNK):
             encoded: Iterable[Sequence[Encoded]]
             try:
                 encoded = self._all(some, scored)
@@ -140,14 +145,14 @@ def _kept(spans: Iterable[Span], lost: int) -> Iterator[Span]:
             yield replace(span, start=span.start - lost, stop=span.stop - lost)
 
 
-def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Rows some at a time. Where a row cannot be read, those before it come first."""
+def chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Rows so many at a time. Where a row cannot be read, those before it come first."""
     unread = iter(rows)
     failed: InputError | None = None
     while failed is None:
         some: list[Row] = []
         try:
-            some.extend(islice(unread, CHUNK))
+            some.extend(islice(unread, size))
         except InputError as error:
             failed = error
         if some:

@@ -1,6 +1,6 @@
 """Rows to learn from and to be scored on, as every later stage sees them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -68,24 +68,22 @@ class Row:
         return "\n".join(message["content"] for message in self.messages)
 
 
-def training_rows(spec: DataSpec) -> list[Row]:
-    """The rows to learn from, source after source, the first `max_rows` of each."""
-    rows = [
+def training_rows(spec: DataSpec) -> Iterator[Row]:
+    """The rows to learn from, source after source, the first `max_rows` of each. They are read as
+    they are taken."""
+    rows = (
         replace(row, source=at) if at else row
         for at, one in enumerate(spec.sources)
         for row in islice(_side(spec, one, held_out=False), spec.max_rows)
-    ]
+    )
     return _some(spec, rows, "to learn from")
 
 
-def validation_rows(spec: DataSpec, rows_per_task: int | None = None) -> list[Row]:
-    """The rows that trials are compared on, at most the first `rows_per_task` of each task."""
-    rows, seen = [], dict[str, int]()
-    for row in chain.from_iterable(_side(spec, one, held_out=True) for one in spec.compared_on):
-        seen[row.task] = seen.get(row.task, 0) + 1
-        if rows_per_task is None or seen[row.task] <= rows_per_task:
-            rows.append(row)
-    return _some(spec, rows, "to compare on")
+def validation_rows(spec: DataSpec, rows_per_task: int | None = None) -> Iterator[Row]:
+    """The rows that trials are compared on, at most the first `rows_per_task` of each task. They
+    are read as they are taken."""
+    rows = chain.from_iterable(_side(spec, one, held_out=True) for one in spec.compared_on)
+    return _some(spec, _first_of_each(rows, rows_per_task), "to compare on")
 
 
 def read_rows(
@@ -113,13 +111,24 @@ def _side(spec: DataSpec, one: SourceSpec, *, held_out: bool) -> Iterator[Row]:
             yield row
 
 
-def _some(spec: DataSpec, rows: list[Row], what: str) -> list[Row]:
-    if not rows:
+def _first_of_each(rows: Iterable[Row], rows_per_task: int | None) -> Iterator[Row]:
+    seen = dict[str, int]()
+    for row in rows:
+        seen[row.task] = seen.get(row.task, 0) + 1
+        if rows_per_task is None or seen[row.task] <= rows_per_task:
+            yield row
+
+
+def _some(spec: DataSpec, rows: Iterable[Row], what: str) -> Iterator[Row]:
+    none = True
+    for row in rows:
+        none = False
+        yield row
+    if none:
         raise InputError(
             f"data.validation: a share of {spec.held_out:g} leaves no row {what} of those in "
             f"{spec.train_name}; take another share, or validation rows of their own"
         )
-    return rows
 
 
 def _row(

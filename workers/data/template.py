@@ -48,13 +48,13 @@ class ChatTemplate:
     """Renders by the tokenizer's template, or by one's `own`. Its errors are InputErrors."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, own: str | None = None) -> None:
-        self._tokenizer, self._own = tokenizer, own
+        self._tokenizer, self.own = tokenizer, own
         self._dropped = lru_cache(_SHAPES)(self._left_out)
 
     @property
     def there(self) -> bool:
         """Whether there is one."""
-        return bool(self._own or self._tokenizer.chat_template)
+        return bool(self.own or self._tokenizer.chat_template)
 
     def render(self, turns: Sequence[Turn], tools: Tools = (), *, prompt: bool = True) -> str:
         """The chat as text; with `prompt`, up to where the assistant's answer begins."""
@@ -63,7 +63,7 @@ class ChatTemplate:
                 self._tokenizer.apply_chat_template(
                     [rendered_fields(turn) for turn in turns],
                     tools=list(tools) or None,
-                    chat_template=self._own,
+                    chat_template=self.own,
                     add_generation_prompt=prompt,
                     tokenize=False,
                 )
@@ -75,7 +75,7 @@ class ChatTemplate:
         """Where in the rendered prompt the template says that the assistant speaks; None where it
         does not say so."""
         try:
-            source = self._tokenizer.get_chat_template(self._own, list(tools) or None)
+            source = self._tokenizer.get_chat_template(self.own, list(tools) or None)
             if not _GENERATION.search(source):
                 return None
             _, [found] = render_jinja_template(

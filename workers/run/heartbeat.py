@@ -36,8 +36,8 @@ class Heartbeat(BaseModel):
     step: int
     """Optimizer steps done."""
     phase: str
-    """What it does now: loading, data, forward, backward, reduce, update, evaluate, save, report
-    (waiting for the search to go on) or ended."""
+    """What it does now: loading, encode (rows, or wait for who encodes them), data, forward,
+    backward, reduce, update, evaluate, save, report (waiting for the search to go on) or ended."""
     beats: int
     """Phases begun so far. All workers go through the same ones: a smaller number is behind."""
     seconds: float

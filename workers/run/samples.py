@@ -5,17 +5,31 @@ STUDY/inputs/KEY.base.samples.json     of the bare base (workers.train.evaluatio
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from workers.config.base import InputError, Spec, validated
-from workers.data.rows import Row
 from workers.run.files import write_text
 
 LONGEST = 600
 """Characters of a text that are kept: a row may hold a book."""
+
+
+class ShownRow(Protocol):
+    """What is shown of a row (`workers.data.rows.Row`)."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def messages(self) -> Sequence[Any]: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
 
 
 class SampledAnswer(NamedTuple):
@@ -39,7 +53,7 @@ class Sample(Spec):
     score: float
 
 
-def sample_rows(rows: Sequence[Row], count: int) -> frozenset[int]:
+def sample_rows(rows: Iterable[ShownRow], count: int) -> frozenset[int]:
     """So many rows, always the same ones: the first of every task, then the second, …"""
     tasks: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
@@ -48,7 +62,7 @@ def sample_rows(rows: Sequence[Row], count: int) -> frozenset[int]:
     return frozenset(islice((index for index in turns if index is not None), count))
 
 
-def sample(row: Row, answer: SampledAnswer) -> Sample:
+def sample(row: ShownRow, answer: SampledAnswer) -> Sample:
     """What is kept of a row and its answer."""
     return Sample(
         task=row.task,

@@ -1,7 +1,7 @@
 """What the runs of one model and data share: loaded and encoded once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from workers.adapter.digest import base_digest
@@ -11,10 +11,14 @@ from workers.data.counts import RowCounts
 from workers.data.encode import Encoder
 from workers.data.epoch import Part
 from workers.data.example import Example
-from workers.data.rows import Row, training_rows, validation_rows
+from workers.data.rows import Row
 from workers.data.sources.records import data_digest
+from workers.data.store.arrow import StoredExamples
+from workers.data.store.token_store import EncodedSource, Tell, TokenStore
 from workers.models.base import Base, load_base
 from workers.train.used import UsedInputs
+
+TRAIN, VALIDATION = "train", "validation"
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Inputs:
     """The specification that they were loaded for."""
     base: Base
     encoder: Encoder
+    _rows: dict[str, EncodedSource] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def load(cls, spec: TrainSpec, former: "Inputs | None" = None) -> "Inputs":
@@ -37,45 +42,49 @@ class Inputs:
         _ = inputs.data_digest  # before the rows are read, not at a checkpoint hours later
         return inputs
 
-    @cached_property
-    def train_counts(self) -> RowCounts:
-        """What encoding did to the rows to learn from, once it is done."""
-        return RowCounts(self.spec.data.train_name)
+    def encode(self, tell: Tell = lambda *_: None) -> None:
+        """Have the rows encoded, by this worker or by another one of this node. `tell` is called
+        again and again meanwhile."""
+        _ = self._stored(TRAIN, tell), self._stored(VALIDATION, tell)
 
     @cached_property
-    def train(self) -> Sequence[Example]:
+    def train(self) -> StoredExamples:
         """The encoded rows to learn from, without those that are left out."""
-        rows = training_rows(self.spec.data)
-        return [example for _, example in self.encoder.kept(rows, self.train_counts)]
+        return self._stored(TRAIN).examples
+
+    @cached_property
+    def train_counts(self) -> RowCounts:
+        """What encoding did to the rows to learn from."""
+        return self._stored(TRAIN).counts
 
     @property
     def parts(self) -> Sequence[Part]:
         """How many of those are of each source, one source after another, and how often they
         come."""
-        _ = self.train  # counted as they are encoded
         counted = zip(self.train_counts.rows_of, self.spec.data.sources, strict=False)
         return [Part(rows, source.weight) for rows, source in counted]
 
     @cached_property
-    def validation_counts(self) -> RowCounts:
-        """The same of the rows to be compared on."""
-        return RowCounts(self.spec.data.validation_name)
-
-    @cached_property
     def validation(self) -> Sequence[Row]:
         """The rows to be compared on."""
-        return self._validation[0]
+        return self._stored(VALIDATION).rows
 
     @cached_property
     def validation_examples(self) -> Sequence[Example]:
         """The same rows, encoded."""
-        return self._validation[1]
+        return self._stored(VALIDATION).examples
 
     @cached_property
-    def _validation(self) -> tuple[Sequence[Row], Sequence[Example]]:
-        rows = validation_rows(self.spec.data, self.spec.evaluation.rows_per_task)
-        kept = list(self.encoder.kept(rows, self.validation_counts, scored=True))
-        return [row for row, _ in kept], [example for _, example in kept]
+    def validation_counts(self) -> RowCounts:
+        """What encoding did to those."""
+        return self._stored(VALIDATION).counts
+
+    def _stored(self, which: str, tell: Tell = lambda *_: None) -> EncodedSource:
+        if which not in self._rows:
+            store, some = TokenStore(self.encoder, tell), self.spec.evaluation.rows_per_task
+            read = store.training() if which == TRAIN else store.validation(some)
+            self._rows[which] = read
+        return self._rows[which]
 
     @property
     def pad_token_id(self) -> int:

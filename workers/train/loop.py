@@ -1,6 +1,5 @@
 """The train loop. It knows nothing of Ray: workers.train.ray_worker starts it in both ways."""
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -68,6 +67,9 @@ class TrainingRun:
         if spec.parallel.threads:
             torch.set_num_threads(spec.parallel.threads)
         checkpoint.seed_worker(spec.seed, self.world)
+        self.heartbeat.beat("encode")
+        self.inputs.encode(lambda *_: self.heartbeat.moving())  # all: it must not fail after hours
+        self.heartbeat.beat("loading")
         self._batches = Batches(
             self.inputs.train,
             spec.optimizer.batch_size,
@@ -83,7 +85,6 @@ class TrainingRun:
             self.inputs, self.adapter, spec, self.world, self.heartbeat.moving
         )
         try:
-            _ = self.inputs.validation_examples  # read now: it must not fail after hours
             if plan.start_from:
                 start_from(plan.start_from, self.adapter, spec.adapter, self.inputs.base_record)
             self._shards = share_out(spec, base.model, self.adapter, mesh, self._micro_batch())
@@ -231,7 +232,7 @@ class TrainingRun:
     def _micro_batch(self) -> MicroBatch:
         """About what a worker has at once: rows of like length go together."""
         rows = self.spec.trained_at_once(self.world.size)
-        length = round(math.fsum(map(len, self.inputs.train)) / len(self.inputs.train))
+        length = round(float(self.inputs.train.lengths.mean()))
         return MicroBatch(rows, length, self.inputs.base.model.get_input_embeddings().weight.dtype)
 
     def _manifest(self) -> Manifest:

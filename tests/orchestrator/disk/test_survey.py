@@ -1,5 +1,6 @@
 """What lies in a storage folder, what of it may go, and that nothing else does."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -73,6 +74,13 @@ def trials(job: JobSpec, play: Play) -> list[Path]:
             fill(folder / "checkpoints" / f"step-{step:08d}" / "state.pt")
     fill(job.study_folder() / "tune" / "20260101" / "experiment.json")
     return folders
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This machine's, of which no other test knows."""
+    monkeypatch.setenv("MOETUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -359,6 +367,20 @@ def test_clusters_whose_owner_was_killed_go(job: JobSpec, trials: list[Path]) ->
         clean(job.cluster)
         assert not killed.exists()
         assert living.token_file.exists()
+
+
+def test_encoded_rows_may_go_but_for_those_that_a_run_reads(tmp_path: Path, cache: Path) -> None:
+    place = ClusterSpec(storage=str(tmp_path / "storage"))
+    assert going(place) == {}
+    for name in ("used", "unused"):
+        fill(cache / "rows" / name / "rows.arrow")
+    with (cache / "rows" / "used" / "rows.arrow").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert going(place) == {"encoded rows": (cache / "rows" / "unused",)}
+        [stays] = [item for item in survey(place) if not item.goes]
+        assert (stays.what, stays.paths) == ("encoded rows", (cache / "rows" / "used",))
+        clean(place)
+        assert [path.name for path in (cache / "rows").iterdir()] == ["used"]
 
 
 def test_what_is_said_to_go_is_what_gets_free(

@@ -40,9 +40,9 @@ def test_on_those_that_were_held_out_of_its_training(
     spec = make_spec(data__validation={"share": 0.4})
     registry = version(spec)
     measured = Measurement.of(registry, "home", None, rows=50).spec.data
-    assert validation_rows(measured) == validation_rows(spec.data)
+    assert list(validation_rows(measured)) == list(validation_rows(spec.data))
     others = Measurement.of(registry, "home", str(rows_file), rows=50).spec.data
-    assert len(validation_rows(others)) == 16
+    assert len(list(validation_rows(others))) == 16
     assert others.train == others.validation == str(rows_file)
 
 
@@ -56,7 +56,10 @@ def test_what_it_was_trained_on_may_be_gone(
         registry = version(make_spec(data__train=str(train), data__validation=validation))
         train.unlink()
         if isinstance(validation, str):
-            assert len(validation_rows(Measurement.of(registry, "home", None, 9).spec.data)) == 16
+            assert (
+                len(list(validation_rows(Measurement.of(registry, "home", None, 9).spec.data)))
+                == 16
+            )
         else:
             with pytest.raises(InputError, match=r"train\.jsonl: no such file"):
                 Measurement.of(registry, "home", None, 9)

@@ -395,7 +395,7 @@ def test_what_is_held_out_stays_so_and_fresh_rows_are_split_alike(
     own = [row.prompt for row in validation_rows(train.data)]
     assert [prompt for prompt in held_out if prompt.startswith("own")] == own
     assert 10 < len(held_out) - len(own) < 100
-    assert len(training_rows(joined)) == 400 - len(held_out)
+    assert len(list(training_rows(joined))) == 400 - len(held_out)
 
 
 def test_what_is_no_text_stays_none_in_joined_files(
@@ -407,7 +407,7 @@ def test_what_is_no_text_stays_none_in_joined_files(
     job = job.model_copy(update={"train": make_spec()})
     job = with_fresh(job, str(fresh), 1, tmp_path / "joined")
     with pytest.raises(InputError, match="line 1: column 'target' must hold text, not "):
-        training_rows(job.train.data)
+        list(training_rows(job.train.data))
 
 
 def test_a_diary_outlives_its_writer_and_a_cut_line(tmp_path: Path) -> None:

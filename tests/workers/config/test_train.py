@@ -90,7 +90,12 @@ def test_override_replaces_and_checks_the_whole() -> None:
 
 def test_what_a_run_that_goes_on_may_change() -> None:
     run = spec()
-    free = {"evaluation.samples": 0, "checkpoint.every": 3, "parallel.workers": 2}
+    free = {
+        "evaluation.samples": 0,
+        "checkpoint.every": 3,
+        "parallel.workers": 2,
+        "data.processes": 3,
+    }
     assert run.same_run(override(run, free, "job.yaml"))
     for field in ("evaluation.rows_per_task", "optimizer.steps"):
         assert not run.same_run(override(run, {field: 7}, "job.yaml")), field

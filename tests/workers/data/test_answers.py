@@ -59,7 +59,7 @@ def row(tmp_path: Any, messages: Sequence[Any], tools: Any = None, **spec: Any) 
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"messages": messages, "tools": tools}))
     whole = {"train": str(path), "validation": str(path), "loss_on": "all", **spec}
-    return training_rows(DataSpec(**whole))[0]
+    return next(training_rows(DataSpec(**whole)))
 
 
 def learned(encoder: Encoder, row: Row) -> list[str]:
@@ -232,6 +232,6 @@ def test_choices_are_scored_alone(tmp_path: Any) -> None:
     path.write_text(json.dumps(record))
     data = DataSpec(train=str(path), validation=str(path), loss_on="all")
     made = Encoder(tokenizer(CHATML), data)
-    choices = made.choices(training_rows(data)[0])
+    choices = made.choices(next(training_rows(data)))
     assert [made.tokenizer.decode(one.target) for one in choices] == ["Yes", "It is on."]
     assert [len(one.spans) for one in choices] == [1, 1]

@@ -1,13 +1,18 @@
 """Batches: the same rows for any worker count, every row in every epoch, no padding counted."""
 
+import tracemalloc
 from collections import Counter
+from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 
 from workers.data.batches import Batches, collate, collate_prompts
-from workers.data.epoch import Part
+from workers.data.epoch import Part, shuffled
 from workers.data.example import Example, Span
+from workers.data.rows import Row
+from workers.data.store.arrow import StoredExamples, write
 from workers.losses.cross_entropy import IGNORED
 
 GOLD = [
@@ -19,6 +24,8 @@ GOLD = [
     [0, 0, 9, 5],
 ]
 """Six steps of 11 rows by 4 with seed 5."""
+
+NO_ROW = Row((), "", "", "", "", (), (), -1)
 
 
 def examples(count: int) -> list[Example]:
@@ -89,6 +96,64 @@ def test_sources_come_as_often_as_their_weights_say() -> None:
         assert Counter(row for one in workers for row in one.mine(step)) == Counter(steps[step])
 
 
+def order_of_before(
+    examples: list[Example], parts: list[Part], batch_size: int, seed: int, epoch: int
+) -> list[list[int]]:
+    """As releases before the token store drew it, with lists of numbers. Runs that they began go on
+    with the same rows."""
+    random, rows, before = Random(f"{seed}/{epoch}"), list[int](), 0
+    for at, part in enumerate(parts):
+        mine = list(range(part.rows)) * part.whole
+        if part.rest:
+            order = Random(f"{seed}/source {at}").sample(range(part.rows), part.rows)
+            first = epoch * part.rest
+            mine += [order[(first + place) % part.rows] for place in range(part.rest)]
+        rows += [before + row for row in mine]
+        before += part.rows
+    order = random.sample(rows, len(rows))
+    while missing := -len(order) % batch_size:
+        order += order[:missing]
+    batches = []
+    for start in range(0, len(order), 32 * batch_size):
+        group = sorted(order[start : start + 32 * batch_size], key=lambda row: len(examples[row]))
+        batches += [group[at : at + batch_size] for at in range(0, len(group), batch_size)]
+    random.shuffle(batches)
+    return batches
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5, 6, 21, 22, 700])
+@pytest.mark.parametrize("weights", [(), (1.0,), (0.3, 2.5)], ids=str)
+def test_the_order_is_that_of_releases_before(rows: int, weights: tuple[float, ...]) -> None:
+    data = examples(rows * max(1, len(weights)))
+    parts = [Part(rows, weight) for weight in weights or (1.0,)]
+    batches = Batches(data, 4, seed=3, parts=parts if weights else ())
+    for epoch in range(3):
+        wanted = order_of_before(data, parts, 4, 3, epoch)
+        first = epoch * batches.steps_per_epoch
+        found = [batches.indices(first + step) for step in range(batches.steps_per_epoch)]
+        assert found == wanted
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 6, 21, 22, 1000])
+def test_a_shuffle_draws_as_pythons_sample_does(count: int) -> None:
+    for seed in range(10):
+        wanted = Random(seed).sample(range(count), count)
+        assert shuffled(Random(seed), count).tolist() == wanted
+
+
+def test_a_stores_rows_are_batched_as_a_lists(tmp_path: Path) -> None:
+    data = examples(50)
+    write(tmp_path / "rows", ((NO_ROW, one) for one in data), 200, scored=False)
+    stored = StoredExamples((tmp_path / "rows").open("rb"))
+    ours, theirs = Batches(stored, 8, seed=1), Batches(data, 8, seed=1)
+    for step in range(10):
+        assert ours.indices(step) == theirs.indices(step)
+        wanted = collate(theirs.share(step), 0)
+        found = collate(ours.share(step), 0)
+        assert torch.equal(found.input_ids_BS, wanted.input_ids_BS)
+        assert torch.equal(found.labels_BS, wanted.labels_BS)
+
+
 def test_rows_of_like_length_come_together() -> None:
     data = examples(640)
     batches = Batches(data, 8)
@@ -139,3 +204,22 @@ def test_prompts_are_padded_on_the_left() -> None:
     ids, mask = collate_prompts([(5, 6, 7), (9,)], pad_token_id=3)
     assert ids.tolist() == [[5, 6, 7], [3, 3, 9]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_what_a_worker_holds_of_a_row_does_not_depend_on_its_tokens(tmp_path: Path) -> None:
+    """An order's numbers, and lengths: as lists of Python's integers they would take 70 bytes, and
+    a row of these as one 2,000."""
+
+    def peak(rows: int) -> int:
+        row = Example.of(range(40), (1, 2))
+        write(tmp_path / "rows", ((NO_ROW, row) for _ in range(rows)), 200, scored=False)
+        tracemalloc.start()
+        batches = Batches(StoredExamples((tmp_path / "rows").open("rb")), 8)
+        for step in range(100):
+            batches.share(step)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(100)
+    assert (peak(44_000) - peak(4_000)) / 40_000 < 40

@@ -24,7 +24,7 @@ def rows(path: Path, records: list[dict[str, Any]]) -> list[Row]:
         pq.write_table(pa.Table.from_pylist(records), path)
     else:
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return training_rows(DataSpec(train=str(path), validation=str(path)))
+    return list(training_rows(DataSpec(train=str(path), validation=str(path))))
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
@@ -171,17 +171,17 @@ def test_plain_text_has_no_room_for_calls(tmp_path: Path) -> None:
     for more in ({"tools": [CALL]}, {"messages": [USER, ANSWER | {"reasoning": "r"}]}):
         path.write_text(json.dumps({"messages": [USER, ANSWER]} | more))
         with pytest.raises(InputError, match=r"want data\.template: chat"):
-            training_rows(data)
+            list(training_rows(data))
 
 
 def test_of_all_answers_one_must_weigh_something(tmp_path: Path) -> None:
     path, unlearned = tmp_path / "rows.jsonl", ANSWER | {"weight": 0}
     data = DataSpec(train=str(path), validation=str(path), loss_on="all")
     path.write_text(json.dumps({"messages": [USER, ANSWER, USER, unlearned]}))
-    assert training_rows(data)[0].weight == 0
+    assert next(training_rows(data)).weight == 0
     path.write_text(json.dumps({"messages": [USER, unlearned, USER, unlearned]}))
     with pytest.raises(InputError, match="all its answers weigh 0"):
-        training_rows(data)
+        list(training_rows(data))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_prompt_column_may_be_called_tools(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"tools": "saw", "target": "t"}')
     data = DataSpec(train=str(path), validation=str(path), prompt_columns=("tools",))
-    assert training_rows(data)[0].prompt == "saw"
+    assert next(training_rows(data)).prompt == "saw"
 
 
 @pytest.mark.parametrize("tools", ["[]", "null", "", None, []])
@@ -248,4 +248,4 @@ def test_a_field_nested_as_deep_as_json_goes_is_one_line(tmp_path: Path) -> None
     turn = json.dumps(ANSWER | {"extra": "?"}).replace('"?"', deep)
     path.write_text(f'{{"messages": [{json.dumps(USER)}, {turn}]}}')
     with pytest.raises(InputError, match="turn 2: 'extra' is not rendered"):
-        training_rows(DataSpec(train=str(path), validation=str(path)))
+        list(training_rows(DataSpec(train=str(path), validation=str(path))))

@@ -69,7 +69,7 @@ def test_several_sources_follow_one_another(tmp_path: Path) -> None:
     ]
     (tmp_path / "b.jsonl").write_text("")
     with pytest.raises(InputError, match=r"b\.jsonl: holds no rows"):
-        training_rows(data)
+        list(training_rows(data))
 
 
 def test_cells_of_csv_hold_lists_as_json_and_may_be_empty(tmp_path: Path) -> None:
@@ -109,9 +109,8 @@ def test_a_cell_that_is_no_list_is_one_line(tmp_path: Path, cell: str) -> None:
 
 def test_choices_find_their_answer(tmp_path: Path) -> None:
     base = {"prompt": "p", "target": "b", "metric": "acc", "choices": ["a", "b"]}
-    rows = training_rows(
-        spec(tmp_path, [base, base | {"answer_index": 0}, base | {"answer_index": -1}])
-    )
+    records = [base, base | {"answer_index": 0}, base | {"answer_index": -1}]
+    rows = list(training_rows(spec(tmp_path, records)))
     assert [row.answer_index for row in rows] == [1, 0, 1]
     assert rows[0].choices == ("a", "b")
 
@@ -127,7 +126,7 @@ def test_first_rows_and_rows_of_each_task(tmp_path: Path) -> None:
     data = spec(tmp_path, records, max_rows=3)
     assert [row.target for row in training_rows(data)] == ["0", "1", "2"]
     assert [row.target for row in validation_rows(data, 2)] == ["0", "1", "2", "3"]
-    assert len(validation_rows(data)) == 10
+    assert len(list(validation_rows(data))) == 10
 
 
 @pytest.mark.parametrize(
@@ -184,7 +183,7 @@ def test_first_rows_and_rows_of_each_task(tmp_path: Path) -> None:
 )
 def test_a_wrong_row_is_named(tmp_path: Path, records: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        training_rows(spec(tmp_path, records))
+        list(training_rows(spec(tmp_path, records)))
     assert message in str(caught.value)
     assert "rows.jsonl" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -213,7 +212,7 @@ def test_a_value_that_is_no_text_is_named_with_its_row(
     value = NO_TEXT[name]
     bad = good | {field: ["4", value] if field in ("choices", "references") else value}
     with pytest.raises(InputError) as caught:
-        training_rows(spec(tmp_path, [good, bad]))
+        list(training_rows(spec(tmp_path, [good, bad])))
     message = str(caught.value)
     assert f"rows.jsonl: line 2: column {field!r}" in message
     assert "must hold text, not" in message or "half a character" in message
@@ -241,7 +240,7 @@ def test_a_parquet_value_that_is_no_text_is_named_with_its_row(
     pq.write_table(pa.table({"prompt": ["p", "q"], "target": column}), path)
     source = f"hub:{tmp_path}" if hub else str(path)
     with pytest.raises(InputError) as caught:
-        training_rows(DataSpec(train=source, validation=source))
+        list(training_rows(DataSpec(train=source, validation=source)))
     assert str(caught.value).startswith(f"{source}: {message}")
 
 
@@ -249,7 +248,7 @@ def test_a_decimal_is_text_digit_by_digit(tmp_path: Path) -> None:
     path = tmp_path / "train.parquet"
     prices = pa.array([Decimal("3.00"), Decimal("1E+2")], pa.decimal128(12, 2))
     pq.write_table(pa.table({"prompt": ["p", "q"], "target": prices}), path)
-    found = training_rows(DataSpec(train=str(path), validation=str(path)))
+    found = list(training_rows(DataSpec(train=str(path), validation=str(path))))
     assert [row.target for row in found] == ["3.00", "100.00"]
 
 
@@ -264,7 +263,7 @@ def test_numbers_that_are_written_in_one_way_are_text(tmp_path: Path) -> None:
 def test_an_answers_place_is_a_whole_number(tmp_path: Path, value: object) -> None:
     record = {"prompt": "p", "target": "b", "metric": "acc", "choices": ["a", "b"]}
     with pytest.raises(InputError, match="'answer_index' must hold a whole number"):
-        training_rows(spec(tmp_path, [record | {"answer_index": value}]))
+        list(training_rows(spec(tmp_path, [record | {"answer_index": value}])))
 
 
 def test_the_job_says_the_metric_of_rows_that_say_none(tmp_path: Path) -> None:
@@ -278,14 +277,14 @@ def test_the_job_says_the_metric_of_rows_that_say_none(tmp_path: Path) -> None:
         plain,
     ]
     named = {"slots": "slot_f1", "default": "rouge_l"}
-    rows = training_rows(spec(tmp_path, records, metrics=named))
+    rows = list(training_rows(spec(tmp_path, records, metrics=named)))
     assert [row.metric for row in rows] == [*["slot_f1"] * 3, "exact_match", "rouge_l", "rouge_l"]
 
 
 def test_two_metrics_for_a_row_are_refused(tmp_path: Path) -> None:
     records = [{"prompt": "p", "target": "t", "task": "slots", "metric": "rouge_l"}]
     with pytest.raises(InputError) as caught:
-        training_rows(spec(tmp_path, records, metrics={"slots": "slot_f1"}))
+        list(training_rows(spec(tmp_path, records, metrics={"slots": "slot_f1"})))
     assert str(caught.value).endswith(
         "rows.jsonl: line 1: its metric is rouge_l, but data.metrics says slot_f1 for task "
         "'slots'; leave one of them out"
@@ -295,7 +294,7 @@ def test_two_metrics_for_a_row_are_refused(tmp_path: Path) -> None:
 def test_a_metric_of_the_job_wants_its_choices_too(tmp_path: Path) -> None:
     records = [{"prompt": "p", "target": "t", "task": "quiz"}]
     with pytest.raises(InputError, match="line 1: metric acc wants `choices`"):
-        training_rows(spec(tmp_path, records, metrics={"quiz": "acc"}))
+        list(training_rows(spec(tmp_path, records, metrics={"quiz": "acc"})))
 
 
 MULTITASK = Path(__file__).parents[4] / "shared" / "data" / "multitask_mini"
@@ -310,7 +309,7 @@ def test_the_multitask_set_is_read_whole() -> None:
         validation=str(MULTITASK / "validation.parquet"),
         prompt_columns=("instruction", "input"),
     )
-    rows = read_rows(data, data.train)
+    rows = list(read_rows(data, data.train))
     assert len(rows) == 800
     assert {row.metric for row in rows} == {
         *("acc", "acc_norm", "exact_match", "number_match", "slot_f1", "rouge_l")

@@ -37,7 +37,7 @@ MANY = [record(number) for number in range(2000)]
 
 def test_every_row_is_on_one_side(tmp_path: Path) -> None:
     spec = data(tmp_path, MANY)
-    train, held_out = training_rows(spec), validation_rows(spec)
+    train, held_out = list(training_rows(spec)), list(validation_rows(spec))
     assert said(train + held_out) == sorted(row["target"] for row in MANY)
     # Of a binomial distribution, seven standard deviations.
     assert len(held_out) == pytest.approx(400, abs=126)
@@ -70,8 +70,8 @@ def test_a_chat_of_the_same_words_is_the_same_row(tmp_path: Path) -> None:
 def test_the_first_rows_are_those_of_the_side(tmp_path: Path) -> None:
     whole = data(tmp_path, MANY)
     few = data(tmp_path, MANY, max_rows=5)
-    assert training_rows(few) == training_rows(whole)[:5]
-    assert validation_rows(few) == validation_rows(whole)
+    assert list(training_rows(few)) == list(training_rows(whole))[:5]
+    assert list(validation_rows(few)) == list(validation_rows(whole))
 
 
 def test_what_is_held_out_stays_so_where_the_share_grows(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_side_without_rows_is_refused(share: float, what: str, tmp_path: Path)
     spec = data(tmp_path, MANY[:3], share=share)
     read = training_rows if "learn" in what else validation_rows
     with pytest.raises(InputError) as caught:
-        read(spec)
+        list(read(spec))
     assert str(caught.value) == (
         f"data.validation: a share of {share:g} leaves {what} of those in {tmp_path}/0.jsonl; take "
         "another share, or validation rows of their own"

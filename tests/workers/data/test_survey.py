@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from workers.config.base import InputError
 from workers.config.data import DataSpec
-from workers.data import survey
 from workers.data.encode import Encoder
+from workers.data.store.token_store import TokenStore
 from workers.data.survey import Survey
 
 Rows = Sequence[dict[str, Any]]
@@ -49,7 +49,7 @@ def test_the_figures_are_those_of_the_rows(
     assert counts.longest_row.endswith("train.jsonl: line 4")
     assert (counts.tokens, counts.target_tokens) == (8 + 13 + 8 + 20 + 14, 4 + 4 + 4 + 6 + 12)
     assert counts.target_share == pytest.approx(30 / 63)
-    assert (counts.control_tokens, counts.sample_of) == (1, None)
+    assert counts.control_tokens == 1
     said = str(counts)
     for part in ("5 rows", "1 lose the beginning", "26 tokens", "line 4", "48%", "line 5"):
         assert part in said
@@ -93,21 +93,31 @@ def test_only_what_a_run_takes_is_encoded(
         looked.validation()
 
 
-def test_of_very_many_rows_a_sample_is_told_and_has_the_longest_targets(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_all_rows_are_encoded_and_it_tells_how_far_it_is(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(survey, "LONGEST", 3)
     rows = [good() for _ in range(1000)]
     rows[501] = good("pp", "t" * 6)
-    told: list[tuple[str, int, int]] = []
+    told: list[tuple[str, int]] = []
     looked = encoder(tokenizer, tmp_path, rows)
-    counts = Survey(looked, lambda *how_far: told.append(how_far), most=300).training()
-    assert counts.sample_of == 1000
-    assert 250 <= counts.rows <= 303
+    counts = Survey(looked, lambda *how_far: told.append(how_far)).training()
+    assert counts.rows == 1000
     assert counts.longest_row.endswith("line 502")
-    assert "a sample of 1000" in str(counts)
-    assert [done for _, done, _ in told] == [0, *range(256, counts.rows, 256)]
-    assert {(source, of) for source, _, of in told} == {(looked.data.train, counts.rows)}
+    assert {0, 256, 512, 768} <= {done for _, done in told}
+    assert {source for source, _ in told} == {looked.data.train}
     rows[501] = good("pp", "t" * 10)
     with pytest.raises(InputError, match="line 502: its target"):
-        Survey(encoder(tokenizer, tmp_path, rows), most=300).training()
+        Survey(encoder(tokenizer, tmp_path, rows)).training()
+
+
+def test_what_was_looked_at_is_found_encoded(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the run, and by whoever looks again."""
+    looked = encoder(tokenizer, tmp_path, [good("pp", "a<|im_end|>")], max_length=20)
+    first = Survey(looked).training()
+    monkeypatch.delattr(Encoder, "kept")
+    assert Survey(looked).training() == first
+    assert first.control_tokens == 1
+    [example] = TokenStore(looked).training().examples
+    assert len(example) == first.tokens

@@ -77,6 +77,7 @@ def test_a_run_says_where_it_is(make_spec: SpecMaker, tmp_path: Path) -> None:
     run.close()
     a_step = ["forward", "forward", "backward", "reduce", "update"]
     assert [phase for phase, _ in heartbeat.places] == [
+        *("encode", "loading"),
         *("data", *a_step),
         *("data", *a_step),
         *("evaluate", "save", ENDED),

@@ -72,11 +72,11 @@ def test_a_weighted_loss_is_over_the_weights_of_the_whole_step(
     ]
     losses, weights = [], []
     for one in examples:
-        logits = model(torch.tensor([list(one.ids)])).logits[0].log_softmax(-1)
+        logits = model(torch.tensor([[*map(int, one.ids)]])).logits[0].log_softmax(-1)
         for span in one.spans:
             for at in range(span.start, span.stop):
                 weight = float(torch.tensor(span.weight))  # in the precision of a batch
-                losses.append(-weight * logits[at - 1, one.ids[at]])
+                losses.append(-weight * logits[at - 1, int(one.ids[at])])
                 weights.append(weight)
     expected = torch.stack(losses).sum() / sum(weights)
     parameters = [one for one in adapter.parameters() if one.requires_grad]

@@ -1,12 +1,15 @@
 """Records out of any source, in order, and a digest of its content."""
 
 import hashlib
+from collections.abc import Callable
 
+from workers.config.base import InputError, one_line
 from workers.config.data import DataSpec
 from workers.data.sources.files import files
 from workers.data.sources.formats import reader
 from workers.data.sources.hub import HUB, hub_fingerprint, hub_records
 from workers.data.sources.record import Records, Wanted
+from workers.data.store.digests import files_digest
 
 
 def records(source: str, wanted: Wanted) -> Records:
@@ -21,17 +24,15 @@ def records(source: str, wanted: Wanted) -> Records:
         yield from reader(file.path)(file, wanted)
 
 
-def digest(source: str) -> str:
-    """sha256 over the bytes of a source's files, or over the fingerprint of a hub data set."""
-    state = hashlib.sha256()
+def digest(source: str, moving: Callable[[], None] = lambda: None) -> str:
+    """sha256 over the bytes of a source's files, or over the fingerprint of a hub data set.
+    `moving` is called again and again while bytes are read."""
     if source.startswith(HUB):
-        state.update(hub_fingerprint(source).encode())
-        return state.hexdigest()
-    for file in files(source):
-        with file.filesystem.open_input_stream(file.path, compression=None) as stream:
-            while block := stream.read(1 << 20):
-                state.update(block)
-    return state.hexdigest()
+        return hashlib.sha256(hub_fingerprint(source).encode()).hexdigest()
+    try:
+        return files_digest(source, files(source), moving)
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read: {one_line(error)}") from None
 
 
 def data_digest(spec: DataSpec) -> str:

@@ -96,7 +96,7 @@ class Evaluation:
         room = getattr(config, "max_position_embeddings", None) or math.inf
         longest = room - self.spec.evaluation.max_new_tokens
         examples = self.inputs.validation_examples
-        return frozenset(i for i in shown if last and len(examples[i].prompt) <= longest)
+        return frozenset(i for i in shown if last and examples[i].spans[-1].start <= longest)
 
     def _losses(
         self, examples: Sequence[Example], counts: ExpertCounts | None = None
@@ -140,11 +140,11 @@ class Evaluation:
 
     def _write(self, indices: Sequence[int]) -> list[str]:
         """Greedy answers to the rows' prompts."""
-        prompts = [self.inputs.validation_examples[index].prompt for index in indices]
-        answers = [""] * len(prompts)
+        examples = self.inputs.validation_examples
+        answers = [""] * len(indices)
         longest = self.spec.evaluation.max_new_tokens
-        for group in self._groups([len(prompt) for prompt in prompts]):
-            some = [prompts[i] for i in group] or [self.inputs.validation_examples[0].prompt]
+        for group in self._groups([examples[index].spans[-1].start for index in indices]):
+            some = [examples[indices[i]].prompt for i in group] or [examples[0].prompt]
             texts = generate(self.inputs, some, longest, together=self._together)
             for index, text in zip(group, texts, strict=bool(group)):
                 answers[index] = text

@@ -18,9 +18,9 @@ def drawn(rows: int, count: int) -> frozenset[int]:
 
 def cached_prefix(examples: Sequence[Example]) -> int:
     """Tokens, in whole pages of an engine's cache, that all prompts begin with."""
-    prompts = [example.prompt for example in examples]
-    if len(prompts) < 2:
+    if len(examples) < 2:
         return 0
-    pairs = zip(min(prompts), max(prompts), strict=False)  # what these two share, all share
+    least, most = (of(one.prompt for one in examples) for of in (min, max))
+    pairs = zip(least, most, strict=False)  # what these two share, all share
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     return shared // CACHE_PAGE * CACHE_PAGE

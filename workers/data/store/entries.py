@@ -1,0 +1,161 @@
+"""Entries of the cache: folders that are whole or not there, made by one process for all of a node.
+
+KEY/              an entry: `rows.arrow` and what its maker noted. Who reads it holds a shared lock
+                  on that file, so that it is not deleted under it.
+KEY.lock          held by who makes the entry; the system lets go of it when that process dies
+.KEY.DIGITS/      an entry in the making; where nobody holds the lock, a killed process has left it
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from workers.data.store.cache import cannot_write
+from workers.run.files import DELETED, delete, locked
+from workers.run.folders import RANDOM, hidden_folder, settle
+
+ROWS_FOLDER = "rows"
+"""Where encoded rows are in the cache."""
+ROWS = "rows.arrow"
+LOOK_SECONDS = 0.2
+"""How often who waits looks whether another one has made the entry."""
+
+
+class StoreEntry(NamedTuple):
+    """An entry, which stays as long as `held` is open."""
+
+    folder: Path
+    held: BinaryIO
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of entries."""
+
+    folder: Path
+    limit: int = 0
+    """Bytes that entries may take together, but for those in use."""
+
+    def opened(
+        self, name: str, write: Callable[[Path], None], waiting: Callable[[], None]
+    ) -> StoreEntry:
+        """The entry of that name; where there is none, `write` fills its folder. One process does
+        it, and others call `waiting` until it has, or until it is their turn. InputError where it
+        cannot be written; what `write` raises leaves nothing behind."""
+        while (found := _open(self.folder / name)) is None:
+            with _turn(self.folder / f"{name}.lock") as mine:
+                if mine:  # asked again: it may just be done
+                    found = _open(self.folder / name) or self._made(name, write)
+            if found:
+                break
+            waiting()
+            time.sleep(LOOK_SECONDS)
+        with suppress(OSError):
+            os.utime(found.folder)
+        return found
+
+    def trim(self) -> None:
+        """Delete what killed processes have left, and those entries that were used least recently
+        until the others keep the limit; never one that is open."""
+        self._sweep()
+        taken = 0
+        for _, size, entry in sorted(self.entries(), reverse=True):
+            taken += size
+            if taken > self.limit and _dropped(entry):
+                taken -= size
+
+    def entries(self) -> Iterator[tuple[float, int, Path]]:
+        """When each was used last, its bytes, and its folder."""
+        for folder in self.folder.iterdir():
+            with suppress(OSError):
+                if (folder / ROWS).is_file() and not folder.name.startswith("."):
+                    sizes = [path.stat().st_size for path in folder.iterdir()]
+                    yield folder.stat().st_mtime, sum(sizes), folder
+
+    def unused(self) -> Iterator[Path]:
+        """Entries that nobody has open."""
+        for _, _, entry in self.entries():
+            with _alone(entry) as free:
+                if free:
+                    yield entry
+
+    def _sweep(self) -> None:
+        for deleted in self.folder.glob(f"{DELETED}*"):
+            shutil.rmtree(deleted, ignore_errors=True)
+        for making in self.folder.glob(f".*.{RANDOM}"):
+            lock = self.folder / f"{making.name.split('.')[1]}.lock"
+            with suppress(OSError), locked(lock) as dead:  # without locks, nobody knows
+                if dead:
+                    shutil.rmtree(making, ignore_errors=True)
+
+    def _made(self, name: str, write: Callable[[Path], None]) -> StoreEntry:
+        try:
+            with hidden_folder(self.folder, name) as new:
+                write(new)
+                held = (new / ROWS).open("rb")
+                _share(held)
+                settle(new, self.folder / name, keep=True)
+            self.trim()
+        except OSError as error:
+            raise cannot_write(self.folder, error) from None
+        return StoreEntry(self.folder / name, held)
+
+
+def _open(folder: Path) -> StoreEntry | None:
+    """None where there is no such entry, or one that is just being deleted."""
+    with ExitStack() as stack, suppress(FileNotFoundError):
+        held = stack.enter_context((folder / ROWS).open("rb"))
+        if _share(held) and os.fstat(held.fileno()).st_nlink:
+            stack.pop_all()
+            return StoreEntry(folder, held)
+    return None
+
+
+def _share(file: BinaryIO) -> bool:
+    """Say that we read it; False where somebody deletes it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a filesystem without locks, where nothing is deleted
+        pass
+    return True
+
+
+@contextmanager
+def _turn(lock: Path) -> Iterator[bool]:
+    """Whether it is this process's turn, until the end of the block."""
+    with ExitStack() as stack:
+        try:
+            mine = stack.enter_context(locked(lock))
+        except OSError:  # a filesystem without locks, where several may make the same at once
+            mine = True
+        yield mine
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """Whether nobody reads the entry, nor will until the end of the block."""
+    with ExitStack() as stack:
+        try:
+            held = stack.enter_context((folder / ROWS).open("r+b"))
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def _dropped(folder: Path) -> bool:
+    with _alone(folder) as free, suppress(OSError):
+        if free:
+            delete(folder)
+            folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
+            return True
+    return False

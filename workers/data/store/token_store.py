@@ -1,0 +1,125 @@
+"""The token store: a run's rows, encoded once for all runs and workers of this node."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from workers.config.base import InputError
+from workers.config.data import DataSpec
+from workers.config.sources import SourceSpec
+from workers.data.counts import RowCounts
+from workers.data.encode import Encoder
+from workers.data.rows import Row, training_rows, validation_rows
+from workers.data.sources.records import digest
+from workers.data.store import arrow
+from workers.data.store.cache import cache_folder, limit_bytes
+from workers.data.store.entries import ROWS, ROWS_FOLDER, Cache, StoreEntry
+from workers.data.store.identity import entry_name
+from workers.data.store.processes import Processes, cpus
+from workers.run.files import delete
+
+COUNTS = "counts.json"
+OFTEN = 256
+"""Rows between two words on how far it is."""
+Tell = Callable[[str, int], None]
+"""Told which source, and how many of its rows are encoded."""
+
+
+@dataclass(frozen=True)
+class EncodedSource:
+    """The rows of a source that are kept, encoded."""
+
+    examples: arrow.StoredExamples
+    counts: RowCounts
+    """What encoding did to them."""
+
+    @property
+    def rows(self) -> arrow.StoredRows:
+        """The rows themselves, of those to be compared on."""
+        return self.examples.rows
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """Encodes rows as an encoder does, or finds them encoded. InputError for the first row that is
+    wrong, or where none is left."""
+
+    encoder: Encoder
+    tell: Tell = lambda *_: None
+    """Called again and again while rows are encoded, by this process or another one."""
+
+    def training(self) -> EncodedSource:
+        """The rows to learn from."""
+        data = self.encoder.data
+        which = _which(data, data.sources) | {"max_rows": data.max_rows}
+        return self._stored(_Asked(data.train_name, which, partial(training_rows, data)))
+
+    def validation(self, rows_per_task: int | None = None) -> EncodedSource:
+        """The rows that trials are compared on, with their choices."""
+        data = self.encoder.data
+        which = _which(data, data.compared_on) | {"rows_per_task": rows_per_task}
+        read = partial(validation_rows, data, rows_per_task)
+        return self._stored(_Asked(data.validation_name, which, read, scored=True))
+
+    def _stored(self, asked: "_Asked") -> EncodedSource:
+        waiting = partial(self.tell, asked.name, 0)
+        found = asked.digests(waiting)
+        name = entry_name(self.encoder, asked.which, found)
+        cache = Cache(cache_folder(ROWS_FOLDER), limit_bytes())
+        write = partial(self._write, asked, found)
+        entry = cache.opened(name, write, waiting)
+        try:
+            return _read(entry)
+        except (OSError, ValueError, KeyError, TypeError):  # damaged, by the disk perhaps
+            delete(entry.folder)
+            return _read(cache.opened(name, write, waiting))
+
+    def _write(self, asked: "_Asked", before: list[str], folder: Path) -> None:
+        counts = RowCounts(asked.name)
+        processes = Processes(self.encoder, self.encoder.data.processes or cpus())
+        kept = processes.kept(self._told(asked.read(), counts), counts, asked.scored)
+        vocabulary = max(self.encoder.tokenizer.get_vocab().values()) + 1
+        arrow.write(folder / ROWS, kept, vocabulary, scored=asked.scored)
+        if before != asked.digests(partial(self.tell, asked.name, counts.rows)):
+            raise InputError(f"{asked.name}: has changed while it was read; begin again")
+        (folder / COUNTS).write_text(json.dumps(asdict(counts)))
+
+    def _told(self, rows: Iterable[Row], counts: RowCounts) -> Iterator[Row]:
+        for done, row in enumerate(rows):
+            if done % OFTEN == 0:
+                self.tell(counts.source, done)
+            if self.encoder.spells_control(row):
+                counts.spelled(row)
+            yield row
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Which rows are wanted."""
+
+    name: str
+    """For messages."""
+    which: dict[str, Any]
+    """The sources and what of them, for the entry's name."""
+    read: Callable[[], Iterable[Row]]
+    scored: bool = False
+
+    def digests(self, moving: Callable[[], None]) -> list[str]:
+        """Of the sources' content now."""
+        return [digest(source, moving) for source in self.which["sources"]]
+
+
+def _which(data: DataSpec, sources: Sequence[SourceSpec]) -> dict[str, Any]:
+    return {
+        "sources": [one.source for one in sources],
+        "tasks": [one.task for one in sources],
+        "held_out": data.held_out,
+    }
+
+
+def _read(entry: StoreEntry) -> EncodedSource:
+    counts = RowCounts(**json.loads((entry.folder / COUNTS).read_text()))
+    return EncodedSource(arrow.StoredExamples(entry.held), counts)
