@@ -86,6 +86,7 @@ class RowCounts:
             self.longest, self.longest_row = later.longest, later.longest_row
         pairs = zip_longest(self.rows_of, later.rows_of, fillvalue=0)
         self.rows_of = [ours + theirs for ours, theirs in pairs]
+        self.layouts = list(dict.fromkeys([*self.layouts, *later.layouts]))
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(later, name))
         for name in _FIRSTS:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,24 @@ def encoder(
         train=str(path), validation=str(path), max_length=40, too_long="skip", template="plain"
     )
     return Encoder(tokenizer, data.model_copy(update=changes))
+
+
+def test_counts_are_added_field_by_field() -> None:
+    """A new field must be added too: give it a value here."""
+    numbers = {"rows": 2, "prompts_cut": 1, "targets_cut": 1, "skipped": 3, "tokens": 9}
+    numbers |= {"target_tokens": 4, "control_tokens": 1, "longest": 8}
+    words = {"too_long": "line 5", "longest_row": "line 6", "control_row": "line 7"}
+    lists: dict[str, Any] = {"rows_of": [0, 2], "layouts": ["alpaca"]}
+    later = RowCounts("rows", **numbers, **words, **lists)
+    assert all(asdict(later).values()), "a field has no value"
+    first, empty = RowCounts("rows"), RowCounts("rows")
+    first.merge(later)
+    assert first == later
+    first.merge(empty)
+    assert first == later
+    first.merge(later)
+    doubled = {name: 2 * value for name, value in numbers.items()} | {"longest": 8}
+    assert first == RowCounts("rows", **doubled, **words, rows_of=[0, 4], layouts=["alpaca"])
 
 
 def alive() -> list[Any]:
