@@ -116,7 +116,7 @@ def test_what_was_looked_at_is_found_encoded(
     """By the run, and by whoever looks again."""
     looked = encoder(tokenizer, tmp_path, [good("pp", "a<|im_end|>")], max_length=20)
     first = Survey(looked).training()
-    monkeypatch.delattr(Encoder, "kept")
+    monkeypatch.delattr(Encoder, "some_kept")
     assert Survey(looked).training() == first
     assert first.control_tokens == 1
     [example] = TokenStore(looked).training().examples

@@ -50,10 +50,9 @@ class Processes:
         """What `Encoder.kept` gives, with the same order, counts and errors."""
         unread, here = iter(rows), self.encoder.some_kept
         yield from here(islice(unread, FEW), counts, scored)
-        if self.count > 1 and (more := next(unread, None)):
-            yield from self._elsewhere(chain([more], unread), counts, scored)
-        else:
-            yield from here(unread, counts, scored)
+        if (more := next(unread, None)) is not None:
+            rest = self._elsewhere if self.count > 1 else here
+            yield from rest(chain([more], unread), counts, scored)
         counts.check_left()
 
     def _elsewhere(self, rows: Iterable[Row], counts: RowCounts, scored: bool) -> Kept:

@@ -26,11 +26,11 @@ Encoded = tuple[Row, Example]
 class Counting(Encoder):
     """Notes how often rows are encoded."""
 
-    def kept(
+    def some_kept(
         self, rows: Iterable[Row], counts: RowCounts, scored: bool = False
     ) -> Iterator[Encoded]:
         ENCODED.append(counts.source)
-        yield from super().kept(rows, counts, scored)
+        yield from super().some_kept(rows, counts, scored)
 
 
 ENCODED: list[str] = []
