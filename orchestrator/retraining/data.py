@@ -1,13 +1,15 @@
 """A job's rows joined with fresh ones."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config.job import JobSpec, override_job
 from workers.config.base import InputError
+from workers.config.data import DataSpec
 from workers.config.sources import SourceSpec
+from workers.data.layouts.recognition import Recognition
 from workers.data.sources.records import records
 from workers.run.files import write_text
 
@@ -25,38 +27,38 @@ def with_fresh(job: JobSpec, source: str, fewest: int, folder: Path) -> JobSpec:
     are held out of the rows to learn from, they still are: of all rows, and the old ones stay on
     their sides.
     """
-    fresh = [record for _, record in records(source, _all)]
+    data, train, validation = job.train.data, folder / "train.jsonl", folder / "validation.jsonl"
+    fresh = list(_records(data, source))
     if len(fresh) < fewest:
         raise InputError(f"{source}: holds {len(fresh)} rows, but min_rows is {fewest}")
-    data, train, validation = job.train.data, folder / "train.jsonl", folder / "validation.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     changes: dict[str, Any] = {"data.train": str(train)}
     learned = fresh
     if isinstance(data.validation, str):
         learned = [row for at, row in enumerate(fresh) if (at + 1) % HELD_OUT]
-        _write(validation, fresh[HELD_OUT - 1 :: HELD_OUT], _own(data.validation))
+        _write(validation, fresh[HELD_OUT - 1 :: HELD_OUT], _records(data, data.validation))
         changes["data.validation"] = str(validation)
     if isinstance(data.train, str):
-        _write(train, learned, _own(data.train))
+        _write(train, learned, _records(data, data.train))
     else:
         _write(train, learned)
-        own = (_copied(one, folder / f"train-{at}.jsonl") for at, one in enumerate(data.train, 1))
-        changes["data.train"] = [str(train), *own]
+        own = (folder / f"train-{at}.jsonl" for at in range(1, len(data.train) + 1))
+        copies = (_copied(data, one, path) for one, path in zip(data.train, own, strict=True))
+        changes["data.train"] = [str(train), *copies]
     return override_job(job, changes, f"job {job.name}")
 
 
-def _copied(one: SourceSpec, path: Path) -> dict[str, Any]:
+def _copied(data: DataSpec, one: SourceSpec, path: Path) -> dict[str, Any]:
     """One of several sources, with its weight, out of a file of its own."""
-    _write(path, _own(one.source))
+    _write(path, _records(data, one.source))
     return one.model_dump() | {"source": str(path)}
 
 
-def _own(source: str) -> Iterator[Mapping[str, Any]]:
-    return (record for _, record in records(source, _all))
-
-
-def _all(_: str, names: Collection[str]) -> Sequence[str]:
-    return list(names)
+def _records(data: DataSpec, source: str) -> Iterator[Mapping[str, Any]]:
+    """A source's records in the job's own columns: in one file they must have one layout."""
+    known = Recognition(data)
+    for where, record in records(source, known.columns):
+        yield known.made(where, record)
 
 
 def _write(path: Path, *parts: Iterable[Mapping[str, Any]]) -> None:

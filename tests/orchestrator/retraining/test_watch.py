@@ -398,6 +398,23 @@ def test_what_is_held_out_stays_so_and_fresh_rows_are_split_alike(
     assert len(list(training_rows(joined))) == 400 - len(held_out)
 
 
+def test_fresh_rows_may_be_laid_out_in_another_way(
+    job: JobSpec, make_spec: Callable[..., TrainSpec], tmp_path: Path
+) -> None:
+    """Joined in one file, they were refused as two layouts in one source."""
+    (tmp_path / "own.json").write_text(json.dumps([{"instruction": "i", "output": "o"}]))
+    (tmp_path / "fresh.jsonl").write_text('{"prompt": "p", "target": "t", "task": "new"}\n')
+    own = str(tmp_path / "own.json")
+    job = job.model_copy(update={"train": make_spec(data__train=own, data__validation=own)})
+    joined = with_fresh(job, str(tmp_path / "fresh.jsonl"), 1, tmp_path / "joined").train.data
+    rows = [(row.prompt, row.target, row.task) for row in training_rows(joined)]
+    assert rows == [("p", "t", "new"), ("i", "o", "default")]
+    assert [row.prompt for row in validation_rows(joined)] == ["i"]
+    (tmp_path / "fresh.jsonl").write_text('{"question": "q"}\n')
+    with pytest.raises(InputError, match=r"fresh\.jsonl: line 1: no column 'prompt', 'target'"):
+        with_fresh(job, str(tmp_path / "fresh.jsonl"), 1, tmp_path / "joined")
+
+
 def test_what_is_no_text_stays_none_in_joined_files(
     job: JobSpec, make_spec: Callable[..., TrainSpec], tmp_path: Path
 ) -> None:
