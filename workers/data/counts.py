@@ -41,8 +41,8 @@ class RowCounts:
     """Those of them that the loss counts."""
     rows_of: list[int] = field(default_factory=list)
     """Rows that are kept of each of several sources, in the order of `data.train`."""
-    layouts: list[str] = field(default_factory=list)
-    """Layouts that rows were recognised by."""
+    layouts: dict[str, int] = field(default_factory=dict)
+    """Rows by the layout that they were recognised by."""
     control_tokens: int = 0
     """Rows that spell out a control token, which is text there."""
     control_row: str = ""
@@ -59,8 +59,8 @@ class RowCounts:
         self.rows += 1
         self.rows_of += [0] * (row.source + 1 - len(self.rows_of))
         self.rows_of[row.source] += 1
-        if row.layout and row.layout not in self.layouts:
-            self.layouts.append(row.layout)
+        if row.layout:
+            self.layouts[row.layout] = self.layouts.get(row.layout, 0) + 1
         self.tokens += len(example)
         self.target_tokens += example.learned
         self.prompts_cut += prompt_lost > 0
@@ -117,7 +117,10 @@ class RowCounts:
             f"; {self.control_tokens} spell out a control token, which is text there (the first: "
             f"{self.control_row})"
         )
-        layouts = f", read as {' and '.join(self.layouts)}" if self.layouts else ""
+        layouts = "".join(
+            f", {'' if count == self.rows else f'{count} '}read as {name}"
+            for name, count in self.layouts.items()
+        )
         return (
             f"{self.source}: {self.rows} rows{layouts}, {self.losses() or 'none is cut'}"
             f"{spelled if self.control_tokens else ''}. The longest has {self.longest} tokens "

@@ -136,6 +136,17 @@ def test_rows_that_are_cut_are_learned(specs: Callable[[str], TrainSpec], tmp_pa
     assert max(map(len, run.inputs.train)) == 96
 
 
+def test_rows_are_counted_by_their_layouts(make_spec: SpecMaker, tmp_path: Path) -> None:
+    names = ("instruction", "output"), ("prompt", "target"), ("prompt", "completion")
+    sources = [tmp_path / f"{at}.jsonl" for at in range(3)]
+    for path, pair, count in zip(sources, names, (3, 2, 1), strict=True):
+        path.write_text((json.dumps(dict.fromkeys(pair, "say")) + "\n") * count)
+    inputs = Inputs.load(make_spec(data__train=list(map(str, sources))))
+    assert len(inputs.train) == 6
+    said = str(inputs.train_counts)
+    assert "6 rows, 3 read as Alpaca (instruction, output), 1 read as prompts and compl" in said
+
+
 def test_a_trial_says_which_row_is_refused(
     specs: Callable[[str], TrainSpec], tmp_path: Path
 ) -> None:

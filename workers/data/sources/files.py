@@ -8,7 +8,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
 from workers.config.base import InputError, one_line
-from workers.data.sources.formats import ENDINGS
+from workers.data.sources.formats import ALLOWED, ENDINGS
 from workers.data.sources.record import File
 from workers.data.sources.saved import saved_files
 
@@ -26,11 +26,10 @@ def files(source: str) -> list[File]:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{source}: cannot be read: {one_line(error)}") from None
-    allowed = ", ".join(ENDINGS)
     if not paths:
-        raise InputError(f"{source}: no such file, and none matches it that ends in {allowed}")
+        raise InputError(f"{source}: no such file, and none matches it that ends in {ALLOWED}")
     if not paths[0].endswith(ENDINGS):
-        raise InputError(f"{source}: is of no known format by its name; allowed are {allowed}")
+        raise InputError(f"{source}: is of no known format by its name; allowed are {ALLOWED}")
     return [File(filesystem, path) for path in paths]
 
 

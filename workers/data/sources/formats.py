@@ -37,6 +37,11 @@ FORMATS = (
     Format("Arrow", (".arrow", ".feather", ".ipc"), arrow_records, may_be_packed=False),
 )
 ENDINGS = tuple(ending for one in FORMATS for ending in one.all_endings)
+ALLOWED = (
+    f"{', '.join(ending for one in FORMATS for ending in one.endings)} (of text also with "
+    f"{' or '.join(PACKED)})"
+)
+"""How a name may end, for messages."""
 
 
 def reader(path: str) -> Reader:
