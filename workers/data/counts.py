@@ -1,5 +1,6 @@
 """What encoding did to the rows of a source."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -86,7 +87,7 @@ class RowCounts:
             self.longest, self.longest_row = later.longest, later.longest_row
         pairs = zip_longest(self.rows_of, later.rows_of, fillvalue=0)
         self.rows_of = [ours + theirs for ours, theirs in pairs]
-        self.layouts = list(dict.fromkeys([*self.layouts, *later.layouts]))
+        self.layouts = dict(Counter(self.layouts) + Counter(later.layouts))
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(later, name))
         for name in _FIRSTS:

@@ -59,7 +59,7 @@ def test_counts_are_added_field_by_field() -> None:
     numbers = {"rows": 2, "prompts_cut": 1, "targets_cut": 1, "skipped": 3, "tokens": 9}
     numbers |= {"target_tokens": 4, "control_tokens": 1, "longest": 8}
     words = {"too_long": "line 5", "longest_row": "line 6", "control_row": "line 7"}
-    lists: dict[str, Any] = {"rows_of": [0, 2], "layouts": ["alpaca"]}
+    lists: dict[str, Any] = {"rows_of": [0, 2], "layouts": {"alpaca": 2}}
     later = RowCounts("rows", **numbers, **words, **lists)
     assert all(asdict(later).values()), "a field has no value"
     first, empty = RowCounts("rows"), RowCounts("rows")
@@ -69,7 +69,7 @@ def test_counts_are_added_field_by_field() -> None:
     assert first == later
     first.merge(later)
     doubled = {name: 2 * value for name, value in numbers.items()} | {"longest": 8}
-    assert first == RowCounts("rows", **doubled, **words, rows_of=[0, 4], layouts=["alpaca"])
+    assert first == RowCounts("rows", **doubled, **words, rows_of=[0, 4], layouts={"alpaca": 4})
 
 
 def alive() -> list[Any]:
