@@ -1,10 +1,11 @@
 """A tiny random model and random adapters of it: what nearly all tests and the soak serve."""
 
+import shutil
 from pathlib import Path
 
 from orchestrator.demo.tiny_model import write_model
 
-__all__ = ["write_adapter", "write_model"]
+__all__ = ["with_template", "write_adapter", "write_model"]
 
 
 def write_adapter(
@@ -30,4 +31,16 @@ def write_adapter(
             parameter.data.normal_(0.0, spread, generator=generator)
     base = BaseRecord(path=str(model_folder), digest=base_digest(model))
     save(adapter, folder, Manifest(base=base))
+    return folder
+
+
+def with_template(adapter: Path, folder: Path, template: str) -> Path:
+    """A copy of an adapter that was trained with this chat template."""
+    from workers.adapter.manifest import read_manifest, write_manifest
+
+    shutil.copytree(adapter, folder)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    spec = {"data": {"chat_template": template}}
+    write_manifest(folder, manifest.model_copy(update={"spec": spec}))
     return folder

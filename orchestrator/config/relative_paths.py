@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from workers.config.chat_template import is_template
+
 JOB = (
     "train.data.train",
     "train.data.train.*",
     "train.data.train.*.source",
     "train.data.validation",
+    "train.data.chat_template",
     "train.checkpoint.upload",
     "cluster.storage",
     "serve.tls.cert",
@@ -36,7 +39,8 @@ def beside(
     """A file's values with its paths as the process takes them; absolute ones and URIs stay."""
 
     def path(written: str) -> str:
-        return written if elsewhere(written) else str(folder / written)
+        here = elsewhere(written) or is_template(written)
+        return written if here else str(folder / written)
 
     def name(written: str) -> str:
         return path(written) if (folder / written).exists() else written

@@ -84,6 +84,12 @@ class Manifest(Spec):
         """The TrainSpec that says how its base is loaded and prompted; None where nothing does."""
         return self.measured_with or self.spec
 
+    @property
+    def chat_template(self) -> str | None:
+        """The template that it brings; None where it is asked by its base's."""
+        own = ((self.asked_with or {}).get("data") or {}).get("chat_template")
+        return own if isinstance(own, str) else None
+
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The folder's manifest, None where it has none (an adapter from elsewhere)."""

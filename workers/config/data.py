@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from workers.config.base import Listed, OneOf, PositiveInt, Spec, Table
+from workers.config.chat_template import template_text
 from workers.config.sources import HeldOut, Sources, SourceSpec, Validation
 
 ROW_METRICS = ("acc", "acc_norm", "exact_match", "number_match", "slot_f1", "rouge_l")
@@ -41,6 +42,9 @@ class DataSpec(Spec):
     is not here. A row that names another one is refused."""
     template: Literal["chat", "plain"] = "chat"
     """chat: the tokenizer's chat template around the prompt; plain: the prompt as it stands."""
+    chat_template: Annotated[str | None, AfterValidator(template_text)] = None
+    """A Jinja file in place of the tokenizer's chat template; or the template itself, which the
+    resolved job and the adapter hold: it is served with it."""
     loss_on: Literal["last", "all"] = "last"
     """Of a chat, which assistant turns are learned: the last one, or all. A turn's own `weight`
     (0 to 1) says what its tokens count for."""
@@ -93,4 +97,6 @@ class DataSpec(Spec):
     def _check(self) -> Self:
         if self.template == "plain" and self.loss_on == "all":
             raise ValueError("loss_on: all wants template: chat")
+        if self.template == "plain" and self.chat_template is not None:
+            raise ValueError("chat_template wants template: chat")
         return self

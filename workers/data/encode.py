@@ -32,7 +32,7 @@ class Encoder:
     text: TextEncoder = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "text", TextEncoder(self.tokenizer))
+        object.__setattr__(self, "text", TextEncoder(self.tokenizer, self.data.chat_template))
         object.__setattr__(self, "end", self.text.end(chat=self.data.template == "chat"))
 
     def kept(

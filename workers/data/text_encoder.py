@@ -112,16 +112,26 @@ class TextEncoder:
 
     def end(self, *, chat: bool) -> Ids:
         """What ends an answer; a server stops at the first of them. InputError names the model."""
-        where = f"model.path: {self._tokenizer.name_or_path}"
+        own = chat and self.template.own is not None
+        where = "data.chat_template" if own else f"model.path: {self._tokenizer.name_or_path}"
         if chat and not self.template.there:
             raise InputError(f"{where}: has no chat template; set data.template: plain")
         try:
             ids = self.text_of_template(self.template.end) if chat else ()
         except InputError as error:
             raise InputError(f"{where}: a question and its answer: {error}") from None
+        if own and ids and not self._is_special(ids[0]):
+            raise InputError(
+                f"{where}: ends an answer with {self.template.end!r}, which begins with no special "
+                "token of the base's tokenizer: no server could stop there"
+            )
         if not ids and self._tokenizer.eos_token_id is None:
             raise InputError(f"{where}: its tokenizer has no end of text")
         return ids or (self._tokenizer.eos_token_id,)
+
+    def _is_special(self, token: int) -> bool:
+        added = self._tokenizer.added_tokens_decoder.get(token)
+        return bool(added and added.special) or token in self._tokenizer.all_special_ids
 
     def text_of_template(self, text: str) -> Ids:
         """Of a text that the template wrote: its control tokens are."""

@@ -192,7 +192,7 @@ class ContinuousEngine:
 
     def _ended(self, sampling: Sampling, generated: Sequence[int]) -> Finish | None:
         """Whether an answer that comes from another replica was complete already."""
-        if generated and generated[-1] in self._stops:
+        if generated and generated[-1] in (*self._stops, *sampling.ends):
             return "stop"
         return "length" if len(generated) >= sampling.max_tokens else None
 

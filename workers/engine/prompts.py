@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from transformers import PreTrainedTokenizerBase
 
+from workers.config.base import InputError
 from workers.data.nested import texts_in
-from workers.engine.request import Chat, RequestError, TextRequest
+from workers.engine.encoders import Encoders
+from workers.engine.request import AdapterRef, Chat, RequestError, TextRequest
 from workers.engine.turns import Turns
 
 WAITING = 1024
@@ -31,9 +33,11 @@ class Prompts:
         self,
         tokenizer: PreTrainedTokenizerBase,
         encode: Callable[[TextRequest], tuple[int, ...]],
+        encoders: Encoders | None = None,
     ) -> None:
-        """`encode` raises RequestError where it cannot."""
+        """`encode` raises RequestError where it cannot; `encoders` have its templates."""
         self._tokenizer, self._encode = tokenizer, encode
+        self._encoders = encoders or Encoders(tokenizer)
         self._longest = max(LONG, *map(len, tokenizer.get_vocab()))
         self._turns = Turns(WAITING)
         self._thread = ThreadPoolExecutor(1, "prompts")
@@ -53,7 +57,7 @@ class Prompts:
     def _encoded(self, request: TextRequest, allowed: int) -> tuple[int, ...]:
         assert not isinstance(request.prompt, tuple)
         if sum(map(len, _all(request.prompt))) > PART:
-            text = self._rendered(request.prompt)
+            text = self._rendered(request.prompt, request.adapter)
             if self._tokens_at_least(text, allowed) > allowed:
                 raise _too_long(request, allowed)
         return self._encode(request)
@@ -70,15 +74,13 @@ class Prompts:
                 break
         return counted
 
-    def _rendered(self, prompt: str | Chat) -> str:
+    def _rendered(self, prompt: str | Chat, adapter: AdapterRef | None) -> str:
         if isinstance(prompt, str):
             return prompt
         try:
-            turns, tools = map(list, (prompt.messages, prompt.tools))
-            return str(
-                self._tokenizer.apply_chat_template(turns, tools=tools or None, tokenize=False)
-            )
-        except Exception:  # The template is the model's; `encode` says what is wrong.
+            template = self._encoders.of(adapter).template
+            return template.render(prompt.messages, prompt.tools, prompt=False)
+        except InputError:  # `encode` says what is wrong
             return ""
 
 

@@ -95,6 +95,8 @@ class Sampling(Spec):
     """Tell every token's log-probability, and so many of the likeliest in its place."""
     by_token: bool = False
     """Tell the routing of every token, not its summary alone."""
+    ends: tuple[int, ...] = ()
+    """Tokens that end the answer beside those of the base: an adapter may have its own template."""
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ class GenerationLoop:
             [*sequence.prompt, *sequence.tokens],
             request_id=sequence.name,
             max_new_tokens=sequence.sampling.max_tokens - len(sequence.tokens),
-            eos_token_id=self._stops,
+            eos_token_id=[*self._stops, *sequence.sampling.ends],
             streaming=True,
         )
         return name is not None
@@ -243,7 +243,8 @@ class GenerationLoop:
         new = tuple(output.generated_tokens[len(sequence.tokens) - sequence.known :])
         finish: Finish | None = None
         if output.is_finished():
-            finish = "stop" if new[-1:] and new[-1] in self._stops else "length"
+            ends = (*self._stops, *sequence.sampling.ends)
+            finish = "stop" if new[-1:] and new[-1] in ends else "length"
         sequence.take(new, finish)
         if finish:
             del self._running[output.request_id]

@@ -9,7 +9,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from workers.config.base import InputError
-from workers.data.text_encoder import TextEncoder
+from workers.engine.encoders import Encoders
 from workers.engine.prompts import Prompts
 from workers.engine.protocol import Engine
 from workers.engine.request import AdapterRef, Chat, Chunk, RequestError, Sampling, TextRequest
@@ -22,13 +22,14 @@ class TextEngine:
     def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase) -> None:
         self.engine = engine
         self._tokenizer = tokenizer
-        self._encoder = TextEncoder(tokenizer)
+        self._encoders = Encoders(tokenizer)
         self._texts = TokenTexts(tokenizer)
-        self._prompts = Prompts(tokenizer, self._prompt_ids)
+        self._prompts = Prompts(tokenizer, self._prompt_ids, self._encoders)
 
     async def load(self, adapter: AdapterRef) -> None:
         """Hold an adapter ready. Raises InputError where it cannot be read or does not fit."""
         await asyncio.to_thread(self.engine.load, adapter)
+        await asyncio.to_thread(self._encoders.of, adapter)
 
     async def unload(self, slot: str) -> None:
         """Drop an adapter: at once, or when the last request that it answers has ended."""
@@ -98,14 +99,15 @@ class TextEngine:
         return ids
 
     def _prompt_ids(self, request: TextRequest) -> tuple[int, ...]:
-        if isinstance(request.prompt, Chat) and not self._tokenizer.chat_template:
+        encoder = self._encoders.of(request.adapter)
+        if isinstance(request.prompt, Chat) and not encoder.template.there:
             raise RequestError("the base model has no chat template: use completions", "messages")
         try:
             match request.prompt:
                 case Chat(messages, tools):
-                    return self._encoder.chat(messages, tools)
+                    return encoder.chat(messages, tools)
                 case str(text):
-                    return self._encoder.prompt(text)
+                    return encoder.prompt(text)
                 case ids:
                     return ids
         except InputError as error:
@@ -136,6 +138,7 @@ class TextEngine:
             json_schema=request.schema,
             logprobs=request.logprobs,
             by_token=request.routing == "tokens",
+            ends=self._encoders.ends(request.adapter),
         )
 
 

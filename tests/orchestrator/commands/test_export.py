@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
+from tests.tiny import with_template
 from tests.workers.adapter.stock.models import write_adapter, write_base
 from workers.adapter.convert import import_folder
 from workers.adapter.files import attach
@@ -90,6 +91,22 @@ def test_a_names_version_is_written_with_all_that_its_base_has(
     for fact in (f"home@{version.id}", version.digest, "a-study", tiny_model_dir.name, "Mixtral"):
         assert fact in card
     assert str(tiny_model_dir) not in card, "where it lies here is nobody's business"
+
+
+@pytest.mark.parametrize("shape", [{}, {"num_experts": 1, "top_k": 1}], ids=["mixture", "lora"])
+def test_an_adapters_own_chat_template_goes_along(
+    make_adapter: Callable[..., Path], tmp_path: Path, shape: dict[str, int]
+) -> None:
+    own = "{% for m in messages %}({{ m['content'] }}{{ '<|endoftext|>' }}{% endfor %}"
+    folder = with_template(make_adapter(4, **shape), tmp_path / "own", own)
+    result = export(folder, "--to", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.chat_template == own
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert tokenizer.convert_tokens_to_ids("<|endoftext|>") in generation["eos_token_id"]
+    assert tokenizer.eos_token_id in generation["eos_token_id"]
+    assert "| chat template | the adapter's own |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_cannot_be_is_said_in_one_line(

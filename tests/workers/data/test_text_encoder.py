@@ -207,6 +207,43 @@ def test_the_end_of_turn_is_the_templates_own(tiny_model_dir: Path) -> None:
     assert other.decode(TextEncoder(other).end(chat=True)) == "<|endoftext|>"
 
 
+def test_ones_own_template_takes_the_place_of_the_tokenizers(tiny_model_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    own = (
+        "{% for m in messages %}[{{ m['content'] }}{{ '<|endoftext|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}>{% endif %}"
+    )
+    before = TextEncoder(tokenizer).chat(filled(QUESTION, "x"))
+    for bare in (False, True):
+        tokenizer.chat_template = None if bare else tokenizer.chat_template
+        encoder = TextEncoder(tokenizer, own)
+        assert tokenizer.decode(encoder.chat(filled(QUESTION, "x"))) == "[x<|endoftext|>>"
+        assert tokenizer.decode(encoder.end(chat=True)) == "<|endoftext|>"
+        if not bare:
+            assert TextEncoder(tokenizer).chat(filled(QUESTION, "x")) == before
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (
+            "{% for %}",
+            "data.chat_template: a question and its answer: the chat template refuses it",
+        ),
+        ("{{ messages[0].content }}", "data.chat_template: .* leaves out an assistant's text"),
+        (
+            "{% for m in messages %}{{ m.content }}[end]{% endfor %}",
+            r"data.chat_template: ends an answer with '\[end\]', which begins with no special",
+        ),
+        ("{{ ''.__class__.__mro__ }}", "data.chat_template: .* the chat template refuses it"),
+    ],
+    ids=["wrong", "forgetful", "without an end", "out of the sandbox"],
+)
+def test_ones_own_template_that_cannot_be_is_named(own: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        TextEncoder(byte_level(), own).end(chat=True)
+
+
 def test_a_tokenizer_without_chat_template_says_what_to_do(tiny_model_dir: Path) -> None:
     bare = AutoTokenizer.from_pretrained(tiny_model_dir)
     bare.chat_template = None

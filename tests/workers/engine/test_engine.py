@@ -108,6 +108,25 @@ def test_a_mixed_batch_gives_what_each_adapter_gives_alone(
     assert len({tuple(tokens) for tokens in answers}) > 6
 
 
+def test_a_requests_own_end_ends_its_answer_alone(engine: ContinuousEngine) -> None:
+    whole = run(answer(engine, PROMPTS[4]))
+    end = whole[5]
+    ending = GREEDY.model_copy(update={"ends": (end,)})
+    until = whole[: whole.index(end) + 1]
+
+    async def both() -> list[Any]:
+        async def ended() -> list[Any]:
+            return [one async for one in engine.generate(PROMPTS[4], None, ending, ())]
+
+        return await asyncio.gather(ended(), answer(engine, PROMPTS[4]))
+
+    pieces, other = run(both())
+    assert [token for piece in pieces for token in piece.tokens] == until
+    assert pieces[-1].finish == "stop"
+    assert other == whole
+    assert run(answer(engine, PROMPTS[4], None, ending, tuple(until))) == []
+
+
 def test_adapters_of_all_shapes_and_the_base_share_a_batch(
     base: Base, tiny_model_dir: Path, make_adapter: Callable[..., Path]
 ) -> None:

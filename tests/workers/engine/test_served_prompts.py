@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +10,14 @@ from tokenizers.processors import TemplateProcessing
 
 from orchestrator.gateway.body import parse
 from orchestrator.openai.schema import ChatBody
+from tests.tiny import with_template
 from tests.workers.data.chat_templates import QWEN
 from workers.config.data import DataSpec
 from workers.config.model import ModelSpec
 from workers.data.encode import Encoder
 from workers.data.rows import Row, training_rows
 from workers.engine.engine import ContinuousEngine
-from workers.engine.request import Chat, Limits, RequestError, TextRequest
+from workers.engine.request import AdapterRef, Chat, Limits, RequestError, TextRequest
 from workers.engine.text_engine import TextEngine
 from workers.models.base import Base, load_base
 
@@ -109,6 +110,42 @@ def test_a_served_chat_with_tools_is_the_learnt_one(
     assert control == [1, 2] * 4 + [1], (
         "of tools, user, assistant and tool, and none that is spelled"
     )
+
+
+def test_an_adapter_is_asked_by_the_template_that_it_brings(
+    engine: ContinuousEngine, base: Base, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """And by no file but those of its folder; the base, and other adapters, by the base's."""
+    own = (
+        "{% for m in messages %}({{ m['content'] }}{{ '<|endoftext|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}:{% endif %}"
+    )
+    plain = make_adapter(3)
+    adapters = [
+        None,
+        AdapterRef("plain@1", str(plain)),
+        AdapterRef("own@1", str(with_template(plain, tmp_path / "own", own))),
+    ]
+    data = {"train": "a", "validation": "a"}
+    messages = ({"role": "user", "content": INJECTION},)
+    row = Row(messages, "a", "t", "exact_match", "a", ("a",), (), -1, "rows.jsonl: line 1")
+    base.tokenizer.chat_template = base.tokenizer.chat_template.replace("assistant", "robot")
+    learnt = [
+        Encoder(base.tokenizer, DataSpec.model_validate({**data, **changes})).example(row)
+        for changes in ({}, {}, {"chat_template": own})
+    ]
+    text = TextEngine(engine, base.tokenizer)
+    requests = [TextRequest(Chat(messages), adapter, 0) for adapter in adapters]
+    served = asyncio.run(text.encode(requests))
+    assert served == tuple(one.prompt for one in learnt)
+    assert base.tokenizer.decode(served[2]) == f"({INJECTION}<|endoftext|>:"
+    end = base.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert [text._sampling(one, 5).ends for one in requests] == [(), (), (end,)]
+    base.tokenizer.chat_template = None
+    bare = TextEngine(engine, base.tokenizer)
+    assert asyncio.run(bare.encode(requests[2:])) == served[2:]
+    with pytest.raises(RequestError, match="no chat template"):
+        asyncio.run(bare.encode(requests[:1]))
 
 
 def test_a_chat_that_the_template_does_not_take_is_the_requests_fault(

@@ -108,6 +108,7 @@ def _rows(facts: Facts) -> dict[str, object]:
         "experts": facts.experts if routed else None,
         "experts for each token": facts.top_k if routed else None,
         "rank": spec.rank,
+        "chat template": "the adapter's own" if manifest and manifest.chat_template else None,
         "precision": facts.dtype,
         "parameters": f"{facts.parameters:,} (the base: {facts.base_parameters:,})",
         "bytes": f"{facts.bytes:,}",

@@ -24,6 +24,7 @@ from workers.adapter.files import AdapterFiles, check_activation, read
 from workers.adapter.modules import check_modules
 from workers.adapter.stock.base_files import BaseFiles
 from workers.adapter.stock.card import Facts, card
+from workers.adapter.stock.own_template import CHAT_TEMPLATE, generation_with_end
 from workers.adapter.stock.plan import Merging, NewTensor
 from workers.adapter.stock.remarks import remark
 from workers.adapter.stock.room import SPARE, check_room, check_target, shown
@@ -53,6 +54,11 @@ class Export:
     shards: Sequence[Sequence[NewTensor]]
     dtype: torch.dtype
     facts: Facts
+
+    @property
+    def chat_template(self) -> str | None:
+        """The adapter's own, where it has one."""
+        return self.facts.manifest.chat_template if self.facts.manifest else None
 
     @property
     def memory(self) -> int:
@@ -94,6 +100,8 @@ class Export:
                 (folder / "README.md").write_text(card(self.facts), encoding="utf-8")
                 for path in _copied(self.base.folder):
                     shutil.copyfile(path, folder / path.name)
+                if self.chat_template:
+                    (folder / CHAT_TEMPLATE).write_text(self.chat_template, encoding="utf-8")
                 check_target(to)  # what came there meanwhile is not ours to replace
         except OSError as error:
             raise folders.WriteError(
@@ -146,9 +154,9 @@ def prepare(
         manifest=files.manifest,
         remark=remark(values) if files.spec.is_routed else None,
     )
-    return Export(
-        base, values, _generation(base_folder), in_shards(pieces, written), written, facts
-    )
+    own = files.manifest.chat_template if files.manifest else None
+    generation = generation_with_end(_generation(base_folder), base_folder, own)
+    return Export(base, values, generation, in_shards(pieces, written), written, facts)
 
 
 def _merging(files: AdapterFiles, base: BaseFiles, config: PretrainedConfig, name: str) -> Merging:
