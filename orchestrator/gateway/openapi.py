@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from orchestrator.openai.answers import ChatCompletion, ChatCompletionChunk, Completion, ErrorBody
 from orchestrator.openai.schema import ChatBody, CompletionBody
 
-UNSEEN = (ChatBody, CompletionBody, ChatCompletionChunk)
+UNSEEN = (ChatBody, CompletionBody, ChatCompletionChunk, ErrorBody)
 REFUSALS = {
     400: "Something in the request is wrong; `param` names it.",
     401: "No valid key.",
@@ -103,7 +103,9 @@ def _takes(body: str, event: str) -> dict[str, Any]:
 
 
 def _refusal(status: int, meaning: str) -> dict[str, Any]:
-    refusal: dict[str, Any] = {"description": meaning, "model": ErrorBody}
+    # By name, and not as `model`: FastAPI would read the type anew for each refusal of each route.
+    content = {"application/json": {"schema": {"$ref": _REFS.format(model="ErrorBody")}}}
+    refusal: dict[str, Any] = {"description": meaning, "content": content}
     if status in (429, 503):
         refusal["headers"] = {"Retry-After": {"schema": {"type": "string", "pattern": "^[0-9]+$"}}}
     return refusal
