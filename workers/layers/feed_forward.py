@@ -206,5 +206,13 @@ def _distance(block: nn.Module, view: FeedForward) -> float:
 def _seeded(run: Callable[[Tensor], Tensor], probe_TD: Tensor) -> Tensor:
     devices = [probe_TD.device] if probe_TD.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
+        # torch.manual_seed seeds every device, and formats this stack for each kind of them.
+        _generator(probe_TD.device).manual_seed(0)
         return run(probe_TD)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """What dropout on a device draws from."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index]
+    return torch.default_generator
