@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share."""
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -31,12 +32,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """What a test of the shared cluster has left keeps no CPU from the next one."""
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What a test of the shared cluster has left keeps no CPU from the next one; what a file has
+    imported is looked at by the garbage collector once, and not whenever an engine closes."""
     if "ray_cluster" in getattr(item, "fixturenames", ()):
         from tests.leftovers import free_the_cluster
 
         free_the_cluster()
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
