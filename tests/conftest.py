@@ -77,7 +77,14 @@ def make_adapter(
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[Session]:
+def forks() -> Iterator[None]:
+    """What tests start has imported torch and transformers already."""
+    with forked_workers():
+        yield
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(forks: None) -> Iterator[Session]:
     """The one cluster of the whole test run: 4 logical CPUs, started at its first use.
 
     This process is connected to it, so that `ray.get(…)` works as it stands, and `session(…)`
@@ -86,12 +93,12 @@ def ray_cluster() -> Iterator[Session]:
     both find its token. Remove what you leave in it: actors, applications, jobs. Only a test of
     starting and stopping starts a cluster of its own, in a process of its own.
     """
-    with forked_workers(), session(num_cpus=4) as connected:
+    with session(num_cpus=4) as connected:
         yield connected
 
 
 @pytest.fixture(scope="session")
-def processes() -> None:
+def processes(forks: None) -> None:
     """Taken by what starts processes of its own."""
 
 

@@ -1,17 +1,17 @@
-"""The tests' cluster forks its workers, and each is what Ray would have started."""
+"""The tests' cluster forks its workers, and tests their commands; each is what would have been
+started."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.session import Session
-from tests.forked_workers import forked_workers
 
 SCRIPT = """
 import atexit, os, sys, time
@@ -24,14 +24,13 @@ sys.exit(7)
 
 
 @pytest.fixture
-def script(processes: None, tmp_path: Path) -> Iterator[Path]:
+def script(processes: None, tmp_path: Path) -> Path:
     """A program at the place where Ray has its worker's, and one that Ray would start it by."""
     folder = tmp_path / "ray/_private/workers"
     folder.mkdir(parents=True)
     (folder / "default_worker.py").write_text(SCRIPT)
     (folder / "setup_worker.py").write_text("raise SystemExit('set up')")
-    with forked_workers():
-        yield folder / "default_worker.py"
+    return folder / "default_worker.py"
 
 
 def start(script: Path, *arguments: str, **changes: object) -> subprocess.Popen[str]:
@@ -74,14 +73,99 @@ def test_what_a_job_changes_is_left_to_ray(script: Path, changes: dict[str, obje
 
 def test_it_is_killed_with_who_stands_for_it(script: Path) -> None:
     with start(script, "600") as started:
-        assert started.stdout is not None
-        started.stdout.readline()
-        fork = int(started.stdout.readline().split()[0])
+        fork = told(started)
         started.send_signal(signal.SIGKILL)
+    gone(fork)
+
+
+def told(started: subprocess.Popen[str]) -> int:
+    """The number of the process that says so in its second line."""
+    assert started.stdout is not None
+    started.stdout.readline()
+    return int(started.stdout.readline().split()[0])
+
+
+def gone(fork: int) -> None:
     end = time.monotonic() + 60
     while time.monotonic() < end and Path(f"/proc/{fork}").exists():
         time.sleep(0.05)
     assert not Path(f"/proc/{fork}").exists()
+
+
+COMMAND = """
+import os, signal, sys, time
+print("torch" in sys.modules, __name__, sys.argv, sys.path[0], flush=True)
+print(os.getpid(), flush=True)
+def ended(number, _):
+    print("ended by", number, flush=True)
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, ended)
+try:
+    time.sleep(600 if "long" in sys.argv else 0)
+except KeyboardInterrupt:
+    sys.exit(130)
+sys.exit(3)
+"""
+
+
+@pytest.fixture
+def folder(processes: None, tmp_path: Path) -> Path:
+    """One in which `python -m orchestrator.cli` is a program that tells what it is."""
+    package = tmp_path / "orchestrator"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "cli.py").write_text(COMMAND)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "moetune").write_text(COMMAND)
+    return tmp_path
+
+
+MODULE, FILE = ("-m", "orchestrator.cli"), ("bin/moetune",)
+
+
+def command(
+    folder: Path, *words: str, program: tuple[str, ...] = MODULE, **changes: str
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *program, *words],
+        cwd=folder,
+        env=os.environ | changes,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("program", [MODULE, FILE], ids=["module", "script"])
+def test_a_command_is_what_python_would_start(folder: Path, program: tuple[str, ...]) -> None:
+    said = []
+    for changes in ({}, {"OMP_NUM_THREADS": "2"}, {"PYTHONHASHSEED": "1"}):
+        with command(folder, "two words", "-x", program=program, **changes) as started:
+            assert started.stdout is not None
+            said.append(started.stdout.readline().split(maxsplit=1))
+            number = int(started.stdout.readline())
+        assert started.returncode == 3
+        assert (number == started.pid) == bool(changes), "what is read early starts by itself"
+    assert [torch for torch, _ in said] == ["True", "False", "False"]
+    assert len({rest for _, rest in said}) == 1, said
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_commands_signals_are_its_forks(folder: Path, number: signal.Signals, code: int) -> None:
+    with command(folder, "long") as started:
+        fork = told(started)
+        started.send_signal(number)
+        rest, _ = started.communicate(timeout=60)
+    assert (rest, started.returncode) == ("ended by 15\n" if code == 143 else "", code)
+    gone(fork)
+
+
+def test_a_killed_commands_fork_goes_too(folder: Path) -> None:
+    with command(folder, "long") as started:
+        fork = told(started)
+        started.kill()
+    gone(fork)
 
 
 def test_a_worker_of_the_cluster_is_one(ray_cluster: Session) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import OF_THE_PRODUCT, ROOT, Block, Page
+from tests.forked_workers import path_of
 
 
 def run_here(page: Page) -> list[Block]:
@@ -33,13 +34,13 @@ def script(blocks: Iterable[Block]) -> str:
 
 def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a script as a user would after `make setup` and `. .venv/bin/activate`."""
-    ours = ("RAY_", "MOETUNE_", "OMP_")
+    ours = ("RAY_", "MOETUNE_")
     known = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     path = os.pathsep.join((str(Path(sys.executable).parent), known["PATH"]))
     return subprocess.run(
         ["bash", "-c", text],
         cwd=folder,
-        env={**known, "PATH": path, "PYTHONPATH": str(ROOT)},
+        env={**known, "PATH": path, "PYTHONPATH": path_of(ROOT)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -43,7 +43,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) ->
 
 
 @pytest.fixture(scope="session")
-def user_environment() -> dict[str, str]:
+def user_environment(forks: None) -> dict[str, str]:
     """The user's environment without what would lead to another cluster or storage, and with a
     proxy that nothing on this machine may be sent to."""
     ours = ("RAY_", "MOETUNE_", "NO_PROXY", "no_proxy")

@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 from cluster.session import Session
 from orchestrator.config.job import load_job
 from orchestrator.json_schema import job_schema
+from tests.forked_workers import path_of
 from workers.data.rows import training_rows, validation_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,7 @@ def run(tmp_path: Path, processes: None) -> Run:
         done = subprocess.run(
             [str(Path(sys.executable).with_name(command[0])), *command[1:]],
             cwd=tmp_path / "example",
-            env=known | {"PYTHONPATH": str(ROOT)},
+            env=known | {"PYTHONPATH": path_of(ROOT)},
             capture_output=True,
             text=True,
             check=False,

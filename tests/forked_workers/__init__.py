@@ -1,7 +1,8 @@
-"""Workers of the tests' cluster are forked from one process, which has imported for all of them.
+"""Workers of the tests' clusters, and the commands that tests start, are forked from one process,
+which has imported for all of them.
 
 Importing torch and transformers takes each five seconds of a core, and each actor of Ray is a
-process of its own. The workers of a submitted job are left to Ray, which gives them another path.
+process of its own. What a submitted job starts is left to Ray, which gives it another path.
 """
 
 import os
@@ -23,7 +24,8 @@ HOOK = Path(__file__).parent / "hook"
 
 @contextmanager
 def forked_workers() -> Iterator[None]:
-    """A local cluster that is started in here forks its workers for as long as this lasts."""
+    """What is started in here forks for as long as this lasts: the workers of a local cluster, and
+    `python -m orchestrator.cli`."""
     with tempfile.TemporaryDirectory(prefix="forks-") as folder:
         path = f"{folder}/socket"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -32,12 +34,17 @@ def forked_workers() -> Iterator[None]:
             server = _server(listener)
         try:
             with pytest.MonkeyPatch.context() as changed:
-                changed.setenv("MOETUNE_FORKS", path)
+                changed.setenv("TESTS_FORK_AT", path)
                 changed.setenv("PYTHONPATH", str(HOOK), prepend=os.pathsep)
                 yield
         finally:
             with server:  # it ends with its standard input
                 pass
+
+
+def path_of(folder: Path) -> str:
+    """PYTHONPATH of what forks, and imports moetune from a folder."""
+    return os.pathsep.join((str(HOOK), str(folder)))
 
 
 def forks_of(process: psutil.Process) -> list[psutil.Process]:

@@ -1,19 +1,21 @@
-"""A process of one thread that has imported what takes each worker of Ray five seconds to import,
-and forks.
+"""A process of one thread that has imported what takes each worker of Ray, and each `moetune`, five
+seconds to import, and forks.
 
     python -m tests.forked_workers.server LISTENER
 
-Only packages are imported, none of moetune: a worker imports moetune from where its job has it.
+Only packages are imported, none of moetune: a fork imports moetune from where it is told.
 """
 
 import importlib
 import json
 import os
+import random
 import runpy
 import selectors
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ IMPORTED = (
     "uvicorn",
 )
 """Not Ray itself: its core reads the worker's variables where it is imported."""
+READ_EARLY = ("HF_", "MKL_", "OMP_", "PYTHON", "TORCH_", "TRANSFORMERS_")
+"""Beginnings of variables that Python and these packages read once, as they start."""
 
 
 class Forked(BaseException):
@@ -63,6 +67,11 @@ class Server:
     def _fork(self, listener: socket.socket) -> None:
         client, _ = listener.accept()
         asked, files = received(client)
+        if "signals" in asked and read_early(asked["environment"]) != read_early(os.environ):
+            client.close()  # it starts by itself
+            for one in files:
+                os.close(one)
+            return
         pid = os.fork()
         if pid == 0:
             self._selector.close()
@@ -75,18 +84,24 @@ class Server:
 
 
 class Standing:
-    """A fork and the process that stands for it: the end of one is told to the other."""
+    """A fork and the process that stands for it: the end of one is told to the other, and the
+    signals of who stands for it to the fork."""
 
     def __init__(self, selector: selectors.BaseSelector, client: socket.socket, pid: int) -> None:
         self._selector, self._client, self._pid = selector, client, pid
         self._child, self._lives = os.pidfd_open(pid), True
-        selector.register(client, selectors.EVENT_READ, self._killed)
+        selector.register(client, selectors.EVENT_READ, self._told)
         selector.register(self._child, selectors.EVENT_READ, self._ended)
 
-    def _killed(self, _: object) -> None:
-        if self._lives:  # else both ends came in one look
-            self._selector.unregister(self._client)
-            os.kill(self._pid, signal.SIGKILL)
+    def _told(self, _: object) -> None:
+        if not self._lives:  # both ends came in one look
+            return
+        if signals := self._client.recv(64):
+            for number in signals:
+                os.kill(self._pid, number)
+            return
+        self._selector.unregister(self._client)
+        os.kill(self._pid, signal.SIGKILL)
 
     def _ended(self, _: object) -> None:
         self._lives = False
@@ -107,6 +122,15 @@ def received(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
         return json.loads(rest.read(int.from_bytes(length, "big"))), files
 
 
+def read_early(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a fork cannot be given: it was read before."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(READ_EARLY) and name != "PYTHONPATH"
+    }
+
+
 def become(asked: dict[str, Any], files: list[int]) -> None:
     """Be the process that was asked for."""
     import numpy
@@ -119,9 +143,14 @@ def become(asked: dict[str, Any], files: list[int]) -> None:
     os.environ.update(asked["environment"])
     os.chdir(asked["folder"])
     numpy.random.seed()
-    script = asked["argv"][0]
-    sys.path[:] = [str(Path(script).parent), *asked["path"]]
+    random.seed()
     sys.argv[:] = asked["argv"]
+    if module := asked.get("module"):
+        sys.path[:] = [asked["folder"], *asked["path"]]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return
+    script = asked["argv"][0]
+    sys.path[:] = [str(Path(script).absolute().parent), *asked["path"]]
     runpy.run_path(script, run_name="__main__")
 
 

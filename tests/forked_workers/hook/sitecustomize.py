@@ -1,6 +1,6 @@
-"""Python runs this as it starts. A worker of the tests' cluster asks the process that has imported
-torch and transformers (tests/forked_workers/server.py) for a fork, and then stands for it: it ends
-as the fork has ended, and the fork is killed when it is.
+"""Python runs this as it starts. A worker of the tests' clusters, and a `moetune` of the tests, ask
+the process that has imported torch and transformers (tests/forked_workers/server.py) for a fork,
+and then stand for it: they end as the fork has ended, and the fork is killed when they are.
 """
 
 import os
@@ -8,13 +8,11 @@ import sys
 
 SETUP, WORKER = ("/ray/_private/workers/setup_worker.py", "/ray/_private/workers/default_worker.py")
 CONTEXT = "--serialized-runtime-env-context="
+COMMAND, SCRIPT = ["-m", "orchestrator.cli"], "bin/moetune"
 
 
 def worker(given: list[str]) -> list[str] | None:
-    """The worker's script and its arguments; None if another program starts here, or a worker with
-    another path, as those of a job have."""
-    if not os.environ["PYTHONPATH"].startswith(os.path.dirname(__file__)):
-        return None
+    """The worker's script and its arguments; None if another program starts here."""
     if given[0].endswith(WORKER):
         return given
     return prepared(given[1:]) if given[0].endswith(SETUP) and given[1].endswith(WORKER) else None
@@ -36,20 +34,52 @@ def prepared(given: list[str]) -> list[str] | None:
     return [one for one in given if not one.startswith((CONTEXT, "--language="))]
 
 
-def become_a_fork(path: str, argv: list[str]) -> None:
+def command(given: list[str]) -> dict[str, object] | None:
+    """What to run for a `moetune` without a terminal, which a fork would not have, and that Ctrl-C
+    ends; None if another program starts here."""
+    import signal
+
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored or any(map(os.isatty, range(3))):
+        return None
+    if given[:2] == COMMAND:
+        return {"module": given[1], "argv": given[1:], "signals": True}
+    return {"argv": given, "signals": True} if given[0].endswith(SCRIPT) else None
+
+
+def become_a_fork(path: str, asked: dict[str, object]) -> None:
     """End as the fork has ended. Return if there is none to be had."""
     import json
+    import signal
     import socket
 
-    asked = {"argv": argv, "environment": dict(os.environ), "folder": os.getcwd(), "path": sys.path}
+    asked |= {"environment": dict(os.environ), "folder": os.getcwd(), "path": sys.path}
     body = json.dumps(asked).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.connect(path)
         socket.send_fds(server, [len(body).to_bytes(4, "big")], [0, 1, 2])
         server.sendall(body)
+        if "signals" in asked:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda number, _: server.sendall(bytes([number])))
         if answer := server.recv(1):
             os._exit(answer[0])
+    for number, before in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_DFL),
+    ):
+        signal.signal(number, before)
 
 
-if "MOETUNE_FORKS" in os.environ and len(sys.orig_argv) > 2 and (argv := worker(sys.orig_argv[1:])):
-    become_a_fork(os.environ["MOETUNE_FORKS"], argv)
+def main(path: str, given: list[str]) -> None:
+    """Of another path, as the processes of a job have it, nothing is forked."""
+    if not os.environ["PYTHONPATH"].startswith(os.path.dirname(__file__)):
+        return
+    if asked := command(given):
+        become_a_fork(path, asked)
+    elif argv := worker(given):
+        become_a_fork(path, {"argv": argv})
+
+
+if "TESTS_FORK_AT" in os.environ and len(sys.orig_argv) > 2:
+    main(os.environ["TESTS_FORK_AT"], sys.orig_argv[1:])
