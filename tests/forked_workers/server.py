@@ -6,6 +6,7 @@ seconds to import, and forks.
 Only packages are imported, none of moetune: a fork imports moetune from where it is told.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -158,6 +159,7 @@ def main(listener: socket.socket) -> None:
     """Import, and serve."""
     for module in IMPORTED:
         importlib.import_module(module)
+    gc.freeze()  # a fork's collector would look at all of it, and so copy it
     try:
         Server(listener).serve()
     except Forked as forked:
