@@ -7,6 +7,7 @@ from workers.config.base import InputError
 from workers.config.data import DataSpec
 from workers.data.asked import TOOLS
 from workers.data.layouts.table import RowLayout, layout_of
+from workers.data.sources.record import UnknownColumnsError
 
 EXTRA_COLUMNS = ("id", "choices", "answer", "answer_index", "references")
 """Columns that are read where they are there."""
@@ -39,7 +40,7 @@ class Recognition:
         if layout:
             needed = (*layout.needs, *(name for name in layout.may_have if name in names))
         if not needed:
-            raise InputError(self._unknown(where, names))
+            raise UnknownColumnsError(self._unknown(where, names))
         if self._first and layout is not self._layout:
             kinds = [str(one) if one else "the job's own columns" for one in (layout, self._layout)]
             raise InputError(

@@ -13,7 +13,12 @@ Record: TypeAlias = tuple[str, Mapping[str, Any]]
 """Where a record lies (file and row, for messages), and its columns."""
 Records: TypeAlias = Iterator[Record]
 Wanted: TypeAlias = Callable[[str, Collection[str]], Sequence[str]]
-"""Given a place and the columns there are, those to read; raises InputError if one is missing."""
+"""Given a place and the columns there are, those to read; raises UnknownColumnsError if these make
+no row."""
+
+
+class UnknownColumnsError(InputError):
+    """None of the columns that make a row are there, or not all."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import csv
 import gzip
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from io import BytesIO, StringIO
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 
+from workers.data.sources.record import UnknownColumnsError
 from workers.data.sources.records import records
 
 Rows = list[dict[str, Any]]
@@ -20,8 +21,15 @@ ROWS: Rows = [
 ]
 
 
+def all_columns(where: str, names: Collection[str]) -> Sequence[str]:
+    """Those of what has one that these tests' rows have, and what holds rows has not."""
+    if not {"a", "prompt", "target", "messages", "conversations"} & {*names}:
+        raise UnknownColumnsError(f"{where}: no column 'prompt'; there are {', '.join(names)}")
+    return sorted(names)
+
+
 def read(source: str) -> Rows:
-    return [dict(record) for _, record in records(source, lambda _, names: sorted(names))]
+    return [dict(record) for _, record in records(source, all_columns)]
 
 
 def lines(rows: Rows) -> bytes:

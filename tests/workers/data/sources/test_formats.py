@@ -1,12 +1,12 @@
 """Every format holds the same rows, on local and on other filesystems."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from tests.workers.data.sources.rows import FILES, ROWS, Rows, lines, read
+from tests.workers.data.sources.rows import FILES, ROWS, Rows, all_columns, lines, read
 from workers.config.base import InputError
 from workers.data.sources.formats import ENDINGS
 from workers.data.sources.records import digest, records
@@ -36,10 +36,14 @@ def test_a_file_of_any_format_holds_the_rows(name: str, tmp_path: Path, bucket: 
     assert digest(str(tmp_path / name)) == digest(remote)
 
 
+def only_target(where: str, names: Collection[str]) -> list[str]:
+    return all_columns(where, names) and ["target"]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_only_wanted_columns_are_read_and_rows_have_their_places(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(FILES[name](ROWS))
-    found = list(records(str(tmp_path / name), lambda *_: ["target"]))
+    found = list(records(str(tmp_path / name), only_target))
     assert [record for _, record in found] == [{"target": row["target"]} for row in ROWS]
     places = [where for where, _ in found]
     assert len(set(places)) == len(ROWS)
@@ -50,7 +54,7 @@ def test_only_wanted_columns_are_read_and_rows_have_their_places(name: str, tmp_
 @pytest.mark.parametrize("name", FILES)
 def test_no_more_is_read_than_is_taken(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(FILES[name](ROWS))
-    found = records(str(tmp_path / name), lambda _, names: sorted(names))
+    found = records(str(tmp_path / name), all_columns)
     assert next(found)[1] == ROWS[0]
     found.close()
 
@@ -99,7 +103,7 @@ def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(FILES[name](rows_of(40_000)))
     tracemalloc.start()
     try:
-        count = sum(1 for _ in records(str(tmp_path / name), lambda _, names: sorted(names)))
+        count = sum(1 for _ in records(str(tmp_path / name), all_columns))
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -110,5 +114,5 @@ def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
 def test_lines_of_a_folder_keep_their_places(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_bytes(b"\n" + lines(ROWS[:1]))
-    places = [where for where, _ in records(str(tmp_path), lambda _, names: list(names))]
+    places = [where for where, _ in records(str(tmp_path), all_columns)]
     assert places == [f"{tmp_path}/{name}: line 2" for name in ("a.jsonl", "b.jsonl")]

@@ -1,12 +1,17 @@
 """JSON documents: lists, objects that hold one, rows, and what is none of these."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.workers.data.sources.rows import Rows, read
+from tests.workers.data.sources.rows import Rows, all_columns, read
 from workers.config.base import InputError
+from workers.config.data import DataSpec
+from workers.data.layouts.recognition import Recognition
 from workers.data.sources.json_document import Document
+from workers.data.sources.records import records
 
 A, B = {"a": "1"}, {"a": "2"}
 CHAT = '{"messages": [{"role": "user", "content": "u"}]}'
@@ -45,6 +50,67 @@ def test_a_chat_is_a_row_and_no_list_of_rows(tmp_path: Path, text: str) -> None:
     assert all("messages" in row or "conversations" in row for row in rows)
 
 
+WRONG = [{"prompt": "WRONG", "target": "WRONG"}]
+ENTITIES = {"prompt": "p", "target": "t", "entities": WRONG}
+DEF = {"type": "function", "function": {"name": "f"}}
+SAID = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [ENTITIES],
+        [dict(reversed(ENTITIES.items()))],
+        [{**ENTITIES, "entities": WRONG * 3000, "more": WRONG}],
+        [{"tools": [DEF], "messages": SAID}],
+        [{"messages": SAID, "tools": [DEF]}] * 2,
+    ],
+)
+def test_what_has_a_rows_columns_is_a_row_whatever_lists_it_holds(
+    tmp_path: Path, rows: Rows, indent: int | None
+) -> None:
+    """The list was read in its place."""
+    path = tmp_path / "rows.json"
+    path.write_text("\n".join(json.dumps(row, indent=indent) for row in rows))
+    spec = DataSpec(train=str(path), validation=str(path))
+    found = [dict(record) for _, record in records(str(path), Recognition(spec).columns)]
+    wanted = ("prompt", "target", "messages", "tools")
+    assert found == [{n: row[n] for n in wanted if n in row} for row in rows]
+
+
+@pytest.mark.parametrize("count", [1, 3, 2500])
+def test_rows_may_have_the_columns_of_a_turn(tmp_path: Path, count: int) -> None:
+    row = {"from": "en", "role": "x", "prompt": "x", "target": "y", "task": "de"}
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"task": "all", "data": [row] * count, "n": 1}))
+    spec = DataSpec(train=str(path), validation=str(path))
+    found = [dict(record) for _, record in records(str(path), Recognition(spec).columns)]
+    assert found == [{"prompt": "x", "target": "y", "task": "de"}] * count
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "p", "entities": WRONG}, "rows.json: row 1: no column 'target'"),
+        ({"entities": WRONG, "prompt": "p"}, "rows.json: row 1: no column 'target'"),
+        ({"entities": WRONG * 3000, "prompt": "p"}, "the columns of a row behind a long list"),
+        (
+            {"instruction": "", "output": "", "conversations": [], "x": WRONG},
+            "has the columns of Alpaca .* and of ShareGPT",
+        ),
+    ],
+)
+def test_some_of_a_rows_columns_hold_no_rows(
+    tmp_path: Path, row: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(row))
+    spec = DataSpec(train=str(path), validation=str(path))
+    with pytest.raises(InputError, match=said):
+        list(records(str(path), Recognition(spec).columns))
+
+
 @pytest.mark.parametrize("text", ["", " \n", "[]", "[ ]\n"])
 def test_nothing_is_no_row(tmp_path: Path, text: str) -> None:
     assert read_text(tmp_path, text) == []
@@ -67,8 +133,14 @@ def test_nothing_is_no_row(tmp_path: Path, text: str) -> None:
         ('[{"a": 1, "b": 2, "a": 3}]', "row 1: .*'a' is there twice"),
         ('{"n": 1, "rows": [{"a": 1}], "n": 2}', "'n' is there twice"),
         ('{"x": [{"a": 1}], "y": [{"a": 1}]}', "holds two lists, 'x' and 'y'"),
-        ('{"x": [{"a": 1}]}\n{"x": [{"a": 1}]}\n3', "line 3: must be a JSON object"),
-        ('{\n"x": [{"a": 1}]}{"x": 2}', "holds a list 'x', and more objects beside it"),
+        ('{"a": [{"a": 1}]}\n{"a": [{"a": 1}]}\n3', "line 3: must be a JSON object"),
+        ('{\n"x": [{"a": 1}]}{"x": 2}', "holds a list of rows, and more objects beside it"),
+        ('{"x": [{"b": 1}]}', "row 1: no column 'prompt'; there are b"),
+        ('{"x": [' + '{"b": 1}, ' * 2000 + '{"b": 1}]}', "row 1: no column 'prompt'; there are b"),
+        (
+            '{"x": [' + '{"a": 1}, ' * 2000 + '{"a": 1}], "a": 2}',
+            "names the columns of a row behind a long list",
+        ),
         ('{"a": 1}\n{"a": ', "line 2: is no JSON"),
         ('{"a" 1}', "is no JSON: ':' is missing"),
         ("{3: 1}", "is no JSON: a field's name must be text"),
@@ -95,7 +167,7 @@ def test_blocks_may_end_anywhere(size: int) -> None:
     )
     content = b"\xef\xbb\xbf" + text.encode()
     blocks = (content[at : at + size] for at in range(0, len(content), size))
-    found = [dict(row) for _, row in Document("f", blocks, lambda _, names: list(names)).records()]
+    found = [dict(row) for _, row in Document("f", blocks, all_columns).records()]
     assert found == [
         {"a": "ää\n\U0001f389", "b": None, "c": [1.25, 30]},
         {"a": "\U0001f389"},
