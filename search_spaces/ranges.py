@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from workers.config.base import InputError
+from workers.config.credentials import shown
 
 if TYPE_CHECKING:
     import optuna
@@ -144,12 +145,12 @@ def _condition(path: str, test: Any, where: str) -> Condition:
     if isinstance(operand, list if name == "in" else int | float):
         return Condition(path, str(name), operand)
     kind = "a list" if name == "in" else "a number"
-    raise InputError(f"{where}: {name} wants {kind}, not {operand!r}")
+    raise InputError(f"{where}: {name} wants {kind}, not {shown(operand)}")
 
 
 def _choice(values: Any, where: str) -> CategoricalRange:
     if not isinstance(values, list) or not values:
-        raise InputError(f"{where}: choice wants a list of values, not {values!r}")
+        raise InputError(f"{where}: choice wants a list of values, not {shown(values)}")
     return CategoricalRange(tuple(map(_number, values)))
 
 
@@ -157,14 +158,16 @@ def _interval(kind: str, value: Any, step: Any, where: str) -> Interval:
     wanted: Any = int if kind == "int" else int | float
     ends = [_number(end) for end in value] if isinstance(value, list) else []
     if len(ends) != 2 or not all(isinstance(e, wanted) and not isinstance(e, bool) for e in ends):
-        raise InputError(f"{where}: {kind} wants [LOW, HIGH], two numbers, not {value!r}")
+        raise InputError(f"{where}: {kind} wants [LOW, HIGH], two numbers, not {shown(value)}")
     low, high = ends
     if not low <= high:
         raise InputError(f"{where}: the range is empty: {low} is above {high}")
     if kind == "log" and low <= 0:
         raise InputError(f"{where}: a log range begins above 0, not at {low}")
     if not isinstance(step, int) or not (0 < step <= max(1, high - low)):
-        raise InputError(f"{where}: step is a whole number from 1 to {high - low}, not {step!r}")
+        raise InputError(
+            f"{where}: step is a whole number from 1 to {high - low}, not {shown(step)}"
+        )
     return Interval(low, high, kind == "int", kind == "log", step)
 
 

@@ -294,3 +294,19 @@ def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(InputError, match="is no YAML"):
         SearchSpace.resolve(str(tmp_path / "bad.yaml"), TRAIN)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"choice": "s3://me:topmost@bucket/x"},
+        {"float": ["s3://me:topmost@bucket/x", 1]},
+        {"choice": ["s3://me:topmost@bucket/x"]},
+        {"choice": [["s3://me:topmost@bucket/x"]]},
+        {"choice": [[["s3://me:topmost@bucket/x"]]]},
+    ],
+)
+def test_what_is_wrong_is_said_without_its_password(written: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        space_of({"data.train": written})
+    assert "topmost" not in str(caught.value)

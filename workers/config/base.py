@@ -18,6 +18,8 @@ from pydantic import (
 from pydantic_core import CoreSchema, ErrorDetails, PydanticKnownError
 from pydantic_core.core_schema import no_info_before_validator_function
 
+from workers.config.credentials import shown, without_credentials
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Size = Annotated[int, Field(gt=0, le=2**16)]
 """Of a tensor's axis: a number from outside must not ask for all of the memory."""
@@ -119,7 +121,8 @@ def validated(spec: type[SpecT], values: Any, where: str) -> SpecT:
         message = first["msg"].removeprefix("Value error, ")
     else:
         field, message = _deepest(spec, field, errors)
-    raise InputError(f"{where}: {'.'.join(field) + ': ' if field else ''}{message}")
+    name = ".".join(map(without_credentials, field))  # a source may stand where a name should
+    raise InputError(f"{where}: {name + ': ' if field else ''}{message}")
 
 
 def override(spec: SpecT, changes: Mapping[str, Any], where: str) -> SpecT:
@@ -161,7 +164,7 @@ def _deepest(
     others = (message.removeprefix("Input should be ") for message in said[1:])
     message = " or ".join((said[0], *others)).replace("valid tuple", "list")
     wrong = next(error["input"] for place, error in places if place == deepest)
-    return deepest, f"{message}, not {wrong!r}"
+    return deepest, f"{message}, not {shown(wrong)}"
 
 
 def _place(

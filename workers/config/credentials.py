@@ -2,7 +2,8 @@
 without them where people see them."""
 
 import re
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 from urllib.parse import unquote_plus
 
 from pydantic import AfterValidator
@@ -27,6 +28,22 @@ def without_credentials(uri: str) -> str:
     if "://" not in place or kept == fields:  # in a path, ? stands for any letter
         return uri
     return place + asks * bool(kept) + "&".join(kept)
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, for messages, with no password or key in any of its texts."""
+    return repr(_bare(value))
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_credentials(value)
+    if isinstance(value, Mapping):
+        return {_bare(name): _bare(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        bare = [_bare(one) for one in value]
+        return bare if isinstance(value, list) else tuple(bare)
+    return value
 
 
 def refuse_credentials(uri: str, instead: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from workers.config.base import Spec
-from workers.config.credentials import Uri
+from workers.config.credentials import Uri, shown
 
 
 class SourceSpec(Spec):
@@ -35,7 +35,7 @@ def _listed(value: Any) -> Any:
     if isinstance(value, str):
         return {"source": value}
     if not isinstance(value, Mapping | SourceSpec):
-        raise ValueError(f"must be a text or {{source, weight, task}}; it is {value!r}")
+        raise ValueError(f"must be a text or {{source, weight, task}}; it is {shown(value)}")
     return value
 
 
@@ -43,7 +43,7 @@ def _sources(value: Any) -> Any:
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(
             "must be a source, or a list of sources, each a text or {source, weight, task}; it is "
-            f"{value!r}"
+            f"{shown(value)}"
         )
     return value
 
@@ -54,7 +54,7 @@ def _kind(value: Any) -> str:
 
 def _validation(value: Any) -> Any:
     if not isinstance(value, str | Mapping | HeldOut):
-        raise ValueError(f"must be a source, or {{share: 0.1}}; it is {value!r}")
+        raise ValueError(f"must be a source, or {{share: 0.1}}; it is {shown(value)}")
     return value
 
 

@@ -52,6 +52,33 @@ def test_what_is_wrong_is_one_line(train: Any, said: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+SECRET = "s3://me:secret@bucket/x"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"train": {"source": SECRET, "weight": 2}},
+        {"train": {SECRET: 2}},
+        {"train": [[SECRET]]},
+        {"train": [{"source": [SECRET]}]},
+        {"train": [{SECRET: 2}]},
+        {"train": ["a", {"source": "b", "weight": SECRET}]},
+        {"validation": [SECRET]},
+        {"validation": {"share": SECRET}},
+        {"validation": {"share": [{"a": ("b", SECRET)}]}},
+        {"prompt_columns": [[SECRET]]},
+    ],
+)
+def test_what_stands_in_the_wrong_place_is_said_without_its_password(
+    values: dict[str, Any],
+) -> None:
+    with pytest.raises(InputError, match="job: ") as caught:
+        validated(DataSpec, {"train": "t", "validation": "v", **values}, "job")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("validation", "said"),
     [
