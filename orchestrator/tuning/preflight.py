@@ -128,10 +128,12 @@ def _check_model_and_data(job: JobSpec, tell: "Tell") -> "dict[str, RowCounts]":
     from workers.data.survey import Survey
     from workers.data.task_metrics import check_tasks
     from workers.models.base import check_base
-    from workers.models.compatibility import check_fit
+    from workers.models.compatibility import check_fit, check_packable
 
     tokenizer, trials = check_base(job.train.model), list(job.search_space().samples())
     fit = check_fit(job.train, (trial.adapter for trial in trials))
+    if any(trial.data.packing for trial in (job.train, *trials)):
+        check_packable(job.train.model)
     _check_metric(job, trials, fit)
     sources = dict.fromkeys((job.train.data, *(trial.data for trial in trials)))
     for data in sources:

@@ -59,6 +59,10 @@ class DataSpec(Spec):
     processes: PositiveInt | None = None
     """Processes that encode rows, where there are many; None takes as many as the worker that
     encodes has CPUs. The first of a machine encodes for all workers there."""
+    packing: bool = False
+    """Lay rows one after another, up to max_length tokens in a packed sequence, instead of padding
+    rows of like length: each keeps its own positions and attention. Which rows make up a step then
+    does not depend on their lengths."""
     record_rows: bool = False
     """Note in the run's folder (`rows.jsonl`) which rows each worker took in each step."""
 

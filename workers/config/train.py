@@ -40,7 +40,8 @@ class OptimizerSpec(Spec):
     batch_size: PositiveInt = 16
     """Rows of one optimizer step, over all workers."""
     micro_batch_size: PositiveInt | None = None
-    """Rows of one forward pass on one worker; None takes the whole share (no accumulation)."""
+    """Rows of one forward pass on one worker; None takes the whole share (no accumulation). With
+    data.packing: packed sequences, of max_length tokens at most."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -138,6 +139,19 @@ class TrainSpec(Spec):
         """Rows of an evaluation's forward pass: on one worker, which may be another run's."""
         return self.evaluation.batch_size or self.trained_at_once(self.parallel.max_workers)
 
+    @property
+    def packed_tokens(self) -> int | None:
+        """Tokens of a packed forward pass at most; None: any number, or no packing."""
+        sequences = self.optimizer.micro_batch_size
+        if sequences is None or not self.data.packing:
+            return None
+        return sequences * self.data.max_length
+
+    def packed_passes(self, workers: int) -> int:
+        """Packed forward passes of a step on each of so many workers, at least: fewer workers than
+        the most have no more at once than these."""
+        return math.ceil(self.parallel.max_workers / workers)
+
     def trained_at_once(self, workers: int) -> int:
         """Rows of a training step's forward pass with so many workers."""
         return self.micro_batch_size or self.optimizer.batch_size // workers
@@ -157,7 +171,7 @@ class TrainSpec(Spec):
                 f"optimizer.batch_size is {batch_size}, but must be a multiple of {said}"
             )
         share = batch_size // most
-        if micro is not None and share % micro:
+        if micro is not None and share % micro and not self.data.packing:
             raise ValueError(
                 f"optimizer.micro_batch_size is {micro}, but must divide the {share} rows that "
                 "each worker has of a batch"

@@ -27,7 +27,7 @@ _GROUP = 32
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right."""
+    """Rows padded on the right; or packed: one after another in one row."""
 
     input_ids_BS: Tensor
     attention_mask_BS: Tensor
@@ -37,6 +37,8 @@ class Batch:
 
     weights_BS: Tensor | None = None
     """What each target token counts for; None where all count alike."""
+    lengths: tuple[int, ...] = ()
+    """Of the rows that follow one another; none where the batch is not packed."""
 
     @property
     def counted(self) -> float:
@@ -53,7 +55,7 @@ class Batch:
         weights_BS = self.weights_BS
         if weights_BS is not None:
             weights_BS = weights_BS.to(device, non_blocking=True)
-        return Batch(ids_BS, mask_BS, labels_BS, weights_BS)
+        return Batch(ids_BS, mask_BS, labels_BS, weights_BS, self.lengths)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Batches:
     world: int = 1
     parts: Sequence[Part] = ()
     """How many of the examples are of each source, and how often they come; none: all come once."""
+    group: int = _GROUP
+    """So many batches are sorted by length together; 1: what comes together is by chance."""
     _epochs: dict[int, Numbers] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -118,8 +122,8 @@ class Batches:
         order = rows[shuffled(random, len(rows))]
         while missing := -len(order) % self.batch_size:
             order = np.concatenate([order, order[:missing]])
-        for start in range(0, len(order), self.batch_size * _GROUP):
-            group = order[start : start + self.batch_size * _GROUP]
+        for start in range(0, len(order), self.batch_size * self.group):
+            group = order[start : start + self.batch_size * self.group]
             group[:] = group[np.argsort(self._lengths[group], kind="stable")]
         steps = array("I", range(len(order) // self.batch_size))
         random.shuffle(steps)

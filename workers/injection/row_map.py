@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workers.config.base import InputError
+from workers.layers.routing.base import Sequences
 
 Slot = str | None
 """Name of an adapter; None is the bare base."""
@@ -58,12 +59,29 @@ class RowMap:
     """Which slot each row of the running batch belongs to; shared by a model's adapted modules.
 
     Without an assignment the only adapter there is takes all rows. Under activation checkpointing
-    an assignment must hold until the backward pass is over.
+    an assignment must hold until the backward pass is over, as must where packed rows lie.
     """
 
     def __init__(self) -> None:
         self.slots: list[str] = []
         self._current: _Assignment | None = None
+        self._sequence_T: Tensor | None = None
+
+    @contextmanager
+    def packed(self, sequence_T: Tensor) -> Iterator[None]:
+        """For the length of a with block the batch is one row of several sequences: `sequence_T` is
+        the number of each token's."""
+        former, self._sequence_T = self._sequence_T, sequence_T
+        try:
+            yield
+        finally:
+            self._sequence_T = former
+
+    def sequences(self, hidden: Tensor) -> Sequences:
+        """Which tokens of `hidden` are of one sequence, for a router."""
+        if self._sequence_T is not None:
+            return self._sequence_T
+        return hidden.shape[-2] if hidden.dim() == 3 else None
 
     def set(self, slots: Sequence[Slot], recent: Collection[Slot] = ()) -> None:
         """One slot for each token of the batch, or for each row of a [B, S] batch. `recent` are

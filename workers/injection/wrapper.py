@@ -79,9 +79,9 @@ class AdaptedModule(nn.Module):
         if layer is None:
             output: Tensor = self.base(hidden)
             return output
-        length = hidden.shape[-2] if hidden.dim() == 3 else None
         flat_TD = hidden.reshape(-1, hidden.shape[-1])
-        output_TO: Tensor = layer(self.feed_forward or self.base, flat_TD, length)
+        sequences = self.rows.sequences(hidden)
+        output_TO: Tensor = layer(self.feed_forward or self.base, flat_TD, sequences)
         return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
 
     def _packed(

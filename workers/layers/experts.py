@@ -32,7 +32,7 @@ from workers.layers.feed_forward import FeedForward, linear_sizes
 from workers.layers.inference.prepared import Prepared, PreparedExperts
 from workers.layers.mixture.select import Mode
 from workers.layers.ops.dora import factor, row_norms
-from workers.layers.routing.base import Router, Routing, build_router
+from workers.layers.routing.base import Router, Routing, Sequences, build_router
 
 _VERSION = attrgetter("_version")
 
@@ -147,13 +147,13 @@ class LinearExperts(LoraExperts):
             self.router.reset_parameters(generator)
         super().reset_parameters(generator)
 
-    def forward(self, linear: nn.Module, hidden_TI: Tensor, length: int | None = None) -> Tensor:
-        """The frozen `linear` with its update; `length` as in Router."""
+    def forward(self, linear: nn.Module, hidden_TI: Tensor, sequences: Sequences = None) -> Tensor:
+        """The frozen `linear` with its update; `sequences` as in Router."""
         mode = Mode(self.rate if self.training else 0.0)
         dtype = hidden_TI.dtype
         if self.router is None:
             return plain_lora(linear, self.bank(linear, dtype), hidden_TI, mode)
-        routing = self.router(hidden_TI, length)
+        routing = self.router(hidden_TI, sequences)
         sent = self.dispatcher.dispatch(hidden_TI, routing)
         assignments = _assignments(sent, self.router)
         with self.dispatcher.experts(partial(self.stacked, dtype), sent) as whole:
@@ -217,13 +217,13 @@ class BlockExperts(nn.Module):
         """The experts of every adapted linear."""
         return {name: experts.bank(block.linears[name], dtype) for name, experts in self._experts()}
 
-    def forward(self, block: FeedForward, hidden_TD: Tensor, length: int | None = None) -> Tensor:
-        """The frozen `block` with its experts; `length` as in Router."""
+    def forward(self, block: FeedForward, hidden_TD: Tensor, sequences: Sequences = None) -> Tensor:
+        """The frozen `block` with its experts; `sequences` as in Router."""
         made = self._prepared(block, hidden_TD)
         if made is not None and made.router is not None:
             assignments = made.router.route(hidden_TD)
             return block.leave(adapt_prepared(block, made, hidden_TD, assignments))
-        routing = self.router(hidden_TD, length)
+        routing = self.router(hidden_TD, sequences)
         if made is not None:
             expert_TK, gate_TK = routing.expert_TK, routing.gate_TK
             assignments = ExpertAssignments(

@@ -1,8 +1,8 @@
-"""Attention sequence by sequence, for continuous batching on any device.
+"""Attention sequence by sequence, for continuous batching and packed rows, on any device.
 
-transformers' own way is one dense matmul of all queries with all requests' keys and a mask: its
-work grows with the square of the batch, and a number that is not finite in one request reaches all
-others as 0 times NaN. Here every request meets its own keys only (`sequences.py`).
+transformers' own way is one dense matmul of all queries with all sequences' keys and a mask: its
+work grows with the square of the batch, and a number that is not finite in one sequence reaches all
+others as 0 times NaN. Here every sequence meets its own keys only (`sequences.py`).
 """
 
 from typing import Any
@@ -81,15 +81,17 @@ def by_sequence(
 ) -> tuple[Tensor, None]:
     """As transformers' `sdpa` on a batch [1, heads, tokens, D] of several sequences.
 
-    Grouped heads and sliding windows are as there. `check_attention` has seen to it that nobody
-    asks for more.
+    Grouped heads and sliding windows are as there; keys of earlier tokens are in a paged cache, if
+    there is one. `check_attention` or `check_packing` has seen to it that nobody asks for more.
     """
     for name in REFUSED:
         if options.get(name) is not None:
             raise ValueError(f"attention by sequence has no {name}")
-    cache = options.pop("cache")
-    key, value = cache.update(key, value, module.layer_idx, options)
-    window = getattr(cache.layer_to_allocator[module.layer_idx], "sliding_window", None)
+    cache, window = options.pop("cache", None), options.get("sliding_window")
+    if cache is not None:
+        key, value = cache.update(key, value, module.layer_idx, options)
+        window = getattr(cache.layer_to_allocator[module.layer_idx], "sliding_window", None)
     starts = options["cu_seq_lens_q"], options["cu_seq_lens_k"]
     packed = Packed(*starts, options["max_length_q"], options["max_length_k"])
-    return attend(query, key, value, packed, Seen(window, options.get("scaling"))), None
+    seen = Seen(window, options.get("scaling"), options.get("dropout") or 0.0)
+    return attend(query, key, value, packed, seen), None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from workers.adapter.files import AdapterFiles, check_activation
 from workers.adapter.modules import check_modules
@@ -18,6 +18,7 @@ from workers.injection.inject import check_places
 from workers.injection.targets import decoder_layers, linears
 from workers.layers.feed_forward import linear_sizes
 from workers.models.base import loading_options, readable
+from workers.models.packing import check_packing
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
     return Fit(len(layers), {shape: check_places([first], shape) for shape in shapes})
 
 
+def check_packable(model: ModelSpec) -> None:
+    """Raise InputError where models of this configuration do not keep packed rows apart."""
+    check_packing(_skeleton(_config(model)).bfloat16())  # the one type of all kernels without data
+
+
 def check_adapter(model: ModelSpec, files: AdapterFiles, where: str) -> None:
     """Raise InputError where an adapter does not lie on the linears of the base model. What only
     the weights show, `load_into` refuses."""
@@ -99,10 +105,10 @@ def _config(model: ModelSpec) -> PretrainedConfig:
         return AutoConfig.from_pretrained(model.path, **loading_options(model))
 
 
-def _skeleton(config: PretrainedConfig) -> nn.Module:
+def _skeleton(config: PretrainedConfig) -> PreTrainedModel:
     """The model without weights."""
     with torch.device("meta"):
-        skeleton: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return skeleton
 
 

@@ -39,23 +39,30 @@ class Seen(NamedTuple):
     """Keys that it sees at most, its own among them; None: all."""
     scale: float | None
     """Of the scores; None: 1 / sqrt(D)."""
+    dropout: float = 0.0
+    """Share of the keys that a query is kept from seeing, by chance."""
 
 
 def attend(
     query_1HTD: Tensor, key_1GUD: Tensor, value_1GUD: Tensor, packed: Packed, seen: Seen
 ) -> Tensor:
     """What every query gets, [1, T, H, D]."""
-    if has_kernel(query_1HTD, value_1GUD):
+    if not seen.dropout and has_kernel(query_1HTD, value_1GUD):
         asked = kernel_arguments(query_1HTD, key_1GUD, value_1GUD, packed, seen)
         output_THD = varlen_attn(**asked)
         assert isinstance(output_THD, Tensor)  # a tuple if more was asked for
         return output_THD.unsqueeze(0)
-    starts_q, starts_k = packed.start_q.tolist(), packed.start_k.tolist()
-    outputs = []
-    for at in range(len(starts_q) - 1):
-        own_q, own_k = slice(*starts_q[at : at + 2]), slice(*starts_k[at : at + 2])
-        key_1GSD, value_1GSD = key_1GUD[..., own_k, :], value_1GUD[..., own_k, :]
-        outputs.append(_one(query_1HTD[..., own_q, :], key_1GSD, value_1GSD, seen))
+    lengths_q, lengths_k = packed.start_q.diff().tolist(), packed.start_k.diff().tolist()
+    if lengths_q == lengths_k:  # nobody decodes: what every head sees is made at once
+        heads = query_1HTD.shape[1]
+        key_1GUD, value_1GUD = _of_heads(key_1GUD, heads), _of_heads(value_1GUD, heads)
+    parts = zip(
+        torch.split(query_1HTD, lengths_q, 2),
+        torch.split(key_1GUD, lengths_k, 2),
+        torch.split(value_1GUD, lengths_k, 2),
+        strict=True,
+    )
+    outputs = [_one(query, key, value, seen) for query, key, value in parts]
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
@@ -100,7 +107,7 @@ def _one(query_1HQD: Tensor, key_1GSD: Tensor, value_1GSD: Tensor, seen: Seen) -
         # It may see all keys there are; heads of a group are queries of one head.
         query_1HQD = query_1HQD.reshape(1, groups, heads // groups, width)
         output = functional.scaled_dot_product_attention(
-            query_1HQD, key_1GSD, value_1GSD, scale=seen.scale
+            query_1HQD, key_1GSD, value_1GSD, dropout_p=seen.dropout, scale=seen.scale
         )
         return output.reshape(1, heads, 1, -1)
     seen_QS = None
@@ -108,12 +115,19 @@ def _one(query_1HQD: Tensor, key_1GSD: Tensor, value_1GSD: Tensor, seen: Seen) -
         seen_QS = _mask(queries, keys, seen.window, query_1HQD.device)
     return functional.scaled_dot_product_attention(
         query_1HQD,
-        key_1GSD.repeat_interleave(heads // groups, dim=1),
-        value_1GSD.repeat_interleave(heads // groups, dim=1),
+        _of_heads(key_1GSD, heads),
+        _of_heads(value_1GSD, heads),
         attn_mask=seen_QS,
+        dropout_p=seen.dropout,
         is_causal=seen_QS is None,
         scale=seen.scale,
     )
+
+
+def _of_heads(key_1GSD: Tensor, heads: int) -> Tensor:
+    """The keys, or values, that each query head sees."""
+    groups = key_1GSD.shape[1]
+    return key_1GSD if groups == heads else key_1GSD.repeat_interleave(heads // groups, dim=1)
 
 
 def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:

@@ -13,12 +13,11 @@ from workers.adapter.manifest import Manifest
 from workers.adapter.routing_sample import RoutingSample
 from workers.config.metrics import expert_load
 from workers.config.train import TrainSpec
-from workers.data.batches import Batches, collate
 from workers.injection.inject import inject
+from workers.models.packing import check_packing
 from workers.parallel.exchange_choice import share_out
 from workers.parallel.mesh import Mesh
 from workers.parallel.strategy import update_for
-from workers.parallel.trial import MicroBatch
 from workers.parallel.world import World
 from workers.run.events import EventLog
 from workers.run.heartbeat import HeartbeatWriter
@@ -28,6 +27,7 @@ from workers.run.samples import Sample
 from workers.train.checkpoint import state as checkpoint
 from workers.train.evaluation.evaluator import Evaluation
 from workers.train.inputs import Inputs
+from workers.train.layout import batches_of, lay_out, micro_batch
 from workers.train.report import check_finite, summary
 from workers.train.start import start_from
 from workers.train.step import StepResult, TrainStep
@@ -67,18 +67,13 @@ class TrainingRun:
         if spec.parallel.threads:
             torch.set_num_threads(spec.parallel.threads)
         checkpoint.seed_worker(spec.seed, self.world)
+        if spec.data.packing:
+            check_packing(self.inputs.base.model)
         self.heartbeat.beat("encode")
         self.inputs.encode(lambda *_: self.heartbeat.moving())  # all: it must not fail after hours
         self.heartbeat.beat("loading")
-        self._batches = Batches(
-            self.inputs.train,
-            spec.optimizer.batch_size,
-            seed=spec.seed,
-            rank=self.world.rank,
-            world=self.world.size,
-            parts=self.inputs.parts,
-        )
         base = self.inputs.base
+        self._batches = batches_of(spec, self.inputs, self.world)
         self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
         self._timer = StepTimer(spec.optimizer.steps, spec.evaluation.every, self.world.size)
         self._evaluate = Evaluation(
@@ -87,7 +82,8 @@ class TrainingRun:
         try:
             if plan.start_from:
                 start_from(plan.start_from, self.adapter, spec.adapter, self.inputs.base_record)
-            self._shards = share_out(spec, base.model, self.adapter, mesh, self._micro_batch())
+            micro = micro_batch(spec, self.inputs, self.world.size)
+            self._shards = share_out(spec, base.model, self.adapter, mesh, micro)
             self.exchange = self._shards.choice
             """With expert parallelism, how experts and tokens meet, and why so."""
             self._update = update_for(spec, base.model, self.adapter, self._shards)
@@ -210,7 +206,7 @@ class TrainingRun:
             started = time.perf_counter()
             self.heartbeat.beat("data", self.step)
             micro = self._batches.micro_batches(self.step, self.spec.micro_batch_size)
-            batches = [collate(rows, self.inputs.pad_token_id) for rows in micro]
+            batches = lay_out(self.spec, micro, self.inputs.pad_token_id)
             result = self._train_step(batches)
             self._results.append(result)
             self._seconds += time.perf_counter() - started
@@ -228,12 +224,6 @@ class TrainingRun:
             everyone = self.world.gather(self._batches.mine(self.step))
             if self.world.is_first:
                 note_rows(self.plan.folder, self.step, everyone)
-
-    def _micro_batch(self) -> MicroBatch:
-        """About what a worker has at once: rows of like length go together."""
-        rows = self.spec.trained_at_once(self.world.size)
-        length = round(float(self.inputs.train.lengths.mean()))
-        return MicroBatch(rows, length, self.inputs.base.model.get_input_embeddings().weight.dtype)
 
     def _manifest(self) -> Manifest:
         return Manifest(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,9 +18,10 @@ from workers.losses.auxiliary import RoutedLayer
 from workers.losses.cross_entropy import cross_entropy_sum
 from workers.losses.enabled import EnabledLosses
 from workers.models.base import Base
+from workers.models.packing import taking_packed_rows
 from workers.parallel.update import Update
 from workers.run.heartbeat import HeartbeatWriter
-from workers.train.forward import recorded, scored_logits
+from workers.train.forward import laid_out, recorded, scored_logits
 
 
 class DivergedError(RuntimeError):
@@ -92,9 +94,11 @@ class TrainStep:
         self._beat("forward")
         counts = self._count(batches)
         parts: dict[str, list[Tensor]] = {}
-        for batch, micro_tokens in zip(batches, counts.micro_tokens, strict=True):
-            for name, part in self._backward(batch, counts, micro_tokens).items():
-                parts.setdefault(name, []).append(part)
+        with self._attending(batches):
+            for batch, micro_tokens in zip(batches, counts.micro_tokens, strict=True):
+                with laid_out(self._adapter, self._base, batch):
+                    for name, part in self._backward(batch, counts, micro_tokens).items():
+                        parts.setdefault(name, []).append(part)
         self._beat("reduce")
         self._update.reduce()
         norm = self._update.clip(self._max_grad_norm)
@@ -136,6 +140,11 @@ class TrainStep:
         tokens = [int(batch.attention_mask_BS.sum()) for batch in batches]
         targets_in_all, *micro_tokens = self._world.totals([targets, *tokens], self._base.device)
         return _Counts(targets_in_all, sum(micro_tokens), micro_tokens)
+
+    def _attending(self, batches: Sequence[Batch]) -> AbstractContextManager[None]:
+        """For the passes of a step, which are packed or padded together."""
+        packed = any(batch.lengths for batch in batches)
+        return taking_packed_rows(self._base.model) if packed else nullcontext()
 
     def _backward(self, batch: Batch, counts: _Counts, micro_tokens: float) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch; this worker's part of each loss of the step."""

@@ -43,6 +43,11 @@ class Routing(NamedTuple):
         return self.expert_TK if self.asked_TK is None else self.asked_TK
 
 
+Sequences = int | Tensor | None
+"""Which tokens are of one sequence: how many each has (int), or the number of each token's, in
+order, [T]; None: all are of one."""
+
+
 class RoutingDecision(NamedTuple):
     """What the routers of one place decided for their tokens, in the batch's order.
 
@@ -81,27 +86,24 @@ class Router(nn.Module, ABC):
         """Logits and experts of every token's slots, most probable first, [T, K] with K = `slots`;
         minus infinity and the void in slots that a token leaves empty."""
 
-    def overflow(self, expert_TK: Tensor, length: int) -> Tensor | None:
-        """In training: True where an expert is full, [T, K], of sequences of `length` tokens each;
-        None without a capacity."""
-        del expert_TK, length
+    def overflow(self, expert_TK: Tensor, sequences: Sequences) -> Tensor | None:
+        """In training: True where an expert is full in a token's sequence, [T, K]; None without a
+        capacity."""
+        del expert_TK, sequences
         return None
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw the weight from N(0, router_init_std)."""
         nn.init.normal_(self.weight, std=self.spec.router_init_std, generator=generator)
 
-    def forward(self, hidden_TD: Tensor, length: int | None = None) -> Routing:
-        """Route T tokens, in float32 whatever the precision of `hidden_TD`.
-
-        `length` is the number of tokens of one sequence, T = B * length (None: all T are one);
-        only a capacity asks for it.
-        """
+    def forward(self, hidden_TD: Tensor, sequences: Sequences = None) -> Routing:
+        """Route T tokens, in float32 whatever the precision of `hidden_TD`; only a capacity asks
+        for the `sequences`."""
         logits_TE = self._logits(hidden_TD)
         top_TK, expert_TK = self.select(logits_TE)
         gate_TK, asked_TK = self._gates(logits_TE, top_TK), None
         if self.training:
-            full_TK = self.overflow(expert_TK, length or max(len(expert_TK), 1))
+            full_TK = self.overflow(expert_TK, sequences)
             asked_TK = None if full_TK is None else expert_TK
             expert_TK, gate_TK = self._thin(expert_TK, gate_TK, full_TK)
         if self.spec.gate_form == "residual":

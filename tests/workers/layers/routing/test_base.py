@@ -51,7 +51,7 @@ def test_gates_and_voids_sum_to_one(fields: dict[str, str], dtype: torch.dtype) 
     layer = router(expert_dropout=0.5, expert_capacity=2, router_jitter=0.3, **fields).to(dtype)
     inputs = hidden(64).to(dtype)
     for mode in (True, False):
-        sum_T = layer.train(mode)(inputs, length=16).gate_TK.sum(-1)
+        sum_T = layer.train(mode)(inputs, sequences=16).gate_TK.sum(-1)
         torch.testing.assert_close(sum_T, torch.ones_like(sum_T))
 
 

@@ -10,7 +10,7 @@ from tests.workers.layers.routing.cases import DIM, EXPERTS, FORMS, compare, hid
 def test_switch_fills_each_expert_in_the_order_of_its_sequence(gates: str) -> None:
     layer = router(routing="switch", gates=gates, expert_capacity=2).double().train()
     inputs = hidden(24)
-    routing = layer(inputs, length=8)
+    routing = layer(inputs, sequences=8)
     overflows: list[bool] = []
     for sequence in inputs.view(3, 8, DIM):
         seen = dict.fromkeys(range(EXPERTS), 0)
@@ -23,15 +23,15 @@ def test_switch_fills_each_expert_in_the_order_of_its_sequence(gates: str) -> No
     compare(layer, routing, inputs, overflows)
     whole = layer(inputs)
     assert (whole.expert_TK[:, 0] == EXPERTS).sum() > sum(overflows), "all 24 are one sequence"
-    assert (layer.eval()(inputs, length=8).expert_TK[:, 0] < EXPERTS).all()
+    assert (layer.eval()(inputs, sequences=8).expert_TK[:, 0] < EXPERTS).all()
 
 
 def test_what_was_asked_for_is_told_beside_what_was_got() -> None:
     """The balance loss counts it: full experts would look balanced."""
     layer = router(routing="switch", gates="residual", expert_capacity=1).double().train()
-    routing = layer(hidden(24), length=8)
+    routing = layer(hidden(24), sequences=8)
     asked_T1 = routing.logits_TE.argmax(-1, keepdim=True)
     assert torch.equal(routing.wanted_TK, asked_T1)
     assert not torch.equal(routing.expert_TK[:, :1], asked_T1)
-    unbounded = layer.eval()(hidden(24), length=8)
+    unbounded = layer.eval()(hidden(24), sequences=8)
     assert unbounded.wanted_TK is unbounded.expert_TK

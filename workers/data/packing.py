@@ -1,0 +1,86 @@
+"""Rows that follow one another in one row of tensors, without padding: sequence packing.
+
+Which rows make up a step is drawn as without packing, but for their lengths, which play no part.
+A step's rows are dealt out by their tokens: over the workers and their forward passes, of which all
+have the same number. It depends on the step alone, as the rows do.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from math import ceil
+
+import numpy as np
+
+from workers.data.batches import Batch, Batches, collate
+from workers.data.example import Example, Span
+
+
+@dataclass(frozen=True)
+class PackedBatches(Batches):
+    """The batches of a run with packing."""
+
+    group: int = 1
+    passes: int = 1
+    """Forward passes of a step, at least."""
+    tokens: int | None = None
+    """Of a forward pass at most; None: any number."""
+
+    def mine(self, step: int) -> list[int]:
+        """This worker's rows of a step: of about as many tokens as any other's."""
+        return [row for rows in self._passes(step) for row in rows]
+
+    def micro_batches(self, step: int, size: int | None = None) -> list[list[Example]]:
+        """This worker's share in forward passes."""
+        del size  # of rows: how many a pass has, their tokens say
+        return [[self.examples[row] for row in rows] for rows in self._passes(step)]
+
+    def _passes(self, step: int) -> list[list[int]]:
+        """This worker's rows in each forward pass."""
+        rows = self.indices(step)
+        lengths = [int(self._lengths[row]) for row in rows]
+        hands = deal(lengths, self.world, self.passes, self.tokens)
+        return [[rows[place] for place in hand] for hand in hands[self.rank :: self.world]]
+
+
+def deal(
+    lengths: Sequence[int], workers: int, passes: int = 1, tokens: int | None = None
+) -> list[list[int]]:
+    """Places of rows by forward pass: those of the first on each worker, then of the second, and so
+    on. Each pass has about as many tokens on every worker, and at most `tokens`, as long as that
+    takes no pass without a row."""
+    most = len(lengths) // workers
+    if tokens:
+        passes = max(passes, ceil(sum(lengths) / (workers * tokens)))
+    while True:
+        passes = min(passes, most)
+        hands = _evenly(lengths, workers * passes)
+        if tokens is None or passes == most or hands[0][0] <= tokens:
+            return [places for _, places in hands]
+        passes += 1
+
+
+def pack(examples: Sequence[Example], pad_token_id: int) -> Batch:
+    """Rows one after another. The first token of a row is no target: nothing predicts it."""
+    lengths = tuple(map(len, examples))
+    spans = [
+        Span(start + max(span.start, 1), start + span.stop, span.weight)
+        for start, example in zip(accumulate(lengths, initial=0), examples, strict=False)
+        for span in example.spans
+    ]
+    ids = np.concatenate([np.asarray(example.ids, np.int64) for example in examples]).tolist()
+    return replace(collate([Example(ids, tuple(spans))], pad_token_id), lengths=lengths)
+
+
+def _evenly(lengths: Sequence[int], hands: int) -> list[tuple[int, list[int]]]:
+    """Tokens and places of so many hands, the fullest first: the longest row that is left goes to
+    who has the fewest tokens (Graham's LPT rule)."""
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    fewest = [(0, number) for number in range(hands)]
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        total, number = fewest[0]
+        dealt[number].append(place)
+        heapq.heapreplace(fewest, (total + lengths[place], number))
+    fullest = sorted(fewest, key=lambda one: (-one[0], one[1]))
+    return [(total, dealt[number]) for total, number in fullest]

@@ -1,0 +1,44 @@
+"""How a run's rows become forward passes: padded, or packed."""
+
+from collections.abc import Sequence
+
+from workers.config.train import TrainSpec
+from workers.data.batches import Batch, Batches, collate
+from workers.data.example import Example
+from workers.data.packing import PackedBatches, pack
+from workers.parallel.trial import MicroBatch
+from workers.parallel.world import World
+from workers.train.inputs import Inputs
+
+
+def batches_of(spec: TrainSpec, inputs: Inputs, world: World) -> Batches:
+    """Which rows this worker has in each step."""
+    rows, size = inputs.train, spec.optimizer.batch_size
+    if not spec.data.packing:
+        return Batches(rows, size, spec.seed, world.rank, world.size, inputs.parts)
+    return PackedBatches(
+        rows,
+        size,
+        spec.seed,
+        world.rank,
+        world.size,
+        inputs.parts,
+        passes=spec.packed_passes(world.size),
+        tokens=spec.packed_tokens,
+    )
+
+
+def lay_out(spec: TrainSpec, passes: Sequence[Sequence[Example]], pad_token_id: int) -> list[Batch]:
+    """The tensors of a step's forward passes."""
+    lay = pack if spec.data.packing else collate
+    return [lay(rows, pad_token_id) for rows in passes]
+
+
+def micro_batch(spec: TrainSpec, inputs: Inputs, workers: int) -> MicroBatch:
+    """About what each of so many workers has at once: rows of like length go together, or packed
+    ones fill a pass."""
+    rows = spec.trained_at_once(workers)
+    length = round(float(inputs.train.lengths.mean()))
+    if spec.packed_tokens:
+        rows = min(max(spec.packed_tokens // length, 1), spec.optimizer.batch_size // workers)
+    return MicroBatch(rows, length, inputs.base.model.get_input_embeddings().weight.dtype)
