@@ -16,6 +16,7 @@ from workers.config.parallel import ParallelSpec
 from workers.config.train import LossSpec, OptimizerSpec, TrainSpec
 from workers.data.batches import Batch, collate
 from workers.data.example import Example
+from workers.data.packing import pack
 from workers.injection.adapter import Adapter
 from workers.injection.inject import inject
 from workers.models.base import Base, load_base
@@ -52,6 +53,8 @@ class Layout:
     dtype: torch.dtype = torch.float32
     checkpointing: bool = False
     """Activations are computed again in the backward pass."""
+    packed: bool = False
+    """Rows follow one another; what it is compared with is padded."""
 
     def spec(self, folder: Path, adapter: str, workers: int) -> TrainSpec:
         """The whole specification."""
@@ -86,6 +89,10 @@ LAYOUTS = [
     Layout("fsdp2"),
     Layout("fsdp2", dtype=torch.float64),
     Layout("fsdp2", checkpointing=True),
+    Layout("fsdp2", dtype=torch.float64, packed=True),
+    Layout(packed=True),
+    Layout(dtype=torch.float64, packed=True),
+    Layout("deepspeed", 3, packed=True),
     Layout("deepspeed", 1),
     Layout("deepspeed", 2),
     Layout("deepspeed", 3),
@@ -103,8 +110,9 @@ WITH_EXPERT_PARALLELISM = [
     for exchange in ("tokens", "weights")
     for dtype in (torch.float32, torch.float64)
 ] + [
-    Layout("fsdp2", ep_size=2, exchange=exchange, checkpointing=True)
+    Layout("fsdp2", ep_size=2, exchange=exchange, checkpointing=True, packed=packed)
     for exchange in ("tokens", "weights")
+    for packed in (False, True)
 ]
 RELAY = [
     Layout(),
@@ -134,10 +142,12 @@ def _weighted(example: Example, weight: float) -> Example:
     return replace(example, spans=tuple(replace(span, weight=weight) for span in example.spans))
 
 
-def micro_batches(step: int, micro: int, rank: int, workers: int) -> list[Batch]:
+def micro_batches(
+    step: int, micro: int, rank: int, workers: int, *, packed: bool = False
+) -> list[Batch]:
     """This worker's part of each of the step's micro-batches."""
-    parts = (rows(step)[first::micro] for first in range(micro))
-    return [collate(part[rank::workers], 3) for part in parts]
+    parts, lay = (rows(step)[first::micro] for first in range(micro)), pack if packed else collate
+    return [lay(part[rank::workers], 3) for part in parts]
 
 
 @dataclass
@@ -148,6 +158,7 @@ class Run:
     adapter: Adapter
     update: Update
     step: TrainStep
+    packed: bool
     results: list[StepResult] = field(default_factory=list)
 
     @classmethod
@@ -171,13 +182,14 @@ class Run:
             update: Update = DeepSpeedUpdate(base.model, adapter, spec, mesh.world, keep_whole=0)
         else:
             update = update_for(spec, base.model, adapter, shards)
-        return cls(base, adapter, update, TrainStep(spec, base, adapter, update))
+        return cls(base, adapter, update, TrainStep(spec, base, adapter, update), layout.packed)
 
     def train(self, steps: Iterable[int], micro: int) -> "Run":
         """Take these steps."""
         world = self.update.world
         for step in steps:
-            self.results.append(self.step(micro_batches(step, micro, world.rank, world.size)))
+            part = micro_batches(step, micro, world.rank, world.size, packed=self.packed)
+            self.results.append(self.step(part))
         return self
 
     def trace(self) -> "Trace":

@@ -52,10 +52,10 @@ def check_packing(model: PreTrainedModel) -> None:
     """
     looked: list[dict[str, Any]] = []
     token = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    arguments = packed_arguments([1, 1], model.device)
+    arguments = packed_arguments([1, 1], model.device) | {"use_cache": False}
     try:
         with torch.no_grad(), _attending(model, LOOKING, _look):
-            model(token, torch.ones_like(token), use_cache=False, looked=looked, **arguments)
+            model(token, attention_mask=torch.ones_like(token), looked=looked, **arguments)
     except (ValueError, TypeError) as error:
         raise _refusal(model, " ".join(str(error).split())[:200]) from error
     except (RuntimeError, NotImplementedError):

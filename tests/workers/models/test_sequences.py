@@ -105,6 +105,17 @@ def test_what_is_not_finite_stays_in_its_sequence(
         assert torch.equal(after, before)
 
 
+def test_dropout_drops_and_keeps_to_its_sequence() -> None:
+    """The kernel has none: models that were made with it take the rows one by one."""
+    query, key, value = draw(HEADS, "cpu", torch.float64)
+    whole = attend(query, key, value, packed("cpu"), Seen(None, 0.3))
+    torch.manual_seed(0)
+    some = attend(query, key, value, packed("cpu"), Seen(None, 0.3, dropout=0.5))
+    assert (some - whole).abs().max() > 0.1
+    value[..., LENGTHS[0][1] :, :] = torch.nan
+    assert attend(query, key, value, packed("cpu"), Seen(None, 0.3, 0.5))[:, 0].isfinite().all()
+
+
 @shapes
 def test_what_the_kernel_is_asked_for_is_that(groups: int, window: int | None) -> None:
     """Its arguments, read as its documentation says, in float64 on the CPU."""

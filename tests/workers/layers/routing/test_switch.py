@@ -26,6 +26,17 @@ def test_switch_fills_each_expert_in_the_order_of_its_sequence(gates: str) -> No
     assert (layer.eval()(inputs, sequences=8).expert_TK[:, 0] < EXPERTS).all()
 
 
+def test_sequences_of_any_lengths_have_a_capacity_each() -> None:
+    layer = router(routing="switch", expert_capacity=2).double().train()
+    inputs, lengths = hidden(24), [1, 9, 5, 0, 9]
+    number_T = torch.arange(5).repeat_interleave(torch.tensor(lengths))
+    alone = [layer(one).expert_TK for one in inputs.split(lengths) if len(one)]
+    assert torch.equal(layer(inputs, number_T).expert_TK, torch.cat(alone))
+    equal = torch.arange(3).repeat_interleave(8)
+    assert torch.equal(layer(inputs, equal).expert_TK, layer(inputs, 8).expert_TK)
+    assert not torch.equal(layer(inputs, equal).expert_TK, layer(inputs).expert_TK)
+
+
 def test_what_was_asked_for_is_told_beside_what_was_got() -> None:
     """The balance loss counts it: full experts would look balanced."""
     layer = router(routing="switch", gates="residual", expert_capacity=1).double().train()
