@@ -132,7 +132,7 @@ def _check_model_and_data(job: JobSpec, tell: "Tell") -> "dict[str, RowCounts]":
 
     tokenizer, trials = check_base(job.train.model), list(job.search_space().samples())
     fit = check_fit(job.train, (trial.adapter for trial in trials))
-    if any(trial.data.packing for trial in (job.train, *trials)):
+    if job.train.data.packing:
         check_packable(job.train.model)
     _check_metric(job, trials, fit)
     sources = dict.fromkeys((job.train.data, *(trial.data for trial in trials)))

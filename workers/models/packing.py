@@ -17,6 +17,7 @@ from workers.models.attention import BY_SEQUENCE, LOOKING, REFUSED, by_sequence
 
 UNSEEN = {**REFUSED, "s_aux": "attention sinks"}
 """What a model may ask of its attention that packed rows do not get."""
+_OTHERWISE = "not all of its layers take transformers' attention functions"
 
 
 def packed_arguments(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
@@ -50,6 +51,8 @@ def check_packing(model: PreTrainedModel) -> None:
 
     A model without weights (on `meta`) may be too little to look at; then it passes.
     """
+    if not model._can_set_attn_implementation():
+        raise _refusal(model, _OTHERWISE)
     looked: list[dict[str, Any]] = []
     token = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     arguments = packed_arguments([1, 1], model.device) | {"use_cache": False}
@@ -66,7 +69,7 @@ def check_packing(model: PreTrainedModel) -> None:
     if asked:
         raise _refusal(model, f"its attention has {' and '.join(UNSEEN[name] for name in asked)}")
     if len(looked) < model.config.get_text_config().num_hidden_layers:
-        raise _refusal(model, "not all of its layers take transformers' attention functions")
+        raise _refusal(model, _OTHERWISE)
     if not model._supports_flash_attn:  # a mask says what the arguments do not
         raise _refusal(model, "its attention has a mask of its own")
 

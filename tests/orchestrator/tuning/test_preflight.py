@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from peft import LoraConfig, get_peft_model
 from ray.tune.utils.util import flatten_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM
 
 from orchestrator.config.job import JobSpec, override_job
 from orchestrator.tuning.preflight import preflight, remarks
@@ -121,6 +121,19 @@ def test_ids_beyond_the_embedding_are_refused(
         InputError, match=r"token 'newword' has id \d+, but its embedding has \d+ r"
     ):
         preflight(job)
+
+
+def test_a_base_that_does_not_keep_packed_rows_apart_is_refused(
+    good: JobSpec, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_model_dir, tmp_path / "base"))
+    config = BloomConfig(vocab_size=260, hidden_size=16, n_layer=1, n_head=2)
+    BloomForCausalLM(config).save_pretrained(base)
+    job = override_job(good, {"model.path": str(base), "adapter.experts": "linear"}, "test")
+    preflight(job)
+    with pytest.raises(InputError, match=r"data\.packing: BloomForCausalLM does not keep packed"):
+        preflight(override_job(job, {"data.packing": True}, "test"))
+    preflight(override_job(good, {"data.packing": True}, "test"))
 
 
 def test_a_good_job_passes_and_leaves_nothing(good: JobSpec) -> None:
