@@ -1,6 +1,7 @@
 """Training on packed rows is training on padded ones."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
@@ -12,9 +13,12 @@ from workers.config.train import TrainSpec
 from workers.data.batches import Batch, collate
 from workers.data.example import Example, Span
 from workers.data.packing import pack
+from workers.injection.inject import inject
+from workers.models.quantization import LIBRARIES
 from workers.parallel.update import Replicated
 from workers.run.record import RunPlan
 from workers.train.forward import laid_out, recorded, scored_logits
+from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.step import StepResult, TrainStep
 
@@ -71,6 +75,41 @@ def test_a_packed_step_is_the_padded_one(case: Case, dtype: torch.dtype) -> None
     for name, gradient in wanted.items():
         scale = max(1.0, gradient.abs().max().item())
         torch.testing.assert_close(got[name] / scale, gradient / scale, atol=error, rtol=0)
+
+
+def quantised(name: str) -> object:
+    """Where its package is."""
+    lacking = find_spec(LIBRARIES[name]) is None
+    marks = pytest.mark.skipif(lacking, reason="needs the extra `quantized`")
+    return pytest.param({"model__quantization": name}, marks=marks, id=name)
+
+
+BASES = [
+    pytest.param({"model__attention": "eager"}, id="eager"),
+    *map(quantised, sorted(LIBRARIES)),
+]
+
+
+@pytest.mark.parametrize("changes", BASES)
+def test_other_bases_take_packed_rows_as_well(
+    make_spec: SpecMaker, changes: dict[str, object]
+) -> None:
+    spec = make_spec(**changes, loss__z_loss_weight=0.01)
+    inputs, found = Inputs.load(spec), []
+    for lay in (collate, pack):
+        adapter = inject(inputs.base.model.train(), spec.adapter, seed=1)
+        torch.manual_seed(0)
+        for name, parameter in adapter.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        update = Watched(adapter, spec.optimizer)
+        step = TrainStep(spec, inputs.base, adapter, update)
+        found.append((step([lay(inputs.train[:8], inputs.pad_token_id)]), update.gradients))
+        adapter.remove()
+    (padded, wanted), (packed, got) = found
+    assert packed.losses == pytest.approx(padded.losses, rel=1e-5)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["block", "switch", "linear"])
