@@ -30,9 +30,11 @@ USED = {
     "torch": {"_forward_hooks", "_forward_pre_hooks", "_version"},
     "transformers": {
         "_attn_implementation",
+        "_can_set_attn_implementation",
         "_commit_hash",
         "_create_batch_processor",
         "_process_candidates",
+        "_supports_flash_attn",
     },
 }
 """By library: modules and their names, attributes, and methods that the library calls."""
