@@ -62,8 +62,8 @@ class Batch:
 class Batches:
     """The batches of a run: each epoch a new order, seeded; rows of like length together.
 
-    Every step has `batch_size` rows over all workers. Where they do not fill an epoch's last
-    step, rows of the same epoch come a second time, so that none is left out.
+    Every step has `batch_size` rows over all workers, and every epoch as many steps. Where rows do
+    not fill them, rows of the same epoch come a second time, so that none is left out.
     """
 
     examples: Sequence[Example]
@@ -120,7 +120,7 @@ class Batches:
         random = Random(f"{self.seed}/{epoch}")  # noqa: S311 (an order, not a secret)
         rows = drawn(self._parts, epoch, self.seed)
         order = rows[shuffled(random, len(rows))]
-        while missing := -len(order) % self.batch_size:
+        while missing := self.steps_per_epoch * self.batch_size - len(order):
             order = np.concatenate([order, order[:missing]])
         for start in range(0, len(order), self.batch_size * self.group):
             group = order[start : start + self.batch_size * self.group]

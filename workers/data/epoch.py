@@ -4,8 +4,10 @@ Numbers of rows are arrays: a list of Python's integers takes nine times as much
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
 from random import Random
 
 import numpy as np
@@ -28,32 +30,49 @@ class Part:
         return int(self.weight)
 
     @property
-    def rest(self) -> int:
-        """How many of them come once more; at least one row comes in each epoch."""
-        least = 0 if self.whole or not self.rows else 1
-        return max(least, round((self.weight - self.whole) * self.rows))
+    def most(self) -> int:
+        """Rows in an epoch, at most."""
+        return self.rows * self.whole + ceil(self._rest)
+
+    @property
+    def _rest(self) -> Fraction:
+        """How many of them come once more, on average: 0.5 of 5 rows are 2 and 3 by turns."""
+        return (Fraction(str(self.weight)) - self.whole) * self.rows
 
     def drawn(self, epoch: int, seed: str) -> Numbers:
         """The rows of an epoch. Those that come once more go round in one order, so that in the
-        long run every row comes equally often."""
+        long run every row comes as often as the weight says."""
         rows = np.tile(np.arange(self.rows, dtype=np.uint32), self.whole)
-        if not self.rest:
-            return rows
+        first, last = floor(epoch * self._rest), floor((epoch + 1) * self._rest)
+        return np.concatenate([rows, self._once_more(first, last, seed)])
+
+    def _once_more(self, first: int, last: int, seed: str) -> Numbers:
+        if first == last:
+            return np.zeros(0, np.uint32)
         order = shuffled(Random(seed), self.rows)  # noqa: S311 (an order)
-        places = np.arange(epoch * self.rest, (epoch + 1) * self.rest) % self.rows
-        return np.concatenate([rows, order[places]])
+        taken: Numbers = order[np.arange(first, last) % self.rows]
+        return taken
+
+    def one(self, epoch: int, seed: str) -> Numbers:
+        """A row, for an epoch in which no source has one; another one in the next."""
+        return self._once_more(epoch, epoch + bool(self.rows), seed)
 
 
 def rows_of_an_epoch(parts: Sequence[Part]) -> int:
-    """How many there are; the same for every epoch."""
-    return sum(part.rows * part.whole + part.rest for part in parts)
+    """How many there are at most; the same for every epoch."""
+    return sum(part.most for part in parts)
 
 
 def drawn(parts: Sequence[Part], epoch: int, seed: int) -> Numbers:
     """The rows of an epoch, source after source; a row that comes twice is there twice."""
+    rows = _of_all(parts, lambda part, own: part.drawn(epoch, own), seed)
+    return rows if rows.size else _of_all(parts, lambda part, own: part.one(epoch, own), seed)
+
+
+def _of_all(parts: Sequence[Part], draw: Callable[[Part, str], Numbers], seed: int) -> Numbers:
     rows, before = [np.zeros(0, np.uint32)], 0
     for at, part in enumerate(parts):
-        rows.append(part.drawn(epoch, f"{seed}/source {at}") + np.uint32(before))
+        rows.append(draw(part, f"{seed}/source {at}") + np.uint32(before))
         before += part.rows
     return np.concatenate(rows)
 

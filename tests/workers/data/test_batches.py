@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from workers.data.batches import Batches, collate, collate_prompts
-from workers.data.epoch import Part, shuffled
+from workers.data.epoch import Part, drawn, shuffled
 from workers.data.example import Example, Span
 from workers.data.rows import Row
 from workers.data.store.arrow import StoredExamples, write
@@ -96,18 +96,32 @@ def test_sources_come_as_often_as_their_weights_say() -> None:
         assert Counter(row for one in workers for row in one.mine(step)) == Counter(steps[step])
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_every_epoch_has_the_same_number_of_steps(batch_size: int) -> None:
+    """Also where it has one row less; every row of it comes."""
+    parts = [Part(3), Part(5, 0.5), Part(1, 0.1)]
+    batches = Batches(examples(9), batch_size, seed=3, parts=parts)
+    steps = batches.steps_per_epoch
+    assert steps == -(-7 // batch_size)
+    for epoch in range(12):
+        taken = [batches.indices(epoch * steps + step) for step in range(steps)]
+        assert all(len(step) == batch_size for step in taken)
+        assert {row for step in taken for row in step} == set(drawn(parts, epoch, 3).tolist())
+
+
 def order_of_before(
     examples: list[Example], parts: list[Part], batch_size: int, seed: int, epoch: int
 ) -> list[list[int]]:
     """As releases before the token store drew it, with lists of numbers. Runs that they began go on
-    with the same rows."""
+    with the same rows, where weights make whole numbers of them."""
     random, rows, before = Random(f"{seed}/{epoch}"), list[int](), 0
     for at, part in enumerate(parts):
         mine = list(range(part.rows)) * part.whole
-        if part.rest:
+        rest = round((part.weight - part.whole) * part.rows)
+        if rest:
             order = Random(f"{seed}/source {at}").sample(range(part.rows), part.rows)
-            first = epoch * part.rest
-            mine += [order[(first + place) % part.rows] for place in range(part.rest)]
+            first = epoch * rest
+            mine += [order[(first + place) % part.rows] for place in range(rest)]
         rows += [before + row for row in mine]
         before += part.rows
     order = random.sample(rows, len(rows))
@@ -124,6 +138,7 @@ def order_of_before(
 @pytest.mark.parametrize("rows", [1, 3, 5, 6, 21, 22, 700])
 @pytest.mark.parametrize("weights", [(), (1.0,), (0.3, 2.5)], ids=str)
 def test_the_order_is_that_of_releases_before(rows: int, weights: tuple[float, ...]) -> None:
+    rows *= 10 if len(weights) > 1 else 1
     data = examples(rows * max(1, len(weights)))
     parts = [Part(rows, weight) for weight in weights or (1.0,)]
     batches = Batches(data, 4, seed=3, parts=parts if weights else ())
