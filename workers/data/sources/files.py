@@ -1,6 +1,7 @@
 """The files of a source, on any filesystem that pyarrow reads."""
 
 from collections.abc import Iterable
+from os.path import expanduser
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,7 +29,7 @@ def files(source: str) -> list[File]:
         raise InputError(f"{source}: cannot be read: {one_line(error)}") from None
     if not paths:
         raise InputError(f"{source}: no such file, and none matches it that ends in {ALLOWED}")
-    if not paths[0].endswith(ENDINGS):
+    if not all(path.endswith(ENDINGS) for path in paths):
         raise InputError(f"{source}: is of no known format by its name; allowed are {ALLOWED}")
     return [File(filesystem, path) for path in paths]
 
@@ -38,7 +39,7 @@ def _place(source: str) -> tuple[fs.FileSystem, str]:
         uri, mark, split = source.partition("#")  # a URI would lose it
         filesystem, path = fs.FileSystem.from_uri(uri)
         return filesystem, path + mark + split
-    return fs.LocalFileSystem(), str(Path(source).expanduser().absolute())
+    return fs.LocalFileSystem(), str(Path(expanduser(source)).absolute())
 
 
 def _matches(filesystem: fs.FileSystem, path: str) -> list[str]:

@@ -55,7 +55,7 @@ def _read(filesystem: fs.FileSystem, path: str) -> dict[str, Any] | None:
     try:
         with filesystem.open_input_stream(path, compression=None) as stream:
             values = json.loads(stream.read())
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     return values if isinstance(values, dict) else {}
 

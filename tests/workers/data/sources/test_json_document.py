@@ -136,10 +136,10 @@ def test_nothing_is_no_row(tmp_path: Path, text: str) -> None:
         ('{"a": [{"a": 1}]}\n{"a": [{"a": 1}]}\n3', "line 3: must be a JSON object"),
         ('{\n"x": [{"a": 1}]}{"x": 2}', "holds a list of rows, and more objects beside it"),
         ('{"x": [{"b": 1}]}', "row 1: no column 'prompt'; there are b"),
-        ('{"x": [' + '{"b": 1}, ' * 2000 + '{"b": 1}]}', "row 1: no column 'prompt'; there are b"),
-        (
-            '{"x": [' + '{"a": 1}, ' * 2000 + '{"a": 1}], "a": 2}',
-            "names the columns of a row behind a long list",
+        pytest.param(
+            '{"x": [' + '{"b": 1}, ' * 2000 + '{"b": 1}]}',
+            "row 1: no column 'prompt'; there are b",
+            id="long",
         ),
         ('{"a": 1}\n{"a": ', "line 2: is no JSON"),
         ('{"a" 1}', "is no JSON: ':' is missing"),

@@ -216,3 +216,8 @@ def test_the_digest_follows_the_bytes(tmp_path: Path) -> None:
     write_jsonl(same, ROWS[:4])
     assert digest(str(first)) != digest(str(same))
     assert digest(str(tmp_path)) != digest(str(first))
+
+
+def test_the_home_of_nobody_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"~nosuchuser/b\.jsonl: no such file"):
+        read("~nosuchuser/b.jsonl")

@@ -74,6 +74,7 @@ def test_splits_that_are_not_there(saved: Path) -> None:
         "{",
         "[]",
         "{}",
+        pytest.param("[" * 200_000, id="deep"),
         json.dumps({"_data_files": [3]}),
         json.dumps({"_data_files": [{"filename": "../two/train/data-00000-of-00001.arrow"}]}),
         json.dumps({"_data_files": [{"name": "x"}]}),
@@ -82,6 +83,15 @@ def test_splits_that_are_not_there(saved: Path) -> None:
 def test_a_damaged_description_is_one_line(saved: Path, state: str) -> None:
     (saved / "one" / "state.json").write_text(state)
     with pytest.raises(InputError, match="one: its description by save_to_disk is damaged"):
+        read(f"{saved}/one")
+
+
+def test_every_file_that_a_description_names_is_of_a_known_format(saved: Path) -> None:
+    """Not the first alone: nothing read the second."""
+    first = next((saved / "one").glob("*.arrow")).name
+    listed = {"_data_files": [{"filename": first}, {"filename": "b.bin"}]}
+    (saved / "one" / "state.json").write_text(json.dumps(listed))
+    with pytest.raises(InputError, match="one: is of no known format by its name"):
         read(f"{saved}/one")
 
 
