@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
+from os.path import expanduser
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -9,7 +11,15 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from orchestrator.config.cluster import ClusterSpec
-from orchestrator.config.relative_paths import JOB, JOB_NAMES, JOB_STORES, beside, elsewhere
+from orchestrator.config.relative_paths import (
+    JOB,
+    JOB_NAMES,
+    JOB_STORES,
+    beside,
+    elsewhere,
+    placed,
+    with_sources,
+)
 from orchestrator.config.serve import ServeSpec
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SearchSpec
@@ -60,11 +70,20 @@ def load_job(
     if not isinstance(values, dict):
         raise InputError(f"{path}: a job file is a mapping with `name` and `train`")
     if not ours:
-        values = beside(Path(path).parent, values, JOB, JOB_NAMES, JOB_STORES)
+        values = _beside(Path(path).parent, values)
     job = override_job(validated(JobSpec, values, str(path)), changes, "options")
     job = override_job(job, assigned(assignments), "--set")
     job.search_space()
     return job
+
+
+def _beside(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """A job file's values with its paths as the process takes them, also those in its space."""
+    told = beside(folder, values, JOB, JOB_NAMES, JOB_STORES)
+    search = told.get("search")
+    if isinstance(search, dict) and isinstance(space := search.get("space"), Mapping):
+        search["space"] = with_sources(space, partial(placed, folder))
+    return told
 
 
 def override_job(job: JobSpec, changes: Mapping[str, Any], where: str) -> JobSpec:
@@ -87,8 +106,7 @@ def portable(job: JobSpec) -> JobSpec:
     }
     if Path(train.model.path).is_dir():
         changes["model.path"] = _absolute(train.model.path)
-    if isinstance(job.search.space, str):
-        changes["search.space"] = dict(job.search_space().definition)
+    changes["search.space"] = with_sources(job.search_space().definition, _absolute)
     return override_job(job, changes, f"job {job.name}")
 
 
@@ -105,7 +123,7 @@ def _absolute_validation(data: DataSpec) -> dict[str, str]:
 
 
 def _absolute(path: str) -> str:
-    return path if elsewhere(path) else str(Path(path).resolve())
+    return path if elsewhere(path) else str(Path(expanduser(path)).resolve())
 
 
 def dump_job(job: JobSpec) -> str:

@@ -1,12 +1,14 @@
 """Relative paths in a file: they begin at that file's folder, wherever the command runs."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from search_spaces.parameters import TRAINING_ROWS
 from workers.config.chat_template import is_template
 
 JOB = (
@@ -39,11 +41,10 @@ def beside(
     """A file's values with its paths as the process takes them; absolute ones and URIs stay."""
 
     def path(written: str) -> str:
-        here = elsewhere(written) or is_template(written)
-        return written if here else str(folder / written)
+        return written if is_template(written) else placed(folder, written)
 
     def name(written: str) -> str:
-        return path(written) if (folder / written).exists() else written
+        return path(written) if Path(path(written)).exists() else written
 
     def store(written: str) -> str:
         return sqlite_placed(written, folder.joinpath)
@@ -53,6 +54,28 @@ def beside(
         for field in fields:
             _change(told, field, change)
     return told
+
+
+def placed(folder: Path, written: str) -> str:
+    """A path that is written in a file of this folder; ~ is the home, as in a shell."""
+    return written if elsewhere(written) else str(folder / expanduser(written))
+
+
+def with_sources(space: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A search space with each of the sources that it names changed."""
+    return {n: _sources(one, change) if n == TRAINING_ROWS else one for n, one in space.items()}
+
+
+def _sources(value: Any, change: Callable[[str], str]) -> Any:
+    """One, a list of them, or a range of such."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return [_sources(one, change) for one in value]
+    if isinstance(value, Mapping):
+        names = ("source", "choice")
+        return {n: _sources(one, change) if n in names else one for n, one in value.items()}
+    return value
 
 
 def sqlite_placed(url: str, place: Callable[[str], Path]) -> str:

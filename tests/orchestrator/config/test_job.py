@@ -152,6 +152,52 @@ def test_each_of_several_sources_begins_at_the_jobs_folder(
     ]
 
 
+def test_sources_in_a_space_begin_at_the_jobs_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    many = ["a.jsonl", {"source": "b.jsonl", "weight": 2}, "hub:c"]
+    values = {
+        "name": "near",
+        "train": {"model": {"path": "base"}, "data": {"train": "a", "validation": "v.jsonl"}},
+        "search": {"space": {"data.train": {"choice": ["a.jsonl", many]}, "seed": 3}},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path)
+
+    def chosen(job: JobSpec) -> object:
+        return dict(job.search_space().definition)["data.train"]["choice"]
+
+    def placed(at: str) -> object:
+        listed = [f"{at}/a.jsonl", {"source": f"{at}/b.jsonl", "weight": 2}, "hub:c"]
+        return [f"{at}/a.jsonl", listed]
+
+    job = load_job("jobs/job.yaml")
+    assert chosen(job) == placed("jobs")
+    assert chosen(portable(job)) == placed(str(folder))
+    assert portable(portable(job)) == portable(job)
+    values["search"] = {"space": {"data.train": "a.jsonl", "seed": {"int": [1, 2]}}}
+    (folder / "job.yaml").write_text(yaml.safe_dump(values))
+    fixed = portable(load_job("jobs/job.yaml")).search_space().definition
+    assert fixed == {"data.train": f"{folder}/a.jsonl", "seed": {"int": [1, 2]}}
+
+
+def test_a_path_may_begin_at_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "base").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = {"train": ["~/x.jsonl", "~nosuchuser/y"], "validation": "~/v.jsonl"}
+    values = {"name": "near", "train": {"model": {"path": "~/base"}, "data": data}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
+    job = load_job(tmp_path / "job.yaml")
+    names = [f"{tmp_path}/x.jsonl", f"{tmp_path}/~nosuchuser/y"]
+    assert [one.source for one in job.train.data.sources] == names
+    assert job.train.data.validation == f"{tmp_path}/v.jsonl"
+    assert job.train.model.path == f"{tmp_path}/base"
+    own = load_job(tmp_path / "job.yaml", ["data.train=~/own.jsonl"])
+    assert portable(own).train.data.train == f"{tmp_path}/own.jsonl"
+
+
 def test_a_share_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {
         "name": "near",
