@@ -86,11 +86,17 @@ def _of_sharegpt(turn: Mapping[str, Any], where: str) -> Made:
     role, rest = turn["from"], {n: v for n, v in turn.items() if n not in ("from", "value")}
     if not isinstance(role, str) or role not in _ROLES:
         raise InputError(f"{where}: from is {role!r}, but must be one of {', '.join(_ROLES)}")
-    content = string(turn.get("value"), "value", where)
+    made = _said(role, string(turn.get("value"), "value", where), where)
+    if twice := [name for name in made if not is_empty(rest.get(name))]:
+        raise InputError(f"{where}: has from, value and {twice[0]!r}; leave one of them out")
+    return rest | made
+
+
+def _said(role: str, content: str, where: str) -> Made:
     if role != _CALL:
-        return {**_turn(_ROLES[role], content), **rest}
+        return _turn(_ROLES[role], content)
     calls = json_value(content, "value of a function_call", where)
-    return {**_turn("assistant", ""), "tool_calls": calls if isinstance(calls, list) else [calls]}
+    return _turn("assistant", "") | {"tool_calls": calls if isinstance(calls, list) else [calls]}
 
 
 def _completion(record: Mapping[str, Any], where: str) -> Made:

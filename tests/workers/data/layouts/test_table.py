@@ -104,6 +104,23 @@ def test_sharegpt_with_calls(tmp_path: Path) -> None:
     assert row.target == "Yes."
 
 
+def test_what_else_a_turn_of_sharegpt_says_is_kept_or_refused(tmp_path: Path) -> None:
+    call = said("function_call", json.dumps(CALL))
+    talk = [said("human", "u"), call, said("observation", "r"), said("gpt", "a")]
+
+    def rows(**more: Any) -> list[Row]:
+        turns = [talk[0], call | more, *talk[2:]]
+        return rows_of(tmp_path, [{"conversations": turns}], loss_on="all")
+
+    [row] = rows(weight=0, role=None, tool_calls=[])
+    assert (row.messages[1]["weight"], len(row.messages[1]["tool_calls"])) == (0, 1)
+    with pytest.raises(InputError, match="turn 2: 'audio' is not rendered"):
+        rows(audio="a.wav")
+    for more in ({"role": "user"}, {"content": "c"}, {"tool_calls": [CALL]}):
+        with pytest.raises(InputError, match=f"turn 2: has from, value and '{next(iter(more))}'"):
+            rows(**more)
+
+
 def test_prompts_and_completions(tmp_path: Path) -> None:
     rows = rows_of(
         tmp_path,
