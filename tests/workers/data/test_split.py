@@ -107,3 +107,17 @@ def test_the_digest_knows_the_split(tmp_path: Path) -> None:
     digests = {data_digest(data(tmp_path, MANY, share=share)) for share in (0.1, 0.2)}
     apart = data(tmp_path, MANY).model_copy(update={"validation": str(tmp_path / "0.jsonl")})
     assert len(digests | {data_digest(apart)}) == 3
+
+
+def test_the_ids_of_calls_say_nothing() -> None:
+    def key(number: str, argument: int = 1) -> int:
+        call = {"type": "function", "function": {"name": "f", "arguments": {"a": argument}}}
+        turns = (
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "", "tool_calls": [call | {"id": number}]},
+            {"role": "tool", "content": "r", "tool_call_id": number, "name": "f"},
+        )
+        return row_key(turns, "t")
+
+    assert key("call_x81") == key("call_0qz")
+    assert key("call_x81") != key("call_x81", argument=2)
