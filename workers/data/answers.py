@@ -14,6 +14,9 @@ from workers.data.template import ChatTemplate, Tools, left_out
 
 _ELSE = "data.loss_on: last does without, and so does a template with {% generation %} marks"
 
+_SHOWN = 24
+"""Characters of an answer's end in an error."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
@@ -32,12 +35,14 @@ class Answers:
     masked: Callable[[str], str]
     """A rendered chat, as long, without the control tokens that people spelled out in it."""
 
-    def text(self, turns: Sequence[Turn], tools: Tools, answer: Turn) -> str:
+    def text(
+        self, turns: Sequence[Turn], tools: Tools, answer: Turn, asked: str | None = None
+    ) -> str:
         """What the template writes for an answer, up to its end of turn. An answer of text alone
-        is that text."""
+        is that text. `asked`: the turns' prompt, where it is rendered."""
         if "tool_calls" not in answer and "reasoning_content" not in answer:
             return str(answer["content"])
-        asked = self.template.render(turns, tools)
+        asked = self.template.render(turns, tools) if asked is None else asked
         whole = self.template.render([*turns, answer], tools, prompt=False)
         if not whole.startswith(asked):
             raise InputError(
@@ -46,9 +51,14 @@ class Answers:
             )
         said = whole[len(asked) :].rstrip()
         end = self.template.end
-        if not said.endswith(end):
-            raise InputError("the chat template goes on behind the answer's end of turn")
         self._check(said, len(turns), answer)
+        self.template.check_answer(answer, len(turns), tools)
+        if not said.endswith(end):
+            raise InputError(
+                f"the chat template ends turn {len(turns) + 1} with {said[-_SHOWN:]!r}, but an "
+                f"answer of text with {end!r}: all answers must end alike, which a template of "
+                "your own may do (data.chat_template)"
+            )
         return said[: len(said) - len(end)]
 
     def spans(self, rendered: str, turns: Sequence[Turn], tools: Tools) -> tuple[TextSpan, ...]:
@@ -78,7 +88,7 @@ class Answers:
             asked = self.template.render(turns[:at], tools)
             stop = masked.find(end, len(asked)) if end else -1
             same = stop >= 0 and rendered.startswith(asked)
-            answer = self.text(turns[:at], tools, turn)
+            answer = self.text(turns[:at], tools, turn, asked)
             if not same or rendered[len(asked) : stop].strip() != answer.strip():
                 raise InputError(
                     f"the chat template writes turn {at + 1} into later prompts otherwise than it "

@@ -38,8 +38,9 @@ def weight(turn: Turn) -> float:
 
 
 def rendered_fields(turn: Turn) -> dict[str, Any]:
-    """What a chat template is given of a turn."""
-    return {name: value for name, value in turn.items() if name != "weight"}
+    """What a chat template is given of a turn: reasoning by all of its names."""
+    given = {name: value for name, value in turn.items() if name != "weight"}
+    return given | dict.fromkeys(REASONING if REASONING[0] in turn else (), turn.get(REASONING[0]))
 
 
 def parts_text(value: Any, where: str) -> Any:

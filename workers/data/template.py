@@ -5,43 +5,27 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from workers.config.base import InputError, one_line
 from workers.data.chat import Turn, rendered_fields
+from workers.data.probes.shapes import Shape, a_call, a_tool, has_arguments, with_text
 
 _MARK = "moetune-marks-a-turn"
-_CALL_ID = "moetune01"
-"""Of nine letters and digits, which some templates ask for."""
 _SHAPES = 256
 """Sequences of turns whose fate in the template is remembered."""
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PARTS = {
+    "text": "the text",
+    "calls": "the tool calls",
+    "arguments": "arguments (or writes them otherwise than as JSON)",
+    "reasoning": "the reasoning",
+}
+"""Of a turn, as errors call them."""
 Tools = Sequence[Mapping[str, Any]]
-
-
-class _Shape(NamedTuple):
-    """What a turn has, whatever it says."""
-
-    role: str
-    text: bool
-    calls: int
-    reasoning: bool
-
-    @classmethod
-    def of(cls, turn: Turn) -> "_Shape":
-        calls = len(turn.get("tool_calls", ()))
-        return cls(turn["role"], bool(turn["content"]), calls, "reasoning_content" in turn)
-
-    def marked(self, mark: str) -> Turn:
-        turn: dict[str, Any] = {"role": self.role, "content": mark if self.text else ""}
-        if self.calls:
-            turn["tool_calls"] = [_call(f"{mark}-call-{at}.") for at in range(self.calls)]
-        if self.reasoning:
-            turn["reasoning_content"] = "?"
-        return turn if self.role != "tool" else turn | {"tool_call_id": _CALL_ID, "name": "?"}
 
 
 class ChatTemplate:
@@ -59,17 +43,20 @@ class ChatTemplate:
     def render(self, turns: Sequence[Turn], tools: Tools = (), *, prompt: bool = True) -> str:
         """The chat as text; with `prompt`, up to where the assistant's answer begins."""
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    [rendered_fields(turn) for turn in turns],
-                    tools=list(tools) or None,
-                    chat_template=self.own,
-                    add_generation_prompt=prompt,
-                    tokenize=False,
-                )
-            )
+            return self._applied(self._given(turns), tools, prompt)
         except Exception as error:  # The template is a program: it may fail anyhow.
             raise InputError(f"the chat template refuses it: {one_line(error)}") from None
+
+    def _applied(self, turns: list[dict[str, Any]], tools: Tools, prompt: bool) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                turns,
+                tools=list(tools) or None,
+                chat_template=self.own,
+                add_generation_prompt=prompt,
+                tokenize=False,
+            )
+        )
 
     def marks(self, turns: Sequence[Turn], tools: Tools = ()) -> list[tuple[int, int]] | None:
         """Where in the rendered prompt the template says that the assistant speaks; None where it
@@ -79,7 +66,7 @@ class ChatTemplate:
             if not _GENERATION.search(source):
                 return None
             _, [found] = render_jinja_template(
-                [[rendered_fields(turn) for turn in turns]],
+                [self._given(turns)],
                 tools=list(tools) or None,
                 chat_template=source,
                 return_assistant_tokens_mask=True,
@@ -92,15 +79,18 @@ class ChatTemplate:
 
     def check(self, rendered: str, turns: Sequence[Turn], tools: Tools = ()) -> None:
         """InputError where the template has left out what somebody wrote."""
-        dropped = self._dropped(tuple(map(_Shape.of, turns)), bool(tools))
-        if "tools" in dropped:
+        dropped = self._dropped(tuple(map(Shape.of, turns)), bool(tools))
+        if "name" in dropped:
             raise InputError("the chat template leaves out the tools")
+        if "parameter" in dropped:
+            raise InputError("the chat template leaves out the tools' parameters")
         for at, turn in enumerate(turns):
             text = _lasting(turn)
             if text and (f"text {at}" in dropped or not _holds(rendered, text)):
-                raise left_out("the text", at, turn)
-            if f"calls {at}" in dropped:
-                raise left_out("the tool calls", at, turn)
+                raise left_out(_PARTS["text"], at, turn)
+            for part in ("calls", "arguments"):
+                if f"{part} {at}" in dropped:
+                    raise left_out(_PARTS[part], at, turn)
 
     @cached_property
     def end(self) -> str:
@@ -121,35 +111,57 @@ class ChatTemplate:
         except InputError:
             return ""
 
-    def _left_out(self, shapes: tuple[_Shape, ...], tools: bool) -> frozenset[str]:
-        """What the template leaves out whatever it says; a short text that is left out could stand
-        elsewhere in the prompt by chance."""
-        marks = [f"{_MARK}-{at}." for at in range(len(shapes))]
+    def check_answer(self, answer: Turn, at: int, tools: Tools = ()) -> None:
+        """The same of an answer, which is turn `at`, whatever is before it."""
+        question = Shape("user", True, (), False)
+        dropped = self._dropped((question, Shape.of(answer)), bool(tools), prompt=False)
+        for part, what in _PARTS.items():
+            if f"{part} 1" in dropped:
+                raise left_out(what, at, answer)
+
+    def _left_out(
+        self, shapes: tuple[Shape, ...], tools: bool, prompt: bool = True
+    ) -> frozenset[str]:
+        """What the template leaves out whatever it says."""
+        marks = [f"{_MARK}-{at}" for at in range(len(shapes))]
         turns = [shape.marked(mark) for shape, mark in zip(shapes, marks, strict=True)]
-        rendered = self.render(turns, [_tool(f"{_MARK}-tool.")] if tools else ())
-        gone = {f"text {at}" for at, mark in enumerate(marks) if mark not in rendered}
-        for at, (shape, mark) in enumerate(zip(shapes, marks, strict=True)):
-            if any(f"{mark}-call-{one}." not in rendered for one in range(shape.calls)):
-                gone.add(f"calls {at}")
-        return frozenset(
-            gone | ({"tools"} if tools and f"{_MARK}-tool." not in rendered else set())
+        tool = f"{_MARK}-tool"
+        rendered = self.render(turns, [a_tool(tool)] if tools else (), prompt=prompt)
+        gone = {
+            f"{part} {at}"
+            for at, (shape, mark) in enumerate(zip(shapes, marks, strict=True))
+            for part in shape.lacks(rendered, mark)
+        }
+        parts = ("name", "parameter") if tools else ()
+        return frozenset(gone | {part for part in parts if f"{tool}-{part}." not in rendered})
+
+    def _given(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        given = [rendered_fields(turn) for turn in turns]
+        for turn in given:
+            if turn.get("tool_calls") and self._wants_text:
+                turn["tool_calls"] = [with_text(call) for call in turn["tool_calls"]]
+        return given
+
+    @cached_property
+    def _wants_text(self) -> bool:
+        """Whether it writes a call's arguments right only where they come as JSON text: DeepSeek's
+        puts them together with text."""
+        return not self._writes(a_call(_MARK, True)) and self._writes(
+            with_text(a_call(_MARK, True))
         )
+
+    def _writes(self, call: Mapping[str, Any]) -> bool:
+        calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+        try:
+            rendered = self._applied([{"role": "user", "content": "?"}, calling], (), False)
+        except Exception:  # as in render
+            return False
+        return has_arguments(rendered, _MARK, True)
 
 
 def left_out(what: str, at: int, turn: Turn) -> InputError:
     """The error for something of a turn, numbered from 0, that is not rendered."""
     return InputError(f"the chat template leaves out {what} of turn {at + 1} ({turn['role']})")
-
-
-def _call(mark: str) -> dict[str, Any]:
-    function = {"name": mark, "arguments": {"a": "?"}}
-    return {"id": _CALL_ID, "type": "function", "function": function}
-
-
-def _tool(mark: str) -> dict[str, Any]:
-    parameters = {"type": "object", "properties": {"a": {"type": "string", "description": "?"}}}
-    function = {"name": mark, "description": "?", "parameters": {**parameters, "required": ["a"]}}
-    return {"type": "function", "function": function}
 
 
 def _lasting(turn: Turn) -> str:

@@ -235,3 +235,56 @@ def test_choices_are_scored_alone(tmp_path: Any) -> None:
     choices = made.choices(next(training_rows(data)))
     assert [made.tokenizer.decode(one.target) for one in choices] == ["Yes", "It is on."]
     assert [len(one.spans) for one in choices] == [1, 1]
+
+
+WRITES = "call.function.arguments | tojson"
+TRUE = CALLING | {"tool_calls": [{"name": "switch", "arguments": {"to": True, "of": "lamp ✓"}}]}
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_template_that_leaves_out_arguments_is_refused(tmp_path: Any, last: bool) -> None:
+    turns = [USER, TRUE] if last else [USER, TRUE, ANSWERED, LAST]
+    for other in ("'{}'", "call.function.arguments.keys() | list | tojson"):
+        template = QWEN.replace(WRITES, other)
+        with pytest.raises(InputError, match=r"leaves out arguments .* of turn 2 \(assistant\)"):
+            encoder(template, loss_on="last").example(row(tmp_path, turns, TOOLS))
+    named = QWEN.replace("tool | tojson", "tool.function.name")
+    with pytest.raises(InputError, match="the chat template leaves out the tools' parameters"):
+        encoder(named).example(row(tmp_path, turns, TOOLS))
+
+
+def test_true_is_written_as_json_has_it(tmp_path: Any) -> None:
+    """By a template as Qwen3-Coder's, which writes values of one call beneath one another."""
+    each = (
+        "'' }}{% for k, v in call.function.arguments.items() %}{{ '<' + k + '>' }}"
+        "{{ v | tojson if v is mapping else v | string }}{% endfor %}{{ ''"
+    )
+    made = encoder(QWEN.replace(WRITES, each))
+    assert learned(made, row(tmp_path, [USER, CALLING], TOOLS))[0].count("<to>1")
+    with pytest.raises(InputError, match="or writes them otherwise than as JSON"):
+        made.example(row(tmp_path, [USER, TRUE], TOOLS))
+
+
+@pytest.mark.parametrize("text", ["'' + call.function.arguments", "call.function.arguments"])
+def test_a_template_that_wants_arguments_as_text_gets_text(tmp_path: Any, text: str) -> None:
+    said = row(tmp_path, [USER, TRUE], TOOLS)
+    assert learned(encoder(QWEN.replace(WRITES, text)), said) == learned(encoder(QWEN), said)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_given_by_all_its_names(tmp_path: Any, name: str) -> None:
+    said = row(tmp_path, [USER, LAST | {"thinking": "The lamp shines."}])
+    other = encoder(QWEN.replace("reasoning_content", name))
+    assert learned(other, said) == learned(encoder(QWEN), said)
+
+
+def test_a_call_that_ends_otherwise_than_text_is_said(tmp_path: Any) -> None:
+    ends = "{{- '<|eot_id|>' if m.tool_calls else '<|im_end|>\\n' }}\n    {%- elif m.role == 'tool'"
+    template = QWEN.replace("{{- '<|im_end|>\\n' }}\n    {%- elif m.role == 'tool'", ends)
+    assert template != QWEN
+    made = encoder(template, loss_on="last")
+    assert learned(made, row(tmp_path, [USER, CALLING, ANSWERED, LAST], TOOLS))
+    with pytest.raises(
+        InputError, match=r"ends turn 2 with '.*<\|eot_id\|>', but an answer of text"
+    ):
+        made.example(row(tmp_path, [USER, CALLING], TOOLS))
