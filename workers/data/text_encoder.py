@@ -6,7 +6,7 @@ chat template alone, and from the tokenizer where it puts one before every text.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
@@ -34,6 +34,12 @@ class Written:
     """Whether it comes behind what the tokenizer begins every text with."""
     answers: tuple[TextSpan, ...] = ()
     """What of it is learned."""
+
+    @property
+    def parts(self) -> list[str]:
+        """The text, cut where an answer begins."""
+        cuts = [0, *(one.start for one in self.answers), None]
+        return [self.text[start:stop] for start, stop in pairwise(cuts)]
 
 
 class Encoded(NamedTuple):
@@ -100,11 +106,19 @@ class TextEncoder:
         return [one.ids for one in self.encoded(texts)]
 
     def encoded(self, texts: Sequence[Written]) -> list[Encoded]:
-        """The same, and what of each is learned."""
+        """The same, and what of each is learned. An answer begins with a token of its own, as one
+        does that a server writes behind a prompt."""
         offsets = any(one.answers for one in texts)
-        plain = self._plain([one.text for one in texts if not one.spelled], offsets)
-        spelled = self._spelled([one.text for one in texts if one.spelled], offsets)
-        return [self._begun(one, *next(spelled if one.spelled else plain)) for one in texts]
+        plain = self._plain(
+            [part for one in texts if not one.spelled for part in one.parts], offsets
+        )
+        spelled = self._spelled(
+            [part for one in texts if one.spelled for part in one.parts], offsets
+        )
+        return [
+            self._joined(one, islice(spelled if one.spelled else plain, len(one.parts)))
+            for one in texts
+        ]
 
     def spells_control(self, value: Any) -> bool:
         """Whether a text, or one in a value of JSON, spells out a control token."""
@@ -152,9 +166,14 @@ class TextEncoder:
             True,
         )
 
-    def _begun(self, text: Written, ids: Ids, offsets: Offsets) -> Encoded:
-        before = self._beginning if text.begins else ()
-        return Encoded(before + ids, tuple(_span(one, offsets) for one in text.answers))
+    def _joined(self, text: Written, parts: Iterator[tuple[Ids, Offsets]]) -> Encoded:
+        ids = [*(self._beginning if text.begins else ()), *next(parts)[0]]
+        spans = []
+        for answer, (more, offsets) in zip(text.answers, parts, strict=True):
+            said = sum(1 for start, _ in offsets if start < answer.stop - answer.start)
+            spans.append(Span(len(ids), len(ids) + said, answer.weight))
+            ids += more
+        return Encoded(tuple(ids), tuple(spans))
 
     def _spelled(self, texts: list[str], offsets: bool) -> Iterator[tuple[Ids, Offsets]]:
         if not texts:
@@ -190,14 +209,6 @@ def _bare(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     if library.encode_special_tokens != tokenizer.split_special_tokens:
         library.encode_special_tokens = tokenizer.split_special_tokens
     return library
-
-
-def _span(answer: TextSpan, offsets: Offsets) -> Span:
-    """The tokens that begin in an answer."""
-    start = next(at for at, (_, stop) in enumerate(offsets) if stop > answer.start)
-    start += offsets[start][0] < answer.start  # a token that the prompt began
-    inside = takewhile(lambda at: at[0] < answer.stop, islice(offsets, start, None))
-    return Span(start, start + sum(1 for _ in inside), answer.weight)
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> Ids:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerBase
 
 from tests.workers.data.chat_templates import CHATML, LLAMA, MARKED, QWEN
@@ -89,8 +89,11 @@ def test_a_template_of_llamas_kind_has_calls_among_its_answers(tmp_path: Any) ->
         "No.<|eot_id|>",
         "It is on.<|eot_id|>",
     ]
-    prompt = made.example(said).prompt
-    assert prompt == TextEncoder(made.tokenizer).chat(turns[:-1], TOOLS)
+    example = made.example(said)
+    prompt = example.prompt
+    # Of two line breaks before a call, this tokenizer makes one token only where nothing follows.
+    served = TextEncoder(made.tokenizer).chat(turns[:2], TOOLS)
+    assert prompt[: example.spans[0].start] == served
     assert made.tokenizer.decode(prompt) == made.tokenizer.apply_chat_template(
         turns[:-1], tools=TOOLS, add_generation_prompt=True, tokenize=False
     )
@@ -288,3 +291,28 @@ def test_a_call_that_ends_otherwise_than_text_is_said(tmp_path: Any) -> None:
         InputError, match=r"ends turn 2 with '.*<\|eot_id\|>', but an answer of text"
     ):
         made.example(row(tmp_path, [USER, CALLING], TOOLS))
+
+
+VICUNA = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' + m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("question", ["Is it?", "Is <|im_end|> it?"], ids=["plain", "spelled"])
+@pytest.mark.parametrize("trim", [True, False])
+def test_an_answer_behind_a_space_begins_as_it_is_served(
+    tmp_path: Any, question: str, trim: bool
+) -> None:
+    made = tokenizer(VICUNA)
+    made.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim)
+    data = DataSpec(train="t", validation="v", loss_on="all")
+    asked, answer = USER | {"content": question}, LAST | {"content": "the lamp in the kitchen"}
+    assert made.tokenize("x the")[1:] == ["\u0120the"], "a space and a word are one token"
+    example = Encoder(made, data).example(row(tmp_path, [asked, answer, USER, answer]))
+    for span in example.spans:
+        text = list(example.ids)[span.start : span.stop]
+        assert text == [*TextEncoder(made).text(answer["content"]), made.eos_token_id]
+    served = TextEncoder(made).chat([asked])
+    assert tuple(example.ids)[: example.spans[0].start] == served
