@@ -59,7 +59,7 @@ class Encoder:
                 counts.skip(row)
                 continue
             counts.add(row, example)
-            yield self._scored_as(row, target.ids) if row.calls else row, example
+            yield self._scored_as(row, target.ids), example
 
     def example(self, row: Row) -> Example:
         """Prompt and target of a row; a prompt that is too long loses its beginning."""
@@ -130,9 +130,15 @@ class Encoder:
         return Example(shown + kept, spans, lost)
 
     def _scored_as(self, row: Row, target: Ids) -> Row:
-        """A row that answers by a call, with the call as its template writes it: that is what an
-        answer is compared with, unless the row says otherwise."""
-        said = self.tokenizer.decode(target, skip_special_tokens=True).strip()
+        """A row whose answer is without the reasoning before it, and a call as its template writes
+        it: that is what an answer is compared with, unless the row says otherwise."""
+        if self.data.template == "plain":
+            return row
+        row = replace(row, behind_reasoning=self.text.behind_reasoning)
+        said = row.target
+        if row.calls:
+            said = self.tokenizer.decode(target, skip_special_tokens=True).strip()
+        said = row.scored(said)
         answer = said if row.answer == row.target else row.answer
         references = tuple(said if one == row.target else one for one in row.references)
         return replace(row, target=said, answer=answer, references=references)

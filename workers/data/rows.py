@@ -51,11 +51,18 @@ class Row:
     """What the target's tokens count for."""
     layout: str = ""
     """The layout that its source was recognised by; empty where the job's own columns are read."""
+    behind_reasoning: str = ""
+    """What a model that reasons writes between that and its answer."""
 
     @property
     def calls(self) -> bool:
         """Whether it is answered by calls of tools."""
         return bool(self.answer_turn and self.answer_turn.get("tool_calls"))
+
+    def scored(self, text: str) -> str:
+        """What of a generated text is scored: the answer without the reasoning before it."""
+        parted = self.behind_reasoning
+        return text.rpartition(parted)[2].strip() if parted and parted in text else text
 
     @property
     def key(self) -> int:

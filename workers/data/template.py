@@ -102,6 +102,20 @@ class ChatTemplate:
         # Without the line break before the next turn, which no server waits for.
         return behind.rstrip()
 
+    @cached_property
+    def behind_reasoning(self) -> str:
+        """What it writes between an answer's reasoning and its text; nothing where it has no place
+        for reasoning."""
+        shape = Shape("assistant", True, (), True)
+        try:
+            turns = [{"role": "user", "content": "?"}, shape.marked(_MARK)]
+            whole = self.render(turns, prompt=False)
+        except InputError:
+            return ""
+        _, found, behind = whole.partition(f"{_MARK}-reasoning.")
+        between, text, _ = behind.partition(f"{_MARK}-text.")
+        return between if found and text else ""
+
     def around_a_turn(self) -> str:
         """A turn as it writes it; nothing where it wants others, which `end` tells."""
         if not self.there:

@@ -6,6 +6,7 @@ chat template alone, and from the tokenizer where it puts one before every text.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
@@ -142,6 +143,14 @@ class TextEncoder:
         if not ids and self._tokenizer.eos_token_id is None:
             raise InputError(f"{where}: its tokenizer has no end of text")
         return ids or (self._tokenizer.eos_token_id,)
+
+    @cached_property
+    def behind_reasoning(self) -> str:
+        """What parts an answer's reasoning from the answer, in text without special tokens."""
+        if not self.template.there:
+            return ""
+        ids = self.text_of_template(self.template.behind_reasoning)
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def _is_special(self, token: int) -> bool:
         added = self._tokenizer.added_tokens_decoder.get(token)

@@ -121,7 +121,7 @@ def test_calls_are_learned_as_the_template_writes_them(
     assert list(made.example(ends).target).count(end) == 1, "what is spelled out is text"
     assert list(ids).count(end) == 3, "of the tools, the question, and the answer"
     [(told, _)] = made.kept([ends], RowCounts("r"))
-    assert told.target == told.answer == think + written
+    assert told.target == told.answer == written
     assert told.references == (told.answer,)
     with pytest.raises(InputError, match="writes turn 2 into later prompts otherwise"):
         made.example(said)
@@ -316,3 +316,32 @@ def test_an_answer_behind_a_space_begins_as_it_is_served(
         assert text == [*TextEncoder(made).text(answer["content"]), made.eos_token_id]
     served = TextEncoder(made).chat([asked])
     assert tuple(example.ids)[: example.spans[0].start] == served
+
+
+CALLED = '<tool_call>\n{"name": "switch", "arguments": {"to": 1}}\n</tool_call>'
+THOUGHT = {"reasoning_content": "The lamp shines."}
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        (LAST | THOUGHT, "It is on."),
+        (LAST, "It is on."),
+        (LAST | {"content": "<think>\nIt shines.\n</think>\n\nIt is on."}, "It is on."),
+        (CALLING | THOUGHT, CALLED),
+    ],
+    ids=["reasoning", "none", "in its text", "before a call"],
+)
+def test_reasoning_is_no_part_of_what_is_scored(tmp_path: Any, answer: Any, gold: str) -> None:
+    made = encoder(QWEN)
+    [(told, example)] = made.kept([row(tmp_path, [USER, answer], TOOLS)], RowCounts("r"))
+    perfect = made.tokenizer.decode(example.target, skip_special_tokens=True).strip()
+    assert told.answer == told.scored(perfect) == gold
+    assert told.scored("<think>\nOther thoughts.\n</think>\n\n" + gold) == gold
+    assert told.references == (gold,)
+
+
+def test_a_template_without_reasoning_parts_none(tmp_path: Any) -> None:
+    said = LAST | {"content": "a </think> b"}
+    [(told, _)] = encoder(CHATML).kept([row(tmp_path, [USER, said])], RowCounts("r"))
+    assert told.answer == told.scored(said["content"]) == said["content"]

@@ -122,7 +122,8 @@ class Evaluation:
         written = [index for index in indices if rows[index].metric not in CHOICE_METRICS]
         answers = dict(zip(chosen, self._choose([rows[index] for index in chosen]), strict=True))
         for index, text in zip(written, self._write(written), strict=True):
-            answers[index] = SampledAnswer(text, score(rows[index].metric, text, rows[index]))
+            row = rows[index]
+            answers[index] = SampledAnswer(text, score(row.metric, row.scored(text), row))
         return answers
 
     def _choose(self, rows: Sequence[Row]) -> list[SampledAnswer]:
