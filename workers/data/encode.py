@@ -74,7 +74,8 @@ class Encoder:
 
     def spells_control(self, row: Row) -> bool:
         """Whether a row's text spells out a control token."""
-        return self.text.spells_control([row.target, *row.messages, *row.tools])
+        answer = row.answer_turn or row.target
+        return self.text.spells_control([answer, *row.messages, *row.tools])
 
     def _encoded(
         self, rows: Iterable[Row], scored: bool

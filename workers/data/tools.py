@@ -16,7 +16,8 @@ _NONE = ("[]", "{}", "null")
 
 
 def tool_schemas(value: Any, where: str) -> tuple[dict[str, Any], ...]:
-    """OpenAI's `tools`: a list, or JSON text of it. A function that stands alone is wrapped."""
+    """OpenAI's `tools`: a list, or JSON text of it. A function that stands alone is wrapped.
+    Fields that are null are left out in every form: a row and a request then show the same."""
     if is_empty(value) or value in _NONE:
         return ()
     found = json_value(value, "tools", where) if isinstance(value, str) else value
@@ -69,12 +70,13 @@ def plain(value: Any, what: str, where: str, *, nulls: bool = False, depth: int 
 
 
 def _schema(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
-    wrapped = tool if "function" in tool else {"type": "function", "function": tool}
-    found: dict[str, Any] = plain(wrapped, "tools", where)
-    if found.get("type", "function") != "function":
-        raise InputError(f"{where}: type must be function, not {short(found['type'])}")
-    _named(found.get("function"), where)
-    return {"type": "function", **found}
+    found: dict[str, Any] = plain(tool, "tools", where)
+    kind = found.pop("type", None) or "function"
+    if kind != "function":
+        raise InputError(f"{where}: type must be function, not {short(kind)}")
+    wrapped = found if "function" in found else {"function": found}
+    _named(wrapped["function"], where)
+    return {"type": "function", **wrapped}
 
 
 def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -96,7 +98,8 @@ def _call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def arguments(value: Any, where: str) -> dict[str, Any]:
     """A call's, out of an object or its JSON text."""
-    text = isinstance(value, str) and value.strip()
+    value = value.strip() if isinstance(value, str) else value
+    text = isinstance(value, str) and value
     found = json_value(value, "arguments", where) if text else (value or {})
     if not isinstance(found, Mapping):
         raise InputError(f"{where}: arguments must be an object, or its JSON text")

@@ -345,3 +345,11 @@ def test_a_template_without_reasoning_parts_none(tmp_path: Any) -> None:
     said = LAST | {"content": "a </think> b"}
     [(told, _)] = encoder(CHATML).kept([row(tmp_path, [USER, said])], RowCounts("r"))
     assert told.answer == told.scored(said["content"]) == said["content"]
+
+
+def test_control_tokens_in_an_answers_reasoning_and_calls_are_counted(tmp_path: Any) -> None:
+    made, end = encoder(QWEN), "<|im_end|>"
+    spelled = {"name": "switch", "arguments": {"to": end}}
+    for turn in (LAST | {"reasoning": f"It {end}."}, CALLING | {"tool_calls": [spelled]}):
+        assert made.spells_control(row(tmp_path, [USER, turn]))
+    assert not made.spells_control(row(tmp_path, [USER, LAST | THOUGHT]))

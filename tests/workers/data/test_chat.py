@@ -100,6 +100,30 @@ def test_tools_may_be_a_list_too(tmp_path: Path, name: str) -> None:
     assert row.tools == ({"type": "function", "function": {"name": "f"}},)
 
 
+def test_tools_as_text_and_as_a_list_are_the_same(tmp_path: Path) -> None:
+    parameters = {"properties": {"a": {"default": None, "enum": ["x", None]}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    records = [{"messages": [USER, ANSWER], "tools": one} for one in (tools, json.dumps(tools))]
+    listed, text = (rows(tmp_path / "r.jsonl", [one])[0].tools for one in records)
+    assert listed == text
+    assert listed[0]["function"]["parameters"] == {"properties": {"a": {"enum": ["x", None]}}}
+
+
+def test_a_function_that_stands_alone_says_its_type_too(tmp_path: Path) -> None:
+    turns = {"messages": [USER, ANSWER]}
+    [row] = rows(tmp_path / "r.jsonl", [turns | {"tools": [{"type": "function", "name": "f"}]}])
+    assert row.tools == ({"type": "function", "function": {"name": "f"}},)
+    with pytest.raises(InputError, match="tool 1: type must be function, not 'web_search'"):
+        rows(tmp_path / "r.jsonl", [turns | {"tools": [{"type": "web_search", "name": "f"}]}])
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "\n", None])
+def test_a_call_may_have_no_arguments(tmp_path: Path, nothing: Any) -> None:
+    called = ANSWER | {"content": None, "tool_calls": [{"name": "f", "arguments": nothing}]}
+    [row] = rows(tmp_path / "r.jsonl", [{"messages": [USER, called]}])
+    assert row.target == '{"name": "f", "arguments": {}}'
+
+
 def test_an_answer_may_be_a_call_alone(tmp_path: Path) -> None:
     [row] = rows(tmp_path / "r.jsonl", [{"messages": [USER, ANSWER | NOTHING]}])
     assert row.calls
