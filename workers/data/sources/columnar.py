@@ -1,5 +1,5 @@
 """Records out of files that are kept by columns: Parquet and Arrow. Of each, a batch of rows is in
-memory at a time, and of its columns only those that are wanted."""
+memory at a time (as Python's objects a part of it), and of its columns those that are wanted."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +14,10 @@ from workers.data.values import repeated
 NO_VALUE = (ValueError, OverflowError, pa.ArrowException)
 """What Arrow raises for a value that Python has no like of, such as bytes that are no UTF-8."""
 _FILE_MARK = b"ARROW1"
+_GOES_ON, _END = b"\xff" * 4, b"\xff" * 4 + b"\x00" * 4
+"""What begins each message of a stream, of Arrow 0.15 and later; what ends the stream."""
+_AT_ONCE = 1000
+"""Rows that are objects of Python at a time."""
 _Opened = tuple[Sequence[str], Callable[[Sequence[str]], Iterable[pa.RecordBatch]]]
 """The names of a file's columns, and what reads some of them."""
 
@@ -41,7 +45,9 @@ def _records(
                 raise InputError(f"{file.path}: has two columns {twice!r}")
             columns = list(wanted(file.path, names))
             for batch in batches(columns):
-                yield from _rows(batch.select(columns), number, file.path)
+                chosen = batch.select(columns)
+                for first in range(0, batch.num_rows, _AT_ONCE):  # a batch may be the whole file
+                    yield from _rows(chosen.slice(first, _AT_ONCE), number + first, file.path)
                 number += batch.num_rows
     except InputError:
         raise
@@ -69,11 +75,22 @@ def _arrow(file: File) -> Iterator[_Opened]:
             opened.seek(0)
             if not indexed:
                 yield from pa.ipc.open_stream(opened, options=fields)
+                _check_end(opened)
                 return
             some = pa.ipc.open_file(opened, options=fields)
             yield from map(some.get_batch, range(some.num_record_batches))
 
         yield names, batches
+
+
+def _check_end(opened: pa.NativeFile) -> None:
+    """Arrow takes a stream that is cut off behind a batch for a shorter one."""
+    end = opened.tell()
+    opened.seek(0)
+    if opened.read(len(_GOES_ON)) == _GOES_ON:
+        opened.seek(max(0, end - len(_END)))
+        if opened.read(len(_END)) != _END:
+            raise pa.ArrowInvalid("it is cut off: its end mark is missing")
 
 
 def _rows(batch: pa.RecordBatch, before: int, path: str) -> Iterator[Record]:

@@ -1,11 +1,13 @@
 """Parquet and Arrow: batches, columns, and what is wrong with them."""
 
+import tracemalloc
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from tests.workers.data.sources.rows import FILES, ROWS, read
+from tests.workers.data.sources.rows import FILES, ROWS, Rows, read
 from workers.config.base import InputError
 from workers.data.sources.records import records
 
@@ -50,3 +52,47 @@ def test_a_value_that_python_has_no_like_of_has_its_row(tmp_path: Path) -> None:
         f.write_table(table)
     with pytest.raises(InputError, match=r"a\.arrow: row 2: cannot be read"):
         read(str(tmp_path / "a.arrow"))
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_stream_that_is_cut_off_behind_a_batch_is_one_line(tmp_path: Path, batches: int) -> None:
+    """Arrow reads a shorter one."""
+    table, sink = pa.Table.from_pylist(ROWS), BytesIO()
+    writer = pa.ipc.new_stream(sink, table.schema)
+    for batch in table.to_batches(max_chunksize=2)[:batches]:
+        writer.write_batch(batch)
+    (tmp_path / "cut.arrow").write_bytes(sink.getvalue())
+    with pytest.raises(InputError, match=r"cut\.arrow: cannot be read as Arrow: it is cut off"):
+        read(str(tmp_path / "cut.arrow"))
+
+
+def test_a_stream_of_old_arrow_is_read(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    options = pa.ipc.IpcWriteOptions(use_legacy_format=True)
+    with (
+        pa.OSFile(str(tmp_path / "old.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, table.schema, options=options) as writer,
+    ):
+        writer.write_table(table)
+    assert read(str(tmp_path / "old.arrow")) == ROWS
+
+
+def test_of_a_batch_that_is_the_file_some_rows_are_objects_at_a_time(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{at}" * 60, "target": "t"} for at in range(30_000)]
+    (tmp_path / "one.arrow").write_bytes(_one_batch(rows))
+    tracemalloc.start()
+    try:
+        found = records(str(tmp_path / "one.arrow"), lambda _, names: sorted(names))
+        places = [where for where, row in found if row["prompt"] == "29999" * 60]
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert places == [f"{tmp_path}/one.arrow: row 30000"]
+    assert most < 3e6, "of some 18 MB"
+
+
+def _one_batch(rows: Rows) -> bytes:
+    table, sink = pa.Table.from_pylist(rows), BytesIO()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
