@@ -7,7 +7,7 @@ from reprlib import repr as short
 from typing import Any
 
 from workers.config.base import InputError
-from workers.data.values import is_empty, string
+from workers.data.values import DECODER, is_empty, string
 
 DEEPEST = 64
 """Objects and lists inside one another, at most."""
@@ -43,8 +43,8 @@ def calls_text(calls: Sequence[Mapping[str, Any]]) -> str:
 def json_value(text: str, what: str, where: str) -> Any:
     """What a JSON text holds."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return DECODER.decode(text)
+    except (ValueError, RecursionError):  # also of a field that is there twice
         raise InputError(f"{where}: {what} must be JSON, not {short(text)}") from None
 
 

@@ -53,11 +53,11 @@ def texts(value: Any, what: str, where: str) -> tuple[str, ...]:
 
 def unpacked(value: Any) -> Any:
     """What a text says as JSON, where a list is wanted: a cell of CSV holds nothing else. An empty
-    text says nothing; one that is no JSON stays."""
+    text says nothing; one that is no JSON stays, and so does one that names a field twice."""
     if not isinstance(value, str):
         return value
     with suppress(ValueError, RecursionError):
-        return json.loads(value) if value.strip() else None
+        return DECODER.decode(value) if value.strip() else None
     return value
 
 
@@ -84,3 +84,15 @@ def repeated(names: Iterable[str]) -> str | None:
             return name
         seen.add(name)
     return None
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields, none of them twice: JSON would keep the last."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError(f"{repeated(name for name, _ in pairs)!r} is there twice")
+    return record
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=once)
+"""Of JSON that anybody wrote."""

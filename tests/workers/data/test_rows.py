@@ -1,5 +1,6 @@
 """Rows: prompt columns, chats, choices and references, and a clear line for a wrong row."""
 
+import csv
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -105,6 +106,30 @@ def test_a_cell_that_is_no_list_is_one_line(tmp_path: Path, cell: str) -> None:
     ) as said:
         read_rows(DataSpec(train="t", validation="v"), str(path))
     assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [
+        (
+            "messages",
+            '[{"role": "user", "content": "u", "content": "v"},'
+            ' {"role": "assistant", "content": "a"}]',
+        ),
+        ("tools", '[{"name": "f", "name": "g"}]'),
+    ],
+)
+def test_json_in_a_cell_names_no_field_twice(tmp_path: Path, column: str, cell: str) -> None:
+    """The last of them was learned; JSON lines refused it."""
+    said = {"messages": '[{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]'}
+    row = said | {column: cell}
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        writer.writeheader()
+        writer.writerow(row)
+    path = str(tmp_path / "rows.csv")
+    with pytest.raises(InputError, match=rf"rows\.csv: line 2: .*{column}"):
+        list(training_rows(DataSpec(train=path, validation=path)))
 
 
 def test_choices_find_their_answer(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from workers.config.base import InputError
 from workers.data.sources.json_stream import JsonStream
-from workers.data.sources.json_value import as_record, once, said_plainly
+from workers.data.sources.json_value import as_record, said_plainly
 from workers.data.sources.record import Records, UnknownColumnsError, Wanted, picked
+from workers.data.values import once
 
 _HELD = 1000
 """Values of a list that are read before any is given: the columns by which the object is a row

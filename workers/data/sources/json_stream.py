@@ -6,7 +6,8 @@ from json import JSONDecodeError
 from typing import Any
 
 from workers.config.base import InputError
-from workers.data.sources.json_value import DECODER, said_plainly
+from workers.data.sources.json_value import said_plainly
+from workers.data.values import DECODER
 
 LARGEST = 2**26
 """Characters of one value. A bracket that is never closed makes one of all that follows."""

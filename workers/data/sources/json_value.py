@@ -1,11 +1,10 @@
 """JSON out of a file of anybody: its value, or one line on what is wrong."""
 
-import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from workers.config.base import InputError, one_line
-from workers.data.values import repeated
+from workers.data.values import DECODER
 
 Value = TypeVar("Value")
 
@@ -35,14 +34,3 @@ def said_plainly(parse: Callable[[], Value], where: str) -> Value:
     except ValueError as error:  # also what Python says of a number of thousands of digits
         reason = getattr(error, "msg", one_line(error).partition("; use sys.")[0])
         raise InputError(f"{where}: is no JSON: {reason}") from None
-
-
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's fields, none of them twice: JSON would keep the last."""
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        raise ValueError(f"{repeated(name for name, _ in pairs)!r} is there twice")
-    return record
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=once)
