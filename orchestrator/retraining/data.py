@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ def _write(path: Path, *parts: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(line + "\n" for line in lines), durable=True)
 
 
-def _no_text(value: object) -> list[str]:
-    """What JSON has no like of, dates or bytes, as a list: refused wherever text is wanted, as it
-    is in the file that it comes from."""
+def _no_text(value: object) -> str | list[str]:
+    """What JSON has no like of. A decimal is the text that training takes it for; dates or bytes
+    are a list: refused wherever text is wanted, as they are in the file that they come from."""
+    if isinstance(value, Decimal) and value.is_finite():
+        return f"{value:f}"
     return [str(value)]

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -425,6 +426,18 @@ def test_what_is_no_text_stays_none_in_joined_files(
     job = with_fresh(job, str(fresh), 1, tmp_path / "joined")
     with pytest.raises(InputError, match="line 1: column 'target' must hold text, not "):
         list(training_rows(job.train.data))
+
+
+def test_decimals_are_the_text_that_training_takes_them_for(
+    job: JobSpec, make_spec: Callable[..., TrainSpec], tmp_path: Path
+) -> None:
+    fresh = tmp_path / "fresh.parquet"
+    pq.write_table(pa.table({"prompt": ["p"], "target": [Decimal("1.50")]}), fresh)
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"prompt": "q", "target": "t"}\n')
+    job = job.model_copy(update={"train": make_spec(data__train=str(own))})
+    joined = with_fresh(job, str(fresh), 1, tmp_path / "joined").train.data
+    assert [row.target for row in training_rows(joined)] == ["1.50", "t"]
 
 
 def test_a_diary_outlives_its_writer_and_a_cut_line(tmp_path: Path) -> None:
