@@ -7,21 +7,21 @@ from functools import partial
 import pyarrow as pa
 
 from workers.config.base import InputError, one_line
-from workers.data.sources.record import File, Records, Wanted, unreadable
+from workers.data.sources.record import File, Records, Wanted, lines_of, unreadable
 from workers.data.values import repeated
 
 LONGEST_CELL = 2**24
 """Characters. A quote that is never closed makes one cell of all that follows."""
 
 
-def _records(dialect: str, file: File, wanted: Wanted) -> Records:
+def _records(dialect: str, format: str, file: File, wanted: Wanted) -> Records:
     number = 1
     csv.field_size_limit(LONGEST_CELL)  # Python's own is 128 KiB: less than a long document
     try:
         with file.lines() as stream:
-            rows = csv.reader(_text(stream, file.path), dialect, strict=True)
+            rows = csv.reader(_text(lines_of(stream, file.path), file.path), dialect, strict=True)
             names = next(rows, [])
-            columns = _columns(file, names, wanted)
+            columns = _columns(file, format, names, wanted)
             number = rows.line_num + 1
             for row in rows:
                 where = f"{file.path}: line {number}"
@@ -32,11 +32,11 @@ def _records(dialect: str, file: File, wanted: Wanted) -> Records:
     except csv.Error as error:
         raise InputError(f"{file.path}: line {number}: cannot be read: {one_line(error)}") from None
     except (OSError, pa.ArrowException) as error:
-        raise unreadable(file, "CSV", one_line(error)) from None
+        raise unreadable(file, format, one_line(error)) from None
 
 
-csv_records = partial(_records, "excel")
-tsv_records = partial(_records, "excel-tab")
+csv_records = partial(_records, "excel", "CSV")
+tsv_records = partial(_records, "excel-tab", "TSV")
 
 
 def _text(lines: Iterator[bytes], path: str) -> Iterator[str]:
@@ -48,10 +48,10 @@ def _text(lines: Iterator[bytes], path: str) -> Iterator[str]:
             raise InputError(f"{path}: line {number}: is no UTF-8") from None
 
 
-def _columns(file: File, names: list[str], wanted: Wanted) -> dict[str, int]:
+def _columns(file: File, format: str, names: list[str], wanted: Wanted) -> dict[str, int]:
     """The columns to read, and where they stand."""
     if not any(names):
-        raise unreadable(file, "CSV", "its first line must name the columns")
+        raise unreadable(file, format, "its first line must name the columns")
     if (twice := repeated(names)) is not None:
         raise InputError(f"{file.path}: has two columns {twice!r}")
     return {name: names.index(name) for name in wanted(file.path, names)}

@@ -11,7 +11,15 @@ import pyarrow as pa
 from workers.config.base import InputError, one_line
 from workers.data.sources.json_document import Document
 from workers.data.sources.json_value import json_record
-from workers.data.sources.record import File, Records, Wanted, picked, unreadable
+from workers.data.sources.record import (
+    LONGEST_LINE,
+    File,
+    Records,
+    Wanted,
+    lines_of,
+    picked,
+    unreadable,
+)
 
 BLOCK = 2**20
 """Bytes of a document that are read at a time."""
@@ -23,7 +31,7 @@ def line_records(file: File, wanted: Wanted) -> Records:
     # in which line.
     try:
         with file.lines() as stream:
-            yield from _of_lines(stream, file, wanted)
+            yield from _of_lines(lines_of(stream, file.path), file, wanted)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(file, "JSON lines", one_line(error)) from None
 
@@ -34,7 +42,7 @@ def json_records(file: File, wanted: Wanted) -> Records:
         with file.lines() as stream:
             head, lines = _head(stream)
             if lines:
-                yield from _of_lines(chain(head, stream), file, wanted)
+                yield from _of_lines(lines_of(stream, file.path, head), file, wanted)
             else:
                 blocks = iter(partial(stream.read, BLOCK), b"")
                 yield from Document(file.path, chain(head, blocks), wanted).records()
@@ -53,7 +61,7 @@ def _head(stream: BufferedReader) -> tuple[list[bytes], bool]:
     """The first lines, up to the second that is not empty; whether the first is a whole object, so
     that each line is a record. Of what is no line, a block at most."""
     head, found = [], 0
-    while line := stream.readline(-1 if found else BLOCK):
+    while line := stream.readline(LONGEST_LINE + 1 if found else BLOCK):
         head.append(line)
         if line.strip():
             found += 1

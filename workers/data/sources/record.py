@@ -1,8 +1,10 @@
 """What every reader of a source gives, and is told."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BufferedReader
+from itertools import chain
 from typing import Any, TypeAlias
 
 from pyarrow import fs
@@ -15,6 +17,9 @@ Records: TypeAlias = Iterator[Record]
 Wanted: TypeAlias = Callable[[str, Collection[str]], Sequence[str]]
 """Given a place and the columns there are, those to read; raises UnknownColumnsError if these make
 no row."""
+
+LONGEST_LINE = 2**26
+"""Bytes."""
 
 
 class UnknownColumnsError(InputError):
@@ -31,6 +36,17 @@ class File:
     def lines(self) -> BufferedReader:
         """Its bytes, unpacked where its name says that they are packed."""
         return BufferedReader(self.filesystem.open_input_stream(self.path))
+
+
+def lines_of(stream: BufferedReader, path: str, head: Iterable[bytes] = ()) -> Iterator[bytes]:
+    """The lines of `head`, which were read before, and those that follow. InputError for one that
+    has no end: packed, it is far shorter than the memory that it takes."""
+    rest = iter(partial(stream.readline, LONGEST_LINE + 1), b"")
+    for number, line in enumerate(chain(head, rest), 1):
+        if len(line) > LONGEST_LINE:
+            longest = LONGEST_LINE >> 20
+            raise InputError(f"{path}: line {number}: is longer than {longest} MiB")
+        yield line
 
 
 Reader: TypeAlias = Callable[[File, Wanted], Records]

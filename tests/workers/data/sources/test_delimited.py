@@ -48,6 +48,13 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, content: bytes, said: str) ->
     assert "a.csv" in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"", b"\n"])
+def test_an_empty_tsv_is_no_csv(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.tsv").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.tsv: cannot be read as TSV: its first line must"):
+        read(str(tmp_path / "a.tsv"))
+
+
 def test_a_packed_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "a.csv.gz").write_bytes(b"no gzip")
     with pytest.raises(InputError, match=r"a\.csv\.gz: cannot be read as CSV"):

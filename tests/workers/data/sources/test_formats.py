@@ -1,5 +1,6 @@
 """Every format holds the same rows, on local and on other filesystems."""
 
+import gzip
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from tests.workers.data.sources.rows import FILES, ROWS, Rows, all_columns, lines, read
 from workers.config.base import InputError
 from workers.data.sources.formats import ENDINGS
+from workers.data.sources.record import LONGEST_LINE
 from workers.data.sources.records import digest, records
 
 
@@ -109,6 +111,25 @@ def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
         tracemalloc.stop()
     assert count == 40_000
     assert most < 12e6, "of some 20 MB"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv.gz", "a.jsonl.gz"])
+def test_a_line_without_an_end_is_not_read_whole(name: str, tmp_path: Path) -> None:
+    """Packed, 300 MiB of it were a file of 1 MiB."""
+    import tracemalloc
+
+    first = lines(ROWS[:1]) if "json" in name else b"prompt\n"
+    content = first + b'{"prompt": "' + b"x" * (LONGEST_LINE + 30_000_000) + b'"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith(".gz") else content)
+    del content
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=rf"{name}: line 2: is longer than 64 MiB$"):
+            read(str(tmp_path / name))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 3 * LONGEST_LINE
 
 
 def test_lines_of_a_folder_keep_their_places(tmp_path: Path) -> None:
