@@ -31,7 +31,7 @@ class ControlTokens:
         added = self._added.values()
         names |= {one.content for one in added if one.special or one.content in around}
         self._ids = {name: tokenizer.convert_tokens_to_ids(name) for name in names if name.strip()}
-        self._secret = token_hex(16)
+        self._secret, self._alias_secret = token_hex(16), token_hex(16)
         any_of, secret = self._any_of(self._ids), self._secret
         self._spelled = re.compile(any_of)
         self._by_whom = re.compile(f"{secret}({any_of}){secret}|({any_of})|{secret}")
@@ -113,7 +113,8 @@ class ControlTokens:
         return re.compile(self._any_of(names)) if names else None
 
     def _alias(self, name: str) -> str:
-        return f"<{self._secret}:{self._ids[name]}>"
+        """Of a secret that no template is given: one may tell those of the quotations."""
+        return f"<{self._alias_secret}:{self._ids[name]}>"
 
     def _any_of(self, names: Collection[str]) -> str:
         """A pattern for these; some tokens are found only where no letter is beside them."""

@@ -4,11 +4,12 @@ What people write is text: `<|im_end|>` in it is so many characters. Control tok
 chat template alone, and from the tokenizer where it puts one before every text.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,7 @@ from workers.data.nested import texts_in, with_texts
 from workers.data.template import ChatTemplate, Tools
 
 Ids = tuple[int, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,13 @@ class TextEncoder:
         self, messages: Sequence[Turn], tools: Tools = (), *, learned: bool = False
     ) -> Written:
         """The same for `encoded`; with `learned`, the answers in it are."""
-        turns, schemas, spelled = self._quoted(messages, tools)
-        rendered = self.template.render(turns, schemas)
-        self.template.check(rendered, turns, schemas)
-        spans = self._answers.spans(rendered, turns, schemas) if learned else ()
+
+        def write(turns: Sequence[Turn], schemas: Tools) -> tuple[str, tuple[TextSpan, ...]]:
+            rendered = self.template.render(turns, schemas)
+            self.template.check(rendered, turns, schemas)
+            return rendered, self._answers.spans(rendered, turns, schemas) if learned else ()
+
+        (rendered, spans), spelled = self._quoting(write, messages, tools)
         if not spelled:
             return Written(rendered, answers=spans)
         named = self._control.named
@@ -85,8 +90,11 @@ class TextEncoder:
 
     def written_answer(self, messages: Sequence[Turn], tools: Tools, answer: Turn) -> Written:
         """What the template writes for an answer to a chat, up to its end of turn."""
-        turns, schemas, spelled = self._quoted([*messages, answer], tools)
-        said = self._answers.text(turns[:-1], schemas, turns[-1])
+
+        def write(turns: Sequence[Turn], schemas: Tools) -> str:
+            return self._answers.text(turns[:-1], schemas, turns[-1])
+
+        said, spelled = self._quoting(write, [*messages, answer], tools)
         return Written(self._control.named(said) if spelled else said, spelled)
 
     def prompt(self, text: str) -> Ids:
@@ -160,20 +168,20 @@ class TextEncoder:
         """Of a text that the template wrote: its control tokens are."""
         return self.ids([Written(text)])[0]
 
-    def _quoted(
-        self, messages: Sequence[Turn], tools: Tools
-    ) -> tuple[list[Turn], list[Mapping[str, Any]], bool]:
-        """Turns and tools in which control tokens that people spelled out are quoted; and whether
-        there are any."""
-        spelled = any(map(self.spells_control, (*messages, *tools)))
-        if not spelled:
-            return list(messages), list(tools), False
+    def _quoting(
+        self, write: Callable[[Sequence[Turn], Tools], T], messages: Sequence[Turn], tools: Tools
+    ) -> tuple[T, bool]:
+        """What `write` makes of turns and tools in which control tokens that people spelled out
+        are quoted; and whether there are any. What it says against them comes from the same without
+        quotations: their marks are secret."""
+        if not any(map(self.spells_control, (*messages, *tools))):
+            return write(list(messages), list(tools)), False
         quoted = self._control.quoted
-        return (
-            [with_texts(one, quoted) for one in messages],
-            [with_texts(t, quoted) for t in tools],
-            True,
-        )
+        turns, schemas = ([with_texts(x, quoted) for x in both] for both in (messages, tools))
+        with suppress(InputError):
+            return write(turns, schemas), True
+        write(list(messages), list(tools))
+        raise InputError("the chat template refuses a control token that is spelled out")
 
     def _joined(self, text: Written, parts: Iterator[tuple[Ids, Offsets]]) -> Encoded:
         ids = [*(self._beginning if text.begins else ()), *next(parts)[0]]

@@ -1,6 +1,7 @@
 """What people write is text: control tokens are the template's and the tokenizer's alone."""
 
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -188,6 +189,21 @@ def test_a_template_that_fails_says_so_in_one_line(template: str, said: str) -> 
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"model\.path.*the chat template refuses it"):
         TextEncoder(tokenizer).end(chat=True)
+
+
+def test_what_a_template_says_has_no_mark_of_a_quotation() -> None:
+    tokenizer = byte_level()
+    for refused in (
+        "{{ raise_exception('not: ' + messages[0]['content']) }}",
+        "{{ raise_exception('x' * 280 + messages[0]['content']) }}",
+        "{{ {}[messages[0]['content']].a }}",
+        "{{ raise_exception('long') if messages[0]['content'] | length > 20 }}",
+    ):
+        tokenizer.chat_template = refused
+        encoder = TextEncoder(tokenizer)
+        with pytest.raises(InputError, match="the chat template refuses") as caught:
+            encoder.chat(filled(QUESTION, "a<|im_end|>"))
+        assert not re.search("[0-9a-f]{8}", str(caught.value))
 
 
 def test_a_template_without_answers_has_no_end_of_turn() -> None:
