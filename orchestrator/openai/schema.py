@@ -5,6 +5,7 @@ for null, which OpenAI's clients send for "not set", and values that ask for not
 (`openai_neutral`).
 """
 
+import json
 import secrets
 from dataclasses import replace
 from functools import cached_property
@@ -28,9 +29,8 @@ from orchestrator.openai.neutral import (
     unsupported,
 )
 from orchestrator.openai.prompt import Prompts, each
-from orchestrator.openai.tools import Tools
+from orchestrator.openai.tools import Tools, shallow
 from workers.config.base import PositiveInt
-from workers.data.nested import texts_in
 from workers.data.tools import tool_schemas
 from workers.engine.request import (
     AdapterRef,
@@ -59,11 +59,15 @@ def _likely_tokens(prompt: Prompt) -> int:
         case str(text):
             return -(-len(text.encode(errors="surrogatepass")) // BYTES)
         case Chat(messages, tools):
-            turns = ({n: one for n, one in turn.items() if n != "role"} for turn in messages)
-            said = sum(map(_likely_tokens, texts_in([*turns, *tools], names=False)))
+            turns = [one for turn in messages for name, one in turn.items() if name != "role"]
+            said = sum(_likely_tokens(_as_text(one)) for one in (*turns, *tools))
             return TURN * len(messages) + said
         case ids:
             return len(ids)
+
+
+def _as_text(said: Any) -> str:
+    return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
 
 
 def _short(user: str | None) -> str:
@@ -102,6 +106,7 @@ class CompletionBase(Neutral):
             raise ValueError("stream_options.include_usage is for stream: true only")
         if self.moetune is not None and self.answers > 1:
             raise ValueError("moetune.routing is for one prompt and n: 1 only")
+        _ = self._guesses  # now: a large body is read beside the event loop, and asked on it
         return self
 
     @property
@@ -129,8 +134,7 @@ class CompletionBase(Neutral):
         most, where one has `longest`. The tokenizer is elsewhere: a text's tokens are guessed from
         its bytes."""
         answer = min(self._limit() or longest, longest)
-        guesses = [_likely_tokens(one) for one in self.prompts]
-        return sum(min(one, prompt or one) for one in guesses), self.answers * answer
+        return sum(min(one, prompt or one) for one in self._guesses), self.answers * answer
 
     def requests(self, adapter: AdapterRef | None, tenant: str = "") -> tuple[TextRequest, ...]:
         """What the engine is asked, for `tenant`: a request for each prompt. Without a seed every
@@ -161,6 +165,11 @@ class CompletionBase(Neutral):
         """What is to be answered."""
         raise NotImplementedError
 
+    @cached_property
+    def _guesses(self) -> list[int]:
+        """Of each prompt's tokens."""
+        return [_likely_tokens(one) for one in self.prompts]
+
     def _limit(self) -> int | None:
         return self.max_tokens
 
@@ -179,6 +188,12 @@ class ChatBody(NeutralChat, CompletionBase):
     max_completion_tokens: PositiveInt | None = None
     logprobs: bool = False
     top_logprobs: TopLogprobs | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _few_calls(cls, messages: list[Message]) -> list[Message]:
+        shallow([message.turn.get("tool_calls") for message in messages])
+        return messages
 
     @model_validator(mode="after")
     def _check_limits(self) -> Self:

@@ -1,13 +1,15 @@
 """Prompts to token ids beside the event loop: what is too long is refused before that is known."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from workers.config.base import InputError
-from workers.data.nested import texts_in
+from workers.data.chat import Turn
+from workers.data.nested import indented_length, texts_in
 from workers.engine.encoders import Encoders
 from workers.engine.request import AdapterRef, Chat, RequestError, TextRequest
 from workers.engine.turns import Turns
@@ -56,7 +58,7 @@ class Prompts:
 
     def _encoded(self, request: TextRequest, allowed: int) -> tuple[int, ...]:
         assert not isinstance(request.prompt, tuple)
-        if sum(map(len, _all(request.prompt))) > PART:
+        if _written(request.prompt) > PART:
             text = self._rendered(request.prompt, request.adapter)
             if self._tokens_at_least(text, allowed) > allowed:
                 raise _too_long(request, allowed)
@@ -86,16 +88,23 @@ class Prompts:
 
 def _least(prompt: str | Chat) -> list[str]:
     """What surely is in the rendered prompt: of each message one text, and of each tool. A template
-    may leave out names and reasoning."""
+    may leave out fields' names, calls' ids, reasoning, and most of a tool."""
     if isinstance(prompt, str):
         return [prompt]
-    turns = [(turn.get("content"), turn.get("tool_calls")) for turn in prompt.messages]
-    return ["".join(texts_in(one, names=False)) for one in (*turns, *prompt.tools)]
+    turns = [(turn.get("content"), _called(turn)) for turn in prompt.messages]
+    tools = [tool["function"]["name"] for tool in prompt.tools]
+    return ["".join(texts_in(one, names=False)) for one in (*turns, *tools)]
 
 
-def _all(prompt: str | Chat) -> Iterator[str]:
-    """What is written in it."""
-    return texts_in(prompt if isinstance(prompt, str) else (*prompt.messages, *prompt.tools))
+def _called(turn: Turn) -> list[Any]:
+    return [call["function"] for call in turn.get("tool_calls", ())]
+
+
+def _written(prompt: str | Chat) -> int:
+    """Characters of it before the template's own: numbers and indentation are tokens too."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    return sum(map(indented_length, (*prompt.messages, *prompt.tools)))
 
 
 def _too_long(request: TextRequest, allowed: int) -> RequestError:

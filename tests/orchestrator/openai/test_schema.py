@@ -13,7 +13,9 @@ import pytest
 from pydantic import ValidationError, model_validator
 
 from orchestrator.gateway.body import LARGE, parse, parsed
+from orchestrator.openai import schema as schema_module
 from orchestrator.openai.schema import ChatBody, CompletionBase, CompletionBody
+from orchestrator.openai.tools import NESTED
 from tests.orchestrator import recorded_bodies
 from workers.config.data import DataSpec
 from workers.data.rows import training_rows
@@ -191,9 +193,59 @@ def test_a_turn_that_cannot_be_is_named(turn: Any, param: str | None, said: str)
     assert said in str(caught.value)
 
 
-def test_what_tools_take_is_set_aside_too() -> None:
+@pytest.mark.parametrize(
+    "schema",
+    [{"properties": {"word " * 1000: {}}}, {"enum": [0] * 2000}, {"const": "word " * 1000}],
+    ids=["names", "numbers", "texts"],
+)
+def test_what_tools_take_is_set_aside_too(schema: Any) -> None:
     plain = parse(ChatBody, chat()).likely_tokens(10)[0]
-    assert parse(ChatBody, chat(tools=[TOOL])).likely_tokens(10)[0] > plain
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    assert parse(ChatBody, chat(tools=[tool])).likely_tokens(10)[0] > plain + 1000
+    call = {"function": {"name": "f", "arguments": json.dumps(schema)}}
+    turns = [{"role": "assistant", "tool_calls": [call]}]
+    assert parse(ChatBody, chat(messages=turns)).likely_tokens(10)[0] > 1000
+
+
+def nested(levels: int, value: Any) -> Any:
+    return nested(levels - 1, [value]) if levels else value
+
+
+@pytest.mark.parametrize(
+    "value", [[0] * (NESTED // 2), nested(50, [0] * (NESTED // 50))], ids=["many", "deep"]
+)
+def test_values_that_a_template_would_indent_without_end_are_refused(value: Any) -> None:
+    function = {"name": "f", "arguments": {"x": value}}
+    turn = {"role": "assistant", "tool_calls": [{"function": function}]}
+    bodies = {
+        "tools": chat(tools=[{"type": "function", "function": {"name": "f", "x": value}}]),
+        "messages": chat(messages=[turn]),
+    }
+    for name, body in bodies.items():
+        with pytest.raises(RequestError, match=f"{name}: at most {NESTED} values") as caught:
+            parse(ChatBody, body)
+        assert caught.value.param == name
+
+
+def test_calls_of_all_messages_count_together() -> None:
+    function = {"name": "f", "arguments": {"x": [0] * (NESTED // 20)}}
+    turn = {"role": "assistant", "tool_calls": [{"function": function}]}
+    parse(ChatBody, chat(messages=[turn]))
+    with pytest.raises(RequestError, match="values are supported"):
+        parse(ChatBody, chat(messages=[turn] * 20))
+
+
+def test_a_read_body_has_been_gone_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of it on the event loop costs no more than its few fields."""
+    body = parse(ChatBody, chat(tools=[TOOL]))
+
+    def again(*args: object) -> None:
+        raise AssertionError("the body is gone through again")
+
+    for name in ("tool_schemas", "_likely_tokens"):
+        monkeypatch.setattr(schema_module, name, again)
+    assert body.likely_tokens(10)
+    assert body.requests(None)
 
 
 def test_as_many_as_are_told_is_no_choice() -> None:

@@ -1,6 +1,7 @@
 """What is known of a prompt before it is encoded, and that the event loop goes on meanwhile."""
 
 import asyncio
+import copy
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -21,6 +22,16 @@ def tokenizer(tiny_model_dir: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(tiny_model_dir)
 
 
+def indenting(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """With a template that writes JSON as Llama 3.1's does."""
+    other = copy.copy(tokenizer)
+    other.chat_template = (
+        "{% for t in tools or [] %}{{ t | tojson(indent=4) }}{% endfor %}"
+        "{% for m in messages %}{{ m | tojson(indent=4) }}{% endfor %}"
+    )
+    return other
+
+
 def never(request: TextRequest) -> tuple[int, ...]:
     raise AssertionError("all of the prompt was encoded")
 
@@ -31,6 +42,15 @@ def asked(prompt: Any, tenant: str = "") -> TextRequest:
 
 def chat(*contents: str) -> Chat:
     return Chat(tuple({"role": "user", "content": content} for content in contents))
+
+
+def called(number: str = "", **function: Any) -> Chat:
+    call = {"id": number, "type": "function", "function": {"name": "f"} | function}
+    return Chat(({"role": "assistant", "content": "", "tool_calls": [call]},))
+
+
+def nested(levels: int, value: Any) -> Any:
+    return nested(levels - 1, [value]) if levels else value
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -47,7 +67,7 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
         (chat(*(101 * ["x"])), 100),
         (replace(chat("x"), tools=({"function": {"name": "x" * (LONG * 100)}},)), 100),
         (replace(chat("x"), tools=100 * ({"function": {"name": "x"}},)), 100),
-        (Chat(({"role": "assistant", "tool_calls": ["x" * (LONG * 100 + 1)]},)), 100),
+        (called(arguments={"a": "x" * (LONG * 100)}), 100),
     ],
     ids=[
         *("characters", "parts", "a turn's characters", "turns' parts", "turns"),
@@ -62,6 +82,30 @@ def test_what_is_far_too_long_is_refused_before_all_of_it_is_encoded(
         run(Prompts(tokenizer, never).ids(request, allowed))
     assert (caught.value.status, caught.value.param) == (400, request.param)
     assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("value", [0, True, None, [], 1.5], ids=str)
+def test_what_is_no_text_and_its_indentation_are_tokens_too(
+    tokenizer: PreTrainedTokenizerBase, value: Any
+) -> None:
+    many = nested(50, [value] * 1000)
+    tools = ({"type": "function", "function": {"name": "f", "x": many}},)
+    for prompt in (replace(chat("x"), tools=tools), called(arguments={"x": many})):
+        prompts = Prompts(indenting(tokenizer), never)
+        with pytest.raises(RequestError, match="the 2000 tokens"):
+            run(prompts.ids(asked(prompt), 2000))
+
+
+def test_what_a_template_may_leave_out_makes_no_prompt_too_long(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    def encode(request: TextRequest) -> tuple[int, ...]:
+        return (7,)
+
+    function = {"name": "f", "description": "x" * (LONG * 100)}
+    tools = ({"type": "function", "function": function},)
+    for prompt in (replace(chat("x"), tools=tools), called("x" * (LONG * 100))):
+        assert run(Prompts(tokenizer, encode).ids(asked(prompt), 50)) == (7,)
 
 
 @pytest.mark.parametrize("length", [1, PART - 1, PART, PART + 1, 3 * PART + 7])
