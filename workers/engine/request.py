@@ -204,7 +204,8 @@ class TokenText:
     text: str
     """Alone; half a character shows as the replacement character."""
     raw: bytes
-    """What it adds to the text: half a character too, and of a special token nothing."""
+    """What it adds to the text: half a character too, and of a special token nothing, but
+    where tools were shown."""
     logprob: float
     """Natural logarithm of its probability, before temperature, top_p, top_k and schema."""
     top: tuple["TokenText", ...] = ()

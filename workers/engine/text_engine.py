@@ -24,6 +24,7 @@ class TextEngine:
         self._tokenizer = tokenizer
         self._encoders = Encoders(tokenizer)
         self._texts = TokenTexts(tokenizer)
+        self._whole_texts = self._texts.with_special()
         self._prompts = Prompts(tokenizer, self._prompt_ids, self._encoders)
 
     async def load(self, adapter: AdapterRef) -> None:
@@ -51,8 +52,10 @@ class TextEngine:
         """The answer, piece by piece; closing the iterator takes the request off the engine."""
         prompt = await self._prompts.ids(request, self._allowed)
         sampling = self._sampling(request, len(prompt))
-        raw = self._texts.raw if request.logprobs is not None else None
-        text = AnswerText(self._tokenizer, request.stop, raw)
+        special = isinstance(request.prompt, Chat) and bool(request.prompt.tools)
+        texts = self._whole_texts if special else self._texts
+        raw = texts.raw if request.logprobs is not None else None
+        text = AnswerText(self._tokenizer, request.stop, raw, special=special)
         for token in request.generated:
             text.push(token)
         read = [*prompt, *request.generated]
@@ -63,7 +66,7 @@ class TextEngine:
         async with aclosing(stream):
             async for piece in stream:
                 read += piece.tokens
-                shown = "".join(text.push(token) for token in piece.tokens)
+                shown = text.push_all(piece.tokens, ended=piece.finish == "stop")
                 if piece.finish and not text.stopped:
                     shown += text.end()
                 last = piece
@@ -77,11 +80,11 @@ class TextEngine:
                     prompt_tokens=len(prompt),
                     completion_tokens=len(read) - len(prompt),
                     finish=end,
-                    logprobs=self._texts.of(
+                    logprobs=texts.of(
                         piece.logprobs[:-1] if piece.finish == "stop" else piece.logprobs,
                         text.offsets[len(text.offsets) - len(piece.tokens) :],
                     ),
-                    routing=self._texts.named(last.routing, read),
+                    routing=texts.named(last.routing, read),
                     timing=piece.timing,
                 )
                 if end:
@@ -153,27 +156,38 @@ class AnswerText:
         tokenizer: PreTrainedTokenizerBase,
         stop: Sequence[str] = (),
         raw: Callable[[int], bytes] | None = None,
+        *,
+        special: bool = False,
     ) -> None:
-        """`raw` is what a token adds to a text (`TokenTexts.raw`), where `offsets` are wanted."""
+        """`raw` is what a token adds to a text (`TokenTexts.raw`), where `offsets` are wanted.
+        `special`: special tokens are text too, as in calls of tools, which some models begin with
+        one."""
         self.stopped = False
         self.offsets: list[int] = []
         """Where in the text each token begins, in characters."""
         self._tokenizer, self._stop = tokenizer, stop
         self._raw, self._places = raw, Offsets()
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._skip = not special
+        self._stream = DecodeStream(skip_special_tokens=self._skip)
         self._tokens: list[int] = []
         self._decoded = self._held = ""
 
-    def push(self, token: int) -> str:
-        """Text that is certain after this token; nothing more once a stop string was met."""
-        shown = "" if self.stopped else self._taken(token)
+    def push_all(self, tokens: Sequence[int], *, ended: bool) -> str:
+        """What `push` gives for each. `ended`: the last one ends the answer."""
+        last = len(tokens) - 1
+        return "".join(self.push(one, end=ended and at == last) for at, one in enumerate(tokens))
+
+    def push(self, token: int, *, end: bool = False) -> str:
+        """Text that is certain after this token; nothing more once a stop string was met. One that
+        is the `end` of the answer is no text."""
+        shown = "" if self.stopped or end else self._taken(token)
         if self._raw is not None:
             self.offsets.append(self._places.next(self._raw(token), len(self._decoded)))
         return shown
 
     def end(self) -> str:
         """What was held back, when the answer ends."""
-        whole = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        whole = self._tokenizer.decode(self._tokens, skip_special_tokens=self._skip)
         text = self._cut(whole[len(self._decoded) :] if whole.startswith(self._decoded) else "")
         rest, self._held = self._held, ""
         return text if self.stopped else text + rest

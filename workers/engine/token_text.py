@@ -3,6 +3,7 @@
 import codecs
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 
@@ -24,6 +25,12 @@ class TokenTexts:
         self._special = frozenset(token for token, one in added.items() if one.special)
         with suppress(ValueError):  # of another kind: said when somebody wants it
             _ = self._tokens  # now: it takes a second in which no other thread runs
+
+    def with_special(self) -> "TokenTexts":
+        """The same for answers in which special tokens are text."""
+        other = copy(self)
+        other._special = frozenset()
+        return other
 
     def of(self, told: Iterable[TokenLogprobs], offsets: Iterable[int]) -> tuple[TokenText, ...]:
         """Token by token, each with the likeliest in its place."""

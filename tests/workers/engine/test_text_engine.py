@@ -1,13 +1,19 @@
 """Tokens to text piece by piece: half characters, special tokens, stop strings; and where in the
 text each token stands."""
 
+import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from workers.engine.text_engine import AnswerText
+from tests.orchestrator.replicas.echo_engine import EchoEngine
+from tests.workers.data.chat_templates import QWEN
+from workers.config.model import ModelSpec
+from workers.engine.request import Chat, Chunk, Limits, TextRequest
+from workers.engine.text_engine import AnswerText, TextEngine
 from workers.engine.token_text import Offsets, TokenTexts
 
 
@@ -109,3 +115,37 @@ def test_a_space_that_the_text_does_not_begin_with_moves_nothing() -> None:
     assert [offsets.next(b" Hello", 5), offsets.next(b" you", 9)] == [0, 5]
     offsets = Offsets()
     assert [offsets.next(b" ", 0), offsets.next(b"1", 1), offsets.next(b"2", 2)] == [0, 0, 1]
+
+
+def test_special_tokens_are_text_where_they_are_asked_for_but_for_the_end(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    texts = TokenTexts(tokenizer).with_special()
+    ids = tokenizer.encode("é<|im_start|>✓{}<|im_end|>")
+    for end in (tokenizer.convert_tokens_to_ids("<|im_end|>"), *tokenizer.encode("#")):
+        answer = AnswerText(tokenizer, (), texts.raw, special=True)
+        shown = answer.push_all([*ids[:-1], end], ended=True) + answer.end()
+        assert shown == "é<|im_start|>✓{}"
+        assert answer.offsets[:4] == [0, 0, 1, 1 + len("<|im_start|>")]
+    assert b"".join(map(texts.raw, ids[:-1])).decode() == shown
+    assert AnswerText(tokenizer).push_all(ids, ended=True) == "é✓{}"
+
+
+@pytest.mark.parametrize(
+    "tools", [(), ({"type": "function", "function": {"name": "f"}},)], ids=["none", "tools"]
+)
+def test_the_answer_to_a_chat_with_tools_has_its_special_tokens(
+    tiny_model_dir: Path, tokenizer: PreTrainedTokenizerBase, tools: tuple[Any, ...]
+) -> None:
+    """The engine answers by the prompt read backwards, control tokens among it."""
+    engine = EchoEngine(ModelSpec(path=str(tiny_model_dir), device="cpu"), Limits())
+    engine.max_length = 4096
+    engine.tokenizer.chat_template = QWEN
+    prompt = Chat(({"role": "user", "content": "✓"},), tools)
+
+    async def chunks() -> list[Chunk]:
+        request = TextRequest(prompt, None, 0, logprobs=0, max_tokens=256)
+        return [one async for one in TextEngine(engine, engine.tokenizer).generate(request)]
+
+    shown = "".join(chunk.text for chunk in asyncio.run(chunks()))
+    assert ("<|im_start|>" in shown, "<|im_end|>" in shown) == (bool(tools), bool(tools))
