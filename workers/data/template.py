@@ -17,6 +17,8 @@ from workers.data.probes.shapes import Shape, a_call, a_tool, has_arguments, wit
 _MARK = "moetune-marks-a-turn"
 _SHAPES = 256
 """Sequences of turns whose fate in the template is remembered."""
+_TURNS = 64
+"""Of the longest of them: callers of a server could fill its memory with others."""
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PARTS = {
     "text": "the text",
@@ -79,7 +81,8 @@ class ChatTemplate:
 
     def check(self, rendered: str, turns: Sequence[Turn], tools: Tools = ()) -> None:
         """InputError where the template has left out what somebody wrote."""
-        dropped = self._dropped(tuple(map(Shape.of, turns)), bool(tools))
+        look = self._dropped if len(turns) <= _TURNS else self._left_out
+        dropped = look(tuple(map(Shape.of, turns)), bool(tools))
         if "name" in dropped:
             raise InputError("the chat template leaves out the tools")
         if "parameter" in dropped:

@@ -191,6 +191,16 @@ def test_a_template_that_fails_says_so_in_one_line(template: str, said: str) -> 
         TextEncoder(tokenizer).end(chat=True)
 
 
+def test_what_is_remembered_of_long_chats_does_not_fill_the_memory() -> None:
+    template = TextEncoder(byte_level()).template
+    long = filled(TALK, "x") * 200
+    template.check(template.render(TALK), TALK)
+    before = template._dropped.cache_info().currsize
+    for length in range(500, 510):
+        template.check(template.render(long[:length]), long[:length])
+    assert template._dropped.cache_info().currsize == before > 0
+
+
 def test_what_a_template_says_has_no_mark_of_a_quotation() -> None:
     tokenizer = byte_level()
     for refused in (
