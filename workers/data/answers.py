@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from workers.config.base import InputError
 from workers.data.chat import Turn, weight
-from workers.data.template import ChatTemplate, Tools, left_out
+from workers.data.template import ChatTemplate, Tools, holds, lasting, left_out
 
 _ELSE = "data.loss_on: last does without, and so does a template with {% generation %} marks"
 
@@ -72,6 +72,12 @@ class Answers:
                 f"the chat template marks {len(marks)} answers where {len(spoken)} assistant turns "
                 "are; data.loss_on: last does without"
             )
+        for at, ((start, stop), turn) in enumerate(zip(marks, spoken, strict=True), 1):
+            if not holds(rendered[start:stop], lasting(turn)):
+                raise InputError(
+                    f"the chat template marks as answer {at} what has not its text; data.loss_on: "
+                    "last does without"
+                )
         return tuple(
             TextSpan(*self._ended(rendered, *mark), weight(turn))
             for mark, turn in zip(marks, spoken, strict=True)

@@ -123,10 +123,13 @@ class Encoder:
         shown = prompt.ids[len(kept) - most :]
         lost = (len(prompt.ids) - len(shown), len(target) - len(kept))
         spans = (*_kept(prompt.spans, lost[0]), Span(len(shown), len(shown + kept), row.weight))
-        if not any(span.weight for span in spans):
+        if not target:
+            raise InputError(f"{row.where}: one of its choices has no tokens")
+        if not any(span.weight and span.start < span.stop for span in spans):
             raise TooLongError(
                 f"{row.where}: of its answers, all that have a weight begin before what "
-                f"data.max_length keeps, which is {most}; data.too_long may be skip"
+                f"data.max_length keeps, which is {most}, or have no tokens; data.too_long may be "
+                "skip"
             )
         return Example(shown + kept, spans, lost)
 

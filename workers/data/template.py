@@ -88,8 +88,8 @@ class ChatTemplate:
         if "parameter" in dropped:
             raise InputError("the chat template leaves out the tools' parameters")
         for at, turn in enumerate(turns):
-            text = _lasting(turn)
-            if text and (f"text {at}" in dropped or not _holds(rendered, text)):
+            text = lasting(turn)
+            if text and (f"text {at}" in dropped or not holds(rendered, text)):
                 raise left_out(_PARTS["text"], at, turn)
             for part in ("calls", "arguments"):
                 if f"{part} {at}" in dropped:
@@ -181,12 +181,12 @@ def left_out(what: str, at: int, turn: Turn) -> InputError:
     return InputError(f"the chat template leaves out {what} of turn {at + 1} ({turn['role']})")
 
 
-def _lasting(turn: Turn) -> str:
+def lasting(turn: Turn) -> str:
     """The text that a template must keep; some drop an earlier answer's reasoning by intent."""
     text = str(turn["content"])
     return (text.rpartition("</think>")[2] if turn["role"] == "assistant" else text).strip()
 
 
-def _holds(rendered: str, text: str) -> bool:
+def holds(rendered: str, text: str) -> bool:
     """Whether the prompt has the text: as it stands, or quoted as JSON, as some do with tools'."""
     return text in rendered or json.dumps(text, ensure_ascii=False)[1:-1] in rendered

@@ -353,3 +353,21 @@ def test_control_tokens_in_an_answers_reasoning_and_calls_are_counted(tmp_path: 
     for turn in (LAST | {"reasoning": f"It {end}."}, CALLING | {"tool_calls": [spelled]}):
         assert made.spells_control(row(tmp_path, [USER, turn]))
     assert not made.spells_control(row(tmp_path, [USER, LAST | THOUGHT]))
+
+
+def test_marks_elsewhere_than_around_the_answers_are_refused(tmp_path: Any) -> None:
+    other = MARKED.replace(
+        "{% generation %}{{ m['content'] + '<|im_end|>\n' }}{% endgeneration %}",
+        "{% generation %}{{ 'said: ' }}{% endgeneration %}{{ m['content'] + '<|im_end|>\n' }}",
+    )
+    assert other != MARKED
+    with pytest.raises(InputError, match="marks as answer 1 what has not its text"):
+        encoder(other).example(row(tmp_path, TALK))
+
+
+def test_a_row_whose_only_answer_of_weight_is_empty_is_refused(tmp_path: Any) -> None:
+    """A batch of such rows has nothing to learn."""
+    other = MARKED.replace(" + '<|im_end|>\n' }}{% endgen", " }}{% endgen", 1)
+    turns = [USER, FIRST | {"content": ""}, USER, LAST | {"weight": 0}]
+    with pytest.raises(InputError, match="or have no tokens"):
+        encoder(other).example(row(tmp_path, turns))
