@@ -12,7 +12,7 @@ from workers.data.encode import Encoder
 from workers.data.epoch import Part
 from workers.data.example import Example
 from workers.data.rows import Row
-from workers.data.sources.records import data_digest
+from workers.data.sources.records import changed, data_digest, source_digests
 from workers.data.store.arrow import StoredExamples
 from workers.data.store.token_store import EncodedSource, Tell, TokenStore
 from workers.models.base import Base, load_base
@@ -83,6 +83,7 @@ class Inputs:
         if which not in self._rows:
             store, some = TokenStore(self.encoder, tell), self.spec.evaluation.rows_per_task
             read = store.training() if which == TRAIN else store.validation(some)
+            self._check_noted(read)
             self._rows[which] = read
         return self._rows[which]
 
@@ -99,7 +100,17 @@ class Inputs:
     @cached_property
     def data_digest(self) -> str:
         """Digest of both sources' content."""
-        return data_digest(self.spec.data)
+        return data_digest(self.spec.data, self._digests)
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        """Of each source, taken once: what a run learns is what its lineage says."""
+        return source_digests(self.spec.data)
+
+    def _check_noted(self, read: EncodedSource) -> None:
+        for source, found in read.digests.items():
+            if self._digests[source] != found:
+                raise changed(source)
 
     @property
     def used(self) -> UsedInputs:

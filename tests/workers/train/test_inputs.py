@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from workers.config.base import InputError
 from workers.config.train import TrainSpec
 from workers.data.encode import Encoder
 from workers.data.store import token_store
@@ -100,3 +101,16 @@ def test_digests_are_taken_before_rows_are_read(
     monkeypatch.setattr(Encoder, "some_kept", no_rows)
     inputs = Inputs.load(make_spec())
     assert inputs.used.data == inputs.data_digest
+
+
+@pytest.mark.parametrize("side", ["train", "validation"])
+def test_other_rows_than_were_noted_are_not_learned(
+    make_spec: SpecMaker, tmp_path: Path, side: str
+) -> None:
+    """A file that changes between the digest, which lineage has, and the encoding."""
+    source = tmp_path / "rows.jsonl"
+    shutil.copy(getattr(make_spec().data, side), source)
+    inputs = Inputs.load(make_spec(**{f"data__{side}": str(source)}))
+    source.write_text(source.read_text().replace("kitchen", "library"))
+    with pytest.raises(InputError, match=r"rows\.jsonl: has changed while it was read"):
+        inputs.encode()

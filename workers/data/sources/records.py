@@ -1,7 +1,7 @@
 """Records out of any source, in order, and a digest of its content."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from workers.config.base import InputError, one_line
 from workers.config.data import DataSpec
@@ -35,9 +35,25 @@ def digest(source: str, moving: Callable[[], None] = lambda: None) -> str:
         raise InputError(f"{source}: cannot be read: {one_line(error)}") from None
 
 
-def data_digest(spec: DataSpec) -> str:
-    """Digest of the content of all of a run's sources, and of what is held out of them."""
-    names = [one.source for one in spec.sources]
-    names += [spec.validation] if isinstance(spec.validation, str) else []
+def source_digests(spec: DataSpec) -> dict[str, str]:
+    """Of each of a run's sources."""
+    return {source: digest(source) for source in _sources(spec)}
+
+
+def data_digest(spec: DataSpec, known: Mapping[str, str] | None = None) -> str:
+    """Digest of the content of all of a run's sources, and of what is held out of them. `known`:
+    their digests, where they have been taken."""
+    found = known or source_digests(spec)
     split = f" held out: {spec.held_out!r}" if spec.held_out else ""
-    return hashlib.sha256(("".join(map(digest, names)) + split).encode()).hexdigest()
+    content = "".join(found[source] for source in _sources(spec)) + split
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def changed(source: str) -> InputError:
+    """What is said of a source that is no longer what it was."""
+    return InputError(f"{source}: has changed while it was read; begin again")
+
+
+def _sources(spec: DataSpec) -> list[str]:
+    names = [one.source for one in spec.sources]
+    return names + ([spec.validation] if isinstance(spec.validation, str) else [])

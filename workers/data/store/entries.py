@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from workers.config.base import InputError, one_line
 from workers.data.store.cache import cannot_write
 from workers.run.files import DELETED, delete, locked
 from workers.run.folders import RANDOM, hidden_folder, settle
@@ -60,6 +61,12 @@ class Cache:
             os.utime(found.folder)
         return found
 
+    def discard(self, entry: StoreEntry) -> None:
+        """Delete an entry that is damaged. Who reads it keeps what is open. InputError."""
+        entry.held.close()
+        with _writing(self.folder):
+            delete(entry.folder)
+
     def trim(self) -> None:
         """Delete what killed processes have left, and those entries that were used least recently
         until the others keep the limit; never one that is open."""
@@ -95,25 +102,44 @@ class Cache:
                     shutil.rmtree(making, ignore_errors=True)
 
     def _made(self, name: str, write: Callable[[Path], None]) -> StoreEntry:
-        try:
+        with _writing(self.folder):
             with hidden_folder(self.folder, name) as new:
                 write(new)
                 held = (new / ROWS).open("rb")
                 _share(held)
+                _make_room(self.folder / name)
                 settle(new, self.folder / name, keep=True)
             self.trim()
-        except OSError as error:
-            raise cannot_write(self.folder, error) from None
         return StoreEntry(self.folder / name, held)
 
 
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+
+
+def _make_room(folder: Path) -> None:
+    """An entry that another one has made stays; anything else is none, and would hold its place."""
+    if not (folder / ROWS).is_file():
+        delete(folder)
+
+
 def _open(folder: Path) -> StoreEntry | None:
-    """None where there is no such entry, or one that is just being deleted."""
-    with ExitStack() as stack, suppress(FileNotFoundError):
-        held = stack.enter_context((folder / ROWS).open("rb"))
-        if _share(held) and os.fstat(held.fileno()).st_nlink:
-            stack.pop_all()
-            return StoreEntry(folder, held)
+    """None where there is no such entry, or one that is just being deleted. InputError where it
+    cannot be read."""
+    try:
+        with ExitStack() as stack, suppress(FileNotFoundError, NotADirectoryError):
+            held = stack.enter_context((folder / ROWS).open("rb"))
+            if _share(held) and os.fstat(held.fileno()).st_nlink:
+                stack.pop_all()
+                return StoreEntry(folder, held)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be read: {one_line(error)}; remove it, and it is made again"
+        ) from None
     return None
 
 

@@ -1,29 +1,31 @@
 """The token store: a run's rows, encoded once for all runs and workers of this node."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workers.config.base import InputError
+from pydantic import TypeAdapter
+
 from workers.config.data import DataSpec
 from workers.config.sources import SourceSpec
 from workers.data.counts import RowCounts
 from workers.data.encode import Encoder
 from workers.data.rows import Row, training_rows, validation_rows
-from workers.data.sources.records import digest
+from workers.data.sources.records import changed, digest
 from workers.data.store import arrow
 from workers.data.store.cache import cache_folder, limit_bytes
 from workers.data.store.entries import ROWS, ROWS_FOLDER, Cache, StoreEntry
 from workers.data.store.identity import entry_name
 from workers.data.store.processes import Processes, cpus
-from workers.run.files import delete
 
-COUNTS = "counts.json"
+NOTE = "counts.json"
 OFTEN = 256
 """Rows between two words on how far it is."""
+log = logging.getLogger(__name__)
 Tell = Callable[[str, int], None]
 """Told which source, and how many of its rows are encoded."""
 
@@ -35,6 +37,8 @@ class EncodedSource:
     examples: arrow.StoredExamples
     counts: RowCounts
     """What encoding did to them."""
+    digests: dict[str, str]
+    """Of the sources' content that they were encoded from."""
 
     @property
     def rows(self) -> arrow.StoredRows:
@@ -67,25 +71,29 @@ class TokenStore:
     def _stored(self, asked: "_Asked") -> EncodedSource:
         waiting = partial(self.tell, asked.name, 0)
         found = asked.digests(waiting)
-        name = entry_name(self.encoder, asked.which, found)
+        name = entry_name(self.encoder, asked.which, [*found.values()])
         cache = Cache(cache_folder(ROWS_FOLDER), limit_bytes())
         write = partial(self._write, asked, found)
         entry = cache.opened(name, write, waiting)
         try:
-            return _read(entry)
-        except (OSError, ValueError, KeyError, TypeError):  # damaged, by the disk perhaps
-            delete(entry.folder)
-            return _read(cache.opened(name, write, waiting))
+            return _read(entry, found)
+        except (OSError, ValueError) as error:  # the disk's doing, perhaps
+            log.warning(f"{entry.folder}: is damaged, so its rows are encoded again: {error}")
+            cache.discard(entry)
+            return _read(cache.opened(name, write, waiting), found)
 
-    def _write(self, asked: "_Asked", before: list[str], folder: Path) -> None:
+    def _write(self, asked: "_Asked", before: dict[str, str], folder: Path) -> None:
         counts = RowCounts(asked.name)
         processes = Processes(self.encoder, self.encoder.data.processes or cpus())
         kept = processes.kept(self._told(asked.read(), counts), counts, asked.scored)
         vocabulary = max(self.encoder.tokenizer.get_vocab().values()) + 1
         arrow.write(folder / ROWS, kept, vocabulary, scored=asked.scored)
-        if before != asked.digests(partial(self.tell, asked.name, counts.rows)):
-            raise InputError(f"{asked.name}: has changed while it was read; begin again")
-        (folder / COUNTS).write_text(json.dumps(asdict(counts)))
+        now = asked.digests(partial(self.tell, asked.name, counts.rows))
+        if before != now:
+            raise changed(asked.name)
+        with (folder / ROWS).open("rb") as file:
+            note = _Note(counts, arrow.checksum(file))
+        (folder / NOTE).write_text(json.dumps(asdict(note)))
 
     def _told(self, rows: Iterable[Row], counts: RowCounts) -> Iterator[Row]:
         for done, row in enumerate(rows):
@@ -107,9 +115,18 @@ class _Asked:
     read: Callable[[], Iterable[Row]]
     scored: bool = False
 
-    def digests(self, moving: Callable[[], None]) -> list[str]:
+    def digests(self, moving: Callable[[], None]) -> dict[str, str]:
         """Of the sources' content now."""
-        return [digest(source, moving) for source in self.which["sources"]]
+        return {source: digest(source, moving) for source in self.which["sources"]}
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What lies beside the rows."""
+
+    counts: RowCounts
+    checksum: str
+    """Of the rows' file."""
 
 
 def _which(data: DataSpec, sources: Sequence[SourceSpec]) -> dict[str, Any]:
@@ -120,6 +137,9 @@ def _which(data: DataSpec, sources: Sequence[SourceSpec]) -> dict[str, Any]:
     }
 
 
-def _read(entry: StoreEntry) -> EncodedSource:
-    counts = RowCounts(**json.loads((entry.folder / COUNTS).read_text()))
-    return EncodedSource(arrow.StoredExamples(entry.held), counts)
+def _read(entry: StoreEntry, digests: dict[str, str]) -> EncodedSource:
+    """ValueError where anything is not as it was written: it would be learned."""
+    note = TypeAdapter(_Note).validate_json((entry.folder / NOTE).read_bytes(), strict=True)
+    if arrow.checksum(entry.held) != note.checksum:
+        raise ValueError(f"{ROWS} has another checksum")
+    return EncodedSource(arrow.StoredExamples(entry.held), note.counts, digests)

@@ -190,3 +190,20 @@ def test_an_entry_that_goes_while_it_is_opened_is_made_anew(
 
     monkeypatch.setattr(entries, "_share", too_late)
     assert cache.opened(NAMES[0], write(20), nothing).held.read() == b"x" * 20
+
+
+def test_what_is_no_entry_makes_room_for_one(tmp_path: Path) -> None:
+    (tmp_path / NAMES[0]).write_text("a file")
+    (tmp_path / NAMES[1]).mkdir()
+    cache = Cache(tmp_path, 1000)
+    for name in NAMES[:2]:
+        cache.opened(name, write(), nothing).held.close()
+        cache.opened(name, never, nothing).held.close()
+
+
+def test_an_entry_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    """A link to itself: whoever runs this may be root, whom no mode keeps from reading."""
+    (tmp_path / NAMES[0]).mkdir()
+    (tmp_path / NAMES[0] / ROWS).symlink_to(tmp_path / NAMES[0] / ROWS)
+    with pytest.raises(InputError, match=f"{NAMES[0]}: cannot be read: .*; remove it"):
+        Cache(tmp_path, 1000).opened(NAMES[0], never, nothing)

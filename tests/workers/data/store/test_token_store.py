@@ -219,17 +219,64 @@ def test_rows_that_change_while_they_are_read_are_no_entry(
     assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
 
 
-@pytest.mark.parametrize("file", ["rows.arrow", "counts.json"])
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:40])
+
+
+def zeroed(file: Path) -> None:
+    """As a disk may leave it: of the right length, and no error where it is read."""
+    content = file.read_bytes()
+    file.write_bytes(content[:400] + bytes(400) + content[800:])
+
+
+def no_number(file: Path) -> None:
+    note = json.loads(file.read_text())
+    note["counts"]["rows"] = "lots"
+    file.write_text(json.dumps(note))
+
+
+def gone(file: Path) -> None:
+    file.unlink()
+
+
+DAMAGES: list[tuple[str, Any]] = [
+    ("rows.arrow", cut),
+    ("rows.arrow", zeroed),
+    ("rows.arrow", gone),
+    ("counts.json", cut),
+    ("counts.json", no_number),
+    ("counts.json", gone),
+]
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"), DAMAGES, ids=[f"{file} {damage.__name__}" for file, damage in DAMAGES]
+)
 def test_a_damaged_entry_is_made_anew(
-    tokenizer: PreTrainedTokenizerBase, data: DataSpec, cache: Path, file: str
+    tokenizer: PreTrainedTokenizerBase, data: DataSpec, cache: Path, file: str, damage: Any
 ) -> None:
     store = TokenStore(Counting(tokenizer, data))
     whole = plain(store.training().examples)
     [path] = cache.glob(f"*/{file}")
-    path.write_bytes(path.read_bytes()[:40])
+    damage(path)
     assert plain(store.training().examples) == whole
     assert plain(store.training().examples) == whole
     assert len(ENCODED) == 2
+
+
+def test_a_damaged_entry_is_told(
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataSpec,
+    cache: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = TokenStore(Encoder(tokenizer, data))
+    store.training()
+    [path] = cache.glob("*/rows.arrow")
+    zeroed(path)
+    store.training()
+    [said] = caplog.messages
+    assert f"{path.parent}: is damaged, so its rows are encoded again: rows.arrow has" in said
 
 
 def test_it_tells_how_far_it_is(
