@@ -145,13 +145,14 @@ def _of_machine() -> Iterator[Item]:
 
 
 def _encoded_rows() -> Iterator[Item]:
-    with suppress(InputError):  # no cache, no rows
+    with suppress(InputError, OSError):  # no cache, no rows
         if (folder := cache_root() / ROWS_FOLDER).is_dir():
             cache = Cache(folder)
             unused = tuple(cache.unused())
             yield Item("encoded rows", "of runs here; encoded anew when needed", unused, goes=True)
             used = tuple(path for *_, path in cache.entries() if path not in unused)
             yield Item("encoded rows", "a run reads them", used)
+            yield Item("encoded rows", _KILLED, tuple(cache.left()), goes=True)
 
 
 def _is_our_old(path: Path) -> bool:

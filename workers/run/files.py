@@ -77,10 +77,19 @@ def delete(path: Path) -> None:
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Hold the lock file `path` if nobody else does; yields whether we do. The system lets go of it
-    when the process dies; the file stays. OSError where the filesystem has no locks."""
+    when the process dies; the file stays. Whoever holds it may delete it. OSError where the
+    filesystem has no locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        yield lock_descriptor(file.fileno(), blocking=False)
+        yield lock_descriptor(file.fileno(), blocking=False) and _has_name(file.fileno(), path)
+
+
+def _has_name(file: int, path: Path) -> bool:
+    """Whether an open file is the one of that name. A lock on one that was deleted meanwhile keeps
+    nobody out: the next one makes a new file."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file), path.stat())
+    return False
 
 
 def sync_names(folder: Path) -> None:

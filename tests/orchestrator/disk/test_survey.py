@@ -27,6 +27,7 @@ from orchestrator.tuning.study import Study, all_studies, trial_name
 from workers.adapter.convert import import_folder
 from workers.config.base import InputError
 from workers.run.files import DELETED
+from workers.run.files import locked as locked_file
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden" / "mixlora_llama" / "adapter"
 WEIGHTS = "adapter_model.safetensors"
@@ -381,6 +382,21 @@ def test_encoded_rows_may_go_but_for_those_that_a_run_reads(tmp_path: Path, cach
         assert (stays.what, stays.paths) == ("encoded rows", (cache / "rows" / "used",))
         clean(place)
         assert [path.name for path in (cache / "rows").iterdir()] == ["used"]
+
+
+def test_what_a_killed_encoder_has_left_goes(tmp_path: Path, cache: Path) -> None:
+    place, key = ClusterSpec(storage=str(tmp_path / "storage")), "a" * 32
+    killed = cache / "rows" / f".{key}.{'0' * 32}"
+    making = cache / "rows" / f".b{key}.{'0' * 32}"
+    for folder in (killed, making):
+        fill(folder / "rows.arrow")
+    with locked_file(cache / "rows" / f"b{key}.lock") as mine:
+        assert mine
+        assert going(place) == {"encoded rows": (killed,)}
+        assert not (cache / "rows" / f"{key}.lock").exists(), "looking changes nothing"
+        clean(place)
+    assert not killed.exists()
+    assert making.exists()
 
 
 def test_what_is_said_to_go_is_what_gets_free(

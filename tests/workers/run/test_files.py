@@ -6,8 +6,10 @@ import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import lock_descriptor
 
 from tests.workers.run.conftest import KILLS, Kill
 from workers.run.files import DELETED, beside, delete, locked, new_file, write_once, write_text
@@ -141,6 +143,24 @@ def test_a_lock_file_has_one_holder(tmp_path: Path) -> None:
         assert (first, second) == (True, False)
     with locked(path) as again:
         assert again
+
+
+def test_the_lock_on_a_file_that_was_deleted_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder deletes it between our opening and our locking: the next one makes another."""
+    path = tmp_path / "lock"
+
+    def deleted_before(*given: Any, **named: Any) -> bool:
+        path.unlink()
+        return bool(lock_descriptor(*given, **named))
+
+    monkeypatch.setattr("workers.run.files.lock_descriptor", deleted_before)
+    with locked(path) as late:
+        assert not late
+    monkeypatch.undo()
+    with locked(path) as next_one:
+        assert next_one
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, kill: Kill) -> None:

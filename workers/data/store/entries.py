@@ -92,14 +92,22 @@ class Cache:
                 if free:
                     yield entry
 
-    def _sweep(self) -> None:
-        for deleted in self.folder.glob(f"{DELETED}*"):
-            shutil.rmtree(deleted, ignore_errors=True)
+    def left(self) -> Iterator[Path]:
+        """What killed processes have left. Nobody begins to make such an entry until the caller
+        asks for the next one."""
+        yield from self.folder.glob(f"{DELETED}*")
         for making in self.folder.glob(f".*.{RANDOM}"):
             lock = self.folder / f"{making.name.split('.')[1]}.lock"
+            if not lock.exists():  # whoever makes it has one; looking for it makes none
+                yield making
+                continue
             with suppress(OSError), locked(lock) as dead:  # without locks, nobody knows
                 if dead:
-                    shutil.rmtree(making, ignore_errors=True)
+                    yield making
+
+    def _sweep(self) -> None:
+        for left in self.left():
+            shutil.rmtree(left, ignore_errors=True)
 
     def _made(self, name: str, write: Callable[[Path], None]) -> StoreEntry:
         with _writing(self.folder):
@@ -179,9 +187,11 @@ def _alone(folder: Path) -> Iterator[bool]:
 
 
 def _dropped(folder: Path) -> bool:
-    with _alone(folder) as free, suppress(OSError):
-        if free:
+    """The lock goes too, but only while it is ours: without it, two would make the same entry."""
+    lock = folder.with_name(f"{folder.name}.lock")
+    with suppress(OSError), locked(lock) as ours, _alone(folder) as free:
+        if ours and free:
             delete(folder)
-            folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
             return True
     return False

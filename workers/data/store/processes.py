@@ -4,21 +4,19 @@ A tokenizer uses all cores by itself; what it leaves to one are the chat templat
 this pays where there are many rows, and more than a few cores.
 """
 
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from typing import TypeAlias
 
-from transformers import PreTrainedTokenizerBase
-
-from workers.config.base import InputError
-from workers.config.data import DataSpec
+from workers.config.base import InputError, one_line
 from workers.data.counts import RowCounts
 from workers.data.encode import Encoder, chunks
 from workers.data.example import Example
@@ -28,6 +26,10 @@ FEW = 20_000
 """Rows that are encoded here before others start, which takes them some seconds."""
 SOME = 512
 """Rows that go out together."""
+_SERVE = (
+    "import sys; from multiprocessing.connection import Connection; "
+    "from workers.data.store.processes import serve; serve(Connection(int(sys.argv[1])))"
+)
 Kept: TypeAlias = Iterator[tuple[Row, Example]]
 Answer: TypeAlias = tuple[list[tuple[Row, Example]], RowCounts] | str
 """Rows and their counts, or what is wrong with one of them."""
@@ -68,28 +70,56 @@ class Processes:
 @contextmanager
 def _started(processes: Processes, scored: bool) -> Iterator[list[Connection]]:
     """Our ends of their pipes. They end with the block, and with this process."""
-    # Not forked: this process has threads, whose locks would stay locked in a copy.
-    fresh, given = multiprocessing.get_context("spawn"), processes.encoder
-    pipes = [fresh.Pipe() for _ in range(processes.count)]
-    made = [
-        fresh.Process(target=serve, args=(theirs, given.tokenizer, given.data, scored), daemon=True)
-        for _, theirs in pipes
-    ]
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is ours alone
-    try:
-        for one in made:
-            one.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    try:
-        for _, theirs in pipes:
-            theirs.close()
-        yield [ours for ours, _ in pipes]
-    finally:
-        for one, (ours, _) in zip(made, pipes, strict=True):
+    given = processes.encoder
+    with ExitStack() as stack:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is ours alone
+        try:
+            pipes = [stack.enter_context(_process()) for _ in range(processes.count)]
+        except OSError as error:
+            raise InputError(
+                f"no process that encodes rows can be started: {one_line(error)}; data.processes: "
+                "1 wants none"
+            ) from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with _told_if_killed():
+            for pipe in pipes:
+                pipe.send((given.tokenizer, given.data, scored))
+        yield pipes
+
+
+@contextmanager
+def _process() -> Iterator[Connection]:
+    """Our end of the pipe of one that serves. Neither forked, since this process has threads, whose
+    locks would stay locked in a copy; nor started by `multiprocessing`, which runs the caller's
+    script anew: that would wait for the very rows that we encode."""
+    ours, theirs = Pipe()
+    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    with ours:
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-P", "-c", _SERVE, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": path},
+                stdin=subprocess.DEVNULL,
+            )
+        try:
+            yield ours
+        finally:
             ours.close()
-            one.terminate()
-            one.join()
+            process.terminate()
+            process.wait()
+
+
+@contextmanager
+def _told_if_killed() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        raise InputError(
+            "a process that encodes rows was killed, perhaps for its memory; fewer take less: "
+            "data.processes"
+        ) from None
 
 
 def _in_turn(others: Sequence[Connection], packages: Iterable[list[Row]]) -> Iterator[Answer]:
@@ -98,7 +128,7 @@ def _in_turn(others: Sequence[Connection], packages: Iterable[list[Row]]) -> Ite
     asked: deque[Connection] = deque()
     failed: InputError | None = None
     unread = iter(packages)
-    try:
+    with _told_if_killed():
         for one in cycle(others):
             if len(asked) == len(others):
                 yield asked.popleft().recv()
@@ -112,30 +142,23 @@ def _in_turn(others: Sequence[Connection], packages: Iterable[list[Row]]) -> Ite
             asked.append(one)
         while asked:
             yield asked.popleft().recv()
-    except (EOFError, ConnectionError):
-        raise InputError(
-            "a process that encodes rows was killed, perhaps for its memory; fewer take less: "
-            "data.processes"
-        ) from None
     if failed:
         raise failed
 
 
-def serve(
-    pipe: Connection, tokenizer: PreTrainedTokenizerBase, data: DataSpec, scored: bool
-) -> None:
+def serve(pipe: Connection) -> None:
     """Encode what comes until the other end is closed: what such a process runs."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are as many of us as cores
-    encoder = Encoder(tokenizer, data)
-    while True:
-        try:
-            rows: list[Row] = pipe.recv()
-            counts = RowCounts("")
-            answer: Answer
-            try:
-                answer = (list(encoder.some_kept(rows, counts, scored)), counts)
-            except InputError as error:
-                answer = str(error)
-            pipe.send(answer)
-        except (EOFError, ConnectionError):
-            return
+    with suppress(EOFError, ConnectionError):
+        tokenizer, data, scored = pipe.recv()
+        encoder = Encoder(tokenizer, data)
+        while True:
+            pipe.send(_answer(encoder, pipe.recv(), scored))
+
+
+def _answer(encoder: Encoder, rows: list[Row], scored: bool) -> Answer:
+    counts = RowCounts("")
+    try:
+        return list(encoder.some_kept(rows, counts, scored)), counts
+    except InputError as error:
+        return str(error)

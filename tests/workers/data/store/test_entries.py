@@ -161,6 +161,7 @@ def test_a_filesystem_without_locks_will_do(
 ) -> None:
     @contextmanager
     def none(path: Path) -> Iterator[bool]:
+        path.touch()
         raise OSError(38, "Function not implemented")
         yield
 
@@ -207,3 +208,16 @@ def test_an_entry_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / NAMES[0] / ROWS).symlink_to(tmp_path / NAMES[0] / ROWS)
     with pytest.raises(InputError, match=f"{NAMES[0]}: cannot be read: .*; remove it"):
         Cache(tmp_path, 1000).opened(NAMES[0], never, nothing)
+
+
+def test_an_entry_is_not_dropped_while_another_one_has_the_turn(tmp_path: Path) -> None:
+    """Its lock would go with it, and the next one would make the same at the same time."""
+    cache, none = Cache(tmp_path, 1000), Cache(tmp_path, 0)
+    cache.opened(NAMES[0], write(), nothing).held.close()
+    lock = tmp_path / f"{NAMES[0]}.lock"
+    with locked(lock) as mine:
+        assert mine
+        none.trim()
+        assert lock.exists()
+    none.trim()
+    assert list(tmp_path.iterdir()) == []

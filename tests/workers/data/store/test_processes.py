@@ -1,14 +1,18 @@
 """Several processes give what one gives: rows, order, counts, errors; and none of them stays."""
 
 import json
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -72,8 +76,14 @@ def test_counts_are_added_field_by_field() -> None:
     assert first == RowCounts("rows", **doubled, **words, rows_of=[0, 4], layouts={"alpaca": 4})
 
 
-def alive() -> list[Any]:
-    return multiprocessing.active_children()
+def alive() -> list[psutil.Process]:
+    return [one for one in psutil.Process().children() if is_ours(one)]
+
+
+def is_ours(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return any("workers.data.store" in word for word in process.cmdline())
+    return False
 
 
 def test_rows_order_and_counts_are_those_of_one(
@@ -145,3 +155,44 @@ def test_as_many_as_a_worker_has_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     for unset in ("", "0", "x"):
         monkeypatch.setenv("OMP_NUM_THREADS", unset)
         assert cpus() == len(os.sched_getaffinity(0))
+
+
+def test_a_script_without_a_guard_gets_its_rows(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Processes of `multiprocessing` would run it again, and wait for what it encodes."""
+    one = encoder(AutoTokenizer.from_pretrained(tiny_model_dir), tmp_path, processes=2)
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        from transformers import AutoTokenizer
+        from workers.config.data import DataSpec
+        from workers.data.encode import Encoder
+        from workers.data.store import processes
+        from workers.data.store.token_store import TokenStore
+
+        processes.FEW = 10
+        tokenizer = AutoTokenizer.from_pretrained({str(tiny_model_dir)!r})
+        data = DataSpec.model_validate_json({one.data.model_dump_json()!r})
+        print(TokenStore(Encoder(tokenizer, data)).training().counts.rows)
+        """)
+    )
+    environment = os.environ | {"MOETUNE_CACHE": str(tmp_path / "cache")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 90
+
+
+def test_where_no_process_can_be_started_that_is_said(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = encoder(tokenizer, tmp_path)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"no process that encodes rows can be started: .*none"):
+        list(Processes(one, 2).kept(training_rows(one.data), RowCounts("rows")))
