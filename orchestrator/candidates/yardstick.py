@@ -16,6 +16,7 @@ from orchestrator.tuning.study import Study
 from search_spaces.spec import SearchSpec
 from workers.adapter.manifest import Manifest
 from workers.config.base import InputError, override, validated
+from workers.config.data import ROWS_APART
 from workers.config.metrics import Mode
 from workers.config.train import TrainSpec
 
@@ -128,7 +129,11 @@ def _measures(spec: Mapping[str, Any], same_base: bool) -> dict[str, dict[str, A
     """What of a specification its figures depend on; but for the base's place where it is known to
     be the same."""
     place = ("path",) if same_base else ()
-    free: dict[str, tuple[str, ...]] = {"model": place, "data": (), "evaluation": _FREE}
+    free: dict[str, tuple[str, ...]] = {
+        "model": place,
+        "data": ROWS_APART,
+        "evaluation": _FREE,
+    }
     return {
         part: {field: value for field, value in spec.get(part, {}).items() if field not in left}
         for part, left in free.items()

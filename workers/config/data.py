@@ -10,6 +10,10 @@ from workers.config.sources import HeldOut, Sources, SourceSpec, Validation
 
 ROW_METRICS = ("acc", "acc_norm", "exact_match", "number_match", "slot_f1", "rouge_l")
 """How the answer to a row may be scored; `workers.data.text_metrics` has the functions."""
+RESULTS_APART = ("record_rows", "processes")
+"""Fields of a DataSpec that change neither rows nor what is learned of them."""
+ROWS_APART = (*RESULTS_APART, "packing")
+"""Those that change neither rows nor what is measured on them; but what is learned, perhaps."""
 RowMetric = Annotated[str, OneOf(lambda: ROW_METRICS)]
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from workers.config.adapter import AdapterSpec
 from workers.config.base import Fraction, NonNegative, PositiveInt, Spec
 from workers.config.credentials import Uri
-from workers.config.data import DataSpec
+from workers.config.data import RESULTS_APART, DataSpec
 from workers.config.losses import LossSpec
 from workers.config.model import ModelSpec
 from workers.config.parallel import ParallelSpec
@@ -123,7 +123,9 @@ class TrainSpec(Spec):
     def _decides(self) -> dict[str, Any]:
         """What a run computes."""
         values = self.model_dump(exclude={"parallel", "checkpoint"})
-        del values["evaluation"]["samples"], values["data"]["processes"]
+        del values["evaluation"]["samples"]
+        for field in RESULTS_APART:
+            del values["data"][field]
         return values
 
     @property

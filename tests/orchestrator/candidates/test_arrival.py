@@ -517,6 +517,8 @@ def test_the_same_measure_is_told_by_the_bases_digest_and_what_changes_figures(
     measure = Yardstick("s", spec, LOSS, "min", SearchSpec(), manifest("b"))
     moved = {"model.path": "moved", "evaluation.samples": 0, "evaluation.batch_size": 1}
     assert measure.measured_alike(manifest("b", **moved))
+    encoded = {"data.processes": 2, "data.record_rows": True, "data.packing": True}
+    assert measure.measured_alike(manifest("b", **encoded))
     assert measure.measured_alike(of_before(manifest("b"))), "it lacks a field that came later"
     assert not measure.measured_alike(manifest("c", **moved))
     assert not measure.measured_alike(manifest("b", **{"evaluation.rows_per_task": 1}))

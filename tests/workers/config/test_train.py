@@ -95,6 +95,7 @@ def test_what_a_run_that_goes_on_may_change() -> None:
         "checkpoint.every": 3,
         "parallel.workers": 2,
         "data.processes": 3,
+        "data.record_rows": True,
     }
     assert run.same_run(override(run, free, "job.yaml"))
     for field in ("evaluation.rows_per_task", "optimizer.steps"):

@@ -17,11 +17,14 @@ def records(source: str, wanted: Wanted) -> Records:
 
     Raises InputError for a file that is missing, unreadable, or in another format.
     """
-    if source.startswith(HUB):
-        yield from hub_records(source, wanted)
-        return
-    for file in files(source):
-        yield from reader(file.path)(file, wanted)
+    try:
+        if source.startswith(HUB):
+            yield from hub_records(source, wanted)
+            return
+        for file in files(source):
+            yield from reader(file.path)(file, wanted)
+    except OSError as error:  # of a disk or a network, wherever it comes: it is not the store's
+        raise InputError(f"{source}: cannot be read: {one_line(error)}") from None
 
 
 def digest(source: str, moving: Callable[[], None] = lambda: None) -> str:

@@ -29,21 +29,32 @@ def cache_folder(kind: str) -> Path:
 
 
 def cache_root() -> Path:
-    """The whole cache, where it is or would be."""
+    """The whole cache, where it is or would be. InputError where there is none to be had."""
     if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given).expanduser().absolute()
+        return _named(given)
     home = users_cache()
-    if (reason := _unwritable(home)) is None:
+    reason = _unwritable(home) if home else "this user has no home folder"
+    if home and reason is None:
         return home
     other = Path(tempfile.gettempdir()) / f"moetune-cache-{os.getuid()}"
-    _say_once(f"{home}: {reason}; encoded rows are kept in {other} (MOETUNE_CACHE names another)")
+    where = f"{home}: " if home else ""
+    _say_once(f"{where}{reason}; encoded rows are kept in {other} (MOETUNE_CACHE names another)")
     return private(other)
 
 
-def users_cache() -> Path:
-    """The user's own cache of ours, where nothing else is said."""
+def users_cache() -> Path | None:
+    """The user's own cache of ours, where nothing else is said; None for one without a home."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path("~/.cache").expanduser()) / "moetune"
+    if not base.is_absolute():
+        base = Path(os.path.expanduser("~/.cache"))  # pathlib's raises
+    return base / "moetune" if base.is_absolute() else None
+
+
+def _named(given: str) -> Path:
+    try:
+        return Path(given).expanduser().absolute()
+    except RuntimeError:
+        raise InputError(f"MOETUNE_CACHE: {given}: there is no such home folder") from None
 
 
 def limit_bytes() -> int:
@@ -89,6 +100,8 @@ def _unwritable(folder: Path) -> str | None:
     """Why nothing can be kept there, if so."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(one.lstat().st_uid != os.getuid() for one in folder.iterdir()):  # sudo's, perhaps
+            return "holds folders of another user"
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:

@@ -7,6 +7,7 @@ KEY.lock          held by who makes the entry; the system lets go of it when tha
 """
 
 import fcntl
+import logging
 import os
 import shutil
 import time
@@ -24,6 +25,7 @@ from workers.run.folders import RANDOM, hidden_folder, settle
 ROWS_FOLDER = "rows"
 """Where encoded rows are in the cache."""
 ROWS = "rows.arrow"
+log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.2
 """How often who waits looks whether another one has made the entry."""
 
@@ -82,8 +84,7 @@ class Cache:
         for folder in self.folder.iterdir():
             with suppress(OSError):
                 if (folder / ROWS).is_file() and not folder.name.startswith("."):
-                    sizes = [path.stat().st_size for path in folder.iterdir()]
-                    yield folder.stat().st_mtime, sum(sizes), folder
+                    yield folder.stat().st_mtime, _size(folder), folder
 
     def unused(self) -> Iterator[Path]:
         """Entries that nobody has open."""
@@ -117,8 +118,20 @@ class Cache:
                 _share(held)
                 _make_room(self.folder / name)
                 settle(new, self.folder / name, keep=True)
+            self._say_if_too_large(self.folder / name)
             self.trim()
         return StoreEntry(self.folder / name, held)
+
+    def _say_if_too_large(self, folder: Path) -> None:
+        if (size := _size(folder)) > self.limit:
+            log.warning(
+                f"{folder}: takes {size / 1e9:.3g} GB, more than the cache may (MOETUNE_CACHE_GB): "
+                "its rows are encoded again once another entry was made"
+            )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from workers.config.base import InputError, one_line
+from workers.config.data import ROWS_APART
 from workers.data.encode import Encoder
 
-ASIDE = ("packing", "record_rows", "processes", "train", "validation", "max_rows")
+ASIDE = (*ROWS_APART, "train", "validation", "max_rows")
 """Fields of a DataSpec on which no row depends, or that the name has in another way."""
 _CODE = Path(__file__).parents[1]
 _LIBRARIES = ("transformers", "tokenizers", "jinja2", "pyarrow")

@@ -55,6 +55,42 @@ def test_a_home_that_cannot_be_written_is_said_once(
     assert "MOETUNE_CACHE" in said
 
 
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number that no list of users has, as a container may be given."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+
+
+@pytest.mark.usefixtures("homeless")
+def test_a_user_without_a_home_has_a_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert cache_folder("rows") == tmp_path / f"moetune-cache-{os.getuid()}" / "rows"
+    [said] = caplog.messages
+    assert said.startswith("this user has no home folder; encoded rows are kept in ")
+
+
+@pytest.mark.usefixtures("homeless")
+@pytest.mark.parametrize("named", ["~/cache", "~nobody-of-that-name/cache"])
+def test_a_home_that_is_not_there_is_an_error(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOETUNE_CACHE", named)
+    with pytest.raises(InputError, match=f"MOETUNE_CACHE: {named}: there is no such home folder"):
+        cache_folder("rows")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root alone can give files away")
+def test_where_sudo_has_left_its_folders_another_one_is_taken(home: Path, tmp_path: Path) -> None:
+    (home / ".cache" / "moetune" / "rows").mkdir(parents=True)
+    os.chown(home / ".cache" / "moetune" / "rows", 12345, 12345)
+    assert cache_folder("rows") == tmp_path / f"moetune-cache-{os.getuid()}" / "rows"
+
+
 def test_what_somebody_else_has_put_there_is_refused(home: Path, tmp_path: Path) -> None:
     home.write_text("")
     other = tmp_path / f"moetune-cache-{os.getuid()}"

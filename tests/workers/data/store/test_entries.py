@@ -221,3 +221,14 @@ def test_an_entry_is_not_dropped_while_another_one_has_the_turn(tmp_path: Path) 
         assert lock.exists()
     none.trim()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_entry_larger_than_the_cache_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = Cache(tmp_path, 50)
+    cache.opened(NAMES[0], write(50), nothing)
+    assert caplog.messages == []
+    cache.opened(NAMES[1], write(51), nothing)
+    [said] = caplog.messages
+    assert f"{NAMES[1]}: takes 5.1e-08 GB, more than the cache may (MOETUNE_CACHE_GB)" in said

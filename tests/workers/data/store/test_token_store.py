@@ -219,6 +219,18 @@ def test_rows_that_change_while_they_are_read_are_no_entry(
     assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
 
 
+def test_a_source_that_cannot_be_read_is_not_said_of_the_cache(
+    tokenizer: PreTrainedTokenizerBase, data: DataSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> Iterator[Any]:
+        yield f"{data.train}: line 1", {"prompt": "p", "target": "t"}
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("workers.data.sources.records.reader", lambda _: failing)
+    with pytest.raises(InputError, match=r"train\.jsonl: cannot be read: .*Input/output error"):
+        TokenStore(Encoder(tokenizer, data)).training()
+
+
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:40])
 
