@@ -238,7 +238,8 @@ def cut(file: Path) -> None:
 def zeroed(file: Path) -> None:
     """As a disk may leave it: of the right length, and no error where it is read."""
     content = file.read_bytes()
-    file.write_bytes(content[:400] + bytes(400) + content[800:])
+    middle = len(content) // 2  # amid the values, whose lengths stand before them
+    file.write_bytes(content[:middle] + bytes(400) + content[middle + 400 :])
 
 
 def no_number(file: Path) -> None:
