@@ -25,7 +25,7 @@ def files(source: str) -> list[File]:
         paths = _matches(filesystem, path)
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:  # no such home
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{source}: cannot be read: {one_line(error)}") from None
     if not paths:
         raise InputError(f"{source}: no such file, and none matches it that ends in {ALLOWED}")

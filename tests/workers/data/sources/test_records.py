@@ -49,11 +49,6 @@ def test_the_digest_of_a_run_is_of_all_its_sources(tmp_path: Path) -> None:
     assert of([a, b]) != before
 
 
-def test_a_home_that_is_not_there_is_named() -> None:
-    with pytest.raises(InputError, match=r"~nobody-of-that-name/a\.jsonl: cannot be read: .*home"):
-        read("~nobody-of-that-name/a.jsonl")
-
-
 def test_globs_folders_and_uris_take_files_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
