@@ -157,6 +157,7 @@ def test_as_many_as_a_worker_has_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
         assert cpus() == len(os.sched_getaffinity(0))
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_script_without_a_guard_gets_its_rows(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Processes of `multiprocessing` would run it again, and wait for what it encodes."""
     one = encoder(AutoTokenizer.from_pretrained(tiny_model_dir), tmp_path, processes=2)
