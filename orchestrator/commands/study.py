@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,26 +47,37 @@ def check(
         ),
     ] = None,
     storage: JobStorage = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Load the base here and time a few steps.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a job and all of its rows without running it; print it with every default written out,
-    and what its rows lose to data.max_length. Paths in a job, a SQLite store's too, begin at its
-    folder."""
+    and tell what its rows lose to data.max_length, its epochs, and about how much memory a worker
+    takes. Paths in a job, a SQLite store's too, begin at its folder."""
     from orchestrator.config.job import dump_job, portable
     from orchestrator.monitoring.console import rows_progress
+    from orchestrator.report.estimate import job_estimate
     from orchestrator.tuning.preflight import preflight, remarks
 
     spec = study_job(job, set_, {"storage": storage})
     room = _room(spec, address)
     with rows_progress() as tell:
         counts = preflight(spec, tell=tell)
+    with redirect_stdout(sys.stderr):  # libraries that are loaded with a model say so there
+        estimate = job_estimate(spec, measure=measure)
     said = [*remarks(spec), *room]
     spec = portable(spec)  # what is printed may go into a file in another folder
     if as_json:
         data = {name: one.as_dict() for name, one in counts.items()}
-        return print_json({"job": spec.model_dump(mode="json"), "data": data, "remarks": said})
+        values = {"job": spec.model_dump(mode="json"), "data": data, "remarks": said}
+        return print_json(values | estimate.as_dict())
     print(dump_job(spec), end="", flush=True)
-    for one in (*counts.values(), *said):  # beside the job, which may go into a file
+    for one in (
+        *counts.values(),
+        *estimate.lines(),
+        *said,
+    ):  # beside the job, which may go into a file
         print(one, file=sys.stderr)
     return None
 

@@ -107,7 +107,7 @@ def process(folder: Path, rank: int) -> int:
 
 def kinds(folder: Path) -> list[str]:
     """What happened to a run, without what the other workers make of a failure."""
-    return [event.kind for event in read_events(folder) if event.kind != "failed"]
+    return [event.kind for event in read_events(folder) if event.kind not in ("failed", "data")]
 
 
 def event(folder: Path, kind: str) -> RunEvent:

@@ -99,6 +99,13 @@ class Batches:
         """This worker's examples of a step."""
         return [self.examples[index] for index in self.mine(step)]
 
+    def passes_of_all(self, step: int, size: int | None = None) -> list[list[int]]:
+        """Rows of each forward pass of every worker."""
+        rows = self.indices(step)
+        shares = [rows[rank :: self.world] for rank in range(self.world)]
+        size = size or len(shares[0])
+        return [one[at : at + size] for one in shares for at in range(0, len(one), size)]
+
     def micro_batches(self, step: int, size: int | None = None) -> list[list[Example]]:
         """This worker's share in forward passes of `size` rows (None: in one)."""
         share = self.share(step)

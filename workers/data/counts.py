@@ -6,6 +6,8 @@ from itertools import zip_longest
 from typing import Any
 
 from workers.config.base import InputError
+from workers.config.data import DataSpec
+from workers.data.epoch import Part
 from workers.data.example import Example
 from workers.data.rows import Row
 
@@ -97,6 +99,11 @@ class RowCounts:
         """InputError where no row is kept."""
         if not self.rows:
             raise InputError(f"{self.source}: no row is left; {self.losses()}")
+
+    def parts(self, data: DataSpec) -> list[Part]:
+        """The kept rows by source, and how often they come."""
+        counted = zip(self.rows_of, data.sources, strict=False)
+        return [Part(rows, source.weight) for rows, source in counted]
 
     def as_dict(self) -> dict[str, Any]:
         """All of it."""

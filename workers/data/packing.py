@@ -13,7 +13,9 @@ from math import ceil
 
 import numpy as np
 
+from workers.config.train import TrainSpec
 from workers.data.batches import Batch, Batches, collate
+from workers.data.epoch import Part
 from workers.data.example import Example, Span
 
 
@@ -36,12 +38,28 @@ class PackedBatches(Batches):
         del size  # of rows: how many a pass has, their tokens say
         return [[self.examples[row] for row in rows] for rows in self._passes(step)]
 
-    def _passes(self, step: int) -> list[list[int]]:
-        """This worker's rows in each forward pass."""
+    def passes_of_all(self, step: int, size: int | None = None) -> list[list[int]]:
+        """Rows of the first forward pass of every worker, then of the second, and so on."""
+        del size
         rows = self.indices(step)
         lengths = [int(self._lengths[row]) for row in rows]
         hands = deal(lengths, self.world, self.passes, self.tokens)
-        return [[rows[place] for place in hand] for hand in hands[self.rank :: self.world]]
+        return [[rows[place] for place in hand] for hand in hands]
+
+    def _passes(self, step: int) -> list[list[int]]:
+        """This worker's rows in each forward pass."""
+        return self.passes_of_all(step)[self.rank :: self.world]
+
+
+def batches_of(
+    spec: TrainSpec, examples: Sequence[Example], parts: Sequence[Part], rank: int, world: int
+) -> Batches:
+    """The batches of one of `world` workers of a run, padded or packed."""
+    size, seed = spec.optimizer.batch_size, spec.seed
+    if not spec.data.packing:
+        return Batches(examples, size, seed, rank, world, parts)
+    passes, tokens = spec.packed_passes(world), spec.packed_tokens
+    return PackedBatches(examples, size, seed, rank, world, parts, passes=passes, tokens=tokens)
 
 
 def deal(

@@ -23,7 +23,9 @@ def row_key(messages: Sequence[Turn], target: str) -> int:
     """What a row is known by. What its turns do not say makes no difference."""
     turns = [_said(turn) for turn in messages]
     seen = json.dumps([turns, target], sort_keys=True, ensure_ascii=False)
-    return int.from_bytes(hashlib.blake2b(seen.encode(), digest_size=8).digest(), "big")
+    # Half a character, which some rows hold, is of no other text.
+    known = hashlib.blake2b(seen.encode(errors="surrogatepass"), digest_size=8)
+    return int.from_bytes(known.digest(), "big")
 
 
 def _said(turn: Turn) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
     Makes one decoder layer with random weights, and the rest of the model without any.
     """
     adapters = tuple(adapters) or (spec.adapter,)
-    config = _config(spec.model)
+    config = base_config(spec.model)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context and spec.data.max_length > context:
         raise InputError(
@@ -51,7 +51,7 @@ def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
         )
     if spec.model.quantization or getattr(config, "quantization_config", None):
         _check_numbers(adapters)
-    _, layers = decoder_layers(_skeleton(config))
+    _, layers = decoder_layers(skeleton(config))
     first: nn.Module = layers[0].to_empty(device="cpu").eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -63,18 +63,19 @@ def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
 
 def check_packable(model: ModelSpec) -> None:
     """Raise InputError where models of this configuration do not keep packed rows apart."""
-    check_packing(_skeleton(_config(model)).bfloat16())  # the one type of all kernels without data
+    bare = skeleton(base_config(model), torch.bfloat16)  # the one type of all kernels without data
+    check_packing(bare)
 
 
 def check_adapter(model: ModelSpec, files: AdapterFiles, where: str) -> None:
     """Raise InputError where an adapter does not lie on the linears of the base model. What only
     the weights show, `load_into` refuses."""
-    config = _config(model)
-    skeleton = _skeleton(config)
+    config = base_config(model)
+    bare = skeleton(config)
     check_activation(config, files, where)
     if files.config.peft_type == "LORA":
-        check_modules(skeleton, files.tensors, files.layer_list, files.config, where)
-    _, layers = decoder_layers(skeleton)
+        check_modules(bare, files.tensors, files.layer_list, files.config, where)
+    _, layers = decoder_layers(bare)
     sizes = {
         place.path: linear_sizes(place.bare)
         for index, layer in enumerate(layers)
@@ -100,16 +101,21 @@ def check_adapter(model: ModelSpec, files: AdapterFiles, where: str) -> None:
             )
 
 
-def _config(model: ModelSpec) -> PretrainedConfig:
+def base_config(model: ModelSpec) -> PretrainedConfig:
+    """What the base's files say of it."""
     with readable(model):
         return AutoConfig.from_pretrained(model.path, **loading_options(model))
 
 
-def _skeleton(config: PretrainedConfig) -> PreTrainedModel:
+def skeleton(
+    config: PretrainedConfig, dtype: torch.dtype = torch.float32, attention: str | None = None
+) -> PreTrainedModel:
     """The model without weights."""
     with torch.device("meta"):
-        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return skeleton
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention
+        )
+    return model
 
 
 def _check_numbers(adapters: Iterable[AdapterSpec]) -> None:

@@ -37,7 +37,8 @@ class RunEvent(BaseModel):
     """Seconds since 1970, by the clock of whoever noted it."""
     kind: Kind
     """started, resumed (a further attempt), finished, failed (an attempt); exchange: how experts
-    and tokens meet; data: what rows lost to data.max_length; lost: a worker's process or node is
+    and tokens meet; data: what rows lost to data.max_length, or which are learned and compared on;
+    lost: a worker's process or node is
     gone; hung: a worker ended itself because nothing moved; skipped: a step."""
     message: str
     """In words, one line."""

@@ -14,6 +14,7 @@ from workers.data.example import Example
 from workers.data.rows import Row
 from workers.data.sources.records import changed, data_digest, source_digests
 from workers.data.store.arrow import StoredExamples
+from workers.data.store.same_rows import SameRows, same_rows
 from workers.data.store.token_store import EncodedSource, Tell, TokenStore
 from workers.models.base import Base, load_base
 from workers.train.used import UsedInputs
@@ -61,8 +62,7 @@ class Inputs:
     def parts(self) -> Sequence[Part]:
         """How many of those are of each source, one source after another, and how often they
         come."""
-        counted = zip(self.train_counts.rows_of, self.spec.data.sources, strict=False)
-        return [Part(rows, source.weight) for rows, source in counted]
+        return self.train_counts.parts(self.spec.data)
 
     @cached_property
     def validation(self) -> Sequence[Row]:
@@ -86,6 +86,11 @@ class Inputs:
             self._check_noted(read)
             self._rows[which] = read
         return self._rows[which]
+
+    @property
+    def same_rows(self) -> SameRows | None:
+        """Rows to be compared on that are learned from too."""
+        return same_rows(self._stored(TRAIN), self._stored(VALIDATION))
 
     @property
     def pad_token_id(self) -> int:

@@ -3,29 +3,11 @@
 from collections.abc import Sequence
 
 from workers.config.train import TrainSpec
-from workers.data.batches import Batch, Batches, collate
+from workers.data.batches import Batch, collate
 from workers.data.example import Example
-from workers.data.packing import PackedBatches, pack
+from workers.data.packing import pack
 from workers.parallel.trial import MicroBatch
-from workers.parallel.world import World
 from workers.train.inputs import Inputs
-
-
-def batches_of(spec: TrainSpec, inputs: Inputs, world: World) -> Batches:
-    """Which rows this worker has in each step."""
-    rows, size = inputs.train, spec.optimizer.batch_size
-    if not spec.data.packing:
-        return Batches(rows, size, spec.seed, world.rank, world.size, inputs.parts)
-    return PackedBatches(
-        rows,
-        size,
-        spec.seed,
-        world.rank,
-        world.size,
-        inputs.parts,
-        passes=spec.packed_passes(world.size),
-        tokens=spec.packed_tokens,
-    )
 
 
 def lay_out(spec: TrainSpec, passes: Sequence[Sequence[Example]], pad_token_id: int) -> list[Batch]:

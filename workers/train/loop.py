@@ -13,6 +13,7 @@ from workers.adapter.manifest import Manifest
 from workers.adapter.routing_sample import RoutingSample
 from workers.config.metrics import expert_load
 from workers.config.train import TrainSpec
+from workers.data.packing import batches_of
 from workers.injection.inject import inject
 from workers.models.packing import check_packing
 from workers.parallel.exchange_choice import share_out
@@ -27,7 +28,7 @@ from workers.run.samples import Sample
 from workers.train.checkpoint import state as checkpoint
 from workers.train.evaluation.evaluator import Evaluation
 from workers.train.inputs import Inputs
-from workers.train.layout import batches_of, lay_out, micro_batch
+from workers.train.layout import lay_out, micro_batch
 from workers.train.report import check_finite, summary
 from workers.train.start import start_from
 from workers.train.step import StepResult, TrainStep
@@ -73,7 +74,9 @@ class TrainingRun:
         self.inputs.encode(lambda *_: self.heartbeat.moving())  # all: it must not fail after hours
         self.heartbeat.beat("loading")
         base = self.inputs.base
-        self._batches = batches_of(spec, self.inputs, self.world)
+        self._batches = batches_of(
+            spec, self.inputs.train, self.inputs.parts, self.world.rank, self.world.size
+        )
         self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
         self._timer = StepTimer(spec.optimizer.steps, spec.evaluation.every, self.world.size)
         self._evaluate = Evaluation(

@@ -188,6 +188,8 @@ def _begin(run: TrainingRun, record: RunRecord) -> None:
     for counts in (run.inputs.train_counts, run.inputs.validation_counts):
         if counts.losses() or counts.layouts:
             log.note("data", str(counts))
+    if same := run.inputs.same_rows:
+        log.note("data", str(same))
     if run.exchange:
         record.exchange(asdict(run.exchange))
         log.note("exchange", run.exchange.words)

@@ -46,6 +46,34 @@ def test_without_a_cluster_a_large_job_is_only_remarked_on() -> None:
     assert "a trial wants" not in _check().stderr
 
 
+def test_a_job_is_told_with_its_epochs_and_memory() -> None:
+    done = _check("--set", "data.validation.share=0.3")
+    assert done.exit_code == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert any(
+        line.startswith("a share of 0.3 of ") and " rows, none is cut" in line for line in lines
+    )
+    (epoch,) = [line for line in lines if line.startswith("an epoch is ")]
+    assert "8 steps are" in epoch
+    assert "padding is" in epoch
+    (memory,) = [line for line in lines if line.startswith("a worker holds about ")]
+    for part in ("base", "adapter", "gradients", "optimizer", "activations", "logits", "estimate"):
+        assert part in memory
+    assert not [line for line in lines if "training rows too" in line or "measured" in line]
+
+
+def test_the_same_in_json() -> None:
+    done = _check("--json", "--measure")
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert {"job", "data", "remarks", "epoch", "memory", "same_rows", "measured"} == told.keys()
+    parts = {name: size for name, size in told["memory"].items() if name != "trial"}
+    assert parts.pop("total") == sum(parts.values())
+    assert told["measured"]["usual"]["seconds"] > 0
+    assert told["same_rows"] is None
+    assert 0 <= told["epoch"]["padding_share"] < 1
+
+
 def _leaderboard(job: JobSpec, *options: str) -> str:
     words = ("leaderboard", "home", "--storage", job.cluster.storage)
     done = CliRunner().invoke(app, [*words, *options])

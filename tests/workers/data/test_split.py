@@ -85,6 +85,7 @@ def test_the_hash_is_the_one_that_studies_began_with() -> None:
     assert row_key(turns, "t") == KNOWN
     assert row_key(({"content": "p é", "role": "user"},), "t") == KNOWN
     assert row_key(turns, "u") != KNOWN
+    assert row_key(turns, "\ud800") != row_key(turns, "\ud801")
     assert is_held_out(KNOWN, 0.2)
     assert not is_held_out(KNOWN, 0.19)
 

@@ -88,7 +88,9 @@ def test_checkpoints_are_made_kept_and_uploaded(
     assert set(steps(there)) <= set(kept)
     assert (there / "step-00000006" / "complete.json").is_file()
     assert [path.name for path in tmp_path.iterdir() if "bucket" in path.name] == ["bucket"]
-    assert [event.kind for event in read_events(folder)] == ["started", "finished"]
+    started, same, finished = read_events(folder)
+    assert [started.kind, same.kind, finished.kind] == ["started", "data", "finished"]
+    assert same.message.startswith("16 of 16 validation rows are training rows too (the first: ")
 
 
 def test_a_trial_that_lost_its_folder_goes_on_from_the_upload(

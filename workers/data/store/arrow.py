@@ -1,8 +1,9 @@
 """Encoded rows as an Arrow file: written as they come, read where they are asked for.
 
-Columns: `ids` (tokens), `spans` (start, stop, weight of what is learned), and `row` (a row of
-workers.data.rows as JSON) where rows are evaluated. A number of rows makes a record batch. Nothing
-is compressed: the file is mapped into memory, and shared by all processes that read it.
+Columns: `ids` (tokens), `spans` (start, stop, weight of what is learned), `key` (what the row is
+known by), and `row` (a row of workers.data.rows as JSON) where rows are evaluated. A number of rows
+makes a record batch. Nothing is compressed: the file is mapped into memory, and shared by all
+processes that read it.
 """
 
 import json
@@ -36,12 +37,13 @@ Encoded = tuple[Row, Example]
 def write(path: Path, kept: Iterable[Encoded], vocabulary: int, *, scored: bool) -> None:
     """Write rows as they come; with those that are `scored`, all that is known of a row."""
     ids = pa.uint16() if vocabulary <= SMALL else pa.uint32()
-    fields = [("ids", pa.list_(ids)), ("spans", pa.list_(_SPAN))]
+    fields = [("ids", pa.list_(ids)), ("spans", pa.list_(_SPAN)), ("key", pa.uint64())]
     schema = pa.schema(fields + [("row", pa.binary())] * scored)
     with path.open("wb") as file, pa.ipc.new_file(file, schema) as writer:
         for some in _batches(kept):
             examples = [example for _, example in some]
-            arrays = [_lists([one.ids for one in examples], ids), _spans(examples)]
+            keys = pa.array([row.key for row, _ in some], pa.uint64())
+            arrays = [_lists([one.ids for one in examples], ids), _spans(examples), keys]
             if scored:
                 arrays.append(pa.array([_json(row) for row, _ in some], pa.binary()))
             writer.write_batch(pa.record_batch(arrays, schema=schema))
@@ -88,6 +90,17 @@ class StoredExamples(Sequence[Example]):
         return np.concatenate(found) if found else np.zeros(0, np.uint32)
 
     @property
+    def bytes(self) -> int:
+        """Of the file."""
+        return len(self._map)
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """What each row is known by (`workers.data.split`)."""
+        found = [part.keys for part in self._parts]
+        return np.concatenate(found) if found else np.zeros(0, np.uint64)
+
+    @property
     def rows(self) -> "StoredRows":
         """What is known of the rows, of a file that was written so."""
         return StoredRows(self)
@@ -128,6 +141,7 @@ class _Part(NamedTuple):
     starts: NDArray[np.uint32]
     stops: NDArray[np.uint32]
     weights: NDArray[np.float64]
+    keys: NDArray[np.uint64]
     rows: Any
 
     @classmethod
@@ -136,7 +150,8 @@ class _Part(NamedTuple):
         start, stop, weight = (spans.values.field(name).to_numpy() for name in _SPAN_FIELDS)
         rows = batch.column("row") if "row" in batch.schema.names else None
         offsets, span_offsets = ids.offsets.to_numpy(), spans.offsets.to_numpy()
-        return cls(offsets, ids.values.to_numpy(), span_offsets, start, stop, weight, rows)
+        keys = batch.column("key").to_numpy()
+        return cls(offsets, ids.values.to_numpy(), span_offsets, start, stop, weight, keys, rows)
 
     def example(self, at: int) -> Example:
         first, last = self.offsets[at], self.offsets[at + 1]

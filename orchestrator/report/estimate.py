@@ -1,0 +1,158 @@
+"""What a job's trials would be like: their epochs, a worker's memory, and seconds, as estimates."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.config.job import JobSpec
+from orchestrator.monitoring.format import duration, size
+from workers.config.base import InputError
+
+if TYPE_CHECKING:
+    from workers.config.train import TrainSpec
+    from workers.data.store.epoch_figures import EpochFigures
+    from workers.data.store.same_rows import SameRows
+    from workers.models.memory import MemoryEstimate
+    from workers.train.measure import MeasuredSteps
+
+
+@dataclass(frozen=True)
+class JobEstimate:
+    """Of a job that has passed `preflight`."""
+
+    epoch: "EpochFigures"
+    """Of the job's own fields."""
+    steps: int
+    memory: "MemoryEstimate | str"
+    """Of a worker of the largest trial; or why nothing is known of it."""
+    largest: dict[str, Any]
+    """What the search varies of that trial."""
+    same_rows: "SameRows | None"
+    measured: "MeasuredSteps | None" = None
+    """Of that trial."""
+    trials: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "epoch": self.epoch.as_dict(),
+            "memory": self._memory,
+            "same_rows": self.same_rows and self.same_rows.as_dict(),
+            "measured": self.measured and {**self.measured.as_dict(), "seconds": self._seconds},
+        }
+
+    def lines(self) -> Iterator[str]:
+        """A sentence or two on each."""
+        if self.same_rows:
+            yield str(self.same_rows)
+        yield (
+            f"an epoch is {_many(self.epoch.steps, 'step')}; {_many(self.steps, 'step')} are "
+            f"{self.epoch.epochs:.3g} epochs; padding is {self.epoch.padding_share:.1%} of what is "
+            "computed"
+        )
+        yield self._held()
+        if self.measured:
+            yield (
+                f"measured on this machine: {self.measured}; {_many(self.trials, 'trial')} of "
+                f"{_many(self.steps, 'step')} would take at most {duration(self._seconds)} here, "
+                "one after another and without evaluations"
+            )
+
+    @property
+    def _memory(self) -> dict[str, Any]:
+        if isinstance(self.memory, str):
+            return {"unknown": self.memory}
+        return {**self.memory.as_dict(), "trial": self.largest}
+
+    def _held(self) -> str:
+        if isinstance(self.memory, str):
+            return f"a worker's memory is not estimated: {self.memory}"
+        trial = ", ".join(f"{path} {value}" for path, value in self.largest.items())
+        parts = self.memory.as_dict()
+        total = parts.pop("total")
+        held = ", ".join(f"{name} {size(some)}" for name, some in parts.items() if some)
+        whose = f" in the largest trial ({trial})" if trial else ""
+        return (
+            f"a worker holds about {size(total)}{whose}: {held}; this is an estimate, beside what "
+            "Python and its libraries take"
+        )
+
+    @property
+    def _seconds(self) -> float:
+        if self.measured is None:
+            return 0.0
+        step = self.measured.seconds(self.epoch.positions_per_step)
+        return step * self.steps * self.trials
+
+
+def job_estimate(job: JobSpec, *, measure: bool = False) -> JobEstimate:
+    """Of a job whose rows this node has encoded. With `measure`, a few steps are run here.
+    InputError."""
+    from workers.data.encode import Encoder
+    from workers.data.store.epoch_figures import epoch_figures
+    from workers.data.store.same_rows import same_rows
+    from workers.data.store.token_store import TokenStore
+    from workers.models.base import check_base
+    from workers.models.memory import estimate
+    from workers.train.measure import measured_steps
+
+    tokenizer = check_base(job.train.model)
+    trials = _large(job.search_space().samples())
+    stores = {
+        data: TokenStore(Encoder(tokenizer, data))
+        for data in (job.train.data, *(trial.data for trial in trials))
+    }
+    rows = {data: store.training() for data, store in stores.items()}
+    train = rows[job.train.data]
+    validation = stores[job.train.data].validation(job.train.evaluation.rows_per_task)
+
+    def held(trial: "TrainSpec") -> "MemoryEstimate":
+        mine = rows[trial.data]
+        stored = mine.examples.bytes + validation.examples.bytes
+        return estimate(trial, epoch_figures(mine, trial).largest, stored)
+
+    memory: MemoryEstimate | str
+    try:
+        memory, largest = max(((held(one), one) for one in trials), key=lambda pair: pair[0].total)
+    except InputError as error:
+        memory, largest = str(error), trials[0]
+    return JobEstimate(
+        epoch=epoch_figures(train, job.train),
+        steps=job.train.optimizer.steps,
+        memory=memory,
+        largest=_varied(job, largest),
+        same_rows=same_rows(train, validation),
+        measured=measured_steps(largest, rows[largest.data].examples) if measure else None,
+        trials=job.search.trials,
+    )
+
+
+def _large(trials: "Iterable[TrainSpec]") -> "list[TrainSpec]":
+    """Those that may be the largest: with the most rows at once, weights, or slots."""
+    keys = (
+        lambda one: one.trained_at_once(one.parallel.max_workers),
+        lambda one: max(one.adapter.expert_counts) * one.adapter.rank,
+        lambda one: one.adapter.slots(max(one.adapter.expert_counts)),
+    )
+    known = list(trials)
+    found = [max(known, key=key) for key in keys]
+    return [one for at, one in enumerate(found) if one not in found[:at]]
+
+
+def _varied(job: JobSpec, trial: "TrainSpec") -> dict[str, Any]:
+    values: Any = trial.model_dump(mode="json")
+    found = {}
+    for path in filter(_fills_memory, job.search_space().varied()):
+        place = values
+        for part in path.split("."):
+            place = place[part]
+        found[path] = place
+    return found
+
+
+def _fills_memory(path: str) -> bool:
+    return path.startswith(("adapter.", "data.")) or path.endswith("batch_size")
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -1,0 +1,94 @@
+"""What `check` says of a job's epochs, memory and time."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config.job import JobSpec, override_job
+from orchestrator.report.estimate import JobEstimate, job_estimate
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
+from workers.train.measure import MeasuredSteps, Timed
+
+
+@pytest.fixture
+def job(make_spec: Callable[..., TrainSpec], tmp_path: Path) -> JobSpec:
+    space = {
+        "adapter.num_experts": {"choice": [1, 4]},
+        "adapter.rank": {"int": [2, 8]},
+        "optimizer.lr": {"log": [1e-3, 1e-2]},
+    }
+    return JobSpec.model_validate(
+        {
+            "name": "tiny",
+            "train": make_spec().model_dump(),
+            "search": {"space": space, "trials": 3},
+            "cluster": {"storage": str(tmp_path / "runs")},
+        }
+    )
+
+
+def test_memory_is_that_of_the_largest_trial(job: JobSpec) -> None:
+    found = job_estimate(job)
+    assert not isinstance(found.memory, str)
+    assert found.largest["adapter.num_experts"] == 4, "one has no router"
+    assert "optimizer.lr" not in found.largest, "it fills no memory"
+    for experts, rank in ((1, 2), (1, 8), (4, 2), (4, 8)):
+        space = {"adapter.num_experts": experts, "adapter.rank": rank}
+        other = job_estimate(override_job(job, {"search.space": space}, "test"))
+        assert not isinstance(other.memory, str)
+        assert other.memory.total <= found.memory.total
+        assert other.largest == {}
+    told = found.as_dict()
+    assert told["memory"]["trial"] == found.largest
+    assert told["same_rows"] == {"rows": 16, "of": 16, "first": told["same_rows"]["first"]}
+    assert told["measured"] is None
+    same, epoch, memory = found.lines()
+    assert same.startswith("16 of 16 validation rows are training rows too (the first: ")
+    assert epoch.startswith("an epoch is 2 steps; 4 steps are 2 epochs; padding is ")
+    assert memory.startswith("a worker holds about ")
+    assert "in the largest trial (adapter.num_experts 4, adapter.rank " in memory
+    assert "this is an estimate" in memory
+
+
+def test_steps_are_measured_here_on_real_rows(job: JobSpec) -> None:
+    found = job_estimate(job, measure=True)
+    assert found.measured is not None
+    usual, longest = found.measured.usual, found.measured.longest
+    assert 0 < usual.positions <= longest.positions
+    assert usual.seconds > 0
+    *_, said = found.lines()
+    assert said.startswith("measured on this machine: a step of one worker on its CPU takes ")
+    assert "3 trials of 4 steps would take at most " in said
+    step = found.measured.seconds(found.epoch.positions_per_step)
+    assert found.as_dict()["measured"]["seconds"] == pytest.approx(12 * step)
+
+
+@pytest.mark.parametrize(
+    ("positions", "seconds"), [(100, 1.0), (200, 3.0), (150, 2.0), (300, 5.0), (50, 0.5)]
+)
+def test_other_steps_are_between_the_measured_or_in_proportion(
+    positions: float, seconds: float
+) -> None:
+    measured = MeasuredSteps(Timed(100, 1.0), Timed(200, 3.0), "CPU")
+    assert measured.seconds(positions) == pytest.approx(seconds)
+
+
+def test_rows_of_one_length_are_in_proportion() -> None:
+    measured = MeasuredSteps(Timed(100, 1.0), Timed(100, 1.1), "CPU")
+    assert measured.seconds(200) == pytest.approx(2)
+
+
+def test_a_model_whose_layers_do_not_run_alone_has_no_estimate(
+    job: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> JobEstimate:
+        raise InputError("its layers do not run alone: they want more")
+
+    monkeypatch.setattr("workers.models.memory.probe", broken)
+    found = job_estimate(job)
+    assert found.as_dict()["memory"] == {"unknown": "its layers do not run alone: they want more"}
+    assert list(found.lines())[-1] == (
+        "a worker's memory is not estimated: its layers do not run alone: they want more"
+    )

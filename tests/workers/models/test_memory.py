@@ -1,0 +1,194 @@
+"""The estimate of a worker's memory, against a run of the same specification."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from workers.config.base import override
+from workers.config.train import TrainSpec
+from workers.data.store.epoch_figures import LargestPass, epoch_figures
+from workers.data.store.token_store import EncodedSource, TokenStore
+from workers.injection.inject import inject
+from workers.losses.cross_entropy import cross_entropy_sum
+from workers.models.base import load_base
+from workers.models.memory import MemoryEstimate, estimate
+from workers.models.packing import taking_packed_rows
+from workers.train.forward import laid_out, recorded, scored_logits
+from workers.train.inputs import Inputs
+from workers.train.layout import lay_out
+
+SpecMaker = Callable[..., TrainSpec]
+ONE = LargestPass(rows=4, length=24, scored=10)
+FACTOR = 1.5
+"""The estimate and what a run takes differ by less than this (docs/data.md says it)."""
+
+
+def test_weights_are_those_of_the_loaded_base(make_spec: SpecMaker) -> None:
+    spec = make_spec(adapter__num_experts=(4, 2))
+    base = load_base(spec.model)
+    known = estimate(spec, ONE, data=7)
+    assert known.base == sum(one.numel() * 4 for one in base.model.parameters())
+    adapter = inject(base.model, spec.adapter)
+    assert known.adapter == sum(one.numel() * 4 for one in adapter.parameters())
+    assert (known.gradients, known.optimizer) == (known.adapter, 2 * known.adapter)
+    assert known.data == 7
+    assert known.total == known.as_dict()["total"] == sum(list(known.as_dict().values())[:-1])
+    half = estimate(override(spec, {"model.dtype": "bfloat16"}, "test"), ONE)
+    assert (half.base * 2, half.logits * 2) == (known.base, known.logits)
+    assert half.adapter == known.adapter, "it stays in float32"
+
+
+def test_packed_linears_are_smaller(make_spec: SpecMaker) -> None:
+    plain = estimate(make_spec(), ONE).base
+    packed = {
+        kind: estimate(make_spec(model__quantization=kind), ONE).base
+        for kind in ("bnb_int8", "bnb_nf4")
+    }
+    assert packed["bnb_nf4"] < packed["bnb_int8"] < plain
+
+
+def test_what_is_cut_among_workers_is_a_part_of_it(make_spec: SpecMaker) -> None:
+    def of(**parallel: object) -> MemoryEstimate:
+        return estimate(make_spec(parallel=parallel), ONE)
+
+    alone, ddp = of(), of(workers=4)
+    assert ddp == alone
+    zero = [of(workers=4, strategy="deepspeed", zero_stage=stage) for stage in (1, 2, 3)]
+    assert [one.optimizer for one in zero] == [alone.optimizer // 4] * 3
+    assert [one.gradients for one in zero] == [alone.gradients, *[alone.gradients // 4] * 2]
+    assert [one.adapter for one in zero] == [alone.adapter, alone.adapter, alone.adapter // 4]
+    assert zero[2].base < alone.base
+    assert of(workers=4, strategy="fsdp2") == zero[2]
+    assert of(workers=4, ep_size=4).adapter < alone.adapter
+    offloaded = of(workers=4, strategy="deepspeed", offload_optimizer=True)
+    assert offloaded.optimizer == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"adapter__dropout": 0.1},
+        {"adapter__experts": "linear"},
+        {"adapter__num_experts": 1, "adapter__top_k": 1},
+        {"model__attention": "eager"},
+        {"model__dtype": "bfloat16"},
+        {"data__packing": True},
+        {"data__packing": True, "model__attention": "eager"},
+    ],
+    ids=lambda changes: ", ".join(map(str, changes.values())) or "block",
+)
+def test_activations_are_what_autograd_keeps_in_a_run(
+    changes: dict[str, object], make_spec: SpecMaker
+) -> None:
+    spec = make_spec(**changes)
+    inputs = Inputs.load(spec)
+    [batch] = lay_out(spec, [list(inputs.train)[:8]], inputs.pad_token_id)
+    adapter = inject(inputs.base.model, spec.adapter)
+    kept: dict[int, int] = {}
+    held = []  # their addresses are not given to others meanwhile
+    weights = {one.untyped_storage().data_ptr() for one in inputs.base.model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        held.append(tensor.detach())
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    inputs.base.model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with (
+            taking_packed_rows(inputs.base.model) if spec.data.packing else nullcontext(),
+            laid_out(adapter, inputs.base, batch),
+            recorded(adapter, inputs.base, batch, rank_space=False),
+        ):
+            scored = scored_logits(inputs.base, batch)
+        cross_entropy_sum(*scored)
+    rows, positions, vocabulary = scored[0].shape
+    number = len(batch.lengths) or 1
+    length = batch.input_ids_BS.shape[1]
+    largest = LargestPass(number * rows, length // number, positions // number)
+    known = estimate(spec, largest)
+    logits = 2 * rows * positions * vocabulary * scored[0].element_size()
+    assert known.logits == pytest.approx(logits, rel=0.1)
+    ours = sum(kept.values()) - known.logits // 2
+    layer = known.activations // 3  # two layers, and the gradients of one
+    assert 1 / 1.2 < (known.activations - layer) / ours < 1.2
+
+
+RUN = """
+import re, sys
+from pathlib import Path
+import psutil, torch
+from workers.config.train import TrainSpec
+from workers.run.record import RunPlan
+from workers.train.loop import TrainingRun
+torch.set_num_threads(1)
+small, large = map(TrainSpec.model_validate_json, sys.argv[1:3])
+plan = RunPlan(Path(sys.argv[3]), "study")
+TrainingRun(small, plan).advance()  # all that is imported on the way is there now
+before = psutil.Process().memory_info().rss
+run = TrainingRun(large, plan)
+run.advance()
+# Not getrusage's, which begins with the peak of who started the process.
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+print(peak - before)
+"""
+
+
+@pytest.fixture
+def larger(tiny_model_dir: Path, tmp_path: Path, make_spec: SpecMaker) -> TrainSpec:
+    """A run that holds some 300 MB, so that nobody takes Python itself for its memory."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    config = LlamaConfig(
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=12_000,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"prompt": "p" * 90, "target": "t" * 90} for _ in range(16)]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return make_spec(
+        model__path=str(tmp_path / "model"),
+        data__train=str(source),
+        data__validation=str(source),
+        data__template="plain",
+        data__max_length=256,
+        optimizer__steps=2,
+        evaluation__every=2,
+        evaluation__rows_per_task=1,
+    )
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_run_takes_about_what_was_estimated(
+    larger: TrainSpec, make_spec: SpecMaker, tmp_path: Path, checkpointing: bool
+) -> None:
+    spec = override(larger, {"model.activation_checkpointing": checkpointing}, "test")
+    known = estimate(spec, epoch_figures(rows_of(spec), spec).largest)
+    specs = [one.model_dump_json() for one in (make_spec(), spec)]
+    argv = [sys.executable, "-c", RUN, *specs, str(tmp_path / "run")]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    taken = int(done.stdout.split()[-1])
+    assert known.total / FACTOR < taken < known.total * FACTOR
+
+
+def rows_of(spec: TrainSpec) -> EncodedSource:
+    return TokenStore(Inputs.load(spec).encoder).training()

@@ -1,0 +1,93 @@
+"""What an epoch's batches are like, as a run would make them."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.config.train import TrainSpec
+from workers.data.batches import Batches
+from workers.data.packing import batches_of
+from workers.data.store.arrow import StoredExamples
+from workers.data.store.token_store import EncodedSource
+
+MOST_STEPS = 20_000
+"""So many of an epoch's steps are looked at, which takes a second."""
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LargestPass:
+    """The largest forward pass of a run on one worker."""
+
+    rows: int
+    length: int
+    """Tokens of a row, padding included; of packed rows the mean."""
+    scored: int
+    """Positions of a row that logits are made for; of packed rows the mean."""
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """Of one epoch."""
+
+    steps: int
+    epochs: float
+    """That the run's steps make."""
+    padding_share: float
+    """Of all positions that are computed."""
+    positions_per_step: float
+    """Tokens and padding of one worker in a step, the mean."""
+    largest: LargestPass
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self)
+
+
+def epoch_figures(train: EncodedSource, spec: TrainSpec) -> EpochFigures:
+    """Of a run's first epoch on its most workers."""
+    examples, parts = train.examples, train.counts.parts(spec.data)
+    batches = batches_of(spec, examples, parts, rank=0, world=spec.parallel.max_workers)
+    steps, lengths = batches.steps_per_epoch, examples.lengths
+    looked_at = min(steps, MOST_STEPS)
+    tokens = positions = most = 0
+    widest: Rows = np.zeros(0, np.int64)
+    for rows in _passes(batches, spec, looked_at):
+        filled = int(lengths[rows].sum())
+        padded = filled if spec.data.packing else len(rows) * int(lengths[rows].max())
+        tokens, positions = tokens + filled, positions + padded
+        if padded > most:
+            most, widest = padded, rows
+    return EpochFigures(
+        steps=steps,
+        epochs=spec.optimizer.steps / steps,
+        padding_share=1 - tokens / positions,
+        positions_per_step=positions / looked_at / spec.parallel.max_workers,
+        largest=_pass(examples, widest, packed=spec.data.packing),
+    )
+
+
+def _passes(batches: Batches, spec: TrainSpec, steps: int) -> Iterator[Rows]:
+    """The rows of each forward pass of all workers."""
+    size = spec.trained_at_once(spec.parallel.max_workers)
+    for step in range(steps):
+        yield from map(np.asarray, batches.passes_of_all(step, size))
+
+
+def _pass(examples: StoredExamples, rows: Rows, *, packed: bool) -> LargestPass:
+    """As `workers.train.forward` scores it: from where the first row's target begins, or only what
+    is learned."""
+    taken = [examples[int(row)] for row in rows]
+    learned = [span for one in taken for span in one.spans if span.weight]
+    if packed:
+        scored = sum(span.stop - max(span.start, 1) for span in learned)
+        return LargestPass(
+            len(taken), ceil(sum(map(len, taken)) / len(taken)), ceil(scored / len(taken))
+        )
+    length = max(map(len, taken))
+    first = min(span.start for span in learned)
+    return LargestPass(len(taken), length, length - max(first - 1, 0))

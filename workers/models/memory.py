@@ -1,0 +1,120 @@
+"""What a worker of a run holds in memory, by part, before anybody has loaded the base: an estimate.
+
+Weights are counted in the model's skeleton; what layers keep for their backward pass is found by
+one of them at work (workers.models.probe). Not counted: fragmentation, messages between workers, a
+GPU's own context.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from workers.config.model import ModelSpec
+from workers.config.parallel import ParallelSpec
+from workers.config.train import TrainSpec
+from workers.data.store.epoch_figures import LargestPass
+from workers.injection.targets import decoder_layers
+from workers.layers.feed_forward import linear_sizes
+from workers.models.compatibility import base_config, skeleton
+from workers.models.probe import probe
+
+PACKED = {"bnb_nf4": 0.5 + (1 + 4 / 256) / 64, "bnb_int8": 1.0, "torchao_int8": 1.0}
+"""Bytes of a weight in a packed linear. Of NF4, 64 weights share a scale of a byte, and 256 of
+those one of four."""
+ADAPTER_BYTES = 4
+MOMENTS = 2
+"""AdamW's of each weight."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one worker, by what holds them."""
+
+    base: int
+    """Frozen weights."""
+    adapter: int
+    gradients: int
+    optimizer: int
+    """AdamW's moments."""
+    activations: int
+    """What the layers keep for the backward pass, and one layer's gradients of it."""
+    logits: int
+    """Of the scored positions, and their gradient."""
+    data: int
+    """The encoded rows."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+    def as_dict(self) -> dict[str, int]:
+        """Bytes by part, and `total`."""
+        return {**asdict(self), "total": self.total}
+
+
+def estimate(spec: TrainSpec, largest: LargestPass, data: int = 0) -> MemoryEstimate:
+    """Of one worker of the most that the run may have; `data` are the bytes of its rows. InputError
+    for a model whose layers do not run alone."""
+    config = base_config(spec.model)
+    model = skeleton(config)
+    _, layers = decoder_layers(model)
+    shapes = [spec.adapter.in_layer(at, len(layers)) for at in range(len(layers))]
+    rows, length = largest.rows, largest.length
+    known = spec.model
+    if spec.data.packing:  # which has an attention of its own, that keeps no scores
+        known = known.model_copy(update={"attention": "sdpa"})
+    probes = {one: probe(config, known, one, rows, length) for one in Counter(shapes)}
+    each = [probes[shape] for shape in shapes]
+    weights = sum(one.expert_weights for one in each) // spec.parallel.ep_size
+    trained = ADAPTER_BYTES * (weights + sum(one.other_weights for one in each))
+    number = int(getattr(torch, spec.model.dtype).itemsize)
+    hidden = rows * length * model.config.get_text_config().hidden_size * number
+    kept = [hidden if spec.model.activation_checkpointing else one.kept for one in each]
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    workers = _sharing(spec.parallel)
+    return MemoryEstimate(
+        base=_base(model, layers, spec.model) // workers["base"] + _gathered(layers, spec),
+        adapter=trained // workers["adapter"],
+        gradients=trained // workers["gradients"],
+        optimizer=0
+        if spec.parallel.offload_optimizer
+        else MOMENTS * trained // workers["optimizer"],
+        activations=sum(kept) + max(one.kept + one.kept_once for one in each),
+        logits=2 * rows * largest.scored * vocabulary * number,
+        data=data,
+    )
+
+
+def _base(model: PreTrainedModel, layers: Sequence[nn.Module], spec: ModelSpec) -> int:
+    """Bytes of the frozen weights; linears of the decoder may be packed."""
+    number = getattr(torch, spec.dtype).itemsize
+    weights = sum(one.numel() for one in model.parameters())
+    packed = sum(map(_in_linears, layers)) if spec.quantization else 0
+    each = PACKED[spec.quantization] if spec.quantization else 0
+    return int((weights - packed) * number + packed * each)
+
+
+def _gathered(layers: Sequence[nn.Module], spec: TrainSpec) -> int:
+    """Of a base in shards: the layer that is whole for the moment."""
+    if _sharing(spec.parallel)["base"] == 1:
+        return 0
+    largest = max(sum(one.numel() for one in layer.parameters()) for layer in layers)
+    return int(largest * getattr(torch, spec.model.dtype).itemsize)
+
+
+def _in_linears(layer: nn.Module) -> int:
+    sizes = map(linear_sizes, layer.modules())
+    return sum(inside * out for inside, out in filter(None, sizes))
+
+
+def _sharing(parallel: ParallelSpec) -> dict[str, int]:
+    """Among how many workers each part is cut."""
+    workers = parallel.max_workers
+    stage = {"ddp": 0, "fsdp2": 3, "deepspeed": parallel.zero_stage}[parallel.strategy]
+    cut = {"optimizer": 1, "gradients": 2, "adapter": 3, "base": 3}
+    return {part: workers if stage >= least else 1 for part, least in cut.items()}
