@@ -128,8 +128,9 @@ def job_estimate(job: JobSpec, *, measure: bool = False) -> JobEstimate:
 
 
 def _large(trials: "Iterable[TrainSpec]") -> "list[TrainSpec]":
-    """Those that may be the largest: with the most rows at once, weights, or slots."""
+    """Those that may be the largest: with the most or longest rows at once, weights, or slots."""
     keys = (
+        lambda one: one.data.max_length,
         lambda one: one.trained_at_once(one.parallel.max_workers),
         lambda one: max(one.adapter.expert_counts) * one.adapter.rank,
         lambda one: one.adapter.slots(max(one.adapter.expert_counts)),

@@ -87,8 +87,8 @@ def _rows(examples: StoredExamples, spec: TrainSpec) -> Iterator[list[Example]]:
 def _quickest(
     step: TrainStep, rows: Sequence[Example], spec: TrainSpec, pad_token_id: int
 ) -> Timed:
-    batches_of_all = batches_of(spec, rows, (), rank=0, world=spec.parallel.max_workers)
-    passes = batches_of_all.micro_batches(0, spec.micro_batch_size)
+    step_of_all = batches_of(spec, rows, (), rank=0, world=spec.parallel.max_workers)
+    passes = step_of_all.micro_batches(0, spec.micro_batch_size)
     batches = lay_out(spec, passes, pad_token_id)
     seconds = []
     for _ in range(STEPS + 1):

@@ -52,8 +52,11 @@ def test_memory_is_that_of_the_largest_trial(job: JobSpec) -> None:
     assert "this is an estimate" in memory
 
 
-def test_steps_are_measured_here_on_real_rows(job: JobSpec) -> None:
+@pytest.mark.parametrize("packing", [False, True])
+def test_steps_are_measured_here_on_real_rows(job: JobSpec, packing: bool) -> None:
+    job = override_job(job, {"train.data.packing": packing}, "test")
     found = job_estimate(job, measure=True)
+    assert (found.epoch.padding_share == 0) == packing
     assert found.measured is not None
     usual, longest = found.measured.usual, found.measured.longest
     assert 0 < usual.positions <= longest.positions
