@@ -93,14 +93,15 @@ def gone(fork: int) -> None:
 
 
 COMMAND = """
-import os, signal, sys, time
-print("torch" in sys.modules, __name__, sys.argv, sys.path[0], flush=True)
-print(os.getpid(), flush=True)
+import atexit, os, signal, sys, time
 def ended(number, _):
     print("ended by", number, flush=True)
     sys.exit(128 + number)
 signal.signal(signal.SIGTERM, ended)
+atexit.register(print, "at exit")
 try:
+    print("torch" in sys.modules, __name__, sys.argv, sys.path[0], flush=True)
+    print(os.getpid(), flush=True)
     time.sleep(600 if "long" in sys.argv else 0)
 except KeyboardInterrupt:
     sys.exit(130)
@@ -138,13 +139,19 @@ def command(
 
 
 @pytest.mark.parametrize("program", [MODULE, FILE], ids=["module", "script"])
-def test_a_command_is_what_python_would_start(folder: Path, program: tuple[str, ...]) -> None:
+def test_a_command_is_what_python_would_start(
+    folder: Path, program: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = []
+    monkeypatch.setenv("PYTHONBREAKPOINT", "ray.util.rpdb.set_trace")  # as Ray does
     for changes in ({}, {"OMP_NUM_THREADS": "2"}, {"PYTHONHASHSEED": "1"}):
         with command(folder, "two words", "-x", program=program, **changes) as started:
             assert started.stdout is not None
             said.append(started.stdout.readline().split(maxsplit=1))
             number = int(started.stdout.readline())
+            assert started.stdout.read() == "at exit\n"
+            assert started.stderr is not None
+            assert started.stderr.read() == ""
         assert started.returncode == 3
         assert (number == started.pid) == bool(changes), "what is read early starts by itself"
     assert [torch for torch, _ in said] == ["True", "False", "False"]
@@ -157,7 +164,8 @@ def test_a_commands_signals_are_its_forks(folder: Path, number: signal.Signals, 
         fork = told(started)
         started.send_signal(number)
         rest, _ = started.communicate(timeout=60)
-    assert (rest, started.returncode) == ("ended by 15\n" if code == 143 else "", code)
+    said = "ended by 15\n" if code == 143 else ""
+    assert (rest, started.returncode) == (f"{said}at exit\n", code)
     gone(fork)
 
 

@@ -6,6 +6,7 @@ seconds to import, and forks.
 Only packages are imported, none of moetune: a fork imports moetune from where it is told.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -16,10 +17,12 @@ import selectors
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 IMPORTED = (
     "aiohttp",
@@ -44,6 +47,8 @@ IMPORTED = (
 """Not Ray itself: its core reads the worker's variables where it is imported."""
 READ_EARLY = ("HF_", "MKL_", "OMP_", "PYTHON", "TORCH_", "TRANSFORMERS_")
 """Beginnings of variables that Python and these packages read once, as they start."""
+READ_LATE = ("PYTHONBREAKPOINT", "PYTHONPATH")
+"""Those that a fork can be given: Ray sets the first in whoever connects to a cluster."""
 
 
 class Forked(BaseException):
@@ -128,7 +133,7 @@ def read_early(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(READ_EARLY) and name != "PYTHONPATH"
+        if name.startswith(READ_EARLY) and name not in READ_LATE
     }
 
 
@@ -148,11 +153,33 @@ def become(asked: dict[str, Any], files: list[int]) -> None:
     sys.argv[:] = asked["argv"]
     if module := asked.get("module"):
         sys.path[:] = [asked["folder"], *asked["path"]]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-        return
-    script = asked["argv"][0]
-    sys.path[:] = [str(Path(script).absolute().parent), *asked["path"]]
-    runpy.run_path(script, run_name="__main__")
+        run = partial(runpy.run_module, module, alter_sys=True)
+    else:
+        script = asked["argv"][0]
+        sys.path[:] = [str(Path(script).absolute().parent), *asked["path"]]
+        run = partial(runpy.run_path, script)
+    if "signals" in asked:
+        end(run)
+    else:
+        run(run_name="__main__")
+
+
+def end(command: Callable[..., object]) -> NoReturn:
+    """Run a command and end as Python does, but for its last look at all objects: what a command
+    that has not imported torch leaves, torch's parts complain of there."""
+    code: object = 0
+    try:
+        command(run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code or 0
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def main(listener: socket.socket) -> None:
