@@ -1,4 +1,4 @@
-"""Workers of the tests' clusters, and the commands that tests start, are forked from one process,
+"""Workers of the tests' cluster, and the commands that tests start, are forked from one process,
 which has imported for all of them.
 
 Importing torch and transformers takes each five seconds of a core, and each actor of Ray is a
@@ -35,6 +35,8 @@ def forked_workers() -> Iterator[None]:
         try:
             with pytest.MonkeyPatch.context() as changed:
                 changed.setenv("TESTS_FORK_AT", path)
+                # A command in a user's environment, without it, leaves its cluster's to Ray.
+                changed.setenv("MOETUNE_FORKS", "workers")
                 changed.setenv("PYTHONPATH", str(HOOK), prepend=os.pathsep)
                 yield
         finally:

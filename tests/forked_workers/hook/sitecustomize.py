@@ -1,4 +1,4 @@
-"""Python runs this as it starts. A worker of the tests' clusters, and a `moetune` of the tests, ask
+"""Python runs this as it starts. A worker of the tests' cluster, and a `moetune` of the tests, ask
 the process that has imported torch and transformers (tests/forked_workers/server.py) for a fork,
 and then stand for it: they end as the fork has ended, and the fork is killed when they are.
 """
@@ -77,7 +77,7 @@ def main(path: str, given: list[str]) -> None:
         return
     if asked := command(given):
         become_a_fork(path, asked)
-    elif argv := worker(given):
+    elif "MOETUNE_FORKS" in os.environ and (argv := worker(given)):
         become_a_fork(path, {"argv": argv})
 
 
