@@ -318,7 +318,8 @@ def test_a_name_that_is_served_is_deleted_by_force_and_then_unknown(
 
 @pytest.mark.usefixtures("processes")
 def test_a_dead_head_ends_serve(served: str) -> None:
-    with serving("home", "--storage", served, env=environment()) as (server, _):
+    alone = environment() | {"PYTHONHASHSEED": "0"}  # not forked: whose children it looks at
+    with serving("home", "--storage", served, env=alone) as (server, _):
         ours = psutil.Process(server.pid).children(recursive=True)
         [head] = [one for one in ours if one.name() == "gcs_server"]
         head.kill()
