@@ -152,7 +152,10 @@ class Raylets:
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
         self.env = environment.DRIVER | {
-            name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+            name: value
+            for name, value in os.environ.items()
+            # A node's workers are looked for among its children: no forks of another process.
+            if not name.startswith(("RAY_", "MOETUNE_FORKS"))
         }
         self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         self.env["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
