@@ -12,7 +12,7 @@ from workers.data.encode import Encoder
 from workers.data.epoch import Part
 from workers.data.example import Example
 from workers.data.rows import Row
-from workers.data.sources.records import changed, data_digest, source_digests
+from workers.data.sources.records import data_digest, source_digests
 from workers.data.store.arrow import StoredExamples
 from workers.data.store.same_rows import SameRows, same_rows
 from workers.data.store.token_store import EncodedSource, Tell, TokenStore
@@ -81,10 +81,9 @@ class Inputs:
 
     def _stored(self, which: str, tell: Tell = lambda *_: None) -> EncodedSource:
         if which not in self._rows:
-            store, some = TokenStore(self.encoder, tell), self.spec.evaluation.rows_per_task
-            read = store.training() if which == TRAIN else store.validation(some)
-            self._check_noted(read)
-            self._rows[which] = read
+            store = TokenStore(self.encoder, tell, self._digests)
+            some = self.spec.evaluation.rows_per_task
+            self._rows[which] = store.training() if which == TRAIN else store.validation(some)
         return self._rows[which]
 
     @property
@@ -111,11 +110,6 @@ class Inputs:
     def _digests(self) -> dict[str, str]:
         """Of each source, taken once: what a run learns is what its lineage says."""
         return source_digests(self.spec.data)
-
-    def _check_noted(self, read: EncodedSource) -> None:
-        for source, found in read.digests.items():
-            if self._digests[source] != found:
-                raise changed(source)
 
     @property
     def used(self) -> UsedInputs:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,8 +37,6 @@ class EncodedSource:
     examples: arrow.StoredExamples
     counts: RowCounts
     """What encoding did to them."""
-    digests: dict[str, str]
-    """Of the sources' content that they were encoded from."""
 
     @property
     def rows(self) -> arrow.StoredRows:
@@ -54,6 +52,8 @@ class TokenStore:
     encoder: Encoder
     tell: Tell = lambda *_: None
     """Called again and again while rows are encoded, by this process or another one."""
+    noted: Mapping[str, str] | None = None
+    """Digests of the sources, where they have been taken: only rows with these are given."""
 
     def training(self) -> EncodedSource:
         """The rows to learn from."""
@@ -70,26 +70,25 @@ class TokenStore:
 
     def _stored(self, asked: "_Asked") -> EncodedSource:
         waiting = partial(self.tell, asked.name, 0)
-        found = asked.digests(waiting)
-        name = entry_name(self.encoder, asked.which, [*found.values()])
+        wanted = asked.digests(waiting) if self.noted is None else asked.of(self.noted)
+        name = entry_name(self.encoder, asked.which, wanted)
         cache = Cache(cache_folder(ROWS_FOLDER), limit_bytes())
-        write = partial(self._write, asked, found)
+        write = partial(self._write, asked, wanted)
         entry = cache.opened(name, write, waiting)
         try:
-            return _read(entry, found)
+            return _read(entry)
         except (OSError, ValueError) as error:  # the disk's doing, perhaps
             log.warning(f"{entry.folder}: is damaged, so its rows are encoded again: {error}")
             cache.discard(entry)
-            return _read(cache.opened(name, write, waiting), found)
+            return _read(cache.opened(name, write, waiting))
 
-    def _write(self, asked: "_Asked", before: dict[str, str], folder: Path) -> None:
+    def _write(self, asked: "_Asked", wanted: list[str], folder: Path) -> None:
         counts = RowCounts(asked.name)
         processes = Processes(self.encoder, self.encoder.data.processes or cpus())
         kept = processes.kept(self._told(asked.read(), counts), counts, asked.scored)
         vocabulary = max(self.encoder.tokenizer.get_vocab().values()) + 1
         arrow.write(folder / ROWS, kept, vocabulary, scored=asked.scored)
-        now = asked.digests(partial(self.tell, asked.name, counts.rows))
-        if before != now:
+        if asked.digests(partial(self.tell, asked.name, counts.rows)) != wanted:
             raise changed(asked.name)
         with (folder / ROWS).open("rb") as file:
             note = _Note(counts, arrow.checksum(file))
@@ -115,9 +114,13 @@ class _Asked:
     read: Callable[[], Iterable[Row]]
     scored: bool = False
 
-    def digests(self, moving: Callable[[], None]) -> dict[str, str]:
+    def digests(self, moving: Callable[[], None]) -> list[str]:
         """Of the sources' content now."""
-        return {source: digest(source, moving) for source in self.which["sources"]}
+        return [digest(source, moving) for source in self.which["sources"]]
+
+    def of(self, noted: Mapping[str, str]) -> list[str]:
+        """Those that were noted."""
+        return [noted[source] for source in self.which["sources"]]
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,9 @@ def _which(data: DataSpec, sources: Sequence[SourceSpec]) -> dict[str, Any]:
     }
 
 
-def _read(entry: StoreEntry, digests: dict[str, str]) -> EncodedSource:
+def _read(entry: StoreEntry) -> EncodedSource:
     """ValueError where anything is not as it was written: it would be learned."""
     note = TypeAdapter(_Note).validate_json((entry.folder / NOTE).read_bytes(), strict=True)
     if arrow.checksum(entry.held) != note.checksum:
         raise ValueError(f"{ROWS} has another checksum")
-    return EncodedSource(arrow.StoredExamples(entry.held), note.counts, digests)
+    return EncodedSource(arrow.StoredExamples(entry.held), note.counts)
