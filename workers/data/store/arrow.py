@@ -8,13 +8,14 @@ processes that read it.
 
 import json
 import mmap
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, overload
+from typing import Any, BinaryIO, NamedTuple, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ BLOCK = 2**20
 _SPAN = pa.struct([("start", pa.uint32()), ("stop", pa.uint32()), ("weight", pa.float64())])
 _SPAN_FIELDS = tuple(field.name for field in _SPAN)
 Encoded = tuple[Row, Example]
+T = TypeVar("T")
 
 
 def write(path: Path, kept: Iterable[Encoded], vocabulary: int, *, scored: bool) -> None:
@@ -58,7 +60,24 @@ def checksum(file: BinaryIO) -> str:
     return state.hexdigest()
 
 
-class StoredExamples(Sequence[Example]):
+class _MadeWhenAsked(Sequence[T], ABC):
+    """A sequence whose items are made anew each time."""
+
+    @abstractmethod
+    def one(self, index: int) -> T:
+        """The item at an index, which may be negative. IndexError beyond the ends."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self.one(at) for at in range(*index.indices(len(self)))]
+        return self.one(index)
+
+
+class StoredExamples(_MadeWhenAsked[Example]):
     """The examples of a file. Each is made when it is asked for, its ids a view of the file."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -73,13 +92,8 @@ class StoredExamples(Sequence[Example]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
+    def one(self, index: int) -> Example:
+        """That of a row."""
         part, at = self.place(index)
         return part.example(at)
 
@@ -112,7 +126,7 @@ class StoredExamples(Sequence[Example]):
         return self._parts[number], at - (self._ends[number - 1] if number else 0)
 
 
-class StoredRows(Sequence[Row]):
+class StoredRows(_MadeWhenAsked[Row]):
     """The rows of a file's examples, each read when it is asked for."""
 
     def __init__(self, examples: StoredExamples) -> None:
@@ -121,13 +135,8 @@ class StoredRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._examples)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
+    def one(self, index: int) -> Row:
+        """That of an example."""
         part, at = self._examples.place(index)
         return part.row(at)
 
