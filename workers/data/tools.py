@@ -64,7 +64,11 @@ def plain(value: Any, what: str, where: str, *, nulls: bool = False, depth: int 
         return [inner(one) for one in value]
     if isinstance(value, str):
         return string(value, what, where)
-    if value is None or isinstance(value, int) or (isinstance(value, float) and _finite(value)):
+    if (
+        value is None
+        or isinstance(value, int)
+        or (isinstance(value, float) and math.isfinite(value))
+    ):
         return value
     raise InputError(f"{where}: {what} must hold values of JSON, not {short(value)}")
 
@@ -112,7 +116,3 @@ def _named(function: Any, where: str) -> None:
         raise InputError(f"{where}: needs a function")
     if not string(function.get("name"), "name", where):
         raise InputError(f"{where}: its function has no name")
-
-
-def _finite(value: float) -> bool:
-    return math.isfinite(value)

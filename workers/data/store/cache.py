@@ -13,7 +13,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from workers.config.base import InputError
+from workers.config.base import InputError, one_line
 
 CACHE_VARIABLE = "MOETUNE_CACHE"
 LIMIT_VARIABLE = "MOETUNE_CACHE_GB"
@@ -89,7 +89,7 @@ def private(folder: Path) -> Path:
 
 def cannot_write(place: Path, error: OSError) -> InputError:
     """What is wrong with the cache, and what to do."""
-    reason = error.strerror or " ".join(str(error).split())
+    reason = error.strerror or one_line(error)
     return InputError(
         f"{place}: cannot be written: {reason}; make room there, or name another folder by "
         "MOETUNE_CACHE"
