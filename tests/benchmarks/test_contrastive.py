@@ -1,11 +1,9 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("contrastive.py")
+from tests.benchmarks.smoke import options_of, ran
+
 SMALL = {
     "rows": 2,
     "length": 16,
@@ -20,13 +18,8 @@ SMALL = {
 
 @pytest.mark.usefixtures("benchmark")
 def test_the_benchmark_ends_with_share_and_memory_as_json(tmp_path: Path) -> None:
-    path = tmp_path / "share.json"
-    sizes = [part for name, value in SMALL.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, str(SCRIPT), *sizes, "--json", str(path)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    result = json.loads(printed.stdout.splitlines()[-1])
-    assert json.loads(path.read_text()) == result
+    result, printed = ran("contrastive.py", options_of(SMALL), tmp_path)
     assert -1 < result["contrastive_share"] < 1
     assert result["peak_memory_added_mib"].keys() == {"32", "128"}
     assert result["sizes"]["anchors"] == 32
-    assert "share of the step" in printed.stdout
+    assert "share of the step" in printed

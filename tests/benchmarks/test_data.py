@@ -1,24 +1,18 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("data.py")
+from tests.benchmarks.smoke import ran
+
 SMALL = ["--rows=60", "--tokens=40", "--few=50", "--many=1000", "--steps=3", "--rounds=1"]
 
 
 @pytest.mark.usefixtures("benchmark")
 def test_it_ends_with_bytes_memory_and_speed_as_json(tmp_path: Path) -> None:
-    path = tmp_path / "data.json"
-    command = [sys.executable, str(SCRIPT), *SMALL, "--json", str(path)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    result = json.loads(printed.stdout.splitlines()[-1])
-    assert json.loads(path.read_text()) == result
+    result, printed = ran("data.py", SMALL, tmp_path)
     assert 2 < result["bytes_per_token"] < 6
     assert 4 < result["bytes_per_token_large_vocabulary"] < 6
     assert result["resident_mb"].keys() == result["first_batch_s"].keys() == {"50", "1k"}
     assert result["encode_tokens_per_cpu_s"] > 0
     assert result["over_today"] > 0
-    assert "as before" in printed.stdout
+    assert "as before" in printed

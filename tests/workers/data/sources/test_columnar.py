@@ -7,9 +7,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.workers.data.sources.rows import FILES, ROWS, Rows, read
+from tests.workers.data.sources.rows import FILES, ROWS, read
 from workers.config.base import InputError
 from workers.data.sources.records import records
+
+
+def in_one_batch(table: pa.Table) -> bytes:
+    """An Arrow file."""
+    sink = BytesIO()
+    with pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
+    return sink.getvalue()
 
 
 @pytest.mark.parametrize("name", ["file.arrow", "stream.arrow", "rows.feather", "rows.parquet"])
@@ -32,11 +40,7 @@ def test_a_file_that_is_cut_off_is_one_line(tmp_path: Path, name: str, kept: int
 
 def test_an_arrow_file_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
     table = pa.table([["p"], ["t"], ["u"]], names=["prompt", "target", "target"])
-    with (
-        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema) as f,
-    ):
-        f.write_table(table)
+    (tmp_path / "a.arrow").write_bytes(in_one_batch(table))
     with pytest.raises(InputError, match=r"a\.arrow: has two columns 'target'$"):
         read(str(tmp_path / "a.arrow"))
 
@@ -45,11 +49,7 @@ def test_a_value_that_python_has_no_like_of_has_its_row(tmp_path: Path) -> None:
     """In Arrow as in Parquet."""
     bad = pa.array([b"ok", b"\xff"]).cast(pa.binary()).view(pa.string())
     table = pa.table({"prompt": bad})
-    with (
-        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema) as f,
-    ):
-        f.write_table(table)
+    (tmp_path / "a.arrow").write_bytes(in_one_batch(table))
     with pytest.raises(InputError, match=r"a\.arrow: row 2: cannot be read"):
         read(str(tmp_path / "a.arrow"))
 
@@ -79,7 +79,7 @@ def test_a_stream_of_old_arrow_is_read(tmp_path: Path) -> None:
 
 def test_of_a_batch_that_is_the_file_some_rows_are_objects_at_a_time(tmp_path: Path) -> None:
     rows = [{"prompt": f"{at}" * 60, "target": "t"} for at in range(30_000)]
-    (tmp_path / "one.arrow").write_bytes(_one_batch(rows))
+    (tmp_path / "one.arrow").write_bytes(in_one_batch(pa.Table.from_pylist(rows)))
     tracemalloc.start()
     try:
         found = records(str(tmp_path / "one.arrow"), lambda _, names: sorted(names))
@@ -89,10 +89,3 @@ def test_of_a_batch_that_is_the_file_some_rows_are_objects_at_a_time(tmp_path: P
         tracemalloc.stop()
     assert places == [f"{tmp_path}/one.arrow: row 30000"]
     assert most < 3e6, "of some 18 MB"
-
-
-def _one_batch(rows: Rows) -> bytes:
-    table, sink = pa.Table.from_pylist(rows), BytesIO()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
