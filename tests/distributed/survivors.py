@@ -23,6 +23,7 @@ import torch.distributed as dist
 from cluster import environment
 from orchestrator.tuning.trainer import fit
 from search_spaces.spec import SearchSpec
+from tests.forked_workers import unforked
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run import heartbeat
@@ -153,9 +154,8 @@ class Raylets:
         token.chmod(0o600)
         self.env = environment.DRIVER | {
             name: value
-            for name, value in os.environ.items()
-            # A node's workers are looked for among its children: no forks of another process.
-            if not name.startswith(("RAY_", "MOETUNE_FORKS"))
+            for name, value in unforked(os.environ).items()
+            if not name.startswith("RAY_")
         }
         self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         self.env["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,9 @@ import psutil
 import pytest
 
 SERVER = "tests.forked_workers.server"
+FORK_AT, WORKERS_TOO = "TESTS_FORK_AT", "MOETUNE_FORKS"
+"""Variables that the hook reads: where the server listens, and whether Ray's workers fork too. A
+command in a user's environment, without the second one, leaves its cluster's workers to Ray."""
 HOOK = Path(__file__).parent / "hook"
 """On the path of a cluster's processes: Python runs its sitecustomize.py as they start."""
 
@@ -34,14 +37,20 @@ def forked_workers() -> Iterator[None]:
             server = _server(listener)
         try:
             with pytest.MonkeyPatch.context() as changed:
-                changed.setenv("TESTS_FORK_AT", path)
-                # A command in a user's environment, without it, leaves its cluster's to Ray.
-                changed.setenv("MOETUNE_FORKS", "workers")
+                changed.setenv(FORK_AT, path)
+                changed.setenv(WORKERS_TOO, "yes")
                 changed.setenv("PYTHONPATH", str(HOOK), prepend=os.pathsep)
                 yield
         finally:
             with server:  # it ends with its standard input
                 pass
+
+
+def unforked(environment: Mapping[str, str]) -> dict[str, str]:
+    """For a process whose children are looked at: they are its own, and no forks of the server."""
+    return {
+        name: value for name, value in environment.items() if name not in (FORK_AT, WORKERS_TOO)
+    }
 
 
 def path_of(folder: Path) -> str:

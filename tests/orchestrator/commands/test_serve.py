@@ -27,6 +27,7 @@ from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
 from orchestrator.serve.proxy import running_address
 from orchestrator.serve.served_base import served_base
+from tests.forked_workers import unforked
 from tests.served import serving
 from tests.tiny import write_adapter
 from workers.adapter.manifest import read_manifest, write_manifest
@@ -318,8 +319,7 @@ def test_a_name_that_is_served_is_deleted_by_force_and_then_unknown(
 
 @pytest.mark.usefixtures("processes")
 def test_a_dead_head_ends_serve(served: str) -> None:
-    alone = environment() | {"PYTHONHASHSEED": "0"}  # not forked: whose children it looks at
-    with serving("home", "--storage", served, env=alone) as (server, _):
+    with serving("home", "--storage", served, env=unforked(environment())) as (server, _):
         ours = psutil.Process(server.pid).children(recursive=True)
         [head] = [one for one in ours if one.name() == "gcs_server"]
         head.kill()
