@@ -73,11 +73,8 @@ def check(
         values = {"job": spec.model_dump(mode="json"), "data": data, "remarks": said}
         return print_json(values | estimate.as_dict())
     print(dump_job(spec), end="", flush=True)
-    for one in (
-        *counts.values(),
-        *estimate.lines(),
-        *said,
-    ):  # beside the job, which may go into a file
+    # Beside the job, which may go into a file.
+    for one in (*counts.values(), *estimate.lines(), *said):
         print(one, file=sys.stderr)
     return None
 

@@ -9,8 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from orchestrator.openai.body import Body, without_nulls
 from orchestrator.openai.neutral import Empty, NoItems, Off, unsupported
-from orchestrator.openai.tools import MOST, ToolCall
-from workers.config.base import InputError
+from orchestrator.openai.tools import MOST, ToolCall, rules_of_training
 from workers.data.chat import OF_ROLE, REASONING, Turn, turn_of
 from workers.engine.request import RoutingDetail
 
@@ -85,10 +84,8 @@ class Message(Body):
     def turn(self) -> Turn:
         """As chat templates are given it, in training too; ValueError where it cannot be."""
         said = self.model_dump(include={"role", "content", *ONLY_SOME}, exclude_defaults=True)
-        try:
+        with rules_of_training():
             return turn_of({"content": self.content} | said, "")
-        except InputError as error:
-            raise ValueError(str(error).removeprefix(": ")) from None
 
 
 class JsonSchema(Body):

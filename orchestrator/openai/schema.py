@@ -31,7 +31,6 @@ from orchestrator.openai.neutral import (
 from orchestrator.openai.prompt import Prompts, each
 from orchestrator.openai.tools import Tools, shallow
 from workers.config.base import PositiveInt
-from workers.data.tools import tool_schemas
 from workers.engine.request import (
     AdapterRef,
     Chat,
@@ -211,7 +210,7 @@ class ChatBody(NeutralChat, CompletionBase):
     @cached_property
     def prompts(self) -> tuple[Prompt, ...]:
         """One."""
-        tools = () if self.tool_choice == "none" else tool_schemas(self.tools, "")
+        tools = () if self.tool_choice == "none" else tuple(self.tools)
         return (Chat(tuple(message.turn for message in self.messages), tools),)
 
     def _limit(self) -> int | None:

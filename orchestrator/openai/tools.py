@@ -1,6 +1,7 @@
 """Tools of a chat and calls of them, in OpenAI's form. The rules are those of training's rows."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,17 +21,13 @@ Checked = TypeVar("Checked")
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-def as_trained(check: Callable[[Any, str], object]) -> Callable[[Checked], Checked]:
-    """A check of training's, for a field that keeps its value."""
-
-    def checked(value: Checked) -> Checked:
-        try:
-            check(value, "")
-        except InputError as error:
-            raise ValueError(str(error).removeprefix(": ")) from None
-        return value
-
-    return checked
+@contextmanager
+def rules_of_training() -> Iterator[None]:
+    """What training's rows may not say is a ValueError here: pydantic knows the field."""
+    try:
+        yield
+    except InputError as error:
+        raise ValueError(str(error).removeprefix(": ")) from None
 
 
 def shallow(value: Checked) -> Checked:
@@ -40,13 +37,26 @@ def shallow(value: Checked) -> Checked:
     return value
 
 
-Arguments = Annotated[str | dict[str, Any], AfterValidator(as_trained(arguments))]
+def _read(value: str | dict[str, Any]) -> str | dict[str, Any]:
+    """A call's arguments, which can be read; `workers.data.chat` reads them with their turn."""
+    with rules_of_training():
+        arguments(value, "")
+    return value
+
+
+def _as_rendered(value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    with rules_of_training():
+        return list(tool_schemas(value, ""))
+
+
+Arguments = Annotated[str | dict[str, Any], AfterValidator(_read)]
 Tools = Annotated[
     list[dict[str, Any]],
     Field(max_length=MOST),
     AfterValidator(shallow),
-    AfterValidator(as_trained(tool_schemas)),
+    AfterValidator(_as_rendered),
 ]
+"""As chat templates are given them."""
 
 
 class CalledFunction(Body):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from workers.config.base import InputError
+from workers.config.base import InputError, one_line
 from workers.models.attention import BY_SEQUENCE, LOOKING, REFUSED, by_sequence
 
 UNSEEN = {**REFUSED, "s_aux": "attention sinks"}
@@ -60,7 +60,7 @@ def check_packing(model: PreTrainedModel) -> None:
         with torch.no_grad(), _attending(model, LOOKING, _look):
             model(token, attention_mask=torch.ones_like(token), looked=looked, **arguments)
     except (ValueError, TypeError) as error:
-        raise _refusal(model, " ".join(str(error).split())[:200]) from error
+        raise _refusal(model, one_line(error)) from error
     except (RuntimeError, NotImplementedError):
         if model.device.type != "meta":
             raise

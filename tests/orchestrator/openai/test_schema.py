@@ -14,6 +14,7 @@ from pydantic import ValidationError, model_validator
 
 from orchestrator.gateway.body import LARGE, parse, parsed
 from orchestrator.openai import schema as schema_module
+from orchestrator.openai import tools as tools_module
 from orchestrator.openai.schema import ChatBody, CompletionBase, CompletionBody
 from orchestrator.openai.tools import NESTED
 from tests.orchestrator import recorded_bodies
@@ -242,8 +243,8 @@ def test_a_read_body_has_been_gone_through(monkeypatch: pytest.MonkeyPatch) -> N
     def again(*args: object) -> None:
         raise AssertionError("the body is gone through again")
 
-    for name in ("tool_schemas", "_likely_tokens"):
-        monkeypatch.setattr(schema_module, name, again)
+    for module, name in ((tools_module, "tool_schemas"), (schema_module, "_likely_tokens")):
+        monkeypatch.setattr(module, name, again)
     assert body.likely_tokens(10)
     assert body.requests(None)
 
