@@ -45,11 +45,7 @@ class JobEstimate:
         """A sentence or two on each."""
         if self.same_rows:
             yield str(self.same_rows)
-        yield (
-            f"an epoch is {_many(self.epoch.steps, 'step')}; {_many(self.steps, 'step')} are "
-            f"{self.epoch.epochs:.3g} epochs; padding is {self.epoch.padding_share:.1%} of what is "
-            "computed"
-        )
+        yield f"{self._epochs}; padding is {self.epoch.padding_share:.1%} of what is computed"
         yield self._held()
         if self.measured:
             yield (
@@ -57,6 +53,15 @@ class JobEstimate:
                 f"{_many(self.steps, 'step')} would take at most {duration(self._seconds)} here, "
                 "one after another and without evaluations"
             )
+
+    @property
+    def _epochs(self) -> str:
+        if self.epoch.steps is None or self.epoch.epochs is None:
+            return "rows are streamed, and only the first were looked at"
+        return (
+            f"an epoch is {_many(self.epoch.steps, 'step')}; {_many(self.steps, 'step')} are "
+            f"{self.epoch.epochs:.3g} epochs"
+        )
 
     @property
     def _memory(self) -> dict[str, Any]:
@@ -92,19 +97,20 @@ def job_estimate(job: JobSpec, *, measure: bool = False) -> JobEstimate:
     from workers.data.store.epoch_figures import epoch_figures
     from workers.data.store.same_rows import same_rows
     from workers.data.store.token_store import TokenStore
+    from workers.data.streaming.windows import looked_at
     from workers.models.base import check_base
     from workers.models.memory import estimate
     from workers.train.measure import measured_steps
 
     tokenizer = check_base(job.train.model)
     trials = _large(job.search_space().samples())
-    stores = {
-        data: TokenStore(Encoder(tokenizer, data))
+    encoders = {
+        data: Encoder(tokenizer, data)
         for data in (job.train.data, *(trial.data for trial in trials))
     }
-    rows = {data: store.training() for data, store in stores.items()}
-    train = rows[job.train.data]
-    validation = stores[job.train.data].validation(job.train.evaluation.rows_per_task)
+    rows = {data: looked_at(encoder) for data, encoder in encoders.items()}
+    train, store = rows[job.train.data], TokenStore(encoders[job.train.data])
+    validation = store.validation(job.train.evaluation.rows_per_task)
 
     def held(trial: "TrainSpec") -> "MemoryEstimate":
         mine = rows[trial.data]

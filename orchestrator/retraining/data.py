@@ -21,8 +21,8 @@ HELD_OUT = 5
 def with_fresh(job: JobSpec, source: str, fewest: int, folder: Path) -> JobSpec:
     """The job on files in `folder` that hold its own rows and those of `source`, fresh rows first:
     `data.max_rows` takes the first ones. Several sources to learn from stay apart, with their
-    weights, and fresh rows are one more. InputError where there are fewer than `fewest` fresh rows,
-    or a file cannot be read.
+    weights, and fresh rows are one more. What is streamed stays where it is. InputError where there
+    are fewer than `fewest` fresh rows, or a file cannot be read.
 
     What is compared, on the validation rows, then covers old and fresh traffic alike. Where they
     are held out of the rows to learn from, they still are: of all rows, and the old ones stay on
@@ -39,7 +39,10 @@ def with_fresh(job: JobSpec, source: str, fewest: int, folder: Path) -> JobSpec:
         learned = [row for at, row in enumerate(fresh) if (at + 1) % HELD_OUT]
         _write(validation, fresh[HELD_OUT - 1 :: HELD_OUT], _records(data, data.validation))
         changes["data.validation"] = str(validation)
-    if isinstance(data.train, str):
+    if data.streaming:
+        _write(train, learned)
+        changes["data.train"] = [str(train), *(one.model_dump() for one in data.sources)]
+    elif isinstance(data.train, str):
         _write(train, learned, _records(data, data.train))
     else:
         _write(train, learned)

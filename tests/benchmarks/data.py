@@ -6,6 +6,9 @@ Encoding: chats of about `tokens` tokens out of a JSON Lines file, by the store 
 (all rows read, then one at a time into Python's integers). They take turns in one process, and its
 processor time counts, all threads together.
 
+Streaming: the windows of one pass over the same file, and the rows that a run passes by which goes
+on at the pass's end.
+
 Memory: a fresh process for each number of rows opens a store of random rows, draws an epoch's order
 and makes batches of `steps` steps of it. What counts is its anonymous memory (Anonymous in
 /proc/self/smaps_rollup): pages of the mapped file are shared by all processes, and the system takes
@@ -40,11 +43,13 @@ from workers.data.batches import Batches, collate
 from workers.data.encode import Encoder
 from workers.data.example import Example, Span
 from workers.data.rows import Row, training_rows
-from workers.data.sources.records import data_digest
+from workers.data.sources.records import SourceDigests, data_digest
 from workers.data.store.arrow import StoredExamples, write
 from workers.data.store.entries import ROWS
 from workers.data.store.identity import tokenizer_digest
 from workers.data.store.token_store import TokenStore
+from workers.data.streaming.mixed import one_pass
+from workers.data.streaming.windows import Place, Windows
 
 GOAL_BYTES = 6
 TEMPLATE = (
@@ -132,13 +137,37 @@ def encode(sizes: Sizes, folder: Path, named: str | None) -> dict[str, float]:
         assert tokens == found[0]
         speeds["store"].append(1000 * tokens / took)
     files = sorted((folder / "cache" / "rows").glob(f"*/{ROWS}"))
-    return {
+    return stream(sizes, source, tokenizer) | {
         "bytes_per_token": files[0].stat().st_size / tokens,
         "encode_tokens_per_cpu_s": statistics.median(speeds["store"]),
         "before_tokens_per_cpu_s": statistics.median(speeds["before"]),
         "over_today": statistics.median(
             ours / theirs for ours, theirs in zip(speeds["store"], speeds["before"], strict=True)
         ),
+    }
+
+
+def stream(sizes: Sizes, source: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    """Tokens by processor second of a stream's windows, and rows that are passed by."""
+    limits = {"streaming_buffer": max(sizes.rows // 2, 1), "max_length": 8 * sizes.tokens}
+    data = DataSpec(train=source, validation=source, streaming=True, **limits)
+    encoder, noted = Encoder(tokenizer, data), SourceDigests.of(data).listings
+    tokens, speeds, passed = 0, list[float](), list[float]()
+    for _ in range(sizes.rounds):
+        found: list[int] = []
+
+        def read(found: list[int] = found) -> None:
+            windows = Windows(encoder, 0, noted, Place())
+            found.extend(windows.next().source.counts.tokens for _ in range(2))
+
+        took = harness.milliseconds(read)
+        tokens = sum(found)
+        speeds.append(1000 * tokens / took)
+        took = harness.milliseconds(lambda: sum(1 for _ in one_pass(data, 0, 0)))
+        passed.append(1000 * sizes.rows / took)
+    return {
+        "streamed_tokens_per_cpu_s": statistics.median(speeds),
+        "passed_by_rows_per_cpu_s": statistics.median(passed),
     }
 
 
@@ -242,6 +271,7 @@ def report(found: dict[str, Any]) -> str:
                 f"{found['bytes_per_token']:.2f}",
             ],
             ["as before", f"{found['before_tokens_per_cpu_s']:.0f}", "in memory"],
+            ["streamed", f"{found['streamed_tokens_per_cpu_s']:.0f}", "none"],
             ["ratio", f"{found['over_today']:.2f}", ""],
             [
                 "vocabulary above 65,536",
@@ -257,7 +287,10 @@ def report(found: dict[str, Any]) -> str:
             for at, mb in found["resident_mb"].items()
         ],
     )
-    return f"{encoding}\n\n{memory}"
+    passed = (
+        f"A stream that goes on passes by {found['passed_by_rows_per_cpu_s']:.0f} rows a CPU s."
+    )
+    return f"{encoding}\n\n{passed}\n\n{memory}"
 
 
 def main() -> None:

@@ -15,4 +15,6 @@ def test_it_ends_with_bytes_memory_and_speed_as_json(tmp_path: Path) -> None:
     assert result["resident_mb"].keys() == result["first_batch_s"].keys() == {"50", "1k"}
     assert result["encode_tokens_per_cpu_s"] > 0
     assert result["over_today"] > 0
+    assert result["streamed_tokens_per_cpu_s"] > 0
+    assert result["passed_by_rows_per_cpu_s"] > 0
     assert "as before" in printed

@@ -14,7 +14,7 @@ from workers.config.base import override
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.events import read_events
-from workers.run.record import RunPlan
+from workers.run.record import RunPlan, read_rows
 from workers.train.loop import TrainingRun
 
 
@@ -47,3 +47,25 @@ def test_two_workers_with_half_of_the_experts_each(
     tensors = files.read(adapter).tensors
     for name, tensor in alone.adapter.state_dict().items():
         torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_two_workers_share_a_stream_as_one_reads_it(
+    ray_cluster: Session, make_spec: Callable[..., TrainSpec], tmp_path: Path
+) -> None:
+    stream = {"data__streaming": True, "data__streaming_buffer": 24, "data__record_rows": True}
+    spec = make_spec(optimizer__lr=5e-4, optimizer__steps=6, parallel__workers=2, **stream)
+    plan = RunPlan(tmp_path / "run", "study")
+    adapter, last = fit(spec, plan)
+    (tmp_path / "alone").mkdir()
+    alone = TrainingRun(spec, RunPlan(tmp_path / "alone", "study"), world=World())
+    while not alone.done:
+        expected = alone.advance()
+    assert last["epoch"] == expected["epoch"] > 0
+    assert last["validation"]["loss"] == pytest.approx(expected["validation"]["loss"], rel=1e-5)
+    tensors = files.read(adapter).tensors
+    for name, tensor in alone.adapter.state_dict().items():
+        torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=0)
+    shared, whole = (read_rows(folder) for folder in (plan.folder, tmp_path / "alone"))
+    assert [len(shared), *map(len, shared.values())] == [6] + [2] * 6
+    for step, workers in shared.items():
+        assert sorted(row for each in workers for row in each) == sorted(whole[step][0])

@@ -12,7 +12,7 @@ ROW_METRICS = ("acc", "acc_norm", "exact_match", "number_match", "slot_f1", "rou
 """How the answer to a row may be scored; `workers.data.text_metrics` has the functions."""
 RESULTS_APART = ("record_rows", "processes")
 """Fields of a DataSpec that change neither rows nor what is learned of them."""
-ROWS_APART = (*RESULTS_APART, "packing")
+ROWS_APART = (*RESULTS_APART, "packing", "streaming", "streaming_buffer")
 """Those that change neither rows nor what is measured on them; but what is learned, perhaps."""
 RowMetric = Annotated[str, OneOf(lambda: ROW_METRICS)]
 
@@ -67,6 +67,12 @@ class DataSpec(Spec):
     """Lay rows one after another, up to max_length tokens in a packed sequence, instead of padding
     rows of like length: each keeps its own positions and attention. Which rows make up a step then
     does not depend on their lengths."""
+    streaming: bool = False
+    """Read the training rows while they are trained on, each epoch anew, for what fits on no disk:
+    nothing of them is kept, and only the first are looked at before a run. Each worker reads and
+    encodes all of them."""
+    streaming_buffer: PositiveInt = 16384
+    """With streaming: so many rows are in memory and shuffled at a time."""
     record_rows: bool = False
     """Note in the run's folder (`rows.jsonl`) which rows each worker took in each step."""
 
@@ -107,4 +113,9 @@ class DataSpec(Spec):
             raise ValueError("loss_on: all wants template: chat")
         if self.template == "plain" and self.chat_template is not None:
             raise ValueError("chat_template wants template: chat")
+        if self.streaming and self.held_out:
+            raise ValueError(
+                "streaming wants validation rows of their own: to hold a share out, all rows would "
+                "be read before the first step"
+            )
         return self

@@ -82,6 +82,15 @@ class Batches:
         """Steps in which every row comes at least once; with weights, as often as they say."""
         return ceil(rows_of_an_epoch(self._parts) / self.batch_size)
 
+    @property
+    def mean_length(self) -> float:
+        """Tokens of a row, on average."""
+        return float(self._lengths.mean())
+
+    def epoch(self, step: int) -> float:
+        """Epochs that so many steps make."""
+        return step / self.steps_per_epoch
+
     def indices(self, step: int) -> list[int]:
         """Rows of a step (from 0) over all workers, the shortest first."""
         epoch, place = divmod(step, self.steps_per_epoch)

@@ -101,7 +101,9 @@ class RowCounts:
             raise InputError(f"{self.source}: no row is left; {self.losses()}")
 
     def parts(self, data: DataSpec) -> list[Part]:
-        """The kept rows by source, and how often they come."""
+        """The kept rows by source, and how often they come; a stream's come as they are."""
+        if data.streaming:
+            return [Part(self.rows)]
         counted = zip(self.rows_of, data.sources, strict=False)
         return [Part(rows, source.weight) for rows, source in counted]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain, islice
 
 from transformers import PreTrainedTokenizerBase
@@ -49,6 +50,8 @@ class Encoder:
     ) -> Iterator[tuple[Row, Example]]:
         """The same of some of a source's rows, of which none may be left."""
         for row, (prompt, target, *choices) in self._encoded(rows, scored):
+            if self.spells_control(row):
+                counts.spelled(row)
             try:
                 example = self._fit(row, prompt, target.ids + self.end)
                 for choice in choices:
@@ -60,6 +63,11 @@ class Encoder:
                 continue
             counts.add(row, example)
             yield self._scored_as(row, target.ids), example
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+        return int(max(self.tokenizer.get_vocab().values())) + 1
 
     def example(self, row: Row) -> Example:
         """Prompt and target of a row; a prompt that is too long loses its beginning."""

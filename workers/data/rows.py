@@ -1,7 +1,8 @@
 """Rows to learn from and to be scored on, as every later stage sees them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -11,6 +12,7 @@ from workers.config.sources import SourceSpec
 from workers.data.asked import asked_in
 from workers.data.chat import Turn, weight
 from workers.data.layouts.recognition import Recognition
+from workers.data.sources.record import Records, Wanted
 from workers.data.sources.records import records
 from workers.data.split import is_held_out, row_key
 from workers.data.text_metrics import CHOICE_METRICS, check_metric
@@ -75,6 +77,15 @@ class Row:
         return "\n".join(message["content"] for message in self.messages)
 
 
+@dataclass(frozen=True, slots=True)
+class UnreadRow:
+    """A row that nobody has looked into: a stream that goes on in the middle skips many."""
+
+    where: str
+    read: Callable[[], Row]
+    """InputError where it is wrong."""
+
+
 def training_rows(spec: DataSpec) -> Iterator[Row]:
     """The rows to learn from, source after source, the first `max_rows` of each. They are read as
     they are taken."""
@@ -101,14 +112,30 @@ def read_rows(
     return list(islice(_rows(spec, source, task), limit))
 
 
-def _rows(spec: DataSpec, source: str, task: str | None) -> Iterator[Row]:
+def unread_rows(
+    spec: DataSpec,
+    source: str,
+    task: str | None,
+    read: Callable[[str, Wanted], Records] = records,
+) -> Iterator[UnreadRow]:
+    """Every row of a source, of `task` where it names none. InputError where there is none."""
     none = True
     known = Recognition(spec)
-    for where, record in records(source, known.columns):
+    for where, record in read(source, known.columns):
         none = False
-        yield _row(spec, where, known.made(where, record), task, known.said)
+        yield UnreadRow(where, partial(_known, spec, where, record, task, known))
     if none:
         raise InputError(f"{source}: holds no rows")
+
+
+def _rows(spec: DataSpec, source: str, task: str | None) -> Iterator[Row]:
+    return (row.read() for row in unread_rows(spec, source, task))
+
+
+def _known(
+    spec: DataSpec, where: str, record: Mapping[str, Any], task: str | None, known: Recognition
+) -> Row:
+    return _row(spec, where, known.made(where, record), task, known.said)
 
 
 def _side(spec: DataSpec, one: SourceSpec, *, held_out: bool) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from workers.data.encode import Encoder
 from workers.data.epoch import Part
 from workers.data.example import Example
 from workers.data.rows import Row
-from workers.data.sources.records import data_digest, source_digests
+from workers.data.sources.records import SourceDigests, data_digest
 from workers.data.store.arrow import StoredExamples
 from workers.data.store.same_rows import SameRows, same_rows
 from workers.data.store.token_store import EncodedSource, Tell, TokenStore
@@ -44,9 +44,10 @@ class Inputs:
         return inputs
 
     def encode(self, tell: Tell = lambda *_: None) -> None:
-        """Have the rows encoded, by this worker or by another one of this node. `tell` is called
-        again and again meanwhile."""
-        _ = self._stored(TRAIN, tell), self._stored(VALIDATION, tell)
+        """Have the rows encoded, by this worker or by another one of this node; of a stream only
+        those to be compared on. `tell` is called again and again meanwhile."""
+        for which in (VALIDATION,) if self.spec.data.streaming else (TRAIN, VALIDATION):
+            self._stored(which, tell)
 
     @cached_property
     def train(self) -> StoredExamples:
@@ -81,14 +82,16 @@ class Inputs:
 
     def _stored(self, which: str, tell: Tell = lambda *_: None) -> EncodedSource:
         if which not in self._rows:
-            store = TokenStore(self.encoder, tell, self._digests)
+            store = TokenStore(self.encoder, tell, self.digests.contents)
             some = self.spec.evaluation.rows_per_task
             self._rows[which] = store.training() if which == TRAIN else store.validation(some)
         return self._rows[which]
 
     @property
     def same_rows(self) -> SameRows | None:
-        """Rows to be compared on that are learned from too."""
+        """Rows to be compared on that are learned from too; of a stream nobody knows."""
+        if self.spec.data.streaming:
+            return None
         return same_rows(self._stored(TRAIN), self._stored(VALIDATION))
 
     @property
@@ -104,12 +107,12 @@ class Inputs:
     @cached_property
     def data_digest(self) -> str:
         """Digest of both sources' content."""
-        return data_digest(self.spec.data, self._digests)
+        return data_digest(self.spec.data, self.digests)
 
     @cached_property
-    def _digests(self) -> dict[str, str]:
+    def digests(self) -> SourceDigests:
         """Of each source, taken once: what a run learns is what its lineage says."""
-        return source_digests(self.spec.data)
+        return SourceDigests.of(self.spec.data)
 
     @property
     def used(self) -> UsedInputs:

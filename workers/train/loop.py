@@ -13,7 +13,8 @@ from workers.adapter.manifest import Manifest
 from workers.adapter.routing_sample import RoutingSample
 from workers.config.metrics import expert_load
 from workers.config.train import TrainSpec
-from workers.data.packing import batches_of
+from workers.data.counts import RowCounts
+from workers.data.streaming.batches import StreamedBatches
 from workers.injection.inject import inject
 from workers.models.packing import check_packing
 from workers.parallel.exchange_choice import share_out
@@ -28,7 +29,7 @@ from workers.run.samples import Sample
 from workers.train.checkpoint import state as checkpoint
 from workers.train.evaluation.evaluator import Evaluation
 from workers.train.inputs import Inputs
-from workers.train.layout import lay_out, micro_batch
+from workers.train.layout import lay_out, micro_batch, run_batches
 from workers.train.report import check_finite, summary
 from workers.train.start import start_from
 from workers.train.step import StepResult, TrainStep
@@ -74,9 +75,7 @@ class TrainingRun:
         self.inputs.encode(lambda *_: self.heartbeat.moving())  # all: it must not fail after hours
         self.heartbeat.beat("loading")
         base = self.inputs.base
-        self._batches = batches_of(
-            spec, self.inputs.train, self.inputs.parts, self.world.rank, self.world.size
-        )
+        self._batches = run_batches(spec, self.inputs, self.world, self.heartbeat.moving)
         self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
         self._timer = StepTimer(spec.optimizer.steps, spec.evaluation.every, self.world.size)
         self._evaluate = Evaluation(
@@ -85,7 +84,7 @@ class TrainingRun:
         try:
             if plan.start_from:
                 start_from(plan.start_from, self.adapter, spec.adapter, self.inputs.base_record)
-            micro = micro_batch(spec, self.inputs, self.world.size)
+            micro = micro_batch(spec, self.inputs, self.world.size, self._batches)
             self._shards = share_out(spec, base.model, self.adapter, mesh, micro)
             self.exchange = self._shards.choice
             """With expert parallelism, how experts and tokens meet, and why so."""
@@ -99,6 +98,11 @@ class TrainingRun:
     def done(self) -> bool:
         """Whether all steps are taken."""
         return self.step >= self.spec.optimizer.steps
+
+    @property
+    def train_counts(self) -> RowCounts:
+        """What encoding did to the rows to learn from; of a stream to those of this window."""
+        return self._stream.counts if self._stream else self.inputs.train_counts
 
     def advance(self, after_step: Callable[["TrainingRun"], None] | None = None) -> Metrics:
         """Train to the next report and evaluate; the same figures on every worker. `after_step` is
@@ -128,7 +132,7 @@ class TrainingRun:
         self._sample, self.samples = measured.routing_sample, measured.samples
         self.metrics = {
             "step": self.step,
-            "epoch": self.step / self._batches.steps_per_epoch,
+            "epoch": self._batches.epoch(self.step),
             "train": train,
             "validation": measured.metrics,
         }
@@ -172,6 +176,7 @@ class TrainingRun:
             "random": self.world.gather(checkpoint.random_states()),
             "schedule": self._train_step.schedule_state(),
             "update": self._update.whole_state(),
+            "stream": self._stream.position(self.step) if self._stream else None,
         }
 
     def write(self, folder: Path, state: Mapping[str, Any]) -> None:
@@ -182,8 +187,8 @@ class TrainingRun:
         checkpoint.write_state(folder, {**state, "update": optimizer})
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote. The data position is the step. Raises InputError where
-        the rows or the base are others than then."""
+        """Continue from what `save` wrote. The data position is the step, and of a stream its place
+        beside it. Raises InputError where the rows or the base are others than then."""
         state = checkpoint.read_state(folder)
         adapter = files.read(folder / "adapter")
         if adapter.manifest and self.world.is_first:
@@ -196,12 +201,18 @@ class TrainingRun:
         self.step, self.metrics = state["step"], state["metrics"]
         self._results = [StepResult(**result) for result in state["results"]]
         self._seconds = state["seconds"]
+        if self._stream:
+            self._stream.seek(state["stream"])
         checkpoint.restore_random_states(state["random"], self.world)
 
     def close(self) -> None:
         """Take the adapter off the base model, which the next run may use."""
         self.adapter.remove()
         self.heartbeat.stop()
+
+    @property
+    def _stream(self) -> StreamedBatches | None:
+        return self._batches if isinstance(self._batches, StreamedBatches) else None
 
     def _train_until(self, step: int, after_step: Callable[["TrainingRun"], None] | None) -> None:
         self._timer.start()
@@ -215,7 +226,7 @@ class TrainingRun:
             self._seconds += time.perf_counter() - started
             self._note(result)
             self.step += 1
-            epoch = self.step / self._batches.steps_per_epoch
+            epoch = self._batches.epoch(self.step)
             self.heartbeat.progress = self._timer.step(self.step, epoch, result)
             if after_step and self.step < step:
                 after_step(self)

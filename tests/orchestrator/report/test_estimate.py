@@ -52,6 +52,17 @@ def test_memory_is_that_of_the_largest_trial(job: JobSpec) -> None:
     assert "this is an estimate" in memory
 
 
+def test_of_a_stream_the_first_rows_tell_what_they_can(job: JobSpec) -> None:
+    stored = job_estimate(job)
+    streamed = override_job(job, {"train.data.streaming": True}, "test")
+    found = job_estimate(streamed)
+    assert found.memory == stored.memory, "all of its rows are in one window"
+    assert found.as_dict()["epoch"] | {"steps": 2, "epochs": 2.0} == stored.as_dict()["epoch"]
+    assert (found.epoch.steps, found.epoch.epochs) == (None, None)
+    _, epoch, _ = found.lines()
+    assert epoch.startswith("rows are streamed, and only the first were looked at; padding is ")
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_steps_are_measured_here_on_real_rows(job: JobSpec, packing: bool) -> None:
     job = override_job(job, {"train.data.packing": packing}, "test")

@@ -51,6 +51,7 @@ from tests.orchestrator.traffic import (
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
 from workers.data.rows import training_rows, validation_rows
+from workers.data.streaming.mixed import one_pass
 from workers.engine.request import AdapterRef, Chunk, TextRequest
 
 
@@ -378,6 +379,32 @@ def test_several_sources_stay_apart_and_fresh_rows_are_one_more(
         ("b0", "quiz"),
         ("b1", "quiz"),
     ]
+
+
+def test_what_is_streamed_is_not_copied_and_fresh_rows_are_one_source_more(
+    job: JobSpec, make_spec: Callable[..., TrainSpec], tmp_path: Path
+) -> None:
+    files = {}
+    for name, count in (("own", 3), ("compared", 2), ("fresh", 10)):
+        files[name] = str(tmp_path / f"{name}.jsonl")
+        rows = [{"prompt": f"{name}{i}", "target": "t"} for i in range(count)]
+        Path(files[name]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = make_spec(
+        data__train=files["own"], data__validation=files["compared"], data__streaming=True
+    )
+    job = job.model_copy(update={"train": train})
+    data = with_fresh(job, files["fresh"], 1, tmp_path / "joined").train.data
+    assert [one.source for one in data.sources] == [
+        str(tmp_path / "joined" / "train.jsonl"),
+        files["own"],
+    ]
+    assert [row.prompt for row in validation_rows(data)] == [
+        "fresh4",
+        "fresh9",
+        "compared0",
+        "compared1",
+    ]
+    assert len(list(one_pass(data, 0, 0))) == 8 + 3
 
 
 def test_what_is_held_out_stays_so_and_fresh_rows_are_split_alike(

@@ -136,6 +136,19 @@ def test_a_base_that_does_not_keep_packed_rows_apart_is_refused(
     preflight(override_job(good, {"data.packing": True}, "test"))
 
 
+def test_of_a_stream_only_the_first_rows_are_looked_at(good: JobSpec, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    known = Path(good.train.data.train).read_text()
+    rows.write_text(known + '{"prompt": "p", "target": ""}\n')
+    changes = {"data.train": str(rows), "data.streaming": True, "data.streaming_buffer": 16}
+    counts = preflight(override_job(good, changes, "test"))
+    assert (counts["train"].rows, counts["train"].source) == (16, f"{rows}, streamed")
+    with pytest.raises(InputError, match=r"rows\.jsonl: line 17: its target is empty"):
+        preflight(override_job(good, changes | {"data.streaming_buffer": 17}, "test"))
+    with pytest.raises(InputError, match="no row is of task 'quiz'; there are "):
+        preflight(override_job(good, changes | {"data.metrics": {"quiz": "acc"}}, "test"))
+
+
 def test_a_good_job_passes_and_leaves_nothing(good: JobSpec) -> None:
     preflight(good)
     preflight(good, resume=False)

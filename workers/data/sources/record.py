@@ -33,6 +33,11 @@ class File:
     filesystem: fs.FileSystem
     path: str
 
+    @property
+    def info(self) -> fs.FileInfo:
+        """Its size and time, asked for now."""
+        return self.filesystem.get_file_info(self.path)
+
     def lines(self) -> BufferedReader:
         """Its bytes, unpacked where its name says that they are packed."""
         return BufferedReader(self.filesystem.open_input_stream(self.path))

@@ -1,13 +1,22 @@
 """Records out of any source, in order, and a digest of its content."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from random import Random
 
 from workers.config.base import InputError, one_line
 from workers.config.data import DataSpec
 from workers.data.sources.files import files
 from workers.data.sources.formats import reader
-from workers.data.sources.hub import HUB, hub_fingerprint, hub_records
+from workers.data.sources.hub import (
+    HUB,
+    hub_fingerprint,
+    hub_listing,
+    hub_records,
+    hub_stream,
+)
 from workers.data.sources.record import Records, Wanted
 from workers.data.store.digests import files_digest
 
@@ -17,14 +26,34 @@ def records(source: str, wanted: Wanted) -> Records:
 
     Raises InputError for a file that is missing, unreadable, or in another format.
     """
-    try:
+    with _reading(source):
         if source.startswith(HUB):
             yield from hub_records(source, wanted)
             return
         for file in files(source):
             yield from reader(file.path)(file, wanted)
-    except OSError as error:  # of a disk or a network, wherever it comes: it is not the store's
-        raise InputError(f"{source}: cannot be read: {one_line(error)}") from None
+
+
+def streamed_records(source: str, wanted: Wanted, order: Random | None = None) -> Records:
+    """Every record of a source, its files in the order that `order` draws. Nothing is kept: a hub's
+    data set is not downloaded but read from there. InputError as of `records`."""
+    with _reading(source):
+        if source.startswith(HUB):
+            yield from hub_stream(source, wanted)
+            return
+        some = files(source)
+        if order:
+            order.shuffle(some)
+        for file in some:
+            yield from reader(file.path)(file, wanted)
+
+
+def size(source: str) -> int | None:
+    """Bytes of a source's files; None of a hub's, which says nothing sure."""
+    if source.startswith(HUB):
+        return None
+    with _reading(source):
+        return sum(int(file.info.size) for file in files(source))
 
 
 def digest(source: str, moving: Callable[[], None] = lambda: None) -> str:
@@ -32,24 +61,51 @@ def digest(source: str, moving: Callable[[], None] = lambda: None) -> str:
     `moving` is called again and again while bytes are read."""
     if source.startswith(HUB):
         return hashlib.sha256(hub_fingerprint(source).encode()).hexdigest()
-    try:
+    with _reading(source):
         return files_digest(source, files(source), moving)
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read: {one_line(error)}") from None
 
 
-def source_digests(spec: DataSpec) -> dict[str, str]:
-    """Of each of a run's sources."""
-    return {source: digest(source) for source in _sources(spec)}
+def listing_digest(source: str) -> str:
+    """sha256 over the names, sizes and times of a source's files, in place of the bytes of what is
+    streamed."""
+    if source.startswith(HUB):
+        return hashlib.sha256(hub_listing(source).encode()).hexdigest()
+    with _reading(source):
+        infos = [file.info for file in files(source)]
+    facts = [(info.base_name, info.size, info.mtime_ns) for info in infos]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def data_digest(spec: DataSpec, known: Mapping[str, str] | None = None) -> str:
-    """Digest of the content of all of a run's sources, and of what is held out of them. `known`:
-    their digests, where they have been taken."""
-    found = known or source_digests(spec)
+@dataclass(frozen=True)
+class SourceDigests:
+    """Of each of a run's sources, by its name."""
+
+    contents: Mapping[str, str]
+    listings: Mapping[str, str]
+    """Of those that are streamed, in place of their content."""
+
+    @classmethod
+    def of(cls, spec: DataSpec) -> "SourceDigests":
+        """Take them. InputError where a source cannot be read."""
+        learned = [one.source for one in spec.sources]
+        compared = [spec.validation] if isinstance(spec.validation, str) else []
+        streamed = learned if spec.streaming else []
+        stored = [*([] if spec.streaming else learned), *compared]
+        return cls(
+            {one: digest(one) for one in stored}, {one: listing_digest(one) for one in streamed}
+        )
+
+
+def data_digest(spec: DataSpec, known: SourceDigests | None = None) -> str:
+    """Digest of all of a run's sources, and of what is held out of them. `known`: of each, where
+    they have been taken."""
+    found = known or SourceDigests.of(spec)
+    of_learned = found.listings if spec.streaming else found.contents
+    digests = [of_learned[one.source] for one in spec.sources]
+    if isinstance(spec.validation, str):
+        digests.append(found.contents[spec.validation])
     split = f" held out: {spec.held_out!r}" if spec.held_out else ""
-    content = "".join(found[source] for source in _sources(spec)) + split
-    return hashlib.sha256(content.encode()).hexdigest()
+    return hashlib.sha256(("".join(digests) + split).encode()).hexdigest()
 
 
 def changed(source: str) -> InputError:
@@ -57,6 +113,9 @@ def changed(source: str) -> InputError:
     return InputError(f"{source}: has changed while it was read; begin again")
 
 
-def _sources(spec: DataSpec) -> list[str]:
-    names = [one.source for one in spec.sources]
-    return names + ([spec.validation] if isinstance(spec.validation, str) else [])
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # of a disk or a network, wherever it comes: it is not the store's
+        raise InputError(f"{source}: cannot be read: {one_line(error)}") from None

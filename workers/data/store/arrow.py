@@ -38,10 +38,16 @@ T = TypeVar("T")
 
 def write(path: Path, kept: Iterable[Encoded], vocabulary: int, *, scored: bool) -> None:
     """Write rows as they come; with those that are `scored`, all that is known of a row."""
+    with path.open("wb") as file:
+        write_to(file, kept, vocabulary, scored=scored)
+
+
+def write_to(file: BinaryIO, kept: Iterable[Encoded], vocabulary: int, *, scored: bool) -> None:
+    """The same, into an open file."""
     ids = pa.uint16() if vocabulary <= SMALL else pa.uint32()
     fields = [("ids", pa.list_(ids)), ("spans", pa.list_(_SPAN)), ("key", pa.uint64())]
     schema = pa.schema(fields + [("row", pa.binary())] * scored)
-    with path.open("wb") as file, pa.ipc.new_file(file, schema) as writer:
+    with pa.ipc.new_file(file, schema) as writer:
         for some in _batches(kept):
             examples = [example for _, example in some]
             keys = pa.array([row.key for row, _ in some], pa.uint64())

@@ -34,8 +34,9 @@ class LargestPass:
 class EpochFigures:
     """Of one epoch."""
 
-    steps: int
-    epochs: float
+    steps: int | None
+    """None of a stream, whose end nobody knows: the figures are of what was looked at."""
+    epochs: float | None
     """That the run's steps make."""
     padding_share: float
     """Of all positions that are computed."""
@@ -63,8 +64,8 @@ def epoch_figures(train: EncodedSource, spec: TrainSpec) -> EpochFigures:
         if padded > most:
             most, widest = padded, rows
     return EpochFigures(
-        steps=steps,
-        epochs=spec.optimizer.steps / steps,
+        steps=None if spec.data.streaming else steps,
+        epochs=None if spec.data.streaming else spec.optimizer.steps / steps,
         padding_share=1 - tokens / positions,
         positions_per_step=positions / looked_at / spec.parallel.max_workers,
         largest=_pass(examples, widest, packed=spec.data.packing),

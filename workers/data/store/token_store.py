@@ -86,8 +86,7 @@ class TokenStore:
         counts = RowCounts(asked.name)
         processes = Processes(self.encoder, self.encoder.data.processes or cpus())
         kept = processes.kept(self._told(asked.read(), counts), counts, asked.scored)
-        vocabulary = max(self.encoder.tokenizer.get_vocab().values()) + 1
-        arrow.write(folder / ROWS, kept, vocabulary, scored=asked.scored)
+        arrow.write(folder / ROWS, kept, self.encoder.vocabulary, scored=asked.scored)
         if asked.digests(partial(self.tell, asked.name, counts.rows)) != wanted:
             raise changed(asked.name)
         with (folder / ROWS).open("rb") as file:
@@ -98,8 +97,6 @@ class TokenStore:
         for done, row in enumerate(rows):
             if done % OFTEN == 0:
                 self.tell(counts.source, done)
-            if self.encoder.spells_control(row):
-                counts.spelled(row)
             yield row
 
 

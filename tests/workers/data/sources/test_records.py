@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import pytest
 
 from workers.config.base import InputError
 from workers.config.data import DataSpec
-from workers.data.sources.records import data_digest, digest, records
+from workers.data.sources.records import (
+    data_digest,
+    digest,
+    listing_digest,
+    records,
+    size,
+    streamed_records,
+)
 
 ROWS = [{"prompt": f"p{i}", "target": f"t{i}", "other": i} for i in range(5)]
 
@@ -88,6 +96,35 @@ def test_a_hub_name_goes_through_datasets(tmp_path: Path) -> None:
     assert len({digest(f"hub:{tmp_path}"), digest(f"hub:{tmp_path}#test")}) == 2
     with pytest.raises(InputError, match=r"cannot be loaded from the hub: .*nosplit"):
         read(f"hub:{tmp_path}#nosplit")
+
+
+def test_a_listing_is_of_names_sizes_and_times(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", ROWS)
+    sources = (str(folder), f"hub:{folder}")
+    before = [listing_digest(source) for source in sources]
+    assert before == [listing_digest(source) for source in sources]
+    os.utime(folder / "train.jsonl", ns=(1, 1))
+    touched = [listing_digest(source) for source in sources]
+    write_jsonl(folder / "more.jsonl", ROWS)
+    longer = listing_digest(sources[0])
+    assert len({*before, *touched, longer}) == 5
+    assert size(sources[0]) == sum(one.stat().st_size for one in folder.iterdir())
+    assert size(sources[1]) is None
+    with pytest.raises(InputError, match=r"^hub:nobody/nothing: cannot be loaded"):
+        listing_digest("hub:nobody/nothing")
+
+
+def test_streamed_records_are_those_of_the_files(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    for source in (str(tmp_path), f"hub:{tmp_path}"):
+        found = list(streamed_records(source, lambda _, names: ["target"]))
+        assert [record for _, record in found] == [{"target": row["target"]} for row in ROWS]
+        assert "3" in found[2][0]
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "target": "b"}\n{"prompt": ')
+    with pytest.raises(InputError, match=r"^hub:.*: row \d: cannot be read: "):
+        list(streamed_records(f"hub:{tmp_path}", lambda _, names: ["target"]))
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
