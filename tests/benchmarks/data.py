@@ -49,7 +49,7 @@ from workers.data.store.entries import ROWS
 from workers.data.store.identity import tokenizer_digest
 from workers.data.store.token_store import TokenStore
 from workers.data.streaming.mixed import one_pass
-from workers.data.streaming.windows import Place, Windows
+from workers.data.streaming.windows import Place, StreamReader
 
 GOAL_BYTES = 6
 TEMPLATE = (
@@ -157,8 +157,8 @@ def stream(sizes: Sizes, source: str, tokenizer: PreTrainedTokenizerBase) -> dic
         found: list[int] = []
 
         def read(found: list[int] = found) -> None:
-            windows = Windows(encoder, 0, noted, Place())
-            found.extend(windows.next().source.counts.tokens for _ in range(2))
+            reader = StreamReader(encoder, 0, noted, Place())
+            found.extend(reader.next().source.counts.tokens for _ in range(2))
 
         took = harness.milliseconds(read)
         tokens = sum(found)

@@ -18,7 +18,7 @@ from workers.data.counts import RowCounts
 from workers.data.encode import Encoder
 from workers.data.example import Example
 from workers.data.packing import batches_of
-from workers.data.streaming.windows import Place, Window, Windows
+from workers.data.streaming.windows import Place, StreamReader, StreamWindow
 
 LOOK_SECONDS = 0.2
 """How often who waits for a window looks whether its reader goes on."""
@@ -32,7 +32,7 @@ class _Steps:
     """Of the window, from 0."""
     first: int
     """Step."""
-    window: Window
+    window: StreamWindow
     batches: Batches
 
     @property
@@ -109,8 +109,8 @@ class StreamedBatches:
             self._begin(position["window"], position["step"], Place(**position["place"]))
 
     def _begin(self, number: int, first: int, start: Place) -> None:
-        self._windows = Windows(self._encoder, self._spec.seed, self._noted, start)
-        self._coming: Future[Window] | None = None
+        self._reader = StreamReader(self._encoder, self._spec.seed, self._noted, start)
+        self._coming: Future[StreamWindow] | None = None
         self._steps = self._next(number, first)
 
     def _at(self, step: int) -> _Steps:
@@ -123,21 +123,21 @@ class StreamedBatches:
         batches = batches_of(self._spec, window.source.examples, (), *self._worker)
         steps = _Steps(number, first, window, batches)
         more = steps.behind < self._spec.optimizer.steps
-        self._coming = _begun(self._windows.next) if more else None
+        self._coming = _begun(self._reader.next) if more else None
         return steps
 
-    def _arrived(self) -> Window:
-        coming, seen = self._coming or _begun(self._windows.next), -1
+    def _arrived(self) -> StreamWindow:
+        coming, seen = self._coming or _begun(self._reader.next), -1
         while not wait([coming], LOOK_SECONDS).done:
-            if seen != self._windows.read:  # else it hangs, and whoever watches must know
-                seen = self._windows.read
+            if seen != self._reader.read:  # else it hangs, and whoever watches must know
+                seen = self._reader.read
                 self._moving()
         return coming.result()
 
 
-def _begun(read: Callable[[], Window]) -> "Future[Window]":
+def _begun(read: Callable[[], StreamWindow]) -> "Future[StreamWindow]":
     """What a thread will have read. It does not keep the process from ending."""
-    coming: Future[Window] = Future()
+    coming: Future[StreamWindow] = Future()
 
     def run() -> None:
         try:

@@ -34,7 +34,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Window:
+class StreamWindow:
     """Rows that follow one another, encoded."""
 
     source: EncodedSource
@@ -42,7 +42,7 @@ class Window:
     end: Place
 
 
-class Windows:
+class StreamReader:
     """Reads a stream on from a place."""
 
     def __init__(self, encoder: Encoder, seed: int, noted: Mapping[str, str], start: Place) -> None:
@@ -53,13 +53,13 @@ class Windows:
         self.read = 0
         """Rows that have been read, and passed by: others see that it goes on."""
 
-    def next(self) -> Window:
+    def next(self) -> StreamWindow:
         """The next `data.streaming_buffer` rows. InputError for a bad row, and where none is
         kept."""
         start = self._at
         rows = islice(self._rows, self._encoder.data.streaming_buffer)
         source = encoded(self._encoder, (row.read() for row in rows))
-        return Window(source, start, self._at)
+        return StreamWindow(source, start, self._at)
 
     def _endless(self) -> Iterator[UnreadRow]:
         while True:

@@ -12,7 +12,7 @@ from workers.config.data import DataSpec
 from workers.data.encode import Encoder
 from workers.data.sources.records import SourceDigests
 from workers.data.store.token_store import TokenStore
-from workers.data.streaming.windows import Place, Windows, looked_at
+from workers.data.streaming.windows import Place, StreamReader, looked_at
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def test_a_window_has_no_name_on_the_disk_and_none_is_kept(
 ) -> None:
     some = encoder(tokenizer, tmp_path, 10, streaming_buffer=6)
     noted = SourceDigests.of(some.data).listings
-    reader = Windows(some, 0, noted, Place())
+    reader = StreamReader(some, 0, noted, Place())
     first, second = reader.next(), reader.next()
     assert (first.start, first.end) == (Place(), Place(0, 6))
     assert (second.start, second.end) == (Place(0, 6), Place(1, 2, 10))
