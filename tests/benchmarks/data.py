@@ -158,7 +158,7 @@ def stream(sizes: Sizes, source: str, tokenizer: PreTrainedTokenizerBase) -> dic
 
         def read(found: list[int] = found) -> None:
             reader = StreamReader(encoder, 0, noted, Place())
-            found.extend(reader.next().source.counts.tokens for _ in range(2))
+            found.extend(reader.next(sizes.rows).source.counts.tokens for _ in range(2))
 
         took = harness.milliseconds(read)
         tokens = sum(found)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from workers.config.train import TrainSpec
@@ -110,7 +111,7 @@ class StreamedBatches:
 
     def _begin(self, number: int, first: int, start: Place) -> None:
         self._reader = StreamReader(self._encoder, self._spec.seed, self._noted, start)
-        self._coming: Future[StreamWindow] | None = None
+        self._coming = self._reading(first)
         self._steps = self._next(number, first)
 
     def _at(self, step: int) -> _Steps:
@@ -122,12 +123,18 @@ class StreamedBatches:
         window = self._arrived()
         batches = batches_of(self._spec, window.source.examples, (), *self._worker)
         steps = _Steps(number, first, window, batches)
-        more = steps.behind < self._spec.optimizer.steps
-        self._coming = _begun(self._reader.next) if more else None
+        self._coming = self._reading(steps.behind)
         return steps
 
+    def _reading(self, step: int) -> "Future[StreamWindow] | None":
+        """The window that begins with a step, of the rows that the run still needs at most."""
+        optimizer = self._spec.optimizer
+        left = (optimizer.steps - step) * optimizer.batch_size
+        return _begun(partial(self._reader.next, left)) if left > 0 else None
+
     def _arrived(self) -> StreamWindow:
-        coming, seen = self._coming or _begun(self._reader.next), -1
+        coming, seen = self._coming, -1
+        assert coming, "the run has ended"
         while not wait([coming], LOOK_SECONDS).done:
             if seen != self._reader.read:  # else it hangs, and whoever watches must know
                 seen = self._reader.read

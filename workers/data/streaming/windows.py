@@ -53,11 +53,11 @@ class StreamReader:
         self.read = 0
         """Rows that have been read, and passed by: others see that it goes on."""
 
-    def next(self) -> StreamWindow:
-        """The next `data.streaming_buffer` rows. InputError for a bad row, and where none is
-        kept."""
+    def next(self, most: int) -> StreamWindow:
+        """The next `data.streaming_buffer` rows, or so many. InputError for a bad row, and where
+        none is kept."""
         start = self._at
-        rows = islice(self._rows, self._encoder.data.streaming_buffer)
+        rows = islice(self._rows, min(most, self._encoder.data.streaming_buffer))
         source = encoded(self._encoder, (row.read() for row in rows))
         return StreamWindow(source, start, self._at)
 

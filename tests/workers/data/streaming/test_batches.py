@@ -117,6 +117,16 @@ def test_whoever_goes_on_has_the_rows_that_would_have_come(
         assert again.epoch(steps) == epochs[-1]
 
 
+def test_a_short_run_reads_no_more_than_it_trains_on(streams: Streams) -> None:
+    optimizer = streams.spec.optimizer.model_copy(update={"steps": 6})
+    streams.spec = streams.spec.model_copy(update={"optimizer": optimizer})
+    batches = streams.made()
+    assert batches.counts.rows == BUFFER
+    rows = [row for step in range(6) for row in streams.rows(batches, step)]
+    assert batches.counts.rows == 6 * BATCH - BUFFER
+    assert sorted(rows) == [f"{row:02d}" for row in range(6 * BATCH)]
+
+
 def test_epochs_are_passes_once_their_length_is_known(streams: Streams) -> None:
     batches = streams.made()
     epochs = []

@@ -70,7 +70,7 @@ def test_a_window_has_no_name_on_the_disk_and_none_is_kept(
     some = encoder(tokenizer, tmp_path, 10, streaming_buffer=6)
     noted = SourceDigests.of(some.data).listings
     reader = StreamReader(some, 0, noted, Place())
-    first, second = reader.next(), reader.next()
+    first, second = reader.next(99), reader.next(99)
     assert (first.start, first.end) == (Place(), Place(0, 6))
     assert (second.start, second.end) == (Place(0, 6), Place(1, 2, 10))
     assert len(first.source.examples) == len(second.source.examples) == 6
