@@ -34,8 +34,10 @@ class Inputs:
 
     @classmethod
     def load(cls, spec: TrainSpec, former: "Inputs | None" = None) -> "Inputs":
-        """Load what `spec` names, or take it over from `former` where it is the same."""
-        if former and _key(former.spec) == _key(spec):
+        """Load what `spec` names, or take it over from `former` where it is the same. Of one that
+        could not encode its rows only the base is: its digests may be of files that have changed
+        since."""
+        if former and former._encoded and _key(former.spec) == _key(spec):
             return former
         same = former if former and former.spec.model == spec.model else None
         base = same.base if same else load_base(spec.model, spec.parallel)
@@ -48,6 +50,11 @@ class Inputs:
         those to be compared on. `tell` is called again and again meanwhile."""
         for which in (VALIDATION,) if self.spec.data.streaming else (TRAIN, VALIDATION):
             self._stored(which, tell)
+
+    @property
+    def _encoded(self) -> bool:
+        """Of a stream never: whether its files are the same is asked again."""
+        return {TRAIN, VALIDATION} <= self._rows.keys()
 
     @cached_property
     def train(self) -> StoredExamples:

@@ -12,15 +12,18 @@ import pytest
 import torch
 
 from workers.adapter import files
+from workers.config.base import InputError
 from workers.config.train import TrainSpec
 from workers.run.events import read_events
 from workers.run.files import write_text
+from workers.run.heartbeat import HeartbeatWriter
 from workers.run.record import Metrics, RunPlan, read_progress
 from workers.run.samples import read_samples
 from workers.train.evaluation.baseline import baseline
 from workers.train.evaluation.expert_tasks import evaluate_folder
+from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
-from workers.train.ray_worker import RunTask, TuneWorker
+from workers.train.ray_worker import Attempt, RunTask, TuneWorker
 from workers.train.used import used_file
 
 SpecMaker = Callable[..., TrainSpec]
@@ -192,3 +195,41 @@ def test_who_comes_while_another_run_measures_the_base_waits_for_it(
     assert told == [metrics]
     file.write_text(json.dumps({"used": {**used, "data": "other"}, "metrics": metrics}))
     assert baseline(run) != metrics, "of other rows"
+
+
+@pytest.mark.parametrize("side", ["train", "validation"])
+@pytest.mark.parametrize("of_a_group", [False, True], ids=["actor", "group"])
+def test_a_run_whose_rows_changed_while_they_were_read_can_be_tried_again(
+    make_spec: SpecMaker,
+    tmp_path: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    side: str,
+    of_a_group: bool,
+) -> None:
+    monkeypatch.setenv("MOETUNE_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "rows.jsonl"
+    shutil.copy(getattr(make_spec().data, side), source)
+    spec = make_spec(**{f"data__{side}": str(source)})
+    worker = trial(spec, folder)
+    task = worker.task("T000", worker.config)
+
+    def begin() -> None:
+        if not of_a_group:
+            worker.train()
+            return
+        record = task.record()
+        record.begin(task.spec)
+        Attempt.begin(task, record, HeartbeatWriter()).close()
+
+    def changed(self: Inputs, *_: object) -> None:
+        source.write_text(source.read_text().replace("kitchen", "library"))
+        encode(self)
+
+    encode = Inputs.encode
+    with monkeypatch.context() as patch:
+        patch.setattr(Inputs, "encode", changed)
+        with pytest.raises(InputError, match=r"rows\.jsonl: has changed while it was read"):
+            begin()
+    begin()
+    worker.stop()
