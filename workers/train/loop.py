@@ -207,6 +207,8 @@ class TrainingRun:
 
     def close(self) -> None:
         """Take the adapter off the base model, which the next run may use."""
+        if self._stream:
+            self._stream.close()
         self.adapter.remove()
         self.heartbeat.stop()
 

@@ -21,6 +21,8 @@ from workers.data.example import Example
 from workers.data.packing import batches_of
 from workers.data.streaming.windows import Place, StreamReader, StreamWindow
 
+END_SECONDS = 10.0
+"""So long a thread is waited for that is to end; who reads from a network may hang for longer."""
 LOOK_SECONDS = 0.2
 """How often who waits for a window looks whether its reader goes on."""
 
@@ -107,7 +109,14 @@ class StreamedBatches:
     def seek(self, position: Mapping[str, Any]) -> None:
         """Go on where `position` says."""
         if position["window"] != self._steps.number:
+            self.close()
             self._begin(position["window"], position["step"], Place(**position["place"]))
+
+    def close(self) -> None:
+        """Read no further."""
+        self._reader.ended = True
+        if self._coming:
+            wait([self._coming], END_SECONDS)
 
     def _begin(self, number: int, first: int, start: Place) -> None:
         self._reader = StreamReader(self._encoder, self._spec.seed, self._noted, start)

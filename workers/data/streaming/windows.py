@@ -42,6 +42,10 @@ class StreamWindow:
     end: Place
 
 
+class ReadingEndedError(Exception):
+    """Nobody wants the rows that were being read."""
+
+
 class StreamReader:
     """Reads a stream on from a place."""
 
@@ -52,6 +56,8 @@ class StreamReader:
         self._rows = self._endless()
         self.read = 0
         """Rows that have been read, and passed by: others see that it goes on."""
+        self.ended = False
+        """Set by who wants no more of it: `next` then ends with ReadingEndedError."""
 
     def next(self, most: int) -> StreamWindow:
         """The next `data.streaming_buffer` rows, or so many. InputError for a bad row, and where
@@ -75,6 +81,8 @@ class StreamReader:
     def _rest_of_pass(self) -> Iterator[UnreadRow]:
         before = self._at.rows
         for row in one_pass(self._encoder.data, self._seed, self._at.number):
+            if self.ended:
+                raise ReadingEndedError
             self.read += 1
             if before:
                 before -= 1

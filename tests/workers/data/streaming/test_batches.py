@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from workers.config.base import InputError
 from workers.config.train import TrainSpec
 from workers.data.encode import Encoder
 from workers.data.example import Example
+from workers.data.rows import UnreadRow
 from workers.data.sources.records import SourceDigests
 from workers.data.streaming import windows
 from workers.data.streaming.batches import StreamedBatches
+from workers.data.streaming.mixed import one_pass
+from workers.data.streaming.windows import ReadingEndedError
 
 ROWS, BUFFER, BATCH = 50, 16, 4
 
@@ -166,6 +170,25 @@ def test_a_window_in_which_no_row_is_kept_is_refused(
     streams = Streams(tokenizer, source, max_length=2, too_long="skip")
     with pytest.raises(InputError, match=r"rows\.jsonl, streamed: no row is left; 16 left out"):
         streams.made()
+
+
+def test_who_is_closed_reads_no_further(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    behind, go = threading.Event(), threading.Event()
+
+    def halting(*which: Any) -> Iterator[UnreadRow]:
+        for at, row in enumerate(one_pass(*which)):
+            if at == BUFFER + 2:
+                behind.set()
+                go.wait()
+            yield row
+
+    monkeypatch.setattr(windows, "one_pass", halting)
+    batches = streams.made()
+    assert behind.wait(30), "the next window is read ahead"
+    threading.Timer(0.5, go.set).start()
+    batches.close()
+    with pytest.raises(ReadingEndedError):
+        batches.micro_batches(BUFFER // BATCH)
 
 
 def test_only_rows_that_come_are_progress(
