@@ -6,8 +6,10 @@ tokenizer with names for its control tokens that nobody can write.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
+from itertools import accumulate
 from secrets import token_hex
 
 from tokenizers import AddedToken, Encoding, Tokenizer
@@ -51,11 +53,17 @@ class ControlTokens:
 
     def named(self, rendered: str) -> str:
         """A chat with quotations, for `text_ids`: what is not quoted are control tokens."""
+        return self._by_whom.sub(self._written, rendered)
 
-        def written(found: re.Match[str]) -> str:
-            return self._alias(found[2]) if found[2] else found[1] or ""
+    def named_at(self, rendered: str) -> tuple[str, Callable[[int], int]]:
+        """The same, and where a place in the chat comes to lie."""
+        found = list(self._by_whom.finditer(rendered))
+        stops = [one.end() for one in found]
+        moved = [0, *accumulate(len(self._written(one)) - len(one[0]) for one in found)]
+        return self.named(rendered), lambda at: at + moved[bisect_right(stops, at)]
 
-        return self._by_whom.sub(written, rendered)
+    def _written(self, found: re.Match[str]) -> str:
+        return self._alias(found[2]) if found[2] else found[1] or ""
 
     def masked(self, rendered: str) -> str:
         """A chat with other characters, as many, in place of its quotations."""

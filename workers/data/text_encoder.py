@@ -15,11 +15,12 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from workers.config.base import InputError
-from workers.data.answers import Answers, TextSpan
+from workers.data.answers import Answers
 from workers.data.chat import Turn
 from workers.data.control_tokens import ControlTokens, Offsets
 from workers.data.example import Span
 from workers.data.nested import texts_in, with_texts
+from workers.data.spans import Spans, TextSpan
 from workers.data.template import ChatTemplate, Tools
 
 Ids = tuple[int, ...]
@@ -61,7 +62,8 @@ class TextEncoder:
         self._beginning = _beginning(tokenizer)
         self.template = ChatTemplate(tokenizer, template)
         self._control = ControlTokens(tokenizer, self.template.around_a_turn())
-        self._answers = Answers(self.template, self._control.masked)
+        self._answers = Answers(self.template)
+        self._spans = Spans(self._answers, self._control.masked)
 
     def chat(self, messages: Sequence[Turn], tools: Tools = ()) -> Ids:
         """A chat up to where the assistant's answer begins. InputError where the template fails, or
@@ -76,17 +78,14 @@ class TextEncoder:
         def write(turns: Sequence[Turn], schemas: Tools) -> tuple[str, tuple[TextSpan, ...]]:
             rendered = self.template.render(turns, schemas)
             self.template.check(rendered, turns, schemas)
-            return rendered, self._answers.spans(rendered, turns, schemas) if learned else ()
+            return rendered, self._spans.of(rendered, turns, schemas) if learned else ()
 
         (rendered, spans), spelled = self._quoting(write, messages, tools)
         if not spelled:
             return Written(rendered, answers=spans)
-        named = self._control.named
-        placed = [
-            (len(named(rendered[: one.start])), len(named(rendered[: one.stop]))) for one in spans
-        ]
-        moved = (TextSpan(*at, one.weight) for at, one in zip(placed, spans, strict=True))
-        return Written(named(rendered), spelled, answers=tuple(moved))
+        named, placed = self._control.named_at(rendered)
+        moved = (TextSpan(placed(one.start), placed(one.stop), one.weight) for one in spans)
+        return Written(named, spelled, answers=tuple(moved))
 
     def written_answer(self, messages: Sequence[Turn], tools: Tools, answer: Turn) -> Written:
         """What the template writes for an answer to a chat, up to its end of turn."""
