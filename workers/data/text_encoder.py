@@ -15,13 +15,13 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from workers.config.base import InputError
-from workers.data.answers import Answers
 from workers.data.chat import Turn
-from workers.data.control_tokens import ControlTokens, Offsets
 from workers.data.example import Span
 from workers.data.nested import texts_in, with_texts
-from workers.data.spans import Spans, TextSpan
-from workers.data.template import ChatTemplate, Tools
+from workers.data.rendering.answers import Answers
+from workers.data.rendering.control_tokens import ControlTokens, Offsets
+from workers.data.rendering.spans import Spans, TextSpan
+from workers.data.rendering.template import ChatTemplate, Tools
 
 Ids = tuple[int, ...]
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegac
 
 from tests.workers.data.conftest import byte_level, unigram
 from workers.config.base import InputError
-from workers.data.control_tokens import ControlTokens
+from workers.data.rendering.control_tokens import ControlTokens
 
 WIDE = "\uff1c\uff5cFOLDED\uff5c\uff1e"
 """In wide letters, which NFKC makes usual ones."""

@@ -12,7 +12,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from workers.config.base import InputError, one_line
 from workers.data.chat import Turn, rendered_fields
-from workers.data.probes.shapes import Shape, a_call, a_tool, has_arguments, with_text
+from workers.data.rendering.shapes import Shape, a_call, a_tool, has_arguments, with_text
 
 _MARK = "moetune-marks-a-turn"
 _SHAPES = 256

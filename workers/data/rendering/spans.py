@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from workers.config.base import InputError
-from workers.data.answers import Answers
 from workers.data.chat import Turn, weight
-from workers.data.template import Tools, holds, lasting
+from workers.data.rendering.answers import Answers
+from workers.data.rendering.template import Tools, holds, lasting
 
 _ELSE = "data.loss_on: last does without, and so does a template with {% generation %} marks"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from workers.config.base import InputError
 from workers.data.chat import Turn
-from workers.data.template import ChatTemplate, Tools, left_out
+from workers.data.rendering.template import ChatTemplate, Tools, left_out
 
 _SHOWN = 24
 """Characters of an answer's end in an error."""

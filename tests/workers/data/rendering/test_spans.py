@@ -10,10 +10,10 @@ import pytest
 from tests.workers.data.chat_templates import LLAMA
 from tests.workers.data.conftest import byte_level
 from workers.config.base import InputError
-from workers.data.answers import Answers
 from workers.data.chat import Turn, weight
-from workers.data.spans import Spans, TextSpan
-from workers.data.template import ChatTemplate, Tools
+from workers.data.rendering.answers import Answers
+from workers.data.rendering.spans import Spans, TextSpan
+from workers.data.rendering.template import ChatTemplate, Tools
 
 SAMPLES = 60
 TOOLS: Tools = [{"type": "function", "function": {"name": "switch"}}]
@@ -158,7 +158,8 @@ class Counting(ChatTemplate):
 def test_a_long_chat_renders_a_few_times_its_turns(calls: bool) -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
     asked = {"role": "tool" if calls else "user", "content": "u"}
-    answer = {"role": "assistant", "content": "a", **({"tool_calls": [call]} if calls else {})}
+    said: dict[str, Any] = {"content": "", "tool_calls": [call]} if calls else {"content": "a"}
+    answer = {"role": "assistant", **said}
     counted = []
     for answers in (50, 100, 200):
         template = Counting(byte_level(), LLAMA)
