@@ -3,12 +3,15 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from search_spaces.ranges import Condition, Range, read_conditions, read_range
+from search_spaces.sources import TRAINING_ROWS, with_sources
 from workers.config.base import InputError
+from workers.config.places import placed
 from workers.config.routing import ROUTERS, RoutingSpec
 from workers.config.yaml_text import read_yaml
 
@@ -25,7 +28,6 @@ _ROUTED_ONLY = frozenset(
 _LOSSES = "loss."  # All of them are of routed layers.
 # Trials that differ here could not be compared, or would not fit the places reserved for them.
 _FIXED_BY_JOB = ("model", "evaluation", "parallel", "data")
-TRAINING_ROWS = "data.train"
 _STILL_FREE = (TRAINING_ROWS, "data.max_rows")
 
 
@@ -110,13 +112,15 @@ def presets() -> dict[str, Path]:
 
 
 def read_definition(space: str) -> Any:
-    """What a preset or a YAML file holds; InputError if there is none of this name."""
+    """What a preset or a YAML file holds, whose paths begin at its folder; InputError if there is
+    none of this name."""
     where = f"search space {space}"
     known = presets()
     file = known.get(space, Path(space))
     try:
-        return read_yaml(file.read_bytes(), where)
+        found = read_yaml(file.read_bytes(), where)
     except OSError:
         close = difflib.get_close_matches(space, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"presets are {', '.join(known)}"
         raise InputError(f"{where}: no such preset and no such file; {hint}") from None
+    return with_sources(found, partial(placed, file.parent)) if isinstance(found, dict) else found

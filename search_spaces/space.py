@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.parameters import (
     NUM_EXPERTS,
     ROUTING,
-    TRAINING_ROWS,
     Parameter,
     ordered,
     read_definition,
@@ -24,6 +23,7 @@ from search_spaces.parameters import (
     slots_path,
 )
 from search_spaces.ranges import Range, size
+from search_spaces.sources import TRAINING_ROWS
 from workers.config.base import InputError, override
 from workers.config.train import TrainSpec
 

@@ -16,15 +16,14 @@ from orchestrator.config.relative_paths import (
     JOB_NAMES,
     JOB_STORES,
     beside,
-    elsewhere,
-    placed,
-    with_sources,
 )
 from orchestrator.config.serve import ServeSpec
+from search_spaces.sources import with_sources
 from search_spaces.space import SearchSpace
 from search_spaces.spec import SearchSpec
 from workers.config.base import InputError, Spec, override, validated
 from workers.config.data import DataSpec
+from workers.config.places import elsewhere, placed
 from workers.config.train import TrainSpec
 from workers.config.yaml_text import read_yaml
 

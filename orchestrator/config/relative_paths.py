@@ -1,15 +1,14 @@
 """Relative paths in a file: they begin at that file's folder, wherever the command runs."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from copy import deepcopy
-from os.path import expanduser
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from search_spaces.parameters import TRAINING_ROWS
 from workers.config.chat_template import is_template
+from workers.config.places import placed
 
 JOB = (
     "train.data.train",
@@ -56,39 +55,12 @@ def beside(
     return told
 
 
-def placed(folder: Path, written: str) -> str:
-    """A path that is written in a file of this folder; ~ is the home, as in a shell."""
-    return written if elsewhere(written) else str(folder / expanduser(written))
-
-
-def with_sources(space: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """A search space with each of the sources that it names changed."""
-    return {n: _sources(one, change) if n == TRAINING_ROWS else one for n, one in space.items()}
-
-
-def _sources(value: Any, change: Callable[[str], str]) -> Any:
-    """One, a list of them, or a range of such."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, list | tuple):
-        return [_sources(one, change) for one in value]
-    if isinstance(value, Mapping):
-        names = ("source", "choice")
-        return {n: _sources(one, change) if n in names else one for n, one in value.items()}
-    return value
-
-
 def sqlite_placed(url: str, place: Callable[[str], Path]) -> str:
     """A SQLAlchemy URL where the relative path of a SQLite file is what `place` makes of it, quoted
     as SQLAlchemy reads it. Any other URL stays."""
     return _SQLITE_BESIDE_US.sub(
         lambda found: f"{found['scheme']}{quote(str(place(unquote(found['path']))))}", url, count=1
     )
-
-
-def elsewhere(path: str) -> bool:
-    """Whether it is the place of something that is no file of the machine's."""
-    return "://" in path or path.startswith("hub:")
 
 
 def _change(values: dict[str, Any], field: str, change: Callable[[str], str]) -> None:

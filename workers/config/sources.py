@@ -3,16 +3,25 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from workers.config.base import Spec
 from workers.config.credentials import Uri, shown
 
 
+def _named(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must name a source; it is empty")
+    return value
+
+
+Source = Annotated[Uri, AfterValidator(_named)]
+
+
 class SourceSpec(Spec):
     """One of several sources to learn from."""
 
-    source: Uri
+    source: Source
     """A path, glob, folder, URI or `hub:` name."""
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """How often each of its rows comes in an epoch. 2: twice. 0.5: half of the rows, another half
@@ -62,9 +71,11 @@ def _where(value: Any) -> str:
     return "apart" if isinstance(value, str) else "held out"
 
 
-_Listed = Annotated[SourceSpec, BeforeValidator(_listed, json_schema_input_type=Uri | SourceSpec)]
+_Listed = Annotated[
+    SourceSpec, BeforeValidator(_listed, json_schema_input_type=Source | SourceSpec)
+]
 Sources: TypeAlias = Annotated[
-    Annotated[Uri, Tag("one")]
+    Annotated[Source, Tag("one")]
     | Annotated[
         tuple[_Listed, ...], Field(min_length=1), BeforeValidator(_sources), Tag("several")
     ],
@@ -72,7 +83,7 @@ Sources: TypeAlias = Annotated[
 ]
 """One source, or a list of them."""
 Validation: TypeAlias = Annotated[
-    Annotated[Uri, Tag("apart")]
+    Annotated[Source, Tag("apart")]
     | Annotated[HeldOut, BeforeValidator(_validation), Tag("held out")],
     Discriminator(_where),
 ]

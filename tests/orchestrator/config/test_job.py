@@ -183,6 +183,59 @@ def test_sources_in_a_space_begin_at_the_jobs_folder(
     assert fixed == {"data.train": f"{folder}/a.jsonl", "seed": {"int": [1, 2]}}
 
 
+def test_sources_in_a_spaces_own_file_begin_at_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("jobs", "spaces"):
+        (tmp_path / name).mkdir()
+    many = ["~/a.jsonl", {"source": "b.jsonl", "weight": 2}, "hub:c", "s3://d/e"]
+    space = {"data.train": {"choice": ["a.jsonl", many]}, "seed": 3}
+    (tmp_path / "spaces" / "space.yaml").write_text(yaml.safe_dump(space))
+    data = {"train": "a", "validation": "v.jsonl"}
+    values = {
+        "name": "near",
+        "train": {"model": {"path": "base"}, "data": data},
+        "search": {"space": "../spaces/space.yaml"},
+    }
+    (tmp_path / "jobs" / "job.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    of_options = ["search.space=spaces/space.yaml"]
+    for job in (load_job("jobs/job.yaml"), load_job("jobs/job.yaml", of_options)):
+        first, listed = dict(portable(job).search_space().definition)["data.train"]["choice"]
+        assert first == f"{tmp_path}/spaces/a.jsonl"
+        assert listed == [
+            "/home/me/a.jsonl",
+            {"source": f"{tmp_path}/spaces/b.jsonl", "weight": 2},
+            "hub:c",
+            "s3://d/e",
+        ]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"train": ""},
+        {"train": " "},
+        {"train": [""]},
+        {"train": [{"source": ""}]},
+        {"validation": ""},
+    ],
+    ids=["one", "blank", "listed", "with a weight", "validation"],
+)
+def test_an_empty_source_is_said(tmp_path: Path, data: dict[str, object]) -> None:
+    """It would be the job's folder."""
+    values = {
+        "name": "near",
+        "train": {"model": {"path": "base"}, "data": {"train": "t", "validation": "v", **data}},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(InputError, match="must name a source; it is empty") as caught:
+        load_job(tmp_path / "job.yaml")
+    assert f"data.{next(iter(data))}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_path_may_begin_at_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "base").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))

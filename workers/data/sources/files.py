@@ -9,7 +9,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
 from workers.config.base import InputError, one_line
-from workers.data.sources.formats import ALLOWED, ENDINGS
+from workers.data.sources.formats import ALLOWED, is_known
 from workers.data.sources.record import File
 from workers.data.sources.saved import saved_files
 
@@ -29,7 +29,7 @@ def files(source: str) -> list[File]:
         raise InputError(f"{source}: cannot be read: {one_line(error)}") from None
     if not paths:
         raise InputError(f"{source}: no such file, and none matches it that ends in {ALLOWED}")
-    if not all(path.endswith(ENDINGS) for path in paths):
+    if not all(map(is_known, paths)):
         raise InputError(f"{source}: is of no known format by its name; allowed are {ALLOWED}")
     return [File(filesystem, path) for path in paths]
 
@@ -66,6 +66,4 @@ def _of_folder(filesystem: fs.FileSystem, folder: str, split: str | None) -> lis
 
 
 def _known(paths: Iterable[str]) -> list[str]:
-    return sorted(
-        path for path in paths if path.endswith(ENDINGS) and Path(path).name not in _ABOUT
-    )
+    return sorted(path for path in paths if is_known(path) and Path(path).name not in _ABOUT)

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from workers.data.sources.columnar import arrow_records, parquet_records
 from workers.data.sources.delimited import csv_records, tsv_records
 from workers.data.sources.json_text import json_records, line_records
-from workers.data.sources.record import Reader
-
-PACKED = (".gz", ".zst")
-"""How the name of a packed file ends; files by columns are packed within."""
+from workers.data.sources.record import PACKED, Reader
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class Format:
     @property
     def all_endings(self) -> tuple[str, ...]:
         """Also of packed files."""
-        packed = PACKED if self.may_be_packed else ()
+        packed = tuple(PACKED) if self.may_be_packed else ()
         return (*self.endings, *(one + end for one in self.endings for end in packed))
 
 
@@ -44,6 +41,11 @@ ALLOWED = (
 """How a name may end, for messages."""
 
 
+def is_known(path: str) -> bool:
+    """Whether a file of such a name can be read. `ROWS.JSONL` is as good as `rows.jsonl`."""
+    return path.lower().endswith(ENDINGS)
+
+
 def reader(path: str) -> Reader:
     """What reads a file of such a name."""
-    return next(one.read for one in FORMATS if path.endswith(one.all_endings))
+    return next(one.read for one in FORMATS if path.lower().endswith(one.all_endings))

@@ -18,6 +18,9 @@ Wanted: TypeAlias = Callable[[str, Collection[str]], Sequence[str]]
 """Given a place and the columns there are, those to read; raises UnknownColumnsError if these make
 no row."""
 
+PACKED = {".gz": "gzip", ".zst": "zstd"}
+"""How the name of a packed file ends, in any case, and what unpacks it; files by columns are packed
+within."""
 LONGEST_LINE = 2**26
 """Bytes."""
 
@@ -40,7 +43,9 @@ class File:
 
     def lines(self) -> BufferedReader:
         """Its bytes, unpacked where its name says that they are packed."""
-        return BufferedReader(self.filesystem.open_input_stream(self.path))
+        packed = (by for end, by in PACKED.items() if self.path.lower().endswith(end))
+        stream = self.filesystem.open_input_stream(self.path, compression=next(packed, None))
+        return BufferedReader(stream)
 
 
 def lines_of(stream: BufferedReader, path: str, head: Iterable[bytes] = ()) -> Iterator[bytes]:

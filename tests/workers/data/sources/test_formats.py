@@ -38,6 +38,17 @@ def test_a_file_of_any_format_holds_the_rows(name: str, tmp_path: Path, bucket: 
     assert digest(str(tmp_path / name)) == digest(remote)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_name_may_end_in_capitals(name: str, tmp_path: Path, bucket: str) -> None:
+    content = FILES[name](ROWS)
+    for called in (name.upper(), name.title()):
+        (tmp_path / called).mkdir()
+        (tmp_path / called / called).write_bytes(content)
+        places = (tmp_path / called / called, tmp_path / called, tmp_path / called / "*")
+        for source in (*map(str, places), put(bucket, called, content)):
+            assert read(source) == ROWS
+
+
 def only_target(where: str, names: Collection[str]) -> list[str]:
     return all_columns(where, names) and ["target"]
 
