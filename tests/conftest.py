@@ -3,8 +3,9 @@
 import gc
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,18 @@ from workers.config.train import TrainSpec
 os.environ["OMP_NUM_THREADS"] = "1"
 
 pytest_plugins = ["tests.tiers", "tests.balance"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """What is imported and collected stays, and the garbage collector looks at none of it: a third
+    of the time that collecting takes would be its own."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
