@@ -28,7 +28,7 @@ def as_mixlora(raw: RawAdapter, where: str) -> tuple[dict[str, Any], Tensors]:
         )
     tensors, spec = _fold(tensors, spec)
     base = raw.config.base_model_name_or_path or ""
-    values = config_values(spec, target_names(tensors), base)
+    values = config_values(spec, target_names(tensors, spec), base)
     values.pop("moetune", None)
     if raw.config.act_fn:
         values["act_fn"] = raw.config.act_fn

@@ -50,7 +50,7 @@ def save(
     its whole parameters by canonical name, where this process holds a part of them only."""
     tensors = tensors or adapter.state_dict()
     values = config_values(
-        adapter.spec, target_names(tensors), manifest.base.path, adapter.layer_list
+        adapter.spec, target_names(tensors, adapter.spec), manifest.base.path, adapter.layer_list
     )
     raw = to_disk(tensors, adapter.spec, adapter.layer_list)
     write_raw(folder, values, raw, manifest)

@@ -16,7 +16,7 @@ import torch
 from workers.adapter.config import PeftType
 from workers.adapter.targets import INDEX
 from workers.adapter.written import peft_type
-from workers.config.adapter import AdapterSpec
+from workers.config.adapter import ALL_LINEAR, AdapterSpec
 from workers.config.base import InputError
 
 Tensors = dict[str, torch.Tensor]
@@ -125,7 +125,27 @@ def to_disk(tensors: Mapping[str, torch.Tensor], spec: AdapterSpec, layer_list: 
     return raw
 
 
-def target_names(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of the adapted linears, in the order of the first layer that has them."""
-    linears = (name.rpartition(".")[0] for name in tensors if name.endswith(".lora_A"))
-    return list(dict.fromkeys(linear.rpartition(".")[2] for linear in linears))
+def target_names(tensors: Mapping[str, torch.Tensor], spec: AdapterSpec) -> list[str]:
+    """What the adapted linears are called, in the order of the first layer that has them: their
+    names, where they are all linears of their layers. Of a part of them, their paths in a layer;
+    or whole paths, where layers differ."""
+    linears = [name.rpartition(".")[0] for name in tensors if name.endswith(".lora_A")]
+    if spec.target_modules == ALL_LINEAR and not spec.exclude_modules:
+        return list(dict.fromkeys(linear.rpartition(".")[2] for linear in linears))
+    by_layer: dict[str, list[str]] = {}
+    for linear in linears:
+        _, layer, inside = linear.split(".", 2)
+        by_layer.setdefault(layer, []).append(inside)
+    first, *others = by_layer.values()
+    alike = _names_every_layer(spec) and all(one == first for one in others)
+    return first if alike else linears
+
+
+def _names_every_layer(spec: AdapterSpec) -> bool:
+    """Whether what it says is no word of single layers; the tensors do not tell of those that have
+    none. A pattern may be anything."""
+    named = () if spec.target_modules == ALL_LINEAR else spec.target_modules
+    names = [named, spec.exclude_modules]
+    if any(isinstance(one, str) for one in names):
+        return False
+    return not any(part.isdigit() for one in names for name in one for part in name.split("."))

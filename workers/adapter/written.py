@@ -21,11 +21,11 @@ def config_values(
 ) -> dict[str, Any]:
     """The content of `adapter_config.json`, in the reference implementation's key order.
 
-    `linears` are the adapted linears' names, which all-linear is written out as; `layer_list` is
-    the model's own path of its layers, by which PEFT knows them.
+    `linears` are the adapted linears' names, which anything but names is written out as;
+    `layer_list` is the model's own path of its layers, by which PEFT knows them.
     """
     kind = peft_type(spec)
-    targets = linears if spec.target_modules == "all-linear" else spec.target_modules
+    targets = spec.target_modules if spec.names_linears else linears
     if kind == "LORA":
         targets = [re.sub(r"^layers(?=\.\d+\.)", layer_list, name) for name in targets]
     values = {

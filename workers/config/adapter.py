@@ -1,12 +1,28 @@
 """The shape of an adapter, as a specification."""
 
+import re
 from collections.abc import Iterable
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from workers.config.base import Fraction, Size
 from workers.config.routing import RoutingSpec
+
+ALL_LINEAR = "all-linear"
+
+
+def _pattern(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+    return value
+
+
+Named: TypeAlias = Annotated[str | tuple[str, ...], AfterValidator(_pattern)]
+"""Names of linears, or ends of their paths; or one regular expression for whole paths."""
 
 
 class AdapterSpec(RoutingSpec):
@@ -24,9 +40,12 @@ class AdapterSpec(RoutingSpec):
     """All experts of a place share one A matrix (HydraLoRA, arXiv 2404.19245)."""
     dropout: Fraction = 0.05
     """Dropout on the input of every A matrix, in training only."""
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    target_modules: Named = ALL_LINEAR
     """Names of the linears to adapt, or ends of their paths, such as mlp.up_proj; all-linear takes
-    every one inside the decoder's layers."""
+    every one inside the decoder's layers. A text is a regular expression that a linear's whole path
+    must match, such as layers.0.self_attn.q_proj: `.*\\.[01]\\.mlp\\..*`."""
+    exclude_modules: Named = ()
+    """The same for what target_modules leave out again."""
 
     @property
     def scale(self) -> float:
@@ -39,7 +58,20 @@ class AdapterSpec(RoutingSpec):
             raise ValueError("target_modules is empty; name at least one linear, or all-linear")
         return self
 
+    @property
+    def names_linears(self) -> bool:
+        """Whether target_modules says by itself which linears those are, of any base."""
+        return not isinstance(self.target_modules, str) and not self.exclude_modules
 
-def is_named(path: str, names: Iterable[str]) -> bool:
-    """Whether any of these target modules' names is the end of a linear's path, or all of it."""
+    def adapts(self, path: str) -> bool:
+        """Whether it adapts the linear at a canonical path, such as `layers.0.mlp.up_proj`."""
+        named = self.target_modules == ALL_LINEAR or is_named(path, self.target_modules)
+        return named and not is_named(path, self.exclude_modules)
+
+
+def is_named(path: str, names: str | Iterable[str]) -> bool:
+    """Whether any of these target modules' names is the end of a linear's path, or all of it; of a
+    pattern whether it matches all of it."""
+    if isinstance(names, str):
+        return re.fullmatch(names, path) is not None
     return any(f".{path}".endswith(f".{name}") for name in names)

@@ -1,9 +1,11 @@
 """Put adapters onto a Hugging Face model."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
-from workers.config.adapter import AdapterSpec, is_named
+from workers.config.adapter import ALL_LINEAR, AdapterSpec, is_named
 from workers.config.base import InputError
 from workers.injection.adapter import Adapter
 from workers.injection.mixed_batch import Layer
@@ -15,7 +17,6 @@ from workers.injection.targets import (
     feed_forwards,
     linears,
     tree,
-    wanted,
 )
 from workers.injection.wrapper import AdaptedModule
 from workers.layers.experts import BlockExperts, LinearExperts
@@ -110,7 +111,7 @@ def _plan_layer(
     plan: Plan = {}
     if spec.experts == "block" and spec.is_routed:
         for place, view in feed_forwards(layer, path).items():
-            names = [name for name in view.linears if wanted(f"{place.path}.{name}", spec)]
+            names = [name for name in view.linears if spec.adapts(f"{place.path}.{name}")]
             if names:
                 _check_outer(place.path, view, names, spec)
                 plan[place] = view, BlockExperts(view, spec, names)
@@ -118,7 +119,7 @@ def _plan_layer(
                 del found[f"{place.path}.{name}"]
     plain = spec if spec.experts == "linear" else spec.model_copy(update={"num_experts": 1})
     for place in found.values():
-        if wanted(place.path, spec):
+        if spec.adapts(place.path):
             plan[place] = None, LinearExperts(place.bare, plain)
     return plan
 
@@ -133,11 +134,12 @@ def _check_outer(path: str, view: FeedForward, names: list[str], spec: AdapterSp
 
 
 def _check(plan: Plan, seen: list[str], spec: AdapterSpec) -> None:
-    names = () if spec.target_modules == "all-linear" else spec.target_modules
     known = sorted({path.split(".", 2)[2] for path in seen})
-    for name in names:
-        if not any(is_named(path, (name,)) for path in seen):
-            raise InputError(f"target_modules: no linear is called {name}; there are {known}")
+    for field in ("target_modules", "exclude_modules"):
+        for said in _nowhere(getattr(spec, field), seen):
+            raise InputError(f"{field}: {said}; there are {known}")
+    if not plan:
+        raise InputError("exclude_modules: leaves out every linear that target_modules name")
     fits_any_linear = spec.experts == "linear" or not spec.is_routed
     blocks = [layer for _, layer in plan.values() if isinstance(layer, BlockExperts)]
     if not fits_any_linear and not blocks:
@@ -145,3 +147,14 @@ def _check(plan: Plan, seen: list[str], spec: AdapterSpec) -> None:
             "target_modules: block experts need a linear of the feed-forward block among them; "
             f"there are {known}"
         )
+
+
+def _nowhere(names: str | tuple[str, ...], seen: list[str]) -> Iterator[str]:
+    """What of a specification is on no linear."""
+    if isinstance(names, str):
+        if names != ALL_LINEAR and not any(is_named(path, names) for path in seen):
+            yield f"{names} matches no linear's path, such as {seen[0]}"
+        return
+    for name in names:
+        if not any(is_named(path, (name,)) for path in seen):
+            yield f"no linear is called {name}"

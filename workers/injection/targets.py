@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from workers.config.adapter import AdapterSpec, is_named
 from workers.config.base import InputError
 from workers.injection.wrapper import AdaptedModule
 from workers.layers.feed_forward import FeedForward, find_feed_forward, is_linear, linear_sizes
@@ -99,12 +98,6 @@ def _why(layer: nn.Module) -> str:
         " (a module of its own that holds gate, up and down; gate_up and down; or two linears; "
         f"each with an activation): {tree(layer)}; experts: linear needs none"
     )
-
-
-def wanted(path: str, spec: AdapterSpec) -> bool:
-    """Whether the linear at `path` is among the target modules."""
-    names = spec.target_modules
-    return names == "all-linear" or is_named(path, names)
 
 
 def tree(module: nn.Module) -> str:

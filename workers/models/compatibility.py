@@ -137,4 +137,5 @@ def _shape(adapter: AdapterSpec, layers: int) -> AdapterSpec:
         rank=1,
         use_dora=adapter.use_dora,
         target_modules=adapter.target_modules,
+        exclude_modules=adapter.exclude_modules,
     )

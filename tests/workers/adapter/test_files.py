@@ -32,6 +32,13 @@ QUERY = "mixlora.layers.1.self_attn.q_proj.lora_A.weight"
 SHAPES = {
     "block": {},
     "block of some linears": {"target_modules": ("v_proj", "gate_proj"), "use_rslora": True},
+    "all but some": {"exclude_modules": ("self_attn.q_proj", "up_proj")},
+    "a layer by pattern": {
+        "target_modules": r".*\.1\.(mlp|self_attn)\..*",
+        "exclude_modules": r".*\.[ko]_proj",
+    },
+    "plain by pattern": {"target_modules": r".*\.0\.mlp\..*", "num_experts": 1, "top_k": 1},
+    "linears by pattern": {"target_modules": r".*\.[qv]_proj", "experts": "linear"},
     "linear": {"experts": "linear", "top_k": 3},
     "plain": {"num_experts": 1, "top_k": 1, "dropout": 0.0},
     "top_p": {"routing": "top_p", "top_p": 0.6, "router_temperature": 0.5},
@@ -67,12 +74,26 @@ def test_what_is_saved_is_what_is_read_and_attached(
 def test_the_shape_survives(shape: str, saved: Callable[..., Path]) -> None:
     given = AdapterSpec.model_validate({"num_experts": 4, "rank": 4, "alpha": 8.0, **SHAPES[shape]})
     found = read(saved(**SHAPES[shape])).spec
-    if given.target_modules != "all-linear":
+    if given.names_linears:
         assert found == given
-    else:
-        seven = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
-        assert set(found.target_modules) == seven
-        assert found.model_copy(update={"target_modules": "all-linear"}) == given
+        return
+    seven = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    attention = {f"self_attn.{name}_proj" for name in "qkvo"}
+    mlp = {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+    named = {
+        "all but some": (attention | mlp) - {"self_attn.q_proj", "mlp.up_proj"},
+        "a layer by pattern": {
+            f"layers.1.{one}"
+            for one in (attention | mlp) - {"self_attn.k_proj", "self_attn.o_proj"}
+        },
+        "plain by pattern": {f"layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")},
+        "linears by pattern": {
+            f"layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in "qv"
+        },
+    }
+    assert set(found.target_modules) == named.get(shape, seven)
+    same = {name: getattr(given, name) for name in ("target_modules", "exclude_modules")}
+    assert found.model_copy(update=same) == given
 
 
 def test_saving_again_replaces_the_adapter_and_leaves_nothing_behind(

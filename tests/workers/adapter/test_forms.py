@@ -53,7 +53,7 @@ def stacked(spec: AdapterSpec) -> dict[str, torch.Tensor]:
 
 def write(folder: Path, spec: AdapterSpec) -> Path:
     tensors = stacked(spec)
-    values = config_values(spec, target_names(tensors), "base")
+    values = config_values(spec, target_names(tensors, spec), "base")
     write_raw(folder, values, to_disk(tensors, spec, "model.layers"))
     return folder
 

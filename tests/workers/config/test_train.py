@@ -21,8 +21,8 @@ def spec(**parts: object) -> TrainSpec:
         ({"adapter": {"alpha": float("nan")}}, "adapter.alpha"),
         ({"adapter": {"target_modules": []}}, "target_modules is empty"),
         (
-            {"adapter": {"target_modules": "q"}},
-            "target_modules: Input should be 'all-linear' or a list",
+            {"adapter": {"target_modules": "q("}},
+            "target_modules: is no regular expression: missing ), unterminated subpattern",
         ),
         (
             {"adapter": {"num_experts": [2, 0]}},

@@ -23,6 +23,13 @@ def test_what_fits_passes(make_spec: SpecMaker, experts: str) -> None:
     [
         ({"adapter__target_modules": ["fc1"]}, "no linear is called fc1; there are .*up_proj"),
         (
+            {"adapter__target_modules": "up"},
+            r"target_modules: up matches no .* layers\.0\..*up_proj",
+        ),
+        ({"adapter__exclude_modules": ["fc1"]}, "exclude_modules: no linear is called fc1; there"),
+        ({"adapter__exclude_modules": ".*"}, "exclude_modules: leaves out every linear"),
+        ({"adapter__exclude_modules": r".*\.mlp\..*"}, "block experts need a linear of the feed"),
+        (
             {"adapter__target_modules": ["q_proj"]},
             "block experts need a linear of the feed-forward",
         ),

@@ -7,7 +7,7 @@ from torch import nn
 
 from workers.adapter.files import AdapterFiles
 from workers.config.base import InputError
-from workers.injection.targets import linears, wanted
+from workers.injection.targets import linears
 from workers.layers.feed_forward import linear_sizes
 
 
@@ -24,7 +24,7 @@ def adapted_places(layers: list[nn.Module], files: AdapterFiles, where: str) -> 
         for index, layer in enumerate(layers)
         for place in linears(layer, f"layers.{index}")
     }
-    named = {path for path in found if wanted(f"layers.{path}", files.spec)}
+    named = {path for path in found if files.spec.adapts(f"layers.{path}")}
     for path in sorted(mine ^ named):
         state = "has no tensors for" if path in named else "adapts a linear that is not there,"
         raise InputError(f"{where}: does not fit this base: it {state} layers.{path}")
