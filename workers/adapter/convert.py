@@ -14,7 +14,7 @@ from workers.adapter.digest import base_digest
 from workers.adapter.export_limits import as_mixlora
 from workers.adapter.files import load_into
 from workers.adapter.manifest import BaseRecord, Manifest
-from workers.adapter.raw import RawAdapter, read_raw, write_raw
+from workers.adapter.raw import ForOthers, RawAdapter, read_raw, write_raw
 from workers.adapter.stacking import to_canonical
 from workers.config.base import InputError
 from workers.config.routing import ROUTERS
@@ -42,7 +42,8 @@ def import_folder(src: str | Path, dst: str | Path, model: nn.Module | None = No
 def export_folder(
     src: str | Path, dst: str | Path, format: Format | None = None, as_bin: bool = False
 ) -> Path:
-    """Write an adapter for other tools, without our manifest. `as_bin` asks for `.bin`.
+    """Write an adapter for other tools, without our manifest; its own chat template lies beside
+    it. `as_bin` asks for `.bin`.
 
     The adapter's shape fixes the format: block experts are MixLoRA's, linear experts MoELoRA's,
     one expert is PEFT's; naming another one is refused, and so is what the tool cannot compute.
@@ -55,7 +56,8 @@ def export_folder(
     strange = raw.config.moetune or not ROUTERS[raw.config.routing].disk_names
     if own == "mixlora" and (strange or not raw.config.lora_alpha.is_integer()):
         values, tensors = as_mixlora(raw, str(src))
-    write_raw(dst, values, tensors, as_bin=as_bin)
+    template = raw.manifest.chat_template if raw.manifest else None
+    write_raw(dst, values, tensors, others=ForOthers(as_bin, template))
     return Path(dst)
 
 

@@ -18,6 +18,8 @@ INDEXES = ("adapter_model.safetensors.index.json", "model.safetensors.index.json
 PICKLED = "adapter_model.bin"
 CONFIG = "adapter_config.json"
 MANIFEST = "manifest.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+"""An adapter's own chat template, for other tools; ours read it in the manifest."""
 _SHARD = re.compile(r"adapter_model-\d{5}-of-\d{5}\.safetensors")
 FILES = (WEIGHTS, PICKLED, CONFIG, MANIFEST)
 
@@ -128,7 +130,7 @@ def _no_constant(name: str) -> NoReturn:
 def _refuse_strangers(folder: Path) -> None:
     """Replacing a folder removes what it held, so it may only hold an adapter's files."""
     try:
-        strangers = sorted({entry.name for entry in folder.iterdir()} - set(FILES))
+        strangers = sorted({entry.name for entry in folder.iterdir()} - {*FILES, CHAT_TEMPLATE})
     except FileNotFoundError:
         return
     except OSError as error:

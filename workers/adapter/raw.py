@@ -47,14 +47,24 @@ def read_raw(path: str | Path) -> RawAdapter:
     return RawAdapter(config, values, named, manifest)
 
 
+@dataclass(frozen=True)
+class ForOthers:
+    """How an adapter is written for tools that read no manifest."""
+
+    as_bin: bool = False
+    """For those that read only `.bin`."""
+    chat_template: str | None = None
+    """The adapter's own."""
+
+
 def write_raw(
     path: str | Path,
     values: dict[str, Any],
     tensors: Tensors,
     manifest: Manifest | None = None,
-    as_bin: bool = False,
+    others: ForOthers = ForOthers(),
 ) -> None:
-    """Write a folder whole or not at all. `as_bin`: for tools that read only `.bin`."""
+    """Write a folder whole or not at all."""
     for name, tensor in tensors.items():
         _check_tensor(name, tensor, str(path))
     stored = {
@@ -63,10 +73,13 @@ def write_raw(
     }
     with folders.written_whole(Path(path)) as folder:
         folders.write_json(folder / folders.CONFIG, values)
-        if as_bin:
+        if others.as_bin:
             (folder / folders.PICKLED).write_bytes(_pickle(stored))
         else:
             (folder / folders.WEIGHTS).write_bytes(save(stored, metadata={"format": "pt"}))
+        if others.chat_template:
+            template = folder / folders.CHAT_TEMPLATE
+            template.write_text(others.chat_template, encoding="utf-8")
         if manifest is not None:
             digests = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
             write_manifest(folder, manifest.model_copy(update={"files": digests}))

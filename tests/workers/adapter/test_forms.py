@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from workers.adapter import folder as folders
 from workers.adapter.convert import export_folder
 from workers.adapter.files import inspect, read
+from workers.adapter.manifest import BaseRecord, Manifest
 from workers.adapter.raw import write_raw
 from workers.adapter.tensor_names import target_names, to_disk
 from workers.adapter.written import config_values
@@ -141,6 +142,26 @@ def test_export_has_the_keys_of_moe_peft(name: str, tmp_path: Path) -> None:
         "base_model_name_or_path": "base",
         "task_type": "CAUSAL_LM",
     }
+
+
+@pytest.mark.parametrize("own", ["{{ 'é\\n' }}", None], ids=["own", "the base's"])
+@pytest.mark.parametrize("spec", [shape(), shape(num_experts=1, top_k=1)], ids=["mixlora", "peft"])
+def test_a_chat_template_of_its_own_comes_along(
+    tmp_path: Path, spec: AdapterSpec, own: str | None
+) -> None:
+    tensors = stacked(spec)
+    values = config_values(spec, target_names(tensors), "base")
+    asked = {"data": {"chat_template": own}}
+    manifest = Manifest(base=BaseRecord(path="base"), spec=asked)
+    write_raw(tmp_path / "ours", values, to_disk(tensors, spec, "model.layers"), manifest)
+    for _ in range(2):  # into the same folder too
+        theirs = export_folder(tmp_path / "ours", tmp_path / "theirs")
+    beside = {path.name: path for path in theirs.iterdir()}
+    expected = {"chat_template.jinja"} if own else set()
+    assert beside.keys() - {folders.CONFIG, folders.WEIGHTS} == expected
+    if own:
+        assert beside["chat_template.jinja"].read_text(encoding="utf-8") == own
+    assert read(theirs).spec == spec, "and does not keep it from being read"
 
 
 def test_export_folds_what_moe_peft_has_no_word_for(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from workers.adapter.files import AdapterFiles, check_activation, read
 from workers.adapter.modules import check_modules
 from workers.adapter.stock.base_files import BaseFiles
 from workers.adapter.stock.card import Facts, card
-from workers.adapter.stock.own_template import CHAT_TEMPLATE, generation_with_end
+from workers.adapter.stock.own_template import generation_with_end
 from workers.adapter.stock.plan import Merging, NewTensor
 from workers.adapter.stock.remarks import remark
 from workers.adapter.stock.room import SPARE, check_room, check_target, shown
@@ -101,7 +101,9 @@ class Export:
                 for path in _copied(self.base.folder):
                     shutil.copyfile(path, folder / path.name)
                 if self.chat_template:
-                    (folder / CHAT_TEMPLATE).write_text(self.chat_template, encoding="utf-8")
+                    (folder / folders.CHAT_TEMPLATE).write_text(
+                        self.chat_template, encoding="utf-8"
+                    )
                 check_target(to)  # what came there meanwhile is not ours to replace
         except OSError as error:
             raise folders.WriteError(

@@ -8,9 +8,6 @@ from transformers import AutoTokenizer
 from workers.config.base import InputError
 from workers.data.text_encoder import TextEncoder
 
-CHAT_TEMPLATE = "chat_template.jinja"
-"""Its file, which is read before what a tokenizer's configuration has."""
-
 
 def generation_with_end(
     generation: dict[str, Any] | None, base: Path, template: str | None
