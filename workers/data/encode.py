@@ -29,12 +29,16 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     data: DataSpec
     end: tuple[int, ...] = field(init=False)
-    """Token ids that end an answer: the chat template's end of turn, or the end of text."""
+    """Token ids that end an answer of text: the chat template's end of turn, or the end of text."""
+    stops: tuple[int, ...] = field(init=False)
+    """Tokens at which a server stops."""
     text: TextEncoder = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", TextEncoder(self.tokenizer, self.data.chat_template))
-        object.__setattr__(self, "end", self.text.end(chat=self.data.template == "chat"))
+        chat = self.data.template == "chat"
+        object.__setattr__(self, "end", self.text.end(chat=chat))
+        object.__setattr__(self, "stops", self.text.stops(chat=chat))
 
     def kept(
         self, rows: Iterable[Row], counts: RowCounts, scored: bool = False
@@ -53,7 +57,7 @@ class Encoder:
             if self.spells_control(row):
                 counts.spelled(row)
             try:
-                example = self._fit(row, prompt, target.ids + self.end)
+                example = self._fit(row, prompt, self._ended(target))
                 for choice in choices:
                     self._fit(row, prompt, choice.ids)
             except TooLongError:
@@ -72,7 +76,7 @@ class Encoder:
     def example(self, row: Row) -> Example:
         """Prompt and target of a row; a prompt that is too long loses its beginning."""
         [(prompt, target)] = self._all([row], scored=False)
-        return self._fit(row, prompt, target.ids + self.end)
+        return self._fit(row, prompt, self._ended(target))
 
     def choices(self, row: Row) -> list[Example]:
         """One example for each choice of a row, to be compared by log-likelihood."""
@@ -115,6 +119,9 @@ class Encoder:
         if row.answer_turn is None:
             return [prompt, text.written(row.target), *choices]
         return [prompt, text.written_answer(row.messages, row.tools, row.answer_turn), *choices]
+
+    def _ended(self, target: Encoded) -> Ids:
+        return target.ids if target.ended else target.ids + self.end
 
     def _fit(self, row: Row, prompt: Encoded, target: Ids) -> Example:
         if not prompt.ids:

@@ -18,10 +18,10 @@ from workers.config.base import InputError
 from workers.data.chat import Turn
 from workers.data.example import Span
 from workers.data.nested import texts_in, with_texts
-from workers.data.rendering.answers import Answers
+from workers.data.rendering.answers import Answers, WrittenAnswer
 from workers.data.rendering.control_tokens import ControlTokens, Offsets
 from workers.data.rendering.spans import Spans, TextSpan
-from workers.data.rendering.template import ChatTemplate, Tools
+from workers.data.rendering.template import ChatTemplate, Tools, special_tokens
 
 Ids = tuple[int, ...]
 T = TypeVar("T")
@@ -38,6 +38,8 @@ class Written:
     """Whether it comes behind what the tokenizer begins every text with."""
     answers: tuple[TextSpan, ...] = ()
     """What of it is learned."""
+    ended: bool = False
+    """Whether an end of turn of its own is its last token."""
 
     @property
     def parts(self) -> list[str]:
@@ -51,6 +53,8 @@ class Encoded(NamedTuple):
 
     ids: Ids
     spans: tuple[Span, ...] = ()
+    ended: bool = False
+    """Whether it has its end of turn."""
 
 
 class TextEncoder:
@@ -88,13 +92,16 @@ class TextEncoder:
         return Written(named, spelled, answers=tuple(moved))
 
     def written_answer(self, messages: Sequence[Turn], tools: Tools, answer: Turn) -> Written:
-        """What the template writes for an answer to a chat, up to its end of turn."""
+        """What the template writes for an answer to a chat, up to its end of turn; with that where
+        it ends otherwise than one of text, as some templates' calls do."""
 
-        def write(turns: Sequence[Turn], schemas: Tools) -> str:
-            return self._answers.text(turns[:-1], schemas, turns[-1])
+        def write(turns: Sequence[Turn], schemas: Tools) -> WrittenAnswer:
+            return self._answers.written(turns[:-1], schemas, turns[-1])
 
-        said, spelled = self._quoting(write, [*messages, answer], tools)
-        return Written(self._control.named(said) if spelled else said, spelled)
+        (said, end), spelled = self._quoting(write, [*messages, answer], tools)
+        ended = end != self.template.end
+        said += end if ended else ""
+        return Written(self._control.named(said) if spelled else said, spelled, ended=ended)
 
     def prompt(self, text: str) -> Ids:
         """A text to be gone on with: behind what the tokenizer begins every text with, and without
@@ -133,7 +140,7 @@ class TextEncoder:
         return any(map(self._control.spelled_in, texts_in(value)))
 
     def end(self, *, chat: bool) -> Ids:
-        """What ends an answer; a server stops at the first of them. InputError names the model."""
+        """What ends an answer of text. InputError names the model."""
         own = chat and self.template.own is not None
         where = "data.chat_template" if own else f"model.path: {self._tokenizer.name_or_path}"
         if chat and not self.template.there:
@@ -151,6 +158,13 @@ class TextEncoder:
             raise InputError(f"{where}: its tokenizer has no end of text")
         return ids or (self._tokenizer.eos_token_id,)
 
+    def stops(self, *, chat: bool) -> tuple[int, ...]:
+        """Tokens at which a server stops: the first of what ends an answer of text, and of what
+        ends one that calls tools."""
+        calls = self.template.ends[1:] if chat and self.template.there else ()
+        ends = [self.end(chat=chat), *map(self.text_of_template, calls)]
+        return tuple(dict.fromkeys(ids[0] for ids in ends))
+
     @cached_property
     def behind_reasoning(self) -> str:
         """What parts an answer's reasoning from the answer, in text without special tokens."""
@@ -160,8 +174,7 @@ class TextEncoder:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def _is_special(self, token: int) -> bool:
-        added = self._tokenizer.added_tokens_decoder.get(token)
-        return bool(added and added.special) or token in self._tokenizer.all_special_ids
+        return self._tokenizer.convert_ids_to_tokens(token) in special_tokens(self._tokenizer)
 
     def text_of_template(self, text: str) -> Ids:
         """Of a text that the template wrote: its control tokens are."""
@@ -189,7 +202,7 @@ class TextEncoder:
             said = sum(1 for start, _ in offsets if start < answer.stop - answer.start)
             spans.append(Span(len(ids), len(ids) + said, answer.weight))
             ids += more
-        return Encoded(tuple(ids), tuple(spans))
+        return Encoded(tuple(ids), tuple(spans), text.ended)
 
     def _spelled(self, texts: list[str], offsets: bool) -> Iterator[tuple[Ids, Offsets]]:
         if not texts:

@@ -32,7 +32,7 @@ class Encoders:
     def ends(self, adapter: AdapterRef | None) -> tuple[int, ...]:
         """What ends an answer, where that is not the base's to know."""
         own = adapter and self._own(adapter)
-        return self._made(own).end(chat=True)[:1] if own else ()
+        return self._made(own).stops(chat=True) if own else ()
 
 
 def own_template(adapter: AdapterRef) -> str | None:

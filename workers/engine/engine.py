@@ -242,5 +242,5 @@ def stop_ids(base: Base) -> list[int]:
     ids = base.model.generation_config.eos_token_id
     found = {*(ids if isinstance(ids, list) else [ids]), base.tokenizer.eos_token_id}
     if base.tokenizer.chat_template:
-        found.add(TextEncoder(base.tokenizer).end(chat=True)[0])
+        found.update(TextEncoder(base.tokenizer).stops(chat=True))
     return sorted(found - {None})

@@ -97,14 +97,19 @@ def test_a_names_version_is_written_with_all_that_its_base_has(
 def test_an_adapters_own_chat_template_goes_along(
     make_adapter: Callable[..., Path], tmp_path: Path, shape: dict[str, int]
 ) -> None:
-    own = "{% for m in messages %}({{ m['content'] }}{{ '<|endoftext|>' }}{% endfor %}"
+    own = (
+        "{% for m in messages %}({{ m['content'] }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function | tojson + '<|im_start|>' }}{% else %}{{ '<|endoftext|>' }}{% endfor %}"
+        "{% endfor %}"
+    )
     folder = with_template(make_adapter(4, **shape), tmp_path / "own", own)
     result = export(folder, "--to", tmp_path / "out")
     assert result.exit_code == 0, result.output
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.chat_template == own
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert tokenizer.convert_tokens_to_ids("<|endoftext|>") in generation["eos_token_id"]
+    for end in ("<|endoftext|>", "<|im_start|>"):  # of a text, and of a call
+        assert tokenizer.convert_tokens_to_ids(end) in generation["eos_token_id"]
     assert tokenizer.eos_token_id in generation["eos_token_id"]
     assert "| chat template | the adapter's own |" in (tmp_path / "out" / "README.md").read_text()
 

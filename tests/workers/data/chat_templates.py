@@ -89,3 +89,13 @@ LLAMA = """\
 {%- endif %}
 """
 """As Llama 3.1's: one call at a time, tools' answers as JSON."""
+
+
+def ending_calls(template: str, end: str) -> str:
+    """The template whose calls end otherwise than its text."""
+    ends = (
+        f"{{{{- '{end}' if m.tool_calls else '<|im_end|>\\n' }}}}\n    {{%- elif m.role == 'tool'"
+    )
+    made = template.replace("{{- '<|im_end|>\\n' }}\n    {%- elif m.role == 'tool'", ends)
+    assert made != template
+    return made

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
 from orchestrator.gateway.body import parse
 from orchestrator.openai.schema import ChatBody
 from tests.tiny import with_template
-from tests.workers.data.chat_templates import QWEN
+from tests.workers.data.chat_templates import QWEN, ending_calls
 from workers.config.data import DataSpec
 from workers.config.model import ModelSpec
 from workers.data.encode import Encoder
@@ -163,3 +164,38 @@ def test_a_chat_that_the_template_does_not_take_is_the_requests_fault(
             answer(text, Chat(turns))
         assert (str(caught.value), caught.value.param) == (said, "messages")
         assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["base", "adapter"])
+def test_an_answer_stops_at_the_end_of_a_call(
+    base: Base, make_adapter: Callable[..., Path], tmp_path: Path, own: bool
+) -> None:
+    """A model says some token; where its template ends calls with that, the answer stops there."""
+    adapter = make_adapter(3)
+
+    def said(folder: Path | None) -> list[int]:
+        engine = ContinuousEngine(base, Limits(max_new_tokens=8))
+        text = TextEngine(engine, base.tokenizer)
+
+        async def main() -> list[int]:
+            ref = AdapterRef(f"{folder.name}@1", str(folder)) if folder else None
+            if ref:
+                await text.load(ref)
+            request = TextRequest((5, 9, 7), adapter=ref, seed=0, temperature=0)
+            return [one async for chunk in text.generate(request) for one in chunk.tokens]
+
+        try:
+            return asyncio.run(asyncio.wait_for(main(), 60))
+        finally:
+            engine.close()
+
+    before = said(adapter if own else None)
+    assert len(before) == 8
+    end = base.tokenizer.convert_ids_to_tokens(before[0])
+    base.tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(end)]})
+    template = ending_calls(QWEN, end)
+    if own:
+        adapter = with_template(adapter, tmp_path / "own", template)
+    else:
+        base.tokenizer.chat_template = template
+    assert said(adapter if own else None) == before[:1]

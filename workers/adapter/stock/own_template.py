@@ -24,5 +24,5 @@ def generation_with_end(
     values = generation or {}
     known = values.get("eos_token_id") or tokenizer.eos_token_id
     before = known if isinstance(known, list) else [] if known is None else [known]
-    end = TextEncoder(tokenizer, template).end(chat=True)[0]
-    return {**values, "eos_token_id": [*dict.fromkeys((*before, end))]}
+    ends = TextEncoder(tokenizer, template).stops(chat=True)
+    return {**values, "eos_token_id": [*dict.fromkeys((*before, *ends))]}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from workers.config.base import InputError
 from workers.data.chat import Turn
@@ -11,19 +12,27 @@ _SHOWN = 24
 """Characters of an answer's end in an error."""
 
 
+class WrittenAnswer(NamedTuple):
+    """An answer as the template writes it."""
+
+    text: str
+    end: str
+    """Its end of turn."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """Of chats by one template."""
 
     template: ChatTemplate
 
-    def text(
+    def written(
         self, turns: Sequence[Turn], tools: Tools, answer: Turn, asked: str | None = None
-    ) -> str:
-        """What the template writes for an answer, up to its end of turn. An answer of text alone
-        is that text. `asked`: the turns' prompt, where it is rendered."""
+    ) -> WrittenAnswer:
+        """What the template writes for an answer. An answer of text alone is that text. `asked`:
+        the turns' prompt, where it is rendered."""
         if "tool_calls" not in answer and "reasoning_content" not in answer:
-            return str(answer["content"])
+            return WrittenAnswer(str(answer["content"]), self.template.end)
         asked = self.template.render(turns, tools) if asked is None else asked
         whole = self.template.render([*turns, answer], tools, prompt=False)
         if not whole.startswith(asked):
@@ -32,16 +41,17 @@ class Answers:
                 "and reasoning into the answer's content as the model is to write them"
             )
         said = whole[len(asked) :].rstrip()
-        end = self.template.end
         self._check(said, len(turns), answer)
         self.template.check_answer(answer, len(turns), tools)
-        if not said.endswith(end):
+        end = next((one for one in self.template.ends if said.endswith(one)), None)
+        if end is None:
             raise InputError(
                 f"the chat template ends turn {len(turns) + 1} with {said[-_SHOWN:]!r}, but an "
-                f"answer of text with {end!r}: all answers must end alike, which a template of "
-                "your own may do (data.chat_template)"
+                f"answer of text with {self.template.end!r}: a server would not stop there; calls "
+                "may end alike, or with a special token, which a template of your own may do "
+                "(data.chat_template)"
             )
-        return said[: len(said) - len(end)]
+        return WrittenAnswer(said[: len(said) - len(end)], end)
 
     def _check(self, said: str, at: int, answer: Turn) -> None:
         reasoning = str(answer.get("reasoning_content", "")).strip()

@@ -123,17 +123,19 @@ class Spans:
         self, chat: _Chat, at: int, before: Sequence[Turn], asked: str, start: int
     ) -> TextSpan | None:
         """Where the answer to a prompt stands from `start` on; None where it does not."""
-        turn, end = chat.turns[at], self.answers.template.end
+        turn = chat.turns[at]
+        answer, end = self.answers.written(before, chat.tools, turn, asked)
         stop = chat.masked.find(end, start) if end else -1
-        answer = self.answers.text(before, chat.tools, turn, asked)
         if stop < 0 or chat.rendered[start:stop].strip() != answer.strip():
             return None
         return TextSpan(start, stop + len(end), weight(turn))
 
     def _ended(self, rendered: str, start: int, stop: int) -> tuple[int, int]:
         """A marked span with its end of turn, and nothing behind it."""
-        end = self.answers.template.end
-        inside = rendered.rfind(end, start, stop) if end else -1
-        if inside >= 0 and not rendered[inside + len(end) : stop].strip():
-            return start, inside + len(end)
-        return start, stop + len(end) * rendered.startswith(end, stop)
+        for end in filter(None, self.answers.template.ends):
+            inside = rendered.rfind(end, start, stop)
+            if inside >= 0 and not rendered[inside + len(end) : stop].strip():
+                return start, inside + len(end)
+            if rendered.startswith(end, stop):
+                return start, stop + len(end)
+        return start, stop

@@ -106,6 +106,23 @@ class ChatTemplate:
         return behind.rstrip()
 
     @cached_property
+    def ends(self) -> tuple[str, ...]:
+        """The same, and what it writes behind a call of tools, where that is a token of its own:
+        Llama's `<|eom_id|>`, gpt-oss's `<|call|>`."""
+        of_calls = (self._call_end(tools) for tools in ((), [a_tool(_MARK)]))
+        return tuple(dict.fromkeys([self.end, *filter(None, of_calls)]))
+
+    def _call_end(self, tools: Tools) -> str:
+        calling = Shape("assistant", False, (False,), False).marked(_MARK)
+        try:
+            written = self.render([{"role": "user", "content": "?"}, calling], tools, prompt=False)
+        except InputError:  # it has no place for calls
+            return ""
+        _, _, behind = written.rstrip().rpartition(_MARK)
+        found = [one for one in special_tokens(self._tokenizer) if behind.endswith(one)]
+        return "" if behind.endswith(self.end) else max(found, key=len, default="")
+
+    @cached_property
     def behind_reasoning(self) -> str:
         """What it writes between an answer's reasoning and its text; nothing where it has no place
         for reasoning."""
@@ -174,6 +191,12 @@ class ChatTemplate:
         except Exception:  # as in render
             return False
         return has_arguments(rendered, _MARK, True)
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Tokens that are no text."""
+    added = tokenizer.added_tokens_decoder.values()
+    return {*tokenizer.all_special_tokens, *(one.content for one in added if one.special)}
 
 
 def left_out(what: str, at: int, turn: Turn) -> InputError:

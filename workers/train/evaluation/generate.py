@@ -14,7 +14,7 @@ def generate(
     """Answers of at most `longest` tokens; `together` where every worker must take each step."""
     tokenizer, device = inputs.base.tokenizer, inputs.base.device
     ids_BS, mask_BS = collate_prompts(prompts, inputs.pad_token_id)
-    ends = {inputs.encoder.end[0], tokenizer.eos_token_id} - {None}
+    ends = {*inputs.encoder.stops, tokenizer.eos_token_id} - {None}
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=longest,

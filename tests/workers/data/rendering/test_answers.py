@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerBase
 
-from tests.workers.data.chat_templates import CHATML, LLAMA, MARKED, QWEN
+from tests.workers.data.chat_templates import CHATML, LLAMA, MARKED, QWEN, ending_calls
 from tests.workers.data.conftest import byte_level, metaspace
 from workers.config.base import InputError
 from workers.config.data import DataSpec
@@ -281,16 +281,53 @@ def test_reasoning_is_given_by_all_its_names(tmp_path: Any, name: str) -> None:
     assert learned(other, said) == learned(encoder(QWEN), said)
 
 
-def test_a_call_that_ends_otherwise_than_text_is_said(tmp_path: Any) -> None:
-    ends = "{{- '<|eot_id|>' if m.tool_calls else '<|im_end|>\\n' }}\n    {%- elif m.role == 'tool'"
-    template = QWEN.replace("{{- '<|im_end|>\\n' }}\n    {%- elif m.role == 'tool'", ends)
-    assert template != QWEN
-    made = encoder(template, loss_on="last")
+UNTHOUGHT = QWEN.replace("loop.index0 > ns.last", "m.reasoning_content")
+"""That writes no empty reasoning, and so is proven for calls too."""
+
+
+@pytest.mark.parametrize("loss_on", ["last", "all"])
+@pytest.mark.parametrize("spelled", [False, True])
+def test_a_call_is_learned_with_its_own_end(tmp_path: Any, loss_on: str, spelled: bool) -> None:
+    """As Llama's `<|eom_id|>` and gpt-oss's `<|call|>`: where a server stops, too."""
+    made = encoder(ending_calls(UNTHOUGHT, "<|eot_id|>"), loss_on=loss_on)
+    to = "<|eot_id|> <|im_end|>" if spelled else "it"
+    call = {"name": "switch", "arguments": {"to": to}}
+    turns = [USER, CALLING | {"tool_calls": [call]}]
+    written = f'<tool_call>\n{{"name": "switch", "arguments": {{"to": "{to}"}}}}\n</tool_call>'
+    assert learned(made, row(tmp_path, turns, TOOLS)) == [written + "<|eot_id|>"]
+    ids = made.example(row(tmp_path, turns, TOOLS)).ids
+    own = made.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    assert list(ids).count(own) == 1
+    assert made.stops == (made.end[0], own)
+    [(told, _)] = made.kept([row(tmp_path, turns, TOOLS)], RowCounts("r"))
+    assert told.answer == (written if not spelled else told.answer)
+    later = learned(made, row(tmp_path, [*turns, ANSWERED, LAST], TOOLS))
+    assert later == [written + "<|eot_id|>", "It is on.<|im_end|>"][loss_on == "last" :]
+
+
+def test_a_marked_call_is_learned_with_its_own_end(tmp_path: Any) -> None:
+    marked = MARKED.replace(
+        "{{ m['content'] + '<|im_end|>\n' }}{% endgen",
+        "{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% endif %}"
+        "{% endgeneration %}{{ '<|eot_id|>' if m.tool_calls else '<|im_end|>\n' }}{% generation %}"
+        "{% endgen",
+    ).replace("{% generation %}{% endgeneration %}", "")
+    turns = [USER, CALLING, ANSWERED, LAST, USER, LAST]
+    said = ['{"name": "switch", "arguments": {"to": 1}}<|eot_id|>', *["It is on.<|im_end|>"] * 2]
+    assert learned(encoder(marked), row(tmp_path, turns)) == said
+
+
+def test_a_call_that_ends_where_no_server_stops_is_refused(tmp_path: Any) -> None:
+    made = encoder(ending_calls(QWEN, "[end]"), loss_on="last")
+    assert made.stops == made.end[:1]
     assert learned(made, row(tmp_path, [USER, CALLING, ANSWERED, LAST], TOOLS))
-    with pytest.raises(
-        InputError, match=r"ends turn 2 with '.*<\|eot_id\|>', but an answer of text"
-    ):
+    with pytest.raises(InputError, match=r"ends turn 2 with '.*\[end\]', but an answer of text"):
         made.example(row(tmp_path, [USER, CALLING], TOOLS))
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, QWEN, LLAMA])
+def test_where_calls_end_as_text_does_nothing_else_stops(template: str) -> None:
+    assert encoder(template).stops == encoder(template).end[:1]
 
 
 VICUNA = (

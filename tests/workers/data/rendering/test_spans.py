@@ -105,12 +105,11 @@ def by_all_before(
     answers: Answers, rendered: str, turns: Sequence[Turn], tools: Tools
 ) -> Iterator[TextSpan]:
     """The plain way: of each answer, all that is before it is rendered."""
-    end = answers.template.end
     for at, turn in enumerate(turns):
         if turn["role"] != "assistant" or not weight(turn):
             continue
         asked = answers.template.render(turns[:at], tools)
-        said = answers.text(turns[:at], tools, turn, asked)
+        said, end = answers.written(turns[:at], tools, turn, asked)
         stop = rendered.find(end, len(asked))
         if not rendered.startswith(asked) or rendered[len(asked) : stop].strip() != said.strip():
             raise InputError(
