@@ -54,7 +54,13 @@ class Case:
             adapter=AdapterSpec.model_validate(shape),
             loss=ALL_LOSSES.model_copy(update=contrastive),
             data=DataSpec(train="-", validation="-"),
-            optimizer=OptimizerSpec(lr=1e-3, schedule="constant", max_grad_norm=0.5),
+            optimizer=OptimizerSpec(
+                lr=5e-4,
+                loraplus_lr_ratio=2.0,
+                router_lr_ratio=0.5,
+                schedule="constant",
+                max_grad_norm=0.5,
+            ),
         )
 
 
@@ -151,7 +157,8 @@ def reference(case: Case, workers: int, dtype: torch.dtype) -> Trace:
     workers.train is used."""
     base, adapter = build(case, dtype)
     named = dict(adapter.named_parameters())
-    optimizer = torch.optim.AdamW(named.values(), lr=1e-3, weight_decay=0.0)
+    groups = [{"params": [one], "lr": _rate(name)} for name, one in named.items()]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     trace = Trace()
     for step in range(STEPS):
         loss = _loss(case, base, adapter, batches(case, workers, step))
@@ -164,6 +171,11 @@ def reference(case: Case, workers: int, dtype: torch.dtype) -> Trace:
         optimizer.step()
     trace.parameters = {name: one.detach().clone() for name, one in named.items()}
     return trace
+
+
+def _rate(name: str) -> float:
+    kind = name.rpartition(".")[2]
+    return {"weight": 2.5e-4, "lora_A": 5e-4, "lora_B": 1e-3, "lora_magnitude": 1e-3}[kind]
 
 
 def _loss(case: Case, base: Base, adapter: Adapter, parts: Sequence[Batch]) -> Tensor:

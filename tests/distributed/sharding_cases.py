@@ -67,7 +67,9 @@ class Layout:
             data=DataSpec(train="-", validation="-"),
             optimizer=OptimizerSpec(
                 # Adam makes a whole step of the rounding of a gradient near zero.
-                lr=3e-4,
+                lr=1e-4,
+                loraplus_lr_ratio=3.0,
+                router_lr_ratio=0.5,
                 weight_decay=0.01,
                 schedule="constant",
                 max_grad_norm=0.5,

@@ -22,6 +22,11 @@ class OptimizerSpec(Spec):
 
     lr: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate."""
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """The B matrices learn at so many times lr (LoRA+, arXiv 2402.12354, which takes 16 with a
+    smaller lr), and with use_dora the magnitudes, as in PEFT."""
+    router_lr_ratio: NonNegative = 1.0
+    """Routers learn at so many times lr; 0 leaves them as they are drawn."""
     weight_decay: NonNegative = 0.0
     """Decoupled weight decay."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from workers.config.train import TrainSpec
 from workers.injection.adapter import Adapter
 from workers.injection.wrapper import AdaptedModule
-from workers.parallel.update import State, adamw
+from workers.parallel.update import State, adamw, rate_groups
 from workers.parallel.world import World
 
 BUCKET = 50_000_000
@@ -71,7 +71,7 @@ class DeepSpeedUpdate:
         # ZeRO-1 and 2 look after the adapter alone, and the base is none of their business.
         self._engine, *_ = deepspeed.initialize(
             model=model if self._stage == 3 else nn.ParameterList(parameters),
-            optimizer=adamw(parameters, spec.optimizer),
+            optimizer=adamw(rate_groups(self._named, spec.optimizer), spec.optimizer),
             config={
                 "train_micro_batch_size_per_gpu": 1,
                 "zero_optimization": zero,

@@ -17,7 +17,7 @@ from workers.config.train import OptimizerSpec
 from workers.injection.adapter import Adapter
 from workers.injection.wrapper import AdaptedModule
 from workers.parallel.expert_shards import ExpertShards
-from workers.parallel.update import NamedUpdate, adamw
+from workers.parallel.update import NamedUpdate, adamw, rate_groups
 
 
 class Sharded(NamedUpdate):
@@ -33,9 +33,10 @@ class Sharded(NamedUpdate):
         shards.mesh.dp.broadcast(own)
         self._cut(model, adapter, own)
         named = dict(adapter.named_parameters())
-        self._own = [named[name] for name in shards.parameters]
-        self._rest = [one for name, one in named.items() if name not in shards.parameters]
-        groups = [{"params": part} for part in (self._rest, self._own) if part]
+        own_named = {name: named[name] for name in shards.parameters}
+        rest = {name: one for name, one in named.items() if name not in shards.parameters}
+        self._own, self._rest = list(own_named.values()), list(rest.values())
+        groups = [group for part in (rest, own_named) for group in rate_groups(part, spec)]
         super().__init__(named, adamw(groups, spec))
 
     def _cut(self, model: nn.Module, adapter: Adapter, own: Collection[nn.Parameter]) -> None:

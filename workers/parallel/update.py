@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,23 @@ class Update(Protocol):
 
     def load_whole_state(self, state: State) -> None:
         """Take over what `whole_state` gave, in any layout."""
+
+
+def rate_groups(named: Mapping[str, nn.Parameter], spec: OptimizerSpec) -> list[dict[str, Any]]:
+    """Parameters by canonical name as an optimizer's groups, one for each learning rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        groups.setdefault(_peak(name, spec), []).append(parameter)
+    return [{"params": parameters, "lr": lr} for lr, parameters in groups.items()]
+
+
+def _peak(name: str, spec: OptimizerSpec) -> float:
+    """Peak learning rate of the parameter of this canonical name."""
+    if name.endswith("router.weight"):
+        return spec.lr * spec.router_lr_ratio
+    if name.endswith((".lora_B", ".lora_magnitude")):
+        return spec.lr * spec.loraplus_lr_ratio
+    return spec.lr
 
 
 def adamw(parameters: ParamsT, spec: OptimizerSpec) -> torch.optim.AdamW:
@@ -144,7 +161,7 @@ class Replicated(NamedUpdate):
         """Parameters, the workers that have the same ones, and those that have the others."""
         for parameters, same, _ in self._parts:
             same.broadcast(parameters)
-        super().__init__(named, adamw(named.values(), spec))
+        super().__init__(named, adamw(rate_groups(named, spec), spec))
 
     def reduce(self) -> None:
         """See Update: a worker's experts have had the gradients of all tokens of their copy."""

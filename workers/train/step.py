@@ -4,12 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
@@ -38,7 +36,7 @@ class StepResult:
     grad_norm: float
     """Global norm of the gradients before clipping."""
     lr: float
-    """Learning rate of this step."""
+    """Learning rate of this step, before its ratios for B matrices and routers."""
     tokens: int
     """Real tokens, prompts included."""
 
@@ -87,7 +85,9 @@ class TrainStep:
         self._auxiliary = EnabledLosses(spec.loss, self._world.all_reduce)
         self._max_grad_norm = spec.optimizer.max_grad_norm or math.inf
         self._max_skipped, self._skipped = spec.optimizer.max_skipped_steps, 0
-        self._schedule = LambdaLR(update.optimizer, partial(share_of_peak, spec.optimizer))
+        self._optimizer_spec = spec.optimizer
+        self._peaks = [float(group["lr"]) for group in update.optimizer.param_groups]
+        self._schedule_at(0)
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
         """Take one step on this worker's micro-batches; every worker has the same number."""
@@ -107,7 +107,7 @@ class TrainStep:
         result = StepResult(
             losses=dict(zip(parts, self._world.all_reduce(sums).tolist(), strict=True)),
             grad_norm=float(norm),
-            lr=float(self._schedule.get_last_lr()[0]),
+            lr=self._optimizer_spec.lr * share_of_peak(self._optimizer_spec, self._done),
             tokens=int(counts.tokens),
         )
         self._beat("update")
@@ -116,24 +116,24 @@ class TrainStep:
         else:
             self._update.apply()
             self._skipped = 0
-        self._schedule.step()
+        self._schedule_at(self._done + 1)
         return result
 
     def schedule_state(self) -> dict[str, Any]:
         """The schedule's state, for a later run."""
-        state: dict[str, Any] = self._schedule.state_dict()
-        return state
+        return {"last_epoch": self._done}
 
-    def load_schedule_state(self, state: dict[str, Any]) -> None:
-        """Continue from a `schedule_state`."""
-        groups = len(self._update.optimizer.param_groups)
-        # All groups have one rate; how many there are is up to the layout.
-        each = {key: one[:1] * groups for key, one in state.items() if isinstance(one, list)}
-        self._schedule.load_state_dict(state | each)
-        for group, lr in zip(
-            self._update.optimizer.param_groups, self._schedule.get_last_lr(), strict=True
-        ):
-            group["lr"] = lr
+    def load_schedule_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `schedule_state`, in any layout: the rates follow from the specification
+        and how many steps were taken. An earlier moetune's has more in it."""
+        self._schedule_at(state["last_epoch"])
+
+    def _schedule_at(self, done: int) -> None:
+        """Set the rate of each of the optimizer's groups for the step after so many."""
+        self._done = done
+        share = share_of_peak(self._optimizer_spec, done)
+        for group, peak in zip(self._update.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * share
 
     def _count(self, batches: Sequence[Batch]) -> _Counts:
         targets = sum(batch.counted for batch in batches)

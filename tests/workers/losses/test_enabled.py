@@ -87,8 +87,8 @@ class Kept(Replicated):
 
     def apply(self) -> None:
         """Note them."""
-        parameters = self.optimizer.param_groups[0]["params"]
-        self.gradients = [None if p.grad is None else p.grad.clone() for p in parameters]
+        grads = (parameter.grad for parameter in self._named.values())
+        self.gradients = [None if grad is None else grad.clone() for grad in grads]
         self.drop()
 
 
