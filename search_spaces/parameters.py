@@ -23,6 +23,7 @@ _ROUTED_ONLY = frozenset(
     {
         *(f"adapter.{name}" for name in RoutingSpec.model_fields),
         "adapter.shared_a",
+        "optimizer.router_lr_ratio",
     }
 ) - {"adapter.experts", NUM_EXPERTS}
 _LOSSES = "loss."  # All of them are of routed layers.

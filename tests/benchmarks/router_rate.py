@@ -13,10 +13,11 @@ With its own sizes it also writes its section of RESULTS.md.
 import copy
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import TextIO
+from typing import Any, TextIO
 
 import harness
 import torch
@@ -51,11 +52,11 @@ FIRST = 4
 class Sizes:
     """What is trained."""
 
-    tasks: int = 8
+    tasks: int = 4
     rows: int = 32
     length: int = 8
-    steps: int = 500
-    base_steps: int = 1000
+    steps: int = 300
+    base_steps: int = 600
     held_out: int = 256
     seeds: int = 3
     layers: int = 2
@@ -125,7 +126,7 @@ def validation_loss(base: Base, sizes: Sizes, kind: str, ratio: float, seed: int
     return float(loss / targets)
 
 
-def run(sizes: Sizes, out: TextIO) -> dict[str, object]:
+def run(sizes: Sizes, out: TextIO) -> dict[str, Any]:
     """Losses by kind of experts and ratio, one a seed."""
     base = taught_base(sizes)
     losses: dict[str, dict[str, list[float]]] = {}
@@ -137,19 +138,18 @@ def run(sizes: Sizes, out: TextIO) -> dict[str, object]:
     return {"validation_loss": losses, "sizes": asdict(sizes)}
 
 
-def section(result: dict[str, object]) -> str:
+def section(result: Mapping[str, Any]) -> str:
     """For RESULTS.md."""
     losses = result["validation_loss"]
-    assert isinstance(losses, dict)
-    lines = [
-        (ratio, *(_shown(losses[kind][ratio]) for kind in KINDS)) for ratio in map(str, RATIOS)
-    ]
-    return table(["router_lr_ratio", *(f"{kind} experts" for kind in KINDS)], lines)
+    sizes = "; ".join(f"{name} {size}" for name, size in result["sizes"].items())
+    columns = ["router_lr_ratio", *(f"{kind} experts: mean (each seed)" for kind in KINDS)]
+    rows = [[ratio, *(_shown(losses[kind][ratio]) for kind in KINDS)] for ratio in map(str, RATIOS)]
+    return f"{machine()}\n\n{sizes}\n\nValidation loss.\n\n{table(columns, rows)}"
 
 
-def _shown(losses: list[float]) -> str:
-    spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
-    return f"{statistics.mean(losses):.4f} ± {spread:.4f}"
+def _shown(losses: Sequence[float]) -> str:
+    each = ", ".join(f"{one:.3f}" for one in losses)
+    return f"{statistics.mean(losses):.3f} ({each})"
 
 
 def main() -> None:
@@ -158,7 +158,10 @@ def main() -> None:
     path = options.pop("json")
     torch.set_num_threads(1)
     sizes = Sizes(**options)
-    harness.finish(run(sizes, harness.output(path)), path)
+    result = run(sizes, harness.output(path))
+    if sizes == Sizes():
+        write_section("router_rate.py", section(result))
+    harness.finish(result, path)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Case:
             loss=ALL_LOSSES.model_copy(update=contrastive),
             data=DataSpec(train="-", validation="-"),
             optimizer=OptimizerSpec(
-                lr=5e-4,
+                lr=2.5e-4,
                 loraplus_lr_ratio=2.0,
                 router_lr_ratio=0.5,
                 schedule="constant",
@@ -175,7 +175,7 @@ def reference(case: Case, workers: int, dtype: torch.dtype) -> Trace:
 
 def _rate(name: str) -> float:
     kind = name.rpartition(".")[2]
-    return {"weight": 2.5e-4, "lora_A": 5e-4, "lora_B": 1e-3, "lora_magnitude": 1e-3}[kind]
+    return {"weight": 1.25e-4, "lora_A": 2.5e-4, "lora_B": 5e-4, "lora_magnitude": 5e-4}[kind]
 
 
 def _loss(case: Case, base: Base, adapter: Adapter, parts: Sequence[Batch]) -> Tensor:

@@ -310,3 +310,17 @@ def test_what_is_wrong_is_said_without_its_password(written: dict[str, Any]) -> 
     with pytest.raises(InputError) as caught:
         space_of({"data.train": written})
     assert "topmost" not in str(caught.value)
+
+
+def test_one_expert_is_asked_no_rate_of_its_router() -> None:
+    definition = {
+        "adapter.num_experts": {"choice": [1, 4]},
+        "optimizer.router_lr_ratio": {"choice": [0, 0.1, 1]},
+        "optimizer.loraplus_lr_ratio": {"log": [1, 16]},
+    }
+    drawn = suggestions(space_of(definition), 40)
+    for values in drawn:
+        asked = "optimizer.router_lr_ratio" in values
+        assert asked == (values["adapter.num_experts"] > 1)
+        assert "optimizer.loraplus_lr_ratio" in values
+    assert {v.get("optimizer.router_lr_ratio") for v in drawn} == {None, 0, 0.1, 1}

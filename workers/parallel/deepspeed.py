@@ -132,6 +132,7 @@ class DeepSpeedUpdate:
         state = {"adapter": self.whole_adapter()}
         if not self.optimizer.state:
             return state
+        self._link_state()
         (step, *_) = (kept["step"] for kept in self.optimizer.state.values())
         state["step"] = {name: step.clone().cpu() for name in self._named}
         for key in ("exp_avg", "exp_avg_sq"):
@@ -154,10 +155,16 @@ class DeepSpeedUpdate:
             kept["step"] = step.to(flat.device, copy=True)
             for key in ("exp_avg", "exp_avg_sq"):
                 kept.setdefault(key, torch.zeros_like(flat))
-        if self._stage < 3:
-            self._zero._lazy_init_hp_params_optimizer_state()
+        self._link_state()
         for key in ("exp_avg", "exp_avg_sq"):
             self._fill(key, state[key])
+
+    def _link_state(self) -> None:
+        """Let ZeRO-1 and 2 find each parameter's part of the optimizer's state. By themselves they
+        look for it once, after the first group's first step, when the others have none yet."""
+        if self._stage < 3:
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
 
     def _flat_masters(self) -> list[Tensor]:
         """What the optimizer sees: this worker's shards, one after the other."""
