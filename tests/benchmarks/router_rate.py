@@ -13,7 +13,7 @@ With its own sizes it also writes its section of RESULTS.md.
 import copy
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -42,7 +42,6 @@ from workers.train.forward import scored_logits
 from workers.train.step import TrainStep
 
 RATIOS = (0.0, 0.01, 0.1, 1.0)
-KINDS = ("block", "linear")
 LETTERS = 26
 FIRST = 4
 """Token of the first letter."""
@@ -65,6 +64,8 @@ class Sizes:
     num_experts: int = 8
     rank: int = 4
     lr: float = 3e-3
+    experts: str = "block"
+    """Or linear."""
 
 
 class Rows:
@@ -102,12 +103,17 @@ def taught_base(sizes: Sizes) -> Base:
     return base
 
 
-def validation_loss(base: Base, sizes: Sizes, kind: str, ratio: float, seed: int) -> float:
+def validation_loss(base: Base, sizes: Sizes, ratio: float, seed: int) -> float:
     """Of an adapter that was trained with the router at this share of the rate."""
     spec = TrainSpec(
         model=ModelSpec(path="random"),
         adapter=AdapterSpec.model_validate(
-            {"experts": kind, "num_experts": sizes.num_experts, "rank": sizes.rank, "dropout": 0.0}
+            {
+                "experts": sizes.experts,
+                "num_experts": sizes.num_experts,
+                "rank": sizes.rank,
+                "dropout": 0.0,
+            }
         ),
         loss=LossSpec(),
         data=DataSpec(train="-", validation="-"),
@@ -127,14 +133,13 @@ def validation_loss(base: Base, sizes: Sizes, kind: str, ratio: float, seed: int
 
 
 def run(sizes: Sizes, out: TextIO) -> dict[str, Any]:
-    """Losses by kind of experts and ratio, one a seed."""
+    """Losses by ratio, one a seed."""
     base = taught_base(sizes)
-    losses: dict[str, dict[str, list[float]]] = {}
-    for kind in KINDS:
-        for ratio in RATIOS:
-            found = [validation_loss(base, sizes, kind, ratio, one) for one in range(sizes.seeds)]
-            losses.setdefault(kind, {})[str(ratio)] = [round(one, 4) for one in found]
-            print(f"{kind}, {ratio}:", *(f"{one:.4f}" for one in found), file=out, flush=True)
+    losses: dict[str, list[float]] = {}
+    for ratio in RATIOS:
+        found = [validation_loss(base, sizes, ratio, seed) for seed in range(sizes.seeds)]
+        losses[str(ratio)] = [round(one, 4) for one in found]
+        print(f"{ratio}:", *(f"{one:.4f}" for one in found), file=out, flush=True)
     return {"validation_loss": losses, "sizes": asdict(sizes)}
 
 
@@ -142,14 +147,13 @@ def section(result: Mapping[str, Any]) -> str:
     """For RESULTS.md."""
     losses = result["validation_loss"]
     sizes = "; ".join(f"{name} {size}" for name, size in result["sizes"].items())
-    columns = ["router_lr_ratio", *(f"{kind} experts: mean (each seed)" for kind in KINDS)]
-    rows = [[ratio, *(_shown(losses[kind][ratio]) for kind in KINDS)] for ratio in map(str, RATIOS)]
-    return f"{machine()}\n\n{sizes}\n\nValidation loss.\n\n{table(columns, rows)}"
-
-
-def _shown(losses: Sequence[float]) -> str:
-    each = ", ".join(f"{one:.3f}" for one in losses)
-    return f"{statistics.mean(losses):.3f} ({each})"
+    seeds = [f"seed {seed}" for seed in range(result["sizes"]["seeds"])]
+    rows = [
+        [ratio, *(f"{one:.3f}" for one in (statistics.mean(found), *found))]
+        for ratio, found in losses.items()
+    ]
+    shown = table(["router_lr_ratio", "mean", *seeds], rows)
+    return f"{machine()}\n\n{sizes}\n\nValidation loss.\n\n{shown}"
 
 
 def main() -> None:
