@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 OURS = ("cluster", "orchestrator", "search_spaces", "workers")
 USED = {
     "datasets": {"_fingerprint"},
-    "deepspeed": {"_get_norm_groups", "_lazy_init_hp_params_optimizer_state"},
+    "deepspeed": {
+        "_get_norm_groups",
+        "_hp_optimizer_states_linked",
+        "_lazy_init_hp_params_optimizer_state",
+    },
     "ray": {
         "ray._private.grpc_utils.init_grpc_channel",
         "ray._private.ray_constants",
