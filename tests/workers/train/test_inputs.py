@@ -70,6 +70,7 @@ def test_a_trial_of_other_data_reads_its_own(make_spec: SpecMaker, tmp_path: Pat
     longer = Inputs.load(make_spec(data__max_rows=5), first)
     assert (len(first.train), len(longer.train)) == (16, 5)
     assert len(Inputs.load(make_spec(), longer).train) == 16
+    first.encode()
     assert Inputs.load(make_spec(adapter__rank=2), first) is first
 
 
