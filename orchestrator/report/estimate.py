@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.config.job import JobSpec
 from orchestrator.monitoring.format import duration, size
 from workers.config.base import InputError
+from workers.config.optimizers import FLOAT, OPTIMIZERS
 
 if TYPE_CHECKING:
     from workers.config.train import TrainSpec
@@ -138,12 +139,19 @@ def _large(trials: "Iterable[TrainSpec]") -> "list[TrainSpec]":
     keys = (
         lambda one: one.data.max_length,
         lambda one: one.trained_at_once(one.parallel.max_workers),
-        lambda one: max(one.adapter.expert_counts) * one.adapter.rank,
+        _trained_bytes,
         lambda one: one.adapter.slots(max(one.adapter.expert_counts)),
     )
     known = list(trials)
     found = [max(known, key=key) for key in keys]
     return [one for at, one in enumerate(found) if one not in found[:at]]
+
+
+def _trained_bytes(trial: "TrainSpec") -> float:
+    """In proportion to what adapter, gradients and optimizer take."""
+    adapter, optimizer = trial.adapter, trial.optimizer
+    kept = OPTIMIZERS[optimizer.name].bytes_of_weight(optimizer.momentum, adapter.rank)
+    return max(adapter.expert_counts) * adapter.rank * (2 * FLOAT + kept)
 
 
 def _varied(job: JobSpec, trial: "TrainSpec") -> dict[str, Any]:
@@ -158,7 +166,8 @@ def _varied(job: JobSpec, trial: "TrainSpec") -> dict[str, Any]:
 
 
 def _fills_memory(path: str) -> bool:
-    return path.startswith(("adapter.", "data.")) or path.endswith("batch_size")
+    named = ("adapter.", "data.", "optimizer.name", "optimizer.momentum")
+    return path.startswith(named) or path.endswith("batch_size")
 
 
 def _many(count: int, what: str) -> str:

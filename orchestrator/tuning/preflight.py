@@ -12,6 +12,7 @@ from orchestrator.tuning.lifecycle import check_data_same, check_study
 from orchestrator.tuning.storage import database_file, study_names
 from workers.config.base import InputError
 from workers.config.metrics import better_when, reported
+from workers.config.optimizers import check_gpu, check_installed
 from workers.run.folders import nearest
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def _check_model_and_data(job: JobSpec, tell: "Tell") -> "dict[str, RowCounts]":
     from workers.models.compatibility import check_fit, check_packable
 
     tokenizer, trials = check_base(job.train.model), list(job.search_space().samples())
+    _check_optimizers(job, trials)
     fit = check_fit(job.train, (trial.adapter for trial in trials))
     if job.train.data.packing:
         check_packable(job.train.model)
@@ -142,6 +144,13 @@ def _check_model_and_data(job: JobSpec, tell: "Tell") -> "dict[str, RowCounts]":
     train, *_ = [one.training() for one in surveys]  # trials may have sources of their own
     validation = surveys[0].validation(job.train.evaluation.rows_per_task)
     return {"train": train, "validation": validation}
+
+
+def _check_optimizers(job: JobSpec, trials: "Sequence[TrainSpec]") -> None:
+    """Those that the trials name must run on the workers, as far as is known here."""
+    for name in dict.fromkeys(trial.optimizer.name for trial in trials):
+        check_installed(name)
+        check_gpu(name, has_gpu=job.search.gpus_per_worker > 0)
 
 
 def _check_metric(job: JobSpec, trials: "Sequence[TrainSpec]", fit: "Fit") -> None:

@@ -55,6 +55,8 @@ class Layout:
     """Activations are computed again in the backward pass."""
     packed: bool = False
     """Rows follow one another; what it is compared with is padded."""
+    optimizer: str = "adamw"
+    momentum: float = 0.0
 
     def spec(self, folder: Path, adapter: str, workers: int) -> TrainSpec:
         """The whole specification."""
@@ -66,6 +68,8 @@ class Layout:
             loss=LossSpec(load_balance_weight=0.1, z_loss_weight=0.01),
             data=DataSpec(train="-", validation="-"),
             optimizer=OptimizerSpec(
+                name=self.optimizer,
+                momentum=self.momentum,
                 # Adam makes a whole step of the rounding of a gradient near zero.
                 lr=1e-4,
                 loraplus_lr_ratio=3.0,
@@ -105,6 +109,16 @@ LAYOUTS = [
 ]
 
 
+OTHER_OPTIMIZERS = [
+    Layout("fsdp2", dtype=torch.float64, optimizer="adam"),
+    Layout("fsdp2", dtype=torch.float64, optimizer="adagrad"),
+    Layout("fsdp2", dtype=torch.float64, optimizer="rmsprop", momentum=0.9, ep_size=2),
+    Layout("fsdp2", dtype=torch.float64, optimizer="sgd"),
+    Layout("deepspeed", 1, optimizer="sgd", momentum=0.9),
+    Layout("deepspeed", 2, optimizer="rmsprop", momentum=0.9),
+    Layout("deepspeed", 3, optimizer="sgd"),
+    Layout("deepspeed", 3, optimizer="rmsprop"),
+]
 PLAIN = [Layout("fsdp2"), Layout("deepspeed", 2), Layout("deepspeed", 3)]
 """One of each kind."""
 WITH_EXPERT_PARALLELISM = [

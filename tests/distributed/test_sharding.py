@@ -22,6 +22,7 @@ from transformers import (
 
 from tests.distributed.sharding_cases import (
     LAYOUTS,
+    OTHER_OPTIMIZERS,
     PLAIN,
     RELAY,
     STEPS,
@@ -120,6 +121,8 @@ def two_workers(
         check_parity(model, "linear dora", mesh, PLAIN)
         check_parity(gpt2, "block", mesh, PLAIN)
         check_parity(model, "even block", mesh, WITH_EXPERT_PARALLELISM)
+        for layout in OTHER_OPTIMIZERS:
+            check_optimizer(model, mesh, layout)
         check_relay(model, mesh)
         for spec in specs:
             check_training(spec, folder / f"{spec.parallel.strategy}-{spec.parallel.ep_size}", mesh)
@@ -158,6 +161,24 @@ def check_parity(model: Path, adapter: str, mesh: Mesh, layouts: Sequence[Layout
                 trace.compare(expected, tolerance)
             except AssertionError as error:
                 raise AssertionError(f"{layout}, {adapter}: {error}") from None
+
+
+def check_optimizer(model: Path, mesh: Mesh, layout: Layout) -> None:
+    """As `check_parity`, with another optimizer; and it goes on from the state of one process."""
+    named = {"optimizer": layout.optimizer, "momentum": layout.momentum, "dtype": layout.dtype}
+    alone = Run.of(Layout(**named), model, "even block").train(range(2), MICRO)
+    saved = alone.update.whole_state()
+    expected = alone.train(range(2, STEPS), MICRO).trace()
+    trace = Run.of(layout, model, "even block", mesh).train(range(STEPS), MICRO).trace()
+    resumed = Run.of(layout, model, "even block", mesh)
+    resumed.update.load_whole_state(saved)
+    again = resumed.train(range(2, STEPS), MICRO).trace()
+    try:
+        trace.compare(expected, TOLERANCE[layout.dtype])
+        expected.losses, expected.norms = expected.losses[2:], expected.norms[2:]
+        again.compare(expected, TOLERANCE[layout.dtype])
+    except AssertionError as error:
+        raise AssertionError(f"{layout}: {error}") from None
 
 
 def check_relay(model: Path, mesh: Mesh) -> None:

@@ -9,17 +9,24 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from workers.config.adapter import AdapterSpec
-from workers.config.base import Fraction, NonNegative, PositiveInt, Spec
+from workers.config.base import Fraction, NonNegative, OneOf, PositiveInt, Spec
 from workers.config.credentials import Uri
 from workers.config.data import RESULTS_APART, DataSpec
 from workers.config.losses import LossSpec
 from workers.config.model import ModelSpec
+from workers.config.optimizers import ADAM_BETAS, OPTIMIZERS, check_gpu
 from workers.config.parallel import ParallelSpec
 
 
 class OptimizerSpec(Spec):
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    name: Annotated[str, OneOf(lambda: OPTIMIZERS)] = "adamw"
+    """Whose steps are taken. Of torch: adamw, adam, adagrad (not with strategy deepspeed), rmsprop,
+    sgd, adafactor (with strategy ddp and ep_size 1 only). Of bitsandbytes (extra `quantized`), with
+    ddp and ep_size 1 only, their state in 8 bits: adamw_8bit, lion_8bit, and on a GPU
+    paged_adamw_8bit and paged_lion_8bit, which move it to the CPU's memory where the GPU's is
+    full. Each wants its own lr."""
     lr: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
@@ -28,9 +35,11 @@ class OptimizerSpec(Spec):
     router_lr_ratio: NonNegative = 1.0
     """Routers learn at so many times lr; 0 leaves them as they are drawn."""
     weight_decay: NonNegative = 0.0
-    """Decoupled weight decay."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """AdamW's decay rates."""
+    """Decoupled weight decay; with adam, adagrad, rmsprop and sgd a penalty in the gradient."""
+    betas: tuple[Fraction, Fraction] = ADAM_BETAS
+    """Decay rates of adam's kind and lion's, which has (0.9, 0.99) where these are left."""
+    momentum: Fraction = 0.0
+    """Of sgd and rmsprop."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up; cosine and linear end at zero."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -48,8 +57,21 @@ class OptimizerSpec(Spec):
     """Rows of one forward pass on one worker; None takes the whole share (no accumulation). With
     data.packing: packed sequences, of max_length tokens at most."""
 
+    @property
+    def decay_rates(self) -> tuple[float, float] | None:
+        """`betas`, or the optimizer's own where they are left; None where it has none."""
+        own = OPTIMIZERS[self.name].betas
+        return own if own is None or self.betas == ADAM_BETAS else self.betas
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        kind = OPTIMIZERS[self.name]
+        if self.momentum and not kind.has_momentum:
+            raise ValueError(
+                f"momentum is {self.momentum}, but is for sgd and rmsprop, not {self.name}"
+            )
+        if kind.betas is None and self.betas != ADAM_BETAS:
+            raise ValueError(f"betas are {self.betas}, but {self.name} has none")
         if self.warmup_steps >= self.steps:
             raise ValueError(
                 f"warmup_steps is {self.warmup_steps}, but must be below steps, "
@@ -113,6 +135,7 @@ class TrainSpec(Spec):
             )
         self._check_batch()
         self._check_experts()
+        self._check_optimizer()
         if self.model.quantization and self.parallel.shards_base:
             raise ValueError(
                 f"model.quantization is {self.model.quantization}, but packed weights cannot be "
@@ -183,6 +206,23 @@ class TrainSpec(Spec):
                 f"optimizer.micro_batch_size is {micro}, but must divide the {share} rows that "
                 "each worker has of a batch"
             )
+
+    def _check_optimizer(self) -> None:
+        """In every layout it must take one process's steps, or be refused."""
+        name, strategy = self.optimizer.name, self.parallel.strategy
+        allowed = OPTIMIZERS[name].strategies
+        if strategy not in allowed:
+            raise ValueError(
+                f"optimizer.name is {name}, but parallel.strategy is {strategy}; it must be "
+                f"{' or '.join(allowed)}"
+            )
+        if self.parallel.ep_size > 1 and "fsdp2" not in allowed:
+            raise ValueError(
+                f"optimizer.name is {name}, but parallel.ep_size is {self.parallel.ep_size}; it "
+                "must be 1, for a step of one number depends on others"
+            )
+        if self.model.device == "cpu":
+            check_gpu(name, has_gpu=False)
 
     def _check_experts(self) -> None:
         """Expert parallelism must give what one process gives, or be refused."""

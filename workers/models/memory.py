@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from workers.config.model import ModelSpec
+from workers.config.optimizers import OPTIMIZERS
 from workers.config.parallel import ParallelSpec
 from workers.config.train import TrainSpec
 from workers.data.store.epoch_figures import LargestPass
@@ -26,8 +27,6 @@ PACKED = {"bnb_nf4": 0.5 + (1 + 4 / 256) / 64, "bnb_int8": 1.0, "torchao_int8": 
 """Bytes of a weight in a packed linear. Of NF4, 64 weights share a scale of a byte, and 256 of
 those one of four."""
 ADAPTER_BYTES = 4
-MOMENTS = 2
-"""AdamW's of each weight."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class MemoryEstimate:
     adapter: int
     gradients: int
     optimizer: int
-    """AdamW's moments."""
+    """Its moments of each weight."""
     activations: int
     """What the layers keep for the backward pass, and one layer's gradients of it."""
     logits: int
@@ -81,13 +80,19 @@ def estimate(spec: TrainSpec, largest: LargestPass, data: int = 0) -> MemoryEsti
         base=_base(model, layers, spec.model) // workers["base"] + _gathered(layers, spec),
         adapter=trained // workers["adapter"],
         gradients=trained // workers["gradients"],
-        optimizer=0
-        if spec.parallel.offload_optimizer
-        else MOMENTS * trained // workers["optimizer"],
+        optimizer=_moments(spec, trained // ADAPTER_BYTES) // workers["optimizer"],
         activations=sum(kept) + max(one.kept + one.kept_once for one in each),
         logits=2 * rows * largest.scored * vocabulary * number,
         data=data,
     )
+
+
+def _moments(spec: TrainSpec, weights: int) -> int:
+    """Bytes of the optimizer's state for so many weights."""
+    if spec.parallel.offload_optimizer:
+        return 0
+    kind = OPTIMIZERS[spec.optimizer.name]
+    return int(weights * kind.bytes_of_weight(spec.optimizer.momentum, spec.adapter.rank))
 
 
 def _base(model: PreTrainedModel, layers: Sequence[nn.Module], spec: ModelSpec) -> int:

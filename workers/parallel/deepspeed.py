@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workers.config.optimizers import OPTIMIZERS
 from workers.config.train import TrainSpec
 from workers.injection.adapter import Adapter
 from workers.injection.wrapper import AdaptedModule
-from workers.parallel.update import State, adamw, rate_groups
+from workers.parallel.optimizer import make_optimizer, rate_groups
+from workers.parallel.update import State
 from workers.parallel.world import World
 
 BUCKET = 50_000_000
@@ -57,6 +59,7 @@ class DeepSpeedUpdate:
         start()
         self.world, self._stage = world, spec.parallel.zero_stage
         self._named = dict(adapter.named_parameters())
+        self._moments = OPTIMIZERS[spec.optimizer.name].kept(spec.optimizer.momentum)
         parameters = list(self._named.values())
         zero: dict[str, Any] = {
             "stage": self._stage,
@@ -71,11 +74,12 @@ class DeepSpeedUpdate:
         # ZeRO-1 and 2 look after the adapter alone, and the base is none of their business.
         self._engine, *_ = deepspeed.initialize(
             model=model if self._stage == 3 else nn.ParameterList(parameters),
-            optimizer=adamw(rate_groups(self._named, spec.optimizer), spec.optimizer),
+            optimizer=make_optimizer(rate_groups(self._named, spec.optimizer), spec.optimizer),
             config={
                 "train_micro_batch_size_per_gpu": 1,
                 "zero_optimization": zero,
                 "zero_force_ds_cpu_optimizer": False,  # That one is compiled, too.
+                "zero_allow_untested_optimizer": True,
             },
         )
         self._zero: Any = self._engine.optimizer
@@ -133,9 +137,9 @@ class DeepSpeedUpdate:
         if not self.optimizer.state:
             return state
         self._link_state()
-        (step, *_) = (kept["step"] for kept in self.optimizer.state.values())
-        state["step"] = {name: step.clone().cpu() for name in self._named}
-        for key in ("exp_avg", "exp_avg_sq"):
+        for step in [kept["step"] for kept in self.optimizer.state.values() if "step" in kept][:1]:
+            state["step"] = {name: step.clone().cpu() for name in self._named}
+        for key in self._moments:
             state[key] = {
                 name: safe_get_full_optimizer_state(one, key).cpu().clone()
                 for name, one in self._named.items()
@@ -147,16 +151,16 @@ class DeepSpeedUpdate:
         for name, parameter in self._named.items():
             self._overwrite(parameter, state["adapter"][name])
         self._zero.refresh_fp32_params()
-        if "step" not in state:
+        if state.keys() == {"adapter"}:
             return
-        step = next(iter(state["step"].values()))
         for flat in self._flat_masters():
             kept = self.optimizer.state[flat]
-            kept["step"] = step.to(flat.device, copy=True)
-            for key in ("exp_avg", "exp_avg_sq"):
+            for step in list(state.get("step", {}).values())[:1]:
+                kept["step"] = step.to(flat.device, copy=True)
+            for key in self._moments:
                 kept.setdefault(key, torch.zeros_like(flat))
         self._link_state()
-        for key in ("exp_avg", "exp_avg_sq"):
+        for key in self._moments:
             self._fill(key, state[key])
 
     def _link_state(self) -> None:

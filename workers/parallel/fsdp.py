@@ -17,7 +17,8 @@ from workers.config.train import OptimizerSpec
 from workers.injection.adapter import Adapter
 from workers.injection.wrapper import AdaptedModule
 from workers.parallel.expert_shards import ExpertShards
-from workers.parallel.update import NamedUpdate, adamw, rate_groups
+from workers.parallel.optimizer import make_optimizer, rate_groups
+from workers.parallel.update import NamedUpdate
 
 
 class Sharded(NamedUpdate):
@@ -37,7 +38,7 @@ class Sharded(NamedUpdate):
         rest = {name: one for name, one in named.items() if name not in shards.parameters}
         self._own, self._rest = list(own_named.values()), list(rest.values())
         groups = [group for part in (rest, own_named) for group in rate_groups(part, spec)]
-        super().__init__(named, adamw(groups, spec))
+        super().__init__(named, make_optimizer(groups, spec))
 
     def _cut(self, model: nn.Module, adapter: Adapter, own: Collection[nn.Parameter]) -> None:
         former = [one for one in adapter.parameters() if not _among(one, own)]

@@ -2,21 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import ParamsT
 
 from workers.config.train import OptimizerSpec
 from workers.injection.adapter import Adapter
 from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.mesh import Mesh
+from workers.parallel.optimizer import make_optimizer, rate_groups
 from workers.parallel.world import World
 
 State = Mapping[str, Mapping[str, Tensor]]
-"""Whole tensors on the CPU, whatever the layout: `adapter`, AdamW's `exp_avg` and `exp_avg_sq`, and
-`step`, each by canonical name, experts by global id."""
+"""Whole tensors on the CPU, whatever the layout: `adapter`, what the optimizer keeps (AdamW's
+`exp_avg` and `exp_avg_sq`) and its `step`, each by canonical name, experts by global id."""
 
 
 class Update(Protocol):
@@ -57,30 +57,6 @@ class Update(Protocol):
         """Take over what `whole_state` gave, in any layout."""
 
 
-def rate_groups(named: Mapping[str, nn.Parameter], spec: OptimizerSpec) -> list[dict[str, Any]]:
-    """Parameters by canonical name as an optimizer's groups, one for each learning rate."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in named.items():
-        groups.setdefault(_peak(name, spec), []).append(parameter)
-    return [{"params": parameters, "lr": lr} for lr, parameters in groups.items()]
-
-
-def _peak(name: str, spec: OptimizerSpec) -> float:
-    """Peak learning rate of the parameter of this canonical name."""
-    if name.endswith("router.weight"):
-        return spec.lr * spec.router_lr_ratio
-    if name.endswith((".lora_B", ".lora_magnitude")):
-        return spec.lr * spec.loraplus_lr_ratio
-    return spec.lr
-
-
-def adamw(parameters: ParamsT, spec: OptimizerSpec) -> torch.optim.AdamW:
-    """The optimizer of all layouts."""
-    return torch.optim.AdamW(
-        parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=True
-    )
-
-
 class NamedUpdate(ABC):
     """The part of an `Update` that follows from where each named parameter lies."""
 
@@ -109,7 +85,8 @@ class NamedUpdate(ABC):
         state = {"adapter": self.whole_adapter()}
         for name, parameter in self._named.items():
             for key, value in self.optimizer.state[parameter].items():
-                whole = value.to("cpu", copy=True) if key == "step" else self._whole(name, value)
+                count = torch.as_tensor(value, device="cpu").clone() if key == "step" else None
+                whole = self._whole(name, value) if count is None else count
                 state.setdefault(key, {})[name] = whole
         return state
 
@@ -121,7 +98,8 @@ class NamedUpdate(ABC):
             kept = {key: part[name] for key, part in state.items() if name in part}
             del kept["adapter"]
             # The fused optimizer wants its count of steps beside the parameter, too.
-            step = {"step": kept.pop("step").to(parameter.device, copy=True)} if kept else {}
+            count = kept.pop("step", None)
+            step = {} if count is None else {"step": _count(count, parameter)}
             moments = {key: self._part(name, value) for key, value in kept.items()}
             self.optimizer.state[parameter] = step | moments
 
@@ -161,7 +139,7 @@ class Replicated(NamedUpdate):
         """Parameters, the workers that have the same ones, and those that have the others."""
         for parameters, same, _ in self._parts:
             same.broadcast(parameters)
-        super().__init__(named, adamw(rate_groups(named, spec), spec))
+        super().__init__(named, make_optimizer(rate_groups(named, spec), spec))
 
     def reduce(self) -> None:
         """See Update: a worker's experts have had the gradients of all tokens of their copy."""
@@ -185,7 +163,15 @@ class Replicated(NamedUpdate):
 
     def _part(self, name: str, whole: Tensor) -> Tensor:
         part = self._shards.own(whole) if name in self._shards.parameters else whole
-        return part.to(self._named[name], copy=True)
+        like = self._named[name]
+        kind = like.dtype if part.is_floating_point() else part.dtype  # bitsandbytes' are bytes
+        return part.to(like.device, kind, copy=True)
+
+
+def _count(step: Tensor, parameter: nn.Parameter) -> Tensor | int:
+    """A count of steps as its optimizer has it: bitsandbytes' is a plain number."""
+    whole = step.is_floating_point()
+    return step.to(parameter.device, copy=True) if whole else int(step)
 
 
 def _norm(parameters: Iterable[nn.Parameter]) -> Tensor:

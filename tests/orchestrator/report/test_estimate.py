@@ -63,6 +63,14 @@ def test_of_a_stream_the_first_rows_tell_what_they_can(job: JobSpec) -> None:
     assert epoch.startswith("rows are streamed, and only the first were looked at; padding is ")
 
 
+def test_the_largest_trial_has_the_optimizer_that_keeps_most(job: JobSpec) -> None:
+    space = {"adapter.rank": {"int": [2, 8]}, "optimizer.name": {"choice": ["sgd", "adam"]}}
+    found = job_estimate(override_job(job, {"search.space": space}, "test"))
+    assert not isinstance(found.memory, str)
+    assert found.largest == {"adapter.rank": 8, "optimizer.name": "adam"}
+    assert found.memory.optimizer == 2 * found.memory.adapter
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_steps_are_measured_here_on_real_rows(job: JobSpec, packing: bool) -> None:
     job = override_job(job, {"train.data.packing": packing}, "test")

@@ -58,6 +58,10 @@ BAD = [
         {"search.metric": "validation/score", "evaluation.generate": True},
         "better when it is larger: write mode: max",
     ),
+    (
+        {"search.space": {"optimizer.name": {"choice": ["adamw", "paged_adamw_8bit"]}}},
+        "optimizer.name is paged_adamw_8bit, which needs ",
+    ),
     ({"model.path": "/no/such/model"}, "/no/such/model"),
     ({"data.train": "/no/such/rows.jsonl"}, "/no/such/rows.jsonl"),
     ({"data.target_column": "answers"}, "answers"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from workers.config.base import override
+from workers.config.optimizers import OPTIMIZERS
 from workers.config.train import TrainSpec
+from workers.data.batches import collate
 from workers.data.store.epoch_figures import LargestPass, epoch_figures
 from workers.data.store.token_store import EncodedSource, TokenStore
 from workers.injection.inject import inject
@@ -20,9 +23,11 @@ from workers.losses.cross_entropy import cross_entropy_sum
 from workers.models.base import load_base
 from workers.models.memory import MemoryEstimate, estimate
 from workers.models.packing import taking_packed_rows
+from workers.parallel.update import Replicated
 from workers.train.forward import laid_out, recorded, scored_logits
 from workers.train.inputs import Inputs
 from workers.train.layout import lay_out
+from workers.train.step import TrainStep
 
 SpecMaker = Callable[..., TrainSpec]
 ONE = LargestPass(rows=4, length=24, scored=10)
@@ -43,6 +48,33 @@ def test_weights_are_those_of_the_loaded_base(make_spec: SpecMaker) -> None:
     half = estimate(override(spec, {"model.dtype": "bfloat16"}, "test"), ONE)
     assert (half.base * 2, half.logits * 2) == (known.base, known.logits)
     assert half.adapter == known.adapter, "it stays in float32"
+
+
+@pytest.mark.parametrize(
+    "name", ["adamw", "adam", "adagrad", "rmsprop", "sgd", "adafactor", "adamw_8bit", "lion_8bit"]
+)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_optimizers_state_is_what_it_keeps(
+    make_spec: SpecMaker, name: str, momentum: float
+) -> None:
+    """Of weights in numbers that count: of small ones, 8-bit optimizers keep float32."""
+    if momentum and not OPTIMIZERS[name].has_momentum:
+        pytest.skip("has none")
+    if OPTIMIZERS[name].package and find_spec("bitsandbytes") is None:
+        pytest.skip("needs bitsandbytes")
+    rank = 128 if OPTIMIZERS[name].package else 8
+    spec = make_spec(optimizer__name=name, optimizer__momentum=momentum, adapter__rank=rank)
+    inputs = Inputs.load(spec)
+    adapter = inject(inputs.base.model.train(), spec.adapter, seed=1)
+    update = Replicated(adapter, spec.optimizer)
+    TrainStep(spec, inputs.base, adapter, update)([collate(inputs.train[:4], 3)])
+    kept = sum(
+        one.nbytes
+        for state in update.optimizer.state.values()
+        for key, one in state.items()
+        if key != "step" and not key.startswith("qmap")
+    )
+    assert estimate(spec, ONE).optimizer == pytest.approx(kept, rel=0.15)
 
 
 def test_packed_linears_are_smaller(make_spec: SpecMaker) -> None:

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.nn import Parameter
-from torch.optim.optimizer import ParamsT
 
 from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import collate
@@ -14,6 +13,7 @@ from workers.injection.inject import inject
 from workers.parallel import update as module
 from workers.parallel.expert_shards import ExpertShards
 from workers.parallel.mesh import Mesh
+from workers.parallel.optimizer import Groups
 from workers.parallel.update import Replicated
 from workers.train.inputs import Inputs
 from workers.train.step import TrainStep
@@ -36,10 +36,10 @@ def test_a_resumed_state_lies_where_its_parameters_lie(
         for parameter, tensor in part.items():
             assert torch.equal(tensor, state[name][parameter]), (name, parameter)
 
-    def eager(parameters: ParamsT, spec: OptimizerSpec) -> torch.optim.AdamW:
-        return torch.optim.AdamW(parameters, lr=spec.lr)  # the fused one knows no meta
+    def eager(groups: Groups, spec: OptimizerSpec) -> torch.optim.AdamW:
+        return torch.optim.AdamW(groups, lr=spec.lr)  # the fused one knows no meta
 
-    monkeypatch.setattr(module, "adamw", eager)
+    monkeypatch.setattr(module, "make_optimizer", eager)
     away = {name: Parameter(one.to("meta")) for name, one in adapter.named_parameters()}
     elsewhere = Replicated(
         SimpleNamespace(named_parameters=away.items),  # type: ignore[arg-type]
