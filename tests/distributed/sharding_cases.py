@@ -57,6 +57,7 @@ class Layout:
     """Rows follow one another; what it is compared with is padded."""
     optimizer: str = "adamw"
     momentum: float = 0.0
+    lr: float = 1e-4
 
     def spec(self, folder: Path, adapter: str, workers: int) -> TrainSpec:
         """The whole specification."""
@@ -71,7 +72,7 @@ class Layout:
                 name=self.optimizer,
                 momentum=self.momentum,
                 # Adam makes a whole step of the rounding of a gradient near zero.
-                lr=1e-4,
+                lr=self.lr,
                 loraplus_lr_ratio=3.0,
                 router_lr_ratio=0.5,
                 weight_decay=0.01,
@@ -109,15 +110,16 @@ LAYOUTS = [
 ]
 
 
+# RMSprop's first step is ten times its rate, and so is what it makes of a gradient's rounding.
 OTHER_OPTIMIZERS = [
     Layout("fsdp2", dtype=torch.float64, optimizer="adam"),
     Layout("fsdp2", dtype=torch.float64, optimizer="adagrad"),
     Layout("fsdp2", dtype=torch.float64, optimizer="rmsprop", momentum=0.9, ep_size=2),
     Layout("fsdp2", dtype=torch.float64, optimizer="sgd"),
     Layout("deepspeed", 1, optimizer="sgd", momentum=0.9),
-    Layout("deepspeed", 2, optimizer="rmsprop", momentum=0.9),
+    Layout("deepspeed", 2, optimizer="rmsprop", lr=1e-5),
     Layout("deepspeed", 3, optimizer="sgd"),
-    Layout("deepspeed", 3, optimizer="rmsprop"),
+    Layout("deepspeed", 3, optimizer="rmsprop", lr=1e-5),
 ]
 PLAIN = [Layout("fsdp2"), Layout("deepspeed", 2), Layout("deepspeed", 3)]
 """One of each kind."""

@@ -165,8 +165,10 @@ def check_parity(model: Path, adapter: str, mesh: Mesh, layouts: Sequence[Layout
 
 def check_optimizer(model: Path, mesh: Mesh, layout: Layout) -> None:
     """As `check_parity`, with another optimizer; and it goes on from the state of one process."""
-    named = {"optimizer": layout.optimizer, "momentum": layout.momentum, "dtype": layout.dtype}
-    alone = Run.of(Layout(**named), model, "even block").train(range(2), MICRO)
+    plain = Layout(
+        dtype=layout.dtype, optimizer=layout.optimizer, momentum=layout.momentum, lr=layout.lr
+    )
+    alone = Run.of(plain, model, "even block").train(range(2), MICRO)
     saved = alone.update.whole_state()
     expected = alone.train(range(2, STEPS), MICRO).trace()
     trace = Run.of(layout, model, "even block", mesh).train(range(STEPS), MICRO).trace()
