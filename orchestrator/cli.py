@@ -12,7 +12,19 @@ import typer
 
 from cluster.environment import direct
 from cluster.errors import ClusterGone
-from orchestrator.commands import adapter, clean, export, jobs, keys, rollout, schema, status, study
+from orchestrator.commands import (
+    adapter,
+    clean,
+    export,
+    jobs,
+    keys,
+    leaderboard,
+    rollout,
+    schema,
+    status,
+    study,
+    train,
+)
 from orchestrator.commands import models as versions
 from orchestrator.commands import routers as health
 from orchestrator.commands import serve as endpoint
@@ -25,7 +37,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-PARTS = (study, rollout, versions, export, endpoint, health, jobs, status, clean, schema)
+PARTS = (
+    study,
+    train,
+    leaderboard,
+    rollout,
+    versions,
+    export,
+    endpoint,
+    health,
+    jobs,
+    status,
+    clean,
+    schema,
+)
 for part in (one.app for one in PARTS):
     app.registered_commands += part.registered_commands
 app.add_typer(adapter.app, name="adapter", help="Adapters on disk: inspect, import, export.")

@@ -34,7 +34,7 @@ def job_schema() -> Schema:
     defs = schema["$defs"]
     name = {"type": "string", "examples": [*presets()]}
     space = defs["SearchSpec"]["properties"]["space"]
-    space["anyOf"] = [name, {"$ref": f"#/$defs/{SPACE}"}]
+    space["anyOf"] = [name, {"$ref": f"#/$defs/{SPACE}"}, {"type": "null"}]
     return {**schema, "title": "moetune job", "$defs": {**defs, **space_definitions()}} | {
         "examples": [_JOB]
     }

@@ -41,12 +41,14 @@ class SearchSpace:
     train: TrainSpec
 
     @classmethod
-    def resolve(cls, space: str | Mapping[str, Any], train: TrainSpec) -> "SearchSpace":
-        """From a preset's name, the path of a YAML file, or the space itself.
+    def resolve(cls, space: str | Mapping[str, Any] | None, train: TrainSpec) -> "SearchSpace":
+        """From a preset's name, the path of a YAML file, or the space itself; None varies nothing.
 
         Raises InputError for an unknown field, a wrong type, an empty range, a combination of
         values that `train` forbids.
         """
+        if space is None:
+            return cls("search.space", (), {}, train)
         where = f"search space {space}" if isinstance(space, str) else "search.space"
         definition = read_definition(space) if isinstance(space, str) else space
         if not isinstance(definition, Mapping) or not definition:
@@ -73,6 +75,8 @@ class SearchSpace:
 
         Raises InputError at one that `train` forbids.
         """
+        if not self.parameters:
+            yield self.train
         for forced in self._probes():
             values = self._assemble(lambda p, asked, f=forced: f.get(p, asked.ends()[0]))  # type: ignore[misc]
             yield override(self.train, values, self.where)

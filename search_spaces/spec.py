@@ -11,8 +11,8 @@ from workers.config.metrics import VALIDATION_LOSS, VALIDATION_SCORE, Mode, valu
 class SearchSpec(Spec):
     """The study: what may vary, and how trials are compared."""
 
-    space: str | dict[str, Any] = "moe_lora"
-    """Name of a preset, path of a YAML file, or the space itself."""
+    space: str | dict[str, Any] | None = "moe_lora"
+    """Name of a preset, path of a YAML file, or the space itself; None varies nothing."""
     trials: PositiveInt = 8
     """Trials in all."""
     metric: Annotated[str, Field(examples=[VALIDATION_SCORE, value_of_task("TASK")])] = (

@@ -13,6 +13,7 @@ from orchestrator.commands.options import (
     AsJson,
     Storage,
     Store,
+    names_a_folder,
     registry,
 )
 from orchestrator.output import print_json
@@ -89,11 +90,6 @@ def export(
 def _chosen(what: str, base: str | None, storage: str, store: str | None) -> "Exported":
     from orchestrator.registry.exported import Exported
 
-    if "/" in what:
+    if names_a_folder(what, storage, store):
         return Exported.of_folder(Path(what), base)
-    # A folder's name may be a name of the registry too, which goes before it.
-    if Path(what).is_dir():
-        names = registry(storage, store).names() if Path(storage).is_dir() else ()
-        if what not in names:
-            return Exported.of_folder(Path(what), base)
     return Exported.of_name(registry(storage, store), what, base)

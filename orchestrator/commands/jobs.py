@@ -15,6 +15,7 @@ from orchestrator.commands.options import (
     JobStorage,
     Resume,
     Storage,
+    show_submitted,
     study_job,
 )
 from orchestrator.output import print_json, print_table
@@ -42,9 +43,7 @@ def submit(
     spec = study_job(job, set_, {"storage": storage})
     client = JobClient(address or spec.cluster.address or "auto")
     job_id = submit_job(client, spec, resume, accept_new_data=accept_new_data)
-    if as_json:
-        return print_json({"id": job_id, "study": spec.name, "dashboard": client.dashboard_url})
-    return print(f"submitted {job_id} (study {spec.name}); dashboard {client.dashboard_url}")
+    show_submitted(client, job_id, spec.name, as_json)
 
 
 @app.command()

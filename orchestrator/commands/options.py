@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator import completion
+from orchestrator.output import print_json
 
 Job = Annotated[
     str,
@@ -133,6 +134,22 @@ def registry(storage: str, store: str | None) -> Any:
 
     spec = cluster_spec(storage, store)
     return Registry(spec.store_url(), Path(spec.storage).resolve())
+
+
+def names_a_folder(what: str, storage: str, store: str | None) -> bool:
+    """Whether an adapter's folder is meant, and not a name of the registry: that goes before a
+    folder that is called the same."""
+    if "/" in what or not Path(what).is_dir():
+        return "/" in what
+    return not Path(storage).is_dir() or what not in registry(storage, store).names()
+
+
+def show_submitted(client: Any, job_id: str, study: str, as_json: bool) -> None:
+    """What was sent to a cluster, and where to watch it."""
+    if as_json:
+        print_json({"id": job_id, "study": study, "dashboard": client.dashboard_url})
+    else:
+        print(f"submitted {job_id} (study {study}); dashboard {client.dashboard_url}")
 
 
 def client(url: str, ca: str | None) -> Any:

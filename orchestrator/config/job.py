@@ -105,7 +105,10 @@ def portable(job: JobSpec) -> JobSpec:
     }
     if Path(train.model.path).is_dir():
         changes["model.path"] = _absolute(train.model.path)
-    changes["search.space"] = with_sources(job.search_space().definition, _absolute)
+    if job.search.space is not None:
+        changes["search.space"] = with_sources(job.search_space().definition, _absolute)
+    if train.start_from:
+        changes["start_from"] = _absolute(train.start_from)
     return override_job(job, changes, f"job {job.name}")
 
 

@@ -11,6 +11,7 @@ from workers.config.chat_template import is_template
 from workers.config.places import placed
 
 JOB = (
+    "train.start_from",
     "train.data.train",
     "train.data.train.*",
     "train.data.train.*.source",

@@ -93,9 +93,8 @@ class Demo:
         best = study.row(self.journal.summary["best_trial"])
         trial = study.folder / "trials" / trial_name(best.number)
         spec = TrainSpec.model_validate_json((trial / "train.json").read_text())
-        spec = override(spec, LONGER, "demo")
-        begun = trial / "adapter"
-        plan = RunPlan(study.folder / TRAINED_ON, study.name, best.number, start_from=begun)
+        spec = override(spec, LONGER | {"start_from": str(trial / "adapter")}, "demo")
+        plan = RunPlan(study.folder / TRAINED_ON, study.name, best.number)
         narrator = self.journal.narrator
         with run_display(plan.folder, narrator):
             adapter, report = fit(

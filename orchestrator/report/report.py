@@ -63,7 +63,7 @@ def _facts(study: Study) -> dict[str, Any]:
 
     rows = study.leaderboard()
     states = [row.state for row in rows]
-    began = study.optuna.user_attrs.get("began")
+    began, space = study.optuna.user_attrs.get("began"), study.job["search"]["space"]
     return {
         "study": study,
         "job": study.job,
@@ -74,7 +74,7 @@ def _facts(study: Study) -> dict[str, Any]:
         "columns": [(path, short(path)) for path in study.optuna.user_attrs["varied"]],
         "export": told((row.number, study.exportable(row.number)) for row in rows if row.version),
         "tasks": _tasks(rows),
-        "space": {field: _words(entry) for field, entry in study.job["search"]["space"].items()},
+        "space": {field: _words(entry) for field, entry in (space or {}).items()},
         "began": began,
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "version": version("moetune"),

@@ -152,7 +152,9 @@ def resume_command(study: "Study", cluster: ClusterSpec) -> str | None:
         or has_driver(cluster, study.name)
     ):
         return None
-    return shlex.join(["moetune", "tune", str(study.folder / "job.json"), "--resume"])
+    search = study.job["search"]
+    command = "train" if search["space"] is None and search["trials"] == 1 else "tune"
+    return shlex.join(["moetune", command, str(study.folder / "job.json"), "--resume"])
 
 
 def _lock_name(study: str) -> str:

@@ -134,6 +134,7 @@ def _check_model_and_data(job: JobSpec, tell: "Tell") -> "dict[str, RowCounts]":
     tokenizer, trials = check_base(job.train.model), list(job.search_space().samples())
     _check_optimizers(job, trials)
     fit = check_fit(job.train, (trial.adapter for trial in trials))
+    _check_start(job, trials)
     if job.train.data.packing:
         check_packable(job.train.model)
     _check_metric(job, trials, fit)
@@ -151,6 +152,18 @@ def _check_optimizers(job: JobSpec, trials: "Sequence[TrainSpec]") -> None:
     for name in dict.fromkeys(trial.optimizer.name for trial in trials):
         check_installed(name)
         check_gpu(name, has_gpu=job.search.gpus_per_worker > 0)
+
+
+def _check_start(job: JobSpec, trials: "Sequence[TrainSpec]") -> None:
+    """Every trial can begin with the adapter that the job names. Whether its base is the same, only
+    a loaded one says."""
+    from workers.adapter import files
+    from workers.train.start import check_shape
+
+    if job.train.start_from:
+        start = files.read(job.train.start_from)
+        for trial in trials:
+            check_shape(start, trial)
 
 
 def _check_metric(job: JobSpec, trials: "Sequence[TrainSpec]", fit: "Fit") -> None:

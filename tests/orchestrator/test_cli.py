@@ -23,7 +23,7 @@ def test_tells_its_version_and_helps() -> None:
         assert (shown.exit_code, "--help" in shown.stdout) == (0, True)
 
 
-@pytest.mark.parametrize("command", ["check", "tune"])
+@pytest.mark.parametrize("command", ["check", "tune", "train"])
 def test_the_environment_names_the_storage(command: str, tmp_path: Path) -> None:
     place = tmp_path / "file"
     place.touch()

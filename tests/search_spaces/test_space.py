@@ -99,6 +99,13 @@ def test_below_keeps_top_k_under_the_experts(top_k: Any, experts: Any) -> None:
         assert not adapter.selects_nothing
 
 
+def test_without_a_space_every_trial_is_the_jobs_own_run() -> None:
+    space = SearchSpace.resolve(None, TRAIN)
+    assert (suggestions(space, 2), space.varied()) == ([{}, {}], [])
+    assert [*space.samples()] == [TRAIN]
+    assert space.highest("optimizer.steps") == TRAIN.optimizer.steps
+
+
 def test_below_holds_for_the_jobs_own_experts() -> None:
     space = space_of({"adapter.top_k": {"choice": [1, 8], "below": "adapter.num_experts"}})
     assert {values["adapter.top_k"] for values in suggestions(space)} == {1, 7}

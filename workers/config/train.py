@@ -122,6 +122,9 @@ class TrainSpec(Spec):
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     parallel: ParallelSpec = ParallelSpec()
+    start_from: str | None = None
+    """Folder of an adapter of this base and shape whose weights the run begins with; None begins
+    anew. `moetune train --from` fills it in."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seeds adapter weights, dropout and data order."""
 

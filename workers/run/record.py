@@ -43,8 +43,6 @@ class RunPlan:
     _: KW_ONLY
     shared: Path | None = None
     """Folder of the study, if its trials are held to the same inputs (workers.train.used)."""
-    start_from: Path | None = None
-    """Folder of an adapter of the same shape to begin with; None begins anew."""
 
 
 Observer = Callable[[Metrics], None]

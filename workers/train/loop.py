@@ -82,8 +82,7 @@ class TrainingRun:
             self.inputs, self.adapter, spec, self.world, self.heartbeat.moving
         )
         try:
-            if plan.start_from:
-                start_from(plan.start_from, self.adapter, spec.adapter, self.inputs.base_record)
+            start_from(spec, self.adapter, self.inputs.base_record)
             micro = micro_batch(spec, self.inputs, self.world.size, self._batches)
             self._shards = share_out(spec, base.model, self.adapter, mesh, micro)
             self.exchange = self._shards.choice

@@ -5,23 +5,40 @@ from pathlib import Path
 from workers.adapter import files
 from workers.adapter.manifest import BaseRecord
 from workers.config.adapter import AdapterSpec
-from workers.config.base import InputError
+from workers.config.base import InputError, validated
+from workers.config.train import TrainSpec
 from workers.injection.adapter import Adapter
 
 
-def start_from(folder: Path, adapter: Adapter, spec: AdapterSpec, base: BaseRecord) -> None:
-    """Take over the weights of the adapter in a folder; it must be of this base and shape."""
-    start = files.read(folder)
-    for field in _shape(spec):
-        theirs, ours = getattr(start.spec, field), getattr(spec, field)
-        if theirs != ours:
-            raise InputError(
-                f"{folder}: cannot be trained on as adapter.{field} {ours}: it has {theirs}"
-            )
+def start_from(spec: TrainSpec, adapter: Adapter, base: BaseRecord) -> None:
+    """Take over the weights of the adapter that a run begins with, if it does; that must be of this
+    base and shape."""
+    if not spec.start_from:
+        return
+    start = files.read(spec.start_from)
+    check_shape(start, spec)
     before = start.manifest.base if start.manifest else None
     if before and before.digest and before.digest != base.digest:
-        raise InputError(f"{folder}: belongs to another base model, {before.path}")
+        raise InputError(f"{spec.start_from}: belongs to another base model, {before.path}")
     adapter.load_state_dict(start.tensors)
+
+
+def check_shape(start: files.AdapterFiles, spec: TrainSpec) -> None:
+    """InputError where a run's adapter has not the shape of the one that it begins with."""
+    for field in _shape(spec.adapter):
+        theirs, ours = getattr(start.spec, field), getattr(spec.adapter, field)
+        if theirs != ours:
+            raise InputError(
+                f"{spec.start_from}: cannot be trained on as adapter.{field} {ours}: "
+                f"it has {theirs}"
+            )
+
+
+def trained_as(folder: Path) -> AdapterSpec:
+    """How the adapter in a folder was trained; of one from elsewhere, what its files say of it."""
+    start = files.read(folder)
+    spec = start.manifest.spec if start.manifest else None
+    return validated(AdapterSpec, spec["adapter"], str(folder)) if spec else start.spec
 
 
 def _shape(spec: AdapterSpec) -> list[str]:

@@ -38,7 +38,9 @@ def test_a_portable_job_has_no_relative_path(
     (tmp_path / "base").mkdir()
     monkeypatch.chdir(tmp_path)
     cluster = ClusterSpec(storage="runs", store="sqlite:///my.db", address="head:6379")
+    job = override_job(job, {"start_from": "adapter"}, "test")
     moved = portable(job.model_copy(update={"cluster": cluster}))
+    assert moved.train.start_from == f"{tmp_path}/adapter"
     assert moved.train.model.path == f"{tmp_path}/base"
     assert moved.train.data.train == f"{tmp_path}/train.jsonl"
     assert moved.cluster.storage == f"{tmp_path}/runs"
@@ -46,6 +48,8 @@ def test_a_portable_job_has_no_relative_path(
     assert moved.cluster.address == "head:6379"
     assert moved.search.space == job.search_space().definition
     assert portable(moved) == moved
+    without = override_job(moved, {"search.space": None}, "test")
+    assert portable(without) == without
 
 
 SECRET = "postgresql://me:topmost@host/db"

@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -195,15 +196,16 @@ def test_a_run_starts_from_another_runs_adapter(
     first = TrainingRun(make_spec(optimizer__steps=20, evaluation__every=20), plan)
     reached = train(first)[-1]["validation"]["loss"]
     first.save_adapter(tmp_path / "adapter")
-    onward = RunPlan(tmp_path / "on", "study", start_from=tmp_path / "adapter")
-    spec = make_spec(optimizer__steps=1, optimizer__lr=1e-9, evaluation__every=1)
-    assert TrainingRun(spec, onward).advance()["validation"]["loss"] == pytest.approx(reached)
+    onward = partial(make_spec, start_from=str(tmp_path / "adapter"))
+    plan = RunPlan(tmp_path / "on", "study")
+    spec = onward(optimizer__steps=1, optimizer__lr=1e-9, evaluation__every=1)
+    assert TrainingRun(spec, plan).advance()["validation"]["loss"] == pytest.approx(reached)
     with pytest.raises(InputError, match=r"adapter\.rank 8: it has 4"):
-        TrainingRun(make_spec(adapter__rank=8, adapter__alpha=16), onward)
+        TrainingRun(onward(adapter__rank=8, adapter__alpha=16), plan)
     with pytest.raises(InputError, match=r"adapter\.routing switch: it has top_k"):
-        TrainingRun(make_spec(adapter__routing="switch"), onward)
+        TrainingRun(onward(adapter__routing="switch"), plan)
     with pytest.raises(InputError, match=r"adapter\.router_temperature 0\.5: it has 1\.0"):
-        TrainingRun(make_spec(adapter__router_temperature=0.5), onward)
+        TrainingRun(onward(adapter__router_temperature=0.5), plan)
 
 
 def test_plain_lora_is_trained_on_whatever_its_experts_are_called(
@@ -213,8 +215,8 @@ def test_plain_lora_is_trained_on_whatever_its_experts_are_called(
     first = TrainingRun(make_spec(**plain), plan)
     first.save_adapter(tmp_path / "adapter")
     onward = TrainingRun(
-        make_spec(**plain, seed=5),
-        RunPlan(tmp_path / "on", "study", start_from=tmp_path / "adapter"),
+        make_spec(**plain, seed=5, start_from=str(tmp_path / "adapter")),
+        RunPlan(tmp_path / "on", "study"),
     )
     assert all(
         torch.equal(weights(onward)[name], tensor) for name, tensor in weights(first).items()
@@ -281,9 +283,9 @@ def test_a_run_that_cannot_begin_leaves_the_base_alone(
         spec = make_spec(**changes)
         with pytest.raises(InputError):
             TrainingRun(spec, plan, inputs=Inputs.load(spec, inputs))
-    nowhere = RunPlan(plan.folder, "study", start_from=tmp_path / "no-adapter")
+    nowhere = make_spec(start_from=str(tmp_path / "no-adapter"))
     with pytest.raises(InputError, match="no such adapter folder"):
-        TrainingRun(make_spec(), nowhere, inputs=inputs)
+        TrainingRun(nowhere, plan, inputs=inputs)
     TrainingRun(make_spec(), plan, inputs=inputs).advance()
 
 

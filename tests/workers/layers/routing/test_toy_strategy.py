@@ -4,6 +4,7 @@ loaded, served, searched over and taken away again, and nothing else knows it.""
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +128,15 @@ def test_it_is_served_beside_others(
 def test_its_training_goes_on_with_the_same_options_only(
     folder: Path, make_spec: SpecMaker, tmp_path: Path
 ) -> None:
-    onward = RunPlan(tmp_path / "on", "study", start_from=folder)
-    TrainingRun(make_spec(**SHAPE), onward)
+    onward, plan = partial(make_spec, start_from=str(folder)), RunPlan(tmp_path / "on", "study")
+    TrainingRun(onward(**SHAPE), plan)
     for changes, message in (
         ({"adapter__top_p": 0.5}, r"adapter\.top_p 0\.5: it has 0\.7"),
         ({"adapter__top_k": 2}, r"adapter\.top_k 2: it has 3"),
         ({"adapter__routing": "top_p"}, rf"adapter\.routing top_p: it has {NAME}"),
     ):
         with pytest.raises(InputError, match=message):
-            TrainingRun(make_spec(**{**SHAPE, **changes}), onward)
+            TrainingRun(onward(**{**SHAPE, **changes}), plan)
 
 
 @pytest.mark.usefixtures("toy")

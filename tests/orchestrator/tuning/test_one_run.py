@@ -1,0 +1,109 @@
+"""One run of a job's own fields, anew or from an adapter, in both ways to start."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.session import Session
+from orchestrator.config.job import JobSpec, override_job
+from orchestrator.registry.registry import Registry
+from orchestrator.tuning.lifecycle import resume_command
+from orchestrator.tuning.one_run import is_one_run, one_run, trained_on
+from orchestrator.tuning.preflight import preflight
+from orchestrator.tuning.tuner import run
+from tests.orchestrator.conftest import Play
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
+from workers.run.record import RunPlan
+from workers.train.loop import TrainingRun
+
+
+@pytest.fixture(scope="module")
+def start(
+    make_spec: Callable[..., TrainSpec], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, float]:
+    """An adapter that has learned something, and its loss; in a shape that the job has not."""
+    folder = tmp_path_factory.mktemp("start")
+    shape = {"adapter__num_experts": 2, "adapter__rank": 8, "adapter__alpha": 4}
+    spec = make_spec(optimizer__steps=20, evaluation__every=20, **shape)
+    training = TrainingRun(spec, RunPlan(folder / "run", "before"))
+    loss = training.advance()["validation"]["loss"]
+    training.save_adapter(folder / "adapter")
+    training.close()
+    return folder / "adapter", loss
+
+
+@pytest.fixture
+def tiny(make_spec: Callable[..., TrainSpec], tmp_path: Path) -> JobSpec:
+    """A job with a search."""
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "train": make_spec().model_dump(),
+        "search": {"trials": 5, "max_concurrent": 2},
+        "cluster": {"storage": str(tmp_path / "runs")},
+    }
+    return JobSpec.model_validate(values)
+
+
+def test_one_run_searches_nothing(tiny: JobSpec) -> None:
+    single = one_run(tiny)
+    assert is_one_run(single)
+    assert not is_one_run(tiny)
+    assert single.train == tiny.train
+    assert [*single.search_space().samples()] == [tiny.train]
+    assert one_run(single) == single
+    preflight(single, resume=False)
+
+
+def test_a_run_takes_the_shape_that_it_begins_with(
+    tiny: JobSpec, start: tuple[Path, float]
+) -> None:
+    job = trained_on(tiny, start[0])
+    adapter = job.train.adapter
+    assert (adapter.num_experts, adapter.rank, adapter.alpha) == (2, 8, 4)
+    preflight(one_run(override_job(job, {"adapter.dropout": 0.2}, "test")), resume=False)
+    job = override_job(job, {"adapter.rank": 16}, "test")
+    with pytest.raises(InputError, match=r"adapter: cannot be trained on as adapter\.rank 16: it"):
+        preflight(one_run(job), resume=False)
+
+
+def test_a_search_over_shapes_cannot_begin_with_one(
+    tiny: JobSpec, start: tuple[Path, float]
+) -> None:
+    space = {"optimizer.lr": {"log": [1e-4, 1e-2]}}
+    job = trained_on(override_job(tiny, {"search.space": space}, "test"), start[0])
+    preflight(job, resume=False)
+    shapes = {"search.space": space | {"adapter.rank": {"choice": [8, 16]}}}
+    with pytest.raises(InputError, match=r"as adapter\.rank 16: it has 8"):
+        preflight(override_job(job, shapes, "test"), resume=False)
+
+
+def test_what_was_cut_off_is_gone_on_with_as_it_began(job: JobSpec, play: Play) -> None:
+    fields = {"adapter.num_experts": 4, "search.space": {"adapter.num_experts": 4}}
+    assert (resumed := resume_command(play(one_run(job), ["cut"]), job.cluster))
+    assert resumed.startswith("moetune train ")
+    tuned = override_job(job, fields | {"name": "tuned"}, "test")
+    assert (resumed := resume_command(play(tuned, ["cut"]), job.cluster))
+    assert resumed.startswith("moetune tune ")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_begins_with_an_adapter_and_becomes_a_version(
+    workers: int, tiny: JobSpec, start: tuple[Path, float], ray_cluster: Session
+) -> None:
+    folder, loss = start
+    changes = {"optimizer.lr": 1e-9, "optimizer.steps": 2, "parallel.workers": workers}
+    job = one_run(override_job(trained_on(tiny, folder), changes, "test"))
+    preflight(job, resume=False)
+    study = run(job)
+    row = study.best()
+    assert row is not None
+    assert row.value == pytest.approx(loss, rel=1e-4), "nothing was learned since"
+    registry = Registry(job.store_url(), job.cluster.storage)
+    version = registry.version(study.version())
+    spec = registry.manifest(version).spec
+    assert spec is not None
+    assert spec["start_from"] == str(folder), "its lineage"
+    assert run(job, resume=True).leaderboard() == study.leaderboard()
