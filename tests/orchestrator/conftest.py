@@ -70,8 +70,8 @@ def job(job_in: Callable[[Path], JobSpec], tmp_path: Path) -> JobSpec:
 
 def report(values: Mapping[str, Any], step: int, number: int) -> dict[str, Any]:
     """What a trial of these values might report: plausible, and a function of its arguments."""
-    shape = AdapterSpec(num_experts=values["adapter.num_experts"], top_k=1)
-    loss = 2.0 / (1 + step / 15) + 0.02 * number + abs(values["optimizer.lr"] - 1e-3) * 50
+    shape = AdapterSpec(num_experts=values.get("adapter.num_experts", 4), top_k=1)
+    loss = 2.0 / (1 + step / 15) + 0.02 * number + abs(values.get("optimizer.lr", 2e-3) - 1e-3) * 50
     tasks = {
         task: {"metric": metric, "value": max(0.0, 1 - loss / top), "loss": loss, "rows": 20}
         for task, metric, top in (("intent", "exact_match", 2), ("reply", "rouge_l", 3))

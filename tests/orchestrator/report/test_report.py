@@ -17,6 +17,7 @@ from orchestrator.registry.registry import Registry
 from orchestrator.report import figures
 from orchestrator.report.gain import Gain, TaskGain
 from orchestrator.report.report import write
+from orchestrator.tuning.one_run import one_run
 from orchestrator.tuning.study import Study
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
@@ -292,6 +293,16 @@ def test_what_a_study_lacks_is_left_out(
     assert page.sections & {"gain", "samples", "promoted"} == sections
     if name in ("KEY.base.json", "train.json"):
         assert "The bare base was not measured" in page.text
+
+
+def test_one_run_has_a_page_too(job: JobSpec, play: Play) -> None:
+    job = one_run(override_job(job, {"start_from": "runs/versions/v1"}, "test"))
+    play(job, ["finished"])
+    page = Page(write(job.cluster, job.name))
+    assert "Begun with" in page.text
+    assert "runs/versions/v1" in page.text
+    assert "TPE" not in page.text
+    assert all(page.figure(name) for name in ("curves", "training", "load"))
 
 
 def test_a_share_is_told_as_one(job: JobSpec, play: Play) -> None:

@@ -12,6 +12,7 @@ from orchestrator.registry.registry import Registry
 from orchestrator.tuning.lifecycle import resume_command
 from orchestrator.tuning.one_run import is_one_run, one_run, trained_on
 from orchestrator.tuning.preflight import preflight
+from orchestrator.tuning.study import Study
 from orchestrator.tuning.tuner import run
 from tests.orchestrator.conftest import Play
 from workers.config.base import InputError
@@ -81,12 +82,12 @@ def test_a_search_over_shapes_cannot_begin_with_one(
 
 
 def test_what_was_cut_off_is_gone_on_with_as_it_began(job: JobSpec, play: Play) -> None:
-    fields = {"adapter.num_experts": 4, "search.space": {"adapter.num_experts": 4}}
-    assert (resumed := resume_command(play(one_run(job), ["cut"]), job.cluster))
-    assert resumed.startswith("moetune train ")
-    tuned = override_job(job, fields | {"name": "tuned"}, "test")
-    assert (resumed := resume_command(play(tuned, ["cut"]), job.cluster))
-    assert resumed.startswith("moetune tune ")
+    tuned = override_job(job, {"name": "tuned"}, "test")
+    for one, command in ((one_run(job), "train"), (tuned, "tune")):
+        play(one, ["cut"])
+        study = Study.open(one.cluster, one.name)
+        again = f"moetune {command} {study.folder}/job.json --resume"
+        assert resume_command(study, one.cluster) == again
 
 
 @pytest.mark.parametrize("workers", [1, 2])
