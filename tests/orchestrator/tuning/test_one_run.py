@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.session import Session
 from orchestrator.config.job import JobSpec, override_job
@@ -15,6 +16,8 @@ from orchestrator.tuning.preflight import preflight
 from orchestrator.tuning.study import Study
 from orchestrator.tuning.tuner import run
 from tests.orchestrator.conftest import Play
+from workers.adapter import files
+from workers.adapter.convert import Format, export_folder
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
 from workers.run.record import RunPlan
@@ -68,6 +71,23 @@ def test_a_run_takes_the_shape_that_it_begins_with(
     job = override_job(job, {"adapter.rank": 16}, "test")
     with pytest.raises(InputError, match=r"adapter: cannot be trained on as adapter\.rank 16: it"):
         preflight(one_run(job), resume=False)
+
+
+@pytest.mark.parametrize("form", ["mixlora", "peft"])
+def test_an_adapter_from_elsewhere_is_trained_on(
+    form: Format, tiny: JobSpec, make_spec: Callable[..., TrainSpec], tmp_path: Path
+) -> None:
+    plain = {"adapter__num_experts": 1, "adapter__top_k": 1} if form == "peft" else {}
+    first = TrainingRun(make_spec(**plain), RunPlan(tmp_path / "first", "before"))
+    first.save_adapter(tmp_path / "adapter")
+    first.close()
+    export_folder(tmp_path / "adapter", tmp_path / "theirs", form)
+    job = one_run(trained_on(tiny, tmp_path / "theirs"))
+    preflight(job, resume=False)
+    onward = TrainingRun(job.train, RunPlan(tmp_path / "onward", "tiny"))
+    before, after = files.read(tmp_path / "adapter").tensors, onward.adapter.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_search_over_shapes_cannot_begin_with_one(
