@@ -66,7 +66,7 @@ def test_a_run_is_sent_to_a_cluster(moetune: Run, read: Read, ray_cluster: Sessi
 def test_what_it_is_to_begin_with_must_be_there(moetune: Run) -> None:
     for what, said in (
         ("nobody", "nobody: nothing was promoted to this name"),
-        ("./nowhere", "nowhere: no such adapter folder"),
+        ("./nowhere", "nowhere: there is no such adapter folder"),
     ):
         done = moetune("train", "job.yaml", "--set", "name=none", "--from", what, code=2)
         assert said in done.stderr
