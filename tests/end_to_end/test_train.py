@@ -63,6 +63,7 @@ def test_a_run_is_sent_to_a_cluster(moetune: Run, read: Read, ray_cluster: Sessi
     assert (row["state"], row["params"]) == ("finished", {})
 
 
+@pytest.mark.usefixtures("first")
 def test_what_it_is_to_begin_with_must_be_there(moetune: Run) -> None:
     for what, said in (
         ("nobody", "nobody: nothing was promoted to this name"),
