@@ -5,6 +5,8 @@ work grows with the square of the batch, and a number that is not finite in one 
 others as 0 times NaN. Here every sequence meets its own keys only (`sequences.py`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +55,19 @@ class _AskedError(Exception):
 
 def _look(*_: Any, **options: Any) -> None:
     raise _AskedError([name for name in REFUSED if options.get(name) is not None])
+
+
+@contextmanager
+def attending(model: PreTrainedModel, name: str, function: Any) -> Iterator[None]:
+    """Inside the block the model's attention is this function, under this name. transformers builds
+    no mask for a way that it does not know."""
+    before = model.config._attn_implementation
+    AttentionInterface.register(name, function)
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def attend_by_sequence(model: PreTrainedModel) -> None:

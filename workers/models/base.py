@@ -6,6 +6,7 @@ Weights come from safetensors alone, and code from a model's repository never ru
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from workers.adapter.model_files import weight_files
 from workers.config.base import InputError
 from workers.config.model import ModelSpec
 from workers.config.parallel import ParallelSpec
+from workers.models.padding import needs_mask
 from workers.models.quantization import check_quantised, make_trainable, quantising
 from workers.models.sharded_loading import reading
 from workers.models.vocabulary import fit_vocabulary
@@ -41,6 +43,11 @@ class Base:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
+
+    @cached_property
+    def needs_mask(self) -> bool:
+        """Whether it must be told what the padding on the right of its rows is."""
+        return needs_mask(self.model.config)
 
 
 def load_base(spec: ModelSpec, parallel: ParallelSpec | None = None) -> Base:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig
 
 from workers.adapter.files import AdapterFiles, check_activation
 from workers.adapter.modules import check_modules
@@ -19,6 +19,7 @@ from workers.injection.targets import decoder_layers, linears
 from workers.layers.feed_forward import linear_sizes
 from workers.models.base import loading_options, readable
 from workers.models.packing import check_packing
+from workers.models.skeleton import skeleton
 
 
 @dataclass(frozen=True)
@@ -105,17 +106,6 @@ def base_config(model: ModelSpec) -> PretrainedConfig:
     """What the base's files say of it."""
     with readable(model):
         return AutoConfig.from_pretrained(model.path, **loading_options(model))
-
-
-def skeleton(
-    config: PretrainedConfig, dtype: torch.dtype = torch.float32, attention: str | None = None
-) -> PreTrainedModel:
-    """The model without weights."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attention
-        )
-    return model
 
 
 def _check_numbers(adapters: Iterable[AdapterSpec]) -> None:

@@ -20,8 +20,9 @@ from workers.config.train import TrainSpec
 from workers.data.store.epoch_figures import LargestPass
 from workers.injection.targets import decoder_layers
 from workers.layers.feed_forward import linear_sizes
-from workers.models.compatibility import base_config, skeleton
+from workers.models.compatibility import base_config
 from workers.models.probe import probe
+from workers.models.skeleton import skeleton
 
 PACKED = {"bnb_nf4": 0.5 + (1 + 4 / 256) / 64, "bnb_int8": 1.0, "torchao_int8": 1.0}
 """Bytes of a weight in a packed linear. Of NF4, 64 weights share a scale of a byte, and 256 of

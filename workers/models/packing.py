@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
 from workers.config.base import InputError, one_line
-from workers.models.attention import BY_SEQUENCE, LOOKING, REFUSED, by_sequence
+from workers.models.attention import BY_SEQUENCE, LOOKING, REFUSED, attending, by_sequence
 
 UNSEEN = {**REFUSED, "s_aux": "attention sinks"}
 """What a model may ask of its attention that packed rows do not get."""
@@ -36,7 +36,7 @@ def packed_arguments(lengths: Sequence[int], device: torch.device) -> dict[str, 
 @contextmanager
 def taking_packed_rows(model: PreTrainedModel) -> Iterator[None]:
     """Inside the block the model takes packed rows alone; for forward and backward passes."""
-    with _attending(model, BY_SEQUENCE, by_sequence):
+    with attending(model, BY_SEQUENCE, by_sequence):
         yield
 
 
@@ -57,7 +57,7 @@ def check_packing(model: PreTrainedModel) -> None:
     token = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     arguments = packed_arguments([1, 1], model.device) | {"use_cache": False}
     try:
-        with torch.no_grad(), _attending(model, LOOKING, _look):
+        with torch.no_grad(), attending(model, LOOKING, _look):
             model(token, attention_mask=torch.ones_like(token), looked=looked, **arguments)
     except (ValueError, TypeError) as error:
         raise _refusal(model, one_line(error)) from error
@@ -78,18 +78,6 @@ def _refusal(model: PreTrainedModel, why: str) -> InputError:
     return InputError(
         f"data.packing: {type(model).__name__} does not keep packed rows apart: {why}; leave it out"
     )
-
-
-@contextmanager
-def _attending(model: PreTrainedModel, name: str, function: Any) -> Iterator[None]:
-    """transformers builds no mask for a way that it does not know."""
-    before = model.config._attn_implementation
-    AttentionInterface.register(name, function)
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def _look(

@@ -17,7 +17,8 @@ from workers.config.base import InputError, one_line
 from workers.config.model import ModelSpec
 from workers.injection.inject import inject
 from workers.injection.targets import decoder_layers
-from workers.models.compatibility import skeleton
+from workers.models.padding import needs_mask
+from workers.models.skeleton import skeleton
 
 FLOPS = 2e10
 """A layer does not work more than this, a second at most; more tokens keep in proportion."""
@@ -86,8 +87,10 @@ def _kept(model: PreTrainedModel, rows: int, length: int) -> int:
     config = model.config.get_text_config()
     dtype = next(model.base_model.parameters()).dtype
     hidden_BSD = torch.randn(rows, length, config.hidden_size, dtype=dtype, requires_grad=True)
-    mask_BS = torch.ones(rows, length, dtype=torch.long)
-    mask_BS[0, -1] = 0  # of padding, as nearly all batches have it
+    mask_BS = None
+    if needs_mask(model.config):
+        mask_BS = torch.ones(rows, length, dtype=torch.long)
+        mask_BS[0, -1] = 0  # of padding, as nearly all batches have it
     model.train()
     with _counted(model) as sizes:
         try:

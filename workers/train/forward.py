@@ -42,12 +42,13 @@ def scored_logits(base: Base, batch: Batch) -> ScoredLogits:
         # Positions rather than their number: the model then gathers the hidden states instead of
         # viewing them, and of a view its output linear would copy the vocabulary for every row.
         options["logits_to_keep"] = kept_N
+    if base.needs_mask or batch.lengths:
+        options["attention_mask"] = batch.attention_mask_BS.to(base.device)
     if batch.lengths:
         assert takes_packed_rows(base.model), "rows would meet each other"
         options |= packed_arguments(batch.lengths, base.device)
     output = base.model(
         input_ids=batch.input_ids_BS.to(base.device),
-        attention_mask=batch.attention_mask_BS.to(base.device),
         use_cache=False,
         **options,
     )
