@@ -37,6 +37,7 @@ USED = {
         "_can_set_attn_implementation",
         "_commit_hash",
         "_create_batch_processor",
+        "_is_stateful",
         "_process_candidates",
         "_supports_flash_attn",
     },
