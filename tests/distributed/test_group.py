@@ -49,11 +49,12 @@ def test_two_workers_with_half_of_the_experts_each(
         torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=0)
 
 
-def test_two_workers_share_a_stream_as_one_reads_it(
-    ray_cluster: Session, make_spec: Callable[..., TrainSpec], tmp_path: Path
+@pytest.mark.parametrize("way", ["streaming", "packing"])
+def test_two_workers_share_the_rows_of_one(
+    ray_cluster: Session, make_spec: Callable[..., TrainSpec], tmp_path: Path, way: str
 ) -> None:
-    stream = {"data__streaming": True, "data__streaming_buffer": 24, "data__record_rows": True}
-    spec = make_spec(optimizer__lr=5e-4, optimizer__steps=6, parallel__workers=2, **stream)
+    data = {f"data__{way}": True, "data__streaming_buffer": 24, "data__record_rows": True}
+    spec = make_spec(optimizer__lr=5e-4, optimizer__steps=6, parallel__workers=2, **data)
     plan = RunPlan(tmp_path / "run", "study")
     adapter, last = fit(spec, plan)
     (tmp_path / "alone").mkdir()

@@ -100,9 +100,11 @@ class OneTrial(TuneWorker):
         return RunTask(spec, RunPlan(folder, "study", shared=folder.parents[1]))
 
 
+@pytest.mark.parametrize("packing", [False, True])
 def test_trials_of_an_actor_each_begin_at_the_streams_start(
-    spec: TrainSpec, tmp_path: Path
+    spec: TrainSpec, tmp_path: Path, packing: bool
 ) -> None:
+    spec = spec.model_copy(update={"data": spec.data.model_copy(update={"packing": packing})})
     folders = [tmp_path / "study" / "trials" / name for name in ("T000", "T001")]
     configs = [{"spec": spec.model_dump_json(), "folder": str(folder)} for folder in folders]
     worker = OneTrial(configs[0])
