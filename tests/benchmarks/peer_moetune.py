@@ -35,7 +35,7 @@ class Moetune:
         spec = TrainSpec(
             model=model,
             adapter=adapter.spec,
-            data=DataSpec(train="", validation=""),
+            data=DataSpec(train="none", validation="none"),
             optimizer=OptimizerSpec(lr=LEARNING_RATE, schedule="constant"),
         )
         self._step = TrainStep(spec, self._base, adapter, Replicated(adapter, spec.optimizer))

@@ -90,7 +90,10 @@ def variants() -> Iterator[tuple[str, str]]:
     yield "model.path=empty-model", "empty-model"
     yield "model.path=bert", "bert"
     yield "adapter.target_modules=[wq]", "wq"
-    yield "adapter.target_modules=wq", "Input should be 'all-linear' or a list, not 'wq'"
+    yield (
+        "adapter.target_modules=wq",
+        "target_modules: wq matches no linear's path, such as",
+    )
     yield "cluster.storage=rows.jsonl", "is a file, not a folder"
     yield "cluster.store=nonsense", "SQLAlchemy"
     yield "cluster.store=postgresql://h:port/x", "is no SQLAlchemy URL"

@@ -150,7 +150,7 @@ def test_a_chat_template_of_its_own_comes_along(
     tmp_path: Path, spec: AdapterSpec, own: str | None
 ) -> None:
     tensors = stacked(spec)
-    values = config_values(spec, target_names(tensors), "base")
+    values = config_values(spec, target_names(tensors, spec), "base")
     asked = {"data": {"chat_template": own}}
     manifest = Manifest(base=BaseRecord(path="base"), spec=asked)
     write_raw(tmp_path / "ours", values, to_disk(tensors, spec, "model.layers"), manifest)
