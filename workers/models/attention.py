@@ -26,18 +26,13 @@ cap at the first request, as ours does, and its eager way leaves both out withou
 def check_attention(model: PreTrainedModel) -> None:
     """Run a token up to the model's first attention, and see what that is asked for. Raises
     InputError where batches would not compute it."""
-    before = model.config._attn_implementation
-    AttentionInterface.register(LOOKING, _look)
-    model.set_attn_implementation(LOOKING)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), attending(model, LOOKING, _look):
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
     except _AskedError as asked:
         wrong = [REFUSED[name] for name in asked.names]
     else:
         wrong = ["code of its own, which does not reach the cache"]
-    finally:
-        model.set_attn_implementation(before)
     if wrong:
         raise InputError(
             f"the base model cannot be batched: the attention of {type(model).__name__} has "
