@@ -1,7 +1,7 @@
 """Records out of any source, in order, and a digest of its content."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
@@ -17,7 +17,7 @@ from workers.data.sources.hub import (
     hub_records,
     hub_stream,
 )
-from workers.data.sources.record import Records, Wanted
+from workers.data.sources.record import File, Records, Wanted
 from workers.data.store.digests import files_digest
 
 
@@ -29,9 +29,8 @@ def records(source: str, wanted: Wanted) -> Records:
     with _reading(source):
         if source.startswith(HUB):
             yield from hub_records(source, wanted)
-            return
-        for file in files(source):
-            yield from reader(file.path)(file, wanted)
+        else:
+            yield from _of_files(files(source), wanted)
 
 
 def streamed_records(source: str, wanted: Wanted, order: Random | None = None) -> Records:
@@ -44,8 +43,7 @@ def streamed_records(source: str, wanted: Wanted, order: Random | None = None) -
         some = files(source)
         if order:
             order.shuffle(some)
-        for file in some:
-            yield from reader(file.path)(file, wanted)
+        yield from _of_files(some, wanted)
 
 
 def size(source: str) -> int | None:
@@ -89,8 +87,7 @@ class SourceDigests:
         """Take them. InputError where a source cannot be read."""
         learned = [one.source for one in spec.sources]
         compared = [spec.validation] if isinstance(spec.validation, str) else []
-        streamed = learned if spec.streaming else []
-        stored = [*([] if spec.streaming else learned), *compared]
+        streamed, stored = (learned, compared) if spec.streaming else ([], learned + compared)
         return cls(
             {one: digest(one) for one in stored}, {one: listing_digest(one) for one in streamed}
         )
@@ -111,6 +108,11 @@ def data_digest(spec: DataSpec, known: SourceDigests | None = None) -> str:
 def changed(source: str) -> InputError:
     """What is said of a source that is no longer what it was."""
     return InputError(f"{source}: has changed while it was read; begin again")
+
+
+def _of_files(some: Iterable[File], wanted: Wanted) -> Records:
+    for file in some:
+        yield from reader(file.path)(file, wanted)
 
 
 @contextmanager
