@@ -15,7 +15,7 @@ from orchestrator.commands.options import (
     JobStorage,
     Resume,
     Storage,
-    show_submitted,
+    send,
     study_job,
 )
 from orchestrator.output import print_json, print_table
@@ -37,13 +37,9 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Send a job and the code to a cluster as a Ray Job, and return at once."""
-    from cluster.jobs import JobClient
-    from orchestrator.tuning.submit import submit as submit_job
-
     spec = study_job(job, set_, {"storage": storage})
-    client = JobClient(address or spec.cluster.address or "auto")
-    job_id = submit_job(client, spec, resume, accept_new_data=accept_new_data)
-    show_submitted(client, job_id, spec.name, as_json)
+    where = address or spec.cluster.address or "auto"
+    send(spec, where, resume, accept_new_data=accept_new_data, as_json=as_json)
 
 
 @app.command()

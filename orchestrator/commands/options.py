@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator import completion
 from orchestrator.output import print_json
+
+if TYPE_CHECKING:
+    from orchestrator.config.job import JobSpec
 
 Job = Annotated[
     str,
@@ -144,12 +147,19 @@ def names_a_folder(what: str, storage: str, store: str | None) -> bool:
     return not Path(storage).is_dir() or what not in registry(storage, store).names()
 
 
-def show_submitted(client: Any, job_id: str, study: str, as_json: bool) -> None:
-    """What was sent to a cluster, and where to watch it."""
+def send(
+    spec: "JobSpec", address: str, resume: bool, *, accept_new_data: bool, as_json: bool
+) -> None:
+    """Run a job as a Ray Job of a cluster; says where to watch it."""
+    from cluster.jobs import JobClient
+    from orchestrator.tuning.submit import submit
+
+    cluster = JobClient(address)
+    job_id = submit(cluster, spec, resume, accept_new_data=accept_new_data)
     if as_json:
-        print_json({"id": job_id, "study": study, "dashboard": client.dashboard_url})
+        print_json({"id": job_id, "study": spec.name, "dashboard": cluster.dashboard_url})
     else:
-        print(f"submitted {job_id} (study {study}); dashboard {client.dashboard_url}")
+        print(f"submitted {job_id} (study {spec.name}); dashboard {cluster.dashboard_url}")
 
 
 def client(url: str, ca: str | None) -> Any:

@@ -21,7 +21,7 @@ from orchestrator.commands.options import (
     Resume,
     names_a_folder,
     registry,
-    show_submitted,
+    send,
     study_job,
 )
 
@@ -85,7 +85,7 @@ def train(
         spec = override_job(spec, assigned(set_ or ()), "--set")
     spec = one_run(spec)
     if detach:
-        return _send(spec, resume, accept_new_data, as_json)
+        return _send(spec, resume, accept_new_data=accept_new_data, as_json=as_json)
     options = {"--from": from_, "--address": address, "--storage": storage}
     again = _Again("train", job, set_ or (), options)
     return _run(spec, again, resume=resume, accept_new_data=accept_new_data, as_json=as_json)
@@ -161,17 +161,13 @@ def _fail_without_a_winner(study: "Study") -> None:
     raise typer.Exit(1)
 
 
-def _send(spec: "JobSpec", resume: bool, accept_new_data: bool, as_json: bool) -> None:
+def _send(spec: "JobSpec", resume: bool, *, accept_new_data: bool, as_json: bool) -> None:
     """Run it as a job of its cluster."""
-    from cluster.jobs import JobClient
-    from orchestrator.tuning.submit import submit
     from workers.config.base import InputError
 
     if spec.cluster.address is None:
         raise InputError("train --detach: needs --address: a local cluster ends with the command")
-    client = JobClient(spec.cluster.address)
-    job_id = submit(client, spec, resume, accept_new_data=accept_new_data)
-    show_submitted(client, job_id, spec.name, as_json)
+    send(spec, spec.cluster.address, resume, accept_new_data=accept_new_data, as_json=as_json)
 
 
 def _folder(what: str, spec: "JobSpec") -> Path:
