@@ -4,13 +4,13 @@ import fcntl
 import json
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from tests.workers.train.one_trial import OneTrial, trial
 from workers.adapter import files
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
@@ -23,24 +23,10 @@ from workers.train.evaluation.baseline import baseline
 from workers.train.evaluation.expert_tasks import evaluate_folder
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
-from workers.train.ray_worker import Attempt, RunTask, TuneWorker
+from workers.train.ray_worker import Attempt
 from workers.train.used import used_file
 
 SpecMaker = Callable[..., TrainSpec]
-
-
-class OneTrial(TuneWorker):
-    """The run that its configuration holds."""
-
-    @classmethod
-    def task(cls, name: str, config: Mapping[str, Any]) -> RunTask:
-        folder = Path(config["folder"])
-        spec = TrainSpec.model_validate_json(config["spec"])
-        return RunTask(spec, RunPlan(folder, "study", shared=folder.parents[1]))
-
-
-def trial(spec: TrainSpec, folder: Path) -> OneTrial:
-    return OneTrial({"spec": spec.model_dump_json(), "folder": str(folder)})
 
 
 def to_the_end(worker: OneTrial) -> list[Metrics]:

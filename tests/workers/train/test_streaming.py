@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.workers.train.one_trial import configured, trial
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
 from workers.data.store.token_store import TokenStore
 from workers.run.record import RunPlan
 from workers.train.loop import TrainingRun
-from workers.train.ray_worker import RunTask, TuneWorker
 
 SpecMaker = Callable[..., TrainSpec]
 
@@ -90,27 +90,16 @@ def test_nothing_of_the_rows_to_learn_from_is_stored(
     run.close()
 
 
-class OneTrial(TuneWorker):
-    """The run that its configuration holds."""
-
-    @classmethod
-    def task(cls, name: str, config: dict[str, str]) -> RunTask:
-        folder = Path(config["folder"])
-        spec = TrainSpec.model_validate_json(config["spec"])
-        return RunTask(spec, RunPlan(folder, "study", shared=folder.parents[1]))
-
-
 @pytest.mark.parametrize("packing", [False, True])
 def test_trials_of_an_actor_each_begin_at_the_streams_start(
     spec: TrainSpec, tmp_path: Path, packing: bool
 ) -> None:
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"packing": packing})})
     folders = [tmp_path / "study" / "trials" / name for name in ("T000", "T001")]
-    configs = [{"spec": spec.model_dump_json(), "folder": str(folder)} for folder in folders]
-    worker = OneTrial(configs[0])
+    worker = trial(spec, folders[0])
     while not (first := worker.train())["done"]:
         pass
-    worker.reset_config(configs[1])
+    worker.reset_config(configured(spec, folders[1]))
     while not (second := worker.train())["done"]:
         pass
     worker.stop()
@@ -145,11 +134,7 @@ def test_a_bad_row_behind_ends_the_trial_with_its_place_and_keeps_the_checkpoint
     train.write_text("\n".join([*lines, '{"prompt": "p", "target": ""}']) + "\n")
     data = spec.data.model_copy(update={"train": str(train)})
     folder = tmp_path / "study" / "trials" / "T000"
-    config = {
-        "spec": spec.model_copy(update={"data": data}).model_dump_json(),
-        "folder": str(folder),
-    }
-    worker = OneTrial(config)
+    worker = trial(spec.model_copy(update={"data": data}), folder)
     worker.train(), worker.train()
     with pytest.raises(InputError, match=r"train\.jsonl: line 33: its target is empty"):
         worker.train()
