@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from workers.config.base import Fraction, InputError, OneOf, PositiveInt, Size, Spec
 
-GateForm = Literal["renormalised", "residual", "raw"]
+GateForm = Literal["renormalised", "equal", "residual", "raw"]
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ class RoutingSpec(Spec):
     """Tokens of one sequence that one expert takes in training, with routing: switch; those above
     keep the frozen block. In inference there is no limit: an answer depends on its own row only."""
     gates: GateForm | None = None
-    """Weights of the chosen experts. renormalised: they sum to 1. residual: their probabilities,
-    and the frozen block has the rest. raw: their probabilities, and nothing has the rest (the
+    """Weights of the chosen experts. renormalised: their probabilities, which then sum to 1. equal:
+    all the same, and they sum to 1 (ReMix, arXiv 2603.10160); the router learns as with
+    renormalised. residual: their probabilities, and the frozen block has the rest. raw: their probabilities, and nothing has the rest (the
     reference implementation's dynamic and switch). None: renormalised; with switch residual."""
     gate_scale: Annotated[float, Field(gt=0)] = 1.0
     """Factor on raw gates: 1 / temperature of the reference implementation's dynamic strategy."""

@@ -71,6 +71,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "switch": {"routing": "switch", "expert_capacity": 7},
     "switch raw": {"routing": "switch", "gates": "raw", "router_jitter": 0.01},
     "top_k raw": {"gates": "raw", "gate_scale": 0.5},
+    "top_k equal": {"gates": "equal"},
     "router": {"router_temperature": 0.7, "router_jitter": 0.1, "router_init_std": 0.5},
     "expert dropout": {"expert_dropout": 0.2},
     "dora": {"use_dora": True},
@@ -187,6 +188,7 @@ def test_export_folds_what_moe_peft_has_no_word_for(tmp_path: Path) -> None:
         ("top_p residual", "gate_form raw only, not residual"),
         ("switch", "gate_form raw only, not residual"),
         ("top_k raw", "gate_form renormalised only, not raw"),
+        ("top_k equal", "gate_form renormalised only, not equal"),
         ("by layer", r"num_experts 4 only, not \(2, 4\)"),
     ],
 )

@@ -15,8 +15,9 @@ def router(seed: int, **fields: object) -> Router:
     return one
 
 
-def test_one_router_alone() -> None:
-    alone = router(0, num_experts=5, top_k=2, router_temperature=0.5)
+@pytest.mark.parametrize("gates", ["renormalised", "equal"])
+def test_one_router_alone(gates: str) -> None:
+    alone = router(0, num_experts=5, top_k=2, router_temperature=0.5, gates=gates)
     hidden_TD = torch.randn(7, 6, dtype=torch.float64)
     joint = join_routers([alone])
     assert joint is not None
@@ -27,9 +28,11 @@ def test_one_router_alone() -> None:
     assert assignments.num_experts == 5
 
 
-def test_each_token_has_the_experts_of_its_own_adapter() -> None:
+@pytest.mark.parametrize("gates", ["renormalised", "equal"])
+def test_each_token_has_the_experts_of_its_own_adapter(gates: str) -> None:
     torch.manual_seed(0)
-    members = [router(0, num_experts=3, top_k=1), None, router(1, num_experts=4, top_k=3), None]
+    wide = router(1, num_experts=4, top_k=3, gates=gates)
+    members = [router(0, num_experts=3, top_k=1), None, wide, None]
     first = [0, 0, 3, 0]
     joint = join_routers(members)
     assert joint is not None
@@ -57,10 +60,12 @@ def test_each_token_has_the_experts_of_its_own_adapter() -> None:
         )
 
 
+@pytest.mark.parametrize("gates", ["renormalised", "equal"])
 @pytest.mark.parametrize("wild", [torch.inf, -torch.inf, torch.nan])
-def test_what_anothers_router_gives_stays_its_own(wild: float) -> None:
+def test_what_anothers_router_gives_stays_its_own(wild: float, gates: str) -> None:
     torch.manual_seed(0)
-    members = [router(0, num_experts=3, top_k=2), None, router(1, num_experts=4, top_k=3)]
+    wide = router(1, num_experts=4, top_k=3, gates=gates)
+    members = [router(0, num_experts=3, top_k=2), None, wide]
     hidden_TD, member_T = torch.randn(9, 6, dtype=torch.float64), torch.arange(9) % 3
     before = join_routers(members)
     assert members[2] is not None
@@ -72,6 +77,7 @@ def test_what_anothers_router_gives_stays_its_own(wild: float) -> None:
     others = member_T != 2
     assert torch.equal(got.expert_TK[others], wanted.expert_TK[others])
     assert torch.equal(got.gate_TK[others], wanted.gate_TK[others])
+    assert not got.gate_TK[~others].isfinite().any() or wild == -torch.inf, "it is seen at home"
 
 
 @pytest.mark.parametrize(

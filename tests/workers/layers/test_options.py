@@ -21,6 +21,7 @@ ROUTING = {
     "switch": {"routing": "switch", "expert_capacity": 2},
     "switch_raw": {"routing": "switch", "expert_capacity": 2, "gates": "raw"},
     "residual": {"top_k": 1, "gates": "residual"},
+    "equal": {"top_k": 2, "gates": "equal"},
 }
 WAYS = {"plain": (10**9, 256), "chunked": (0, 256), "grouped": (0, -1)}
 

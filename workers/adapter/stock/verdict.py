@@ -74,8 +74,8 @@ def _of_routing(spec: AdapterSpec) -> Iterator[str]:
         )
     if spec.gate_form != "renormalised":
         yield (
-            f"gates: {spec.gate_form}: in {sparse} the gates of a token sum to 1; the nearest is "
-            "gates: renormalised"
+            f"gates: {spec.gate_form}: in {sparse} a token's gates are its experts' probabilities, "
+            "divided by their sum; the nearest is gates: renormalised"
         )
     counts = sorted({*spec.expert_counts} - {1})
     if len(counts) > 1:

@@ -145,9 +145,10 @@ class Router(nn.Module, ABC):
         return logits_TE if temperature == 1 else logits_TE / temperature
 
     def _gates(self, logits_TE: Tensor, top_TK: Tensor) -> Tensor:
-        if self.spec.gate_form == "renormalised":
+        if self.spec.gate_form in ("renormalised", "equal"):
             # p_taken / sum(p_taken) is the softmax over the taken logits, and is never 0 / 0.
-            return top_TK.softmax(-1)
+            gate_TK = top_TK.softmax(-1)
+            return gate_TK if self.spec.gate_form == "renormalised" else _equal(top_TK, gate_TK)
         probs_TK = (top_TK - logits_TE.logsumexp(-1, keepdim=True)).exp()
         return probs_TK * self.spec.gate_scale
 
@@ -164,6 +165,20 @@ class Router(nn.Module, ABC):
             dropped_TK = torch.rand_like(gate_TK) < spec.expert_dropout
             expert_TK = expert_TK.masked_fill(dropped_TK, self.void)
         return expert_TK, gate_TK
+
+
+def level(top_TK: Tensor) -> Tensor:
+    """The slots' logits as equal gates have them: zero, but minus infinity in an empty slot; what
+    is not finite stays seen."""
+    return (top_TK * 0).masked_fill(top_TK == -torch.inf, -torch.inf)
+
+
+def _equal(top_TK: Tensor, gate_TK: Tensor) -> Tensor:
+    """Equal gates, with the gradient of the renormalised ones `gate_TK`: they have none of their
+    own, and the router would never learn (straight-through, arXiv 1308.3432; ReMix itself learns by
+    several samples of each row, arXiv 2603.10160, which takes as many passes)."""
+    equal_TK = level(top_TK.detach()).softmax(-1)
+    return equal_TK + (gate_TK - gate_TK.detach()) if gate_TK.requires_grad else equal_TK
 
 
 def build_router(dim: int, num_experts: int, spec: RoutingSpec) -> Router:

@@ -14,7 +14,7 @@ from workers.layers.routing.base import Router, Routing, build_router
 
 DIM, EXPERTS = 6, 5
 STRATEGIES = ("top_k", "top_p", "switch")
-FORMS = ("renormalised", "residual", "raw")
+FORMS = ("renormalised", "equal", "residual", "raw")
 ALL = [
     {"routing": routing, "gates": gates} for routing, gates in itertools.product(STRATEGIES, FORMS)
 ]
@@ -51,6 +51,9 @@ def by_hand(layer: Router, hidden_D: Tensor, overflows: bool = False) -> dict[in
         return {EXPERTS: torch.ones_like(total)}
     if spec.gate_form == "renormalised":
         return {expert: probs[expert] / total for expert in taken}
+    if spec.gate_form == "equal":  # with the gradient of the renormalised ones
+        shares = {expert: probs[expert] / total for expert in taken}
+        return {e: 1 / len(taken) + (share - share.detach()) for e, share in shares.items()}
     weights = {expert: probs[expert] * spec.gate_scale for expert in taken}
     return weights | ({EXPERTS: 1 - total} if spec.gate_form == "residual" else {})
 
