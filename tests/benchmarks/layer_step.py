@@ -75,7 +75,7 @@ class ExpertLoop(nn.Module):
     def __init__(self, block: GatedBlock, spec: AdapterSpec) -> None:
         super().__init__()
         self.block = block
-        self.scale = spec.scale
+        self.spec = spec
         self.router = build_router(block.gate_proj.in_features, spec.layer_experts, spec)
         self.lora_A = nn.ModuleDict()
         self.lora_B = nn.ModuleDict()
@@ -106,7 +106,8 @@ class ExpertLoop(nn.Module):
         lora_A, lora_B = self.lora_A[name], self.lora_B[name]
         assert isinstance(lora_A, nn.ModuleList)
         assert isinstance(lora_B, nn.ModuleList)
-        update: Tensor = lora_B[expert](lora_A[expert](hidden)) * self.scale
+        scale = self.spec.scale(hidden.shape[-1])
+        update: Tensor = lora_B[expert](lora_A[expert](hidden)) * scale
         return update
 
 

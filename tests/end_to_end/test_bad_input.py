@@ -43,7 +43,10 @@ def variants() -> Iterator[tuple[str, str]]:
     yield "adapter.routing=top-p", "adapter.routing: Input should be 'top_k', 'top_p' or 'switch'"
     yield "adapter.top_p=1.5", "adapter.top_p: Input should be less than or equal to 1"
     yield "adapter.expert_capacity=0", "adapter.expert_capacity: Input should be greater than 0"
-    yield "adapter.gates=loud", "adapter.gates: Input should be 'renormalised', 'equal', 'residual' or 'raw'"
+    yield (
+        "adapter.gates=loud",
+        "adapter.gates: Input should be 'renormalised', 'equal', 'residual' or 'raw'",
+    )
     yield "adapter.gate_scale=2", "gate_scale is 2.0, but is for gates: raw only"
     yield "adapter.router_temperature=0", "adapter.router_temperature: Input should be greater"
     yield "adapter.router_jitter=1", "adapter.router_jitter: Input should be less than 1"

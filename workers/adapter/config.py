@@ -39,7 +39,10 @@ _WHY = {
 }
 
 # Fields of AdapterSpec that may stand under `moetune`.
-OURS = frozenset((*RoutingSpec.model_fields, "use_dora", "shared_a")) - {"experts", "routing"}
+OURS = frozenset((*RoutingSpec.model_fields, "use_dora", "shared_a", "goat_lr_ratio")) - {
+    "experts",
+    "routing",
+}
 
 
 class ExpertLora(Spec):
@@ -100,6 +103,8 @@ class AdapterConfig(RoutingKeys, TargetKeys):
         changed so that the scale stays."""
         if not self.moetune.keys() <= OURS:
             raise InputError(f"{where}: moetune has {sorted(self.moetune.keys() - OURS)[0]}")
+        if "goat_lr_ratio" in self.moetune and (self.rank_pattern or self.alpha_pattern):
+            raise InputError(f"{where}: moetune.goat_lr_ratio cannot stand beside a pattern")
         padding = (rank / self.r) ** (0.5 if self.use_rslora else 1)
         shape = {
             "experts": "linear" if self.peft_type == "MOELORA" else "block",

@@ -5,6 +5,7 @@ from typing import Any
 
 from workers.adapter.config import AdapterConfig
 from workers.adapter.raw import RawAdapter
+from workers.adapter.rescale import by_alpha, rescaled
 from workers.adapter.stacking import to_canonical
 from workers.adapter.tensor_names import Tensors, target_names, to_disk
 from workers.adapter.written import config_values
@@ -12,14 +13,15 @@ from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
 
 # What decides a trained adapter's outputs. Jitter, dropout and the like only matter in training.
-_COMPUTED = ("num_experts", "gate_form", "gate_scale", "use_dora", "scale")
+_COMPUTED = ("num_experts", "gate_form", "gate_scale", "use_dora")
 
 
 def as_mixlora(raw: RawAdapter, where: str) -> tuple[dict[str, Any], Tensors]:
     """Configuration and tensors that MoE-PEFT reads and computes the same with.
 
     What can be folded into the tensors is: the temperature of the router's logits, an A that
-    experts share, a fractional alpha. InputError names the first thing that cannot.
+    experts share, a fractional alpha, a scale that differs by linear. InputError names the first
+    thing that cannot.
     """
     tensors, spec, _ = to_canonical(raw.tensors, raw.config, where)
     if not spec.strategy.disk_names:
@@ -44,18 +46,15 @@ def as_mixlora(raw: RawAdapter, where: str) -> tuple[dict[str, Any], Tensors]:
 
 
 def _fold(tensors: Tensors, spec: AdapterSpec) -> tuple[Tensors, AdapterSpec]:
-    """The same function with neither temperature, shared A nor fractional alpha."""
-    folded = dict(tensors)
-    whole = spec.alpha.is_integer()
+    """The same function with neither temperature, shared A nor a scale but alpha's, whole."""
+    new = spec.model_copy(update={"router_temperature": 1.0, "shared_a": False})
+    if spec.goat_lr_ratio is not None or not spec.alpha.is_integer():
+        new = by_alpha(new)
+    folded = rescaled(tensors, spec, new)
     for name, tensor in tensors.items():
         place, _, leaf = name.rpartition(".")
         if name.endswith("router.weight"):
             folded[name] = tensor / spec.router_temperature
         elif leaf == "lora_A":
             folded[name] = tensor.expand(len(tensors[f"{place}.lora_B"]), -1, -1)
-        elif leaf == "lora_B" and not whole:
-            folded[name] = tensor * spec.scale
-    plain: dict[str, Any] = {"router_temperature": 1.0, "shared_a": False}
-    if not whole:
-        plain |= {"alpha": float(spec.rank), "use_rslora": False}
-    return folded, spec.model_copy(update=plain)
+    return folded, new

@@ -11,6 +11,7 @@ from workers.adapter.digest import base_digest, folder_digest
 from workers.adapter.manifest import Manifest
 from workers.adapter.modules import check_modules
 from workers.adapter.raw import read_raw, write_raw
+from workers.adapter.rescale import by_alpha, rescaled
 from workers.adapter.stacking import to_canonical
 from workers.adapter.tensor_names import Tensors, target_names, to_disk
 from workers.adapter.written import config_values, peft_type
@@ -48,11 +49,12 @@ def save(
 ) -> None:
     """Write an adapter as a folder, whole or not at all; replaces one that is there. `tensors` are
     its whole parameters by canonical name, where this process holds a part of them only."""
-    tensors = tensors or adapter.state_dict()
-    values = config_values(
-        adapter.spec, target_names(tensors, adapter.spec), manifest.base.path, adapter.layer_list
-    )
-    raw = to_disk(tensors, adapter.spec, adapter.layer_list)
+    tensors, spec = tensors or adapter.state_dict(), adapter.spec
+    if peft_type(spec) == "LORA" and spec.goat_lr_ratio is not None:  # PEFT has no word for it
+        tensors, spec = rescaled(tensors, spec, by_alpha(spec)), by_alpha(spec)
+    names = target_names(tensors, spec)
+    values = config_values(spec, names, manifest.base.path, adapter.layer_list)
+    raw = to_disk(tensors, spec, adapter.layer_list)
     write_raw(folder, values, raw, manifest)
 
 

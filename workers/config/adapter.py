@@ -1,5 +1,6 @@
 """The shape of an adapter, as a specification."""
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Annotated, Self, TypeAlias
@@ -34,6 +35,10 @@ class AdapterSpec(RoutingSpec):
     """The update is scaled by alpha / rank (alpha / sqrt(rank) with use_rslora)."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank) (arXiv 2312.03732)."""
+    goat_lr_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Scale each linear's update by sqrt(3 * goat_lr_ratio * in_features / rank), whatever alpha
+    is: a first step of gradient descent is then, in expectation, that of full fine-tuning at this
+    many times the learning rate (GOAT, arXiv 2502.16894). None: by alpha."""
     use_dora: bool = False
     """Also train the magnitude of every expert's output features (DoRA, arXiv 2402.09353)."""
     shared_a: bool = False
@@ -47,15 +52,22 @@ class AdapterSpec(RoutingSpec):
     exclude_modules: Named = ()
     """The same for what target_modules leave out again."""
 
-    @property
-    def scale(self) -> float:
-        """The factor s of the low-rank update."""
+    def scale(self, in_features: int) -> float:
+        """The factor s of the low-rank update of a linear with so many inputs.
+
+        GOAT's: where B is zero, W = W0 + s B A moves by s^2 A^T A times the full gradient, and a
+        Kaiming-uniform(sqrt 5) A has E[A^T A] = rank / (3 in_features).
+        """
+        if self.goat_lr_ratio is not None:
+            return math.sqrt(3 * self.goat_lr_ratio * in_features / self.rank)
         return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.target_modules:
             raise ValueError("target_modules is empty; name at least one linear, or all-linear")
+        if self.goat_lr_ratio is not None and self.use_rslora:
+            raise ValueError("goat_lr_ratio and use_rslora are two scales; set one of them")
         return self
 
     @property

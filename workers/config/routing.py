@@ -115,8 +115,9 @@ class RoutingSpec(Spec):
     gates: GateForm | None = None
     """Weights of the chosen experts. renormalised: their probabilities, which then sum to 1. equal:
     all the same, and they sum to 1 (ReMix, arXiv 2603.10160); the router learns as with
-    renormalised. residual: their probabilities, and the frozen block has the rest. raw: their probabilities, and nothing has the rest (the
-    reference implementation's dynamic and switch). None: renormalised; with switch residual."""
+    renormalised. residual: their probabilities, and the frozen block has the rest. raw: their
+    probabilities, and nothing has the rest (the reference implementation's dynamic and switch).
+    None: renormalised; with switch residual."""
     gate_scale: Annotated[float, Field(gt=0)] = 1.0
     """Factor on raw gates: 1 / temperature of the reference implementation's dynamic strategy."""
     router_temperature: Annotated[float, Field(gt=0)] = 1.0

@@ -55,7 +55,7 @@ class LoraExperts(nn.Module):
         super().__init__()
         in_features, out_features = linear_sizes(linear) or (0, 0)
         num_experts = spec.layer_experts
-        self.scale = spec.scale
+        self.scale = spec.scale(in_features)
         self._shares_a = spec.shared_a
         ways_in = 1 if spec.shared_a else num_experts
         self.lora_A = nn.Parameter(torch.zeros(ways_in, spec.rank, in_features))

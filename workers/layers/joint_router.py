@@ -14,7 +14,6 @@ from torch.nn import functional
 from workers.layers.assignments import ExpertAssignments
 from workers.layers.routing.base import Router, RoutingDecision, level
 
-
 JOINT_GATES = ("renormalised", "equal")
 """Those that are a softmax over the slots."""
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from workers.adapter import files
 from workers.adapter.manifest import BaseRecord
+from workers.adapter.rescale import rescaled
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError, validated
 from workers.config.train import TrainSpec
@@ -12,7 +13,7 @@ from workers.injection.adapter import Adapter
 
 def start_from(spec: TrainSpec, adapter: Adapter, base: BaseRecord) -> None:
     """Take over the weights of the adapter that a run begins with, if it does; that must be of this
-    base and shape."""
+    base and shape. Another scale is made up for: it computes what it did."""
     if not spec.start_from:
         return
     start = files.read(spec.start_from)
@@ -20,7 +21,7 @@ def start_from(spec: TrainSpec, adapter: Adapter, base: BaseRecord) -> None:
     before = start.manifest.base if start.manifest else None
     if before and before.digest and before.digest != base.digest:
         raise InputError(f"{spec.start_from}: belongs to another base model, {before.path}")
-    adapter.load_state_dict(start.tensors)
+    adapter.load_state_dict(rescaled(start.tensors, start.spec, spec.adapter))
 
 
 def check_shape(start: files.AdapterFiles, spec: TrainSpec) -> None:
@@ -43,7 +44,7 @@ def trained_as(folder: Path) -> AdapterSpec:
 
 def _shape(spec: AdapterSpec) -> list[str]:
     """Fields that an adapter's weights were trained for; the others are for training alone."""
-    fields = ["num_experts", "rank", "scale", "use_dora"]
+    fields = ["num_experts", "rank", "use_dora"]
     if not spec.is_routed:  # One expert is plain LoRA, however it is called: its files do not say.
         return fields
     fields += ["experts", "shared_a", "routing", "gate_form", "gate_scale", "router_temperature"]

@@ -73,6 +73,26 @@ def test_a_run_takes_the_shape_that_it_begins_with(
         preflight(one_run(job), resume=False)
 
 
+@pytest.mark.parametrize("scale", [{"alpha": 32.0}, {"goat_lr_ratio": 1.0}], ids=str)
+def test_a_run_may_scale_by_another_rule(
+    scale: dict[str, float], tiny: JobSpec, start: tuple[Path, float], tmp_path: Path
+) -> None:
+    """The updates s B A are what they were."""
+    changes = {f"adapter.{field}": value for field, value in scale.items()}
+    job = one_run(override_job(trained_on(tiny, start[0]), changes, "test"))
+    preflight(job, resume=False)
+    onward = TrainingRun(job.train, RunPlan(tmp_path / "onward", "tiny"))
+    before, after = files.read(start[0]), onward.adapter.state_dict()
+    for name, tensor in before.tensors.items():
+        ratio = 1.0
+        if name.endswith("lora_B"):
+            width = before.tensors[name.replace("lora_B", "lora_A")].shape[-1]
+            ratio = job.train.adapter.scale(width) / before.spec.scale(width)
+            assert ratio != 1
+        torch.testing.assert_close(ratio * after[name], tensor)
+    onward.close()
+
+
 @pytest.mark.parametrize("form", ["mixlora", "peft"])
 def test_an_adapter_from_elsewhere_is_trained_on(
     form: Format, tiny: JobSpec, make_spec: Callable[..., TrainSpec], tmp_path: Path

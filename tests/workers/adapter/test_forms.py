@@ -72,6 +72,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "switch raw": {"routing": "switch", "gates": "raw", "router_jitter": 0.01},
     "top_k raw": {"gates": "raw", "gate_scale": 0.5},
     "top_k equal": {"gates": "equal"},
+    "goat": {"goat_lr_ratio": 2.0},
+    "goat linear": {"goat_lr_ratio": 0.5, "experts": "linear", "use_dora": True},
     "router": {"router_temperature": 0.7, "router_jitter": 0.1, "router_init_std": 0.5},
     "expert dropout": {"expert_dropout": 0.2},
     "dora": {"use_dora": True},
@@ -170,14 +172,37 @@ def test_export_folds_what_moe_peft_has_no_word_for(tmp_path: Path) -> None:
     theirs = export_folder(write(tmp_path / "ours", spec), tmp_path / "theirs", as_bin=True)
     assert config(theirs).keys().isdisjoint({"moetune"})
     found, before = read(theirs), stacked(spec)
-    assert (found.spec.scale, found.spec.shared_a, found.spec.router_temperature) == (1, False, 1)
+    assert (found.spec.scale(8), found.spec.shared_a, found.spec.router_temperature) == (
+        1,
+        False,
+        1,
+    )
     router = "layers.1.mlp.router.weight"
     assert torch.equal(found.tensors[router], before[router] / 2)
     for expert in range(3):
         up = "layers.0.mlp.up_proj"
         update = found.tensors[f"{up}.lora_B"][expert] @ found.tensors[f"{up}.lora_A"][expert]
-        ours = spec.scale * before[f"{up}.lora_B"][expert] @ before[f"{up}.lora_A"][0]
+        ours = spec.scale(8) * before[f"{up}.lora_B"][expert] @ before[f"{up}.lora_A"][0]
         torch.testing.assert_close(update, ours)
+
+
+def test_export_folds_a_scale_that_differs_by_linear(tmp_path: Path) -> None:
+    spec = shape(goat_lr_ratio=2.0)
+    found = read(export_folder(write(tmp_path / "ours", spec), tmp_path / "theirs", "mixlora"))
+    assert found.spec.goat_lr_ratio is None
+    before = stacked(spec)
+    for path, (inner, _) in SIZES.items():
+        name = f"layers.1.{path}.lora_B"
+        scales = spec.scale(inner), found.spec.scale(inner)
+        torch.testing.assert_close(scales[1] * found.tensors[name], scales[0] * before[name])
+
+
+def test_goats_scale_beside_a_pattern_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "ours", shape(goat_lr_ratio=2.0))
+    values = config(folder) | {"alpha_pattern": {"up_proj": 3}}
+    (folder / folders.CONFIG).write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"moetune\.goat_lr_ratio cannot stand beside a pattern"):
+        read(folder)
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,22 @@ def test_it_may_be_trained_on_and_goes_back_to_peft(
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=str)
+def test_goats_scale_is_folded_for_peft(
+    options: dict[str, object], tmp_path: Path, ids: torch.Tensor
+) -> None:
+    spec = AdapterSpec(num_experts=1, top_k=1, rank=4, goat_lr_ratio=0.1, **options)
+    model = seeded(llama)
+    adapter = inject(model, spec)
+    randomise(p for name, p in adapter.state_dict().items() if "magnitude" not in name)
+    save(adapter, tmp_path / "ours", Manifest(base=BaseRecord(path="base")))
+    ours = logits(model, ids)
+    assert (ours - logits(seeded(llama), ids)).abs().max() > 0.01, "the adapter must matter"
+    theirs = logits(PeftModel.from_pretrained(seeded(llama), tmp_path / "ours"), ids)
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(attach(seeded(llama), tmp_path / "ours"), ids), ours)
+
+
 @pytest.mark.parametrize(
     "config",
     [

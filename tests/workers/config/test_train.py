@@ -103,8 +103,16 @@ def test_what_a_run_that_goes_on_may_change() -> None:
 
 
 def test_rank_stabilised_scale() -> None:
-    assert spec(adapter={"rank": 4, "alpha": 8}).adapter.scale == 2
-    assert spec(adapter={"rank": 4, "alpha": 8, "use_rslora": True}).adapter.scale == 4
+    assert spec(adapter={"rank": 4, "alpha": 8}).adapter.scale(7) == 2
+    assert spec(adapter={"rank": 4, "alpha": 8, "use_rslora": True}).adapter.scale(7) == 4
+
+
+def test_goats_scale_stands_for_alpha() -> None:
+    goat = spec(adapter={"rank": 4, "goat_lr_ratio": 0.5}).adapter
+    assert goat.scale(96) == pytest.approx(6)
+    assert goat.scale(24) == pytest.approx(3)
+    with pytest.raises(InputError, match="goat_lr_ratio and use_rslora are two scales"):
+        spec(adapter={"goat_lr_ratio": 0.5, "use_rslora": True})
 
 
 def test_experts_by_groups_of_layers() -> None:

@@ -291,7 +291,7 @@ def test_rank_space_is_that_of_the_chosen_experts(build_model: Build) -> None:
     lora_A = adapter.state_dict()["layers.0.mlp.up_proj.lora_A"]
     for token, hidden in enumerate(seen[0].view(-1, 32)):
         for slot, expert in enumerate(records[0].routing.expert_TK[token]):
-            expected = SPECS[0].scale * lora_A[expert] @ hidden
+            expected = SPECS[0].scale(32) * lora_A[expert] @ hidden
             torch.testing.assert_close(records[0].rank_space[1][token, slot], expected)
 
 

@@ -22,6 +22,7 @@ ROUTING = {
     "switch_raw": {"routing": "switch", "expert_capacity": 2, "gates": "raw"},
     "residual": {"top_k": 1, "gates": "residual"},
     "equal": {"top_k": 2, "gates": "equal"},
+    "goat": {"top_k": 2, "goat_lr_ratio": 0.5},
 }
 WAYS = {"plain": (10**9, 256), "chunked": (0, 256), "grouped": (0, -1)}
 
@@ -70,7 +71,7 @@ def expert_linear(
 ) -> Tensor:
     """W x + s B A x of one expert; with DoRA its rows normalised (not by the gradient), times m."""
     lora_A = experts.lora_A[expert if len(experts.lora_A) > 1 else 0]
-    update = spec.scale * experts.lora_B[expert] @ lora_A
+    update = spec.scale(linear.in_features) * experts.lora_B[expert] @ lora_A
     if experts.lora_magnitude is None:
         return linear(inputs) + update @ inputs
     weight = linear.weight + update

@@ -160,7 +160,7 @@ class Merging:
         )
         # An A that experts share, and plain LoRA, are stored once.
         update = lora_B[min(expert, len(lora_B) - 1)] @ lora_A[min(expert, len(lora_A) - 1)]
-        update *= self._files.spec.scale
+        update *= self._files.spec.scale(lora_A.shape[-1])
         module = self._model.get_submodule(name.removesuffix(".weight"))
         # transformers' Conv1D keeps its weight transposed.
         return weight + (update if isinstance(module, nn.Linear) else update.T)
