@@ -22,7 +22,8 @@ from workers.layers.kernels.forward_kernels import (
 def backward_tokens_kernel(
     gate_ptr, up_ptr, z_gate_ptr, z_up_ptr, b_gate_ptr, b_up_ptr, a_ptr,
     weight_ptr, expert_ptr, order_ptr, dmix_ptr, dz_out_ptr, dgate_ptr, dup_ptr, share_ptr,
-    T, F, E, R, Q, C, gate_stride, up_stride, seed, drop, steps,
+    T, E, gate_stride, up_stride, seed, drop, steps, C: tl.constexpr,
+    F: tl.constexpr, R: tl.constexpr, Q: tl.constexpr,
     K: tl.constexpr, RP: tl.constexpr, QP: tl.constexpr, ACT: tl.constexpr, DROP: tl.constexpr,
     OPERAND: tl.constexpr, MULTIPLY: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
 ):
@@ -66,7 +67,7 @@ def backward_tokens_kernel(
             dh = tl.zeros([BT, BF], tl.float32)
             g, u, dh = updated(
                 g, u, dh, z_gate_ptr, z_up_ptr, dz_out_ptr, b_gate_ptr, b_up_ptr, a_ptr,
-                pair, expert, f, F, E, R, Q, RP, QP, OPERAND, MULTIPLY,
+                pair, expert, f, E, F, R, Q, RP, QP, OPERAND, MULTIPLY,
             )  # fmt: skip
             if DROP:
                 dh *= factor
@@ -116,7 +117,8 @@ def backward_tokens_kernel(
 def backward_experts_kernel(
     gate_ptr, up_ptr, z_gate_ptr, z_up_ptr, b_gate_ptr, b_up_ptr, a_ptr,
     weight_ptr, pair_ptr, start_ptr, dmix_ptr, dz_out_ptr, db_gate_ptr, db_up_ptr, da_ptr,
-    F, R, Q, gate_stride, up_stride, seed, drop,
+    gate_stride, up_stride, seed, drop,
+    F: tl.constexpr, R: tl.constexpr, Q: tl.constexpr,
     K: tl.constexpr, RP: tl.constexpr, QP: tl.constexpr, ACT: tl.constexpr, DROP: tl.constexpr,
     OPERAND: tl.constexpr, MULTIPLY: tl.constexpr, BP: tl.constexpr, BF: tl.constexpr,
 ):

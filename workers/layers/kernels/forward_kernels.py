@@ -67,7 +67,7 @@ def dropout(token, first, seed, drop, ROWS: tl.constexpr, BF: tl.constexpr):
 
 
 @triton.jit
-def rank_rows(ptr, pair, here, R, RP: tl.constexpr):
+def rank_rows(ptr, pair, here, R: tl.constexpr, RP: tl.constexpr):
     """Rows [pairs, RP] of [P, R] where `here`, zeros elsewhere."""
     r = tl.arange(0, RP)
     mask = here[:, None] & (r < R)[None, :]
@@ -75,7 +75,7 @@ def rank_rows(ptr, pair, here, R, RP: tl.constexpr):
 
 
 @triton.jit
-def matrix_b(ptr, expert, f, F, R, RP: tl.constexpr):
+def matrix_b(ptr, expert, f, F: tl.constexpr, R: tl.constexpr, RP: tl.constexpr):
     """B of one expert, [BF, RP] of [E, F, R]."""
     r = tl.arange(0, RP)
     mask = (f < F)[:, None] & (r < R)[None, :]
@@ -85,7 +85,7 @@ def matrix_b(ptr, expert, f, F, R, RP: tl.constexpr):
 
 
 @triton.jit
-def matrix_a(ptr, expert, f, F, Q, QP: tl.constexpr):
+def matrix_a(ptr, expert, f, F: tl.constexpr, Q: tl.constexpr, QP: tl.constexpr):
     """The outer linear's A of one expert, [QP, BF] of [E, Q, F]."""
     q = tl.arange(0, QP)
     mask = (q < Q)[:, None] & (f < F)[None, :]
@@ -110,7 +110,7 @@ def replaced(values, index: tl.constexpr, value):
 @triton.jit
 def updated(
     g, u, dh, z_gate_ptr, z_up_ptr, dz_out_ptr, b_gate_ptr, b_up_ptr, a_ptr,
-    pair, expert, f, F, E, R, Q,
+    pair, expert, f, E, F: tl.constexpr, R: tl.constexpr, Q: tl.constexpr,
     RP: tl.constexpr, QP: tl.constexpr, OPERAND: tl.constexpr, MULTIPLY: tl.constexpr,
 ):
     # fmt: on
@@ -139,7 +139,8 @@ def updated(
 def forward_kernel(
     gate_ptr, up_ptr, z_gate_ptr, z_up_ptr, b_gate_ptr, b_up_ptr, a_ptr,
     weight_ptr, expert_ptr, order_ptr, mix_ptr, share_ptr,
-    T, F, E, R, Q, gate_stride, up_stride, seed, drop, steps,
+    T, E, gate_stride, up_stride, seed, drop, steps,
+    F: tl.constexpr, R: tl.constexpr, Q: tl.constexpr,
     K: tl.constexpr, RP: tl.constexpr, QP: tl.constexpr, ACT: tl.constexpr, DROP: tl.constexpr,
     OPERAND: tl.constexpr, MULTIPLY: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
 ):
@@ -173,7 +174,7 @@ def forward_kernel(
                 u = up.to(tl.float32)
             g, u, _dh = updated(
                 g, u, g, z_gate_ptr, z_up_ptr, None, b_gate_ptr, b_up_ptr, a_ptr,
-                pair, expert, f, F, E, R, Q, RP, QP, OPERAND, MULTIPLY,
+                pair, expert, f, E, F, R, Q, RP, QP, OPERAND, MULTIPLY,
             )  # fmt: skip
             h, _slope = activate(g, ACT)
             if up_ptr is not None:

@@ -23,9 +23,7 @@ Shapes: T tokens, F feed-forward width, E experts, K slots of a token, R rank of
 Q of the outer one.
 """
 
-import importlib.util
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -34,15 +32,10 @@ from torch import Tensor
 from workers.layers.kernels.launch import (
     Given,
     KernelSizes,
-    interpreted,
     launch_backward_experts,
     launch_backward_tokens,
     launch_forward,
 )
-
-MAX_TOP_K = 8
-MAX_RANK = 64
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class Dropped(NamedTuple):
@@ -55,33 +48,6 @@ class Dropped(NamedTuple):
     def draw(cls, probability: float) -> "Dropped":
         """A seed from torch's CPU generator: reproducible, and no wait for the device."""
         return cls(probability, int(torch.randint(2**31 - 1, ())))
-
-
-def supports(inner_TF: Tensor, rank: int, top_k: int, activation: str | None) -> bool:
-    """Whether `fused_mixture` takes frozen outputs like `inner_TF`, updates of `rank` and `top_k`
-    slots: where Triton is installed, on a GPU (or in Triton's interpreter), and not while
-    torch.compile traces, which the eager path is for. `activation`: from `activation_name`."""
-    return (
-        activation is not None
-        and 1 <= rank <= MAX_RANK
-        and 1 <= top_k <= MAX_TOP_K
-        and inner_TF.dtype in DTYPES
-        and len(inner_TF) * top_k * MAX_RANK < 2**31  # Rank space is addressed in 32 bits.
-        and not torch.compiler.is_compiling()
-        and _has_triton()
-        and (_capable(inner_TF.device) if inner_TF.is_cuda else interpreted())
-    )
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@cache
-def _capable(device: torch.device) -> bool:
-    """From Ampere on: bfloat16 on tensor cores."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def fused_mixture(

@@ -22,7 +22,8 @@ from workers.layers.feed_forward import (
     gated,
     plain,
 )
-from workers.layers.kernels.mixture import Dropped, fused_mixture, supports
+from workers.layers.kernels.mixture import Dropped, fused_mixture
+from workers.layers.kernels.support import supports
 from workers.layers.mixture.chunked import chunked_mixture
 from workers.layers.ops import dropout
 from workers.layers.ops.activations import activation_name

@@ -6,6 +6,7 @@ GPU: Triton reads its environment once, when it is imported.
 Shapes: T tokens, F feed-forward width, E experts, K slots, R and Q the ranks of inner and outer.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,8 @@ from workers.layers.feed_forward import FeedForward, gated
 from workers.layers.feed_forward import fused_gate_first as gate_first
 from workers.layers.feed_forward import fused_gate_last as gate_last
 from workers.layers.feed_forward import plain as plain_form
-from workers.layers.kernels.mixture import Dropped, fused_mixture, supports
+from workers.layers.kernels.mixture import Dropped, fused_mixture
+from workers.layers.kernels.support import launches, supports
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -348,3 +350,20 @@ def test_supports_what_it_computes() -> None:
     assert not supports(hidden_TF, 65, 1, "relu")
     assert not supports(hidden_TF, 4, 9, "relu")
     assert not supports(hidden_TF, 4, 1, None)
+
+
+def test_where_triton_cannot_run_a_warning_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nSet CC.")
+
+    hidden_TF = torch.zeros(2, 32, device=DEVICE)
+    assert launches(hidden_TF.device)
+    launches.cache_clear()
+    monkeypatch.setattr("workers.layers.kernels.mixture.launch_forward", broken)
+    try:
+        with pytest.warns(UserWarning, match=r"\(RuntimeError: Failed to find C compiler\.\)"):
+            assert not supports(hidden_TF, 4, 1, "relu")
+        with warnings.catch_warnings(action="error"):
+            assert not supports(hidden_TF, 4, 1, "relu")
+    finally:
+        launches.cache_clear()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workers.layers.kernels.mixture import supports
+from workers.layers.kernels.support import supports
 
 HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(
@@ -51,5 +51,5 @@ def test_the_eager_path_stays_the_default_on_a_cpu() -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_triton_is_not_imported_with_the_layers() -> None:
-    code = "import sys, workers.layers.kernels.mixture; assert 'triton' not in sys.modules"
+    code = "import sys, workers.layers.kernels.support; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parents[3])
