@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from workers.injection.wrapper import AdaptedModule
 from workers.layers.experts import BlockExperts
-from workers.layers.kernels.mixture import fused_mixture, supports
+from workers.layers.kernels.mixture import fused_mixture
+from workers.layers.kernels.support import supports
 
 SIZES = Sizes(width=4096, feed_forward=14336, rank=16, top_k=2, rounds=40)
 WARM_UP = 8
