@@ -54,6 +54,8 @@ class OneOf:
     """Of a text: one of the names that a table has when it is asked; says what Literal would."""
 
     names: Callable[[], Iterable[str]]
+    unknown: Callable[[str], str] | None = None
+    """What to say of a text that is none of them, in place of that."""
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -69,6 +71,8 @@ class OneOf:
         names = list(self.names())
         if value in names:
             return value
+        if self.unknown and isinstance(value, str):
+            raise ValueError(self.unknown(value))
         *others, last = map(repr, names)
         expected = f"{', '.join(others)} or {last}" if others else last
         raise PydanticKnownError("literal_error", {"expected": expected})

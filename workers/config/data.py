@@ -6,15 +6,14 @@ from pydantic import AfterValidator, Field, model_validator
 
 from workers.config.base import Listed, OneOf, PositiveInt, Spec, Table
 from workers.config.chat_template import template_text
+from workers.config.row_metrics import known_metrics, unknown_metric
 from workers.config.sources import HeldOut, Sources, SourceSpec, Validation
 
-ROW_METRICS = ("acc", "acc_norm", "exact_match", "number_match", "slot_f1", "rouge_l")
-"""How the answer to a row may be scored; `workers.data.text_metrics` has the functions."""
 RESULTS_APART = ("record_rows", "processes")
 """Fields of a DataSpec that change neither rows nor what is learned of them."""
 ROWS_APART = (*RESULTS_APART, "packing", "streaming", "streaming_buffer")
 """Those that change neither rows nor what is measured on them; but what is learned, perhaps."""
-RowMetric = Annotated[str, OneOf(lambda: ROW_METRICS)]
+RowMetric = Annotated[str, OneOf(known_metrics, unknown_metric)]
 
 
 class DataSpec(Spec):
@@ -43,7 +42,7 @@ class DataSpec(Spec):
         default_factory=Table, examples=[{"slots": "slot_f1"}]
     )
     """Metric of a task's rows that name none, as in `{slots: slot_f1}`; exact_match where the task
-    is not here. A row that names another one is refused."""
+    is not here. A row that names another one is refused. An installed package may give more."""
     template: Literal["chat", "plain"] = "chat"
     """chat: the tokenizer's chat template around the prompt; plain: the prompt as it stands."""
     chat_template: Annotated[str | None, AfterValidator(template_text)] = None

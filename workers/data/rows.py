@@ -8,6 +8,7 @@ from typing import Any
 
 from workers.config.base import InputError
 from workers.config.data import DataSpec
+from workers.config.row_metrics import check_metric
 from workers.config.sources import SourceSpec
 from workers.data.asked import asked_in
 from workers.data.chat import Turn, weight
@@ -15,7 +16,7 @@ from workers.data.layouts.recognition import Recognition
 from workers.data.sources.record import Records, Wanted
 from workers.data.sources.records import records
 from workers.data.split import is_held_out, row_key
-from workers.data.text_metrics import CHOICE_METRICS, check_metric
+from workers.data.text_metrics import CHOICE_METRICS
 from workers.data.tools import calls_text
 from workers.data.values import text, texts, unpacked
 

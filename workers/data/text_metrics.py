@@ -3,9 +3,10 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from workers.config.base import InputError
+from workers.data.gold import Gold
+from workers.data.plugged_metrics import plugged_score
 
 CHOICE_METRICS = ("acc", "acc_norm")
 """Metrics of rows with choices: the choice with the highest log-likelihood counts."""
@@ -18,43 +19,20 @@ _BETWEEN_PAIRS = re.compile(r"[;\n]|,(?=\s*\w+\s*[:=])")
 _PAIR = re.compile(r"\s*(\w[\w .-]*?)\s*[:=]\s*(.*?)\s*$", re.DOTALL)
 
 
-class Gold(Protocol):
-    """What a score is taken against; `workers.data.rows.Row` is one."""
-
-    @property
-    def answer(self) -> str:
-        """The right answer."""
-
-    @property
-    def references(self) -> Sequence[str]:
-        """Texts that are all right; at least the answer."""
-
-    @property
-    def choices(self) -> Sequence[str]:
-        """Texts to choose from, empty without choices."""
-
-    @property
-    def answer_index(self) -> int:
-        """Which choice is right."""
-
-
-def check_metric(metric: str, where: str) -> None:
-    """Raise InputError for a metric that is not known, listing those that are."""
-    known = (*CHOICE_METRICS, *TEXT_METRICS)
-    if metric not in known:
-        raise InputError(f"{where}: unknown metric {metric!r}; known are {', '.join(known)}")
-
-
 def fits(metric: str, gold: Gold) -> bool:
-    """Whether any answer could score above 0; of a metric of choices its rows must have them."""
+    """Whether any answer could score above 0; of a metric of choices its rows must have them. Of a
+    package's nobody knows, but it is tried out on the right answer: InputError where that fails."""
+    if metric not in (*CHOICE_METRICS, *TEXT_METRICS):
+        plugged_score(metric, gold.answer, gold)
     return metric not in NEEDS or NEEDS[metric].there(gold)
 
 
 def score(metric: str, prediction: str, gold: Gold) -> float:
     """Score a generated answer, from 0 to 1."""
-    check_metric(metric, "score")
-    if metric not in TEXT_METRICS:
+    if metric in CHOICE_METRICS:
         raise InputError(f"score: {metric} wants log-likelihoods of the choices, not a text")
+    if metric not in TEXT_METRICS:
+        return plugged_score(metric, prediction, gold)
     return TEXT_METRICS[metric](prediction, gold)
 
 

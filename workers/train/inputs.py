@@ -6,6 +6,7 @@ from functools import cached_property
 
 from workers.adapter.digest import base_digest
 from workers.adapter.manifest import BaseRecord
+from workers.config.row_metrics import check_metric
 from workers.config.train import TrainSpec
 from workers.data.counts import RowCounts
 from workers.data.encode import Encoder
@@ -37,6 +38,8 @@ class Inputs:
         """Load what `spec` names, or take it over from `former` where it is the same. Of one that
         could not encode its rows only the base is: its digests may be of files that have changed
         since."""
+        for metric in spec.data.metrics.values():  # which this node may lack
+            check_metric(metric, "data.metrics")
         if former and former._encoded and _key(former.spec) == _key(spec):
             return former
         same = former if former and former.spec.model == spec.model else None

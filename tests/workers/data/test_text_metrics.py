@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import pytest
 
 from workers.config.base import InputError
-from workers.config.data import ROW_METRICS
+from workers.config.row_metrics import ROW_METRICS, check_metric
 from workers.data.text_metrics import (
     CHOICE_METRICS,
     NEEDS,
     TEXT_METRICS,
-    check_metric,
     fits,
     score,
     score_choices,
