@@ -80,21 +80,19 @@ def _versions(seen: Sequence[RequestRecord]) -> AdapterSet:
 
 def _pieces(kind: str, seen: Sequence[RequestRecord], away: AdapterSet) -> Iterator[list[_Piece]]:
     """Of each request."""
+    work = KINDS[kind]
     for record in seen:
-        works = [
-            (part.others, *KINDS[kind](record, part))
-            for part in (record.timing.parts if record.timing else ())
-            if not part.others & away
-        ]
         yield [
             _Piece(
                 record.came.timestamp(),
-                others,
+                part.others,
                 (*sizes, span.load),
                 span.passes,
                 span.seconds / span.tokens,
             )
-            for others, span, sizes in works
+            for part in (record.timing.parts if record.timing else ())
+            if not part.others & away
+            for span, sizes in [work(record, part)]
             if span.tokens and span.seconds > 0
         ]
 
@@ -108,8 +106,9 @@ def _ratios(mine: Sequence[_Piece], rest: Sequence[_Piece]) -> Array:
     size_NS, size_MS = (np.log2([one.sizes for one in pieces]) for pieces in (mine, rest))
     at_N, at_M = (np.array([one.at for one in pieces]) for pieces in (mine, rest))
     pace_N, pace_M = (np.array([one.pace for one in pieces]) for pieces in (mine, rest))
-    alike_NM = (np.abs(size_NS[:, None] - size_MS[None]) <= ALIKE).all(-1)
-    alike_NM &= company_N[:, None] == company_M[None]
+    alike_NM = company_N[:, None] == company_M[None]
+    for size_N, size_M in zip(size_NS.T, size_MS.T, strict=True):  # numpy is slow at short axes
+        alike_NM &= np.abs(size_N[:, None] - size_M[None]) <= ALIKE
     away_NM = np.where(alike_NM, np.abs(at_N[:, None] - at_M[None]), np.inf)
     near_NK = np.argpartition(away_NM, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
     enough_N = alike_NM.sum(1) >= NEIGHBOURS
