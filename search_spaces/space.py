@@ -10,6 +10,7 @@ adapter.alpha: 16                           # fixed
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.parameters import (
@@ -89,10 +90,15 @@ class SearchSpace:
         """The suggested value of a field, or else the job's own."""
         if path in values:
             return values[path]
-        place: Any = self.train.model_dump(mode="json")
+        place: Any = self._own
         for part in path.split("."):
             place = place[part]
         return place
+
+    @cached_property
+    def _own(self) -> dict[str, Any]:
+        """The job's values, which each sample asks for many times."""
+        return self.train.model_dump(mode="json")
 
     def _assemble(self, pick: Callable[[str, Range], Any]) -> dict[str, Any]:
         """Go through the fields in order; the one place where conditions are kept."""
