@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,17 +76,21 @@ def _made(cluster: ClusterSpec) -> "optuna.storages.RDBStorage":
     from orchestrator.store.lock import MAKING_SECONDS, store_lock
 
     with store_lock(cluster.store_url(), "tables", MAKING_SECONDS):
-        return _optunas(cluster, PATIENCE_SECONDS)
+        return _optunas(cluster, True, PATIENCE_SECONDS)
 
 
 def _found(cluster: ClusterSpec) -> "optuna.storages.RDBStorage":
     if not _has_tables(cluster):
         shown = cluster.shown_store()
         raise InputError(f"{shown}: no studies there yet; run `moetune tune` first")
-    return _optunas(cluster)
+    return _optunas(cluster, create=False)
 
 
-def _optunas(cluster: ClusterSpec, patience: float = 0.0) -> "optuna.storages.RDBStorage":
+def _optunas(
+    cluster: ClusterSpec, create: bool, patience: float = 0.0
+) -> "optuna.storages.RDBStorage":
+    """Optuna's own check runs the scripts of all its migrations, which takes longer than all else
+    here; tables that this very Optuna has made or upgraded need none."""
     import optuna
 
     from orchestrator.store.connections import Connect, engine_options
@@ -94,10 +99,26 @@ def _optunas(cluster: ClusterSpec, patience: float = 0.0) -> "optuna.storages.RD
     # As SQLAlchemy writes it: Optuna takes braces for places of its own.
     url = _url(cluster).render_as_string(hide_password=False)
     options = engine_options(url, Connect(cluster.store_url, patience))
+    made = partial(
+        optuna.storages.RDBStorage, url, engine_kwargs=options, skip_table_creation=not create
+    )
+    store = made(skip_compatibility_check=True)
+    if _optuna_of(store.engine) == optuna.__version__:
+        return store
+    store.engine.dispose()
     try:
-        return optuna.storages.RDBStorage(url, engine_kwargs=options)
+        return made()
     except RuntimeError as error:  # tables of another version of Optuna
         raise InputError(f"cluster.store {cluster.shown_store()}: {one_line(error)}") from None
+
+
+def _optuna_of(engine: "sa.Engine") -> str | None:
+    """The version of the Optuna whose tables these are, as it has noted itself."""
+    import sqlalchemy as sa
+
+    query = sa.select(sa.column("library_version", sa.String)).select_from(sa.table("version_info"))
+    with engine.connect() as connection:
+        return connection.execute(query).scalar()
 
 
 def _has_tables(cluster: ClusterSpec) -> bool:

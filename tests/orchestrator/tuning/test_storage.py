@@ -68,6 +68,34 @@ def test_looking_makes_nothing(job: JobSpec, postgres: Postgres) -> None:
     assert tables(store) == []
 
 
+@pytest.mark.parametrize("create", [False, True])
+@pytest.mark.parametrize(
+    ("revision", "advice"),
+    [("v2.6.0.a", "optuna storage upgrade"), ("v9", "pip install -U optuna")],
+)
+def test_tables_of_another_optuna_are_refused(
+    job: JobSpec, store: str, revision: str, advice: str, create: bool
+) -> None:
+    here = at(job, store)
+    with storage(here.cluster, create=True) as opened:
+        begin(here, False, opened)
+        with opened.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE version_info SET library_version = '2.6.0'"))
+            connection.execute(sa.text(f"UPDATE alembic_version SET version_num = '{revision}'"))
+    refused = pytest.raises(InputError, match=rf"\(set up by optuna 2\.6\.0\).*{advice}")
+    with refused, storage(here.cluster, create):
+        pass
+
+
+def test_another_optuna_may_have_made_the_same_tables(job: JobSpec, store: str) -> None:
+    here = at(job, store)
+    with storage(here.cluster, create=True) as opened:
+        begin(here, False, opened)
+        with opened.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE version_info SET library_version = '5.0.99'"))
+    assert study_names(here.cluster) == ["home"]
+
+
 def test_a_study_of_an_earlier_moetune_goes_on(job: JobSpec, store: str) -> None:
     here = at(job, store)
     with storage(here.cluster, create=True) as opened:
