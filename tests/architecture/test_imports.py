@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -52,8 +53,15 @@ def at_import(path: Path) -> ast.Module:
     return tree
 
 
-def all_imports(name: str) -> set[str]:
-    return set(imported(ast.parse(MODULES[name].read_text())))
+@cache
+def all_imports(name: str) -> frozenset[str]:
+    return frozenset(imported(ast.parse(MODULES[name].read_text())))
+
+
+@cache
+def first_imports(name: str) -> frozenset[str]:
+    """Those of its import alone."""
+    return frozenset(imported(at_import(MODULES[name])))
 
 
 def inside(module: str, *folders: str) -> bool:
@@ -97,15 +105,16 @@ def test_training_and_serving_do_not_know_each_other() -> None:
 
 @pytest.mark.parametrize("name", [n for n in sorted(MODULES) if inside(n, "orchestrator")])
 def test_the_orchestrator_loads_torch_only_inside_functions(name: str) -> None:
-    banned = {m for m in imported(at_import(MODULES[name])) if inside(m, *TORCH_BEARING)}
+    banned = {m for m in first_imports(name) if inside(m, *TORCH_BEARING)}
     assert not banned
-    heavy = {m for m in imported(at_import(MODULES[name])) if inside(m, "workers")}
+    heavy = {m for m in first_imports(name) if inside(m, "workers")}
     for module in heavy:
         assert not _reaches_torch(module), f"{name} imports {module}, which imports torch"
 
 
+@cache
 def _reaches_torch(name: str) -> bool:
-    at_once = set(imported(at_import(MODULES[name])))
+    at_once = first_imports(name)
     return any(inside(m, *TORCH_BEARING) for m in at_once) or any(
         _reaches_torch(m) for m in at_once if m in MODULES
     )

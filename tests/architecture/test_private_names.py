@@ -5,7 +5,7 @@ A private name may change with any version, so only versions that were tried are
 
 import ast
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -82,21 +82,25 @@ def attributes(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
             yield node, name
 
 
-def overridden(tree: ast.AST) -> Iterator[str]:
+def nodes_of(code: str) -> list[ast.AST]:
+    return [*ast.walk(ast.parse(code))]
+
+
+def overridden(nodes: Sequence[ast.AST]) -> Iterator[str]:
     """Methods of this file's classes on others' classes that nothing in the file calls: the
     library does."""
-    foreign = {name.rpartition(".")[2] for node in ast.walk(tree) for name in of_others(node)}
-    asked = [one for node in ast.walk(tree) for one in attributes(node)]
+    foreign = {name.rpartition(".")[2] for node in nodes for name in of_others(node)}
+    asked = [one for node in nodes for one in attributes(node)]
     called = {name for owner, name in asked if not isinstance(owner, ast.Call)}  # super()
-    for one in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+    for one in (node for node in nodes if isinstance(node, ast.ClassDef)):
         if {base.id for base in one.bases if isinstance(base, ast.Name)} & foreign:
             own = [f for f in one.body if isinstance(f, ast.FunctionDef) and not f.decorator_list]
             yield from (function.name for function in own if function.name not in called)
 
 
-def defined(tree: ast.AST) -> Iterator[str]:
+def defined(nodes: Sequence[ast.AST]) -> Iterator[str]:
     """Attributes that classes of this file have."""
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.ClassDef(body=body):
                 functions = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -107,10 +111,10 @@ def defined(tree: ast.AST) -> Iterator[str]:
                 yield name
 
 
-def private_names(tree: ast.AST, ours: set[str]) -> Iterator[str]:
+def private_names(nodes: Sequence[ast.AST], ours: set[str]) -> Iterator[str]:
     """Of other libraries; `ours` are the attributes of all classes of our own."""
-    here = {*defined(tree)}
-    for node in ast.walk(tree):
+    here = {*defined(nodes)}
+    for node in nodes:
         for whole in of_others(node):
             if any(map(is_private, whole.split("."))):
                 yield whole
@@ -118,15 +122,13 @@ def private_names(tree: ast.AST, ours: set[str]) -> Iterator[str]:
             known = ours if isinstance(owner, ast.Name) and owner.id in ("self", "cls") else here
             if is_private(name) and name not in known:
                 yield name
-    yield from filter(is_private, overridden(tree))
-
-
-TREES = [ast.parse(file.read_text()) for top in OURS for file in (ROOT / top).rglob("*.py")]
-DEFINED = {name for tree in TREES for name in defined(tree)}
+    yield from filter(is_private, overridden(nodes))
 
 
 def test_the_private_names_that_are_used_are_known() -> None:
-    found = {name for tree in TREES for name in private_names(tree, DEFINED)}
+    files = [nodes_of(file.read_text()) for top in OURS for file in (ROOT / top).rglob("*.py")]
+    ours = {name for nodes in files for name in defined(nodes)}
+    found = {name for nodes in files for name in private_names(nodes, ours)}
     known = {name for names in USED.values() for name in names}
     assert found - DOCUMENTED - known == set(), "new: take a public name, or list it with its bound"
     assert known - found == set(), "listed, and not used any more"
@@ -158,7 +160,7 @@ def test_a_library_whose_private_names_are_used_is_bounded_above(library: str) -
     ],
 )
 def test_a_private_name_is_found(code: str, name: str) -> None:
-    assert [*private_names(ast.parse(code), set())] == [name]
+    assert [*private_names(nodes_of(code), set())] == [name]
 
 
 @pytest.mark.parametrize(
@@ -171,5 +173,5 @@ def test_a_private_name_is_found(code: str, name: str) -> None:
     ],
 )
 def test_our_own_are_none_of_others(code: str) -> None:
-    tree = ast.parse(code)
-    assert [*private_names(tree, {"_inherited", *defined(tree)})] == []
+    nodes = nodes_of(code)
+    assert [*private_names(nodes, {"_inherited", *defined(nodes)})] == []

@@ -38,6 +38,10 @@ class PythonFile:
         return {node.name: node for node in self.tree.body if isinstance(node, Unit)}
 
     @cached_property
+    def fixtures(self) -> dict[str, Unit]:
+        return {name: unit for name, unit in self.units.items() if is_fixture(unit)}
+
+    @cached_property
     def called(self) -> dict[str, set[str]]:
         """Full names of what each of them calls, or hands to what it calls."""
         return {name: set(self._calls(unit)) for name, unit in self.units.items()}
@@ -93,7 +97,7 @@ def fixtures(file: PythonFile) -> dict[str, Unit]:
     """Those that its cases see: its own, and those of the conftest.py above it."""
     folders = [folder / "conftest.py" for folder in file.path.parents]
     seen = [one for one in FILES if one.path in folders]
-    return {n: unit for one in [*seen, file] for n, unit in one.units.items() if is_fixture(unit)}
+    return {name: unit for one in [*seen, file] for name, unit in one.fixtures.items()}
 
 
 def is_fixture(unit: Unit) -> bool:

@@ -9,10 +9,12 @@ from torch import nn
 from workers.config.adapter import AdapterSpec
 from workers.injection.inject import inject
 
+ALONE = {"experts": "linear", "target_modules": ("v_proj", "down_proj"), "dropout": 0}
+"""Each linear is traced by itself, which takes most of a second: one of each half of a layer."""
 SPECS = {
     "block": AdapterSpec(num_experts=4, rank=4),
-    "linear": AdapterSpec(experts="linear", num_experts=3, rank=4, dropout=0),
-    "dora": AdapterSpec(experts="linear", num_experts=2, use_dora=True, dropout=0),
+    "linear": AdapterSpec(num_experts=3, rank=4, **ALONE),
+    "dora": AdapterSpec(num_experts=2, use_dora=True, **ALONE),
     "top_p": AdapterSpec(num_experts=4, rank=4, routing="top_p", dropout=0),
 }
 

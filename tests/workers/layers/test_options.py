@@ -38,10 +38,10 @@ def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 class Gated(nn.Module):
     """A frozen gated block with biases."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 10) -> None:
         super().__init__()
-        self.gate, self.up = nn.Linear(6, 10), nn.Linear(6, 10)
-        self.out = nn.Linear(10, 6)
+        self.gate, self.up = nn.Linear(6, width), nn.Linear(6, width)
+        self.out = nn.Linear(width, 6)
         self.act = nn.SiLU()
         self.double().requires_grad_(False)
 
@@ -253,8 +253,8 @@ def test_gradients_of_gradients_are_refused() -> None:
 def test_gradcheck_of_the_chunked_mixture(act: nn.Module, parts: tuple[bool, bool]) -> None:
     """The function that is written by hand, against finite differences."""
     torch.manual_seed(0)
-    tokens, slots, experts, rank, width = 5, 2, 3, 2, 10
-    block = Gated()
+    tokens, slots, experts, rank, width = 5, 2, 3, 2, 4
+    block = Gated(width)
     block.act = act
     view = view_of(block)
     expert_TK = torch.tensor([[0, 1], [2, 0], [2, 3], [0, 2], [3, 0]])  # 3 is void.
