@@ -156,10 +156,13 @@ class SearchSpace:
 
     def _probes(self) -> Iterator[dict[str, Any]]:
         for one in self.parameters:
-            yield from ({one.path: value} for value in one.range.candidates())
+            tried = one.range.candidates()
+            ends = (end for end in one.range.ends() if end not in tried)
+            yield from ({one.path: value} for value in (*tried, *ends))
         for a, b in itertools.combinations(self.parameters, 2):
-            ends = itertools.product(a.range.ends(), b.range.ends())
-            yield from ({a.path: x, b.path: y} for x, y in ends)
+            # The first end of each, which `samples` takes for what is not forced, is tried above.
+            pairs = itertools.product(a.range.ends()[1:], b.range.ends()[1:])
+            yield from ({a.path: x, b.path: y} for x, y in pairs)
 
     def _check_paths(self, parameter: Parameter) -> None:
         for path in (parameter.path, *(c.path for c in parameter.when)):

@@ -93,11 +93,12 @@ def begin(job: JobSpec, resume: bool, store: "optuna.storages.RDBStorage") -> "o
     with warnings.catch_warnings():  # Optuna calls it experimental; optuna-dashboard shows it
         warnings.simplefilter("ignore")
         study.set_metric_names([job.search.metric])
+    noted = portable(job)
     study.set_user_attr("varied", job.search_space().varied())
-    study.set_user_attr("job", _facts(job))
+    study.set_user_attr("job", _facts(noted))
     if "began" not in study.user_attrs:
         study.set_user_attr("began", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
-    write_text(job.study_folder() / "job.json", dump_job(portable(job)), durable=True)
+    write_text(job.study_folder() / "job.json", dump_job(noted), durable=True)
     return study
 
 
@@ -167,17 +168,17 @@ def _check_same(job: JobSpec, study: "optuna.Study") -> None:
         return
     with suppress(InputError):  # an earlier moetune's has not the fields of today
         before = validated(JobSpec, before, job.name).model_dump(mode="json")
-    differences = list(_differences(before, _facts(job)))
+    differences = list(_differences(before, _facts(portable(job))))
     if differences:
         raise InputError(
             f"study {job.name}: cannot go on with another job: {'; '.join(differences[:5])}"
         )
 
 
-def _facts(job: JobSpec) -> dict[str, Any]:
-    """The job as it is noted, to mean the same tomorrow and elsewhere: a preset or file may have
-    changed then, and a relative path be another one."""
-    return portable(job).model_dump(mode="json")
+def _facts(noted: JobSpec) -> dict[str, Any]:
+    """A portable job as it is noted, to mean the same tomorrow and elsewhere: a preset or file may
+    have changed then, and a relative path be another one."""
+    return noted.model_dump(mode="json")
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
