@@ -18,7 +18,6 @@ from workers.injection.inject import row_map
 from workers.losses.cross_entropy import IGNORED
 from workers.models.base import load_base
 from workers.parallel.update import Replicated
-from workers.train.forward import scored_logits
 from workers.train.step import TrainStep
 
 
@@ -48,8 +47,7 @@ class Moetune:
     @torch.no_grad()
     def evaluate(self) -> Tensor:
         """See peer_setup.Contestant."""
-        self._base.model.eval()
-        return scored_logits(self._base, self._batch)[0]
+        return self.logits(self._batch.input_ids_BS, adapted=True)
 
     @torch.no_grad()
     def logits(self, tokens_BS: Tensor, *, adapted: bool) -> Tensor:

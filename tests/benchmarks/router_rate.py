@@ -35,10 +35,9 @@ from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import Batch, collate
 from workers.data.example import Example
 from workers.injection.inject import inject
-from workers.losses.cross_entropy import cross_entropy_sum
 from workers.models.base import Base
 from workers.parallel.update import Replicated
-from workers.train.forward import scored_logits
+from workers.train.forward import batch_loss, target_losses
 from workers.train.step import TrainStep
 
 RATIOS = (0.0, 0.01, 0.1, 1.0)
@@ -95,8 +94,7 @@ def taught_base(sizes: Sizes) -> Base:
     rows = Rows(sizes, seed=-1)
     for _ in range(sizes.base_steps):
         batch = rows.batch(sizes.rows, copying=True)
-        loss, targets = cross_entropy_sum(*scored_logits(base, batch))
-        (loss / targets).backward()
+        (batch_loss(base, batch) / batch.counted).backward()
         optimizer.step()
         optimizer.zero_grad()
     base.model.requires_grad_(False)
@@ -127,9 +125,7 @@ def validation_loss(base: Base, sizes: Sizes, ratio: float, seed: int) -> float:
     for _ in range(sizes.steps):
         step([rows.batch(sizes.rows)])
     base.model.eval()
-    with torch.no_grad():
-        loss, targets = cross_entropy_sum(*scored_logits(base, held_out))
-    return float(loss / targets)
+    return float(target_losses(base, held_out).mean())
 
 
 def run(sizes: Sizes, out: TextIO) -> dict[str, Any]:

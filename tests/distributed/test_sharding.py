@@ -37,12 +37,11 @@ from workers.adapter.digest import base_digest
 from workers.config.base import override
 from workers.config.parallel import ParallelSpec
 from workers.config.train import TrainSpec
-from workers.losses.cross_entropy import cross_entropy_sum
 from workers.models.base import load_base
 from workers.parallel.mesh import Mesh
 from workers.parallel.update import State
 from workers.run.record import Metrics, RunPlan
-from workers.train.forward import scored_logits
+from workers.train.forward import batch_loss
 from workers.train.loop import TrainingRun
 
 MICRO = 2
@@ -207,7 +206,7 @@ def drop_one(run: Run) -> None:
     """Take a step up to its end, and drop it there."""
     world = run.update.world
     for batch in micro_batches(99, MICRO, world.rank, world.size):
-        run.update.backward(cross_entropy_sum(*scored_logits(run.base, batch))[0])
+        run.update.backward(batch_loss(run.base, batch))
     run.update.reduce()
     run.update.clip(1.0)
     run.update.drop()

@@ -1,8 +1,8 @@
 """Cross-entropy that keeps its input only, in pieces that stay in cache.
 
-The logits of a step are its largest tensor. torch's own cross-entropy makes three more of that size
-(log-probabilities, and a gradient of them that is zero but for one number a row, and of the
-logits); this makes one, the gradient of the logits.
+torch's own cross-entropy makes three more tensors of the logits' size (log-probabilities, and a
+gradient of them that is zero but for one number a row, and of the logits); this makes one, the
+gradient of the logits.
 Shapes: B batch, S sequence, T tokens, V vocabulary, t tokens of a piece.
 """
 
@@ -28,32 +28,6 @@ def predicted(labels_BS: Tensor, last: int = IGNORED) -> Tensor:
     return functional.pad(labels_BS[:, 1:], (0, 1), value=last)
 
 
-def cross_entropy_sum(
-    logits_BSV: Tensor, target_BS: Tensor, weight_BS: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Sum of -log p over the target tokens, in float32, and their number; with weights, each times
-    its own, and the weights' sum.
-
-    `target_BS` is what each position predicts, or IGNORED. The logits are read where they lie: to
-    pick the targets' rows would copy the step's largest tensor twice, and make a GPU wait for their
-    number.
-    """
-    weight_T = None if weight_BS is None else weight_BS.flatten()
-    total = cross_entropy(logits_BSV.flatten(0, 1), target_BS.flatten(), IGNORED, weight_T)
-    return total, _counted(target_BS, weight_BS).sum()
-
-
-def row_losses(
-    logits_BSV: Tensor, target_BS: Tensor, weight_BS: Tensor | None = None
-) -> list[tuple[float, float]]:
-    """What `cross_entropy_sum` gives for each row alone, summed in float64; without gradients."""
-    loss_T = token_losses(logits_BSV.flatten(0, 1), target_BS.flatten(), IGNORED)
-    loss_BS, counted_BS = loss_T.view_as(target_BS).cpu().double(), _counted(target_BS, weight_BS)
-    if weight_BS is not None:
-        loss_BS = loss_BS * counted_BS.cpu()
-    return list(zip(loss_BS.sum(-1).tolist(), counted_BS.sum(-1).tolist(), strict=True))
-
-
 def cross_entropy(
     logits_TV: Tensor, target_T: Tensor, ignored: int, weight_T: Tensor | None = None
 ) -> Tensor:
@@ -67,12 +41,6 @@ def token_losses(logits_TV: Tensor, target_T: Tensor, ignored: int) -> Tensor:
     """-log softmax(logits)[target] of each token, 0 where the target is `ignored`: what
     `cross_entropy` sums, in its precision and its pieces, without gradients."""
     return _losses(logits_TV, target_T, ignored)[0]
-
-
-def _counted(target_BS: Tensor, weight_BS: Tensor | None) -> Tensor:
-    """What each position counts for."""
-    real_BS = target_BS != IGNORED
-    return real_BS if weight_BS is None else real_BS * weight_BS.double()
 
 
 class _CrossEntropy(torch.autograd.Function):

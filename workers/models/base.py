@@ -30,6 +30,7 @@ from workers.adapter.model_files import weight_files
 from workers.config.base import InputError
 from workers.config.model import ModelSpec
 from workers.config.parallel import ParallelSpec
+from workers.models.output_head import OutputHead, output_head
 from workers.models.padding import needs_mask
 from workers.models.quantization import check_quantised, make_trainable, quantising
 from workers.models.sharded_loading import reading
@@ -48,6 +49,11 @@ class Base:
     def needs_mask(self) -> bool:
         """Whether it must be told what the padding on the right of its rows is."""
         return needs_mask(self.model.config)
+
+    @cached_property
+    def head(self) -> OutputHead | None:
+        """What makes logits of hidden states; None where that is the whole model's business."""
+        return output_head(self.model)
 
 
 def load_base(spec: ModelSpec, parallel: ParallelSpec | None = None) -> Base:

@@ -20,7 +20,9 @@ from workers.config.train import TrainSpec
 from workers.data.store.epoch_figures import LargestPass
 from workers.injection.targets import decoder_layers
 from workers.layers.feed_forward import linear_sizes
+from workers.losses.head_loss import piece_tokens
 from workers.models.compatibility import base_config
+from workers.models.output_head import output_head
 from workers.models.probe import probe
 from workers.models.skeleton import skeleton
 
@@ -43,7 +45,7 @@ class MemoryEstimate:
     activations: int
     """What the layers keep for the backward pass, and one layer's gradients of it."""
     logits: int
-    """Of the scored positions, and their gradient."""
+    """Of a piece's targets, with their gradient; and all targets' hidden states, with theirs."""
     data: int
     """The encoded rows."""
 
@@ -75,7 +77,6 @@ def estimate(spec: TrainSpec, largest: LargestPass, data: int = 0) -> MemoryEsti
     number = int(getattr(torch, spec.model.dtype).itemsize)
     hidden = rows * length * model.config.get_text_config().hidden_size * number
     kept = [hidden if spec.model.activation_checkpointing else one.kept for one in each]
-    vocabulary = model.get_input_embeddings().weight.shape[0]
     workers = _sharing(spec.parallel)
     return MemoryEstimate(
         base=_base(model, layers, spec.model) // workers["base"] + _gathered(layers, spec),
@@ -83,9 +84,20 @@ def estimate(spec: TrainSpec, largest: LargestPass, data: int = 0) -> MemoryEsti
         gradients=trained // workers["gradients"],
         optimizer=_moments(spec, trained // ADAPTER_BYTES) // workers["optimizer"],
         activations=sum(kept) + max(one.kept + one.kept_once for one in each),
-        logits=2 * rows * largest.scored * vocabulary * number,
+        logits=number * _scored(model, spec.model, largest),
         data=data,
     )
+
+
+def _scored(model: PreTrainedModel, spec: ModelSpec, largest: LargestPass) -> int:
+    """Numbers of the logits that are there at once, and of what they are made of."""
+    config = model.config.get_text_config()
+    tokens = largest.rows * largest.scored
+    if output_head(model) is None:  # of all positions, and the targets' are picked from them
+        return int(2 * (largest.rows * largest.length + tokens) * config.vocab_size)
+    on_gpu = spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available())
+    piece = piece_tokens(tokens, config.vocab_size, "cuda" if on_gpu else "cpu")
+    return int(2 * min(piece, tokens) * config.vocab_size + 3 * tokens * config.hidden_size)
 
 
 def _moments(spec: TrainSpec, weights: int) -> int:

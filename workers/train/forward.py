@@ -1,10 +1,10 @@
-"""The forward pass, with logits only from where a target begins.
+"""The forward pass, scored by its target tokens alone.
 
-Tensor suffixes: B rows, S positions, N the last positions, V vocabulary.
+Tensor suffixes: B rows, S positions, F all positions of all rows, T target tokens, D model width,
+V vocabulary, t tokens of a piece.
 """
 
-import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,50 +14,101 @@ from torch import Tensor
 from workers.data.batches import Batch
 from workers.injection.adapter import Adapter, LayerRecord
 from workers.losses.cross_entropy import IGNORED, predicted
+from workers.losses.head_loss import PiecewiseHead, piece_tokens
 from workers.models.base import Base
 from workers.models.packing import packed_arguments, takes_packed_rows
 
-
-class ScoredLogits(NamedTuple):
-    """What the loss reads of a forward pass, on the base's device."""
-
-    logits_BNV: Tensor
-    target_BN: Tensor
-    """What each position predicts, or IGNORED."""
-    weight_BN: Tensor | None
-    """What each target counts for; None where all count alike."""
+Score = Callable[[PiecewiseHead, Tensor], Tensor]
+"""Makes losses of the head and of the hidden states [T, D] of what predicts a target."""
 
 
-def scored_logits(base: Base, batch: Batch) -> ScoredLogits:
-    """Of the positions from the one that predicts the batch's first target token; of a packed
-    batch, of those alone that predict one. `batch` is on the CPU.
+class _Targets(NamedTuple):
+    """The tokens that a batch is scored by, row after row, on the base's device."""
 
-    The output matrix of a small model with a large vocabulary is a fifth of its work, and prompts
-    need none of it.
+    place_T: Tensor
+    """Which of all positions predicts each."""
+    token_T: Tensor
+    weight_T: Tensor | None
+    """What each counts for; None where all count alike."""
+
+
+def batch_loss(base: Base, batch: Batch) -> Tensor:
+    """Sum of -log p over the target tokens, in at least float32; with weights, each times its own.
+    `batch` is on the CPU.
+
+    Positions that predict no target do not meet the output head, and there are never logits of all
+    that do: the head is a fifth of a small model's work, and its output a step's largest tensor.
     """
-    kept_N = _kept(batch)
-    target_BN = predicted(batch.labels_BS)[:, kept_N].to(base.device)
+    targets = _targets(batch, base.device)
+
+    def score(head: PiecewiseHead, hidden_TD: Tensor) -> Tensor:
+        return head.loss(hidden_TD, targets.token_T, targets.weight_T)
+
+    return _scored(base, batch, targets, score)
+
+
+@torch.no_grad()
+def target_losses(base: Base, batch: Batch) -> Tensor:
+    """-log p of each target token, row after row, without gradients."""
+    targets = _targets(batch, base.device)
+    return _scored(
+        base, batch, targets, lambda head, hidden_TD: head.losses(hidden_TD, targets.token_T)
+    )
+
+
+def row_losses(base: Base, batch: Batch) -> list[tuple[float, float]]:
+    """What `batch_loss` gives for each row alone, summed in float64, and what its targets count
+    for; without gradients."""
+    loss_T = target_losses(base, batch).double().cpu()
+    real_BS, weights_BS = predicted(batch.labels_BS) != IGNORED, batch.weights_BS
+    counted_BS = real_BS.double() if weights_BS is None else real_BS * predicted(weights_BS, 0)
+    loss_BS = torch.zeros(real_BS.shape, dtype=torch.float64)
+    loss_BS[real_BS] = loss_T
+    sums = (loss_BS * counted_BS).sum(1), counted_BS.double().sum(1)
+    return list(zip(*(one.tolist() for one in sums), strict=True))
+
+
+def _scored(base: Base, batch: Batch, targets: _Targets, score: Score) -> Tensor:
+    vocabulary = base.model.config.get_text_config().vocab_size
+    size = piece_tokens(len(targets.token_T), vocabulary, base.device.type)
+    if base.head is None:
+        whole = PiecewiseHead(lambda logits_tV: logits_tV, [], size)
+        return score(whole, _picked(_logits(base, batch), targets))
+    head, found = PiecewiseHead(base.head, base.head.trained, size), []
+
+    def use(hidden_BSD: Tensor) -> None:
+        found.append(score(head, _picked(hidden_BSD, targets)))
+
+    with base.head.instead(use):
+        none_B0V = _logits(base, batch)
+    # A base in shards is made ready for the backward pass where gradients reach its output.
+    return found[0] + none_B0V.sum()
+
+
+def _logits(base: Base, batch: Batch) -> Tensor:
     options: dict[str, Any] = {}
-    if "logits_to_keep" in inspect.signature(base.model.forward).parameters:
-        # Positions rather than their number: the model then gathers the hidden states instead of
-        # viewing them, and of a view its output linear would copy the vocabulary for every row.
-        options["logits_to_keep"] = kept_N
     if base.needs_mask or batch.lengths:
         options["attention_mask"] = batch.attention_mask_BS.to(base.device)
     if batch.lengths:
         assert takes_packed_rows(base.model), "rows would meet each other"
         options |= packed_arguments(batch.lengths, base.device)
-    output = base.model(
-        input_ids=batch.input_ids_BS.to(base.device),
-        use_cache=False,
-        **options,
-    )
-    logits_BNV = output.logits
-    if logits_BNV.shape[1] > len(kept_N):  # A view's gradient is a copy of all logits.
-        logits_BNV = logits_BNV[:, kept_N] if batch.lengths else logits_BNV[:, -len(kept_N) :]
-    weights_BS = batch.weights_BS
-    weight_BN = None if weights_BS is None else predicted(weights_BS, 0)[:, kept_N].to(base.device)
-    return ScoredLogits(logits_BNV, target_BN, weight_BN)
+    input_ids_BS = batch.input_ids_BS.to(base.device)
+    logits_BSV: Tensor = base.model(input_ids=input_ids_BS, use_cache=False, **options).logits
+    return logits_BSV
+
+
+def _targets(batch: Batch, device: torch.device) -> _Targets:
+    """Found on the CPU: a GPU would have to be waited for, to know their number."""
+    token_F = predicted(batch.labels_BS).flatten()
+    place_T = (token_F != IGNORED).nonzero().flatten()
+    weight_T = None
+    if batch.weights_BS is not None:
+        weight_T = predicted(batch.weights_BS, 0).flatten()[place_T].to(device)
+    return _Targets(place_T.to(device), token_F[place_T].to(device), weight_T)
+
+
+def _picked(tensor_BSX: Tensor, targets: _Targets) -> Tensor:
+    return tensor_BSX.flatten(0, 1).index_select(0, targets.place_T)
 
 
 @contextmanager
@@ -83,11 +134,3 @@ def recorded(
     mask_BS = batch.attention_mask_BS.to(base.device)
     with adapter.record(mask_BS, rank_space=rank_space) as records:
         yield records
-
-
-def _kept(batch: Batch) -> Tensor:
-    """The positions whose logits are wanted, on the CPU."""
-    real_S = (predicted(batch.labels_BS) != IGNORED).any(0)
-    if batch.lengths:
-        return real_S.nonzero().flatten()
-    return torch.arange(int(real_S.nonzero()[0]), len(real_S))

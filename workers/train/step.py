@@ -13,13 +13,12 @@ from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
 from workers.injection.adapter import Adapter
 from workers.losses.auxiliary import RoutedLayer
-from workers.losses.cross_entropy import cross_entropy_sum
 from workers.losses.enabled import EnabledLosses
 from workers.models.base import Base
 from workers.models.packing import taking_packed_rows
 from workers.parallel.update import Update
 from workers.run.heartbeat import HeartbeatWriter
-from workers.train.forward import laid_out, recorded, scored_logits
+from workers.train.forward import batch_loss, laid_out, recorded
 
 
 class DivergedError(RuntimeError):
@@ -152,8 +151,7 @@ class TrainStep:
         rank_space = self._auxiliary.needs_rank_space
         # The backward pass runs outside: recomputed activations must not be recorded.
         with recorded(self._adapter, self._base, batch, rank_space=rank_space) as records:
-            scored = scored_logits(self._base, batch)
-        cross_entropy, _ = cross_entropy_sum(*scored)
+            cross_entropy = batch_loss(self._base, batch)
         parts = {"cross_entropy": cross_entropy / counts.targets}
         parts |= self._auxiliary(
             [RoutedLayer(one.routing, one.mask_T, one.rank_space) for one in records],

@@ -8,13 +8,7 @@ from torch.nn import functional
 
 from tests.benchmarks.harness import peak_bytes
 from workers.losses import cross_entropy as module
-from workers.losses.cross_entropy import (
-    cross_entropy,
-    cross_entropy_sum,
-    predicted,
-    row_losses,
-    token_losses,
-)
+from workers.losses.cross_entropy import cross_entropy, predicted, token_losses
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 200, 10**6])
@@ -46,26 +40,25 @@ def test_weighted_it_is_torchs_times_the_weights(
     ).view(3, 5)
     counted = weights[:, 1:] * (labels[:, 1:] != -100)
     expected = (each * counted).sum()
-    targets, weights = predicted(labels), predicted(weights, 0)
-    total, count = cross_entropy_sum(logits, targets, weights)
+    targets, weights = predicted(labels).flatten(), predicted(weights, 0).flatten()
+
+    def weighted(logits: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(logits.flatten(0, 1), targets, -100, weights)
+
+    total = weighted(logits)
     torch.testing.assert_close(total, expected, atol=1e-12, rtol=1e-12)
-    torch.testing.assert_close(count, counted.sum(), atol=1e-12, rtol=1e-12)
     grads = [torch.autograd.grad(3 * one, logits)[0] for one in (total, expected)]
     torch.testing.assert_close(*grads, atol=1e-12, rtol=1e-12)
-    assert torch.autograd.gradcheck(lambda one: cross_entropy_sum(one, targets, weights)[0], logits)
-    rows = row_losses(logits.detach(), targets, weights)
-    wanted = zip((each * counted).sum(-1).tolist(), counted.sum(-1).tolist(), strict=True)
-    assert [pytest.approx(one, rel=1e-12) for one in wanted] == rows
+    assert torch.autograd.gradcheck(weighted, logits)
 
 
 def test_weights_cost_no_copy_of_the_logits() -> None:
-    logits, labels = torch.randn(4, 128, 4096).requires_grad_(), torch.randint(0, 4096, (4, 128))
+    logits, target = torch.randn(512, 4096).requires_grad_(), torch.randint(0, 4096, (512,))
 
     def peak(weights: torch.Tensor | None) -> int:
-        total, _ = cross_entropy_sum(logits, predicted(labels), weights)
-        return peak_bytes(total.backward)
+        return peak_bytes(cross_entropy(logits, target, -100, weights).backward)
 
-    assert peak(torch.rand(4, 128)) < peak(None) + logits.nbytes / 10
+    assert peak(torch.rand(512)) < peak(None) + logits.nbytes / 10
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 10**6])
@@ -108,7 +101,7 @@ def test_cross_entropy_counts_targets_only(dtype: torch.dtype) -> None:
     logits = torch.randn(3, 6, 11, dtype=torch.float32).to(dtype).requires_grad_()
     labels = torch.randint(0, 11, (3, 6))
     labels[0, :4] = labels[1, :] = labels[2, 5] = -100
-    total, count = cross_entropy_sum(logits, predicted(labels))
+    total = cross_entropy(logits.flatten(0, 1), predicted(labels).flatten(), -100)
     expected, targets = 0.0, 0
     for row in range(3):
         for position in range(1, 6):
@@ -116,7 +109,7 @@ def test_cross_entropy_counts_targets_only(dtype: torch.dtype) -> None:
                 probs = logits[row, position - 1].double().softmax(-1)
                 expected -= math.log(probs[labels[row, position]].item())
                 targets += 1
-    assert count.item() == targets == 6
+    assert targets == 6
     assert total.dtype == torch.float32
     assert total.item() == pytest.approx(expected, rel=1e-5)
     (gradient,) = torch.autograd.grad(total, logits)
@@ -124,31 +117,16 @@ def test_cross_entropy_counts_targets_only(dtype: torch.dtype) -> None:
     assert not gradient[:, -1].any(), "the last position predicts nothing"
 
 
-def test_each_rows_loss_is_its_part_and_costs_no_copy_of_the_logits() -> None:
+def test_each_tokens_loss_costs_no_copy_of_the_logits() -> None:
     torch.manual_seed(0)
-    logits, labels = torch.randn(4, 128, 4096), torch.randint(0, 4096, (4, 128))
-    labels[0, :100] = labels[2] = -100
-    targets = predicted(labels)
-    found = row_losses(logits, targets)
-    parts = [cross_entropy_sum(logits[row : row + 1], targets[row : row + 1]) for row in range(4)]
-    assert [loss for loss, _ in found] == pytest.approx([loss.item() for loss, _ in parts])
-    assert (
-        [count for _, count in found] == [count.item() for _, count in parts] == [28, 127, 0, 127]
-    )
-    assert peak_bytes(lambda: row_losses(logits, targets)) < logits.nbytes / 2
+    logits, target = torch.randn(512, 4096), torch.randint(0, 4096, (512,))
+    assert peak_bytes(lambda: token_losses(logits, target, -100)) < logits.nbytes / 2
 
 
 def test_cross_entropy_of_no_target_is_zero() -> None:
-    logits = torch.randn(2, 3, 5, requires_grad=True)
-    total, count = cross_entropy_sum(logits, torch.full((2, 3), -100))
+    logits = torch.randn(6, 5, requires_grad=True)
+    total = cross_entropy(logits, torch.full((6,), -100), -100)
     total.backward()
-    assert (total.item(), count.item()) == (0.0, 0)
-
-
-def test_cross_entropy_sums_over_pieces() -> None:
-    logits, labels = torch.randn(4, 5, 7), torch.randint(0, 7, (4, 5))
-    targets = predicted(labels)
-    whole, count = cross_entropy_sum(logits, targets)
-    parts = [cross_entropy_sum(logits[i : i + 2], targets[i : i + 2]) for i in (0, 2)]
-    torch.testing.assert_close(parts[0][0] + parts[1][0], whole)
-    assert (parts[0][1] + parts[1][1]).item() == count.item() == 16
+    assert total.item() == 0.0
+    assert logits.grad is not None
+    assert not logits.grad.any()

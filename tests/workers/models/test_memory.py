@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from tests.benchmarks.harness import peak_bytes
 from workers.config.base import override
 from workers.config.optimizers import OPTIMIZERS
 from workers.config.train import TrainSpec
@@ -19,12 +20,12 @@ from workers.data.batches import collate
 from workers.data.store.epoch_figures import LargestPass, epoch_figures
 from workers.data.store.token_store import EncodedSource, TokenStore
 from workers.injection.inject import inject
-from workers.losses.cross_entropy import cross_entropy_sum
+from workers.losses.head_loss import PIECE_BYTES, PiecewiseHead, piece_tokens
 from workers.models.base import load_base
 from workers.models.memory import MemoryEstimate, estimate
 from workers.models.packing import taking_packed_rows
 from workers.parallel.update import Replicated
-from workers.train.forward import laid_out, recorded, scored_logits
+from workers.train.forward import batch_loss, laid_out, recorded
 from workers.train.inputs import Inputs
 from workers.train.layout import lay_out
 from workers.train.step import TrainStep
@@ -136,24 +137,42 @@ def test_activations_are_what_autograd_keeps_in_a_run(
         return tensor
 
     inputs.base.model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with (
-            taking_packed_rows(inputs.base.model) if spec.data.packing else nullcontext(),
-            laid_out(adapter, inputs.base, batch),
-            recorded(adapter, inputs.base, batch, rank_space=False),
-        ):
-            scored = scored_logits(inputs.base, batch)
-        cross_entropy_sum(*scored)
-    rows, positions, vocabulary = scored[0].shape
-    number = len(batch.lengths) or 1
-    length = batch.input_ids_BS.shape[1]
-    largest = LargestPass(number * rows, length // number, positions // number)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        taking_packed_rows(inputs.base.model) if spec.data.packing else nullcontext(),
+        laid_out(adapter, inputs.base, batch),
+        recorded(adapter, inputs.base, batch, rank_space=False),
+    ):
+        batch_loss(inputs.base, batch)
+    rows = len(batch.lengths) or len(batch.input_ids_BS)
+    largest = LargestPass(rows, batch.input_ids_BS.numel() // rows, int(batch.counted) // rows)
     known = estimate(spec, largest)
-    logits = 2 * rows * positions * vocabulary * scored[0].element_size()
-    assert known.logits == pytest.approx(logits, rel=0.1)
+    # The logits and the hidden states of its targets, and the gradients of these.
     ours = sum(kept.values()) - known.logits // 2
     layer = known.activations // 3  # two layers, and the gradients of one
     assert 1 / 1.2 < (known.activations - layer) / ours < 1.2
+
+
+@pytest.mark.parametrize("kilobytes", [32, 4096, 10**6])
+def test_logits_are_what_the_loss_takes(
+    kilobytes: int, make_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one piece and in several."""
+    spec = make_spec()
+    base = load_base(spec.model)
+    assert base.head is not None
+    monkeypatch.setitem(PIECE_BYTES, "cpu", kilobytes * 1024)
+    known = estimate(spec, LargestPass(rows=400, length=60, scored=50)).logits
+    config = base.model.config
+    size = piece_tokens(20_000, config.vocab_size, "cpu")
+    hidden = torch.randn(24_000, config.hidden_size, requires_grad=True)
+    target, head = torch.zeros(20_000, dtype=torch.long), PiecewiseHead(base.head, [], size)
+
+    def turn() -> None:
+        picked = hidden.index_select(0, torch.arange(20_000))
+        torch.autograd.grad(head.loss(picked, target), picked)
+
+    assert known == pytest.approx(peak_bytes(turn), rel=0.15)
 
 
 RUN = """

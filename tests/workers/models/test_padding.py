@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from tests.workers.models.test_packing import FAMILIES, MIXED, WINDOW, build
 from workers.data.batches import Batch, collate
 from workers.data.example import Example, Span
-from workers.losses.cross_entropy import cross_entropy_sum, predicted
+from workers.losses.cross_entropy import IGNORED, cross_entropy, predicted
 from workers.models.padding import needs_mask
 
 CHUNKS = {"attention_chunk_size": 6, "num_local_experts": 2, "intermediate_size_mlp": 48}
@@ -49,7 +49,7 @@ def batch(some: list[list[int]]) -> Batch:
 def learned(model: PreTrainedModel, given: Batch, mask: Tensor | None) -> Tensor:
     """Its loss."""
     logits = model(given.input_ids_BS, attention_mask=mask, use_cache=False).logits
-    return cross_entropy_sum(logits, predicted(given.labels_BS))[0]
+    return cross_entropy(logits.flatten(0, 1), predicted(given.labels_BS).flatten(), IGNORED)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -13,7 +13,7 @@ from tests.workers.models.test_padding import NEEDED, batch, build, rows
 from workers.config.train import TrainSpec
 from workers.data.batches import Batch, collate
 from workers.models.base import Base
-from workers.train.forward import scored_logits
+from workers.train.forward import batch_loss
 from workers.train.inputs import Inputs
 
 SpecMaker = Callable[..., TrainSpec]
@@ -43,7 +43,7 @@ def padded(inputs: Inputs) -> Batch:
 def test_padded_rows_have_causal_attention_without_a_mask(make_spec: SpecMaker) -> None:
     inputs = Inputs.load(make_spec())
     with Watched() as watched:
-        scored_logits(inputs.base, padded(inputs))
+        batch_loss(inputs.base, padded(inputs))
     layers = inputs.base.model.config.num_hidden_layers
     assert [(one["attn_mask"] is None, one["is_causal"]) for one in watched.options] == [
         (True, True)
@@ -57,7 +57,7 @@ def test_a_model_that_must_be_told_of_padding_is_told() -> None:
         lambda _module, _args, options: told.append(options.get("attention_mask")),
         with_kwargs=True,
     )
-    scored_logits(Base(model, None, torch.device("cpu")), given)  # type: ignore[arg-type]
+    batch_loss(Base(model, None, torch.device("cpu")), given)  # type: ignore[arg-type]
     assert torch.equal(told[0], given.attention_mask_BS)
 
 
@@ -66,5 +66,5 @@ def test_padded_rows_take_flash_attention(make_spec: SpecMaker) -> None:
     """Nothing else is allowed."""
     inputs = Inputs.load(make_spec(model__device="cuda", model__dtype="bfloat16"))
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        logits = scored_logits(inputs.base, padded(inputs)).logits_BNV
-    assert logits.isfinite().all()
+        loss = batch_loss(inputs.base, padded(inputs))
+    assert loss.isfinite()

@@ -17,7 +17,7 @@ from workers.injection.inject import inject
 from workers.models.quantization import LIBRARIES
 from workers.parallel.update import Replicated
 from workers.run.record import RunPlan
-from workers.train.forward import laid_out, recorded, scored_logits
+from workers.train.forward import batch_loss, laid_out, recorded, target_losses
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.step import StepResult, TrainStep
@@ -113,7 +113,7 @@ def test_other_bases_take_packed_rows_as_well(
 
 
 @pytest.mark.parametrize("name", ["block", "switch", "linear"])
-def test_a_rows_tokens_change_no_other_rows_logits_or_routing(name: str) -> None:
+def test_a_rows_tokens_change_no_other_rows_losses_or_routing(name: str) -> None:
     (case,) = (one for one in CASES if one.name == name)
     base, adapter = build(case, torch.float64)
     step = TrainStep(case.spec, base, adapter, Replicated(adapter, case.spec.optimizer))
@@ -122,11 +122,11 @@ def test_a_rows_tokens_change_no_other_rows_logits_or_routing(name: str) -> None
         batch = pack(examples, 0)
         with step._attending([batch]), laid_out(adapter, base, batch), torch.no_grad():
             with recorded(adapter, base, batch, rank_space=False) as records:
-                logits = scored_logits(base, batch).logits_BNV[0]
+                losses = target_losses(base, batch)
             gates = torch.cat([one.routing.gate_TK for one in records], dim=1)
         targets = [one.ids and one.learned - (one.spans[0].start == 0) for one in examples]
         lengths = list(map(len, examples))
-        return list(zip(logits.split(targets), gates.split(lengths), strict=True))
+        return list(zip(losses.split(targets), gates.split(lengths), strict=True))
 
     examples = rows(5, 3)
     before = forward(examples)
@@ -144,7 +144,7 @@ def test_packed_rows_meet_each_other_nowhere_by_mistake() -> None:
     """Outside of a step the model's own attention would let them."""
     base, _ = build(CASES[0], torch.float64)
     with pytest.raises(AssertionError, match="meet each other"):
-        scored_logits(base, pack(rows(2, 0), 0))
+        batch_loss(base, pack(rows(2, 0), 0))
 
 
 def run(spec: TrainSpec, folder: Path) -> TrainingRun:

@@ -27,7 +27,7 @@ class LargestPass:
     length: int
     """Tokens of a row, padding included; of packed rows the mean."""
     scored: int
-    """Positions of a row that logits are made for; of packed rows the mean."""
+    """Target tokens of a row, the mean: what logits are made for."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,9 @@ def _passes(batches: Batches, spec: TrainSpec, steps: int) -> Iterator[Rows]:
 
 
 def _pass(examples: StoredExamples, rows: Rows, *, packed: bool) -> LargestPass:
-    """As `workers.train.forward` scores it: from where the first row's target begins, or only what
-    is learned."""
+    """As `workers.train.forward` scores it."""
     taken = [examples[int(row)] for row in rows]
     learned = [span for one in taken for span in one.spans if span.weight]
-    if packed:
-        scored = sum(span.stop - max(span.start, 1) for span in learned)
-        return LargestPass(
-            len(taken), ceil(sum(map(len, taken)) / len(taken)), ceil(scored / len(taken))
-        )
-    length = max(map(len, taken))
-    first = min(span.start for span in learned)
-    return LargestPass(len(taken), length, length - max(first - 1, 0))
+    scored = sum(span.stop - max(span.start, 1) for span in learned)
+    length = sum(map(len, taken)) / len(taken) if packed else max(map(len, taken))
+    return LargestPass(len(taken), ceil(length), ceil(scored / len(taken)))

@@ -17,14 +17,13 @@ from workers.data.rows import Row
 from workers.data.text_metrics import CHOICE_METRICS, likeliest, score, score_choices
 from workers.injection.adapter import Adapter
 from workers.injection.sharded import is_sharded
-from workers.losses.cross_entropy import row_losses
 from workers.parallel.world import World
 from workers.run.record import Metrics
 from workers.run.samples import SampledAnswer, sample, sample_rows
 from workers.train.evaluation.generate import generate
 from workers.train.evaluation.results import ExpertCounts, Measured, RowResult, summarise
 from workers.train.evaluation.sample import SAMPLED, cached_prefix, drawn
-from workers.train.forward import recorded, scored_logits
+from workers.train.forward import recorded, row_losses
 from workers.train.inputs import Inputs
 
 
@@ -108,7 +107,7 @@ class Evaluation:
             batch = collate(rows, self.inputs.pad_token_id)
             adapter = self.adapter if counts else None
             with recorded(adapter, self.inputs.base, batch, rank_space=False) as records:
-                sums = row_losses(*scored_logits(self.inputs.base, batch))
+                sums = row_losses(self.inputs.base, batch)
             if counts and indices:
                 counts.count(records, batch.attention_mask_BS, indices)
             for index, value in zip(indices, sums, strict=bool(indices)):
