@@ -27,6 +27,7 @@ SUCCESSOR = "goes_on_in"
 # What may differ between a study's first start and going on with it.
 _MAY_CHANGE = (
     "train.data.processes",
+    "train.model.attention",
     "cluster",
     "serve",
     "search.trials",

@@ -10,6 +10,7 @@ from orchestrator.config.job import JobSpec
 from orchestrator.doctor.demand import too_small_here
 from orchestrator.tuning.lifecycle import check_data_same, check_study
 from orchestrator.tuning.storage import database_file, study_names
+from workers.config.attention import check_attention_here
 from workers.config.base import InputError
 from workers.config.metrics import better_when, reported
 from workers.config.optimizers import check_gpu, check_installed
@@ -133,6 +134,7 @@ def _check_model_and_data(job: JobSpec, tell: "Tell") -> "dict[str, RowCounts]":
 
     tokenizer, trials = check_base(job.train.model), list(job.search_space().samples())
     _check_optimizers(job, trials)
+    _check_attention(job, trials)
     fit = check_fit(job.train, (trial.adapter for trial in trials))
     _check_start(job, trials)
     if job.train.data.packing:
@@ -152,6 +154,17 @@ def _check_optimizers(job: JobSpec, trials: "Sequence[TrainSpec]") -> None:
     for name in dict.fromkeys(trial.optimizer.name for trial in trials):
         check_installed(name)
         check_gpu(name, has_gpu=job.search.gpus_per_worker > 0)
+
+
+def _check_attention(job: JobSpec, trials: "Sequence[TrainSpec]") -> None:
+    """The way that the trials name must run on the workers, as far as is known here."""
+    from workers.models.attention_choice import check_family
+    from workers.models.compatibility import base_config
+
+    for model in dict.fromkeys(trial.model for trial in trials):
+        check_attention_here(model.attention, has_gpu=job.search.gpus_per_worker > 0)
+        if model.attention != "auto":
+            check_family(model, base_config(model))
 
 
 def _check_start(job: JobSpec, trials: "Sequence[TrainSpec]") -> None:

@@ -108,7 +108,8 @@ def process(folder: Path, rank: int) -> int:
 
 def kinds(folder: Path) -> list[str]:
     """What happened to a run, without what the other workers make of a failure."""
-    return [event.kind for event in read_events(folder) if event.kind not in ("failed", "data")]
+    told = ("failed", "attention", "data")
+    return [event.kind for event in read_events(folder) if event.kind not in told]
 
 
 def event(folder: Path, kind: str) -> RunEvent:

@@ -1,9 +1,10 @@
 """The base model that a run adapts."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from workers.config.attention import ATTENTION, Attention
 from workers.config.base import Spec
 from workers.config.credentials import Uri
 
@@ -23,8 +24,26 @@ class ModelSpec(Spec):
     then what the rest is kept and computed in."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model lies; auto takes a GPU if the process sees one."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """How training computes attention. eager keeps all scores of a layer in memory; on a CPU in
-    bfloat16 it is still four times as fast for rows of about 70 tokens."""
+    attention: Attention = "auto"
+    """How training computes attention. sdpa: torch's own; eager keeps all scores of a layer in
+    memory (on a CPU in bfloat16 it is still four times as fast for rows of about 70 tokens);
+    flash_attention_2 and _3: packages of their own, in bfloat16 on a GPU; flex_attention: torch's
+    compiled one, on a GPU. auto takes FlashAttention where it is installed and runs, else sdpa, and
+    eager for a family without it; a run says which. An endpoint computes attention its own way."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        kind = ATTENTION.get(self.attention)
+        if kind and kind.half and self.dtype != "bfloat16":
+            raise ValueError(
+                f"attention is {self.attention}, which computes in half precision, but dtype is "
+                f"{self.dtype}; it must be bfloat16"
+            )
+        if kind and kind.capability and self.device == "cpu":
+            raise ValueError(
+                f"attention is {self.attention}, which needs a GPU, but device is cpu; sdpa and "
+                "eager do not"
+            )
+        return self

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from workers.config.adapter import AdapterSpec
+from workers.config.attention import ATTENTION
 from workers.config.base import Fraction, NonNegative, OneOf, PositiveInt, Spec
 from workers.config.credentials import Uri
 from workers.config.data import RESULTS_APART, DataSpec
@@ -139,6 +140,12 @@ class TrainSpec(Spec):
         self._check_batch()
         self._check_experts()
         self._check_optimizer()
+        kind = ATTENTION.get(self.model.attention)
+        if self.data.packing and kind and not kind.packs:
+            raise ValueError(
+                f"model.attention is {self.model.attention}, which keeps packed rows together, but "
+                "data.packing is true; auto, sdpa, eager and FlashAttention keep them apart"
+            )
         if self.model.quantization and self.parallel.shards_base:
             raise ValueError(
                 f"model.quantization is {self.model.quantization}, but packed weights cannot be "
@@ -148,13 +155,13 @@ class TrainSpec(Spec):
 
     def same_run(self, other: Self) -> bool:
         """Whether `other` may go on with this run: spread over its workers in another way, perhaps,
-        with other checkpoints, and keeping other answers."""
+        with other checkpoints and kernels, and keeping other answers."""
         return self._decides() == other._decides()
 
     def _decides(self) -> dict[str, Any]:
         """What a run computes."""
         values = self.model_dump(exclude={"parallel", "checkpoint"})
-        del values["evaluation"]["samples"]
+        del values["evaluation"]["samples"], values["model"]["attention"]
         for field in RESULTS_APART:
             del values["data"][field]
         return values

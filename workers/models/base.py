@@ -30,6 +30,7 @@ from workers.adapter.model_files import weight_files
 from workers.config.base import InputError
 from workers.config.model import ModelSpec
 from workers.config.parallel import ParallelSpec
+from workers.models.attention_choice import AttentionChoice, attention_choice
 from workers.models.output_head import OutputHead, output_head
 from workers.models.padding import needs_mask
 from workers.models.quantization import check_quantised, make_trainable, quantising
@@ -44,6 +45,8 @@ class Base:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
+    attention: AttentionChoice | None = None
+    """How it computes attention; None of a model that was not loaded here."""
 
     @cached_property
     def needs_mask(self) -> bool:
@@ -63,16 +66,18 @@ def load_base(spec: ModelSpec, parallel: ParallelSpec | None = None) -> Base:
     Raises InputError where it cannot be found or read, is no causal language model, lacks
     weights, or wants a device or a package that is not there.
     """
-    device = _device(spec)
-    tokenizer = check_base(spec)
+    device, options = _device(spec), loading_options(spec)
+    config = _checked_config(spec, options)
+    tokenizer = _tokenizer(spec, config, options)
+    attention = attention_choice(spec, config, device)
     with reading(spec, parallel or ParallelSpec()) as sharding, readable(spec):
         model, report = AutoModelForCausalLM.from_pretrained(
             spec.path,
             dtype=getattr(torch, spec.dtype),
-            attn_implementation=spec.attention,
+            attn_implementation=attention.name,
             use_safetensors=True,
             output_loading_info=True,
-            **loading_options(spec),
+            **options,
             **quantising(spec, device),
             **sharding,
         )
@@ -86,7 +91,7 @@ def load_base(spec: ModelSpec, parallel: ParallelSpec | None = None) -> Base:
     model.requires_grad_(False).eval().to(device)
     if spec.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    return Base(model, tokenizer, device)
+    return Base(model, tokenizer, device, attention)
 
 
 def check_base(spec: ModelSpec) -> PreTrainedTokenizerBase:
@@ -95,7 +100,12 @@ def check_base(spec: ModelSpec) -> PreTrainedTokenizerBase:
     Returns its tokenizer, with a pad token apart from the end of text where there is one.
     """
     options = loading_options(spec)
-    config = _checked_config(spec, options)
+    return _tokenizer(spec, _checked_config(spec, options), options)
+
+
+def _tokenizer(
+    spec: ModelSpec, config: PretrainedConfig, options: Mapping[str, Any]
+) -> PreTrainedTokenizerBase:
     with readable(spec):
         tokenizer = AutoTokenizer.from_pretrained(spec.path, **options)
     fit_vocabulary(tokenizer, config, f"model.path: {spec.path}")

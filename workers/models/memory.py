@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from workers.config.attention import is_plain
 from workers.config.model import ModelSpec
 from workers.config.optimizers import OPTIMIZERS
 from workers.config.parallel import ParallelSpec
@@ -21,6 +22,7 @@ from workers.data.store.epoch_figures import LargestPass
 from workers.injection.targets import decoder_layers
 from workers.layers.feed_forward import linear_sizes
 from workers.losses.head_loss import piece_tokens
+from workers.models.attention_choice import attention_choice
 from workers.models.compatibility import base_config
 from workers.models.output_head import output_head
 from workers.models.probe import probe
@@ -67,9 +69,7 @@ def estimate(spec: TrainSpec, largest: LargestPass, data: int = 0) -> MemoryEsti
     _, layers = decoder_layers(model)
     shapes = [spec.adapter.in_layer(at, len(layers)) for at in range(len(layers))]
     rows, length = largest.rows, largest.length
-    known = spec.model
-    if spec.data.packing:  # which has an attention of its own, that keeps no scores
-        known = known.model_copy(update={"attention": "sdpa"})
+    known = spec.model.model_copy(update={"attention": _probed(spec, config)})
     probes = {one: probe(config, known, one, rows, length) for one in Counter(shapes)}
     each = [probes[shape] for shape in shapes]
     weights = sum(one.expert_weights for one in each) // spec.parallel.ep_size
@@ -98,6 +98,14 @@ def _scored(model: PreTrainedModel, spec: ModelSpec, largest: LargestPass) -> in
     on_gpu = spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available())
     piece = piece_tokens(tokens, config.vocab_size, "cuda" if on_gpu else "cpu")
     return int(2 * min(piece, tokens) * config.vocab_size + 3 * tokens * config.hidden_size)
+
+
+def _probed(spec: TrainSpec, config: PretrainedConfig) -> str:
+    """What keeps as much as the run's attention does, and runs here: kernels keep no scores, nor
+    does what packed rows get."""
+    if spec.data.packing or not is_plain(spec.model.attention):
+        return "sdpa"
+    return attention_choice(spec.model, config, torch.device("cpu")).name
 
 
 def _moments(spec: TrainSpec, weights: int) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from workers.config.attention import is_flash
 from workers.config.base import InputError, one_line
 from workers.models.attention import BY_SEQUENCE, LOOKING, REFUSED, attending, by_sequence
 
@@ -35,14 +36,19 @@ def packed_arguments(lengths: Sequence[int], device: torch.device) -> dict[str, 
 
 @contextmanager
 def taking_packed_rows(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block the model takes packed rows alone; for forward and backward passes."""
+    """Inside the block the model takes packed rows alone; for forward and backward passes. One with
+    FlashAttention always does: that reads the rows' lengths itself."""
+    if takes_packed_rows(model):
+        yield
+        return
     with attending(model, BY_SEQUENCE, by_sequence):
         yield
 
 
 def takes_packed_rows(model: PreTrainedModel) -> bool:
-    """Whether it is in such a block."""
-    return bool(model.config._attn_implementation == BY_SEQUENCE)
+    """Whether it does now."""
+    name = model.config._attn_implementation
+    return name == BY_SEQUENCE or is_flash(name)
 
 
 def check_packing(model: PreTrainedModel) -> None:

@@ -17,6 +17,7 @@ Kind: TypeAlias = Literal[
     "started",
     "resumed",
     "exchange",
+    "attention",
     "data",
     "finished",
     "failed",
@@ -37,9 +38,9 @@ class RunEvent(BaseModel):
     """Seconds since 1970, by the clock of whoever noted it."""
     kind: Kind
     """started, resumed (a further attempt), finished, failed (an attempt); exchange: how experts
-    and tokens meet; data: what rows lost to data.max_length, or which are learned and compared on;
-    lost: a worker's process or node is
-    gone; hung: a worker ended itself because nothing moved; skipped: a step."""
+    and tokens meet; attention: how it is computed; data: what rows lost to data.max_length, or
+    which are learned and compared on; lost: a worker's process or node is gone; hung: a worker
+    ended itself because nothing moved; skipped: a step."""
     message: str
     """In words, one line."""
     step: int | None = None

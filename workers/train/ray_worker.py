@@ -185,6 +185,8 @@ def _begin(run: TrainingRun, record: RunRecord) -> None:
     where = f"after step {run.step} of {run.spec.optimizer.steps} with {many}"
     log = EventLog(record.folder)
     log.note("resumed" if again else "started", where, step=run.step)
+    if run.inputs.base.attention:
+        log.note("attention", run.inputs.base.attention.words)
     for counts in (run.train_counts, run.inputs.validation_counts):
         if counts.losses() or counts.layouts:
             log.note("data", str(counts))

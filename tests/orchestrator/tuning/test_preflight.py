@@ -62,6 +62,10 @@ BAD = [
         {"search.space": {"optimizer.name": {"choice": ["adamw", "paged_adamw_8bit"]}}},
         "optimizer.name is paged_adamw_8bit, which needs ",
     ),
+    (
+        {"model.attention": "flash_attention_2", "model.dtype": "bfloat16"},
+        "model.attention is flash_attention_2, which needs a GPU; sdpa and eager do not",
+    ),
     ({"model.path": "/no/such/model"}, "/no/such/model"),
     ({"data.train": "/no/such/rows.jsonl"}, "/no/such/rows.jsonl"),
     ({"data.target_column": "answers"}, "answers"),
@@ -135,6 +139,8 @@ def test_a_base_that_does_not_keep_packed_rows_apart_is_refused(
     BloomForCausalLM(config).save_pretrained(base)
     job = override_job(good, {"model.path": str(base), "adapter.experts": "linear"}, "test")
     preflight(job)
+    with pytest.raises(InputError, match="BloomForCausalLM does not support sdpa; allowed"):
+        preflight(override_job(job, {"model.attention": "sdpa"}, "test"))
     with pytest.raises(InputError, match=r"data\.packing: BloomForCausalLM does not keep packed"):
         preflight(override_job(job, {"data.packing": True}, "test"))
     preflight(override_job(good, {"data.packing": True}, "test"))

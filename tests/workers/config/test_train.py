@@ -96,6 +96,7 @@ def test_what_a_run_that_goes_on_may_change() -> None:
         "parallel.workers": 2,
         "data.processes": 3,
         "data.record_rows": True,
+        "model.attention": "eager",
     }
     assert run.same_run(override(run, free, "job.yaml"))
     for field in ("evaluation.rows_per_task", "optimizer.steps"):

@@ -77,8 +77,10 @@ def test_checkpoints_are_made_kept_and_uploaded(
     assert set(steps(there)) <= set(kept)
     assert (there / "step-00000006" / "complete.json").is_file()
     assert [path.name for path in tmp_path.iterdir() if "bucket" in path.name] == ["bucket"]
-    started, same, finished = read_events(folder)
-    assert [started.kind, same.kind, finished.kind] == ["started", "data", "finished"]
+    started, attention, same, finished = read_events(folder)
+    kinds = [one.kind for one in (started, attention, same, finished)]
+    assert kinds == ["started", "attention", "data", "finished"]
+    assert attention.message.startswith("sdpa: torch's own")
     assert same.message.startswith("16 of 16 validation rows are training rows too (the first: ")
 
 
