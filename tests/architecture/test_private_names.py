@@ -36,6 +36,7 @@ USED = {
         "_attn_implementation",
         "_can_set_attn_implementation",
         "_commit_hash",
+        "_compatible_flash_implementations",
         "_create_batch_processor",
         "_is_stateful",
         "_process_candidates",
