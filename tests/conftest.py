@@ -116,7 +116,7 @@ def processes(forks: None) -> None:
 
 
 @pytest.fixture(scope="session")
-def benchmark() -> None:
+def benchmark(forks: None) -> None:
     """Taken by the run of a benchmark at sizes that show that it runs."""
 
 

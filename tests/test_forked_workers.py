@@ -117,18 +117,24 @@ def folder(processes: None, tmp_path: Path) -> Path:
     (package / "__init__.py").touch()
     (package / "cli.py").write_text(COMMAND)
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "moetune").write_text(COMMAND)
+    for name in ("moetune", "benchmark.py"):
+        (tmp_path / "bin" / name).write_text(COMMAND)
     return tmp_path
 
 
 MODULE, FILE = ("-m", "orchestrator.cli"), ("bin/moetune",)
+BENCHMARK = ("bin/benchmark.py",)
 
 
 def command(
-    folder: Path, *words: str, program: tuple[str, ...] = MODULE, **changes: str
+    folder: Path,
+    *words: str,
+    program: tuple[str, ...] = MODULE,
+    python: str = sys.executable,
+    **changes: str,
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *program, *words],
+        [python, *program, *words],
         cwd=folder,
         env=os.environ | changes,
         stdin=subprocess.DEVNULL,
@@ -138,12 +144,16 @@ def command(
     )
 
 
-@pytest.mark.parametrize("program", [MODULE, FILE], ids=["module", "script"])
+@pytest.mark.parametrize(
+    "program", [MODULE, FILE, BENCHMARK], ids=["module", "script", "benchmark"]
+)
 def test_a_command_is_what_python_would_start(
     folder: Path, program: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = []
     monkeypatch.setenv("PYTHONBREAKPOINT", "ray.util.rpdb.set_trace")  # as Ray does
+    if program == BENCHMARK:
+        monkeypatch.setenv("TESTS_FORK_SCRIPTS", BENCHMARK[0])
     for changes in ({}, {"OMP_NUM_THREADS": "2"}, {"PYTHONHASHSEED": "1"}):
         with command(folder, "two words", "-x", program=program, **changes) as started:
             assert started.stdout is not None
@@ -156,6 +166,18 @@ def test_a_command_is_what_python_would_start(
         assert (number == started.pid) == bool(changes), "what is read early starts by itself"
     assert [torch for torch, _ in said] == ["True", "False", "False"]
     assert len({rest for _, rest in said}) == 1, said
+
+
+def test_another_python_starts_by_itself(folder: Path) -> None:
+    other = folder / "python"
+    other.symlink_to(sys.executable)
+    with command(folder, python=str(other)) as started:
+        assert told(started) == started.pid
+
+
+def test_another_script_does_too(folder: Path) -> None:
+    with command(folder, program=BENCHMARK) as started:
+        assert told(started) == started.pid
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

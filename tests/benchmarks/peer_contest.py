@@ -1,7 +1,6 @@
 """One contest: every contestant in a process of its own, turn by turn."""
 
 import json
-import os
 import statistics
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -12,18 +11,13 @@ from typing import Any
 
 import torch
 from peer_setup import Setup
+from serving_process import environment
 
 WORKER = Path(__file__).with_name("peer_worker.py")
 WARM_UP = 2
 """Rounds that do not count: the first ones make optimizer states and fill caches."""
 TOLERANCE = 1e-4
 """Largest difference of logits that should be equal, which are about 2."""
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MOE_PEFT_EXECUTOR_TYPE": "CPU",
-    "HF_HUB_OFFLINE": "1",
-}
 
 
 class Worker:
@@ -38,7 +32,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                env=os.environ | ENVIRONMENT,
+                env=environment(python),
             )
 
     def answer(self) -> Any:

@@ -11,12 +11,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MOE_PEFT_EXECUTOR_TYPE": "CPU",
-    "HF_HUB_OFFLINE": "1",
-}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""MKL and oneDNN go by it too."""
+MOE_PEFT = {"MOE_PEFT_EXECUTOR_TYPE": "CPU", "HF_HUB_OFFLINE": "1"}
+"""For the Python in which MoE-PEFT is installed."""
+
+
+def environment(python: Path) -> dict[str, str]:
+    """Of a contestant's process."""
+    theirs = {} if str(python) == sys.executable else MOE_PEFT
+    return os.environ | ONE_THREAD | theirs
 
 
 class Process:
@@ -31,7 +35,7 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                env=os.environ | ENVIRONMENT,
+                env=environment(python),
             )
         self.facts = self.answer()
         """What it said first."""

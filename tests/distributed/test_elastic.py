@@ -5,7 +5,6 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-import torch.multiprocessing as mp
 
 from search_spaces.spec import SearchSpec
 from tests.distributed.survivors import (
@@ -22,6 +21,7 @@ from tests.distributed.survivors import (
     trained,
     wait_until,
 )
+from tests.processes import run_together
 from workers.config.base import override
 from workers.config.train import TrainSpec
 from workers.run.events import read_events
@@ -63,7 +63,7 @@ def test_a_lost_node_is_done_without_and_a_new_one_taken(
     changes = {"parallel.workers": 1, "optimizer.micro_batch_size": None}  # the same sums, sooner
     alone = override(spec, changes, "test")
     (tmp_path / "unbroken").mkdir()
-    mp.spawn(trained, (1, alone, tmp_path / "unbroken"), nprocs=1)
+    run_together(trained, 1, alone, tmp_path / "unbroken", processes=1)
 
     nodes, folder = [raylets.add(), raylets.add()], tmp_path / "run"
     raylets.env["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"

@@ -4,6 +4,8 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,9 +32,10 @@ from tests.distributed.sharding_cases import (
     WITH_EXPERT_PARALLELISM,
     Layout,
     Run,
+    Trace,
     micro_batches,
 )
-from tests.processes import run_together
+from tests.processes import by_first, run_together
 from workers.adapter.digest import base_digest
 from workers.config.base import override
 from workers.config.parallel import ParallelSpec
@@ -129,14 +132,22 @@ def two_workers(
 
 def four_workers(rank: int, model: Path, folder: Path) -> None:
     with worker(rank, 4, folder) as mesh:
-        alone = Run.of(Layout(), model, "block").train(range(2), 1)
-        saved = alone.update.whole_state()
-        alone.train(range(2, 4), 1)
-        expected = alone.trace()
-        expected.losses, expected.norms = expected.losses[2:], expected.norms[2:]
+        saved, expected = by_first(mesh.world, partial(halves, Layout(), model, "block", 1))
         run = Run.of(Layout("fsdp2"), model, "block", mesh)
         run.update.load_whole_state(saved)
-        run.train(range(2, 4), 1).trace().compare(expected, 1e-5)
+        run.train(range(2, STEPS), 1).trace().compare(second(expected), 1e-5)
+
+
+def halves(layout: Layout, model: Path, adapter: str, micro: int) -> tuple[State, Trace]:
+    """Where one process stands after two steps, and the trace of these and the others."""
+    alone = Run.of(layout, model, adapter).train(range(2), micro)
+    saved = alone.update.whole_state()
+    return saved, alone.train(range(2, STEPS), micro).trace()
+
+
+def second(trace: Trace) -> Trace:
+    """The same without its first two steps."""
+    return replace(trace, losses=trace.losses[2:], norms=trace.norms[2:])
 
 
 @contextmanager
@@ -153,13 +164,18 @@ def worker(rank: int, world: int, folder: Path) -> Iterator[Mesh]:
 def check_parity(model: Path, adapter: str, mesh: Mesh, layouts: Sequence[Layout]) -> None:
     """Loss, norm, parameters and optimizer after some steps are one process's."""
     for dtype, tolerance in TOLERANCE.items():
-        expected = Run.of(Layout(dtype=dtype), model, adapter).train(range(STEPS), MICRO).trace()
+        expected = by_first(mesh.world, partial(traced, Layout(dtype=dtype), model, adapter))
         for layout in (one for one in layouts if one.dtype is dtype):
-            trace = Run.of(layout, model, adapter, mesh).train(range(STEPS), MICRO).trace()
+            trace = traced(layout, model, adapter, mesh)
             try:
                 trace.compare(expected, tolerance)
             except AssertionError as error:
                 raise AssertionError(f"{layout}, {adapter}: {error}") from None
+
+
+def traced(layout: Layout, model: Path, adapter: str, mesh: Mesh | None = None) -> Trace:
+    """Of some steps."""
+    return Run.of(layout, model, adapter, mesh).train(range(STEPS), MICRO).trace()
 
 
 def check_optimizer(model: Path, mesh: Mesh, layout: Layout) -> None:
@@ -167,17 +183,14 @@ def check_optimizer(model: Path, mesh: Mesh, layout: Layout) -> None:
     plain = Layout(
         dtype=layout.dtype, optimizer=layout.optimizer, momentum=layout.momentum, lr=layout.lr
     )
-    alone = Run.of(plain, model, "even block").train(range(2), MICRO)
-    saved = alone.update.whole_state()
-    expected = alone.train(range(2, STEPS), MICRO).trace()
-    trace = Run.of(layout, model, "even block", mesh).train(range(STEPS), MICRO).trace()
+    saved, expected = by_first(mesh.world, partial(halves, plain, model, "even block", MICRO))
+    trace = traced(layout, model, "even block", mesh)
     resumed = Run.of(layout, model, "even block", mesh)
     resumed.update.load_whole_state(saved)
     again = resumed.train(range(2, STEPS), MICRO).trace()
     try:
         trace.compare(expected, TOLERANCE[layout.dtype])
-        expected.losses, expected.norms = expected.losses[2:], expected.norms[2:]
-        again.compare(expected, TOLERANCE[layout.dtype])
+        again.compare(second(expected), TOLERANCE[layout.dtype])
     except AssertionError as error:
         raise AssertionError(f"{layout}: {error}") from None
 
@@ -185,7 +198,7 @@ def check_optimizer(model: Path, mesh: Mesh, layout: Layout) -> None:
 def check_relay(model: Path, mesh: Mesh) -> None:
     """A state saved in one layout goes on in any other; gradients that were dropped leave nothing
     behind."""
-    expected = Run.of(Layout(), model, "even block").train(range(len(RELAY)), MICRO)
+    expected = by_first(mesh.world, partial(figures, model))
     state: State | None = None
     schedule: dict[str, Any] = {}
     for step, layout in enumerate(RELAY):
@@ -195,11 +208,16 @@ def check_relay(model: Path, mesh: Mesh) -> None:
             run.step.load_schedule_state(schedule)
         drop_one(run)
         ours = run.train([step], MICRO).results[0]
-        theirs = expected.results[step]
-        assert ours.losses["loss"] == pytest.approx(theirs.losses["loss"], rel=1e-5), layout
-        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5), layout
+        both = ours.losses["loss"], ours.grad_norm
+        assert both == pytest.approx(expected[step], rel=1e-5), layout
         state = mesh.world.gather(run.update.whole_state())[0]
         schedule = run.step.schedule_state()
+
+
+def figures(model: Path) -> list[tuple[float, float]]:
+    """One process's loss and norm at each step of the relay."""
+    alone = Run.of(Layout(), model, "even block").train(range(len(RELAY)), MICRO)
+    return [(one.losses["loss"], one.grad_norm) for one in alone.results]
 
 
 def drop_one(run: Run) -> None:
@@ -259,12 +277,7 @@ def own_memory() -> int:
 def check_training(spec: TrainSpec, folder: Path, mesh: Mesh) -> None:
     """A whole run, evaluation by generating included, gives one process's figures, and goes on from
     its checkpoint."""
-    alone = TrainingRun(
-        spec.model_copy(update={"parallel": ParallelSpec()}),
-        RunPlan(folder, "s"),
-        world=Mesh().world,
-    )
-    expected = [alone.advance(), alone.advance()]
+    expected = by_first(mesh.world, partial(advanced, spec, folder))
     (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
     mesh.world.barrier()
     run = TrainingRun(spec, RunPlan(folder, "s"))
@@ -274,6 +287,16 @@ def check_training(spec: TrainSpec, folder: Path, mesh: Mesh) -> None:
     resumed = TrainingRun(spec, RunPlan(folder, "s"))
     resumed.load(folder / "checkpoint")
     assert_close(resumed.advance(), expected[1])
+
+
+def advanced(spec: TrainSpec, folder: Path) -> list[Metrics]:
+    """One process's first two reports."""
+    alone = TrainingRun(
+        spec.model_copy(update={"parallel": ParallelSpec()}),
+        RunPlan(folder, "s"),
+        world=Mesh().world,
+    )
+    return [alone.advance(), alone.advance()]
 
 
 def assert_close(ours: Metrics, theirs: Metrics) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch.multiprocessing as mp
 
 from cluster.session import Session
 from search_spaces.spec import SearchSpec
@@ -27,6 +26,7 @@ from tests.distributed.survivors import (
     trained,
     wait_until,
 )
+from tests.processes import run_together
 from workers.config.base import InputError, override
 from workers.config.train import TrainSpec
 from workers.run.events import read_events
@@ -56,7 +56,7 @@ def spec(make_spec: SpecMaker, tmp_path_factory: pytest.TempPathFactory) -> Trai
 def unbroken(spec: TrainSpec, tmp_path_factory: pytest.TempPathFactory, processes: None) -> Path:
     """Folder with the reports of the same run, by two processes that nothing happens to."""
     folder = tmp_path_factory.mktemp("unbroken")
-    mp.spawn(trained, (2, spec, folder), nprocs=2)
+    run_together(trained, 2, spec, folder, processes=2)
     return folder
 
 

@@ -1,5 +1,5 @@
-"""Workers of the tests' cluster, and the commands that tests start, are forked from one process,
-which has imported for all of them.
+"""Workers of the tests' cluster, and the commands and scripts that tests start, are forked from one
+process, which has imported for all of them.
 
 Importing torch and transformers takes each five seconds of a core, and each actor of Ray is a
 process of its own. What a submitted job starts is left to Ray, which gives it another path.
@@ -18,17 +18,18 @@ import psutil
 import pytest
 
 SERVER = "tests.forked_workers.server"
-FORK_AT, WORKERS_TOO = "TESTS_FORK_AT", "MOETUNE_FORKS"
-"""Variables that the hook reads: where the server listens, and whether Ray's workers fork too. A
-command in a user's environment, without the second one, leaves its cluster's workers to Ray."""
+FORK_AT, SCRIPTS, WORKERS_TOO = "TESTS_FORK_AT", "TESTS_FORK_SCRIPTS", "MOETUNE_FORKS"
+"""Variables that the hook reads: where the server listens, the folder of the scripts that fork, and
+whether Ray's workers fork too. A command in a user's environment, without the last one, leaves its
+cluster's workers to Ray."""
 HOOK = Path(__file__).parent / "hook"
 """On the path of a cluster's processes: Python runs its sitecustomize.py as they start."""
 
 
 @contextmanager
 def forked_workers() -> Iterator[None]:
-    """What is started in here forks for as long as this lasts: the workers of a local cluster, and
-    `python -m orchestrator.cli`."""
+    """What is started in here forks for as long as this lasts: the workers of a local cluster,
+    `python -m orchestrator.cli`, and the benchmarks."""
     with tempfile.TemporaryDirectory(prefix="forks-") as folder:
         path = f"{folder}/socket"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -38,6 +39,7 @@ def forked_workers() -> Iterator[None]:
         try:
             with pytest.MonkeyPatch.context() as changed:
                 changed.setenv(FORK_AT, path)
+                changed.setenv(SCRIPTS, f"{Path(__file__).parents[1]}/benchmarks/")
                 changed.setenv(WORKERS_TOO, "yes")
                 changed.setenv("PYTHONPATH", str(HOOK), prepend=os.pathsep)
                 yield

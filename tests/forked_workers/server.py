@@ -1,5 +1,5 @@
-"""A process of one thread that has imported what takes each worker of Ray, and each `moetune`, five
-seconds to import, and forks.
+"""A process of one thread that has imported what takes each worker of Ray, each `moetune` and each
+benchmark five seconds to import, and forks.
 
     python -m tests.forked_workers.server LISTENER
 
@@ -73,7 +73,7 @@ class Server:
     def _fork(self, listener: socket.socket) -> None:
         client, _ = listener.accept()
         asked, files = received(client)
-        if "signals" in asked and read_early(asked["environment"]) != read_early(os.environ):
+        if "signals" in asked and not same_start(asked):
             client.close()  # it starts by itself
             for one in files:
                 os.close(one)
@@ -126,6 +126,12 @@ def received(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
     length, files, _, _ = socket.recv_fds(client, 4, 3)
     with client.makefile("rb") as rest:
         return json.loads(rest.read(int.from_bytes(length, "big"))), files
+
+
+def same_start(asked: dict[str, Any]) -> bool:
+    """Whether what is asked for would start as this process has."""
+    here = read_early(asked["environment"]) == read_early(os.environ)
+    return here and asked["python"] == sys.executable
 
 
 def read_early(environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Python runs this as it starts. A worker of the tests' cluster, and a `moetune` of the tests, ask
-the process that has imported torch and transformers (tests/forked_workers/server.py) for a fork,
-and then stand for it: they end as the fork has ended, and the fork is killed when they are.
+"""Python runs this as it starts. A worker of the tests' cluster, and a `moetune` or a script of the
+tests, ask the process that has imported torch and transformers (tests/forked_workers/server.py) for
+a fork, and then stand for it: they end as the fork has ended, and the fork is killed when they are.
 """
 
 import os
@@ -35,7 +35,7 @@ def prepared(given: list[str]) -> list[str] | None:
 
 
 def command(given: list[str]) -> dict[str, object] | None:
-    """What to run for a `moetune` without a terminal, which a fork would not have, and that Ctrl-C
+    """What to run for a command without a terminal, which a fork would not have, and that Ctrl-C
     ends; None if another program starts here."""
     import signal
 
@@ -44,7 +44,8 @@ def command(given: list[str]) -> dict[str, object] | None:
         return None
     if given[:2] == COMMAND:
         return {"module": given[1], "argv": given[1:], "signals": True}
-    return {"argv": given, "signals": True} if given[0].endswith(SCRIPT) else None
+    ours = given[0].endswith(SCRIPT) or given[0].startswith(os.environ["TESTS_FORK_SCRIPTS"])
+    return {"argv": given, "signals": True} if ours else None
 
 
 def become_a_fork(path: str, asked: dict[str, object]) -> None:
@@ -54,6 +55,7 @@ def become_a_fork(path: str, asked: dict[str, object]) -> None:
     import socket
 
     asked |= {"environment": dict(os.environ), "folder": os.getcwd(), "path": sys.path}
+    asked["python"] = sys.executable
     body = json.dumps(asked).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.connect(path)
