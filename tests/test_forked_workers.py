@@ -176,7 +176,7 @@ def test_another_python_starts_by_itself(folder: Path) -> None:
 
 
 def test_another_script_does_too(folder: Path) -> None:
-    with command(folder, program=BENCHMARK) as started:
+    with command(folder, "here", program=BENCHMARK) as started:
         assert told(started) == started.pid
 
 

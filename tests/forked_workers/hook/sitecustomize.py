@@ -83,5 +83,5 @@ def main(path: str, given: list[str]) -> None:
         become_a_fork(path, {"argv": argv})
 
 
-if "TESTS_FORK_AT" in os.environ and len(sys.orig_argv) > 2:
+if "TESTS_FORK_AT" in os.environ and len(sys.orig_argv) > 1:
     main(os.environ["TESTS_FORK_AT"], sys.orig_argv[1:])
