@@ -40,18 +40,19 @@ def attention_choice(
         flash = _flash(config, torch.cuda.get_device_capability(device))
         if flash:
             return AttentionChoice(flash, f"{ATTENTION[flash].package} is installed, and runs here")
-    if reason := _refused("sdpa", config):
-        return AttentionChoice("eager", reason)
+    if not _takes("sdpa", config):
+        return AttentionChoice("eager", f"{_class(config).__name__} does not support sdpa")
     return AttentionChoice("sdpa", "torch's own, which takes the quickest kernel that is there")
 
 
 def check_family(spec: ModelSpec, config: PretrainedConfig) -> None:
     """InputError where models of this configuration do not take the attention that is asked for."""
-    if spec.attention == "auto" or (why := _refused(spec.attention, config)) is None:
+    if spec.attention == "auto" or _takes(spec.attention, config):
         return
-    allowed = ["auto", *(name for name in ATTENTION if not _refused(name, config))]
+    allowed = ["auto", *(name for name in ATTENTION if _takes(name, config))]
     raise InputError(
-        f"model.attention is {spec.attention}, but {why}; allowed are {', '.join(allowed)}"
+        f"model.attention is {spec.attention}, but {_class(config).__name__} does not support it; "
+        f"allowed are {', '.join(allowed)}"
     )
 
 
@@ -75,11 +76,6 @@ def _takes(name: str, config: PretrainedConfig) -> bool:
     if is_flash(name) and kernels and name not in kernels:
         return False
     return flag is None or bool(getattr(family, flag))
-
-
-def _refused(name: str, config: PretrainedConfig) -> str | None:
-    """Why models of this configuration cannot have it, if they cannot."""
-    return None if _takes(name, config) else f"{_class(config).__name__} does not support {name}"
 
 
 def _check_capability(name: str, device: torch.device) -> None:

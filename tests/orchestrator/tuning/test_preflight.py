@@ -139,7 +139,7 @@ def test_a_base_that_does_not_keep_packed_rows_apart_is_refused(
     BloomForCausalLM(config).save_pretrained(base)
     job = override_job(good, {"model.path": str(base), "adapter.experts": "linear"}, "test")
     preflight(job)
-    with pytest.raises(InputError, match="BloomForCausalLM does not support sdpa; allowed"):
+    with pytest.raises(InputError, match="BloomForCausalLM does not support it; allowed"):
         preflight(override_job(job, {"model.attention": "sdpa"}, "test"))
     with pytest.raises(InputError, match=r"data\.packing: BloomForCausalLM does not keep packed"):
         preflight(override_job(job, {"data.packing": True}, "test"))

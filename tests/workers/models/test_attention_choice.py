@@ -110,9 +110,19 @@ def test_what_is_asked_for_is_taken_or_refused(gpu: Callable[..., None]) -> None
 @pytest.mark.parametrize(
     ("family", "fields", "name", "why"),
     [
-        ("bloom", {}, "sdpa", "BloomForCausalLM does not support sdpa; allowed are auto, eager"),
-        ("bloom", {}, "flash_attention_2", "does not support flash_attention_2"),
-        ("stablelm", {}, "flex_attention", "does not support flex_attention"),
+        ("bloom", {}, "sdpa", "BloomForCausalLM does not support it; allowed are auto, eager"),
+        (
+            "bloom",
+            {},
+            "flash_attention_2",
+            "is flash_attention_2, but BloomForCausalLM does not support it",
+        ),
+        (
+            "stablelm",
+            {},
+            "flex_attention",
+            "is flex_attention, but StableLmForCausalLM does not support it",
+        ),
         (
             "gemma2",
             {},
