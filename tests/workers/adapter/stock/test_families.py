@@ -1,6 +1,8 @@
 """Each sparse twin in stock transformers computes what the adapter does on its dense base."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,12 @@ class PreciseRouter(nn.Module):
         return logits, top.softmax(-1), index
 
 
+@pytest.fixture(scope="module")
+def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The base of a family, written once for all who only read it."""
+    return cache(lambda family: write_base(tmp_path_factory.mktemp("bases") / family, family))
+
+
 @torch.no_grad()
 def check(tmp_path: Path, base: Path, **shape: object) -> None:
     adapter = write_adapter(base, tmp_path / "adapter", **shape)
@@ -89,8 +97,10 @@ def test_a_familys_twin_computes_the_same(
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "granite"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_adapters_shape_is_kept(tmp_path: Path, family: str, shape: str) -> None:
-    check(tmp_path, write_base(tmp_path / "base", family), **SHAPES[shape])
+def test_an_adapters_shape_is_kept(
+    tmp_path: Path, base_of: Callable[[str], Path], family: str, shape: str
+) -> None:
+    check(tmp_path, base_of(family), **SHAPES[shape])
 
 
 @pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}, LLAMA3])
