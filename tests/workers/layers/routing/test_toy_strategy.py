@@ -40,21 +40,25 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ROUTERS, NAME, ENTRY)
 
 
-@pytest.fixture
-def trained(toy: None, make_spec: SpecMaker, tmp_path: Path) -> TrainingRun:
-    spec = make_spec(
-        **SHAPE,
-        adapter__router_init_std=0.05,
-        optimizer__steps=8,
-        optimizer__lr=2e-2,
-        evaluation__every=4,
-        loss__contrastive_weight=0.01,
-    )
-    run = TrainingRun(spec, RunPlan(tmp_path / "run", "study", 1))
-    before = {name: tensor.clone() for name, tensor in run.adapter.state_dict().items()}
-    reports = []
-    while not run.done:
-        reports.append(run.advance())
+@pytest.fixture(scope="module")
+def run(make_spec: SpecMaker, tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
+    """One that has learnt, and saved its adapter. Only to be read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ROUTERS, NAME, ENTRY)
+        spec = make_spec(
+            **SHAPE,
+            adapter__router_init_std=0.05,
+            optimizer__steps=8,
+            optimizer__lr=2e-2,
+            evaluation__every=4,
+            loss__contrastive_weight=0.01,
+        )
+        run = TrainingRun(spec, RunPlan(tmp_path_factory.mktemp("run"), "study", 1))
+        before = {name: tensor.clone() for name, tensor in run.adapter.state_dict().items()}
+        reports = []
+        while not run.done:
+            reports.append(run.advance())
+        run.save_adapter(run.plan.folder / "adapter")
     assert reports[-1]["validation"]["loss"] < reports[0]["validation"]["loss"]
     after = run.adapter.state_dict()
     assert not any(torch.equal(tensor, after[name]) for name, tensor in before.items())
@@ -62,9 +66,13 @@ def trained(toy: None, make_spec: SpecMaker, tmp_path: Path) -> TrainingRun:
 
 
 @pytest.fixture
-def folder(trained: TrainingRun, tmp_path: Path) -> Path:
-    trained.save_adapter(tmp_path / "adapter")
-    return tmp_path / "adapter"
+def trained(run: TrainingRun, toy: None) -> TrainingRun:
+    return run
+
+
+@pytest.fixture
+def folder(trained: TrainingRun) -> Path:
+    return trained.plan.folder / "adapter"
 
 
 def by_hand(logits_E: list[float], spec: AdapterSpec) -> set[int]:

@@ -65,7 +65,7 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.name[5:]) for path in folder.glob("checkpoints/step-*"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def spec(make_spec: SpecMaker) -> TrainSpec:
     return make_spec(
         adapter__dropout=0.2,
@@ -77,9 +77,9 @@ def spec(make_spec: SpecMaker) -> TrainSpec:
     )
 
 
-@pytest.fixture
-def unbroken(spec: TrainSpec, tmp_path: Path) -> Attempt:
-    return Attempt(spec, tmp_path / "unbroken").go()
+@pytest.fixture(scope="module")
+def unbroken(spec: TrainSpec, tmp_path_factory: pytest.TempPathFactory) -> Attempt:
+    return Attempt(spec, tmp_path_factory.mktemp("unbroken")).go()
 
 
 def check_same(attempt: Attempt, unbroken: Attempt) -> None:
@@ -93,7 +93,7 @@ def check_same(attempt: Attempt, unbroken: Attempt) -> None:
 def test_a_run_goes_on_between_two_reports_to_the_last_bit(
     spec: TrainSpec, unbroken: Attempt, tmp_path: Path
 ) -> None:
-    assert steps(tmp_path / "unbroken") == [9, 10]
+    assert steps(unbroken.run.plan.folder) == [9, 10]
     folder = tmp_path / "run"
     with pytest.raises(CutOffError):
         Attempt(spec, folder, cut_off=7).go()
@@ -196,7 +196,7 @@ def small_disk(tmp_path: Path, processes: None) -> Iterator[Callable[[int], Path
 def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(
     spec: TrainSpec, unbroken: Attempt, tmp_path: Path, small_disk: Callable[[int], Path]
 ) -> None:
-    saved = list((tmp_path / "unbroken" / "checkpoints" / "step-00000010").rglob("*"))
+    saved = list((unbroken.run.plan.folder / "checkpoints" / "step-00000010").rglob("*"))
     one = sum(4096 + path.stat().st_size for path in saved)
     folder = small_disk(one * 3 // 2) / "run"
     with pytest.raises((OSError, WriteError), match=r"No space left|cannot be written"):
