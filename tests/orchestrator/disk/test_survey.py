@@ -23,6 +23,7 @@ from orchestrator.registry.models import Version
 from orchestrator.registry.promote import promote
 from orchestrator.registry.registry import Registry
 from orchestrator.tuning.lifecycle import locked
+from orchestrator.tuning.storage import database_file
 from orchestrator.tuning.study import Study, all_studies, trial_name
 from workers.adapter.convert import import_folder
 from workers.config.base import InputError
@@ -53,20 +54,59 @@ def temporary(
 
 @pytest.fixture
 def job(job: JobSpec, store: str) -> JobSpec:
-    return job.model_copy(update={"cluster": job.cluster.model_copy(update={"store": store})})
+    return in_store(job, store)
 
 
 @pytest.fixture
-def trials(job: JobSpec, play: Play) -> list[Path]:
+def trials(job: JobSpec, play: Play, request: pytest.FixtureRequest) -> list[Path]:
     """A study with a trial of each end, as Tune and their runs have left it: each with its adapter
     and two checkpoints; the finished one's is a version."""
+    if file := database_file(job.cluster):
+        left: JobSpec = request.getfixturevalue("left_study")
+        copy_with_links(left.cluster.storage, job.cluster.storage)
+        shutil.copy(database_file(left.cluster) or "", file)
+    else:
+        leave(job, play)
+    return folders_of(job)
 
+
+@pytest.fixture(scope="module")
+def left_study(
+    job_in: Callable[[Path], JobSpec], play: Play, tmp_path_factory: pytest.TempPathFactory
+) -> JobSpec:
+    """Such a study in a file, to be copied: a third of a second is what it takes to make one."""
+    folder = tmp_path_factory.mktemp("left")
+    job = in_store(job_in(folder / "runs"), f"sqlite:///{folder}/store.db")
+    leave(job, play)
+    return job
+
+
+def copy_with_links(folder: str, to: str) -> None:
+    """Files that are one are one in the copy as well."""
+    there: dict[int, str] = {}
+
+    def copy(source: str, target: str) -> None:
+        first = there.setdefault(os.stat(source).st_ino, target)
+        shutil.copy2(source, target) if first == target else os.link(first, target)
+
+    shutil.copytree(folder, to, copy_function=copy)
+
+
+def in_store(job: JobSpec, store: str) -> JobSpec:
+    return job.model_copy(update={"cluster": job.cluster.model_copy(update={"store": store})})
+
+
+def folders_of(job: JobSpec) -> list[Path]:
+    return [job.study_folder() / "trials" / trial_name(n) for n in range(len(ENDS))]
+
+
+def leave(job: JobSpec, play: Play) -> None:
     def register(number: int) -> str:
         adapter = import_folder(GOLDEN, folders[number] / "adapter")
         with closing(Registry(job.store_url(), job.cluster.storage)) as registry:
             return registry.register(job.name, number, adapter, {"validation": {"loss": 1.0}}).id
 
-    folders = [job.study_folder() / "trials" / trial_name(n) for n in range(len(ENDS))]
+    folders = folders_of(job)
     play(job, ENDS, register=register)
     for folder in folders:
         if not (folder / "adapter").exists():
@@ -74,7 +114,6 @@ def trials(job: JobSpec, play: Play) -> list[Path]:
         for step in (10, 20):
             fill(folder / "checkpoints" / f"step-{step:08d}" / "state.pt")
     fill(job.study_folder() / "tune" / "20260101" / "experiment.json")
-    return folders
 
 
 @pytest.fixture(autouse=True)
