@@ -161,16 +161,16 @@ def test_a_job_is_submitted_watched_and_found_again(
     assert ray_cluster.dashboard_url
     at = ("--address", ray_cluster.dashboard_url)
     named = ("--set", "name=shipped", "--set", "search.trials=1")
-    slowly = ("--set", "optimizer.steps=600", "--set", "evaluation.every=300")
+    slowly = ("--set", "optimizer.steps=300", "--set", "evaluation.every=150")
     job = read("submit", "job.yaml", *named, *slowly, *at)
     moving, words = watched("shipped", *at)
     assert (moving["study"], moving["trials"]) == ("shipped", 1)
     (trial,) = moving["running"]
-    assert 0 < trial["progress"]["step"] < trial["progress"]["steps"] == 600
+    assert 0 < trial["progress"]["step"] < trial["progress"]["steps"] == 300
     assert trial["progress"]["tokens_per_second"] > 0
     assert trial["stalls"] == []
     assert "study shipped · 0 of 1 trials ended" in words
-    assert "/600 steps · " in words
+    assert "/300 steps · " in words
     told = moetune("logs", job["id"], "--follow", *at).stdout
     assert "trial 0 · finished" in told
     shown = read("status", job["id"], *at)
