@@ -10,7 +10,7 @@ other exchange is the faster: what `auto` picks, and medians of a step's time wi
 from the formulas, what each way would send for an 8B model on 8 to 512 GPUs.
 """
 
-import multiprocessing
+import gc
 import os
 import statistics
 import sys
@@ -321,9 +321,10 @@ def run(sizes: Sizes, out: TextIO) -> dict[str, object]:
     """Measure, print, and give the ratios."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        # Forked from one that has imported what takes each of them seconds to import.
-        multiprocessing.set_forkserver_preload(["torch", LlamaForCausalLM.__module__])
-        mp.start_processes(work, (sizes, folder), nprocs=WORKERS, start_method="forkserver")
+        # Forked from this process, which has imported what takes each of them seconds to import,
+        # and has computed nothing, so that it has no other thread.
+        gc.freeze()
+        mp.start_processes(work, (sizes, folder), nprocs=WORKERS, start_method="fork")
         figures = torch.load(Path(folder, "figures.pt"), weights_only=True)
     alone = figures["memory"][WAYS[0]]
     rows = [
