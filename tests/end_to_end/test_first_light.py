@@ -163,7 +163,7 @@ def test_a_job_is_submitted_watched_and_found_again(
     named = ("--set", "name=shipped", "--set", "search.trials=1")
     slowly = ("--set", "optimizer.steps=300", "--set", "evaluation.every=150")
     job = read("submit", "job.yaml", *named, *slowly, *at)
-    moving, words = watched("shipped", *at)
+    moving, words = watched("shipped", workspace / "runs", *at)
     assert (moving["study"], moving["trials"]) == ("shipped", 1)
     (trial,) = moving["running"]
     assert 0 < trial["progress"]["step"] < trial["progress"]["steps"] == 300
@@ -182,11 +182,15 @@ def test_a_job_is_submitted_watched_and_found_again(
     assert read("leaderboard", "shipped")[0]["state"] == "finished"
 
 
-def watched(study: str, *at: str) -> tuple[dict[str, Any], str]:
+def watched(study: str, storage: Path, *at: str) -> tuple[dict[str, Any], str]:
     """`moetune status` of a job once its trial has taken a step, as JSON and in words. In this
-    process: the command takes longer to load than the job to end."""
+    process: the command takes longer to load than the job to end. It asks once the trial is there:
+    questions take the processor from the job."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
+        if not any(storage.glob(f"**/{study}/trials/*/ranks/*.json")):
+            time.sleep(0.1)
+            continue
         shown = CliRunner().invoke(app, ["status", study, *at, "--json"]).stdout
         now = json.loads(shown)["progress"]
         if now and any(run["progress"] for run in now["running"]):
