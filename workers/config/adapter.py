@@ -23,7 +23,7 @@ def _pattern(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 Named: TypeAlias = Annotated[str | tuple[str, ...], AfterValidator(_pattern)]
-"""Names of linears, or ends of their paths; or one regular expression for whole paths."""
+"""Names, or ends of paths; or one regular expression for whole paths."""
 
 
 class AdapterSpec(RoutingSpec):
@@ -51,6 +51,11 @@ class AdapterSpec(RoutingSpec):
     must match, such as layers.0.self_attn.q_proj: `.*\\.[01]\\.mlp\\..*`."""
     exclude_modules: Named = ()
     """The same for what target_modules leave out again."""
+    target_parameters: Named = ()
+    """The same for weights that a mixture-of-experts base stacks, one matrix for each of its
+    experts, such as [mlp.experts.gate_up_proj, mlp.experts.down_proj]: each of its experts gets a
+    LoRA of its own, and the base's router chooses. Needs num_experts: 1. target_modules may then be
+    empty."""
 
     def scale(self, in_features: int) -> float:
         """The factor s of the low-rank update of a linear with so many inputs.
@@ -64,11 +69,27 @@ class AdapterSpec(RoutingSpec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.target_modules:
+        if self.target_parameters:
+            self._check_stacked()
+        elif not self.target_modules:
             raise ValueError("target_modules is empty; name at least one linear, or all-linear")
         if self.goat_lr_ratio is not None and self.use_rslora:
             raise ValueError("goat_lr_ratio and use_rslora are two scales; set one of them")
         return self
+
+    def _check_stacked(self) -> None:
+        """What an update of the base's own experts cannot be."""
+        if self.is_routed:
+            raise ValueError(
+                f"num_experts is {self.num_experts}, but must be 1 with target_parameters: the "
+                "experts are the base's own, and so is the router"
+            )
+        for name in ("use_dora", "shared_a"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} must be false with target_parameters, whose updates are plain LoRA, "
+                    "one for each of the base's experts"
+                )
 
     @property
     def names_linears(self) -> bool:
@@ -79,6 +100,11 @@ class AdapterSpec(RoutingSpec):
         """Whether it adapts the linear at a canonical path, such as `layers.0.mlp.up_proj`."""
         named = self.target_modules == ALL_LINEAR or is_named(path, self.target_modules)
         return named and not is_named(path, self.exclude_modules)
+
+    def adapts_parameter(self, path: str) -> bool:
+        """Whether it adapts the stacked weight at a canonical path, such as
+        `layers.0.mlp.experts.down_proj`."""
+        return is_named(path, self.target_parameters)
 
 
 def is_named(path: str, names: str | Iterable[str]) -> bool:

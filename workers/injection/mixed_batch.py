@@ -23,8 +23,9 @@ from workers.layers.feed_forward import FeedForward
 from workers.layers.inference.prepared import PreparedExperts
 from workers.layers.mixture.select import Mode
 from workers.layers.routing.base import Routing
+from workers.layers.stack_lora import StackLora
 
-Layer = BlockExperts | LinearExperts
+Layer = BlockExperts | LinearExperts | StackLora
 
 
 def packed_block(

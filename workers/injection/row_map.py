@@ -177,6 +177,8 @@ def _by_token(slots: tuple[Slot, ...], hidden: Tensor) -> Sequence[Slot]:
     tokens = hidden.shape[:-1].numel()
     if len(slots) == tokens:
         return slots
-    if hidden.dim() != 3 or len(slots) != len(hidden):
+    # A mixture's block hands its experts the batch in one row, sequence by sequence.
+    rows = len(hidden) if hidden.dim() == 3 else len(slots)
+    if len(slots) != rows or tokens % rows:
         raise InputError(f"the row map has {len(slots)} rows, the batch {tokens} tokens")
-    return [slot for slot in slots for _ in range(hidden.shape[1])]
+    return [slot for slot in slots for _ in range(tokens // rows)]

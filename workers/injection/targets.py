@@ -10,6 +10,7 @@ from torch import nn
 
 from workers.config.base import InputError
 from workers.injection.wrapper import AdaptedModule
+from workers.layers.expert_stack import ExpertStack, find_stack
 from workers.layers.feed_forward import FeedForward, find_feed_forward, is_linear, linear_sizes
 
 
@@ -67,6 +68,12 @@ def linears(layer: nn.Module, path: str) -> list[TargetModule]:
     ]
 
 
+def stacks(layer: nn.Module, path: str) -> dict[TargetModule, ExpertStack]:
+    """Every module of a decoder layer that stacks the experts of the base's own mixture."""
+    found = ((place, find_stack(place.bare)) for place in places(layer, path))
+    return {place: stack for place, stack in found if stack is not None}
+
+
 def feed_forwards(layer: nn.Module, path: str) -> dict[TargetModule, FeedForward]:
     """Every feed-forward block of a decoder layer; none is an InputError.
 
@@ -92,7 +99,8 @@ def _why(layer: nn.Module) -> str:
     if stack := next(stacks, None):
         return (
             f": it is a mixture of experts already, stacked as {stack}; supported on it are "
-            "experts: linear, and num_experts: 1, on its attention and other linears"
+            "experts: linear, and num_experts: 1, on its attention and other linears, and with "
+            "num_experts: 1 LoRA on its own experts, by target_parameters"
         )
     return (
         " (a module of its own that holds gate, up and down; gate_up and down; or two linears; "

@@ -114,7 +114,7 @@ class AdaptedModule(nn.Module):
         if slot not in self._keys:
             return None
         layer = self.adapters[self._keys[slot]]
-        assert isinstance(layer, BlockExperts | LinearExperts)
+        assert isinstance(layer, Layer)
         return layer
 
     def _has_inner(self) -> bool:
