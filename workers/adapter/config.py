@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from workers.adapter import folder as folders
 from workers.adapter import legacy
@@ -33,10 +33,16 @@ HARMLESS = frozenset(
     )
 )
 
-_WHY = {
-    "target_parameters": "; it adapts weights that no linear holds, such as stacked experts, and "
-    "here adapters stand on linears, which target_modules names",
-}
+
+def _plainly(patterns: Any) -> Any:
+    """PEFT writes `.*\\.experts\\.down_proj` for stacked experts of some families: a plain name."""
+    if not isinstance(patterns, dict):
+        return patterns
+    return {
+        key.removeprefix(r".*\.").replace(r"\.", ".") if key.startswith(r".*\.") else key: value
+        for key, value in patterns.items()
+    }
+
 
 # Fields of AdapterSpec that may stand under `moetune`.
 OURS = frozenset((*RoutingSpec.model_fields, "use_dora", "shared_a", "goat_lr_ratio")) - {
@@ -68,8 +74,12 @@ class AdapterConfig(RoutingKeys, TargetKeys):
     use_dora: bool = False
     """Means something in PEFT's files only: the reference implementation does not save the
     magnitudes, and takes the weights' own norms when it loads, which is LoRA without DoRA."""
-    rank_pattern: dict[str, Size] = Field(default_factory=dict)
-    alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
+    rank_pattern: Annotated[dict[str, Size], BeforeValidator(_plainly)] = Field(
+        default_factory=dict
+    )
+    alpha_pattern: Annotated[dict[str, Alpha], BeforeValidator(_plainly)] = Field(
+        default_factory=dict
+    )
     bias: Literal["none"] = "none"
     init_lora_weights: bool | Literal["gaussian", "eva", "orthogonal"] = True
     """Others (PiSSA, OLoRA, …) change the base weights too, which no adapter file holds."""
@@ -98,9 +108,11 @@ class AdapterConfig(RoutingKeys, TargetKeys):
         rank = self.rank(path, routed)
         return alpha / float(rank**0.5 if rslora else rank)
 
-    def spec(self, targets: Sequence[str], rank: int, where: str) -> AdapterSpec:
-        """The adapter's shape with all ranks padded to `rank`; alpha is the configuration's own,
-        changed so that the scale stays."""
+    def spec(
+        self, targets: Sequence[str], rank: int, where: str, parameters: Sequence[str] = ()
+    ) -> AdapterSpec:
+        """The adapter's shape on these linears and stacked `parameters`, with all ranks padded to
+        `rank`; alpha is the configuration's own, changed so that the scale stays."""
         if not self.moetune.keys() <= OURS:
             raise InputError(f"{where}: moetune has {sorted(self.moetune.keys() - OURS)[0]}")
         if "goat_lr_ratio" in self.moetune and (self.rank_pattern or self.alpha_pattern):
@@ -115,6 +127,7 @@ class AdapterConfig(RoutingKeys, TargetKeys):
             "use_dora": self.use_dora and self.peft_type == "LORA",
             "dropout": self.lora_dropout,
             "target_modules": targets,
+            "target_parameters": parameters,
         }
         spec = validated(AdapterSpec, {**shape, **self.moetune}, where)
         if most_experts(spec) != self.num_experts:
@@ -134,8 +147,9 @@ def read_config(folder: Path) -> tuple[AdapterConfig, dict[str, Any]]:
     if unknown := [key for key, value in values.items() if value and key not in known]:
         raise _unsupported(path, unknown[0], values)
     config = validated(AdapterConfig, values, str(path))
-    if config.peft_type != "LORA" and config.layers_to_transform is not None:
-        raise _unsupported(path, "layers_to_transform", values)
+    for key in ("layers_to_transform", "target_parameters"):
+        if config.peft_type != "LORA" and values.get(key):
+            raise _unsupported(path, key, values)
     if (config.peft_type == "LORA") != (config.num_experts == 1):
         raise InputError(
             f"{path}: num_experts is {config.num_experts}; LORA has one expert, "
@@ -150,8 +164,7 @@ def read_config(folder: Path) -> tuple[AdapterConfig, dict[str, Any]]:
 
 
 def _unsupported(path: Path, key: str, values: Mapping[str, Any]) -> InputError:
-    why = _WHY.get(key, "")
-    return InputError(f"{path}: {key} is set to {values[key]!r}, which is not supported{why}")
+    return InputError(f"{path}: {key} is set to {values[key]!r}, which is not supported")
 
 
 def _match(pattern: Mapping[str, Any], path: str) -> Any:

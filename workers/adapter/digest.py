@@ -62,13 +62,14 @@ def _is_elsewhere(model: Any) -> bool:
 
 
 def _loaded(model: "torch.nn.Module") -> "Iterator[torch.Tensor]":
+    """What its files hold too: parameters, and buffers that are kept, such as a router's bias."""
     from workers.injection.wrapper import AdaptedModule
 
     adapted = [module for module in model.modules() if isinstance(module, AdaptedModule)]
     adapters = {id(weight) for one in adapted for weight in one.adapters.parameters()}
     return (
         weight.detach()
-        for name, weight in model.named_parameters()
+        for name, weight in model.state_dict(keep_vars=True).items()
         if id(weight) not in adapters and not EXPERT.search(name)
     )
 

@@ -12,6 +12,7 @@ from workers.adapter.manifest import Manifest
 from workers.adapter.modules import check_modules
 from workers.adapter.raw import read_raw, write_raw
 from workers.adapter.rescale import by_alpha, rescaled
+from workers.adapter.stacked_names import parameter_names
 from workers.adapter.stacking import to_canonical
 from workers.adapter.tensor_names import Tensors, target_names, to_disk
 from workers.adapter.written import config_values, peft_type
@@ -52,8 +53,8 @@ def save(
     tensors, spec = tensors or adapter.state_dict(), adapter.spec
     if peft_type(spec) == "LORA" and spec.goat_lr_ratio is not None:  # PEFT has no word for it
         tensors, spec = rescaled(tensors, spec, by_alpha(spec)), by_alpha(spec)
-    names = target_names(tensors, spec)
-    values = config_values(spec, names, manifest.base.path, adapter.layer_list)
+    names, parameters = target_names(tensors, spec), parameter_names(tensors, spec)
+    values = config_values(spec, names, manifest.base.path, adapter.layer_list, parameters)
     raw = to_disk(tensors, spec, adapter.layer_list)
     write_raw(folder, values, raw, manifest)
 

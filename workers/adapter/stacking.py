@@ -3,17 +3,19 @@
 E experts, R rank, D model width; see `names` for both layouts.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch.nn.functional import pad
 
 from workers.adapter.config import AdapterConfig
+from workers.adapter.stacked_names import MATRICES, names_layers
+from workers.adapter.stacked_parts import StackedPair, take_stacked
 from workers.adapter.tensor_names import Parts, TensorPlace, Tensors
 from workers.config.adapter import AdapterSpec, is_named
 from workers.config.base import InputError
 
-MATRICES = ("lora_A", "lora_B")
 MAGNITUDE = "lora_magnitude"
 MOST_PADDED_BYTES = 2**32
 """So large, or sixteen times what is stored, an adapter may become by its padding."""
@@ -36,11 +38,18 @@ def to_canonical(raw: Tensors, config: AdapterConfig, where: str) -> Canonical:
     Refuses what the file alone can show to be wrong; `files.load_into` compares with the model.
     """
     parts = Parts(raw, config.peft_type, where)
+    stacked = take_stacked(parts, config, where)
+    if not parts.places and not stacked:
+        raise InputError(f"{where}: holds no LoRA matrices")
     targets = _targets(parts, config, where)
     shapes = {place: (parts.path(place), _is_routed(parts, place)) for place in parts.places}
-    spec = config.spec(targets, max(config.rank(*shape) for shape in shapes.values()), where)
+    stored = [config.rank(*shape) for shape in shapes.values()]
+    rank = max(stored + [pair.rank for pair in stacked.values()])
+    spec = config.spec(targets, rank, where, _parameters(stacked, config))
     _check_routers(parts, spec, where)
-    _check_padding(parts, {place: config.rank(*shapes[place]) for place in shapes}, where)
+    sizes = [*_sizes(parts, dict(zip(shapes, stored, strict=True)))]
+    sizes += [(pair.bytes, pair.rank) for pair in stacked.values()]
+    _check_padding(sizes, rank, where)
     if spec.use_dora != any(leaf == MAGNITUDE for _, leaf in parts.stacks):
         state = "has none" if spec.use_dora else "has some"
         raise InputError(f"{where}: use_dora is {spec.use_dora}, but it {state} of its magnitudes")
@@ -57,7 +66,21 @@ def to_canonical(raw: Tensors, config: AdapterConfig, where: str) -> Canonical:
             if leaf in MATRICES:
                 tensors[name] = _padded(tensors[name], leaf, spec.rank)
         tensors[f"{place}.lora_B"] *= config.scale(*shape) / config.scale("", routed=False)
+    for place, pair in stacked.items():
+        for leaf, matrix in zip(MATRICES, (pair.lora_A, pair.lora_B), strict=True):
+            tensors[f"{place}.{leaf}"] = _padded(matrix, leaf, rank)
+        own = config.scale(parts.path(place), routed=False) / config.scale("", routed=False)
+        tensors[f"{place}.lora_B"] *= own
     return Canonical(tensors, spec, parts.layer_list)
+
+
+def _parameters(stacked: Mapping[TensorPlace, StackedPair], config: AdapterConfig) -> list[str]:
+    """The adapted stacked weights' names, or whole canonical paths, where some of the
+    configuration's are of single layers."""
+    named = config.target_parameters or []
+    if names_layers(named):
+        return list(map(str, stacked))
+    return [name for name in named if any(is_named(str(place), (name,)) for place in stacked)]
 
 
 def _is_routed(parts: Parts, place: TensorPlace) -> bool:
@@ -88,14 +111,17 @@ def _check_routers(parts: Parts, spec: AdapterSpec, where: str) -> None:
 
 def _targets(parts: Parts, config: AdapterConfig, where: str) -> tuple[str, ...]:
     """The adapted linears' names; those of the configuration must be those of the tensors."""
-    if not parts.places:
-        raise InputError(f"{where}: holds no LoRA matrices")
     used = [target for target in config.targets or () if _has(parts, target)]
     # PEFT's may name more than a model has; whether it has them, `modules` asks the model.
     if config.peft_type != "LORA" and len(used) < len(config.targets or ()):
         lost = next(target for target in config.targets or () if target not in used)
         raise InputError(f"{where}: target_modules has {lost}, but no tensor belongs to it")
     for place in parts.places:
+        if config.adapts_parameter(f"{parts.path(place)}.weight"):
+            raise InputError(
+                f"{where}: adapts {parts.path(place)}.weight, by target_parameters, which may name "
+                "stacked experts only: LoRA of a router, say, is not supported"
+            )
         if config.adapts(parts.path(place)) is False:
             raise InputError(
                 f"{where}: has tensors for {parts.path(place)}, which its target_modules leave out"
@@ -138,12 +164,18 @@ def _check_rank(found: dict[int | None, torch.Tensor], leaf: str, stored: int, w
             raise InputError(f"{where}: shape {shape} does not fit rank {stored}")
 
 
-def _check_padding(parts: Parts, ranks: dict[TensorPlace, int], where: str) -> None:
-    """A small file whose ranks differ must not take all of the memory."""
-    most, stored, padded = max(ranks.values()), 0, 0
+def _sizes(parts: Parts, ranks: Mapping[TensorPlace, int]) -> Iterable[tuple[int, int]]:
+    """Bytes and rank of the linears' matrices."""
     for (place, _), found in parts.stacks.items():
-        size = 4 * sum(tensor.numel() for tensor in found.values())
-        stored, padded = stored + size, padded + size * most // ranks[place]
+        yield 4 * sum(tensor.numel() for tensor in found.values()), ranks[place]
+
+
+def _check_padding(sizes: Iterable[tuple[int, int]], most: int, where: str) -> None:
+    """A small file whose ranks differ must not take all of the memory: bytes and ranks of its
+    matrices."""
+    stored, padded = 0, 0
+    for size, rank in sizes:
+        stored, padded = stored + size, padded + size * most // rank
     if padded > max(MOST_PADDED_BYTES, 16 * stored):
         raise InputError(
             f"{where}: its ranks differ too much: padded to the largest, {most}, it would take "

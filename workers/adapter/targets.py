@@ -7,7 +7,7 @@ configuration has any, the tensors alone tell.
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from workers.config.adapter import is_named
 from workers.config.base import Spec
@@ -23,8 +23,10 @@ def _listed(value: Any) -> Any:
 class TargetKeys(Spec):
     """What is adapted, in the keys of an adapter's configuration."""
 
-    target_modules: Annotated[list[str], Field(min_length=1)] | dict[str, bool] | str
+    target_modules: list[str] | dict[str, bool] | str | None
     """Ends of paths, or one pattern. There may be more names than the model has."""
+    target_parameters: list[str] | None = None
+    """Weights that are no linear's own, such as stacked experts: ends of their paths."""
     exclude_modules: list[str] | str | None = None
     """The same for what is left out."""
     layers_to_transform: Annotated[list[int] | None, BeforeValidator(_listed)] = None
@@ -37,6 +39,8 @@ class TargetKeys(Spec):
         """Names of the adapted linears; None for a pattern."""
         if isinstance(self.target_modules, str):
             return None
+        if self.target_modules is None:
+            return ()
         if isinstance(self.target_modules, dict):
             return tuple(name for name, wanted in self.target_modules.items() if wanted)
         return tuple(self.target_modules)
@@ -51,6 +55,10 @@ class TargetKeys(Spec):
             and self.targets is not None
             and not any(numbered.fullmatch(name) for name in self.targets)
         )
+
+    def adapts_parameter(self, path: str) -> bool:
+        """Whether the stacked weight at `path` in the model is adapted."""
+        return is_named(path, self.target_parameters or ())
 
     def adapts(self, path: str) -> bool | None:
         """Whether the linear at `path` in the model is adapted; None: only the tensors tell."""

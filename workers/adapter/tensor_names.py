@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from workers.adapter.config import PeftType
+from workers.adapter.stacked_names import stacked_paths, to_wrappers
 from workers.adapter.targets import INDEX
 from workers.adapter.written import peft_type
 from workers.config.adapter import ALL_LINEAR, AdapterSpec
@@ -26,7 +27,7 @@ _ROUTED = (
     rf"\.layers\.(?P<layer>{INDEX})\.(?P<path>[\w.]{{1,200}}?)"
     rf"(?:\.moe_gate\.weight|(?:\.experts\.(?P<expert>{INDEX}))?\.{_LEAF})"
 )
-_ON_DISK = {
+ON_DISK = {
     "lora_A": "lora_A.weight",
     "lora_B": "lora_B.weight",
     "lora_magnitude": "lora_magnitude_vector",
@@ -111,7 +112,12 @@ def to_disk(tensors: Mapping[str, torch.Tensor], spec: AdapterSpec, layer_list: 
     kind = peft_type(spec)
     prefix = f"base_model.model.{layer_list}" if kind == "LORA" else f"{kind.lower()}.layers"
     raw: Tensors = {}
+    stacked = stacked_paths(tensors, spec)
+    for name, tensor in to_wrappers(tensors, stacked).items():
+        raw[name.replace("layers", prefix, 1)] = tensor
     for name, tensor in tensors.items():
+        if name.rpartition(".")[0] in stacked:
+            continue
         module, _, leaf = name.replace("layers", prefix, 1).rpartition(".")
         owner = name.rpartition(".")[0]
         routed = any(f"{o}.router.weight" in tensors for o in (owner, owner.rpartition(".")[0]))
@@ -119,9 +125,9 @@ def to_disk(tensors: Mapping[str, torch.Tensor], spec: AdapterSpec, layer_list: 
             raw[f"{module.removesuffix('router')}moe_gate.weight"] = tensor
         elif routed and not (spec.shared_a and leaf == "lora_A"):
             for expert, part in enumerate(tensor):
-                raw[f"{module}.experts.{expert}.{_ON_DISK[leaf]}"] = part
+                raw[f"{module}.experts.{expert}.{ON_DISK[leaf]}"] = part
         else:
-            raw[f"{module}.{_ON_DISK[leaf]}"] = tensor[0]
+            raw[f"{module}.{ON_DISK[leaf]}"] = tensor[0]
     return raw
 
 
@@ -129,7 +135,11 @@ def target_names(tensors: Mapping[str, torch.Tensor], spec: AdapterSpec) -> list
     """What the adapted linears are called, in the order of the first layer that has them: their
     names, where they are all linears of their layers. Of a part of them, their paths in a layer;
     or whole paths, where layers differ."""
-    linears = [name.rpartition(".")[0] for name in tensors if name.endswith(".lora_A")]
+    stacked = stacked_paths(tensors, spec)
+    adapted = [name.rpartition(".")[0] for name in tensors if name.endswith(".lora_A")]
+    linears = [path for path in adapted if path not in stacked]
+    if not linears:
+        return []
     if spec.target_modules == ALL_LINEAR and not spec.exclude_modules:
         return list(dict.fromkeys(linear.rpartition(".")[2] for linear in linears))
     by_layer: dict[str, list[str]] = {}

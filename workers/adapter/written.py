@@ -1,7 +1,7 @@
 """adapter_config.json as we write it: the reference implementation's keys, then ours. No torch."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from workers.adapter.config import OURS, AdapterConfig, PeftType
@@ -17,17 +17,22 @@ def peft_type(spec: AdapterSpec) -> PeftType:
 
 
 def config_values(
-    spec: AdapterSpec, linears: Sequence[str], base: str, layer_list: str = "layers"
+    spec: AdapterSpec,
+    linears: Sequence[str],
+    base: str,
+    layer_list: str = "layers",
+    parameters: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of `adapter_config.json`, in the reference implementation's key order.
 
-    `linears` are the adapted linears' names, which anything but names is written out as;
-    `layer_list` is the model's own path of its layers, by which PEFT knows them.
+    `linears` and `parameters` are the adapted linears' and stacked weights' names, which anything
+    but names is written out as; `layer_list` is the model's own path of its layers, by which PEFT
+    knows them.
     """
     kind = peft_type(spec)
     targets = spec.target_modules if spec.names_linears else linears
     if kind == "LORA":
-        targets = [re.sub(r"^layers(?=\.\d+\.)", layer_list, name) for name in targets]
+        targets = _paths(targets, layer_list)
     values = {
         **({"use_dora": True} if spec.use_dora and kind == "LORA" else {}),
         "use_rslora": spec.use_rslora,
@@ -36,16 +41,23 @@ def config_values(
         "r": spec.rank,
         # The reference implementation asserts an int.
         "lora_alpha": int(spec.alpha) if spec.alpha.is_integer() else spec.alpha,
-        "lora_dropout": spec.dropout,
+        # PEFT knows no dropout of stacked weights, and refuses a file that has any.
+        "lora_dropout": 0.0 if parameters else spec.dropout,
         "target_modules": list(targets),
+        **({"target_parameters": _paths(parameters, layer_list)} if parameters else {}),
         **({} if kind == "LORA" else routing_keys(spec)),
         "base_model_name_or_path": base,
         "task_type": "CAUSAL_LM",
     }
-    known = AdapterConfig.model_validate(values).spec(targets, spec.rank, "adapter")
+    known = AdapterConfig.model_validate(values).spec(targets, spec.rank, "adapter", parameters)
     ours = {
         name: value
         for name, value in spec.model_dump(mode="json", include=set(OURS)).items()
         if kind != "LORA" and value != known.model_dump(mode="json")[name]
     }
     return {**values, **({"moetune": ours} if ours else {})}
+
+
+def _paths(names: Iterable[str], layer_list: str) -> list[str]:
+    """Whole canonical paths by the model's own."""
+    return [re.sub(r"^layers(?=\.\d+\.)", layer_list, name) for name in names]

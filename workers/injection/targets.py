@@ -74,6 +74,20 @@ def stacks(layer: nn.Module, path: str) -> dict[TargetModule, ExpertStack]:
     return {place: stack for place, stack in found if stack is not None}
 
 
+def weight_sizes(layers: list[nn.Module]) -> dict[str, tuple[int, int, int]]:
+    """(in, out, matrices) of every weight that plain LoRA may adapt, by canonical path: of linears,
+    which are one matrix each, and of stacked experts. Needs no weights."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for index, layer in enumerate(layers):
+        path = f"layers.{index}"
+        for place in linears(layer, path):
+            found[place.path] = *(linear_sizes(place.bare) or (0, 0)), 1
+        for place, stack in stacks(layer, path).items():
+            for name in stack.names:
+                found[f"{place.path}.{name}"] = *stack.sizes(name), stack.experts
+    return found
+
+
 def feed_forwards(layer: nn.Module, path: str) -> dict[TargetModule, FeedForward]:
     """Every feed-forward block of a decoder layer; none is an InputError.
 

@@ -9,14 +9,13 @@ from transformers import AutoConfig, PretrainedConfig
 
 from workers.adapter.files import AdapterFiles, check_activation
 from workers.adapter.modules import check_modules
-from workers.adapter.stacking import MATRICES
+from workers.adapter.stacked_names import MATRICES
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
 from workers.config.model import ModelSpec
 from workers.config.train import TrainSpec
 from workers.injection.inject import check_places
-from workers.injection.targets import decoder_layers, linears
-from workers.layers.feed_forward import linear_sizes
+from workers.injection.targets import decoder_layers, stacks, weight_sizes
 from workers.models.base import loading_options, readable
 from workers.models.packing import check_packing
 from workers.models.skeleton import skeleton
@@ -53,13 +52,20 @@ def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
     if spec.model.quantization or getattr(config, "quantization_config", None):
         _check_numbers(adapters)
     _, layers = decoder_layers(skeleton(config))
-    first: nn.Module = layers[0].to_empty(device="cpu").eval()
+    first: nn.Module = typical_layer(layers, adapters).to_empty(device="cpu").eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in first.parameters():
             weight.normal_(0.0, 0.05, generator=generator)
     shapes = dict.fromkeys(_shape(adapter, len(layers)) for adapter in adapters)
     return Fit(len(layers), {shape: check_places([first], shape) for shape in shapes})
+
+
+def typical_layer(layers: list[nn.Module], adapters: Iterable[AdapterSpec]) -> nn.Module:
+    """The first decoder layer, or, for adapters of stacked experts, the first that has any: before
+    them some models have dense ones."""
+    wanted = any(adapter.target_parameters for adapter in adapters)
+    return next((one for one in layers if wanted and stacks(one, "")), layers[0])
 
 
 def check_packable(model: ModelSpec) -> None:
@@ -77,11 +83,7 @@ def check_adapter(model: ModelSpec, files: AdapterFiles, where: str) -> None:
     if files.config.peft_type == "LORA":
         check_modules(bare, files.tensors, files.layer_list, files.config, where)
     _, layers = decoder_layers(bare)
-    sizes = {
-        place.path: linear_sizes(place.bare)
-        for index, layer in enumerate(layers)
-        for place in linears(layer, f"layers.{index}")
-    }
+    sizes = weight_sizes(layers)
     for name, tensor in files.tensors.items():
         path, _, leaf = name.rpartition(".")
         if leaf not in MATRICES:
@@ -95,6 +97,11 @@ def check_adapter(model: ModelSpec, files: AdapterFiles, where: str) -> None:
         mine, theirs = (
             (tensor.shape[2], wanted[0]) if leaf == "lora_A" else (tensor.shape[1], wanted[1])
         )
+        if len(tensor) != wanted[2] > 1:
+            raise InputError(
+                f"{where}: does not fit {model.path}: {name} is made for {len(tensor)} experts, "
+                f"but there are {wanted[2]}"
+            )
         if mine != theirs:
             raise InputError(
                 f"{where}: does not fit {model.path}: {name} is made for {mine} features, but that "
@@ -128,4 +135,5 @@ def _shape(adapter: AdapterSpec, layers: int) -> AdapterSpec:
         use_dora=adapter.use_dora,
         target_modules=adapter.target_modules,
         exclude_modules=adapter.exclude_modules,
+        target_parameters=adapter.target_parameters,
     )

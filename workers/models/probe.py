@@ -17,6 +17,7 @@ from workers.config.base import InputError, one_line
 from workers.config.model import ModelSpec
 from workers.injection.inject import inject
 from workers.injection.targets import decoder_layers
+from workers.models.compatibility import typical_layer
 from workers.models.padding import needs_mask
 from workers.models.skeleton import skeleton
 
@@ -43,17 +44,18 @@ def probe(
     """`adapter` is a layer's own specification; `rows` of `length` tokens are one forward pass."""
     bare = skeleton(config, getattr(torch, model.dtype), model.attention)
     path, layers = decoder_layers(bare)
-    weights = sum(weight.numel() for weight in layers[0].parameters())
+    layer = typical_layer(layers, [adapter])
+    weights = sum(weight.numel() for weight in layer.parameters())
     tokens = max(int(FLOPS / (2 * weights)), 16)
     rows_run = max(1, min(rows, tokens // length))
     length_run = min(length, tokens)
-    _leave(bare, path, layers[:1])
+    _leave(bare, path, [layer])
     _fill(bare)
     put_on = inject(bare, adapter)
     experts = sum(one.numel() for _, one in put_on.named_expert_parameters())
     others = sum(one.numel() for one in put_on.parameters()) - experts
     once = _kept(bare, rows_run, length_run)
-    _leave(bare, path, layers[:1] * 2)
+    _leave(bare, path, [layer] * 2)
     twice = _kept(bare, rows_run, length_run)
     share = rows * length / (rows_run * length_run)
     kept = twice - once

@@ -19,8 +19,6 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    MixtralConfig,
-    MixtralForCausalLM,
 )
 
 from workers.adapter.convert import export_folder, import_folder
@@ -469,30 +467,6 @@ def test_a_damaged_part_is_refused_in_one_line(name: str, tmp_path: Path) -> Non
         read(folder)
     assert why in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-def mixtral() -> nn.Module:
-    return MixtralForCausalLM(
-        MixtralConfig(
-            **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8},
-            **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_local_experts": 4},
-        )
-    )
-
-
-@pytest.mark.parametrize("linears", [[], ["q_proj"]])
-def test_lora_of_what_is_no_linear_is_refused_with_the_reason(
-    linears: list[str], tmp_path: Path
-) -> None:
-    options = {"target_modules": linears, "target_parameters": ["experts.gate_up_proj"]}
-    folder = peft_folder(tmp_path / "peft", mixtral, **options)
-    with pytest.raises(InputError) as refused:
-        read(folder)
-    assert str(refused.value).endswith(
-        "target_parameters is set to ['experts.gate_up_proj'], which is not supported; it adapts "
-        "weights that no linear holds, such as stacked experts, and here adapters stand on "
-        "linears, which target_modules names"
-    )
 
 
 def test_lora_outside_of_the_layers_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""LoRA on a base's own stacked experts, against a plain loop over tokens with W + s B A, in float64."""
+"""LoRA on a base's own stacked experts, in float64, against a loop over tokens with W + s B A."""
 
 from collections.abc import Callable
 

@@ -60,6 +60,14 @@ STACKED = {
         "moe_intermediate_size": 16,
         **HEADS,
     },
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, **HEADS},
+    "deepseek_v3": {  # the first layer is dense, the next has a shared expert too
+        **{"first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
+        **{"moe_intermediate_size": 16, "n_group": 2, "topk_group": 1, "q_lora_rank": 16},
+        **{"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+    },
+    "granitemoe": {"num_local_experts": 4, **HEADS},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, **HEADS},
 }
 APART = {  # whose feed-forward is no module that takes one tensor: linear experts only
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
@@ -68,6 +76,7 @@ APART = {  # whose feed-forward is no module that takes one tensor: linear exper
 }
 BLOCK = AdapterSpec(num_experts=4, top_k=2, rank=3, alpha=6.0)
 LINEAR = AdapterSpec(experts="linear", num_experts=4, top_k=2, rank=3, alpha=6.0)
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 PLAIN = AdapterSpec(num_experts=1, top_k=1, rank=3, alpha=6.0)
 
 
@@ -152,11 +161,19 @@ def test_linear_experts(family: str, spec: AdapterSpec, build_model: Build, tmp_
 
 
 @pytest.mark.parametrize("family", STACKED)
+def test_lora_of_the_base_s_own_experts(family: str, build_model: Build, tmp_path: Path) -> None:
+    spec = PLAIN.model_copy(update={"target_parameters": EXPERTS})
+    changes = STACKED[family]
+    whole_trip(lambda: build_model(family, **TALKATIVE, **changes), spec, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss", "granitemoe", "olmoe"])
 def test_block_experts_on_stacked_experts_are_refused(family: str, build_model: Build) -> None:
     model = build_model(family, **STACKED[family])
-    with pytest.raises(InputError, match=r"stacked as mlp\.experts\.gate_up_proj \[4, ") as caught:
+    with pytest.raises(InputError, match=r"stacked as \w+\.experts\.gate_up_proj \[4, ") as caught:
         inject(model, BLOCK)
     assert "supported on it are experts: linear, and num_experts: 1" in str(caught.value)
+    assert "LoRA on its own experts, by target_parameters" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
