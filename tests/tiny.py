@@ -5,7 +5,38 @@ from pathlib import Path
 
 from orchestrator.demo.tiny_model import write_model
 
-__all__ = ["with_template", "write_adapter", "write_model"]
+__all__ = ["with_template", "write_adapter", "write_mixture", "write_model"]
+
+EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+"""A mixture's stacked weights."""
+ON_EXPERTS = {"num_experts": 1, "top_k": 1, "target_parameters": EXPERTS}
+"""Fields of an adapter on them."""
+
+
+def write_mixture(tokenizer: Path, folder: Path, family: str = "qwen3_moe") -> Path:
+    """A random mixture of four experts (2 layers, width 64) with the tokenizer of another model."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        family,
+        **{"vocab_size": 260, "hidden_size": 64, "intermediate_size": 64, "head_dim": 16},
+        **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2},
+        **{"moe_intermediate_size": 64, "max_position_embeddings": 512},
+        **{"eos_token_id": 2, "pad_token_id": 3, "bos_token_id": 0},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:  # larger than they are drawn: routers tell tokens apart
+                    parameter.normal_(0.0, 0.15)
+        model.save_pretrained(folder)
+    for file in tokenizer.glob("*token*"):
+        shutil.copy(file, folder)
+    return folder
 
 
 def write_adapter(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.tiny import ON_EXPERTS
 from workers.config.adapter import AdapterSpec
 from workers.config.data import DataSpec
 from workers.config.model import ModelSpec
@@ -38,6 +39,7 @@ ADAPTERS: Mapping[str, Mapping[str, object]] = {
     "block": {"num_experts": 3},  # Three do not divide among two workers.
     "even block": {"num_experts": 4},
     "linear dora": {"num_experts": 4, "experts": "linear", "use_dora": True},
+    "stacked": ON_EXPERTS,
 }
 
 

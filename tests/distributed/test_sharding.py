@@ -36,6 +36,7 @@ from tests.distributed.sharding_cases import (
     micro_batches,
 )
 from tests.processes import by_first, run_together
+from tests.tiny import write_mixture
 from workers.adapter.digest import base_digest
 from workers.config.base import override
 from workers.config.parallel import ParallelSpec
@@ -109,6 +110,12 @@ def test_two_workers_equal_one_process(
 
 
 @pytest.mark.usefixtures("processes")
+def test_a_mixture_s_own_experts_in_shards(tiny_model_dir: Path, tmp_path: Path) -> None:
+    mixture = write_mixture(tiny_model_dir, tmp_path / "mixture")
+    run_together(adapting_experts, mixture, tmp_path, processes=2)
+
+
+@pytest.mark.usefixtures("processes")
 def test_four_workers_go_on_where_one_stopped(tiny_model_dir: Path, tmp_path: Path) -> None:
     run_together(four_workers, tiny_model_dir, tmp_path, processes=4)
 
@@ -128,6 +135,18 @@ def two_workers(
         check_relay(model, mesh)
         for spec in specs:
             check_training(spec, folder / f"{spec.parallel.strategy}-{spec.parallel.ep_size}", mesh)
+
+
+def adapting_experts(rank: int, model: Path, folder: Path) -> None:
+    with worker(rank, 2, folder) as mesh:
+        again = [Layout("fsdp2", checkpointing=True), Layout("deepspeed", 3, checkpointing=True)]
+        shared = [
+            Layout(strategy, ep_size=2, checkpointing=checkpointing)
+            for strategy in ("ddp", "fsdp2")
+            for checkpointing in (False, True)
+        ]
+        check_parity(model, "stacked", mesh, [Layout(), *PLAIN, *again, *shared])
+        check_parity(model, "only stacked", mesh, [PLAIN[0], *shared])
 
 
 def four_workers(rank: int, model: Path, folder: Path) -> None:
@@ -163,7 +182,8 @@ def worker(rank: int, world: int, folder: Path) -> Iterator[Mesh]:
 
 def check_parity(model: Path, adapter: str, mesh: Mesh, layouts: Sequence[Layout]) -> None:
     """Loss, norm, parameters and optimizer after some steps are one process's."""
-    for dtype, tolerance in TOLERANCE.items():
+    for dtype in dict.fromkeys(one.dtype for one in layouts):
+        tolerance = TOLERANCE[dtype]
         expected = by_first(mesh.world, partial(traced, Layout(dtype=dtype), model, adapter))
         for layout in (one for one in layouts if one.dtype is dtype):
             trace = traced(layout, model, adapter, mesh)

@@ -239,6 +239,11 @@ class TrainSpec(Spec):
         ep_size, adapter = self.parallel.ep_size, self.adapter
         if ep_size == 1:
             return
+        if adapter.target_parameters:
+            raise ValueError(
+                f"parallel.ep_size is {ep_size}, but must be 1 with adapter.target_parameters: the "
+                "base's own experts are on every worker; strategy fsdp2 lays them in shards"
+            )
         counts = [count for count in adapter.expert_counts if count > 1]
         for count in counts or adapter.expert_counts:
             if count % ep_size:

@@ -8,9 +8,11 @@ input and output size of one weight.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from workers.layers.assignments import SortedAssignments
 from workers.layers.ops.grouped_mm import grouped_mm
@@ -52,8 +54,7 @@ class ExpertStack:
     def product(self, name: str, rows_PI: Tensor, pairs: SortedAssignments) -> Tensor:
         """W_e x of every pair, with the expert's bias if there is one: [P, O]."""
         weight = self._weight(name)
-        weight_EIO: Tensor = weight if self.is_transposed else weight.transpose(1, 2)
-        output_PO = grouped_mm(rows_PI, weight_EIO, pairs.end_N)
+        output_PO = _frozen_product(rows_PI, weight, pairs.end_N, self.is_transposed)
         bias_EO = getattr(self.module, f"{name}_bias", None)
         if bias_EO is None:
             return output_PO
@@ -80,6 +81,32 @@ class ExpertStack:
         weight = getattr(self.module, name)
         assert isinstance(weight, Tensor)
         return weight
+
+
+def _frozen_product(rows_PI: Tensor, weight: Tensor, end_N: Tensor, is_transposed: bool) -> Tensor:
+    function: Any = _Frozen
+    output_PO: Tensor = function.apply(rows_PI, weight, end_N, is_transposed)
+    return output_PO
+
+
+class _Frozen(torch.autograd.Function):
+    """A grouped product with weights that are not trained. Keeps the parameter itself, not a view:
+    where it lies in shards, it is gathered again for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows_PI: Tensor, weight: Tensor, end_N: Tensor, is_transposed: bool
+    ) -> Tensor:
+        ctx.save_for_backward(weight, end_N)
+        ctx.is_transposed = is_transposed
+        return grouped_mm(rows_PI, weight if is_transposed else weight.transpose(1, 2), end_N)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_PO: Tensor) -> tuple[Tensor | None, ...]:
+        weight, end_N = ctx.saved_tensors
+        weight_EOI = weight.transpose(1, 2) if ctx.is_transposed else weight
+        return grouped_mm(grad_PO.contiguous(), weight_EOI, end_N), None, None, None
 
 
 def find_stack(module: nn.Module) -> ExpertStack | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from workers.config.optimizers import OPTIMIZERS
 from workers.config.train import TrainSpec
+from workers.injection.adapted_stack import AdaptedStack
 from workers.injection.adapter import Adapter
 from workers.injection.wrapper import AdaptedModule
 from workers.parallel.optimizer import make_optimizer, rate_groups
@@ -203,10 +204,14 @@ class DeepSpeedUpdate:
 
 
 def _announce(model: nn.Module) -> None:
-    """An adapter's layer reads the weights of the modules inside it, which are not called."""
+    """An adapter's layer reads the weights of the modules inside it, which are not called; and
+    stacked experts, those of the base."""
     import deepspeed
 
     for module in (module for module in model.modules() if isinstance(module, AdaptedModule)):
+        if isinstance(module, AdaptedStack):
+            for parameter in module.base.parameters(recurse=False):
+                deepspeed.zero.register_external_parameter(module, parameter)
         for layer in module.adapters.values():
             for inner in (module for module in layer.modules() if module is not layer):
                 for parameter in inner.parameters(recurse=False):

@@ -12,8 +12,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from workers.adapter.files import AdapterFiles
+from workers.adapter.stacked_names import MATRICES
 from workers.adapter.stock.base_files import BaseFiles
 from workers.adapter.stock.families import (
     DOWN,
@@ -26,9 +28,10 @@ from workers.adapter.stock.families import (
     Twin,
 )
 from workers.adapter.stock.fit import adapted_places
+from workers.adapter.stock.stored_experts import check_whole, stored_experts
 from workers.adapter.stock.verdict import experts_and_slots
 from workers.config.base import InputError
-from workers.injection.targets import decoder_layers
+from workers.injection.targets import decoder_layers, weight_sizes
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,31 @@ class NewTensor:
 class Merging:
     """A base's weights with an adapter's updates."""
 
-    def __init__(self, base: BaseFiles, model: nn.Module, files: AdapterFiles, where: str) -> None:
+    def __init__(
+        self, base: BaseFiles, model: PreTrainedModel, files: AdapterFiles, where: str
+    ) -> None:
         """`model` has the base's structure, and needs no weights; `where` names the adapter."""
         self._base, self._files, self._model = base, files, model
         self._names = base.names(model)
         self._work = torch.promote_types(base.dtype, torch.float32)
         layer_list, layers = decoder_layers(model)
+        matrices = {path: sizes[2] for path, sizes in weight_sizes(layers).items()}
+        named = {
+            path: f"{layer_list}.{path.removeprefix('layers.')}" + (".weight" if one == 1 else "")
+            for path, one in matrices.items()
+        }
+        stacked = {named[path] for path, several in matrices.items() if several > 1}
+        self._stored_experts = stored_experts(base, model, stacked) if stacked else {}
+        """What the files' tensors hold of stacked experts, by name on disk."""
         self._adapted = {
-            f"{layer_list}.{path}.weight": f"layers.{path}"
+            named[f"layers.{path}"]: f"layers.{path}"
             for path in adapted_places(layers, files, where)
         }
         """Canonical place of the adapter's tensors, by the weight's name in the model."""
         for name in self._adapted:
-            if name not in self._names:
+            if name in stacked:
+                check_whole(self._stored_experts, base, name, model.get_parameter(name).shape)
+            elif name not in self._names:
                 raise InputError(
                     f"{base.folder}: has no tensor {name}, which the adapter changes: its files "
                     "call it otherwise, or have it together with others"
@@ -77,7 +92,9 @@ class Merging:
         """The base's own tensors, plain LoRA merged in."""
         inside = {on_disk: name for name, on_disk in self._names.items()}
         for on_disk, stored in self._base.stored.items():
-            if on_disk in inside:
+            if on_disk in self._stored_experts:
+                yield NewTensor(on_disk, stored.shape, partial(self._with_experts, on_disk))
+            elif on_disk in inside:
                 yield self._piece(on_disk, inside[on_disk], stored.shape)
             else:
                 read = partial(self._base.read, on_disk)
@@ -94,6 +111,18 @@ class Merging:
                 yield from self._block(twin, layer)
             elif linear not in (UP, DOWN):
                 raise InputError(f"{self._base.folder}: {name} has no place in {twin.architecture}")
+
+    def _with_experts(self, on_disk: str) -> Tensor:
+        """What a tensor of the files holds of stacked experts, with their updates."""
+        part = self._stored_experts[on_disk]
+        weight, place = self._base.read(on_disk), self._adapted.get(part.name)
+        if place is None:
+            return weight
+        matrices = (self._files.tensors[f"{place}.{leaf}"].to(self._work) for leaf in MATRICES)
+        module = self._model.get_submodule(part.name.rpartition(".")[0])
+        update = part.update(*matrices, is_transposed=bool(module.is_transposed))
+        merged: Tensor = weight.to(self._work) + self._files.spec.scale * update
+        return merged
 
     def _block(self, twin: Twin, layer: str) -> Iterator[NewTensor]:
         experts, _ = experts_and_slots(self._files.spec)
