@@ -40,6 +40,7 @@ ADAPTERS: Mapping[str, Mapping[str, object]] = {
     "even block": {"num_experts": 4},
     "linear dora": {"num_experts": 4, "experts": "linear", "use_dora": True},
     "stacked": ON_EXPERTS,
+    "only stacked": {**ON_EXPERTS, "target_modules": ()},
 }
 
 

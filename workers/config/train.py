@@ -240,10 +240,8 @@ class TrainSpec(Spec):
         if ep_size == 1:
             return
         if adapter.target_parameters:
-            raise ValueError(
-                f"parallel.ep_size is {ep_size}, but must be 1 with adapter.target_parameters: the "
-                "base's own experts are on every worker; strategy fsdp2 lays them in shards"
-            )
+            self._check_exchange("target_parameters adapts the base's own experts")
+            return  # How many there are, the base knows.
         counts = [count for count in adapter.expert_counts if count > 1]
         for count in counts or adapter.expert_counts:
             if count % ep_size:
@@ -251,8 +249,12 @@ class TrainSpec(Spec):
                     f"parallel.ep_size is {ep_size}, but must divide adapter.num_experts, "
                     f"which is {count}"
                 )
-        if adapter.use_dora and self.parallel.exchange == "tokens":
+        if adapter.use_dora:
+            self._check_exchange("use_dora scales what the frozen linears give")
+
+    def _check_exchange(self, what: str) -> None:
+        if self.parallel.exchange == "tokens":
             raise ValueError(
-                "parallel.exchange is tokens, but adapter.use_dora scales what the frozen linears "
-                "give, which stays where the tokens are; take weights or auto"
+                f"parallel.exchange is tokens, but adapter.{what}, which stays where the tokens "
+                "are; take weights or auto"
             )

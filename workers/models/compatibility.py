@@ -52,6 +52,7 @@ def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
     if spec.model.quantization or getattr(config, "quantization_config", None):
         _check_numbers(adapters)
     _, layers = decoder_layers(skeleton(config))
+    _check_shares(layers, adapters, spec.parallel.ep_size)
     first: nn.Module = typical_layer(layers, adapters).to_empty(device="cpu").eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -59,6 +60,19 @@ def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
             weight.normal_(0.0, 0.05, generator=generator)
     shapes = dict.fromkeys(_shape(adapter, len(layers)) for adapter in adapters)
     return Fit(len(layers), {shape: check_places([first], shape) for shape in shapes})
+
+
+def _check_shares(layers: list[nn.Module], adapters: Iterable[AdapterSpec], workers: int) -> None:
+    """The base's own experts, where adapters have a part for each, must share out evenly."""
+    if workers == 1 or not any(adapter.target_parameters for adapter in adapters):
+        return
+    for layer in layers:
+        for stack in stacks(layer, "").values():
+            if stack.experts % workers:
+                raise InputError(
+                    f"parallel.ep_size is {workers}, but must divide the base's {stack.experts} "
+                    "experts, which adapter.target_parameters adapts"
+                )
 
 
 def typical_layer(layers: list[nn.Module], adapters: Iterable[AdapterSpec]) -> nn.Module:

@@ -47,6 +47,8 @@ def _predicted(
 ) -> dict[str, float]:
     """By exchange, what each of the workers that share the experts sends for one micro-batch."""
     passes, size = Passes.of(spec), micro.dtype.itemsize
+    if spec.adapter.target_parameters:
+        return {"weights": weight_bytes(_stacked_places(adapter), workers, size)}
     places = routed_places(adapter, rank_space=passes.rank_space)
     # DoRA's weights travel as the optimizer holds them.
     weight_size = next(adapter.parameters()).itemsize if spec.adapter.use_dora else size
@@ -60,9 +62,22 @@ def _asked_for(spec: TrainSpec, predicted: dict[str, float]) -> ExchangeChoice |
     """What the specification settles; None leaves it to a trial."""
     if spec.adapter.use_dora:
         return ExchangeChoice("weights", "adapter.use_dora allows no other", predicted)
+    if spec.adapter.target_parameters:
+        return ExchangeChoice("weights", "adapter.target_parameters allows no other", predicted)
     if spec.parallel.exchange != "auto":
         return ExchangeChoice(spec.parallel.exchange, "parallel.exchange asks for it", predicted)
     return None
+
+
+def _stacked_places(adapter: Adapter) -> list[RoutedPlace]:
+    """Updates of the base's own experts: tokens stay where they are."""
+    found = []
+    for layer in adapter.layers:
+        parameters = list(layer.expert_parameters().values())
+        if parameters:
+            numbers = sum(one.numel() for one in parameters)
+            found.append(RoutedPlace(len(parameters[0]), slots=1, row=0, expert_numbers=numbers))
+    return found
 
 
 def _place(layer: Layer, *, rank_space: bool) -> RoutedPlace | None:

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from workers.config.base import InputError
 from workers.injection.adapter import Adapter
 from workers.layers.dispatch import LocalTokenDispatcher, TokenDispatcher
 from workers.parallel.collectives import Traffic
@@ -35,6 +36,12 @@ class ExpertShards:
         """Those in shards, by canonical name."""
         if not self.parameters or choice is None:
             return
+        for name, parameter in self.parameters.items():
+            if len(parameter) % mesh.ep.size:
+                raise InputError(
+                    f"parallel.ep_size is {mesh.ep.size}, but must divide the {len(parameter)} "
+                    f"experts of {name}"
+                )
         self.take(choice)
         for parameter in self.parameters.values():
             parameter.data = self.own(parameter.data)

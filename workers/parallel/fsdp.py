@@ -43,9 +43,11 @@ class Sharded(NamedUpdate):
     def _cut(self, model: nn.Module, adapter: Adapter, own: Collection[nn.Parameter]) -> None:
         former = [one for one in adapter.parameters() if not _among(one, own)]
         self.world.broadcast(former)
-        mesh = init_device_mesh(former[0].device.type, (self.world.size,))
+        mesh = init_device_mesh(next(adapter.parameters()).device.type, (self.world.size,))
         adapted = [module for module in model.modules() if isinstance(module, AdaptedModule)]
         for layer in (layer for module in adapted for layer in module.adapters.values()):
+            if all(_among(one, own) for one in layer.parameters()):
+                continue
             unit = fully_shard(
                 layer,
                 mesh=mesh,

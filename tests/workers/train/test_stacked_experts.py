@@ -111,9 +111,10 @@ REFUSED = {
     ),
     "dora": ({"adapter__use_dora": True}, "use_dora must be false with target_parameters"),
     "shared": ({"adapter__shared_a": True}, "shared_a must be false with target_parameters"),
-    "parallel": (
-        {"parallel__workers": 2, "parallel__ep_size": 2},
-        "parallel.ep_size is 2, but must be 1 with adapter.target_parameters",
+    "by tokens": (
+        {"parallel__workers": 2, "parallel__ep_size": 2, "parallel__exchange": "tokens"},
+        "parallel.exchange is tokens, but adapter.target_parameters adapts the base's own experts, "
+        "which stays where the tokens are; take weights or auto",
     ),
     "a bad pattern": ({"adapter__target_parameters": "("}, "is no regular expression"),
 }
@@ -128,6 +129,17 @@ def test_what_it_cannot_be_is_refused_in_one_line(
         on_experts(make_spec, tiny_model_dir, **changes)
     assert why in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_experts_that_do_not_share_out_are_refused_before_weights_are_read(
+    make_spec: SpecMaker, mixture: Path
+) -> None:
+    three = {"parallel__workers": 3, "parallel__ep_size": 3, "optimizer__batch_size": 9}
+    with pytest.raises(
+        InputError, match=r"ep_size is 3, but must divide the base's 4 experts, whi"
+    ):
+        check_fit(on_experts(make_spec, mixture, **three))
+    check_fit(on_experts(make_spec, mixture, parallel__workers=2, parallel__ep_size=2))
 
 
 def test_a_dense_base_is_refused_before_weights_are_read(
