@@ -30,7 +30,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["mixtral", "qwen3_moe"])
+@pytest.fixture(scope="module", params=["mixtral", "qwen3_moe", "gpt_oss"])
 def mixture(
     request: pytest.FixtureRequest, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -39,7 +39,9 @@ def mixture(
 
 @pytest.fixture(scope="module")
 def engine(mixture: Path) -> Iterator[ContinuousEngine]:
-    engine = ContinuousEngine(load_base(ModelSpec(path=str(mixture), device="cpu")), LIMITS)
+    # gpt-oss has no other attention
+    spec = ModelSpec(path=str(mixture), device="cpu", attention="eager")
+    engine = ContinuousEngine(load_base(spec), LIMITS)
     yield engine
     engine.close()
 

@@ -10,10 +10,13 @@ from tests.distributed.test_sharding import test_a_mixture_s_own_experts_in_shar
 from tests.tiny import EXPERTS, write_mixture
 from tests.workers.train.one_trial import trial
 from workers.adapter.files import load_into, read
-from workers.config.base import InputError
+from workers.config.base import InputError, override
 from workers.config.train import TrainSpec
+from workers.data.store.epoch_figures import LargestPass
+from workers.injection.inject import inject
 from workers.models.base import load_base
 from workers.models.compatibility import check_fit
+from workers.models.memory import estimate
 from workers.run.record import Metrics, RunPlan
 from workers.train.loop import TrainingRun
 
@@ -33,6 +36,8 @@ def on_experts(make_spec: SpecMaker, model: Path, **changes: object) -> TrainSpe
         "adapter__top_k": 1,
         "adapter__target_modules": (),
         "adapter__target_parameters": EXPERTS,
+        # gpt-oss has no other
+        "model__attention": "eager",
     }
     return make_spec(model__path=str(model), **{**shape, **changes})
 
@@ -102,6 +107,19 @@ def test_a_trial_leaves_an_adapter_that_fits(
         for name, tensor in adapter.state_dict().items()
         if name.endswith("down_proj.lora_B")
     )
+
+
+def test_its_memory_is_counted(make_spec: SpecMaker, mixture: Path) -> None:
+    spec = on_experts(make_spec, mixture, adapter__target_modules="all-linear")
+    known = estimate(spec, LargestPass(rows=4, length=24, scored=10))
+    adapter = inject(load_base(spec.model).model, spec.adapter)
+    assert known.adapter == 4 * adapter.num_parameters()
+    apart = on_experts(make_spec, mixture, parallel__workers=2, parallel__ep_size=2)
+    shared = estimate(apart, LargestPass(rows=4, length=24, scored=10))
+    experts = sum(one.numel() for _, one in adapter.named_expert_parameters())
+    assert shared.adapter == 4 * experts // 2
+    more = override(spec, {"adapter.rank": 64}, "test")
+    assert estimate(more, LargestPass(rows=4, length=24, scored=10)).activations > known.activations
 
 
 REFUSED = {
