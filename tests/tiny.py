@@ -34,8 +34,9 @@ def write_mixture(tokenizer: Path, folder: Path, family: str = "qwen3_moe") -> P
                 if parameter.dim() > 1:  # larger than they are drawn: routers tell tokens apart
                     parameter.normal_(0.0, 0.15)
         model.save_pretrained(folder)
-    for file in tokenizer.glob("*token*"):
-        shutil.copy(file, folder)
+    for pattern in ("*token*", "chat_template*"):
+        for file in tokenizer.glob(pattern):
+            shutil.copy(file, folder)
     return folder
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.test_sharding import test_a_mixture_s_own_experts_in_shards  # noqa: F401
 from tests.tiny import EXPERTS, write_mixture
 from tests.workers.train.one_trial import trial
 from workers.adapter.files import load_into, read
