@@ -1,7 +1,5 @@
 """What an adapter's specification puts where in a model: nothing is attached here."""
 
-from collections.abc import Iterator
-
 from torch import nn
 
 from workers.config.adapter import ALL_LINEAR, AdapterSpec, is_named
@@ -102,7 +100,10 @@ def _check_outer(path: str, view: FeedForward, names: list[str], spec: AdapterSp
 def _check(made: Plan, seen: list[str], spec: AdapterSpec) -> None:
     known = sorted({path.split(".", 2)[2] for path in seen})
     for field in ("target_modules", "exclude_modules"):
-        for said in _nowhere(getattr(spec, field), seen, "linear"):
+        named = getattr(spec, field)
+        if named != ALL_LINEAR and (lost := _nowhere(named, seen)) is not None:
+            said = f"{lost} matches no linear's path, such as {seen[0]}"
+            said = said if isinstance(named, str) else f"no linear is called {lost}"
             raise InputError(f"{field}: {said}; there are {known}")
     if not made and not spec.target_parameters:
         raise InputError("exclude_modules: leaves out every linear that target_modules name")
@@ -123,16 +124,19 @@ def _check_stacked(stacked: list[str], layers: list[nn.Module], spec: AdapterSpe
             f"{tree(layers[-1])}"
         )
     known = sorted({path.split(".", 2)[2] for path in stacked})
-    for said in _nowhere(spec.target_parameters, stacked, "stacked weight"):
-        raise InputError(f"target_parameters: {said}; there are {known}")
+    named = spec.target_parameters
+    if (lost := _nowhere(named, stacked)) is not None:
+        said = (
+            "matches the path of no stacked weight"
+            if isinstance(named, str)
+            else "is no stacked weight"
+        )
+        raise InputError(f"target_parameters: {lost} {said}; there are {known}")
 
 
-def _nowhere(names: str | tuple[str, ...], seen: list[str], kind: str) -> Iterator[str]:
-    """What of a specification is on none of this kind."""
-    if isinstance(names, str):
-        if names != ALL_LINEAR and not any(is_named(path, names) for path in seen):
-            yield f"{names} matches no {kind}'s path, such as {seen[0]}"
-        return
-    for name in names:
-        if not any(is_named(path, (name,)) for path in seen):
-            yield f"no {kind} is called {name}"
+def _nowhere(names: str | tuple[str, ...], seen: list[str]) -> str | None:
+    """The first pattern or name of a specification that is of none of these paths."""
+    each: list[str | tuple[str]] = [names] if isinstance(names, str) else [(one,) for one in names]
+    lost = (one for one in each if not any(is_named(path, one) for path in seen))
+    first = next(lost, None)
+    return first[0] if isinstance(first, tuple) else first

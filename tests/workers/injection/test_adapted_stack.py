@@ -209,11 +209,19 @@ REFUSED = {
     "an unknown name": (
         "mixtral",
         {"target_parameters": ("experts.w1",)},
-        "target_parameters: no stacked weight is called experts.w1; there are "
+        "target_parameters: experts.w1 is no stacked weight; there are "
         "['mlp.experts.down_proj', 'mlp.experts.gate_up_proj']",
     ),
-    "a pattern of none": ("mixtral", {"target_parameters": "x.*"}, "x.* matches no stacked weight"),
-    "a bias": ("gpt_oss", {"target_parameters": ("down_proj_bias",)}, "is called down_proj_bias"),
+    "a pattern of none": (
+        "mixtral",
+        {"target_parameters": "x.*"},
+        "x.* matches the path of no stacked weight",
+    ),
+    "a bias": (
+        "gpt_oss",
+        {"target_parameters": ("down_proj_bias",)},
+        "target_parameters: down_proj_bias is no stacked weight",
+    ),
     "an unknown linear": ("mixtral", {"target_modules": ("w1",)}, "no linear is called w1"),
 }
 
