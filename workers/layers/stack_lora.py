@@ -57,7 +57,8 @@ class StackLora(nn.Module):
 
     def __init__(self, stack: ExpertStack, spec: AdapterSpec, targets: Collection[str]) -> None:
         super().__init__()
-        self.rate, self.scale = spec.dropout, spec.scale
+        self.rate = spec.dropout
+        self.scales = {name: spec.scale(stack.sizes(name)[0]) for name in stack.names}
         self.dispatcher: TokenDispatcher = LocalTokenDispatcher()
         self.recorder: Recorder | None = None
         """Never told anything: no router of ours decides here."""
@@ -122,7 +123,7 @@ class StackLora(nn.Module):
         """`stacked` are A and B of each weight, of ours or of more that live elsewhere."""
         pairs = zip(stacked[::2], stacked[1::2], strict=True)
         named = zip(self.projections, pairs, strict=True)
-        return {name: ExpertBank(*pair, self.scale) for name, pair in named}
+        return {name: ExpertBank(*pair, self.scales[name]) for name, pair in named}
 
 
 class _Pairs(nn.Module):

@@ -66,7 +66,7 @@ def weights(module: AdaptedStack, layer: StackLora) -> dict[str, Tensor]:
         found[name] = weight.transpose(1, 2) if module.stack.is_transposed else weight
         if name in layer.projections:
             pair = layer.projections[name]
-            found[name] = found[name] + layer.scale * pair.lora_B @ pair.lora_A
+            found[name] = found[name] + layer.scales[name] * pair.lora_B @ pair.lora_A
     return found
 
 

@@ -118,10 +118,12 @@ class Merging:
         weight, place = self._base.read(on_disk), self._adapted.get(part.name)
         if place is None:
             return weight
-        matrices = (self._files.tensors[f"{place}.{leaf}"].to(self._work) for leaf in MATRICES)
+        lora_A, lora_B = (
+            self._files.tensors[f"{place}.{leaf}"].to(self._work) for leaf in MATRICES
+        )
         module = self._model.get_submodule(part.name.rpartition(".")[0])
-        update = part.update(*matrices, is_transposed=bool(module.is_transposed))
-        merged: Tensor = weight.to(self._work) + self._files.spec.scale * update
+        update = part.update(lora_A, lora_B, is_transposed=bool(module.is_transposed))
+        merged: Tensor = weight.to(self._work) + self._files.spec.scale(lora_A.shape[-1]) * update
         return merged
 
     def _block(self, twin: Twin, layer: str) -> Iterator[NewTensor]:
