@@ -33,6 +33,7 @@ USED = {
     "starlette": {"starlette._utils.get_route_path"},
     "torch": {"_forward_hooks", "_forward_pre_hooks", "_version"},
     "transformers": {
+        "_apply_gate",
         "_attn_implementation",
         "_can_set_attn_implementation",
         "_commit_hash",
