@@ -15,6 +15,7 @@ from orchestrator.registry.registry import Registry
 from orchestrator.report.gain import Gain
 from orchestrator.tuning.study import Study, TrialRow, trial_name
 from search_spaces.ranges import BESIDE
+from workers.run.events import read_events
 from workers.run.files import write_text
 from workers.run.record import Metrics
 
@@ -71,6 +72,7 @@ def _facts(study: Study) -> dict[str, Any]:
         "best": study.best(),
         "counts": {state: states.count(state) for state in dict.fromkeys(states)},
         "seconds": sum(row.seconds or 0 for row in rows),
+        "smaller": {row.number: _smaller_passes(study, row.number) for row in rows},
         "columns": [(path, short(path)) for path in study.optuna.user_attrs["varied"]],
         "export": told((row.number, study.exportable(row.number)) for row in rows if row.version),
         "tasks": _tasks(rows),
@@ -79,6 +81,16 @@ def _facts(study: Study) -> dict[str, Any]:
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "version": version("moetune"),
     }
+
+
+def _smaller_passes(study: Study, number: int) -> list[str]:
+    """What a trial's record says of memory that ran out."""
+    events = read_events(study.folder / "trials" / trial_name(number))
+    return [
+        event.message if event.step is None else f"after step {event.step}, {event.message}"
+        for event in events
+        if event.kind == "memory"
+    ]
 
 
 def _sources(train: Any) -> str:

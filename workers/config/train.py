@@ -17,6 +17,7 @@ from workers.config.losses import LossSpec
 from workers.config.model import ModelSpec
 from workers.config.optimizers import ADAM_BETAS, OPTIMIZERS, check_gpu
 from workers.config.parallel import ParallelSpec
+from workers.config.pass_limit import PassLimit
 
 
 class OptimizerSpec(Spec):
@@ -167,25 +168,20 @@ class TrainSpec(Spec):
         return values
 
     @property
-    def micro_batch_size(self) -> int | None:
-        """Rows of one forward pass on one worker; None is its whole share of a batch. Fewer workers
-        than the most make more passes, not larger ones: what fitted into memory still fits."""
-        if self.optimizer.micro_batch_size or not self.parallel.is_elastic:
-            return self.optimizer.micro_batch_size
-        return self.optimizer.batch_size // self.parallel.max_workers
+    def pass_limit(self) -> PassLimit:
+        """What one forward pass of one worker holds. Fewer workers than the most make more passes,
+        not larger ones: what fitted into memory still fits."""
+        rows = self.optimizer.micro_batch_size
+        if self.data.packing:
+            return PassLimit(tokens=rows and rows * self.data.max_length)
+        if rows is None and self.parallel.is_elastic:
+            rows = self.optimizer.batch_size // self.parallel.max_workers
+        return PassLimit(rows=rows)
 
     @property
     def evaluated_at_once(self) -> int:
         """Rows of an evaluation's forward pass: on one worker, which may be another run's."""
         return self.evaluation.batch_size or self.trained_at_once(self.parallel.max_workers)
-
-    @property
-    def packed_tokens(self) -> int | None:
-        """Tokens of a packed forward pass at most; None: any number, or no packing."""
-        sequences = self.optimizer.micro_batch_size
-        if sequences is None or not self.data.packing:
-            return None
-        return sequences * self.data.max_length
 
     def packed_passes(self, workers: int) -> int:
         """Packed forward passes of a step on each of so many workers, at least: fewer workers than
@@ -194,7 +190,8 @@ class TrainSpec(Spec):
 
     def trained_at_once(self, workers: int) -> int:
         """Rows of a training step's forward pass with so many workers."""
-        return self.micro_batch_size or self.optimizer.batch_size // workers
+        elastic = self.parallel.max_workers if self.parallel.is_elastic else workers
+        return self.optimizer.micro_batch_size or self.optimizer.batch_size // elastic
 
     def _check_batch(self) -> None:
         """Every number of workers must share a step's rows evenly."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers.config.pass_limit import NO_LIMIT, PassLimit
 from workers.data.epoch import Numbers, Part, drawn, rows_of_an_epoch, shuffled
 from workers.data.example import Example
 from workers.data.store.arrow import StoredExamples
@@ -39,6 +40,11 @@ class Batch:
     """What each target token counts for; None where all count alike."""
     lengths: tuple[int, ...] = ()
     """Of the rows that follow one another; none where the batch is not packed."""
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self.lengths) or len(self.input_ids_BS)
 
     @property
     def counted(self) -> float:
@@ -100,26 +106,32 @@ class Batches:
         rows: list[int] = self._epochs[epoch][place].tolist()
         return rows
 
-    def mine(self, step: int) -> list[int]:
+    def mine(self, step: int, limit: PassLimit = NO_LIMIT) -> list[int]:
         """This worker's rows of a step; all workers have rows of about the same lengths."""
-        return self.indices(step)[self.rank :: self.world]
+        return [row for rows in self._passes(step, limit) for row in rows]
 
     def share(self, step: int) -> list[Example]:
         """This worker's examples of a step."""
         return [self.examples[index] for index in self.mine(step)]
 
-    def passes_of_all(self, step: int, size: int | None = None) -> list[list[int]]:
-        """Rows of each forward pass of every worker."""
+    def passes_of_all(self, step: int, limit: PassLimit = NO_LIMIT) -> list[list[int]]:
+        """Rows of the first forward pass of every worker, then of the second, and so on."""
         rows = self.indices(step)
         shares = [rows[rank :: self.world] for rank in range(self.world)]
-        size = size or len(shares[0])
-        return [one[at : at + size] for one in shares for at in range(0, len(one), size)]
+        size = limit.rows or len(shares[0])
+        return [one[at : at + size] for at in range(0, len(shares[0]), size) for one in shares]
 
-    def micro_batches(self, step: int, size: int | None = None) -> list[list[Example]]:
-        """This worker's share in forward passes of `size` rows (None: in one)."""
-        share = self.share(step)
-        size = size or len(share)
-        return [share[start : start + size] for start in range(0, len(share), size)]
+    def micro_batches(self, step: int, limit: PassLimit = NO_LIMIT) -> list[list[Example]]:
+        """This worker's share in forward passes; every worker has as many."""
+        return [[self.examples[row] for row in rows] for rows in self._passes(step, limit)]
+
+    def halved(self, step: int, limit: PassLimit) -> PassLimit:
+        """Half of the step's largest pass that can be halved; the same on every worker."""
+        several = [rows for rows in self.passes_of_all(step, limit) if len(rows) > 1]
+        return PassLimit(rows=max(map(len, several)) // 2)
+
+    def _passes(self, step: int, limit: PassLimit) -> list[list[int]]:
+        return self.passes_of_all(step, limit)[self.rank :: self.world]
 
     @property
     def _parts(self) -> Sequence[Part]:

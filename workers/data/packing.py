@@ -13,6 +13,7 @@ from math import ceil
 
 import numpy as np
 
+from workers.config.pass_limit import NO_LIMIT, PassLimit
 from workers.config.train import TrainSpec
 from workers.data.batches import Batch, Batches, collate
 from workers.data.epoch import Part
@@ -26,29 +27,20 @@ class PackedBatches(Batches):
     group: int = 1
     passes: int = 1
     """Forward passes of a step, at least."""
-    tokens: int | None = None
-    """Of a forward pass at most; None: any number."""
 
-    def mine(self, step: int) -> list[int]:
-        """This worker's rows of a step: of about as many tokens as any other's."""
-        return [row for rows in self._passes(step) for row in rows]
-
-    def micro_batches(self, step: int, size: int | None = None) -> list[list[Example]]:
-        """This worker's share in forward passes."""
-        del size  # of rows: how many a pass has, their tokens say
-        return [[self.examples[row] for row in rows] for rows in self._passes(step)]
-
-    def passes_of_all(self, step: int, size: int | None = None) -> list[list[int]]:
-        """Rows of the first forward pass of every worker, then of the second, and so on."""
-        del size
+    def passes_of_all(self, step: int, limit: PassLimit = NO_LIMIT) -> list[list[int]]:
+        """See Batches: of about as many tokens each."""
         rows = self.indices(step)
-        lengths = [int(self._lengths[row]) for row in rows]
-        hands = deal(lengths, self.world, self.passes, self.tokens)
+        hands = deal(self._tokens(rows), self.world, self.passes, limit.tokens)
         return [[rows[place] for place in hand] for hand in hands]
 
-    def _passes(self, step: int) -> list[list[int]]:
-        """This worker's rows in each forward pass."""
-        return self.passes_of_all(step)[self.rank :: self.world]
+    def halved(self, step: int, limit: PassLimit) -> PassLimit:
+        """See Batches."""
+        several = [rows for rows in self.passes_of_all(step, limit) if len(rows) > 1]
+        return PassLimit(tokens=max(sum(self._tokens(rows)) for rows in several) // 2)
+
+    def _tokens(self, rows: Sequence[int]) -> list[int]:
+        return [int(self._lengths[row]) for row in rows]
 
 
 def batches_of(
@@ -58,8 +50,8 @@ def batches_of(
     size, seed = spec.optimizer.batch_size, spec.seed
     if not spec.data.packing:
         return Batches(examples, size, seed, rank, world, parts)
-    passes, tokens = spec.packed_passes(world), spec.packed_tokens
-    return PackedBatches(examples, size, seed, rank, world, parts, passes=passes, tokens=tokens)
+    passes = spec.packed_passes(world)
+    return PackedBatches(examples, size, seed, rank, world, parts, passes=passes)
 
 
 def deal(

@@ -43,6 +43,9 @@ def start() -> None:
 class DeepSpeedUpdate:
     """An `Update` through a DeepSpeed engine, for one adapter on `model`."""
 
+    independent = False
+    """Its hooks send gradients within the backward pass, and keep count of them."""
+
     def __init__(
         self,
         model: nn.Module,

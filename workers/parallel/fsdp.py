@@ -25,6 +25,8 @@ class Sharded(NamedUpdate):
     """An `Update` with the adapter in shards over all workers. Experts that are in shards already,
     by expert parallelism, stay as they are."""
 
+    independent = False
+
     def __init__(
         self, model: nn.Module, adapter: Adapter, spec: OptimizerSpec, shards: ExpertShards
     ) -> None:

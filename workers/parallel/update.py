@@ -25,6 +25,9 @@ class Update(Protocol):
 
     world: World
     """All workers: each has rows of its own."""
+    independent: bool
+    """Whether no worker waits for another in the midst of a pass, but for sums of the losses: what
+    one of them could not do, all can then do again."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -129,7 +132,7 @@ class Replicated(NamedUpdate):
         self._shards = shards or ExpertShards(adapter, Mesh())
         named = dict(adapter.named_parameters())
         shards, mesh = self._shards, self._shards.mesh
-        self.world = mesh.world
+        self.world, self.independent = mesh.world, mesh.ep.size == 1
         own = [one for name, one in named.items() if name in shards.parameters]
         rest = [one for name, one in named.items() if name not in shards.parameters]
         self._parts: list[tuple[list[nn.Parameter], World, World]] = [

@@ -24,6 +24,7 @@ Kind: TypeAlias = Literal[
     "lost",
     "hung",
     "skipped",
+    "memory",
     "checkpoint failed",
     "upload failed",
 ]
@@ -40,7 +41,8 @@ class RunEvent(BaseModel):
     """started, resumed (a further attempt), finished, failed (an attempt); exchange: how experts
     and tokens meet; attention: how it is computed; data: what rows lost to data.max_length, or
     which are learned and compared on; lost: a worker's process or node is gone; hung: a worker
-    ended itself because nothing moved; skipped: a step."""
+    ended itself because nothing moved; skipped: a step; memory: passes are smaller from there
+    on, for memory ran out."""
     message: str
     """In words, one line."""
     step: int | None = None

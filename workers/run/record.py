@@ -120,7 +120,8 @@ def read_progress(folder: Path) -> list[Metrics]:
 def reason(error: BaseException) -> str:
     """`error` as one line, with its type unless the message was written for people."""
     message = " ".join(str(error).split())
-    written_for_people = isinstance(error, InputError) or type(error).__name__ == "DivergedError"
+    named = type(error).__name__ in ("DivergedError", "DoesNotFitError")
+    written_for_people = isinstance(error, InputError) or named
     return message if written_for_people else f"{type(error).__name__}: {message}"
 
 

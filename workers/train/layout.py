@@ -34,8 +34,8 @@ def micro_batch(
 ) -> MicroBatch:
     """About what each of so many workers has at once: rows of like length go together, or packed
     ones fill a pass."""
-    rows = spec.trained_at_once(workers)
+    rows, tokens = spec.trained_at_once(workers), spec.pass_limit.tokens
     length = round(batches.mean_length)
-    if spec.packed_tokens:
-        rows = min(max(spec.packed_tokens // length, 1), spec.optimizer.batch_size // workers)
+    if tokens:
+        rows = min(max(tokens // length, 1), spec.optimizer.batch_size // workers)
     return MicroBatch(rows, length, inputs.base.model.get_input_embeddings().weight.dtype)

@@ -30,6 +30,7 @@ from workers.train.checkpoint import state as checkpoint
 from workers.train.evaluation.evaluator import Evaluation
 from workers.train.inputs import Inputs
 from workers.train.layout import lay_out, micro_batch, run_batches
+from workers.train.out_of_memory import FittingPasses, StepOutOfMemoryError
 from workers.train.report import check_finite, summary
 from workers.train.start import start_from
 from workers.train.step import StepResult, TrainStep
@@ -78,8 +79,14 @@ class TrainingRun:
         self._batches = run_batches(spec, self.inputs, self.world, self.heartbeat.moving)
         self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
         self._timer = StepTimer(spec.optimizer.steps, spec.evaluation.every, self.world.size)
+        self._fitting = FittingPasses(spec, EventLog(plan.folder), self.world.rank)
         self._evaluate = Evaluation(
-            self.inputs, self.adapter, spec, self.world, self.heartbeat.moving
+            self.inputs,
+            self.adapter,
+            spec,
+            self.world,
+            self.heartbeat.moving,
+            fitting=self._fitting,
         )
         try:
             start_from(spec, self.adapter, self.inputs.base_record)
@@ -176,6 +183,7 @@ class TrainingRun:
             "schedule": self._train_step.schedule_state(),
             "update": self._update.whole_state(),
             "stream": self._stream.position(self.step) if self._stream else None,
+            "fitting": self._fitting.state(self.world),
         }
 
     def write(self, folder: Path, state: Mapping[str, Any]) -> None:
@@ -200,6 +208,7 @@ class TrainingRun:
         self.step, self.metrics = state["step"], state["metrics"]
         self._results = [StepResult(**result) for result in state["results"]]
         self._seconds = state["seconds"]
+        self._fitting.load_state(state.get("fitting"))
         if self._stream:
             self._stream.seek(state["stream"])
         checkpoint.restore_random_states(state["random"], self.world)
@@ -220,9 +229,7 @@ class TrainingRun:
         while self.step < step:
             started = time.perf_counter()
             self.heartbeat.beat("data", self.step)
-            micro = self._batches.micro_batches(self.step, self.spec.micro_batch_size)
-            batches = lay_out(self.spec, micro, self.inputs.pad_token_id)
-            result = self._train_step(batches)
+            result = self._take_step()
             self._results.append(result)
             self._seconds += time.perf_counter() - started
             self._note(result)
@@ -232,11 +239,22 @@ class TrainingRun:
             if after_step and self.step < step:
                 after_step(self)
 
+    def _take_step(self) -> StepResult:
+        """In smaller passes from here on, where memory runs out."""
+        before = checkpoint.random_states()
+        while True:
+            passes = self._batches.micro_batches(self.step, self._fitting.training)
+            try:
+                return self._train_step(lay_out(self.spec, passes, self.inputs.pad_token_id))
+            except StepOutOfMemoryError:
+                self._fitting.halve_training(self._batches, self.step)
+            checkpoint.set_random_states(before)
+
     def _note(self, result: StepResult) -> None:
         if result.fault and self.world.is_first:
             EventLog(self.plan.folder).note("skipped", result.fault, step=self.step)
         if self.spec.data.record_rows:
-            everyone = self.world.gather(self._batches.mine(self.step))
+            everyone = self.world.gather(self._batches.mine(self.step, self._fitting.training))
             if self.world.is_first:
                 note_rows(self.plan.folder, self.step, everyone)
 

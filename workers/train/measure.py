@@ -88,7 +88,7 @@ def _quickest(
     step: TrainStep, rows: Sequence[Example], spec: TrainSpec, pad_token_id: int
 ) -> Timed:
     step_of_all = batches_of(spec, rows, (), rank=0, world=spec.parallel.max_workers)
-    passes = step_of_all.micro_batches(0, spec.micro_batch_size)
+    passes = step_of_all.micro_batches(0, spec.pass_limit)
     batches = lay_out(spec, passes, pad_token_id)
     seconds = []
     for _ in range(STEPS + 1):

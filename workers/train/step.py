@@ -19,6 +19,13 @@ from workers.models.packing import taking_packed_rows
 from workers.parallel.update import Update
 from workers.run.heartbeat import HeartbeatWriter
 from workers.train.forward import batch_loss, laid_out, recorded
+from workers.train.out_of_memory import (
+    StepOutOfMemoryError,
+    cannot_repeat,
+    is_out_of_memory,
+    release,
+    too_large,
+)
 
 
 class DivergedError(RuntimeError):
@@ -81,7 +88,10 @@ class TrainStep:
         self._beat = (heartbeat or HeartbeatWriter()).beat
         self._base, self._adapter, self._update = base, adapter, update
         self._world = update.world
+        self._spec = spec
         self._auxiliary = EnabledLosses(spec.loss, self._world.all_reduce)
+        enabled = self._auxiliary.weights if adapter.routers else ()
+        self._names = ("cross_entropy", *enabled, "loss")
         self._max_grad_norm = spec.optimizer.max_grad_norm or math.inf
         self._max_skipped, self._skipped = spec.optimizer.max_skipped_steps, 0
         self._optimizer_spec = spec.optimizer
@@ -89,22 +99,21 @@ class TrainStep:
         self._schedule_at(0)
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
-        """Take one step on this worker's micro-batches; every worker has the same number."""
+        """Take one step on this worker's micro-batches; every worker has the same number. Raises
+        StepOutOfMemoryError on all of them, with nothing changed, where one lacked memory."""
         self._beat("forward")
         counts = self._count(batches)
-        parts: dict[str, list[Tensor]] = {}
-        with self._attending(batches):
-            for batch, micro_tokens in zip(batches, counts.micro_tokens, strict=True):
-                with laid_out(self._adapter, self._base, batch):
-                    for name, part in self._backward(batch, counts, micro_tokens).items():
-                        parts.setdefault(name, []).append(part)
+        sums, lacking = self._passes(batches, counts)
         self._beat("reduce")
         self._update.reduce()
         norm = self._update.clip(self._max_grad_norm)
         # Read only here, not after each micro-batch, so that a GPU does not run dry between them.
-        sums = torch.stack([torch.stack(values).sum() for values in parts.values()]).double()
+        *losses, some, alone = self._world.all_reduce(torch.cat([sums, lacking])).tolist()
+        if some:
+            self._update.drop()
+            raise too_large(self._spec) if alone else StepOutOfMemoryError
         result = StepResult(
-            losses=dict(zip(parts, self._world.all_reduce(sums).tolist(), strict=True)),
+            losses=dict(zip(self._names, losses, strict=True)),
             grad_norm=float(norm),
             lr=self._optimizer_spec.lr * share_of_peak(self._optimizer_spec, self._done),
             tokens=int(counts.tokens),
@@ -140,13 +149,47 @@ class TrainStep:
         targets_in_all, *micro_tokens = self._world.totals([targets, *tokens], self._base.device)
         return _Counts(targets_in_all, sum(micro_tokens), micro_tokens)
 
+    def _passes(self, batches: Sequence[Batch], counts: _Counts) -> tuple[Tensor, Tensor]:
+        """All forward and backward passes: this worker's part of each loss, and whether it lacked
+        memory, and that with one row. Then the other workers make theirs all the same, and get
+        zeros where they wait for its numbers."""
+        parts: list[Tensor] = []
+        failed = None
+        self._auxiliary.begin()
+        try:
+            with self._attending(batches):
+                for batch, micro_tokens in zip(batches, counts.micro_tokens, strict=True):
+                    failed = batch
+                    with laid_out(self._adapter, self._base, batch):
+                        parts.append(self._backward(batch, counts, micro_tokens))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            # Sums in float64 would be others than those of float32 before.
+            sums = torch.stack(parts).sum(0)
+            return sums.double(), self._numbers([0, 0])
+        assert failed is not None, "a step has passes"
+        if not self._update.independent:
+            field = "optimizer.micro_batch_size"
+            raise cannot_repeat(self._spec, field, _words(failed))
+        parts.clear()
+        self._update.drop()
+        release()
+        self._auxiliary.finish(len(batches), self._adapter.routers.values())
+        return self._numbers([0] * len(self._names)), self._numbers([1, failed.rows == 1])
+
+    def _numbers(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self._base.device)
+
     def _attending(self, batches: Sequence[Batch]) -> AbstractContextManager[None]:
         """For the passes of a step, which are packed or padded together."""
         packed = any(batch.lengths for batch in batches)
         return taking_packed_rows(self._base.model) if packed else nullcontext()
 
-    def _backward(self, batch: Batch, counts: _Counts, micro_tokens: float) -> dict[str, Tensor]:
-        """Forward and backward of one micro-batch; this worker's part of each loss of the step."""
+    def _backward(self, batch: Batch, counts: _Counts, micro_tokens: float) -> Tensor:
+        """Forward and backward of one micro-batch; this worker's part of each loss of the step, in
+        the order of their names."""
         self._beat("forward")
         rank_space = self._auxiliary.needs_rank_space
         # The backward pass runs outside: recomputed activations must not be recorded.
@@ -162,7 +205,7 @@ class TrainStep:
         loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()])
         self._beat("backward")
         self._update.backward(loss.sum())
-        return {name: part.detach() for name, part in (parts | {"loss": loss.sum()}).items()}
+        return torch.stack([*parts.values(), loss.sum()]).detach()
 
     def _skip(self, result: StepResult) -> None:
         """A number that is not finite would go into every later step: leave it out, and stop where
@@ -185,3 +228,8 @@ def share_of_peak(spec: OptimizerSpec, step: int) -> float:
     done = (step - spec.warmup_steps) / (spec.steps - spec.warmup_steps)
     shapes = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}
     return shapes[spec.schedule]
+
+
+def _words(batch: Batch) -> str:
+    count = "1 row" if batch.rows == 1 else f"{batch.rows} rows"
+    return f"{count}, {batch.input_ids_BS.numel()} tokens"

@@ -134,5 +134,7 @@ def test_the_slowest_worker_says_what_a_run_does(tmp_path: Path) -> None:
     event = run_status(tmp_path).event
     assert event is not None
     assert (event.kind, event.worker) == ("lost", 1)
+    log.note("memory", "out of memory: 2 rows at most in a forward pass from here on", step=2)
+    assert any("out of memory: 2 rows" in line for line in run_status(tmp_path).lines())
     assert run_status(tmp_path / "nothing") == RunStatus()
     assert RunStatus().lines() == ["training · starting"]

@@ -21,6 +21,7 @@ from orchestrator.tuning.one_run import one_run
 from orchestrator.tuning.study import Study
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
+from workers.run.events import EventLog
 from workers.run.samples import Sample, samples_beside, write_samples
 from workers.train.used import base_file
 
@@ -129,6 +130,17 @@ def test_the_leaderboard_tells_every_trial_and_escapes_what_it_quotes(page: Page
     assert "OutOfMemoryError: <b>CUDA</b> out of memory" in page.text
     assert "10 of 10 trials" in " ".join(page.text.split())
     assert "exact_match" in page.text
+
+
+def test_passes_that_became_smaller_are_told_with_their_trial(job: JobSpec, play: Play) -> None:
+    play(job, ["finished", "finished"])
+    study = Study.open(job.cluster, job.name)
+    log = EventLog(study.folder / "trials" / "T001")
+    log.note("memory", "out of memory: 2 rows at most in a forward pass from here on", step=3)
+    log.note("data", "a thousand rows")
+    text = " ".join(Page(write(job.cluster, job.name)).text.split())
+    assert text.count("after step 3, out of memory: 2 rows at most in a forward pass") == 1
+    assert "a thousand rows" not in text
 
 
 def test_trials_without_a_router_are_in_optunas_plots_too(job: JobSpec, play: Play) -> None:

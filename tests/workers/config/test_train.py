@@ -3,6 +3,7 @@
 import pytest
 
 from workers.config.base import InputError, override, validated
+from workers.config.pass_limit import NO_LIMIT, PassLimit
 from workers.config.train import TrainSpec
 
 MINIMAL = {"model": {"path": "base"}, "data": {"train": "t.jsonl", "validation": "v.jsonl"}}
@@ -128,20 +129,20 @@ def test_an_elastic_number_of_workers_shares_every_batch_evenly() -> None:
         parallel={"workers": {"min": 1, "max": 4}}, optimizer={"batch_size": 24, "steps": 9}
     )
     assert (elastic.parallel.min_workers, elastic.parallel.max_workers) == (1, 4)
-    assert elastic.micro_batch_size == 6  # what each of four has: one has it in four passes
-    assert spec(parallel={"workers": 4}).micro_batch_size is None
+    assert elastic.pass_limit.rows == 6  # what each of four has: one has it in four passes
+    assert spec(parallel={"workers": 4}).pass_limit == NO_LIMIT
 
 
 def test_packing_counts_a_pass_in_tokens() -> None:
     """Sequences of max_length, which need not divide a batch's rows."""
     rows = MINIMAL["data"] | {"packing": True, "max_length": 64}
     packed = spec(data=rows, optimizer={"batch_size": 6, "micro_batch_size": 4})
-    assert (packed.packed_tokens, packed.packed_passes(1)) == (256, 1)
-    assert spec(optimizer={"micro_batch_size": 4}).packed_tokens is None
+    assert (packed.pass_limit.tokens, packed.packed_passes(1)) == (256, 1)
+    assert spec(optimizer={"micro_batch_size": 4}).pass_limit == PassLimit(rows=4)
     elastic = spec(
         data=rows, optimizer={"batch_size": 24}, parallel={"workers": {"min": 1, "max": 4}}
     )
-    assert elastic.packed_tokens is None
+    assert elastic.pass_limit == NO_LIMIT
     passes = [elastic.packed_passes(workers) for workers in (1, 2, 3, 4)]
     assert passes == [4, 2, 2, 1], "no worker has more at once than each of four"
     assert not spec(parallel={"workers": {"min": 2, "max": 2}}).parallel.is_elastic

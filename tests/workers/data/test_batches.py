@@ -8,6 +8,7 @@ from random import Random
 import pytest
 import torch
 
+from workers.config.pass_limit import PassLimit
 from workers.data.batches import Batches, collate, collate_prompts
 from workers.data.epoch import Part, drawn, shuffled
 from workers.data.example import Example, Span
@@ -53,7 +54,7 @@ def test_any_number_of_workers_shares_the_rows_of_one_and_has_equal_steps(world:
     for step in range(3 * alone.steps_per_epoch):
         rows = Counter(row for worker in workers for row in worker.mine(step))
         assert rows == Counter(alone.indices(step))
-        passes = [worker.micro_batches(step, 5) for worker in workers]
+        passes = [worker.micro_batches(step, PassLimit(rows=5)) for worker in workers]
         assert {tuple(map(len, one)) for one in passes} == {tuple(map(len, passes[0]))}
         for worker, one in zip(workers, passes, strict=True):
             assert [row for part in one for row in part] == worker.share(step)
@@ -180,7 +181,7 @@ def test_rows_of_like_length_come_together() -> None:
 
 def test_micro_batches_are_the_share_in_parts() -> None:
     batches = Batches(examples(50), 8, world=2)
-    parts = batches.micro_batches(5, 2)
+    parts = batches.micro_batches(5, PassLimit(rows=2))
     assert [len(part) for part in parts] == [2, 2]
     assert [example for part in parts for example in part] == batches.share(5)
     assert batches.micro_batches(5) == [batches.share(5)]

@@ -8,6 +8,7 @@ from statistics import mean, pstdev
 import pytest
 import torch
 
+from workers.config.pass_limit import PassLimit
 from workers.data.batches import Batches
 from workers.data.example import Example, Span
 from workers.data.packing import PackedBatches, deal, pack
@@ -22,16 +23,14 @@ EXAMPLES = [Example.of(tuple(range(5, 4 + length)), (2,)) for length in LENGTHS]
 def test_workers_share_a_steps_rows_by_tokens_in_as_many_passes(
     world: int, tokens: int | None
 ) -> None:
-    workers = [
-        PackedBatches(EXAMPLES, 12, seed=1, rank=rank, world=world, tokens=tokens)
-        for rank in range(world)
-    ]
+    workers = [PackedBatches(EXAMPLES, 12, seed=1, rank=rank, world=world) for rank in range(world)]
+    limit = PassLimit(tokens=tokens)
     for step in range(3 * workers[0].steps_per_epoch):
-        shares = [worker.mine(step) for worker in workers]
+        shares = [worker.mine(step, limit) for worker in workers]
         assert Counter(row for share in shares for row in share) == Counter(
             workers[0].indices(step)
         )
-        passes = [worker.micro_batches(step) for worker in workers]
+        passes = [worker.micro_batches(step, limit) for worker in workers]
         (count,) = {len(one) for one in passes}
         assert count == 1 or tokens is not None
         for one, share in zip(passes, shares, strict=True):
@@ -71,7 +70,7 @@ def test_lengths_have_no_say_in_what_comes_together() -> None:
 
 def test_a_step_depends_on_nothing_but_its_number() -> None:
     def run() -> PackedBatches:
-        return PackedBatches(EXAMPLES, 8, seed=1, world=2, tokens=60)
+        return PackedBatches(EXAMPLES, 8, seed=1, world=2)
 
     walked = run()
     seen = [walked.mine(step) for step in range(40)]

@@ -74,9 +74,8 @@ def epoch_figures(train: EncodedSource, spec: TrainSpec) -> EpochFigures:
 
 def _passes(batches: Batches, spec: TrainSpec, steps: int) -> Iterator[Rows]:
     """The rows of each forward pass of all workers."""
-    size = spec.trained_at_once(spec.parallel.max_workers)
     for step in range(steps):
-        yield from map(np.asarray, batches.passes_of_all(step, size))
+        yield from map(np.asarray, batches.passes_of_all(step, spec.pass_limit))
 
 
 def _pass(examples: StoredExamples, rows: Rows, *, packed: bool) -> LargestPass:

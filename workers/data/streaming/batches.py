@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from workers.config.pass_limit import NO_LIMIT, PassLimit
 from workers.config.train import TrainSpec
 from workers.data.batches import Batches
 from workers.data.counts import RowCounts
@@ -87,17 +88,22 @@ class StreamedBatches:
         share = (step - now.first) / now.batches.steps_per_epoch
         return begun + share * (end.epochs - begun)
 
-    def mine(self, step: int) -> list[int]:
+    def mine(self, step: int, limit: PassLimit = NO_LIMIT) -> list[int]:
         """This worker's rows of a step, by their numbers in the stream: those of a window follow
         `number of the window * data.streaming_buffer`."""
         now = self._at(step)
         before = now.number * self._spec.data.streaming_buffer
-        return [before + row for row in now.batches.mine(now.own(step))]
+        return [before + row for row in now.batches.mine(now.own(step), limit)]
 
-    def micro_batches(self, step: int, size: int | None = None) -> Sequence[Sequence[Example]]:
-        """This worker's share in forward passes of `size` rows (None: in one)."""
+    def micro_batches(self, step: int, limit: PassLimit = NO_LIMIT) -> Sequence[Sequence[Example]]:
+        """This worker's share in forward passes; every worker has as many."""
         now = self._at(step)
-        return now.batches.micro_batches(now.own(step), size)
+        return now.batches.micro_batches(now.own(step), limit)
+
+    def halved(self, step: int, limit: PassLimit) -> PassLimit:
+        """Half of the step's largest pass that can be halved; the same on every worker."""
+        now = self._at(step)
+        return now.batches.halved(now.own(step), limit)
 
     def position(self, step: int) -> dict[str, Any]:
         """Where the window of a step begins: for `seek`, on any number of workers."""

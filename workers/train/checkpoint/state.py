@@ -106,7 +106,11 @@ def restore_random_states(all_states: Sequence[Mapping[str, Any]], world: World)
     """
     if len(all_states) != world.size:
         return
-    states = all_states[world.rank]
+    set_random_states(all_states[world.rank])
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Set this process's generators to what `random_states` gave."""
     random.setstate(states["python"])
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():

@@ -5,7 +5,7 @@ workers gives the same figures. Tensor suffixes: B rows, S positions.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from workers.train.evaluation.results import ExpertCounts, Measured, RowResult, 
 from workers.train.evaluation.sample import SAMPLED, cached_prefix, drawn
 from workers.train.forward import recorded, row_losses
 from workers.train.inputs import Inputs
+from workers.train.out_of_memory import FittingPasses, cannot_repeat, is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Evaluation:
     """Called before each forward pass: an evaluation may take long, and workers differ."""
     kept_rows: int = SAMPLED
     """Rows, drawn from all of them, whose own routing is kept."""
+    fitting: FittingPasses | None = None
+    """Says how many rows go at once; without it the specification does, at first."""
 
     def __call__(self) -> Metrics:
         """The metrics of `measure`."""
@@ -102,7 +105,8 @@ class Evaluation:
     ) -> list[tuple[float, float]]:
         """Loss sum and what it counts of each example; adds to the experts' counts."""
         results: list[tuple[float, float]] = [(0.0, 0)] * len(examples)
-        for indices in self._groups([len(example) for example in examples]):
+
+        def measure(indices: Sequence[int]) -> None:
             rows = [examples[i] for i in indices] or self.inputs.validation_examples[:1]
             batch = collate(rows, self.inputs.pad_token_id)
             adapter = self.adapter if counts else None
@@ -112,6 +116,8 @@ class Evaluation:
                 counts.count(records, batch.attention_mask_BS, indices)
             for index, value in zip(indices, sums, strict=bool(indices)):
                 results[index] = value
+
+        self._in_passes([len(example) for example in examples], measure)
         return results
 
     def _answers(self, indices: Sequence[int]) -> dict[int, SampledAnswer]:
@@ -143,24 +149,43 @@ class Evaluation:
         examples = self.inputs.validation_examples
         answers = [""] * len(indices)
         longest = self.spec.evaluation.max_new_tokens
-        for group in self._groups([examples[index].spans[-1].start for index in indices]):
+
+        def write(group: Sequence[int]) -> None:
             some = [examples[indices[i]].prompt for i in group] or [examples[0].prompt]
             texts = generate(self.inputs, some, longest, together=self._together)
             for index, text in zip(group, texts, strict=bool(group)):
                 answers[index] = text
+
+        self._in_passes([examples[index].spans[-1].start for index in indices], write)
         return answers
 
-    def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Batches of like lengths, the longest first: too large a batch fails at once. Workers who
-        must run the model together all have as many, the last ones perhaps empty."""
+    def _in_passes(self, lengths: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
+        """Do `work` for all rows, those of like lengths at once, the longest first: too many fail
+        at once. Workers who must run the model together all make as many passes, the last ones
+        perhaps empty."""
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-        size = self.spec.evaluated_at_once
-        count = math.ceil(len(order) / size)
+        fitting = self.fitting or FittingPasses(self.spec)
         if self._together:
-            count = max(self.world.gather(count))
-        for first in range(0, count * size, size):
+            self._all_together(order, fitting.evaluated, work)
+            return
+        while order:
             self.moving()
-            yield order[first : first + size]
+            some = order[: fitting.evaluated]
+            if fitting.evaluate(work, some):
+                order = order[len(some) :]
+
+    def _all_together(
+        self, order: Sequence[int], size: int, work: Callable[[Sequence[int]], None]
+    ) -> None:
+        for number in range(max(self.world.gather(math.ceil(len(order) / size)))):
+            self.moving()
+            try:
+                work(order[number * size :][:size])
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                held = f"{size} rows"
+                raise cannot_repeat(self.spec, "evaluation.batch_size", held) from None
 
     @property
     def _together(self) -> bool:

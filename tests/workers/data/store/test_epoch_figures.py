@@ -84,7 +84,7 @@ def test_they_are_those_of_the_batches_that_a_run_makes(
         for rank in range(workers)
         for each in [batches_of(spec, train.examples, (), rank, workers)]
         for step in range(each.steps_per_epoch)
-        for batch in lay_out(spec, each.micro_batches(step, spec.micro_batch_size), 0)
+        for batch in lay_out(spec, each.micro_batches(step, spec.pass_limit), 0)
     ]
     figures = epoch_figures(train, spec)
     assert (figures.steps, figures.epochs) == (5, 2)

@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from workers.config.base import InputError
+from workers.config.pass_limit import PassLimit
 from workers.config.train import TrainSpec
 from workers.data.encode import Encoder
 from workers.data.example import Example
@@ -63,7 +64,7 @@ class Streams:
         return self.tokenizer.decode(example.prompt)[:2]
 
     def rows(self, batches: StreamedBatches, step: int) -> list[str]:
-        passes = batches.micro_batches(step, 2)
+        passes = batches.micro_batches(step, PassLimit(rows=2))
         return [self.text(one) for each in passes for one in each]
 
 
