@@ -151,5 +151,8 @@ def _there(registry: Registry, id: str) -> Version | None:
 
 def _alone(spec: TrainSpec) -> TrainSpec:
     """In one process, which does not take more rows at once than one of the run's did."""
-    changes = {"parallel": {}, "evaluation.batch_size": spec.evaluated_at_once}
+    changes: dict[str, object] = {
+        "parallel": {},
+        "evaluation.batch_size": spec.evaluated_at_once,
+    }
     return override(spec, changes, "evaluation")

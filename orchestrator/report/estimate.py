@@ -139,6 +139,7 @@ def _large(trials: "Iterable[TrainSpec]") -> "list[TrainSpec]":
     keys = (
         lambda one: one.data.max_length,
         lambda one: one.trained_at_once(one.parallel.max_workers),
+        lambda one: one.pass_limit.tokens or 0,
         _trained_bytes,
         lambda one: one.adapter.slots(max(one.adapter.expert_counts)),
     )
@@ -167,7 +168,7 @@ def _varied(job: JobSpec, trial: "TrainSpec") -> dict[str, Any]:
 
 def _fills_memory(path: str) -> bool:
     named = ("adapter.", "data.", "optimizer.name", "optimizer.momentum")
-    return path.startswith(named) or path.endswith("batch_size")
+    return path.startswith(named) or path.endswith(("batch_size", "batch_tokens"))
 
 
 def _many(count: int, what: str) -> str:

@@ -102,13 +102,13 @@ class Contest:
         self.base = random_base(ModelSizes(**shared, vocabulary=sizes.vocabulary))
         shape = AdapterSpec(num_experts=sizes.num_experts, rank=sizes.rank, dropout=0.0)
         self.adapter = inject(self.base.model, shape)
-        self._spec = TrainSpec(
+        self.spec = TrainSpec(
             model=ModelSpec(path="random"),
             adapter=shape,
             data=DataSpec(train="-", validation="-"),
         )
         self.take = TrainStep(
-            self._spec, self.base, self.adapter, Replicated(self.adapter, OptimizerSpec())
+            self.spec, self.base, self.adapter, Replicated(self.adapter, OptimizerSpec())
         )
 
     def turn(self, batches: Batches, step: int, rounds: int) -> float:
@@ -126,7 +126,7 @@ class Contest:
             parameter.data += 0.02 * torch.randn_like(parameter)  # B begins at zero
         for lay in (collate, pack):
             update = WatchedGradients(self.adapter, OptimizerSpec(lr=1e-30))  # moves nothing
-            TrainStep(self._spec, self.base, self.adapter, update)([lay(rows, 0)])
+            TrainStep(self.spec, self.base, self.adapter, update)([lay(rows, 0)])
             found.append(update.gradients)
         return max(
             float((found[1][name] - one).abs().max() / one.abs().max().clamp(min=1e-6))

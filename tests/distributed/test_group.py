@@ -49,11 +49,16 @@ def test_two_workers_with_half_of_the_experts_each(
         torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("way", ["streaming", "packing"])
+# Of passes that differ, the balance loss would.
+BY_TOKENS = {"optimizer__micro_batch_tokens": 128, "loss__load_balance_weight": 0.0}
+
+
+@pytest.mark.parametrize("way", ["streaming", "packing", "tokens"])
 def test_two_workers_share_the_rows_of_one(
     ray_cluster: Session, make_spec: Callable[..., TrainSpec], tmp_path: Path, way: str
 ) -> None:
-    data = {f"data__{way}": True, "data__streaming_buffer": 24, "data__record_rows": True}
+    asked = BY_TOKENS if way == "tokens" else {f"data__{way}": True}
+    data = {**asked, "data__streaming_buffer": 24, "data__record_rows": True}
     plain = {"optimizer__name": "sgd", "optimizer__lr": 0.5}  # Adam magnifies rounding
     spec = make_spec(optimizer__steps=6, parallel__workers=2, **plain, **data)
     plan = RunPlan(tmp_path / "run", "study")

@@ -58,6 +58,9 @@ class OptimizerSpec(Spec):
     micro_batch_size: PositiveInt | None = None
     """Rows of one forward pass on one worker; None takes the whole share (no accumulation). With
     data.packing: packed sequences, of max_length tokens at most."""
+    micro_batch_tokens: PositiveInt | None = None
+    """In place of micro_batch_size: tokens of one forward pass on one worker at most, padding
+    included, so that short rows fill a pass as long ones do. At least data.max_length."""
 
     @property
     def decay_rates(self) -> tuple[float, float] | None:
@@ -139,6 +142,7 @@ class TrainSpec(Spec):
                 "gives them one, so it must be 0"
             )
         self._check_batch()
+        self._check_tokens()
         self._check_experts()
         self._check_optimizer()
         kind = ATTENTION.get(self.model.attention)
@@ -171,7 +175,9 @@ class TrainSpec(Spec):
     def pass_limit(self) -> PassLimit:
         """What one forward pass of one worker holds. Fewer workers than the most make more passes,
         not larger ones: what fitted into memory still fits."""
-        rows = self.optimizer.micro_batch_size
+        rows, tokens = self.optimizer.micro_batch_size, self.optimizer.micro_batch_tokens
+        if tokens:
+            return PassLimit(tokens=tokens)
         if self.data.packing:
             return PassLimit(tokens=rows and rows * self.data.max_length)
         if rows is None and self.parallel.is_elastic:
@@ -179,9 +185,20 @@ class TrainSpec(Spec):
         return PassLimit(rows=rows)
 
     @property
-    def evaluated_at_once(self) -> int:
-        """Rows of an evaluation's forward pass: on one worker, which may be another run's."""
-        return self.evaluation.batch_size or self.trained_at_once(self.parallel.max_workers)
+    def evaluation_limit(self) -> PassLimit:
+        """What an evaluation's forward pass holds."""
+        return PassLimit(
+            rows=self.evaluated_at_once,
+            tokens=None if self.evaluation.batch_size else self.optimizer.micro_batch_tokens,
+        )
+
+    @property
+    def evaluated_at_once(self) -> int | None:
+        """Rows of an evaluation's forward pass: on one worker, which may be another run's. None:
+        its tokens are counted."""
+        if self.evaluation.batch_size or self.optimizer.micro_batch_tokens:
+            return self.evaluation.batch_size
+        return self.trained_at_once(self.parallel.max_workers)
 
     def packed_passes(self, workers: int) -> int:
         """Packed forward passes of a step on each of so many workers, at least: fewer workers than
@@ -189,7 +206,10 @@ class TrainSpec(Spec):
         return math.ceil(self.parallel.max_workers / workers)
 
     def trained_at_once(self, workers: int) -> int:
-        """Rows of a training step's forward pass with so many workers."""
+        """Rows of a training step's forward pass with so many workers; where its tokens are
+        counted, the longest ones."""
+        if tokens := self.optimizer.micro_batch_tokens:
+            return min(tokens // self.data.max_length, self.optimizer.batch_size // workers)
         elastic = self.parallel.max_workers if self.parallel.is_elastic else workers
         return self.optimizer.micro_batch_size or self.optimizer.batch_size // elastic
 
@@ -212,6 +232,21 @@ class TrainSpec(Spec):
             raise ValueError(
                 f"optimizer.micro_batch_size is {micro}, but must divide the {share} rows that "
                 "each worker has of a batch"
+            )
+
+    def _check_tokens(self) -> None:
+        tokens, micro = self.optimizer.micro_batch_tokens, self.optimizer.micro_batch_size
+        if tokens is None:
+            return
+        if micro is not None:
+            raise ValueError(
+                f"optimizer.micro_batch_tokens is {tokens} and micro_batch_size is {micro}; a "
+                "pass is counted by one of them"
+            )
+        if tokens < self.data.max_length:
+            raise ValueError(
+                f"optimizer.micro_batch_tokens is {tokens}, but must be at least data.max_length, "
+                f"which is {self.data.max_length}: a row is in one pass"
             )
 
     def _check_optimizer(self) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from workers.config.pass_limit import NO_LIMIT, PassLimit
 from workers.data.epoch import Numbers, Part, drawn, rows_of_an_epoch, shuffled
 from workers.data.example import Example
+from workers.data.passes import fewest_passes, in_passes
 from workers.data.store.arrow import StoredExamples
 from workers.losses.cross_entropy import IGNORED
 
@@ -118,6 +119,8 @@ class Batches:
         """Rows of the first forward pass of every worker, then of the second, and so on."""
         rows = self.indices(step)
         shares = [rows[rank :: self.world] for rank in range(self.world)]
+        if limit.tokens:
+            return self._by_tokens(shares, limit.tokens)
         size = limit.rows or len(shares[0])
         return [one[at : at + size] for at in range(0, len(shares[0]), size) for one in shares]
 
@@ -128,7 +131,23 @@ class Batches:
     def halved(self, step: int, limit: PassLimit) -> PassLimit:
         """Half of the step's largest pass that can be halved; the same on every worker."""
         several = [rows for rows in self.passes_of_all(step, limit) if len(rows) > 1]
-        return PassLimit(rows=max(map(len, several)) // 2)
+        halves = [limit.half_of(len(rows), max(self._tokens(rows))) for rows in several]
+        return max(halves, key=lambda one: one.tokens or one.rows or 0)
+
+    def _by_tokens(self, shares: Sequence[list[int]], tokens: int) -> list[list[int]]:
+        """Each worker's share in passes of at most so many tokens: all make as many passes, though
+        the rows of one might fit into fewer."""
+        lengths = [self._tokens(share) for share in shares]
+        passes = max(fewest_passes(one, tokens) for one in lengths)
+        parts = [in_passes(one, tokens, passes) for one in lengths]
+        return [
+            share[parts[rank][number]]
+            for number in range(passes)
+            for rank, share in enumerate(shares)
+        ]
+
+    def _tokens(self, rows: Sequence[int]) -> list[int]:
+        return [int(self._lengths[row]) for row in rows]
 
     def _passes(self, step: int, limit: PassLimit) -> list[list[int]]:
         return self.passes_of_all(step, limit)[self.rank :: self.world]

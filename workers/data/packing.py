@@ -39,9 +39,6 @@ class PackedBatches(Batches):
         several = [rows for rows in self.passes_of_all(step, limit) if len(rows) > 1]
         return PassLimit(tokens=max(sum(self._tokens(rows)) for rows in several) // 2)
 
-    def _tokens(self, rows: Sequence[int]) -> list[int]:
-        return [int(self._lengths[row]) for row in rows]
-
 
 def batches_of(
     spec: TrainSpec, examples: Sequence[Example], parts: Sequence[Part], rank: int, world: int

@@ -75,8 +75,7 @@ class FittingPasses:
         """`log` is told where one becomes smaller."""
         self._spec, self._log, self._rank = spec, log, rank
         self.training: PassLimit = spec.pass_limit
-        self.evaluated = spec.evaluated_at_once
-        """Rows of an evaluation's pass."""
+        self.evaluation: PassLimit = spec.evaluation_limit
 
     def halve_training(self, batches: Batches | StreamedBatches, step: int) -> None:
         """After a step that lacked memory; every worker comes here."""
@@ -86,7 +85,9 @@ class FittingPasses:
             rows = self._spec.optimizer.batch_size
             self._say(f"{size}; the batch stays {rows} rows", step, None)
 
-    def evaluate(self, work: Callable[[Sequence[int]], None], rows: Sequence[int]) -> bool:
+    def evaluate(
+        self, work: Callable[[Sequence[int]], None], rows: Sequence[int], longest: int
+    ) -> bool:
         """Whether `work` is done; else its passes are to be smaller. An evaluation's workers do not
         wait for each other in the midst of it."""
         try:
@@ -97,24 +98,25 @@ class FittingPasses:
         else:
             return True
         release()
-        if len(rows) < 2:
+        if len(rows) == 1:
             raise too_large(self._spec)
-        self.evaluated = len(rows) // 2
-        size = "1 row" if self.evaluated == 1 else f"{self.evaluated} rows"
-        said = f"{size} at most in an evaluation's pass from here on (before: {len(rows)})"
+        before, self.evaluation = self.evaluation, self.evaluation.half_of(len(rows), longest)
+        said = f"{self.evaluation} at most in an evaluation's pass from here on (before: {before})"
         self._say(said, None, self._rank)
         return False
 
     def state(self, world: World) -> dict[str, Any]:
-        """For a checkpoint; a collective."""
-        evaluated = min(world.gather(self.evaluated))
-        return {"training": self.training.as_dict(), "evaluated": evaluated}
+        """For a checkpoint; a collective. An evaluation's passes are those of the worker with the
+        smallest."""
+        everyone = world.gather(self.evaluation)
+        smallest = min(everyone, key=lambda one: (one.tokens or 0, one.rows or 0))
+        return {"training": self.training.as_dict(), "evaluation": smallest.as_dict()}
 
     def load_state(self, state: Mapping[str, Any] | None) -> None:
         """Go on with a `state`; an earlier moetune's checkpoint has none."""
         if state:
             self.training = PassLimit(**state["training"])
-            self.evaluated = state["evaluated"]
+            self.evaluation = PassLimit(**state["evaluation"])
 
     def _say(self, message: str, step: int | None, worker: int | None) -> None:
         if self._log:

@@ -35,6 +35,14 @@ def spec(**parts: object) -> TrainSpec:
         ({"optimizer": {"batch_size": 3}, "parallel": {"workers": 2}}, "must be a multiple of"),
         ({"optimizer": {"batch_size": 6, "micro_batch_size": 4}}, "must divide the 6 rows"),
         (
+            {"optimizer": {"micro_batch_tokens": 100}},
+            "micro_batch_tokens is 100, but must be at least data.max_length, which is 512",
+        ),
+        (
+            {"optimizer": {"micro_batch_tokens": 1024, "micro_batch_size": 2}},
+            "micro_batch_tokens is 1024 and micro_batch_size is 2; a pass is counted by one",
+        ),
+        (
             {"parallel": {"workers": {"min": 1, "max": 4}}},
             "every number from 1 to 4, which parallel",
         ),
@@ -131,6 +139,17 @@ def test_an_elastic_number_of_workers_shares_every_batch_evenly() -> None:
     assert (elastic.parallel.min_workers, elastic.parallel.max_workers) == (1, 4)
     assert elastic.pass_limit.rows == 6  # what each of four has: one has it in four passes
     assert spec(parallel={"workers": 4}).pass_limit == NO_LIMIT
+
+
+def test_a_pass_may_be_counted_in_tokens() -> None:
+    counted = spec(optimizer={"micro_batch_tokens": 1024, "batch_size": 16})
+    assert counted.pass_limit == counted.evaluation_limit == PassLimit(tokens=1024)
+    assert counted.trained_at_once(1) == 2, "of the longest rows"
+    assert counted.evaluated_at_once is None
+    rows = spec(optimizer={"micro_batch_tokens": 1024}, evaluation={"batch_size": 4})
+    assert rows.evaluation_limit == PassLimit(rows=4)
+    packed = spec(data=MINIMAL["data"] | {"packing": True}, optimizer={"micro_batch_tokens": 1024})
+    assert packed.pass_limit == PassLimit(tokens=1024)
 
 
 def test_packing_counts_a_pass_in_tokens() -> None:

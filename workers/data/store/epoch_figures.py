@@ -16,6 +16,8 @@ from workers.data.store.token_store import EncodedSource
 
 MOST_STEPS = 20_000
 """So many of an epoch's steps are looked at, which takes a second."""
+MOST_ROWS = 100_000
+"""Of those, where passes are counted by their tokens."""
 Rows = NDArray[np.int64]
 
 
@@ -55,6 +57,8 @@ def epoch_figures(train: EncodedSource, spec: TrainSpec) -> EpochFigures:
     batches = batches_of(spec, examples, parts, rank=0, world=spec.parallel.max_workers)
     steps, lengths = batches.steps_per_epoch, examples.lengths
     looked_at = min(steps, MOST_STEPS)
+    if spec.pass_limit.tokens:
+        looked_at = min(looked_at, max(MOST_ROWS // spec.optimizer.batch_size, 1))
     tokens = positions = most = 0
     widest: Rows = np.zeros(0, np.int64)
     for rows in _passes(batches, spec, looked_at):

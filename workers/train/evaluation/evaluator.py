@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from workers.config.pass_limit import PassLimit
 from workers.config.train import TrainSpec
 from workers.data.batches import collate
 from workers.data.example import Example
@@ -156,36 +157,50 @@ class Evaluation:
             for index, text in zip(group, texts, strict=bool(group)):
                 answers[index] = text
 
-        self._in_passes([examples[index].spans[-1].start for index in indices], write)
+        prompts = [examples[index].spans[-1].start for index in indices]
+        self._in_passes([length + longest for length in prompts], write)
         return answers
 
     def _in_passes(self, lengths: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
         """Do `work` for all rows, those of like lengths at once, the longest first: too many fail
-        at once. Workers who must run the model together all make as many passes, the last ones
-        perhaps empty."""
+        at once."""
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         fitting = self.fitting or FittingPasses(self.spec)
         if self._together:
-            self._all_together(order, fitting.evaluated, work)
+            self._all_together(order, lengths, fitting.evaluation, work)
             return
         while order:
             self.moving()
-            some = order[: fitting.evaluated]
-            if fitting.evaluate(work, some):
+            longest = lengths[order[0]]
+            some = order[: fitting.evaluation.held(len(order), longest)]
+            if fitting.evaluate(work, some, longest):
                 order = order[len(some) :]
 
     def _all_together(
-        self, order: Sequence[int], size: int, work: Callable[[Sequence[int]], None]
+        self,
+        order: Sequence[int],
+        lengths: Sequence[int],
+        limit: PassLimit,
+        work: Callable[[Sequence[int]], None],
     ) -> None:
-        for number in range(max(self.world.gather(math.ceil(len(order) / size)))):
+        """Workers who must run the model together all make as many passes, the last ones perhaps
+        empty. None can be tried again."""
+        passes: list[Sequence[int]] = []
+        while order:
+            held = limit.held(len(order), lengths[order[0]])
+            passes.append(order[:held])
+            order = order[held:]
+        for number in range(max(self.world.gather(len(passes)))):
             self.moving()
+            rows = passes[number] if number < len(passes) else []
             try:
-                work(order[number * size :][:size])
+                work(rows)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                held = f"{size} rows"
-                raise cannot_repeat(self.spec, "evaluation.batch_size", held) from None
+                raise cannot_repeat(
+                    self.spec, "evaluation.batch_size", f"{len(rows)} rows"
+                ) from None
 
     @property
     def _together(self) -> bool:
