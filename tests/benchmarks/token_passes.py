@@ -25,7 +25,7 @@ from results import machine, write_section
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from workers.config.losses import LossSpec
-from workers.config.pass_limit import PassLimit
+from workers.config.parallel import PassLimit
 from workers.config.train import OptimizerSpec
 from workers.data.batches import Batches, collate
 from workers.data.example import Example

@@ -16,8 +16,7 @@ from workers.config.data import RESULTS_APART, DataSpec
 from workers.config.losses import LossSpec
 from workers.config.model import ModelSpec
 from workers.config.optimizers import ADAM_BETAS, OPTIMIZERS, check_gpu
-from workers.config.parallel import ParallelSpec
-from workers.config.pass_limit import PassLimit
+from workers.config.parallel import ParallelSpec, PassLimit
 
 
 class OptimizerSpec(Spec):

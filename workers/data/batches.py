@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.config.pass_limit import NO_LIMIT, PassLimit
+from workers.config.parallel import NO_LIMIT, PassLimit
 from workers.data.epoch import Numbers, Part, drawn, rows_of_an_epoch, shuffled
 from workers.data.example import Example
 from workers.data.passes import fewest_passes, in_passes

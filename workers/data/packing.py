@@ -13,7 +13,7 @@ from math import ceil
 
 import numpy as np
 
-from workers.config.pass_limit import NO_LIMIT, PassLimit
+from workers.config.parallel import NO_LIMIT, PassLimit
 from workers.config.train import TrainSpec
 from workers.data.batches import Batch, Batches, collate
 from workers.data.epoch import Part

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from workers.config.pass_limit import PassLimit
+from workers.config.parallel import PassLimit
 from workers.config.train import TrainSpec
 from workers.data.batches import Batches
 from workers.data.streaming.batches import StreamedBatches

@@ -3,7 +3,7 @@
 import pytest
 
 from workers.config.base import InputError, override, validated
-from workers.config.pass_limit import NO_LIMIT, PassLimit
+from workers.config.parallel import NO_LIMIT, PassLimit
 from workers.config.train import TrainSpec
 
 MINIMAL = {"model": {"path": "base"}, "data": {"train": "t.jsonl", "validation": "v.jsonl"}}

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import torch
 
-from workers.config.pass_limit import PassLimit
+from workers.config.parallel import PassLimit
 from workers.data.batches import Batches, collate, collate_prompts
 from workers.data.epoch import Part, drawn, shuffled
 from workers.data.example import Example, Span

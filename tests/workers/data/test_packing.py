@@ -8,7 +8,7 @@ from statistics import mean, pstdev
 import pytest
 import torch
 
-from workers.config.pass_limit import PassLimit
+from workers.config.parallel import PassLimit
 from workers.data.batches import Batches
 from workers.data.example import Example, Span
 from workers.data.packing import PackedBatches, deal, pack

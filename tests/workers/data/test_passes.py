@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from workers.config.pass_limit import PassLimit
+from workers.config.parallel import PassLimit
 from workers.data.batches import Batches
 from workers.data.example import Example
 from workers.data.passes import fewest_passes, in_passes

@@ -10,7 +10,7 @@ from tests.distributed.expert_parallel_cases import CASES, Case, build
 from tests.workers.train.greedy import greedy, tokens
 from tests.workers.train.test_packing import Watched, rows
 from workers.config.losses import LossSpec
-from workers.config.pass_limit import PassLimit
+from workers.config.parallel import PassLimit
 from workers.config.train import TrainSpec
 from workers.data.batches import Batches, collate
 from workers.run.events import read_events

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from workers.config.pass_limit import NO_LIMIT, PassLimit
+from workers.config.parallel import NO_LIMIT, PassLimit
 from workers.config.train import TrainSpec
 from workers.data.batches import Batches
 from workers.data.counts import RowCounts

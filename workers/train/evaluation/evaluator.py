@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from workers.config.pass_limit import PassLimit
+from workers.config.parallel import PassLimit
 from workers.config.train import TrainSpec
 from workers.data.batches import collate
 from workers.data.example import Example

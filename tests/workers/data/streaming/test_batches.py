@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from workers.config.base import InputError
-from workers.config.pass_limit import PassLimit
+from workers.config.parallel import PassLimit
 from workers.config.train import TrainSpec
 from workers.data.encode import Encoder
 from workers.data.example import Example
