@@ -25,7 +25,7 @@ from workers.losses.head_loss import piece_tokens
 from workers.models.attention_choice import attention_choice
 from workers.models.compatibility import base_config
 from workers.models.output_head import output_head
-from workers.models.probe import probe
+from workers.models.probe import LayerProbe, probe
 from workers.models.skeleton import skeleton
 
 PACKED = {"bnb_nf4": 0.5 + (1 + 4 / 256) / 64, "bnb_int8": 1.0, "torchao_int8": 1.0}
@@ -45,7 +45,8 @@ class MemoryEstimate:
     optimizer: int
     """Its moments of each weight."""
     activations: int
-    """What the layers keep for the backward pass, and one layer's gradients of it."""
+    """What the layers keep for the backward pass, and what one layer's takes; beyond what gradients
+    take, which come as these go."""
     logits: int
     """Of a piece's targets, with their gradient; and all targets' hidden states, with theirs."""
     data: int
@@ -78,15 +79,34 @@ def estimate(spec: TrainSpec, largest: LargestPass, data: int = 0) -> MemoryEsti
     hidden = rows * length * model.config.get_text_config().hidden_size * number
     kept = [hidden if spec.model.activation_checkpointing else one.kept for one in each]
     workers = _sharing(spec.parallel)
+    gradients = trained // workers["gradients"]
+    logits = number * _scored(model, spec.model, largest)
+    activations = _activations(each, kept, logits, recomputed=spec.model.activation_checkpointing)
+    if _passes(spec, largest) == 1:  # else gradients are there from the first pass on
+        activations = max(activations - gradients, 0)
     return MemoryEstimate(
         base=_base(model, layers, spec.model) // workers["base"] + _gathered(layers, spec),
         adapter=trained // workers["adapter"],
-        gradients=trained // workers["gradients"],
+        gradients=gradients,
         optimizer=_moments(spec, trained // ADAPTER_BYTES) // workers["optimizer"],
-        activations=sum(kept) + max(one.kept + one.kept_once for one in each),
-        logits=number * _scored(model, spec.model, largest),
+        activations=max(activations - logits, 0),
+        logits=min(logits, activations),
         data=data,
     )
+
+
+def _activations(
+    each: Sequence[LayerProbe], kept: Sequence[int], logits: int, *, recomputed: bool
+) -> int:
+    """The most of a pass: at its loss, or in the backward pass of a layer."""
+    once = max(one.kept_once for one in each)
+    backward = max(one.backward + (one.kept if recomputed else 0) for one in each)
+    return sum(kept) + once + max(logits, backward)
+
+
+def _passes(spec: TrainSpec, largest: LargestPass) -> int:
+    """Of a step, with so many rows in the largest."""
+    return -(-spec.optimizer.batch_size // (spec.parallel.max_workers * largest.rows))
 
 
 def _scored(model: PreTrainedModel, spec: ModelSpec, largest: LargestPass) -> int:

@@ -1,15 +1,17 @@
-"""What one decoder layer with an adapter keeps for its backward pass, counted where autograd keeps
-it: the layer runs with random weights on random tokens, and the rest of the model has none.
+"""What one decoder layer with an adapter keeps for its backward pass, and what this takes beside
+it, counted at every operation: the layer runs with random weights on random tokens, and the rest of
+the model has none.
 
 Shapes: B rows, S positions, D model width.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from workers.config.adapter import AdapterSpec
@@ -18,11 +20,13 @@ from workers.config.model import ModelSpec
 from workers.injection.inject import inject
 from workers.injection.targets import decoder_layers
 from workers.models.compatibility import typical_layer
+from workers.models.live_bytes import LiveBytes
 from workers.models.padding import needs_mask
 from workers.models.skeleton import skeleton
 
-FLOPS = 2e10
-"""A layer does not work more than this, a second at most; more tokens keep in proportion."""
+FLOPS = 1e10
+"""A layer's forward pass does not work more than this: all passes take seconds. What more tokens
+take is found from these and from half of them."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class LayerProbe:
     """Bytes kept by each layer."""
     kept_once: int
     """Bytes that all layers share, such as the mask of attention."""
+    backward: int
+    """Bytes that its backward pass takes beside what is kept, at the most."""
     expert_weights: int
     """Numbers in the adapter that experts have each for themselves."""
     other_weights: int
@@ -46,20 +52,46 @@ def probe(
     path, layers = decoder_layers(bare)
     layer = typical_layer(layers, [adapter])
     weights = sum(weight.numel() for weight in layer.parameters())
-    tokens = max(int(FLOPS / (2 * weights)), 16)
-    rows_run = max(1, min(rows, tokens // length))
-    length_run = min(length, tokens)
     _leave(bare, path, [layer])
     _fill(bare)
     put_on = inject(bare, adapter)
     experts = sum(one.numel() for _, one in put_on.named_expert_parameters())
     others = sum(one.numel() for one in put_on.parameters()) - experts
-    once = _kept(bare, rows_run, length_run)
-    _leave(bare, path, [layer] * 2)
-    twice = _kept(bare, rows_run, length_run)
-    share = rows * length / (rows_run * length_run)
-    kept = twice - once
-    return LayerProbe(round(kept * share), round((once - kept) * share), experts, others)
+    most = max(int(FLOPS / (2 * weights)), 32)
+    kept, once, backward = _extrapolated(
+        partial(_measured, bare, path, [layer]), rows * length, min(rows * length, most), length
+    )
+    return LayerProbe(kept, once, backward, experts, others)
+
+
+def _extrapolated(
+    measure: Callable[[int, int], list[int]], tokens: int, run: int, length: int
+) -> list[int]:
+    """What `measure` finds for so many tokens, in rows of a length, from so many that are run: some
+    of it grows with tokens, some does not."""
+
+    def found(some: int) -> tuple[int, list[int]]:
+        rows = max(some // length, 1)
+        return rows * min(length, some), measure(rows, min(length, some))
+
+    many, large = found(run)
+    if many >= tokens:
+        return large
+    few, small = found(many // 2)
+    beyond = (tokens - many) / (many - few)
+    return [round(two + (two - one) * beyond) for one, two in zip(small, large, strict=True)]
+
+
+def _measured(
+    model: PreTrainedModel, path: str, layer: list[nn.Module], rows: int, length: int
+) -> list[int]:
+    """Of one layer what is kept, what is kept once, and what its backward pass takes."""
+    _leave(model, path, layer)
+    once = _run(model, rows, length)
+    _leave(model, path, layer * 2)
+    twice = _run(model, rows, length)
+    kept = twice.kept - once.kept
+    return [kept, once.kept - kept, once.peak - once.kept]
 
 
 def _leave(model: nn.Module, path: str, layers: list[nn.Module]) -> None:
@@ -84,8 +116,15 @@ def _fill(model: PreTrainedModel) -> None:
                     buffer.zero_()
 
 
-def _kept(model: PreTrainedModel, rows: int, length: int) -> int:
-    """Bytes of all tensors that a forward pass keeps, weights aside."""
+class _Run(NamedTuple):
+    """Bytes that one pass took, weights aside."""
+
+    kept: int
+    """Between its forward and its backward pass."""
+    peak: int
+
+
+def _run(model: PreTrainedModel, rows: int, length: int) -> _Run:
     config = model.config.get_text_config()
     dtype = next(model.base_model.parameters()).dtype
     hidden_BSD = torch.randn(rows, length, config.hidden_size, dtype=dtype, requires_grad=True)
@@ -94,27 +133,14 @@ def _kept(model: PreTrainedModel, rows: int, length: int) -> int:
         mask_BS = torch.ones(rows, length, dtype=torch.long)
         mask_BS[0, -1] = 0  # of padding, as nearly all batches have it
     model.train()
-    with _counted(model) as sizes:
+    with LiveBytes((*model.parameters(), *model.buffers())) as live:
         try:
-            model.base_model(inputs_embeds=hidden_BSD, attention_mask=mask_BS, use_cache=False)
+            output = model.base_model(
+                inputs_embeds=hidden_BSD * 1.0, attention_mask=mask_BS, use_cache=False
+            )[0]
+            kept = live.now
+            torch.autograd.backward(output, torch.ones_like(output))
         except Exception as error:  # a program of the model's: it may want anything
             raise InputError(f"its layers do not run alone: {one_line(error)}") from None
-    return sum(sizes.values())
-
-
-@contextmanager
-def _counted(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes by storage of what autograd keeps within the block, without weights and inputs."""
-    weights = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
-    sizes: dict[int, int] = {}
-    held: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> None:
-        # Nothing is kept in the graph, which would never be freed: it would hold itself.
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor.detach())  # its address is not given to another one meanwhile
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda _: torch.empty(0)):
-        yield sizes
+    model.zero_grad()
+    return _Run(kept, live.peak)

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.benchmarks.harness import peak_bytes
+from tests.workers.models.measured_memory import measured
 from workers.config.base import override
 from workers.config.optimizers import OPTIMIZERS
 from workers.config.train import TrainSpec
@@ -24,11 +24,8 @@ from workers.injection.inject import inject
 from workers.losses.head_loss import PIECE_BYTES, PiecewiseHead, piece_tokens
 from workers.models.base import load_base
 from workers.models.memory import MemoryEstimate, estimate
-from workers.models.packing import taking_packed_rows
 from workers.parallel.update import Replicated
-from workers.train.forward import batch_loss, laid_out, recorded
 from workers.train.inputs import Inputs
-from workers.train.layout import lay_out
 from workers.train.step import TrainStep
 
 SpecMaker = Callable[..., TrainSpec]
@@ -89,8 +86,10 @@ def test_packed_linears_are_smaller(make_spec: SpecMaker) -> None:
 
 
 def test_what_is_cut_among_workers_is_a_part_of_it(make_spec: SpecMaker) -> None:
-    def of(**parallel: object) -> MemoryEstimate:
-        return estimate(make_spec(parallel=parallel), ONE)
+    def of(workers: int = 1, **parallel: object) -> MemoryEstimate:
+        rows = ONE.rows * workers  # of each, one pass
+        parallel["workers"] = workers
+        return estimate(make_spec(parallel=parallel, optimizer__batch_size=rows), ONE)
 
     alone, ddp = of(), of(workers=4)
     assert ddp == alone
@@ -105,53 +104,84 @@ def test_what_is_cut_among_workers_is_a_part_of_it(make_spec: SpecMaker) -> None
     assert offloaded.optimizer == 0
 
 
+@pytest.fixture(scope="module")
+def middling(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Large enough for what a step takes to be tensors of tokens."""
+    config = LlamaConfig(
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=4000,
+    )
+    folder = tmp_path_factory.mktemp("middling")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
+    return folder
+
+
+USUAL = LargestPass(rows=8, length=128, scored=40)
+LONG = LargestPass(rows=2, length=512, scored=500)
+SHORT = LargestPass(rows=8, length=32, scored=10)
+CHECKPOINTING = {"model__activation_checkpointing": True}
+LINEAR = {"adapter__experts": "linear"}
+BFLOAT16 = {"model__dtype": "bfloat16"}
+PACKED = {"data__packing": True}
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "largest"),
     [
-        {},
-        {"adapter__dropout": 0.1},
-        {"adapter__experts": "linear"},
-        {"adapter__num_experts": 1, "adapter__top_k": 1},
-        {"model__attention": "eager"},
-        {"model__dtype": "bfloat16"},
-        {"data__packing": True},
-        {"data__packing": True, "model__attention": "eager"},
+        ({}, USUAL),
+        ({}, LONG),
+        ({}, SHORT),
+        ({"adapter__dropout": 0.1}, USUAL),
+        (LINEAR, USUAL),
+        ({**LINEAR, "adapter__dropout": 0.1}, LONG),
+        ({"adapter__num_experts": 1, "adapter__top_k": 1}, USUAL),
+        ({"adapter__num_experts": 32, "adapter__rank": 16}, SHORT),
+        ({"model__attention": "eager"}, USUAL),
+        (CHECKPOINTING, USUAL),
+        (CHECKPOINTING, LONG),
+        ({**CHECKPOINTING, **LINEAR}, USUAL),
+        (BFLOAT16, USUAL),
+        ({**BFLOAT16, **CHECKPOINTING}, USUAL),
+        ({**BFLOAT16, **LINEAR}, LONG),
+        (PACKED, USUAL),
+        ({**PACKED, **LINEAR, **CHECKPOINTING}, USUAL),
+        ({**PACKED, "model__attention": "eager"}, SHORT),
     ],
-    ids=lambda changes: ", ".join(map(str, changes.values())) or "block",
+    ids=lambda one: ", ".join(map(str, one.values())) if isinstance(one, dict) else str(one.length),
 )
-def test_activations_are_what_autograd_keeps_in_a_run(
-    changes: dict[str, object], make_spec: SpecMaker
+def test_a_steps_peak_is_what_was_estimated(
+    changes: dict[str, object], largest: LargestPass, make_spec: SpecMaker, middling: Path
 ) -> None:
-    spec = make_spec(**changes)
-    inputs = Inputs.load(spec)
-    [batch] = lay_out(spec, [list(inputs.train)[:8]], inputs.pad_token_id)
-    adapter = inject(inputs.base.model, spec.adapter)
-    kept: dict[int, int] = {}
-    held = []  # their addresses are not given to others meanwhile
-    weights = {one.untyped_storage().data_ptr() for one in inputs.base.model.parameters()}
+    spec = make_spec(model__path=str(middling), **changes)
+    assert measured(spec, largest).ratio == pytest.approx(1, abs=0.15)
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        held.append(tensor.detach())
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
-    inputs.base.model.train()
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        taking_packed_rows(inputs.base.model) if spec.data.packing else nullcontext(),
-        laid_out(adapter, inputs.base, batch),
-        recorded(adapter, inputs.base, batch, rank_space=False),
-    ):
-        batch_loss(inputs.base, batch)
-    rows = len(batch.lengths) or len(batch.input_ids_BS)
-    largest = LargestPass(rows, batch.input_ids_BS.numel() // rows, int(batch.counted) // rows)
-    known = estimate(spec, largest)
-    # The logits and the hidden states of its targets, and the gradients of these.
-    ours = sum(kept.values()) - known.logits // 2
-    layer = known.activations // 3  # two layers, and the gradients of one
-    assert 1 / 1.2 < (known.activations - layer) / ours < 1.2
+def test_gradients_are_there_at_once_with_several_passes(
+    make_spec: SpecMaker, middling: Path
+) -> None:
+    """Of one pass they come as activations go."""
+    spec = make_spec(
+        model__path=str(middling), adapter__num_experts=32, adapter__rank=32, adapter__alpha=64
+    )
+    one, two = (measured(spec, SHORT, passes=passes) for passes in (1, 2))
+    assert two.taken > 1.05 * one.taken
+    assert two.estimated.total > 1.05 * one.estimated.total
+    assert [one.ratio, two.ratio] == pytest.approx([1, 1], abs=0.15)
+
+
+def test_what_was_not_run_is_found_from_what_was(
+    make_spec: SpecMaker, middling: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large pass is run in part, and in half of that."""
+    spec, largest = make_spec(model__path=str(middling)), LargestPass(16, 256, 10)
+    whole = estimate(spec, largest).activations
+    monkeypatch.setattr("workers.models.probe.FLOPS", 8e8)
+    assert estimate(spec, largest).activations == pytest.approx(whole, rel=0.05)
 
 
 @pytest.mark.parametrize("kilobytes", [32, 4096, 10**6])
