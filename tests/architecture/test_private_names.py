@@ -31,7 +31,12 @@ USED = {
         "ray.train.torch.config._set_torch_distributed_env_vars",
     },
     "starlette": {"starlette._utils.get_route_path"},
-    "torch": {"_forward_hooks", "_forward_pre_hooks", "_version"},
+    "torch": {
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_version",
+        "torch.utils._python_dispatch.TorchDispatchMode",
+    },
     "transformers": {
         "_apply_gate",
         "_attn_implementation",

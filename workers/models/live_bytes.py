@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -18,19 +17,19 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """`known` are there anyway, and do not count."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self._known = {one.untyped_storage()._cdata for one in known}
+        self._known = {one.untyped_storage().data_ptr() for one in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and look at what it gave."""
         del types
         result = func(*args, **(kwargs or {}))
-        for one in tree_leaves(result):
+        for one in result if isinstance(result, list | tuple) else (result,):
             if isinstance(one, Tensor):
                 self._note(one.untyped_storage())
         return result
 
     def _note(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage.data_ptr(), storage.nbytes()
         if key in self._known:
             return
         self._known.add(key)
