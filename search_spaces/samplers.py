@@ -22,10 +22,9 @@ def sampler(search: SearchSpec, number: int) -> "optuna.samplers.TPESampler":
     )
 
 
-def pruner(search: SearchSpec, space: SearchSpace) -> dict[str, Any]:
-    """Settings of Ray Tune's ASHAScheduler: rungs of optimizer steps, the first one after the
-    evaluations that every trial is given."""
-    steps = int(space.highest("optimizer.steps"))
+def pruner(search: SearchSpec, space: SearchSpace, steps: int) -> dict[str, Any]:
+    """Settings of Ray Tune's ASHAScheduler: rungs up to the most optimizer `steps` of a trial, the
+    first one after the evaluations that every trial is given."""
     return {
         "time_attr": "step",
         "metric": search.metric,

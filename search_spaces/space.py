@@ -82,10 +82,6 @@ class SearchSpace:
             values = self._assemble(lambda p, asked, f=forced: f.get(p, asked.ends()[0]))  # type: ignore[misc]
             yield override(self.train, values, self.where)
 
-    def highest(self, path: str) -> Any:
-        """The largest value that a trial may get for a numeric field."""
-        return max(self._possible(path))
-
     def value(self, path: str, values: Mapping[str, Any]) -> Any:
         """The suggested value of a field, or else the job's own."""
         if path in values:

@@ -101,7 +101,7 @@ class Demo:
                 spec,
                 plan,
                 self.job.search,
-                lambda one: narrator.say(training_line(one, spec.optimizer.steps)),
+                lambda one: narrator.say(training_line(one)),
             )
         return self.registry.register(study.name, best.number, adapter, report).id
 

@@ -47,7 +47,7 @@ class StudyProgress:
         parts = [f"trial {event.number}", event.kind]
         if event.kind == "started":
             parts += [f"{path} {number(value)}" for path, value in event.params.items()]
-        else:
+        elif event.steps:
             parts.append(f"{event.step}/{event.steps} steps")
         if event.value is not None and event.kind != "started":
             parts.append(f"{self._metric} {number(event.value)}")
@@ -73,10 +73,10 @@ def rows_progress() -> Iterator[Callable[[str, int], None]]:
         yield lambda source, done: status.update(f"{source}: {done} rows")
 
 
-def training_line(report: Mapping[str, Any], steps: int) -> str:
+def training_line(report: Mapping[str, Any]) -> str:
     """One report of a training run, as a line."""
     train, validation = report["train"], report["validation"]
     return (
-        f"{report['step']}/{steps} steps · loss {train['loss']:.3f} · validation loss "
+        f"{report['step']}/{report['steps']} steps · loss {train['loss']:.3f} · validation loss "
         f"{validation['loss']:.3f} · {train['tokens_per_second']:.0f} tokens/s"
     )

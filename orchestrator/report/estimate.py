@@ -37,6 +37,7 @@ class JobEstimate:
         """Plain values, for JSON."""
         return {
             "epoch": self.epoch.as_dict(),
+            "steps": self.steps,
             "memory": self._memory,
             "same_rows": self.same_rows and self.same_rows.as_dict(),
             "measured": self.measured and {**self.measured.as_dict(), "seconds": self._seconds},
@@ -95,6 +96,7 @@ def job_estimate(job: JobSpec, *, measure: bool = False) -> JobEstimate:
     """Of a job whose rows this node has encoded. With `measure`, a few steps are run here.
     InputError."""
     from workers.data.encode import Encoder
+    from workers.data.run_length import steps_of_run
     from workers.data.store.epoch_figures import epoch_figures
     from workers.data.store.same_rows import same_rows
     from workers.data.store.token_store import TokenStore
@@ -125,11 +127,11 @@ def job_estimate(job: JobSpec, *, measure: bool = False) -> JobEstimate:
         memory, largest = str(error), trials[0]
     return JobEstimate(
         epoch=epoch_figures(train, job.train),
-        steps=job.train.optimizer.steps,
+        steps=steps_of_run(job.train.optimizer, lambda: train.counts.parts(job.train.data)),
         memory=memory,
         largest=_varied(job, largest),
         same_rows=same_rows(train, validation),
-        measured=measured_steps(largest, rows[largest.data].examples) if measure else None,
+        measured=measured_steps(largest, rows[largest.data]) if measure else None,
         trials=job.search.trials,
     )
 

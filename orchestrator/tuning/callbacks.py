@@ -72,7 +72,7 @@ class StudyWatcher(Callback):  # type: ignore[misc]
             kind=kind,
             params=record.user_attrs["values"],
             step=int(report.get("step", 0)),
-            steps=self._search.steps(trial.trial_id),
+            steps=int(report.get("steps", 0)),
             value=value_at(report, self._search.metric),
             message=message,
             states=Counter(map(self._state, everyone)),

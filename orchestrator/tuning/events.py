@@ -24,6 +24,7 @@ class TrialEvent:
     """What the search chose, by dotted field."""
     step: int = 0
     steps: int = 0
+    """Steps in all; 0 before its first report."""
     value: float | None = None
     """The study's metric, as last reported."""
     message: str = ""

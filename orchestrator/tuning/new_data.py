@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.config.job import JobSpec, override_job
 from orchestrator.tuning.lifecycle import SUCCESSOR, begin
+from orchestrator.tuning.run_length import steps_of_trial
 from orchestrator.tuning.storage import storage, stored_trial
 from orchestrator.tuning.study import COMES_FROM, trial_name
 from orchestrator.tuning.study_folder import is_anothers
@@ -89,13 +90,16 @@ def _moved(trial: FrozenTrial, new: optuna.Study) -> int:
 
 def _copy_checkpoints(trial: FrozenTrial, job: JobSpec, renamed: JobSpec, number: int) -> None:
     """The trial's checkpoints, for the trial `number` of the new study; all of them or none."""
+    from workers.train.checkpoint.state import CheckpointStore
+
     own = job.study_folder() / "trials" / trial_name(trial.number) / "checkpoints"
     there = renamed.study_folder() / "trials" / trial_name(number) / "checkpoints"
     if there.exists() or not own.is_dir():
         return
-    steps = override(job.train, trial.user_attrs["values"], f"trial {trial.number}").optimizer.steps
+    values = trial.user_attrs["values"]
+    steps = steps_of_trial(override(renamed.train, values, f"trial {trial.number}"))
     # From its very end there is no going on: it has learned nothing of the new rows then.
-    ended = shutil.ignore_patterns(f"step-{steps:08d}")
+    ended = shutil.ignore_patterns(*(one.name for one in CheckpointStore(own).from_step(steps)))
     with new_folder(there) as new:
         shutil.copytree(own, new, ignore=ended, dirs_exist_ok=True)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.config.job import JobSpec
 from orchestrator.doctor.demand import too_small_here
 from orchestrator.tuning.lifecycle import check_data_same, check_study
+from orchestrator.tuning.run_length import check_warmup
 from orchestrator.tuning.storage import database_file, study_names
 from workers.config.attention import check_attention_here
 from workers.config.base import InputError
@@ -143,10 +144,12 @@ def _check_model_and_data(job: JobSpec, tell: "Tell") -> "dict[str, RowCounts]":
     sources = dict.fromkeys((job.train.data, *(trial.data for trial in trials)))
     for data in sources:
         check_tasks(data)
-    surveys = [Survey(Encoder(tokenizer, data), tell) for data in sources]
-    train, *_ = [one.training() for one in surveys]  # trials may have sources of their own
-    validation = surveys[0].validation(job.train.evaluation.rows_per_task)
-    return {"train": train, "validation": validation}
+    surveys = {data: Survey(Encoder(tokenizer, data), tell) for data in sources}
+    train = {data: one.training() for data, one in surveys.items()}  # trials may have their own
+    check_warmup(job, train)
+    own = job.train.data
+    validation = surveys[own].validation(job.train.evaluation.rows_per_task)
+    return {"train": train[own], "validation": validation}
 
 
 def _check_optimizers(job: JobSpec, trials: "Sequence[TrainSpec]") -> None:

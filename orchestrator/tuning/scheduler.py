@@ -11,6 +11,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from orchestrator.config.job import JobSpec
 from orchestrator.tuning.failures import bad_input
+from orchestrator.tuning.run_length import most_steps
 from orchestrator.tuning.searcher import StudySearch
 from orchestrator.tuning.study import SAME_AS, trial_name
 from search_spaces.samplers import pruner
@@ -24,7 +25,7 @@ class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
     """ASHA that knows a resumed study's past, and tells the searcher why a trial failed."""
 
     def __init__(self, job: JobSpec, search: StudySearch, study: optuna.Study) -> None:
-        super().__init__(**pruner(job.search, job.search_space()))
+        super().__init__(**pruner(job.search, job.search_space(), most_steps(job)))
         self._search, self._job = search, job
         for trial in study.get_trials(deepcopy=False):
             if SAME_AS not in trial.user_attrs:  # others were trained once for all of them

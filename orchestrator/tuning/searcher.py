@@ -24,7 +24,7 @@ from orchestrator.tuning.repeats import first_with, repeat, settle
 from orchestrator.tuning.storage import stored_trial
 from orchestrator.tuning.study import COMES_FROM, SAME_AS, trial_name
 from search_spaces.samplers import sampler
-from workers.config.base import InputError, override
+from workers.config.base import InputError
 from workers.run.files import write_text
 
 Register = Callable[[int], str]
@@ -134,7 +134,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
 
     def _end(self, trial_id: str, result: dict[str, Any]) -> None:
         trial, value = self._asked[trial_id], result[self.metric]
-        if result["step"] < self.steps(trial_id):
+        if result["step"] < result["steps"]:
             self._study.tell(trial, state=TrialState.PRUNED)
         elif math.isnan(value):  # which Optuna compares with nothing
             self._failures[trial_id] = f"its {self.metric} is not a number"
@@ -158,11 +158,6 @@ class StudySearch(Searcher):  # type: ignore[misc]
         """All trials of the study by number, of earlier sessions too."""
         found: list[FrozenTrial] = self._study.get_trials(deepcopy=False)
         return found
-
-    def steps(self, trial_id: str) -> int:
-        """Optimizer steps that a trial makes if nothing stops it."""
-        values = self.trial(trial_id).user_attrs["values"]
-        return override(self._job.train, values, "trial").optimizer.steps
 
     def folder(self, trial_id: str) -> Path:
         """The trial's own folder."""

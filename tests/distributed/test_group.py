@@ -1,6 +1,7 @@
 """A Ray Train group whose workers share the experts of one copy."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def test_two_workers_share_the_rows_of_one(
     asked = BY_TOKENS if way == "tokens" else {f"data__{way}": True}
     data = {**asked, "data__streaming_buffer": 24, "data__record_rows": True}
     plain = {"optimizer__name": "sgd", "optimizer__lr": 0.5}  # Adam magnifies rounding
-    spec = make_spec(optimizer__steps=6, parallel__workers=2, **plain, **data)
+    length = {"streaming": {"optimizer__steps": 6}, "packing": {"optimizer__epochs": 3}}[way]
+    spec = make_spec(**length, parallel__workers=2, **plain, **data)
     plan = RunPlan(tmp_path / "run", "study")
     adapter, last = fit(spec, plan)
     (tmp_path / "alone").mkdir()
@@ -76,3 +78,6 @@ def test_two_workers_share_the_rows_of_one(
     assert [len(shared), *map(len, shared.values())] == [6] + [2] * 6
     for step, workers in shared.items():
         assert sorted(row for each in workers for row in each) == sorted(whole[step][0])
+    if way == "packing":
+        taken = Counter(row for step in whole.values() for row in step[0])
+        assert taken == dict.fromkeys(range(16), 3), "every row comes once in each epoch"

@@ -80,6 +80,7 @@ def report(values: Mapping[str, Any], step: int, number: int) -> dict[str, Any]:
     routing = {layer: load(experts) for layer, experts in counts.items() if experts > 1}
     return {
         "step": step,
+        "steps": 40,
         "train": {"loss": loss + 0.1},
         "validation": {"loss": loss, "score": 0.5, "tasks": tasks, "routing": routing},
     }

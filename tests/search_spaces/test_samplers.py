@@ -47,22 +47,23 @@ def test_others_that_run_are_kept_away_from() -> None:
 
 
 @pytest.mark.parametrize(
-    ("search", "space", "expected"),
+    ("search", "space", "steps", "expected"),
     [
-        ({}, {"adapter.rank": 8}, {"max_t": 40, "grace_period": 10}),
-        ({"grace_evaluations": 3}, {"adapter.rank": 8}, {"max_t": 40, "grace_period": 30}),
-        ({"grace_evaluations": 9}, {"adapter.rank": 8}, {"max_t": 40, "grace_period": 40}),
-        ({}, {"optimizer.steps": {"choice": [20, 80]}}, {"max_t": 80, "grace_period": 10}),
+        ({}, {"adapter.rank": 8}, 40, {"max_t": 40, "grace_period": 10}),
+        ({"grace_evaluations": 3}, {"adapter.rank": 8}, 40, {"max_t": 40, "grace_period": 30}),
+        ({"grace_evaluations": 9}, {"adapter.rank": 8}, 40, {"max_t": 40, "grace_period": 40}),
+        ({}, {"adapter.rank": 8}, 80, {"max_t": 80, "grace_period": 10}),
         (
             {"metric": "validation/score", "mode": "max", "reduction_factor": 2},
             {"adapter.rank": 8},
+            40,
             {"metric": "validation/score", "mode": "max", "reduction_factor": 2},
         ),
     ],
     ids=["first rung", "later", "never", "longest trial", "what is compared"],
 )
 def test_rungs_follow_the_specification(
-    search: dict[str, Any], space: dict[str, Any], expected: dict[str, Any]
+    search: dict[str, Any], space: dict[str, Any], steps: int, expected: dict[str, Any]
 ) -> None:
     train = validated(
         TrainSpec,
@@ -74,6 +75,6 @@ def test_rungs_follow_the_specification(
         },
         "test",
     )
-    settings = pruner(SearchSpec(**search), SearchSpace.resolve(space, train))
+    settings = pruner(SearchSpec(**search), SearchSpace.resolve(space, train), steps)
     assert settings["time_attr"] == "step"
     assert settings.items() >= expected.items()

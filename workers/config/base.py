@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -105,6 +105,8 @@ class Spec(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+    exclusive: ClassVar[tuple[str, ...]] = ()
+    """Fields of which a specification has one: an `override` that sets it takes the others back."""
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
@@ -145,7 +147,17 @@ def override(spec: SpecT, changes: Mapping[str, Any], where: str) -> SpecT:
         if not isinstance(place, dict):
             raise InputError(f"{where}: {path}: no such field")
         place[leaf] = value
+        for other in _taken_back(model, leaf, value):
+            if ".".join([*parents, other]) not in changes:
+                place[other] = None
     return validated(type(spec), values, where)
+
+
+def _taken_back(model: type[BaseModel] | None, field: str, value: Any) -> list[str]:
+    """The fields beside one that is set that cannot stand with it."""
+    exclusive: tuple[str, ...] = getattr(model, "exclusive", ())
+    is_set = value is not None and field in exclusive
+    return [name for name in exclusive if is_set and name != field]
 
 
 def _section(place: Any, name: str, *, may_begin: bool) -> Any:

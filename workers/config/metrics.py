@@ -55,6 +55,7 @@ METRICS = {
     "train/skipped_steps": Metric("min"),
     "epoch": Metric(),
     "step": Metric(),
+    "steps": Metric(),
     TASK_LOSS: Metric("min"),
     "validation/tasks/{task}/rows": Metric(),
     TASK_VALUE: Metric("max", _generates),

@@ -4,7 +4,8 @@ Its larger parts lie beside: the base model, the rows, the adapter, its losses, 
 """
 
 import math
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -50,8 +51,11 @@ class OptimizerSpec(Spec):
     max_skipped_steps: Annotated[int, Field(ge=0)] = 3
     """So many steps in a row may be left out because their loss or gradients are not finite; one
     more ends the run."""
-    steps: PositiveInt = 100
-    """Optimizer steps in all."""
+    steps: PositiveInt | None = 100
+    """Optimizer steps in all; None where `epochs` says how long the run is."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training rows, as in 3 or 0.5, in place of `steps`: how many steps they are
+    follows from the rows, their weights and batch_size, rounded up."""
     batch_size: PositiveInt = 16
     """Rows of one optimizer step, over all workers."""
     micro_batch_size: PositiveInt | None = None
@@ -61,11 +65,30 @@ class OptimizerSpec(Spec):
     """In place of micro_batch_size: tokens of one forward pass on one worker at most, padding
     included, so that short rows fill a pass as long ones do. At least data.max_length."""
 
+    exclusive: ClassVar[tuple[str, ...]] = ("steps", "epochs")
+
     @property
     def decay_rates(self) -> tuple[float, float] | None:
         """`betas`, or the optimizer's own where they are left; None where it has none."""
         own = OPTIMIZERS[self.name].betas
         return own if own is None or self.betas == ADAM_BETAS else self.betas
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, values: Any) -> Any:
+        """With `epochs` there are no `steps`; without either, as many as the default says."""
+        if not isinstance(values, Mapping):
+            return values
+        steps, epochs = values.get("steps"), values.get("epochs")
+        if steps is not None and epochs is not None:
+            raise ValueError(
+                f"steps is {steps} and epochs is {epochs}, but a run has one length: say one of "
+                "them"
+            )
+        if steps is not None:
+            return values
+        others = {name: value for name, value in values.items() if name != "steps"}
+        return others if epochs is None else {**others, "steps": None}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -76,7 +99,7 @@ class OptimizerSpec(Spec):
             )
         if kind.betas is None and self.betas != ADAM_BETAS:
             raise ValueError(f"betas are {self.betas}, but {self.name} has none")
-        if self.warmup_steps >= self.steps:
+        if self.steps is not None and self.warmup_steps >= self.steps:
             raise ValueError(
                 f"warmup_steps is {self.warmup_steps}, but must be below steps, "
                 f"which is {self.steps}"
@@ -139,6 +162,11 @@ class TrainSpec(Spec):
             raise ValueError(
                 f"loss.{comparing[0]} needs experts with an A matrix each; adapter.shared_a "
                 "gives them one, so it must be 0"
+            )
+        if self.data.streaming and self.optimizer.epochs:
+            raise ValueError(
+                f"optimizer.epochs is {self.optimizer.epochs:g}, but with data.streaming rows are "
+                "not counted beforehand: say optimizer.steps"
             )
         self._check_batch()
         self._check_tokens()

@@ -9,7 +9,6 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import ceil
 from random import Random
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from workers.config.parallel import NO_LIMIT, PassLimit
-from workers.data.epoch import Numbers, Part, drawn, rows_of_an_epoch, shuffled
+from workers.data.epoch import Numbers, Part, drawn, shuffled, steps_of_an_epoch
 from workers.data.example import Example
 from workers.data.passes import fewest_passes, in_passes
 from workers.data.store.arrow import StoredExamples
@@ -87,7 +86,7 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """Steps in which every row comes at least once; with weights, as often as they say."""
-        return ceil(rows_of_an_epoch(self._parts) / self.batch_size)
+        return steps_of_an_epoch(self._parts, self.batch_size)
 
     @property
     def mean_length(self) -> float:

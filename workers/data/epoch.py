@@ -63,6 +63,11 @@ def rows_of_an_epoch(parts: Sequence[Part]) -> int:
     return sum(part.most for part in parts)
 
 
+def steps_of_an_epoch(parts: Sequence[Part], batch_size: int) -> int:
+    """Steps in which every row comes at least once; with weights, as often as they say."""
+    return ceil(rows_of_an_epoch(parts) / batch_size)
+
+
 def drawn(parts: Sequence[Part], epoch: int, seed: int) -> Numbers:
     """The rows of an epoch, source after source; a row that comes twice is there twice."""
     rows = _of_all(parts, lambda part, own: part.drawn(epoch, own), seed)

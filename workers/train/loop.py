@@ -14,6 +14,7 @@ from workers.adapter.routing_sample import RoutingSample
 from workers.config.metrics import expert_load
 from workers.config.train import TrainSpec
 from workers.data.counts import RowCounts
+from workers.data.run_length import in_steps, steps_of_run
 from workers.data.streaming.batches import StreamedBatches
 from workers.injection.inject import inject
 from workers.models.packing import check_packing
@@ -76,9 +77,11 @@ class TrainingRun:
         self.inputs.encode(lambda *_: self.heartbeat.moving())  # all: it must not fail after hours
         self.heartbeat.beat("loading")
         base = self.inputs.base
+        self.steps = steps_of_run(spec.optimizer, lambda: self.inputs.parts)
+        """Optimizer steps in all."""
         self._batches = run_batches(spec, self.inputs, self.world, self.heartbeat.moving)
         self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
-        self._timer = StepTimer(spec.optimizer.steps, spec.evaluation.every, self.world.size)
+        self._timer = StepTimer(self.steps, spec.evaluation.every, self.world.size)
         self._fitting = FittingPasses(spec, EventLog(plan.folder), self.world.rank)
         self._evaluate = Evaluation(
             self.inputs,
@@ -95,7 +98,9 @@ class TrainingRun:
             self.exchange = self._shards.choice
             """With expert parallelism, how experts and tokens meet, and why so."""
             self._update = update_for(spec, base.model, self.adapter, self._shards)
-            self._train_step = TrainStep(spec, base, self.adapter, self._update, self.heartbeat)
+            self._train_step = TrainStep(
+                in_steps(spec, self.steps), base, self.adapter, self._update, self.heartbeat
+            )
         except BaseException:
             self.close()
             raise
@@ -103,7 +108,7 @@ class TrainingRun:
     @property
     def done(self) -> bool:
         """Whether all steps are taken."""
-        return self.step >= self.spec.optimizer.steps
+        return self.step >= self.steps
 
     @property
     def train_counts(self) -> RowCounts:
@@ -114,14 +119,14 @@ class TrainingRun:
         """Train to the next report and evaluate; the same figures on every worker. `after_step` is
         called after each step but the last.
 
-        `{"step", "epoch", "train": {"loss", "cross_entropy", …, "grad_norm", "lr",
+        `{"step", "steps", "epoch", "train": {"loss", "cross_entropy", …, "grad_norm", "lr",
         "tokens_per_second"}, "validation": …}`, losses as means over the steps since the last
         report (auxiliary ones only where they are on) and `validation` as Evaluation gives it;
         `skipped_steps` are not in the means. Raises DivergedError if more steps in a row than
         allowed, or anything of the report, is not finite.
         """
         every = self.spec.evaluation.every
-        until = min((self.step // every + 1) * every, self.spec.optimizer.steps)
+        until = min((self.step // every + 1) * every, self.steps)
         model = self.inputs.base.model.train()
         try:
             self._train_until(until, after_step)
@@ -138,6 +143,7 @@ class TrainingRun:
         self._sample, self.samples = measured.routing_sample, measured.samples
         self.metrics = {
             "step": self.step,
+            "steps": self.steps,
             "epoch": self._batches.epoch(self.step),
             "train": train,
             "validation": measured.metrics,
@@ -206,6 +212,8 @@ class TrainingRun:
         self._sample = adapter.manifest.routing_sample if adapter.manifest else None
         self._train_step.load_schedule_state(state["schedule"])
         self.step, self.metrics = state["step"], state["metrics"]
+        if self.metrics:  # accepted new rows may have made it another number
+            self.metrics = {**self.metrics, "steps": self.steps}
         self._results = [StepResult(**result) for result in state["results"]]
         self._seconds = state["seconds"]
         self._fitting.load_state(state.get("fitting"))

@@ -10,7 +10,9 @@ import numpy as np
 from workers.config.train import TrainSpec
 from workers.data.example import Example
 from workers.data.packing import batches_of
+from workers.data.run_length import in_steps, steps_of_run
 from workers.data.store.arrow import StoredExamples
+from workers.data.store.token_store import EncodedSource
 from workers.injection.inject import inject
 from workers.models.base import load_base
 from workers.models.packing import check_packing
@@ -61,16 +63,18 @@ class MeasuredSteps:
         )
 
 
-def measured_steps(spec: TrainSpec, examples: StoredExamples) -> MeasuredSteps:
+def measured_steps(spec: TrainSpec, train: EncodedSource) -> MeasuredSteps:
     """Load the base and take a few steps as one of the run's workers would. InputError."""
     base = load_base(spec.model)
     if spec.data.packing:
         check_packing(base.model)
     adapter = inject(base.model, spec.adapter, seed=spec.seed)
-    step = TrainStep(spec, base, adapter, Replicated(adapter, spec.optimizer))
+    steps = steps_of_run(spec.optimizer, lambda: train.counts.parts(spec.data))
+    update = Replicated(adapter, spec.optimizer)
+    step = TrainStep(in_steps(spec, steps), base, adapter, update)
     base.model.train()
     pad = int(base.tokenizer.pad_token_id)
-    usual, longest = (_quickest(step, rows, spec, pad) for rows in _rows(examples, spec))
+    usual, longest = (_quickest(step, rows, spec, pad) for rows in _rows(train.examples, spec))
     return MeasuredSteps(usual, longest, base.device.type.upper())
 
 

@@ -182,7 +182,7 @@ def _begin(run: TrainingRun, record: RunRecord) -> None:
     record.go_on(run.step - 1 if run.done else run.step)  # what ended says so again
     again = bool(read_events(record.folder))
     many = "1 worker" if run.world.size == 1 else f"{run.world.size} workers"
-    where = f"after step {run.step} of {run.spec.optimizer.steps} with {many}"
+    where = f"after step {run.step} of {run.steps} with {many}"
     log = EventLog(record.folder)
     log.note("resumed" if again else "started", where, step=run.step)
     if run.inputs.base.attention:

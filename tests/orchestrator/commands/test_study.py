@@ -66,7 +66,8 @@ def test_the_same_in_json() -> None:
     done = _check("--json", "--measure")
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
-    assert {"job", "data", "remarks", "epoch", "memory", "same_rows", "measured"} == told.keys()
+    facts = {"epoch", "steps", "memory", "same_rows", "measured"}
+    assert {"job", "data", "remarks", *facts} == told.keys()
     parts = {name: size for name, size in told["memory"].items() if name != "trial"}
     assert parts.pop("total") == sum(parts.values())
     assert told["measured"]["usual"]["seconds"] > 0

@@ -44,7 +44,7 @@ def end(search: StudySearch, trial_id: str, how: str, loss: float = 1.0) -> None
     if how == "failed":
         return search.on_trial_complete(trial_id, error=True)
     steps = {"finished": 40, "stopped": 20}[how]
-    result = {"step": steps, "validation/loss": loss}
+    result = {"step": steps, "steps": 40, "validation/loss": loss}
     return search.on_trial_complete(trial_id, result)
 
 

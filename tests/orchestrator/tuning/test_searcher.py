@@ -36,7 +36,7 @@ def searching(job: JobSpec, opened: Store, resume: bool = False) -> StudySearch:
 
 
 def result(job: JobSpec, loss: float, step: int = LAST) -> dict[str, Any]:
-    return {"step": step, job.search.metric: loss}
+    return {"step": step, "steps": LAST, job.search.metric: loss}
 
 
 def states(search: StudySearch) -> list[str]:

@@ -233,7 +233,7 @@ def test_a_version_that_the_store_does_not_take_fails_no_trial(job: JobSpec) -> 
         study = begin(job, False, opened)
         search = StudySearch(job, study, opened, register)
         search.suggest("a")
-        result = {"step": search.steps("a"), job.search.metric: 1.0}
+        result = {"step": 4, "steps": 4, job.search.metric: 1.0}
         with pytest.raises(StoreError, match="away"):
             search.on_trial_complete("a", result)
         assert [trial.state.name for trial in study.get_trials()] == ["RUNNING"]

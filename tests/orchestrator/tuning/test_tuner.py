@@ -1,6 +1,7 @@
 """Studies on a real Ray cluster, with a tiny model: to the end, through failures and kills."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -315,3 +316,25 @@ def test_several_workers_make_one_trial(
     assert row.metrics == reports[-1]
     spec = override(ran.job.train, trial.user_attrs["values"], "test")
     assert files.read(ran.folder(0) / "adapter").spec.rank == spec.adapter.rank
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_trials_may_differ_in_epochs(
+    workers: int, make_job: MakeJob, ray_cluster: Session, tmp_path: Path
+) -> None:
+    """ASHA and the leaderboard know the steps that they are, whichever way a trial is started."""
+    space = {"optimizer.epochs": {"choice": [1, 2.5]}}
+    ran = run_through(
+        make_job(
+            tmp_path / "runs", search__space=space, search__trials=4, parallel__workers=workers
+        )
+    )
+    trained = [row for row in ran.rows if row.steps]
+    by_epochs = {row.params["optimizer.epochs"]: row.steps for row in trained}
+    assert {row.state for row in ran.rows} == {"finished"}
+    rows = Path(ran.job.train.data.train_name).read_text().splitlines()
+    an_epoch = math.ceil(len(rows) / ran.job.train.optimizer.batch_size)
+    assert len(by_epochs) == 2
+    assert by_epochs == {epochs: math.ceil(epochs * an_epoch) for epochs in by_epochs}
+    ends = [event for event in ran.events if event.kind == "finished"]
+    assert all(event.step == event.steps for event in ends)

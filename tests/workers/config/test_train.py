@@ -166,3 +166,29 @@ def test_packing_counts_a_pass_in_tokens() -> None:
     assert passes == [4, 2, 2, 1], "no worker has more at once than each of four"
     assert not spec(parallel={"workers": {"min": 2, "max": 2}}).parallel.is_elastic
     assert TrainSpec.model_validate_json(elastic.model_dump_json()) == elastic
+
+
+def test_a_run_has_one_length() -> None:
+    neither, epochs = spec().optimizer, spec(optimizer={"epochs": 0.5}).optimizer
+    assert (neither.steps, neither.epochs) == (100, None)
+    assert (epochs.steps, epochs.epochs) == (None, 0.5)
+    assert spec(optimizer={"steps": None}).optimizer.steps == 100
+    with pytest.raises(InputError, match="steps is 5 and epochs is 2, but a run has one length"):
+        spec(optimizer={"steps": 5, "epochs": 2})
+    with pytest.raises(InputError, match=r"say optimizer\.steps"):
+        spec(
+            optimizer={"epochs": 2},
+            data={"train": "a.jsonl", "validation": "b.jsonl", "streaming": True},
+        )
+
+
+def test_a_length_that_is_set_takes_the_place_of_the_other() -> None:
+    run = override(spec(optimizer={"steps": 5}), {"optimizer.epochs": 2}, "--set")
+    assert (run.optimizer.steps, run.optimizer.epochs) == (None, 2)
+    again = override(run, {"optimizer.steps": 7}, "--set")
+    assert (again.optimizer.steps, again.optimizer.epochs) == (7, None)
+    both = {"optimizer.steps": 7, "optimizer.epochs": 2}
+    for changes in (both, dict(reversed(both.items()))):
+        with pytest.raises(InputError, match="one length"):
+            override(run, changes, "--set")
+    assert override(run, {"optimizer.lr": 1e-3}, "--set").optimizer.epochs == 2

@@ -305,3 +305,30 @@ def test_schedules_warm_up_and_end(make_spec: SpecMaker, plan: RunPlan, schedule
     else:
         assert rates[2:] == sorted(rates[2:], reverse=True)
         assert rates[-1] < 0.3e-3
+
+
+def test_epochs_are_the_steps_that_they_take(make_spec: SpecMaker, tmp_path: Path) -> None:
+    """The schedule too, and a run that goes on."""
+    spec = make_spec(optimizer__epochs=2.5)
+    whole = TrainingRun(spec, RunPlan(tmp_path / "whole", "study"))
+    rows = len(whole.inputs.train)
+    steps = math.ceil(2.5 * math.ceil(rows / 8))
+    assert steps > 4
+    reports, learned = train(whole), weights(whole)
+    whole.close()
+    assert [report["steps"] for report in reports] == [steps] * len(reports)
+    assert reports[-1]["step"] == steps
+    said = TrainingRun(make_spec(optimizer__steps=steps), RunPlan(tmp_path / "said", "study"))
+    assert [figures(report) for report in train(said)] == [figures(report) for report in reports]
+    said.close()
+    cut_off = TrainingRun(spec, RunPlan(tmp_path / "cut", "study"))
+    cut_off.advance()
+    (tmp_path / "kept").mkdir()
+    cut_off.save(tmp_path / "kept")
+    cut_off.close()
+    resumed = TrainingRun(spec, RunPlan(tmp_path / "cut", "study"))
+    resumed.load(tmp_path / "kept")
+    assert [figures(report) for report in train(resumed)] == [figures(r) for r in reports[1:]]
+    for name, tensor in weights(resumed).items():
+        assert torch.equal(tensor, learned[name])
+    resumed.close()

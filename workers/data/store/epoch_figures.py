@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from workers.config.train import TrainSpec
 from workers.data.batches import Batches
 from workers.data.packing import batches_of
+from workers.data.run_length import steps_of_run
 from workers.data.store.arrow import StoredExamples
 from workers.data.store.token_store import EncodedSource
 
@@ -69,7 +70,7 @@ def epoch_figures(train: EncodedSource, spec: TrainSpec) -> EpochFigures:
             most, widest = padded, rows
     return EpochFigures(
         steps=None if spec.data.streaming else steps,
-        epochs=None if spec.data.streaming else spec.optimizer.steps / steps,
+        epochs=None if spec.data.streaming else steps_of_run(spec.optimizer, lambda: parts) / steps,
         padding_share=1 - tokens / positions,
         positions_per_step=positions / looked_at / spec.parallel.max_workers,
         largest=_pass(examples, widest, packed=spec.data.packing),

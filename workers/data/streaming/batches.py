@@ -144,6 +144,7 @@ class StreamedBatches:
     def _reading(self, step: int) -> "Future[StreamWindow] | None":
         """The window that begins with a step, of the rows that the run still needs at most."""
         optimizer = self._spec.optimizer
+        assert optimizer.steps is not None, "epochs are refused with a stream"
         left = (optimizer.steps - step) * optimizer.batch_size
         return _begun(partial(self._reader.next, left)) if left > 0 else None
 

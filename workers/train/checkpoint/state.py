@@ -31,6 +31,10 @@ class CheckpointStore:
         """Those there are, oldest first."""
         return sorted(self.folder.glob(f"{_PREFIX}*"))
 
+    def from_step(self, step: int) -> list[Path]:
+        """Those of this step and later ones."""
+        return [one for one in self.whole() if one >= self.path(step)]
+
     def last_step(self) -> int:
         """The step of the latest; 0 where there is none."""
         return max((int(one.name.removeprefix(_PREFIX)) for one in self.whole()), default=0)
