@@ -22,7 +22,11 @@ _LONGEST_REASON = 500
 
 
 class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
-    """ASHA that knows a resumed study's past, and tells the searcher why a trial failed."""
+    """ASHA that knows a resumed study's past, and tells the searcher why a trial failed.
+
+    A trial that is gone on with gets another id from Tune. ASHA sees it under its own name, or it
+    would compare it with its own past, at rungs that it has passed.
+    """
 
     def __init__(self, job: JobSpec, search: StudySearch, study: optuna.Study) -> None:
         super().__init__(**pruner(job.search, job.search_space(), most_steps(job)))
@@ -30,6 +34,23 @@ class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
         for trial in study.get_trials(deepcopy=False):
             if SAME_AS not in trial.user_attrs:  # others were trained once for all of them
                 self._replay(trial)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """A trial begins or goes on."""
+        super().on_trial_add(tune_controller, self._named(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Whether a trial goes on after an evaluation."""
+        decision: str = super().on_trial_result(tune_controller, self._named(trial), result)
+        return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """A trial ended."""
+        super().on_trial_complete(tune_controller, self._named(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        """A trial ended before it ran."""
+        super().on_trial_remove(tune_controller, self._named(trial))
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A trial failed, or is about to be tried again. Bad input would fail again, and every
@@ -53,13 +74,17 @@ class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
         """Fill the rungs with what a trial reported in an earlier life of the study."""
         from workers.train.checkpoint.state import CheckpointStore
 
-        alike = _Past(f"past-{past.number}")
-        self.on_trial_add(None, alike)
-        own = self._job.study_folder() / "trials" / trial_name(past.number)
+        named = _Named(trial_name(past.number))
+        super().on_trial_add(None, named)
+        own = self._job.study_folder() / "trials" / named.trial_id
         last = CheckpointStore(own / "checkpoints").last_step()
         for step, value in sorted(past.intermediate_values.items()):
             if past.state.is_finished() or step <= last:  # later ones will be reported again
-                self.on_trial_result(None, alike, {"step": step, self._search.metric: value})
+                report = {"step": step, self._search.metric: value}
+                super().on_trial_result(None, named, report)
+
+    def _named(self, trial: Trial) -> "_Named":
+        return _Named(self._search.names.by_id[trial.trial_id])
 
 
 def _last_error(trial: Trial) -> BaseException:
@@ -72,7 +97,7 @@ def _last_error(trial: Trial) -> BaseException:
 
 
 @dataclass(frozen=True)
-class _Past:
-    """Stands for a trial of an earlier life: ASHA looks at a trial's id only."""
+class _Named:
+    """Stands for a trial in every life of the study: ASHA looks at a trial's id only."""
 
     trial_id: str
