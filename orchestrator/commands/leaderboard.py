@@ -69,4 +69,4 @@ def show_leaderboard(study: "Study", as_json: bool, interrupted: bool = False) -
 
 
 def _end(row: "TrialRow") -> tuple[object, ...]:
-    return row.steps, row.seconds, row.version, row.reason
+    return row.steps, row.seconds, row.version, row.remark

@@ -12,6 +12,7 @@ from orchestrator.monitoring.format import duration, number, plain
 from orchestrator.monitoring.stalls import Stall, stalls
 from orchestrator.tuning.study import ENDS, SAME_AS, STATES, Study, best_of, trial_name
 from workers.config.losses import AUXILIARY
+from workers.config.metrics import BEST_STEP, STOPPED
 from workers.run import heartbeat
 from workers.run.events import RunEvent, read_events
 from workers.run.heartbeat import ENDED
@@ -85,6 +86,10 @@ class StudyStatus(BaseModel):
     metric: str
     best: float | None
     best_trial: int | None
+    best_step: int | None = None
+    """With early stopping, the step that it is of."""
+    stopped_early: int = 0
+    """Trials that are finished and had got no better before their last step."""
     eta_seconds: float | None
     """Until the last trial's end; None before anything is known."""
 
@@ -107,17 +112,24 @@ class StudyStatus(BaseModel):
 
     def headline(self) -> str:
         """The study in one line."""
-        states = ", ".join(f"{count} {state}" for state, count in self.ended.items() if count)
+        states = ", ".join(
+            f"{count} {state}{self._early(state)}" for state, count in self.ended.items() if count
+        )
         ended = sum(self.ended.values())
         parts = [f"study {self.study}", f"{ended} of {self.trials} trials ended"]
         parts[-1] += f" ({states})" if states else ""
         if self.best is not None:
-            parts.append(f"best {self.metric} {number(self.best)} (trial {self.best_trial})")
+            step = "" if self.best_step is None else f", step {self.best_step}"
+            parts.append(f"best {self.metric} {number(self.best)} (trial {self.best_trial}{step})")
         if self.interrupted:
             parts.append("interrupted")
         elif self.eta_seconds is not None:
             parts.append(f"about {duration(self.eta_seconds)} left")
         return " · ".join(parts)
+
+    def _early(self, state: str) -> str:
+        told = self.stopped_early and state == "finished"
+        return f" ({self.stopped_early} early)" if told else ""
 
 
 def run_status(folder: Path, trial: int | None = None) -> RunStatus:
@@ -151,6 +163,12 @@ def study_status(study: Study) -> StudyStatus:
         metric=study.metric,
         best=best and best.value,
         best_trial=best and best.number,
+        best_step=best and best.user_attrs.get(BEST_STEP),
+        stopped_early=sum(
+            trial.user_attrs.get(STOPPED, False)
+            for trial in trials
+            if trial.state.name == "COMPLETE"
+        ),
         eta_seconds=eta(trials, _remaining(runs), in_all),
         at=time.time(),
     )

@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 from orchestrator.tuning.events import Best, Kind, TrialEvent
 from orchestrator.tuning.searcher import StudySearch
 from orchestrator.tuning.study import STATES, best_of
-from workers.config.metrics import value_at
+from workers.config.metrics import BEST_STEP, STOPPED, value_at
 
 _ENDS: dict[str, Kind] = {"COMPLETE": "finished", "PRUNED": "stopped"}
 
@@ -44,7 +44,7 @@ class StudyWatcher(Callback):  # type: ignore[misc]
         """A trial ended: by itself, stopped by ASHA, or with an adapter that is not usable."""
         record = self._search.trial(trial.trial_id)
         kind = _ENDS.get(record.state.name, "failed")
-        self._event(trial, kind, message=record.user_attrs.get("reason", ""))
+        self._event(trial, kind, message=record.user_attrs.get("reason") or _early(record))
 
     def on_trial_recover(self, *, trial: Trial, **_: Any) -> None:
         """A trial failed and is tried again; what Tune ends because the study ends is not."""
@@ -73,7 +73,7 @@ class StudyWatcher(Callback):  # type: ignore[misc]
             params=record.user_attrs["values"],
             step=int(report.get("step", 0)),
             steps=int(report.get("steps", 0)),
-            value=value_at(report, self._search.metric),
+            value=record.value if kind == "finished" else value_at(report, self._search.metric),
             message=message,
             states=Counter(map(self._state, everyone)),
             best=best and Best(best.number, float(best.value or 0.0)),
@@ -85,3 +85,10 @@ class StudyWatcher(Callback):  # type: ignore[misc]
         """A trial that was cut off, or is to be tried again, waits: Optuna calls it running."""
         waits = trial.state.name == "RUNNING" and trial.number not in self._started
         return "waiting" if waits else STATES[trial.state.name]
+
+
+def _early(trial: FrozenTrial) -> str:
+    """Of a finished trial, that it ended before its last step."""
+    if not trial.user_attrs.get(STOPPED):
+        return ""
+    return f"stopped early, its best at step {trial.user_attrs[BEST_STEP]}"

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.tuning.storage import stored_trial
 from orchestrator.tuning.study import SAME_AS
+from workers.config.metrics import BEST_STEP, STOPPED
 
 
 def first_with(
@@ -45,7 +46,8 @@ def _end(trial: optuna.Trial, one: FrozenTrial, first: FrozenTrial) -> None:
     for step, value in first.intermediate_values.items():
         if step not in one.intermediate_values:
             trial.report(value, step)
-    if "version" in first.user_attrs:
-        trial.set_user_attr("version", first.user_attrs["version"])
+    for noted in ("version", BEST_STEP, STOPPED):
+        if noted in first.user_attrs:
+            trial.set_user_attr(noted, first.user_attrs[noted])
     value = first.value if first.state == TrialState.COMPLETE else None
     trial.study.tell(trial, value, state=first.state)

@@ -25,6 +25,7 @@ from orchestrator.tuning.storage import stored_trial
 from orchestrator.tuning.study import COMES_FROM, SAME_AS, trial_name
 from search_spaces.samplers import sampler
 from workers.config.base import InputError
+from workers.run.early_stopping import early_end, final_value, has_ended
 from workers.run.files import write_text
 
 Register = Callable[[int], str]
@@ -133,8 +134,10 @@ class StudySearch(Searcher):  # type: ignore[misc]
         settle(self._study, self._store)
 
     def _end(self, trial_id: str, result: dict[str, Any]) -> None:
-        trial, value = self._asked[trial_id], result[self.metric]
-        if result["step"] < result["steps"]:
+        trial, value = self._asked[trial_id], final_value(result, self.metric)
+        for name, said in early_end(result).items():
+            trial.set_user_attr(name, said)
+        if not has_ended(result):
             self._study.tell(trial, state=TrialState.PRUNED)
         elif math.isnan(value):  # which Optuna compares with nothing
             self._failures[trial_id] = f"its {self.metric} is not a number"

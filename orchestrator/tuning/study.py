@@ -14,7 +14,7 @@ from orchestrator.config.cluster import ClusterSpec
 from orchestrator.registry.exportable import Exportable
 from orchestrator.tuning.storage import storage, study_names
 from workers.config.base import InputError, override, validated
-from workers.config.metrics import Mode, expert_load, rank, value_at
+from workers.config.metrics import BEST_STEP, STOPPED, Mode, expert_load, rank, value_at
 from workers.config.train import TrainSpec
 from workers.run.record import Metrics, read_progress
 
@@ -45,13 +45,14 @@ class TrialRow:
 
     number: int
     state: str
-    """waiting, running, finished, stopped (early, by ASHA) or failed."""
+    """waiting, running, finished, stopped (by ASHA) or failed."""
     value: float | None
-    """The study's metric at the trial's end; of a stopped or running trial, its latest."""
+    """The study's metric at the trial's end, with early stopping its best; of a stopped or running
+    trial, its latest."""
     params: dict[str, Any]
     """What the trial was given, by dotted field: only what the space varies."""
     metrics: Metrics = field(repr=False)
-    """The latest report, nested."""
+    """The latest report, nested; of a finished trial, that of its adapter."""
     version: str | None
     """Its adapter's version in the registry, if it finished."""
     reason: str | None
@@ -60,6 +61,18 @@ class TrialRow:
     """From start to end, also over a restart of the driver."""
     steps: int
     """Optimizer steps taken."""
+    best_step: int | None = None
+    """With early stopping, the step of the evaluation whose adapter a finished trial has."""
+    stopped_early: bool = False
+    """Whether it ended before its last step because it had got no better."""
+
+    @property
+    def remark(self) -> str | None:
+        """What there is to say of its end."""
+        if self.reason or self.best_step is None:
+            return self.reason
+        early = "stopped early; " if self.stopped_early else ""
+        return f"{early}its best was at step {self.best_step}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -164,14 +177,15 @@ class Study:
 
     def expert_load(self, number: int) -> dict[str, tuple[float, ...]]:
         """Share of the validation tokens that each expert got, by layer; empty without a router."""
-        reports = self.progress(number)
-        return expert_load(reports[-1]) if reports else {}
+        return expert_load(self.row(number).metrics)
 
     def _row(self, trial: "optuna.trial.FrozenTrial") -> TrialRow:
         reports = self.progress(trial.user_attrs.get(SAME_AS, trial.number))
         latest = reports[-1] if reports else {}
         finished = trial.state.name == "COMPLETE"
         attributes = trial.user_attrs
+        best_step = attributes.get(BEST_STEP) if finished else None
+        own = (report for report in reports if report["step"] == best_step)
         varied = self.optuna.user_attrs["varied"]
         values = attributes.get("values", {})
         return TrialRow(
@@ -179,11 +193,13 @@ class Study:
             state=STATES[trial.state.name],
             value=trial.value if finished else value_at(latest, self.metric),
             params={path: values[path] for path in varied if path in values},
-            metrics=latest,
+            metrics=next(own, latest),
             version=attributes.get("version"),
             reason=attributes.get("reason"),
             seconds=trial.duration.total_seconds() if trial.duration else None,
             steps=int(latest.get("step", 0)),
+            best_step=best_step,
+            stopped_early=finished and attributes.get(STOPPED, False),
         )
 
 

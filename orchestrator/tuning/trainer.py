@@ -6,14 +6,17 @@ A trial's configuration is its values by dotted field of TrainSpec, its name tha
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.job import JobSpec
 from search_spaces.spec import SearchSpec
+from workers.adapter.manifest import read_manifest
 from workers.config.base import InputError, override
 from workers.config.parallel import ParallelSpec, WorkerRange
 from workers.config.train import TrainSpec
+from workers.run.early_stopping import WatchedMetric
 from workers.run.record import Metrics, RunPlan, read_progress, reason
 
 if TYPE_CHECKING:
@@ -44,16 +47,16 @@ def fit(
     on_progress: Callable[[Metrics], None] | None = None,
 ) -> tuple[Path, Metrics]:
     """Train one adapter with `spec.parallel.workers` Ray Train workers on the connected cluster;
-    returns its folder and the last report.
+    returns its folder and its report.
 
-    `search` gives each worker's CPUs and GPUs, and how often the run is tried again from its last
-    checkpoint. A folder that holds this very run already is gone on with, also by another number
-    of workers. Raises InputError for a folder that holds another run, and for a run that fails
-    (its reason is in `error.txt` too).
+    `search` gives each worker's CPUs and GPUs, how often the run is tried again from its last
+    checkpoint, and the metric that early stopping watches. A folder that holds this very run
+    already is gone on with, also by another number of workers. Raises InputError for a folder that
+    holds another run, and for a run that fails (its reason is in `error.txt` too).
     """
     search = search or SearchSpec()
     _refuse_another_run(spec, plan)
-    trainer = _trainer(_task(spec, plan), search, search.retries)
+    trainer = _trainer(_task(spec, plan, search), search, search.retries)
     # In a thread, because Ray Train would otherwise take over Ctrl-C for the rest of the process.
     training = _Training(trainer)
     tell = on_progress or (lambda _: None)
@@ -67,7 +70,16 @@ def fit(
                 tell(report)
     if training.error:
         raise InputError(f"training {plan.folder.name}: {_why(plan, training.error)}")
-    return plan.folder / "adapter", read_progress(plan.folder)[-1]
+    return adapter_of(plan.folder)
+
+
+def adapter_of(run: Path) -> tuple[Path, Metrics]:
+    """What a run that has ended has left: the folder of its adapter, and the report of that."""
+    adapter = run / "adapter"
+    manifest = read_manifest(adapter)
+    if manifest is None:
+        raise InputError(f"{adapter}: the run has left no whole adapter")
+    return adapter, manifest.metrics
 
 
 class _Training(threading.Thread):
@@ -123,7 +135,7 @@ def _trial_task(job: JobSpec, name: str, config: Mapping[str, Any]) -> "RunTask"
     spec = override(job.train, config, f"trial {name}")
     folder = job.study_folder() / "trials" / name
     plan = RunPlan(folder, job.name, _number(name), shared=job.study_folder())
-    return _task(spec, plan)
+    return _task(spec, plan, job.search)
 
 
 def _number(name: str) -> int | None:
@@ -132,11 +144,12 @@ def _number(name: str) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
-def _task(spec: TrainSpec, plan: RunPlan) -> "RunTask":
+def _task(spec: TrainSpec, plan: RunPlan, search: SearchSpec) -> "RunTask":
     from orchestrator.tuning.metrics import TrainingMetrics
     from workers.train.ray_worker import RunTask
 
-    return RunTask(spec, plan, TrainingMetrics.of)
+    watched = WatchedMetric(search.metric, search.mode)
+    return RunTask(spec, replace(plan, watched=watched), TrainingMetrics.of)
 
 
 def _trainer(

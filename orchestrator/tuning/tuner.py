@@ -16,7 +16,6 @@ from orchestrator.tuning.events import TrialEvent
 from orchestrator.tuning.lifecycle import begin, check_study, ended, locked
 from orchestrator.tuning.storage import CutOff, storage, store_errors
 from orchestrator.tuning.study import Study, trial_name
-from workers.run.record import read_progress
 
 if TYPE_CHECKING:
     import optuna
@@ -152,9 +151,9 @@ class _Registrar:
     def __call__(self, number: int) -> str:
         from orchestrator.registry.registry import Registry
         from orchestrator.store.connections import PATIENCE_SECONDS
+        from orchestrator.tuning.trainer import adapter_of
 
-        folder = self.job.study_folder() / "trials" / trial_name(number)
-        last = read_progress(folder)[-1]
+        left = adapter_of(self.job.study_folder() / "trials" / trial_name(number))
         place = self.job.store_url(), self.job.cluster.storage
         with closing(Registry(*place, PATIENCE_SECONDS)) as registry:
-            return registry.register(self.job.name, number, folder / "adapter", last).id
+            return registry.register(self.job.name, number, *left).id

@@ -68,6 +68,10 @@ def job(job_in: Callable[[Path], JobSpec], tmp_path: Path) -> JobSpec:
     return job_in(tmp_path / "runs")
 
 
+EARLY = {"best": 0.75, "best_step": 20, "waited": 1, "stopped": 1}
+"""What the last report of a trial that ended early says of it."""
+
+
 def report(values: Mapping[str, Any], step: int, number: int) -> dict[str, Any]:
     """What a trial of these values might report: plausible, and a function of its arguments."""
     shape = AdapterSpec(num_experts=values.get("adapter.num_experts", 4), top_k=1)
@@ -108,8 +112,9 @@ def study_tables(
 @pytest.fixture(scope="session")
 def play(study_tables: bytes) -> Play:
     """play(job, ends, resume=False, register=…): run trials through Optuna and their folders as
-    Tune would, without Tune. `ends` says how each one ends: finished, stopped, failed or cut (off);
-    `register` gives the version of one that has finished, by its number."""
+    Tune would, without Tune. `ends` says how each one ends: finished, early (finished at step
+    30 of 40), stopped, failed or cut (off); `register` gives the version of one that has finished,
+    by its number."""
     return partial(_play, study_tables)
 
 
@@ -139,12 +144,14 @@ def _play(
             record = RunRecord(job.study_folder() / "trials" / trial_name(number))
             spec = override(job.train, values, "test")
             record.begin(spec)
-            steps = range(10, 41 if end == "finished" else 21, 10)
+            steps = range(10, {"finished": 41, "early": 31}.get(end, 21), 10)
             for step in steps:
                 metrics = report(values, step, number)
+                if end == "early" and step == 30:
+                    metrics["early_stopping"] = EARLY
                 record.add(metrics)
                 search.on_trial_result(trial_id, flatten_dict(metrics))
-            if end in ("finished", "stopped"):
+            if end in ("finished", "early", "stopped"):
                 search.on_trial_complete(trial_id, flatten_dict(metrics))
             elif end == "failed":
                 search.note_failure(trial_id, "OutOfMemoryError: <b>CUDA</b> out of memory")

@@ -20,6 +20,10 @@ TRAINING_LOSS, TOKENS_PER_SECOND = f"train/{LOSS}", "train/tokens_per_second"
 LEARNING_RATE = "train/lr"
 TASK_LOSS, TASK_VALUE = f"validation/tasks/{{task}}/{LOSS}", f"validation/tasks/{{task}}/{VALUE}"
 
+EARLY_STOPPING = "early_stopping"
+BEST, BEST_STEP = f"{EARLY_STOPPING}/best", f"{EARLY_STOPPING}/best_step"
+STOPPED = f"{EARLY_STOPPING}/stopped"
+
 TITLES = {LOSS: "loss a token", SCORE: "mean of the tasks"}
 """What tables call those of all rows."""
 
@@ -30,6 +34,10 @@ def _generates(spec: TrainSpec) -> bool:
 
 def _exchanges(spec: TrainSpec) -> bool:
     return spec.adapter.is_routed and spec.parallel.ep_size > 1
+
+
+def _stops_early(spec: TrainSpec) -> bool:
+    return spec.optimizer.early_stopping is not None
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,10 @@ METRICS = {
     "epoch": Metric(),
     "step": Metric(),
     "steps": Metric(),
+    BEST: Metric(of=_stops_early),
+    BEST_STEP: Metric(of=_stops_early),
+    f"{EARLY_STOPPING}/waited": Metric(of=_stops_early),
+    STOPPED: Metric(of=_stops_early),
     TASK_LOSS: Metric("min"),
     "validation/tasks/{task}/rows": Metric(),
     TASK_VALUE: Metric("max", _generates),

@@ -20,6 +20,17 @@ from workers.config.optimizers import ADAM_BETAS, OPTIMIZERS, check_gpu
 from workers.config.parallel import ParallelSpec, PassLimit
 
 
+class EarlyStoppingSpec(Spec):
+    """When a run ends before its last step. It watches the metric that trials are compared on
+    (search.metric and mode); what it leaves is the adapter of its best evaluation, also where it
+    takes all steps."""
+
+    patience: PositiveInt
+    """So many evaluations in a row without a gain end the run."""
+    min_delta: NonNegative = 0.0
+    """A gain is a metric that is better by more than so much than at the gain before."""
+
+
 class OptimizerSpec(Spec):
     """The optimizer and its schedule."""
 
@@ -56,6 +67,8 @@ class OptimizerSpec(Spec):
     epochs: Annotated[float, Field(gt=0)] | None = None
     """Passes over the training rows, as in 3 or 0.5, in place of `steps`: how many steps they are
     follows from the rows, their weights and batch_size, rounded up."""
+    early_stopping: EarlyStoppingSpec | None = None
+    """Ends a run whose evaluations no longer get better; None makes all steps."""
     batch_size: PositiveInt = 16
     """Rows of one optimizer step, over all workers."""
     micro_batch_size: PositiveInt | None = None
@@ -120,7 +133,8 @@ class EvaluationSpec(Spec):
     """Longest generated answer."""
     samples: Annotated[int, Field(ge=0, le=50)] = 6
     """So many rows, with what the base and each trial answered to them, are kept in the study's
-    folder for its report; 0 keeps none. Without `generate` they are answered once, at the end."""
+    folder for its report; 0 keeps none. Without `generate` they are answered once, at the end; with
+    optimizer.early_stopping at each evaluation, which may be the best."""
     batch_size: PositiveInt | None = None
     """Rows of one forward pass; None takes as many as training does, which fit into memory."""
 

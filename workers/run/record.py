@@ -3,8 +3,9 @@
 train.json      the resolved specification
 exchange.json   with expert parallelism, which exchange it takes, why, and the predicted bytes
 progress.jsonl  one line of metrics for each report
-adapter/        the latest complete adapter
-samples.json    some validation rows with its answers, at the latest evaluation that has any
+adapter/        the latest complete adapter; with early stopping that of the best evaluation so far
+samples.json    some validation rows with its answers, at the latest evaluation that has any, or at
+                the best one
 ranks/          where each worker is at the moment (workers.run.heartbeat)
 checkpoints/    what the run can be gone on with from (workers.train.checkpoint.manager)
 events.jsonl    what happened to it, over all attempts (workers.run.events)
@@ -15,12 +16,13 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
+from workers.run.early_stopping import WatchedMetric
 from workers.run.files import write_text
 from workers.run.json_lines import append_line, read_lines
 
@@ -43,6 +45,8 @@ class RunPlan:
     _: KW_ONLY
     shared: Path | None = None
     """Folder of the study, if its trials are held to the same inputs (workers.train.used)."""
+    watched: WatchedMetric = field(default_factory=WatchedMetric)
+    """What early stopping looks at."""
 
 
 Observer = Callable[[Metrics], None]
@@ -59,7 +63,7 @@ class RunRecord:
 
     @property
     def adapter(self) -> Path:
-        """Folder of the latest complete adapter."""
+        """Folder of the adapter that the run leaves, as far as it is."""
         return self.folder / "adapter"
 
     @property

@@ -11,7 +11,7 @@ import torch
 from workers.adapter import files
 from workers.adapter.manifest import Manifest
 from workers.adapter.routing_sample import RoutingSample
-from workers.config.metrics import expert_load
+from workers.config.metrics import EARLY_STOPPING, expert_load
 from workers.config.train import TrainSpec
 from workers.data.counts import RowCounts
 from workers.data.run_length import in_steps, steps_of_run
@@ -22,6 +22,7 @@ from workers.parallel.exchange_choice import share_out
 from workers.parallel.mesh import Mesh
 from workers.parallel.strategy import update_for
 from workers.parallel.world import World
+from workers.run.early_stopping import Patience
 from workers.run.events import EventLog
 from workers.run.heartbeat import HeartbeatWriter
 from workers.run.progress import StepTimer
@@ -60,6 +61,8 @@ class TrainingRun:
         self.step = 0
         self.metrics: Metrics = {}
         """The last report."""
+        self.patience = Patience.of(spec.optimizer.early_stopping, plan.watched)
+        """With early stopping, what its evaluations came to."""
         self.base_metrics: Metrics = {}
         """The same of the bare base, as far as it has any; kept with the adapter."""
         self.samples: list[Sample] = []
@@ -107,8 +110,19 @@ class TrainingRun:
 
     @property
     def done(self) -> bool:
-        """Whether all steps are taken."""
-        return self.step >= self.steps
+        """Whether all steps are taken, or no better evaluation is waited for."""
+        return self.step >= self.steps or (self.patience is not None and self.patience.is_over)
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the adapter of the last report is the one to leave: without early stopping it
+        always is."""
+        return self.patience is None or self.patience.best_step == self.step
+
+    @property
+    def has_best(self) -> bool:
+        """Whether an evaluation is kept that later ones may not replace."""
+        return self.patience is not None and self.patience.best is not None
 
     @property
     def train_counts(self) -> RowCounts:
@@ -122,8 +136,9 @@ class TrainingRun:
         `{"step", "steps", "epoch", "train": {"loss", "cross_entropy", …, "grad_norm", "lr",
         "tokens_per_second"}, "validation": …}`, losses as means over the steps since the last
         report (auxiliary ones only where they are on) and `validation` as Evaluation gives it;
-        `skipped_steps` are not in the means. Raises DivergedError if more steps in a row than
-        allowed, or anything of the report, is not finite.
+        with early stopping, `early_stopping` too (workers.run.early_stopping). `skipped_steps` are
+        not in the means. Raises DivergedError if more steps in a row than allowed, or anything of
+        the report, is not finite.
         """
         every = self.spec.evaluation.every
         until = min((self.step // every + 1) * every, self.steps)
@@ -139,7 +154,7 @@ class TrainingRun:
         self._results, self._seconds = [], 0.0
         self.heartbeat.beat("evaluate")
         with self._shards.gathered():
-            measured = self._evaluate.measure(last=self.done)
+            measured = self._evaluate.measure(last=self.done or self.patience is not None)
         self._sample, self.samples = measured.routing_sample, measured.samples
         self.metrics = {
             "step": self.step,
@@ -149,6 +164,10 @@ class TrainingRun:
             "validation": measured.metrics,
         }
         check_finite(self.metrics, self.step)
+        if self.patience:  # the workers' figures are the same, but who stops must not hang on it
+            self.patience = self.world.gather(self.patience.after(self.metrics))[0]
+            stopped = self.patience.is_over and self.step < self.steps
+            self.metrics[EARLY_STOPPING] = self.patience.figures(stopped=stopped)
         return self.metrics
 
     def measure_base(self) -> tuple[Metrics, list[Sample]]:
@@ -190,6 +209,7 @@ class TrainingRun:
             "update": self._update.whole_state(),
             "stream": self._stream.position(self.step) if self._stream else None,
             "fitting": self._fitting.state(self.world),
+            "patience": self.patience.state() if self.patience else None,
         }
 
     def write(self, folder: Path, state: Mapping[str, Any]) -> None:
@@ -212,6 +232,8 @@ class TrainingRun:
         self._sample = adapter.manifest.routing_sample if adapter.manifest else None
         self._train_step.load_schedule_state(state["schedule"])
         self.step, self.metrics = state["step"], state["metrics"]
+        if self.patience and self._same_rows(adapter.manifest):  # else they do not compare
+            self.patience = self.patience.resumed(state["patience"])
         if self.metrics:  # accepted new rows may have made it another number
             self.metrics = {**self.metrics, "steps": self.steps}
         self._results = [StepResult(**result) for result in state["results"]]
@@ -257,6 +279,11 @@ class TrainingRun:
             except StepOutOfMemoryError:
                 self._fitting.halve_training(self._batches, self.step)
             checkpoint.set_random_states(before)
+
+    def _same_rows(self, then: Manifest | None) -> bool:
+        """Whether a checkpoint's evaluations were on the rows of today; the same on all workers."""
+        same = then is None or then.data_digest in (None, self.inputs.data_digest)
+        return bool(self.world.gather(same)[0])
 
     def _note(self, result: StepResult) -> None:
         if result.fault and self.world.is_first:

@@ -97,9 +97,11 @@ class Attempt:
         again."""
         run, ended = self.run, self.run.done
         metrics = run.metrics if ended else run.advance(self.checkpoints.after_step)
-        run.save_adapter(self.record.adapter)
+        if run.is_best:
+            run.save_adapter(self.record.adapter)
         if run.world.is_first:
-            write_samples(self.record.samples, run.samples)
+            if run.is_best:
+                write_samples(self.record.samples, run.samples)
             self.record.add(metrics)
         if not ended:
             self.checkpoints.after_report(run)
@@ -107,11 +109,13 @@ class Attempt:
         return {**metrics, "folder": str(self.record.folder)}
 
     def finish(self) -> None:
-        """All steps are done: wait for the last upload. InputError where it cannot be made."""
+        """The run is done: wait for the last upload. InputError where it cannot be made."""
         self.checkpoints.finish()
-        if self.run.world.is_first:
-            note = EventLog(self.record.folder).note
-            note("finished", "all steps are done", step=self.run.step)
+        run = self.run
+        if run.world.is_first:
+            early = run.step < run.steps
+            why = f"stopped early: {run.patience}" if early else "all steps are done"
+            EventLog(self.record.folder).note("finished", why, step=run.step)
 
     def close(self) -> None:
         """Take the adapter off the base model; the run may be cut off."""

@@ -82,6 +82,13 @@ def _leaderboard(job: JobSpec, *options: str) -> str:
     return done.stdout
 
 
+def test_a_leaderboard_says_which_trial_ended_early(job: JobSpec, play: Play) -> None:
+    play(job, ["early"])
+    (row,) = json.loads(_leaderboard(job, "--json"))
+    assert (row["best_step"], row["stopped_early"], row["steps"]) == (20, True, 30)
+    assert "stopped early; its best was at step 20" in " ".join(_leaderboard(job).split())
+
+
 @pytest.mark.parametrize(
     ("space", "said"),
     [

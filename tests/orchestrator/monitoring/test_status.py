@@ -123,6 +123,14 @@ def test_an_ended_study_says_so(job: JobSpec, play: Play) -> None:
     assert (status.running, status.eta_seconds, status.ended["finished"]) == ((), None, 10)
 
 
+def test_a_study_says_how_many_ended_early_and_where_the_best_was(job: JobSpec, play: Play) -> None:
+    play(job, ["early", "stopped"])
+    status = study_status(Study.open(job.cluster, job.name))
+    assert (status.best, status.best_step, status.stopped_early) == (0.75, 20, 1)
+    line = "study home · 2 of 10 trials ended (1 finished (1 early), 1 stopped)"
+    assert status.headline().startswith(f"{line} · best validation/loss 0.75 (trial 0, step 20)")
+
+
 def test_the_slowest_worker_says_what_a_run_does(tmp_path: Path) -> None:
     write(tmp_path, rank=0, workers=2, step=3, phase="evaluate", beats=9)
     write(tmp_path, rank=1, workers=2, step=3, phase="reduce", beats=8)

@@ -207,6 +207,15 @@ def test_plain_lora_has_no_heat_map(job: JobSpec, play: Play) -> None:
     assert "one expert and no router" in page.text
 
 
+def test_a_trial_that_ended_early_says_so(job: JobSpec, play: Play) -> None:
+    job = override_job(job, {"optimizer.early_stopping": {"patience": 1}}, "test")
+    play(job, ["early"])
+    page = Page(write(job.cluster, "home"))
+    text = " ".join(page.text.split())
+    assert "stopped early; its best was at step 20" in text
+    assert "it ends early (patience 1), and its best evaluation counts" in text
+
+
 EVIL = "<script>alert('x')</script>"
 
 

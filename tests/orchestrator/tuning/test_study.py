@@ -13,7 +13,7 @@ from orchestrator.tuning.lifecycle import check_study, locked
 from orchestrator.tuning.storage import study_names
 from orchestrator.tuning.study import Study
 from workers.config.base import InputError
-from workers.config.metrics import value_at
+from workers.config.metrics import expert_load, value_at
 
 ENDS = ["finished", "failed", "finished", "stopped", "cut", "finished"]
 Play = Callable[..., list[dict[str, Any]]]
@@ -55,6 +55,23 @@ def test_a_leaderboard_ranks_finished_trials_and_tells_of_the_others(home: Home)
     }
     assert study.best() == rows[0]
     assert (study.folder / "trials" / "T001" / "error.txt").read_text().startswith("OutOfMemory")
+
+
+def test_a_trial_that_ended_early_has_what_its_best_evaluation_gave(
+    job: JobSpec, play: Play
+) -> None:
+    play(job, ["early", "stopped"])
+    study = Study.open(job.cluster, "home")
+    early, stopped = study.leaderboard()
+    assert (early.state, early.steps, early.best_step, early.stopped_early) == (
+        "finished", 30, 20, True,
+    )  # fmt: skip
+    assert early.value == 0.75
+    assert early.metrics == study.progress(0)[1]
+    assert early.remark == "stopped early; its best was at step 20"
+    assert study.expert_load(0) == expert_load(study.progress(0)[1])
+    assert early.version == "000000000000"
+    assert (stopped.best_step, stopped.stopped_early, stopped.remark) == (None, False, None)
 
 
 def test_the_largest_value_is_best_where_the_mode_says_so(job: JobSpec, play: Play) -> None:

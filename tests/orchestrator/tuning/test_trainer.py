@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from workers.config.base import InputError
 from workers.config.metrics import value_at
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
+from workers.run import heartbeat
 from workers.run.events import read_events
+from workers.run.heartbeat import ENDED
 from workers.run.record import Metrics, RunPlan, read_progress
 from workers.run.samples import read_samples
 from workers.train.loop import TrainingRun
@@ -79,6 +82,52 @@ def test_a_group_that_fails_says_why(
         fit(spec, RunPlan(tmp_path / "run", "study"), SearchSpec(retries=0))
     assert "leaves no room" in (tmp_path / "run" / "error.txt").read_text()
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_group_ends_early_and_leaves_its_best(
+    ray_cluster: Session, make_spec: SpecMaker, tmp_path: Path
+) -> None:
+    """Its learning rate is watched: with a warm-up it rises and falls, on every machine alike. A
+    worker is killed while the group waits, unless it was faster than we are."""
+    spec = make_spec(
+        optimizer__name="sgd",  # Adam magnifies rounding
+        optimizer__lr=0.5,
+        optimizer__steps=12,
+        optimizer__warmup_steps=4,
+        optimizer__early_stopping={"patience": 2},
+        evaluation__every=2,
+        parallel__workers=2,
+    )
+    plan = RunPlan(tmp_path / "run", "study")
+    search = SearchSpec(metric="train/lr", mode="max", retries=1)
+
+    def kill(report: Metrics) -> None:
+        alive = [w.pid for w in heartbeat.read(plan.folder) if w.pid and w.phase != ENDED]
+        if report["step"] == 6 and alive:
+            with suppress(ProcessLookupError):
+                os.kill(alive[0], signal.SIGKILL)
+
+    adapter, report = fit(spec, plan, search, kill)
+    assert report["step"] == 4
+    last = read_progress(plan.folder)[-1]
+    assert last["step"] == 8
+    assert last["early_stopping"] == {
+        "best": pytest.approx(0.5), "best_step": 4, "waited": 2, "stopped": 1,
+    }  # fmt: skip
+    ended = read_events(plan.folder)[-1]
+    assert (ended.kind, ended.message.split(":")[0]) == ("finished", "stopped early")
+    saved = files.read(adapter)
+    assert saved.manifest
+    assert saved.manifest.metrics == report
+    run = TrainingRun(spec, RunPlan(tmp_path / "alone", "study"), world=World())
+    run.advance()
+    run.advance()
+    for name, tensor in run.adapter.state_dict().items():
+        torch.testing.assert_close(saved.tensors[name], tensor, atol=1e-5, rtol=0)
+    before = {name: tensor.clone() for name, tensor in run.adapter.state_dict().items()}
+    run.advance()
+    moved = (tensor - before[name] for name, tensor in run.adapter.state_dict().items())
+    assert max(float(one.abs().max()) for one in moved) > 1e-3, "later ones are others"
 
 
 class KilledOnce:

@@ -319,6 +319,65 @@ def test_several_workers_make_one_trial(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+def test_asha_and_early_stopping_work_together(
+    workers: int, make_job: MakeJob, ray_cluster: Session, tmp_path: Path
+) -> None:
+    """A learning rate that learns, less than is asked for, and one that does not, which falls
+    behind at the first rung."""
+    good, idle = 1e-2, 1e-9
+    job = make_job(
+        tmp_path / "runs",
+        optimizer__steps=12,
+        optimizer__early_stopping={"patience": 2, "min_delta": 10.0},
+        parallel__workers=workers,
+        search__trials=2,
+        search__seed=69,  # asks for good, idle
+        search__grace_evaluations=1,
+        search__reduction_factor=2,
+        search__space={"optimizer.lr": {"choice": [good, idle]}},
+    )
+    ran = run_through(job)
+    assert [row.params["optimizer.lr"] for row in ran.rows] == [good, idle]
+    assert [(row.state, row.steps) for row in ran.rows] == [("finished", 6), ("stopped", 2)]
+    early, stopped = ran.rows
+    assert (early.stopped_early, early.best_step) == (True, 6)
+    assert (stopped.stopped_early, stopped.version) == (False, None)
+    ends = [event for event in ran.events if event.kind in ("finished", "stopped")]
+    assert [event.message for event in ends] == ["stopped early, its best at step 6", ""]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_version_is_the_best_evaluations(
+    workers: int, make_job: MakeJob, ray_cluster: Session, tmp_path: Path
+) -> None:
+    """The learning rate rises with its warm-up, and falls."""
+    job = make_job(
+        tmp_path / "runs",
+        optimizer__steps=12,
+        optimizer__warmup_steps=4,
+        optimizer__early_stopping={"patience": 1},
+        parallel__workers=workers,
+        search__trials=1,
+        search__space=None,
+        search__metric="train/lr",
+        search__mode="max",
+    )
+    ran = run_through(job)
+    (row,) = ran.rows
+    reports = read_progress(ran.folder(0))
+    assert [report["step"] for report in reports] == [2, 4, 6]
+    assert (row.state, row.steps, row.best_step, row.stopped_early) == ("finished", 6, 4, True)
+    assert row.value == reports[1]["train"]["lr"] > reports[2]["train"]["lr"]
+    assert row.metrics == reports[1]
+    assert stands_once(ran, row)
+    registry = Registry(job.store_url(), job.cluster.storage)
+    assert registry.version(row.version or "").metrics == reports[1]
+    assert ran.events[-1].value == row.value
+    (trial,) = ran.study.optuna.trials
+    assert list(trial.intermediate_values) == [2, 4, 6]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
 def test_trials_may_differ_in_epochs(
     workers: int, make_job: MakeJob, ray_cluster: Session, tmp_path: Path
 ) -> None:

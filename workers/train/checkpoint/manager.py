@@ -15,7 +15,8 @@ from workers.config.base import InputError, validated
 from workers.config.train import TrainSpec
 from workers.parallel.world import World
 from workers.run.events import EventLog
-from workers.run.record import RunPlan
+from workers.run.record import RunPlan, RunRecord
+from workers.train.checkpoint.best import best_adapter, bring_back_best, keep_best
 from workers.train.checkpoint.state import CheckpointStore, read_state
 from workers.train.checkpoint.upload import RemoteFolder, Uploads, fetched
 
@@ -30,7 +31,7 @@ class CheckpointManager:
         """Raises InputError for an upload to a filesystem that there is not."""
         self._run_spec, self._spec = spec, spec.checkpoint
         self._world = world
-        self._log = EventLog(plan.folder)
+        self._record, self._log = RunRecord(plan.folder), EventLog(plan.folder)
         self._store = CheckpointStore(plan.folder / "checkpoints")
         self._place: RemoteFolder | None = None
         self._uploads: Uploads | None = None
@@ -44,6 +45,8 @@ class CheckpointManager:
         found = self._world.gather(self._latest() if self._world.is_first else None)[0]
         if found:
             run.load(found)
+        if found and run.has_best and self._world.is_first:
+            bring_back_best(found, self._record)
         if found and self._uploads:
             self._uploads.put(found)
 
@@ -75,6 +78,8 @@ class CheckpointManager:
         try:
             with self._store.written(run.step) as folder:
                 run.write(folder, state)
+                if run.has_best:
+                    keep_best(self._record, folder)
         except (OSError, WriteError) as error:
             self._log.note("checkpoint failed", str(error), step=run.step)
             if run.done:
@@ -113,6 +118,8 @@ def _check(folder: Path, spec: TrainSpec) -> None:
     """InputError for a checkpoint that is damaged, or of another run."""
     read_state(folder)
     manifest = files.read(folder / "adapter").manifest
+    if best := best_adapter(folder):
+        files.read(best)
     theirs = validated(TrainSpec, manifest and manifest.spec, str(folder))
     if not spec.same_run(theirs):
         raise InputError(f"{folder}: is of a run with another specification")
