@@ -41,7 +41,9 @@ class OptimizerSpec(Spec):
     paged_adamw_8bit and paged_lion_8bit, which move it to the CPU's memory where the GPU's is
     full. Each wants its own lr."""
     lr: Annotated[float, Field(gt=0)] = 2e-4
-    """Peak learning rate."""
+    """Peak learning rate, for every size of base: what MixLoRA was published with on 7B and 13B
+    (arXiv 2404.15159). Published rules by size do not carry over (docs/search-spaces.md): search
+    it."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
     """The B matrices learn at so many times lr (LoRA+, arXiv 2402.12354, which takes 16 with a
     smaller lr), and with use_dora the magnitudes, as in PEFT."""
