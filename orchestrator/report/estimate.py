@@ -96,7 +96,7 @@ def job_estimate(job: JobSpec, *, measure: bool = False) -> JobEstimate:
     """Of a job whose rows this node has encoded. With `measure`, a few steps are run here.
     InputError."""
     from workers.data.encode import Encoder
-    from workers.data.run_length import steps_of_run
+    from workers.data.epoch import steps_of_run
     from workers.data.store.epoch_figures import epoch_figures
     from workers.data.store.same_rows import same_rows
     from workers.data.store.token_store import TokenStore

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def steps_of_trial(spec: "TrainSpec") -> int:
     """Steps of a run; its rows are looked at where it says epochs. InputError."""
-    from workers.data.run_length import steps_of_run
+    from workers.data.epoch import steps_of_run
 
     return steps_of_run(spec.optimizer, lambda: _parts(spec))
 
@@ -41,7 +41,7 @@ def most_steps(job: JobSpec) -> int:
 
 def check_warmup(job: JobSpec, counts: "Mapping[DataSpec, RowCounts]") -> None:
     """InputError where the rows make fewer steps of a trial's epochs than its warm-up takes."""
-    from workers.data.run_length import steps_of_run
+    from workers.data.epoch import steps_of_run
 
     for trial in job.search_space().samples():
         rows = counts[trial.data]

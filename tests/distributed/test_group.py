@@ -61,7 +61,7 @@ def test_two_workers_share_the_rows_of_one(
     asked = BY_TOKENS if way == "tokens" else {f"data__{way}": True}
     data = {**asked, "data__streaming_buffer": 24, "data__record_rows": True}
     plain = {"optimizer__name": "sgd", "optimizer__lr": 0.5}  # Adam magnifies rounding
-    length = {"streaming": {"optimizer__steps": 6}, "packing": {"optimizer__epochs": 3}}[way]
+    length = {"optimizer__epochs": 3} if way == "packing" else {"optimizer__steps": 6}
     spec = make_spec(**length, parallel__workers=2, **plain, **data)
     plan = RunPlan(tmp_path / "run", "study")
     adapter, last = fit(spec, plan)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.session import Session
-from orchestrator.tuning.trainer import _trainer
+from orchestrator.tuning.trainer import _trainer, _Training
 from search_spaces.spec import SearchSpec
 from tests.processes import run_together
 from tests.workers.train.greedy import FAR_TOO_MUCH, greedy, rows
@@ -156,7 +156,12 @@ def test_a_ray_train_group_goes_on(
     found = []
     for name, one, observe in (("run", spec, lacking), ("wanted", wanted, None)):
         plan = RunPlan(tmp_path / name, "study")
-        _trainer(RunTask(one, plan, observe), SearchSpec(cpus_per_worker=1), retries=0).fit()
+        task = RunTask(one, plan, observe)
+        # In a thread: Ray Train takes over Ctrl-C of the main one, and its controller stays.
+        training = _Training(_trainer(task, SearchSpec(cpus_per_worker=1), retries=0))
+        training.start()
+        training.join()
+        assert training.error is None
         found.append(read_progress(plan.folder)[-1])
     assert found[0]["train"]["loss"] == found[1]["train"]["loss"]
     assert found[0]["validation"] == found[1]["validation"]

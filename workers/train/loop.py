@@ -14,7 +14,7 @@ from workers.adapter.routing_sample import RoutingSample
 from workers.config.metrics import EARLY_STOPPING, expert_load
 from workers.config.train import TrainSpec
 from workers.data.counts import RowCounts
-from workers.data.run_length import in_steps, steps_of_run
+from workers.data.epoch import in_steps, steps_of_run
 from workers.data.streaming.batches import StreamedBatches
 from workers.injection.inject import inject
 from workers.models.packing import check_packing

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from workers.config.train import TrainSpec
+from workers.data.epoch import in_steps, steps_of_run
 from workers.data.example import Example
 from workers.data.packing import batches_of
-from workers.data.run_length import in_steps, steps_of_run
 from workers.data.store.arrow import StoredExamples
 from workers.data.store.token_store import EncodedSource
 from workers.injection.inject import inject

@@ -225,7 +225,7 @@ def share_of_peak(spec: OptimizerSpec, step: int) -> float:
     rate of 0, as transformers' schedules do with the first; after it they are the same."""
     if step < spec.warmup_steps:
         return (step + 1) / spec.warmup_steps
-    assert spec.steps is not None, "a run knows how many (workers.data.run_length)"
+    assert spec.steps is not None, "a run knows how many (workers.data.epoch)"
     done = (step - spec.warmup_steps) / (spec.steps - spec.warmup_steps)
     shapes = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}
     return shapes[spec.schedule]

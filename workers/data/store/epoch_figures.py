@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from workers.config.train import TrainSpec
 from workers.data.batches import Batches
+from workers.data.epoch import steps_of_run
 from workers.data.packing import batches_of
-from workers.data.run_length import steps_of_run
 from workers.data.store.arrow import StoredExamples
 from workers.data.store.token_store import EncodedSource
 
