@@ -34,6 +34,11 @@ DEVICE = torch.device("cuda" if GPU else "cpu")
 
 
 @dataclass(frozen=True)
+class _NoSizes:
+    """Sizes follow from the device."""
+
+
+@dataclass(frozen=True)
 class Case:
     """Sizes of one call of the kernels."""
 
@@ -117,14 +122,9 @@ def _kernel_times(case: Case, width: int) -> dict[str, float]:
         "backward_experts": timed(backward((*matrices, outer))),
     }
     moved = {"forward": 3, "backward_tokens": 5, "backward_experts": 3}  # of [T, F]
-    gigabytes = T * width * probe_bytes() / 1e9
+    gigabytes = T * width * DTYPE.itemsize / 1e9
     rates = {f"{name}_GBps": moved[name] * gigabytes / taken for name, taken in seconds.items()}
     return {f"{name}_ms": 1000 * taken for name, taken in seconds.items()} | rates
-
-
-def probe_bytes() -> int:
-    """Of one number of an activation."""
-    return torch.empty((), dtype=DTYPE).element_size()
 
 
 STAGES: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
@@ -154,11 +154,6 @@ def main() -> None:
             print(name, lines[-1], file=table, flush=True)
         print(f"{name}: {perf_counter() - begin:.1f} s", file=table, flush=True)
     harness.finish(result, arguments.json)
-
-
-@dataclass(frozen=True)
-class _NoSizes:
-    """Sizes follow from the device."""
 
 
 if __name__ == "__main__":

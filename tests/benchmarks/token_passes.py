@@ -18,7 +18,7 @@ from typing import Any
 
 import harness
 import torch
-from packing_rows import Contest, WatchedGradients, examples
+from packing_rows import Contest, examples
 from packing_rows import Sizes as ModelSizes
 from results import machine, write_section
 
@@ -26,10 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from workers.config.losses import LossSpec
 from workers.config.parallel import PassLimit
-from workers.config.train import OptimizerSpec
 from workers.data.batches import Batches, collate
 from workers.data.example import Example
-from workers.train.step import TrainStep
 
 SIDES = ("rows", "tokens")
 
@@ -95,21 +93,12 @@ def epochs(contest: Contest, batches: Batches, limits: dict[str, PassLimit]) -> 
 def worst_gradient(
     contest: Contest, rows: Sequence[Example], limits: dict[str, PassLimit]
 ) -> float:
-    """The largest difference of a gradient over that tensor's largest number; without the balance
-    loss, which is made of what comes together."""
+    """Of the first batch by either way; without the balance loss, which is made of what comes
+    together."""
     spec = contest.spec.model_copy(update={"loss": LossSpec(load_balance_weight=0.0)})
-    for parameter in contest.adapter.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)  # B begins at zero
-    found = []
-    for side in SIDES:
-        update = WatchedGradients(contest.adapter, OptimizerSpec(lr=1e-30))  # moves nothing
-        passes = Batches(rows, len(rows)).micro_batches(0, limits[side])
-        TrainStep(spec, contest.base, contest.adapter, update)([collate(p, 0) for p in passes])
-        found.append(update.gradients)
-    return max(
-        float((found[1][name] - one).abs().max() / one.abs().max().clamp(min=1e-6))
-        for name, one in found[0].items()
-    )
+    step = Batches(rows, len(rows))
+    ways = [[collate(one, 0) for one in step.micro_batches(0, limits[side])] for side in SIDES]
+    return contest.worst_gradient(ways, spec)
 
 
 def described(result: dict[str, Any]) -> str:

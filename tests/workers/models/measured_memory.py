@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from random import Random
 
-import torch
-
+from tests.benchmarks.harness import peak_bytes
 from workers.config.base import override
 from workers.config.train import TrainSpec
 from workers.data.batches import Batch
@@ -44,12 +43,9 @@ def measured(
     step(batches)  # moments are there from now on
     moments = [one for state in update.optimizer.state.values() for one in state.values()]
     held = sum(one.nbytes for one in (*base.model.parameters(), *moments))
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as recorded:
-        step(batches)
+    peak = peak_bytes(lambda: step(batches))
     adapter.remove()
-    return Measured(held + _peak(recorded), estimate(spec, largest))
+    return Measured(held + peak, estimate(spec, largest))
 
 
 def _batch(spec: TrainSpec, largest: LargestPass, base: Base, seed: int) -> Batch:
@@ -61,14 +57,3 @@ def _batch(spec: TrainSpec, largest: LargestPass, base: Base, seed: int) -> Batc
     ]
     (batch,) = lay_out(spec, [rows], 0)
     return batch
-
-
-def _peak(recorded: torch.profiler.profile) -> int:
-    """The most that was held at once above what was held before."""
-    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak

@@ -1,4 +1,4 @@
-"""Triton kernels of the fused block experts: the two backward ones. Legend: `fused_kernels.py`."""
+"""Triton kernels of the fused block experts: the two backward ones. Legend: `forward_kernels`."""
 
 import triton
 import triton.language as tl

@@ -1,6 +1,6 @@
 """Triton kernels of the fused block experts: what all share, and the forward.
 
-Imported where Triton is installed only, by `fused.py`; with TRITON_INTERPRET=1 in the environment
+Imported where Triton is installed only, by `launch.py`; with TRITON_INTERPRET=1 in the environment
 before Triton's first import they run on the CPU.
 
 Shapes: T tokens, F feed-forward width, E experts, K slots of a token, P = T * K pairs (token and

@@ -1,4 +1,4 @@
-"""Launches of the fused kernels: sizes, tiles, grids. `fused.py` says how the kernels work.
+"""Launches of the fused kernels: sizes, tiles, grids. `mixture.py` says how the kernels work.
 
 Shapes: T tokens, F feed-forward width, E experts, K slots of a token, P = T * K pairs (token and
 slot), R rank of the inner linears, Q of the outer one, S shares of F, C columns of a share.
