@@ -27,7 +27,8 @@ LEVELS = {
         "data parallel",
         "adapter",
         "models",
-        "engine train",
+        "engine",
+        "train",
     ],
 }
 """Folders and files at the top of a package, lowest level first. Each imports from lower ones only,

@@ -21,7 +21,7 @@ from workers.injection.sharded import is_sharded
 from workers.parallel.world import World
 from workers.run.record import Metrics
 from workers.run.samples import SampledAnswer, sample, sample_rows
-from workers.train.evaluation.generate import generate
+from workers.train.evaluation.generate import Answers, batched, padded
 from workers.train.evaluation.results import ExpertCounts, Measured, RowResult, summarise
 from workers.train.evaluation.sample import SAMPLED, cached_prefix, drawn
 from workers.train.forward import recorded, row_losses
@@ -147,18 +147,45 @@ class Evaluation:
 
     def _write(self, indices: Sequence[int]) -> list[str]:
         """Greedy answers to the rows' prompts."""
-        examples = self.inputs.validation_examples
-        answers = [""] * len(indices)
-        longest = self.spec.evaluation.max_new_tokens
+        tokenizer = self.inputs.base.tokenizer
+        ends = sorted({*self.inputs.encoder.stops, tokenizer.eos_token_id} - {None})
+        prompts = [self.inputs.validation_examples[index].prompt for index in indices]
+        # Continuous batches where each worker may take as many steps as it needs.
+        answers = None if self._together else self._batched(prompts, ends)
+        return [
+            str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            for ids in (self._padded(prompts, ends) if answers is None else answers)
+        ]
+
+    def _batched(self, prompts: Sequence[Sequence[int]], ends: Sequence[int]) -> Answers | None:
+        """None where the model cannot be batched so."""
+        found: Answers | None = []
+        model, longest = self.inputs.base.model, self.spec.evaluation.max_new_tokens
+
+        def write(at_once: Sequence[int]) -> None:
+            nonlocal found
+            found = batched(model, prompts, longest, ends, len(at_once), self.moving)
+
+        fitting = self.fitting or FittingPasses(self.spec)
+        most = max(map(len, prompts), default=0) + longest
+        while prompts:
+            rows = fitting.evaluation.held(len(prompts), most)
+            if fitting.evaluate(write, range(rows), most):
+                break
+        return found
+
+    def _padded(self, prompts: Sequence[Sequence[int]], ends: Sequence[int]) -> Answers:
+        answers: Answers = [[] for _ in prompts]
+        model, longest = self.inputs.base.model, self.spec.evaluation.max_new_tokens
+        pad, together = self.inputs.pad_token_id, self._together
 
         def write(group: Sequence[int]) -> None:
-            some = [examples[indices[i]].prompt for i in group] or [examples[0].prompt]
-            texts = generate(self.inputs, some, longest, together=self._together)
-            for index, text in zip(group, texts, strict=bool(group)):
-                answers[index] = text
+            some = [prompts[i] for i in group] or [self.inputs.validation_examples[0].prompt]
+            written = padded(model, some, longest, ends, pad=pad, together=together)
+            for index, ids in zip(group, written, strict=bool(group)):
+                answers[index] = ids
 
-        prompts = [examples[index].spans[-1].start for index in indices]
-        self._in_passes([length + longest for length in prompts], write)
+        self._in_passes([len(prompt) + longest for prompt in prompts], write)
         return answers
 
     def _in_passes(self, lengths: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
