@@ -47,7 +47,7 @@ def padded(  # noqa: PLR0913 -- one batch, whole
     step."""
     ids_BS, mask_BS = collate_prompts(prompts, pad)
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=longest, eos_token_id=list(ends) or [-1], pad_token_id=pad
+        do_sample=False, max_new_tokens=longest, eos_token_id=list(ends), pad_token_id=pad
     )
     whole_BS = model.generate(
         ids_BS.to(model.device),
