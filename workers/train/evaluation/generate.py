@@ -11,6 +11,10 @@ Answers = list[list[int]]
 """Tokens, without the one that ends an answer."""
 
 
+SERVED = ("sdpa", "eager")
+"""Ways of attention that endpoints have."""
+
+
 def batched(  # noqa: PLR0913, PLR0917 -- one batch, whole
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -20,11 +24,14 @@ def batched(  # noqa: PLR0913, PLR0917 -- one batch, whole
     moving: Callable[[], None],
 ) -> Answers | None:
     """By continuous batching, as an endpoint answers: at most `rows` at once, and `moving` is
-    called before each forward pass. None for a model that cannot be batched so, or that would be
-    slower: on a GPU, attention sequence by sequence has a kernel in half precision only."""
+    called before each forward pass. None for a model that cannot be batched so, that computes its
+    attention as no endpoint does, or that would be slower: on a GPU, attention sequence by sequence
+    has a kernel in half precision only."""
     from workers.engine.greedy import greedy
     from workers.models.sequences import KERNEL_DTYPES
 
+    if model.config._attn_implementation not in SERVED:
+        return None
     if model.device.type != "cpu" and model.dtype not in KERNEL_DTYPES:
         return None
     try:
