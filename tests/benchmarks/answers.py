@@ -4,7 +4,7 @@ Both take turns on one model with one adapter, in one process, on one thread; ti
 time, so that neighbours on the machine count little. The prompts have the lengths of
 `../shared/data/multitask`, or, without it, lengths drawn like them. In `mixed` a share of the
 vocabulary ends an answer, so that answers have lengths of their own, as short as those
-tasks' (10 tokens); in `full` hardly one ends before the limit.
+tasks' (10 tokens); in `full` none ends before the limit.
 
     python tests/benchmarks/answers.py [--json PATH|-]
 
@@ -71,7 +71,7 @@ class Contest:
         lengths = multitask_lengths(sizes.prompts)
         self.prompts = sorted((draw.choices(words, k=n) for n in lengths), key=len, reverse=True)
         ends = sorted(draw.sample(words, round(sizes.ending_share * sizes.vocabulary)))
-        self.kinds: dict[str, list[int]] = {"mixed": ends, "full": [PAD]}
+        self.kinds: dict[str, list[int]] = {"mixed": ends, "full": [sizes.vocabulary]}
 
     def turns(self) -> dict[str, Callable[[Sequence[int]], Answers]]:
         """Each side answers all prompts, up to one of these ends."""

@@ -32,6 +32,7 @@ from workers.config.base import InputError
 from workers.engine.prefix_cache import PAGE, Salt, SlotCache
 from workers.engine.request import Limits
 from workers.engine.sampler import Sampler
+from workers.layers.ops.random_state import random_state_kept
 from workers.models.attention import attend_as_before, attend_by_sequence
 
 ROWS = 256
@@ -85,23 +86,24 @@ class Manager(ContinuousBatchingManager):  # type: ignore[misc]
         update_cb_config_after_cache_creation(settings, cache.num_blocks, cache.max_batch_tokens)
         if SLIDING_ATTENTION in cache.cache_allocators:
             settings.max_blocks_per_request = 0
-        return ContinuousBatchProcessor(
-            cache=cache,
-            config=config,
-            generation_config=self.generation_config,
-            continuous_batching_config=settings,
-            logit_processor=self.logit_processor,
-            input_queue=self.input_queue,
-            cancel_queue=self.cancel_queue,
-            output_router=self.output_router,
-            background_thread_status=self.background_thread_status,
-            model_device=model.device,
-            model_dtype=model.dtype,
-            scheduler=FairScheduler(
-                self._turn_of, cache, settings.safety_margin, settings.max_requests_per_batch
-            ),
-            distributed_helper=self.distributed_helper,
-        )
+        with random_state_kept(model.device):  # it seeds torch's generators anew
+            return ContinuousBatchProcessor(
+                cache=cache,
+                config=config,
+                generation_config=self.generation_config,
+                continuous_batching_config=settings,
+                logit_processor=self.logit_processor,
+                input_queue=self.input_queue,
+                cancel_queue=self.cancel_queue,
+                output_router=self.output_router,
+                background_thread_status=self.background_thread_status,
+                model_device=model.device,
+                model_dtype=model.dtype,
+                scheduler=FairScheduler(
+                    self._turn_of, cache, settings.safety_margin, settings.max_requests_per_batch
+                ),
+                distributed_helper=self.distributed_helper,
+            )
 
 
 def start_manager(

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workers.layers.ops.random_state import random_state_kept
+
 Activation = Callable[[Tensor], Tensor]
 Dropout = Callable[[Tensor], Tensor]
 Combine = Callable[..., Tensor]
@@ -204,8 +206,7 @@ def _distance(block: nn.Module, view: FeedForward) -> float:
 
 
 def _seeded(run: Callable[[Tensor], Tensor], probe_TD: Tensor) -> Tensor:
-    devices = [probe_TD.device] if probe_TD.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with random_state_kept(probe_TD.device):
         # torch.manual_seed seeds every device, and formats this stack for each kind of them.
         _generator(probe_TD.device).manual_seed(0)
         return run(probe_TD)

@@ -21,6 +21,7 @@ from workers.injection.adapter import Adapter
 from workers.injection.sharded import whole
 from workers.injection.targets import decoder_layers
 from workers.injection.wrapper import AdaptedModule
+from workers.layers.ops.random_state import random_state_kept
 from workers.parallel.cost import ExchangeChoice
 from workers.parallel.expert_shards import ExpertShards
 
@@ -78,8 +79,7 @@ def _kinds(modules: dict[str, AdaptedModule], paths: Iterable[str]) -> dict[str,
 def _training(module: AdaptedModule, layer: nn.Module, device: torch.device) -> Iterator[None]:
     """The module trains, with its decoder layer's weights there, on random numbers of its own."""
     mode = module.training
-    drawing = [device] if device.type == "cuda" else []
-    with whole(layer), torch.random.fork_rng(drawing):
+    with whole(layer), random_state_kept(device):
         module.train()
         try:
             yield

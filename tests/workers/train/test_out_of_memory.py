@@ -250,9 +250,6 @@ def test_a_process_that_gets_no_more_memory_goes_on(make_spec: SpecMaker, tmp_pa
         "optimizer__batch_size": 64,
         "optimizer__steps": 1,
         "evaluation__rows_per_task": 2,
-        # Answers want a thread of their own, whose stack is more than there is.
-        "evaluation__generate": False,
-        "evaluation__samples": 0,
         "parallel__threads": 1,
     }
     spec = make_spec(**changes)

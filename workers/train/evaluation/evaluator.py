@@ -158,7 +158,8 @@ class Evaluation:
         ]
 
     def _batched(self, prompts: Sequence[Sequence[int]], ends: Sequence[int]) -> Answers | None:
-        """None where the model cannot be batched so."""
+        """None where the model cannot be batched so, or where a padded batch holds all
+        prompts and is quicker."""
         found: Answers | None = []
         model, longest = self.inputs.base.model, self.spec.evaluation.max_new_tokens
 
@@ -170,6 +171,8 @@ class Evaluation:
         most = max(map(len, prompts), default=0) + longest
         while prompts:
             rows = fitting.evaluation.held(len(prompts), most)
+            if rows == len(prompts):
+                return None
             if fitting.evaluate(write, range(rows), most):
                 break
         return found

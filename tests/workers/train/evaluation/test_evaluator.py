@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,20 @@ def test_rows_per_task_and_loss_alone(make_spec: SpecMaker, tmp_path: Path) -> N
     assert "score" not in validation
     assert "value" not in validation["tasks"]["call"]
     assert "routing" not in validation, "plain LoRA has no router"
+
+
+def test_answers_come_from_one_padded_batch_where_it_holds_all(run: TrainingRun) -> None:
+    """Continuous batches say before each token that they move; both change nothing."""
+    figures, moves, before = [], [], torch.get_rng_state()
+    for rows in (5, 16):
+        spec = override(run.spec, {"evaluation.batch_size": rows}, "test")
+        told: list[int] = []
+        evaluate = Evaluation(run.inputs, run.adapter, spec, World(), partial(told.append, 1))
+        figures.append(evaluate()["score"])
+        moves.append(len(told))
+    assert figures[0] == figures[1]
+    assert moves[1] < run.spec.evaluation.max_new_tokens < moves[0]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @torch.no_grad()
