@@ -1,5 +1,7 @@
 """Put adapters onto a Hugging Face model."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -33,7 +35,7 @@ def inject(
         raise InputError(f"slot {slot!r} has an adapter already")
     layer_list, layers = decoder_layers(model)
     with rows.everywhere(None):
-        planned = plan(layers, spec)
+        planned = plan(dict(enumerate(layers)), spec, len(layers))
     generator = torch.Generator().manual_seed(seed)
     if not rows.slots:
         model.requires_grad_(False)
@@ -49,10 +51,10 @@ def inject(
     return Adapter(slot, spec, rows, taken, layer_list)
 
 
-def check_places(layers: list[nn.Module], spec: AdapterSpec) -> list[str]:
-    """Raise InputError where an adapter does not fit these decoder layers; attaches nothing. The
-    places that would have a router, as in `layers.0.mlp`."""
-    planned = plan(layers, spec).items()
+def check_places(layers: Mapping[int, nn.Module], spec: AdapterSpec, count: int) -> list[str]:
+    """Raise InputError where an adapter does not fit these of a model's `count` decoder layers, one
+    of each kind; attaches nothing. The places that would have a router, as in `layers.0.mlp`."""
+    planned = plan(layers, spec, count).items()
     return [place.path for place, (_, layer) in planned if layer.router is not None]
 
 

@@ -1,9 +1,13 @@
 """What an adapter's specification puts where in a model: nothing is attached here."""
 
+import re
+from collections.abc import Mapping
+
 from torch import nn
 
 from workers.config.adapter import ALL_LINEAR, AdapterSpec, is_named
 from workers.config.base import InputError
+from workers.config.routing import UNROUTED
 from workers.injection.adapted_stack import is_as_read
 from workers.injection.mixed_batch import Layer
 from workers.injection.sharded import whole
@@ -19,13 +23,14 @@ View = FeedForward | ExpertStack | None
 Plan = dict[TargetModule, tuple[View, Layer]]
 
 
-def plan(layers: list[nn.Module], spec: AdapterSpec) -> Plan:
-    """The new layers and where they go."""
+def plan(layers: Mapping[int, nn.Module], spec: AdapterSpec, count: int) -> Plan:
+    """The new layers and where they go. `layers` are all of the model's, which has `count`, or one
+    of each kind of them (workers.injection.layer_kinds)."""
     made: Plan = {}
     seen: list[str] = []
     stacked: list[str] = []
-    for index, layer in enumerate(layers):
-        path, own = f"layers.{index}", spec.in_layer(index, len(layers))
+    for index, layer in layers.items():
+        path, own = f"layers.{index}", spec.in_layer(index, count)
         with whole(layer):  # What a block is, it shows by running; DoRA starts from its weights.
             found = {place.path: place for place in linears(layer, path)}
             seen += found
@@ -37,11 +42,39 @@ def plan(layers: list[nn.Module], spec: AdapterSpec) -> Plan:
     if not seen:
         raise InputError(
             "the decoder's layers have no linear that an adapter fits (a torch.nn.Linear, or a "
-            f"Conv1D of transformers): {tree(layers[0])}"
+            f"Conv1D of transformers): {tree(next(iter(layers.values())))}"
         )
     _check(made, seen, spec)
-    _check_stacked(stacked, layers, spec)
+    _check_stacked(stacked, list(layers.values()), spec)
     return made
+
+
+def alone(layer: nn.Module, at: int, spec: AdapterSpec) -> AdapterSpec | None:
+    """What a specification puts on decoder layer `at`, as one of a model that has this layer only;
+    None where it is nothing. `spec` is the layer's own."""
+    path = f"layers.{at}"
+    with whole(layer):
+        found = {place.path: place for place in linears(layer, path)}
+        named = [one for one in found if spec.adapts(one)]
+        weights = _weights(_known_stacks(layer, path)) if spec.target_parameters else []
+        stacked = [one for one in weights if spec.adapts_parameter(one)]
+        made = _plan_layer(layer, path, spec, found)
+    if not made and not stacked:
+        return None
+    blocks = any(isinstance(one, BlockExperts) for _, one in made.values())
+    changes = {
+        "target_modules": _pattern(named, at),
+        "exclude_modules": (),
+        "target_parameters": _pattern(stacked, at),
+        **(UNROUTED if spec.experts == "block" and not blocks else {}),
+    }
+    return spec.model_copy(update=changes)
+
+
+def _pattern(paths: list[str], at: int) -> str | tuple[str, ...]:
+    """What matches these paths of layer `at` in a model where it is the first."""
+    inside = [re.escape(path.removeprefix(f"layers.{at}.")) for path in paths]
+    return rf"layers\.0\.({'|'.join(inside)})" if inside else ()
 
 
 def _known_stacks(layer: nn.Module, path: str) -> dict[TargetModule, ExpertStack]:

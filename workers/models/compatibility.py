@@ -15,6 +15,7 @@ from workers.config.base import InputError
 from workers.config.model import ModelSpec
 from workers.config.train import TrainSpec
 from workers.injection.inject import check_places
+from workers.injection.layer_kinds import layer_kinds
 from workers.injection.targets import decoder_layers, stacks, weight_sizes
 from workers.models.base import loading_options, readable
 from workers.models.packing import check_packing
@@ -23,23 +24,23 @@ from workers.models.skeleton import skeleton
 
 @dataclass(frozen=True)
 class Fit:
-    """Where adapters would have their routers, all decoder layers being like the first."""
+    """Where adapters would have their routers."""
 
     layers: int
     routed: Mapping[AdapterSpec, list[str]]
 
     def routers(self, adapter: AdapterSpec) -> list[str]:
         """Places, as in `layers.0.mlp`, of one of the adapters that were asked about."""
-        first = self.routed[_shape(adapter, self.layers)]
-        several = [i for i in range(self.layers) if adapter.experts_in(i, self.layers) > 1]
-        return [path.replace("layers.0", f"layers.{i}", 1) for i in several for path in first]
+        several = {i for i in range(self.layers) if adapter.experts_in(i, self.layers) > 1}
+        found = self.routed[_shape(adapter, self.layers)]
+        return [path for path in found if int(path.split(".")[1]) in several]
 
 
 def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
     """Raise InputError where the adapter, or the longest row that the data may have, does not fit
     models of this configuration. `adapters` are asked about in place of the spec's own.
 
-    Makes one decoder layer with random weights, and the rest of the model without any.
+    Makes one decoder layer of each kind with random weights, and the rest of the model without any.
     """
     adapters = tuple(adapters) or (spec.adapter,)
     config = base_config(spec.model)
@@ -53,13 +54,29 @@ def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
         _check_numbers(adapters)
     _, layers = decoder_layers(skeleton(config))
     _check_shares(layers, adapters, spec.parallel.ep_size)
-    first: nn.Module = typical_layer(layers, adapters).to_empty(device="cpu").eval()
+    shapes = dict.fromkeys(_shape(adapter, len(layers)) for adapter in adapters)
+    kinds = {shape: layer_kinds(layers, shape) for shape in shapes}
+    _fill([layers[at] for at in set().union(*kinds.values())])
+    return Fit(len(layers), {shape: _routed(layers, kinds[shape], shape) for shape in shapes})
+
+
+def _fill(layers: Iterable[nn.Module]) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weight in first.parameters():
-            weight.normal_(0.0, 0.05, generator=generator)
-    shapes = dict.fromkeys(_shape(adapter, len(layers)) for adapter in adapters)
-    return Fit(len(layers), {shape: check_places([first], shape) for shape in shapes})
+        for layer in layers:
+            for weight in layer.to_empty(device="cpu").eval().parameters():
+                weight.normal_(0.0, 0.05, generator=generator)
+
+
+def _routed(layers: list[nn.Module], kinds: list[int], adapter: AdapterSpec) -> list[str]:
+    """Where it has routers, each layer being like the one of its kind that is asked."""
+    asked = check_places({at: layers[at] for at in set(kinds)}, adapter, len(layers))
+    return [
+        path.replace(f"layers.{like}.", f"layers.{at}.", 1)
+        for at, like in enumerate(kinds)
+        for path in asked
+        if path.startswith(f"layers.{like}.")
+    ]
 
 
 def _check_shares(layers: list[nn.Module], adapters: Iterable[AdapterSpec], workers: int) -> None:
@@ -73,13 +90,6 @@ def _check_shares(layers: list[nn.Module], adapters: Iterable[AdapterSpec], work
                     f"parallel.ep_size is {workers}, but must divide the base's {stack.experts} "
                     "experts, which adapter.target_parameters adapts"
                 )
-
-
-def typical_layer(layers: list[nn.Module], adapters: Iterable[AdapterSpec]) -> nn.Module:
-    """The first decoder layer, or, for adapters of stacked experts, the first that has any: before
-    them some models have dense ones."""
-    wanted = any(adapter.target_parameters for adapter in adapters)
-    return next((one for one in layers if wanted and stacks(one, "")), layers[0])
 
 
 def check_packable(model: ModelSpec) -> None:

@@ -19,13 +19,14 @@ from workers.config.optimizers import OPTIMIZERS
 from workers.config.parallel import ParallelSpec
 from workers.config.train import TrainSpec
 from workers.data.store.epoch_figures import LargestPass
+from workers.injection.layer_kinds import layer_kinds
 from workers.injection.targets import decoder_layers
 from workers.layers.feed_forward import linear_sizes
 from workers.losses.head_loss import piece_tokens
 from workers.models.attention_choice import attention_choice
 from workers.models.compatibility import base_config
 from workers.models.output_head import output_head
-from workers.models.probe import LayerProbe, probe
+from workers.models.probe import LayerProbe, Pass, probe
 from workers.models.skeleton import skeleton
 
 PACKED = {"bnb_nf4": 0.5 + (1 + 4 / 256) / 64, "bnb_int8": 1.0, "torchao_int8": 1.0}
@@ -71,8 +72,9 @@ def estimate(spec: TrainSpec, largest: LargestPass, data: int = 0) -> MemoryEsti
     shapes = [spec.adapter.in_layer(at, len(layers)) for at in range(len(layers))]
     rows, length = largest.rows, largest.length
     known = spec.model.model_copy(update={"attention": _probed(spec, config)})
-    probes = {one: probe(config, known, one, rows, length) for one in Counter(shapes)}
-    each = [probes[shape] for shape in shapes]
+    kinds = list(zip(layer_kinds(layers, spec.adapter), shapes, strict=True))
+    probes = {kind: probe(config, known, *kind, Pass(rows, length)) for kind in Counter(kinds)}
+    each = [probes[kind] for kind in kinds]
     weights = sum(one.expert_weights for one in each) // spec.parallel.ep_size
     trained = ADAPTER_BYTES * (weights + sum(one.other_weights for one in each))
     number = int(getattr(torch, spec.model.dtype).itemsize)

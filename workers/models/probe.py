@@ -18,8 +18,8 @@ from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError, one_line
 from workers.config.model import ModelSpec
 from workers.injection.inject import inject
+from workers.injection.plan import alone
 from workers.injection.targets import decoder_layers
-from workers.models.compatibility import typical_layer
 from workers.models.live_bytes import LiveBytes
 from workers.models.padding import needs_mask
 from workers.models.skeleton import skeleton
@@ -27,6 +27,13 @@ from workers.models.skeleton import skeleton
 FLOPS = 1e10
 """A layer's forward pass does not work more than this: all passes take seconds. What more tokens
 take is found from these and from half of them."""
+
+
+class Pass(NamedTuple):
+    """Rows of so many tokens each."""
+
+    rows: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -45,23 +52,32 @@ class LayerProbe:
 
 
 def probe(
-    config: PretrainedConfig, model: ModelSpec, adapter: AdapterSpec, rows: int, length: int
+    config: PretrainedConfig, model: ModelSpec, at: int, adapter: AdapterSpec, tokens: Pass
 ) -> LayerProbe:
-    """`adapter` is a layer's own specification; `rows` of `length` tokens are one forward pass."""
+    """Of decoder layer `at`, whose own specification `adapter` is, in one forward pass."""
+    rows, length = tokens
     bare = skeleton(config, getattr(torch, model.dtype), model.attention)
     path, layers = decoder_layers(bare)
-    layer = typical_layer(layers, [adapter])
+    layer = layers[at]
     weights = sum(weight.numel() for weight in layer.parameters())
     _leave(bare, path, [layer])
     _fill(bare)
-    put_on = inject(bare, adapter)
-    experts = sum(one.numel() for _, one in put_on.named_expert_parameters())
-    others = sum(one.numel() for one in put_on.parameters()) - experts
+    experts, others = _put_on(bare, alone(layer, at, adapter))
     most = max(int(FLOPS / (2 * weights)), 32)
     kept, once, backward = _extrapolated(
         partial(_measured, bare, path, [layer]), rows * length, min(rows * length, most), length
     )
     return LayerProbe(kept, once, backward, experts, others)
+
+
+def _put_on(model: PreTrainedModel, adapter: AdapterSpec | None) -> tuple[int, int]:
+    """Numbers that its experts have, and others."""
+    if adapter is None:
+        model.requires_grad_(False)
+        return 0, 0
+    made = inject(model, adapter)
+    experts = sum(one.numel() for _, one in made.named_expert_parameters())
+    return experts, sum(one.numel() for one in made.parameters()) - experts
 
 
 def _extrapolated(

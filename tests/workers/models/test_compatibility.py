@@ -63,6 +63,23 @@ def test_what_does_not_fit_is_refused(
         check_fit(make_spec(**changes))
 
 
+def test_layers_may_be_adapted_each_in_its_way(make_spec: SpecMaker) -> None:
+    """By a pattern: one layer's block and the other's attention, one layer alone."""
+    for named, routed in (
+        (r"layers\.1\..*", ["layers.1.mlp"]),
+        (r"layers\.1\.mlp\..*|layers\.0\.self_attn\..*", ["layers.1.mlp"]),
+        (r".*\.mlp\..*", ["layers.0.mlp", "layers.1.mlp"]),
+    ):
+        spec = make_spec(adapter__target_modules=named)
+        assert check_fit(spec).routers(spec.adapter) == routed
+    without = make_spec(adapter__exclude_modules=r"layers\.1\.mlp\.gate_proj")
+    assert len(check_fit(without).routers(without.adapter)) == 2
+    with pytest.raises(InputError, match=r"layers\\\.2.* matches no linear's path"):
+        check_fit(make_spec(adapter__target_modules=r"layers\.2\..*"))
+    with pytest.raises(InputError, match="block experts need a linear of the feed-forward"):
+        check_fit(make_spec(adapter__target_modules=r"layers\.1\.self_attn\..*"))
+
+
 def test_adapters_of_a_search_are_asked_about_instead(make_spec: SpecMaker) -> None:
     spec = make_spec(adapter__use_dora=True)
     check_fit(spec, [make_spec().adapter, make_spec(adapter__experts="linear").adapter])

@@ -76,6 +76,19 @@ def test_the_optimizers_state_is_what_it_keeps(
     assert estimate(spec, ONE).optimizer == pytest.approx(kept, rel=0.15)
 
 
+@pytest.mark.parametrize(
+    "named",
+    [r"layers\.1\..*", r"layers\.0\.mlp\..*|layers\.1\.self_attn\..*", r".*\.mlp\.up_proj"],
+)
+@pytest.mark.parametrize("experts", ["block", "linear"])
+def test_layers_that_are_adapted_each_in_its_way_are_counted_each(
+    make_spec: SpecMaker, named: str, experts: str
+) -> None:
+    spec = make_spec(adapter__target_modules=named, adapter__experts=experts)
+    adapter = inject(load_base(spec.model).model, spec.adapter)
+    assert estimate(spec, ONE).adapter == sum(one.nbytes for one in adapter.parameters())
+
+
 def test_packed_linears_are_smaller(make_spec: SpecMaker) -> None:
     plain = estimate(make_spec(), ONE).base
     packed = {
