@@ -14,6 +14,11 @@ UNMARKED := not (cluster or process or postgres or benchmark or browser or endur
 # tests/balance.py shares out. The slowest cases are shown at the end.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --durations 25
 
+# lm-eval, and what it imports at once beyond our own packages; the extra brings all.
+LM_EVAL := lm-eval chardet colorama lxml portalocker sacrebleu tabulate
+LM_EVAL_TESTS := tests/workers/train/evaluation/test_harness.py \
+  tests/orchestrator/commands/test_evaluate.py
+
 .PHONY: demo check test endurance lint setup pictures clean docs
 
 setup: .venv/ready
@@ -30,6 +35,10 @@ setup: .venv/ready
 .venv/quantized: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --target $@ bitsandbytes torchao
 
+# Apart too: of 120 MB, which few tests ask for.
+.venv/lm-eval: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --target $@ $(LM_EVAL)
+
 demo: setup
 	$(BIN)/moetune demo
 
@@ -41,8 +50,9 @@ lint: setup
 check: lint
 	$(PYTEST) -m "$(UNMARKED)"
 
-test: setup .venv/quantized lint
+test: setup .venv/quantized .venv/lm-eval lint
 	PYTHONPATH=.venv/quantized $(BIN)/python -m pytest --quiet tests/workers/models/test_quantization.py
+	PYTHONPATH=$(CURDIR)/.venv/lm-eval $(BIN)/python -m pytest --quiet $(LM_EVAL_TESTS)
 	$(PYTEST)
 
 # The pages that the code itself says: docs/jobs.md and docs/cli.md.

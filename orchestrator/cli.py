@@ -15,6 +15,7 @@ from cluster.errors import ClusterGone
 from orchestrator.commands import (
     adapter,
     clean,
+    evaluate,
     export,
     jobs,
     keys,
@@ -43,6 +44,7 @@ PARTS = (
     leaderboard,
     rollout,
     versions,
+    evaluate,
     export,
     endpoint,
     health,

@@ -15,7 +15,7 @@ from cluster.staging import PACKAGES
 from workers.config.extras import installing
 
 ROOT = Path(__file__).parents[1]
-SOURCES_ONLY = ("deepspeed", "rouge-score")
+SOURCES_ONLY = ("deepspeed", "rouge-score", "sqlitedict", "word2number")
 """Packages without a wheel: pure Python, built where they are installed."""
 NO_SOLUTION = 1
 """How uv ends where requirements conflict; it ends with 2 where no index answers."""
@@ -70,10 +70,10 @@ def test_extras_are_named_as_they_can_be_had() -> None:
         text = path.read_text()
         assert "moetune[" not in text, path
         asked |= {
-            *re.findall(r"installing\(.(\w+).\)", text),
-            *re.findall(r"-e '\.\[(\w+)\]", text),
+            *re.findall(r"installing\(.([\w-]+).\)", text),
+            *re.findall(r"-e '\.\[([\w-]+)\]", text),
         }
-    assert asked >= {"gpu", "quantized", "postgres", "demo"}
+    assert asked >= {"gpu", "quantized", "postgres", "demo", "lm-eval"}
     assert asked <= extras.keys()
     assert "pip install -c constraints.txt -e '.[gpu]'" in installing("gpu")
     assert (ROOT / "constraints.txt").is_file()

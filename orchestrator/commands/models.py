@@ -1,4 +1,4 @@
-"""Commands on names and versions: models, evaluate."""
+"""`moetune models`: names, and what is deleted with them."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -8,12 +8,8 @@ import typer
 from orchestrator import completion
 from orchestrator.commands.options import (
     DEFAULT_STORAGE,
-    Address,
     AsJson,
-    MovedBase,
     Reason,
-    Reference,
-    Rows,
     Storage,
     Store,
     cluster_spec,
@@ -106,26 +102,3 @@ def _list(storage: str, store: str | None, as_json: bool) -> None:
     if studies:
         print_table(("studies",), [(one.headline(),) for one in studies])
     return None
-
-
-@app.command()
-def evaluate(
-    name: Reference,
-    data: Annotated[str, typer.Option(help="Rows that training never saw, as a job names them.")],
-    rows: Rows = 50,
-    base: MovedBase = None,
-    address: Address = None,
-    storage: Storage = DEFAULT_STORAGE,
-    store: Store = None,
-    as_json: AsJson = False,
-) -> None:
-    """Compare a name with its bare base model on further rows, by task."""
-    from cluster.session import session
-    from orchestrator.evaluation.compare import Measurement, compare_version
-
-    measurement = Measurement.of(registry(storage, store), name, data, rows, base=base)
-    with session(address):
-        result = compare_version(measurement)
-    if as_json:
-        return print_json(result.as_dict())
-    return print_table(result.columns(), result.rows())

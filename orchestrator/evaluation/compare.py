@@ -14,9 +14,11 @@ from workers.config.train import TrainSpec
 from workers.run.record import Metrics
 
 if TYPE_CHECKING:
+    from orchestrator.registry.models import Version
     from orchestrator.registry.registry import Registry
 
 BASE = "base"
+Asked = TypeVar("Asked")
 Result = TypeVar("Result")
 
 
@@ -58,6 +60,7 @@ class Measurement:
 
     reference: str
     """As it was asked for: `NAME` or `NAME@VERSION`."""
+    version: "Version"
     folder: Path
     """Its adapter."""
     spec: TrainSpec
@@ -102,7 +105,7 @@ class Measurement:
         spec = spec.model_copy(update={"model": model})
         for _ in validation_rows(spec.data):  # all must be right
             pass
-        return cls(reference, version.folder, spec)
+        return cls(reference, version, version.folder, spec)
 
 
 def _rows(source: str | None, data: DataSpec) -> dict[str, str]:
@@ -112,12 +115,14 @@ def _rows(source: str | None, data: DataSpec) -> dict[str, str]:
     return {"data.train": rows, "data.validation": rows} if isinstance(rows, str) else {}
 
 
-def compare(spec: TrainSpec, folders: Mapping[str, Path | None], cpus: float = 1) -> Comparison:
+def compare(
+    spec: TrainSpec, folders: Mapping[str, Path | None], cpus: float = 1, gpus: float = 0
+) -> Comparison:
     """Measure adapters (None: the bare base) on `spec.data.validation` on the connected cluster,
-    at the same time where there is room; each takes `cpus` cores."""
+    at the same time where there is room; each takes `cpus` cores and `gpus` GPUs."""
     from workers.train.evaluation.expert_tasks import evaluate_folder
 
-    return Comparison(on_cluster(evaluate_folder, spec, folders, evaluation(cpus)))
+    return Comparison(on_cluster(evaluate_folder, spec, folders, evaluation(cpus, gpus)))
 
 
 def evaluation(cpus: float, gpus: float = 0) -> Demand:
@@ -126,8 +131,8 @@ def evaluation(cpus: float, gpus: float = 0) -> Demand:
 
 
 def on_cluster(
-    measure: Callable[[TrainSpec, Path | None], Result],
-    spec: TrainSpec,
+    measure: Callable[[Asked, Path | None], Result],
+    spec: Asked,
     folders: Mapping[str, Path | None],
     demand: Demand,
     wait_seconds: float = WAIT_SECONDS,
@@ -149,7 +154,7 @@ def on_cluster(
         raise ClusterError(f"{demand.who} failed: {one_line(error)}") from None
 
 
-def compare_version(measurement: Measurement) -> Comparison:
+def compare_version(measurement: Measurement, gpus: float = 0) -> Comparison:
     """The base and a version, measured on the connected cluster."""
     folders = {BASE: None, measurement.reference: measurement.folder}
-    return compare(measurement.spec, folders)
+    return compare(measurement.spec, folders, gpus=gpus)

@@ -46,6 +46,31 @@ class Version(Record):
     created: datetime
 
 
+class KeptEvaluation(Record):
+    """What a version was measured on after its training, and what that gave."""
+
+    asked: dict[str, Any]
+    """Of `moetune evaluate`: what was asked for."""
+    figures: dict[str, Any]
+    """By what was measured: the bare base, and the version."""
+    at: datetime
+
+    def rows(self) -> list[tuple[str, str, str, str | None, Any]]:
+        """Lines of a table: on what, of what, task, metric (None: the task's own), value."""
+        if "lm_eval" not in self.asked:
+            return [
+                (str(self.asked["data"]), label, task, None, value)
+                for label, values in self.figures.items()
+                for task, value in values.items()
+            ]
+        return [
+            ("lm-eval", label, task, metric, value)
+            for label, told in self.figures.items()
+            for task, one in told["tasks"].items()
+            for metric, value in one["metrics"].items()
+        ]
+
+
 class Event(Record):
     """One line of a name's log. Versions are given by their ids."""
 

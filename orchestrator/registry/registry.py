@@ -6,6 +6,7 @@ deleted only as a whole (`orchestrator.disk.deletion`), so any number of threads
 machines may work on one registry.
 """
 
+import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.registry.artifacts import VersionFiles
 from orchestrator.registry.logs import Logs, event_of
-from orchestrator.registry.models import BASE, ENDS, Event, Version
+from orchestrator.registry.models import BASE, ENDS, Event, KeptEvaluation, Version
 from orchestrator.registry.rules import ID_LENGTH, PREFIX, check_metrics, check_name
 from orchestrator.registry.state import Rollout
 from workers.adapter.manifest import Manifest
@@ -167,6 +168,22 @@ class Registry:
         at = datetime.now(UTC).isoformat()
         row = {"digest": digest, "setting": setting, "answer": answer, "at": at}
         self._store.add_answer(row)
+
+    def keep_evaluation(
+        self, version: Version, asked: Mapping[str, Any], figures: Mapping[str, Any]
+    ) -> None:
+        """Keep what a version was measured on, and what that gave; it goes with the version.
+        A number that is not finite becomes None: PostgreSQL takes none in JSON."""
+        at = datetime.now(UTC).isoformat()
+        plain = json.loads(json.dumps(figures), parse_constant=lambda _: None)
+        row = {"digest": version.digest, "asked": dict(asked), "figures": plain, "at": at}
+        self._store.add_evaluation(row)
+
+    def evaluations(self, version: Version) -> list[KeptEvaluation]:
+        """Those of a version, oldest first."""
+        rows = self._store.evaluations(version.digest)
+        fields = KeptEvaluation.model_fields
+        return [KeptEvaluation.model_validate({k: row[k] for k in fields}) for row in rows]
 
     def append(self, event: Event) -> bool:
         """Append to a name's log; False where `event.revision` is taken: somebody else was first.

@@ -7,11 +7,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from orchestrator.store.database import Database, DatabaseRow
-from orchestrator.store.schema import ANSWERS, EVENTS, REMOVED, VERSIONS
+from orchestrator.store.schema import ANSWERS, EVALUATIONS, EVENTS, REMOVED, VERSIONS
+from orchestrator.store.upgrade import has_columns
 
 Decide = Callable[[Sequence[DatabaseRow]], Iterable[Mapping[str, Any]]]
 """The rows that a log gets, from what it has."""
 TABLES = (VERSIONS, EVENTS, ANSWERS, REMOVED)
+"""Without which nothing can be read. A store from before evaluations that cannot be written has
+none."""
 
 
 def names_query(deleted: bool = False) -> sa.Select[tuple[str]]:
@@ -48,15 +51,15 @@ class Store:
         )
 
     def remove_version(self, digest: str, id: str, decide: Decide) -> list[Mapping[str, Any]]:
-        """Delete a version with its answers, and append what `decide` says of each log that names
-        it, which is returned; where that raises, all stays. No promotion of it can come in between.
-        Its files are to go next, by `remove_files`.
+        """Delete a version with its answers and evaluations, and append what `decide` says of each
+        log that names it, which is returned; where that raises, all stays. No promotion of it can
+        come in between. Its files are to go next, by `remove_files`.
         """
         written: list[Mapping[str, Any]] = []
 
         def work(connection: sa.Connection) -> None:
             written.clear()
-            for table in (VERSIONS, ANSWERS):
+            for table in (VERSIONS, ANSWERS, EVALUATIONS):
                 connection.execute(sa.delete(table).where(table.c.digest == digest))
             _take_back(connection, digest)
             connection.execute(sa.insert(REMOVED), {"digest": digest})
@@ -90,6 +93,18 @@ class Store:
         """The first answer of a version in a setting, if there is one."""
         query = sa.select(ANSWERS).where(ANSWERS.c.digest == digest, ANSWERS.c.setting == setting)
         return self._database.rows(query)
+
+    def add_evaluation(self, row: Mapping[str, Any]) -> None:
+        """Append what a version was measured on, and what that gave."""
+        self._database.insert(EVALUATIONS, row)
+
+    def evaluations(self, digest: str) -> Sequence[DatabaseRow]:
+        """Those of a version, oldest first."""
+        query = sa.select(EVALUATIONS).where(EVALUATIONS.c.digest == digest)
+        with self._database.transaction() as connection:
+            if not has_columns(connection, (EVALUATIONS,)):
+                return []
+        return self._database.rows(query.order_by(EVALUATIONS.c.number))
 
     def versions(self, study: str | None = None, prefix: str = "") -> Sequence[DatabaseRow]:
         """Versions of a study, or those whose digest begins with `prefix`, oldest first."""

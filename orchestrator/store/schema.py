@@ -5,7 +5,7 @@ Whoever changes one adds a migration to `migrations/versions` and its name to `R
 
 import sqlalchemy as sa
 
-REVISIONS = ("v1",)
+REVISIONS = ("v1", "v2")
 """Of the migrations, oldest first. Those of no other are known here."""
 REVISION = REVISIONS[-1]
 """Which tables this code reads and writes."""
@@ -47,6 +47,17 @@ ANSWERS = sa.Table(
     sa.Column("digest", sa.String(64), primary_key=True),
     sa.Column("setting", sa.String(64), primary_key=True),
     sa.Column("answer", sa.JSON, nullable=False),
+    sa.Column("at", sa.String(32), nullable=False),
+)
+
+# What versions were measured on after their training, in order.
+EVALUATIONS = sa.Table(
+    "moetune_evaluations",
+    METADATA,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("asked", sa.JSON, nullable=False),
+    sa.Column("figures", sa.JSON, nullable=False),
     sa.Column("at", sa.String(32), nullable=False),
 )
 

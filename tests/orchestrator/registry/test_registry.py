@@ -395,3 +395,16 @@ def test_a_version_folder_is_attached_like_any_adapter(put: Put) -> None:
     version = put(trial=2)
     assert inspect(version.folder)["digest"] == version.digest
     assert read_manifest(version.folder) is not None
+
+
+def test_what_a_version_was_measured_on_goes_with_it(registry: Registry, put: Put) -> None:
+    version, other = put(loss=0.5), put(loss=0.25)
+    for asked in ({"data": "a"}, {"data": "b"}):
+        registry.keep_evaluation(version, asked, {"base": {"home": 0.5}})
+    registry.keep_evaluation(other, {"data": "c"}, {"base": {"home": 0.5}})
+    kept = registry.evaluations(version)
+    assert [one.asked["data"] for one in kept] == ["a", "b"]
+    assert kept[0].rows() == [("a", "base", "home", None, 0.5)]
+    registry.remove(version, lambda _: [])
+    assert registry.evaluations(version) == []
+    assert len(registry.evaluations(other)) == 1

@@ -176,6 +176,25 @@ def test_a_store_of_before_is_taken_over_with_its_rows(
         assert [key.caller.id for key in keys.all()] == ["k-1"] * ("moetune_keys" in held)
 
 
+def test_a_store_of_the_first_migration_gets_the_tables_that_came_later(
+    store: str, tmp_path: Path
+) -> None:
+    with connected(store) as connection:
+        config = Config(attributes={"connection": connection})
+        config.set_main_option("script_location", MIGRATIONS)
+        command.upgrade(config, "v1")
+        for name, row in ROWS.items():
+            connection.exec_driver_sql(f"INSERT INTO {name} VALUES {row}")
+    held = rows(store)
+    with closing(Registry(store, tmp_path)) as registry:
+        [version] = registry.versions()
+        registry.keep_evaluation(version, {"data": "a"}, {"base": {"loss": float("nan")}})
+        [kept] = registry.evaluations(version)
+    assert (kept.asked, kept.figures) == ({"data": "a"}, {"base": {"loss": None}})
+    check(store)
+    assert {name: rows(store)[name] for name in ROWS} == {name: held[name] for name in ROWS}
+
+
 def test_new_log_entries_come_after_those_of_before(store: str) -> None:
     """Those of PostgreSQL are numbered by a sequence, which the table brings along."""
     make(store, {name: text for name, text in KEYS.items() if name != "moetune_key_log"})
@@ -366,6 +385,7 @@ def test_a_server_that_takes_no_writes_is_read(before: str, postgres: Postgres) 
         connection.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     with closing(Store(store)) as opened:
         assert [row["study"] for row in opened.versions()] == ["s"]
+        assert opened.evaluations(DIGEST) == []
         with pytest.raises(StoreError, match="read-only transaction"):
             opened.add_answer(dict.fromkeys(("digest", "setting", "answer", "at"), "x"))
     if before == "whole":
