@@ -49,7 +49,7 @@ def show_leaderboard(study: "Study", as_json: bool, interrupted: bool = False) -
     if interrupted:
         alive = ("running", "waiting")
         rows = [replace(row, state="interrupted") if row.state in alive else row for row in rows]
-    export = {row.number: study.exportable(row.number) for row in rows if row.version}
+    export = study.exportable(rows)
     if as_json:
         known = {number: one.as_dict() for number, one in export.items() if one}
         return print_json([row.as_dict() | {"export": known.get(row.number)} for row in rows])

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from orchestrator.report.figures import styled, whole_numbers
-from orchestrator.tuning.study import Study, TrialRow, trial_name
+from orchestrator.tuning.study import Study, TrialRow, best_row, trial_name
 from workers.config.metrics import TRAINING_LOSS, VALIDATION_LOSS, value_at
 from workers.run.record import Metrics
 
@@ -15,14 +15,14 @@ _FAINT = 0.35
 
 
 def learning_curves(study: Study, rows: Sequence[TrialRow]) -> go.Figure | None:
-    """The study's metric over optimizer steps, a line for each trial."""
+    """The study's metric over optimizer steps, by trial; `rows` are its leaderboard."""
     return _curves(study, rows, study.metric)
 
 
 def training_curves(study: Study, rows: Sequence[TrialRow]) -> go.Figure | None:
     """The loss on what is learned from, a line for each trial, and the best one's on the validation
     rows: where the two part, a trial learns its rows by heart."""
-    figure, best = _curves(study, rows, TRAINING_LOSS), study.best()
+    figure, best = _curves(study, rows, TRAINING_LOSS), best_row(rows)
     if figure is None or best is None:
         return figure
     line = {"width": 3, "color": "#1f2933", "dash": "dot"}
@@ -31,7 +31,7 @@ def training_curves(study: Study, rows: Sequence[TrialRow]) -> go.Figure | None:
 
 
 def _curves(study: Study, rows: Sequence[TrialRow], metric: str) -> go.Figure | None:
-    figure, best = go.Figure(), study.best()
+    figure, best = go.Figure(), best_row(rows)
     for row in sorted(rows, key=lambda row: row.number):
         first = best is not None and row.number == best.number
         color = qualitative.D3[row.number % len(qualitative.D3)]

@@ -13,8 +13,9 @@ from orchestrator.registry.exportable import told
 from orchestrator.registry.promoted import Promotions, promotions
 from orchestrator.registry.registry import Registry
 from orchestrator.report.gain import Gain
-from orchestrator.tuning.study import Study, TrialRow, trial_name
+from orchestrator.tuning.study import Study, TrialRow, best_row, trial_name
 from search_spaces.ranges import BESIDE
+from workers.config.metrics import expert_load
 from workers.run.events import read_events
 from workers.run.files import write_text
 from workers.run.record import Metrics
@@ -41,6 +42,7 @@ def render(study: Study, promoted: Promotions) -> str:
     """The page. A study that still runs, or where trials failed, gives a page too."""
     from plotly.offline import get_plotlyjs
 
+    rows = study.leaderboard()
     return templates.render(
         Path(__file__).with_name("report.html.j2"),
         {
@@ -51,33 +53,32 @@ def render(study: Study, promoted: Promotions) -> str:
             "sources": _sources,
         },
         plotly_js=get_plotlyjs(),
-        figures={name: _html(figure, name) for name, figure in _figures(study).items()},
-        gain=Gain.of(study, study.best()),
+        figures={name: _html(figure, name) for name, figure in _figures(study, rows).items()},
+        gain=Gain.of(study, best_row(rows)),
         promoted=promoted,
-        **_facts(study),
+        **_facts(study, rows),
     )
 
 
-def _facts(study: Study) -> dict[str, Any]:
+def _facts(study: Study, rows: list[TrialRow]) -> dict[str, Any]:
     """What the page says in words and tables."""
     from orchestrator.report.effective import short
 
-    rows = study.leaderboard()
-    states = [row.state for row in rows]
-    began, space = study.optuna.user_attrs.get("began"), study.job["search"]["space"]
+    states, job, attributes = [row.state for row in rows], study.job, study.optuna.user_attrs
+    space = job["search"]["space"]
     return {
         "study": study,
-        "job": study.job,
+        "job": job,
         "rows": rows,
-        "best": study.best(),
+        "best": best_row(rows),
         "counts": {state: states.count(state) for state in dict.fromkeys(states)},
         "seconds": sum(row.seconds or 0 for row in rows),
         "smaller": {row.number: _smaller_passes(study, row.number) for row in rows},
-        "columns": [(path, short(path)) for path in study.optuna.user_attrs["varied"]],
-        "export": told((row.number, study.exportable(row.number)) for row in rows if row.version),
+        "columns": [(path, short(path)) for path in attributes["varied"]],
+        "export": told(study.exportable(rows).items()),
         "tasks": _tasks(rows),
         "space": {field: _words(entry) for field, entry in (space or {}).items()},
-        "began": began,
+        "began": attributes.get("began"),
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "version": version("moetune"),
     }
@@ -103,15 +104,15 @@ def _sources(train: Any) -> str:
     )
 
 
-def _figures(study: Study) -> dict[str, Any]:
+def _figures(study: Study, rows: list[TrialRow]) -> dict[str, Any]:
     from orchestrator.report import curves, figures
 
-    best, rows = study.best(), study.leaderboard()
+    best = best_row(rows)
     drawn = {
         **figures.study_figures(study),
         "curves": curves.learning_curves(study, rows),
         "training": curves.training_curves(study, rows),
-        "load": figures.expert_load(study.expert_load(best.number)) if best else None,
+        "load": figures.expert_load(expert_load(best.metrics)) if best else None,
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 

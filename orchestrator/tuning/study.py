@@ -4,7 +4,7 @@ Nothing here starts Ray, and nothing writes.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -130,15 +130,19 @@ class Study:
 
     def leaderboard(self) -> list[TrialRow]:
         """Every trial: the finished ones best first, then the others by number."""
-        rows = [self._row(trial) for trial in self.optuna.get_trials(deepcopy=False)]
-        finished = [row for row in rows if row.state == "finished" and row.value is not None]
-        finished.sort(key=lambda row: (rank(row.value or 0.0, self.mode), row.number))
-        return finished + [row for row in rows if row not in finished]
+        metric, mode, varied = self.metric, self.mode, self.optuna.user_attrs["varied"]
+        trials = self.optuna.get_trials(deepcopy=False)
+        finished: list[TrialRow] = []
+        others: list[TrialRow] = []
+        for row in (self._row(trial, metric, varied) for trial in trials):
+            done = row.state == "finished" and row.value is not None
+            (finished if done else others).append(row)
+        finished.sort(key=lambda row: (rank(row.value or 0.0, mode), row.number))
+        return finished + others
 
     def best(self) -> TrialRow | None:
         """The best finished trial."""
-        first = next(iter(self.leaderboard()), None)
-        return first if first and first.state == "finished" else None
+        return best_row(self.leaderboard())
 
     def row(self, number: int) -> TrialRow:
         """One trial; InputError if there is none of this number."""
@@ -160,16 +164,16 @@ class Study:
             )
         return row.version
 
-    def exportable(self, number: int) -> Exportable | None:
-        """Whether a trial's adapter can be an ordinary checkpoint; None where its base is not here
-        to be asked."""
-        trial = self.optuna.get_trials(deepcopy=False)[number]
+    def exportable(self, rows: Iterable[TrialRow]) -> dict[int, Exportable | None]:
+        """Whether the adapters of these trials, by number, can be ordinary checkpoints; None where
+        the base is not here to be asked. Those without a version are left out."""
+        numbers = [row.number for row in rows if row.version]
         try:
-            job = validated(TrainSpec, self.job["train"], self.name)
-            spec = override(job, trial.user_attrs.get("values", {}), trial_name(number))
+            train = validated(TrainSpec, self.job["train"], self.name)
         except InputError:  # another version's job
-            return None
-        return Exportable.of(spec.adapter, spec.model)
+            return dict.fromkeys(numbers)
+        trials = self.optuna.get_trials(deepcopy=False)
+        return {number: _exportable(train, trials[number]) for number in numbers}
 
     def progress(self, number: int) -> list[Metrics]:
         """All reports of a trial, in order."""
@@ -179,19 +183,20 @@ class Study:
         """Share of the validation tokens that each expert got, by layer; empty without a router."""
         return expert_load(self.row(number).metrics)
 
-    def _row(self, trial: "optuna.trial.FrozenTrial") -> TrialRow:
+    def _row(
+        self, trial: "optuna.trial.FrozenTrial", metric: str, varied: Sequence[str]
+    ) -> TrialRow:
         reports = self.progress(trial.user_attrs.get(SAME_AS, trial.number))
         latest = reports[-1] if reports else {}
         finished = trial.state.name == "COMPLETE"
         attributes = trial.user_attrs
         best_step = attributes.get(BEST_STEP) if finished else None
         own = (report for report in reports if report["step"] == best_step)
-        varied = self.optuna.user_attrs["varied"]
         values = attributes.get("values", {})
         return TrialRow(
             number=trial.number,
             state=STATES[trial.state.name],
-            value=trial.value if finished else value_at(latest, self.metric),
+            value=trial.value if finished else value_at(latest, metric),
             params={path: values[path] for path in varied if path in values},
             metrics=next(own, latest),
             version=attributes.get("version"),
@@ -201,6 +206,20 @@ class Study:
             best_step=best_step,
             stopped_early=finished and attributes.get(STOPPED, False),
         )
+
+
+def _exportable(train: TrainSpec, trial: "optuna.trial.FrozenTrial") -> Exportable | None:
+    try:
+        spec = override(train, trial.user_attrs.get("values", {}), trial_name(trial.number))
+    except InputError:  # another version's job
+        return None
+    return Exportable.of(spec.adapter, spec.model)
+
+
+def best_row(leaderboard: Sequence[TrialRow]) -> TrialRow | None:
+    """The best finished trial."""
+    first = next(iter(leaderboard), None)
+    return first if first and first.state == "finished" else None
 
 
 def best_of(
