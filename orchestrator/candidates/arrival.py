@@ -88,7 +88,6 @@ class Arrival:
         lineage = {
             **mine,
             "origin": origin.model_dump(mode="json"),
-            "measured_with": self.yardstick.spec.model_dump(mode="json"),
             "base_metrics": base,
             "earlier_data": _earlier(files.manifest, mine["data_digest"]),
         }

@@ -120,6 +120,8 @@ class Yardstick:
         except InputError:
             return False
         mine = self.spec.model_dump(mode="json")
+        if self.spec.model.dtype == "auto":  # its worker settled that
+            mine["model"]["dtype"] = theirs["model"]["dtype"]
         known = self.like.base.digest if self.like else None
         same_base = known is not None and known == manifest.base.digest
         return _measures(mine, same_base) == _measures(theirs, same_base)

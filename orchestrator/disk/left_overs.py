@@ -19,7 +19,7 @@ _WRITERS: dict[FolderKind, re.Pattern[str]] = {
     "storage": re.compile(rf"\.smoke\.{_HEX}|\.demo-summary\.json{_FILE}"),
     "versions": re.compile(rf"\.{_HEX}"),
     "study": re.compile(rf"\.(job\.json|study\.id|report\.html){_FILE}"),
-    "inputs": re.compile(rf"\.[0-9a-f]{{12}}(\.base(\.samples)?)?\.json{_FILE}"),
+    "inputs": re.compile(rf"\.(dtype|[0-9a-f]{{12}}(\.base(\.samples)?)?\.json){_FILE}"),
     "run": re.compile(
         rf"\.(adapter|checkpoints)\.{_HEX}(\.old)?"
         rf"|\.((train|exchange|samples|base(\.samples)?)\.json|progress\.jsonl|error\.txt){_FILE}"

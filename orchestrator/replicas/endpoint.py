@@ -62,7 +62,7 @@ class EndpointSpec(Spec):
 
     def golden(self) -> Golden:
         """What every replica is asked before a version gets traffic."""
-        asked, exact = self.serve.rollout, self.model.dtype == "float32"
+        asked, exact = self.serve.rollout, self.model.settled_dtype == "float32"
         tolerance = EXACT if exact and self.model.quantization is None else ROUNDED
         return Golden(asked.golden_prompt, asked.golden_tokens, tolerance)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.job import JobSpec
 from orchestrator.monitoring.format import duration, size
-from workers.config.base import InputError
+from workers.config.base import InputError, override
 from workers.config.optimizers import FLOAT, OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ class JobEstimate:
     measured: "MeasuredSteps | None" = None
     """Of that trial."""
     trials: int = 1
+    dtype: str = "float32"
+    """What the estimate of memory takes for the base's precision."""
+    assumes_gpu: bool = False
+    """Whether that is for a worker's GPU to decide."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -69,7 +73,7 @@ class JobEstimate:
     def _memory(self) -> dict[str, Any]:
         if isinstance(self.memory, str):
             return {"unknown": self.memory}
-        return {**self.memory.as_dict(), "trial": self.largest}
+        return {**self.memory.as_dict(), "trial": self.largest, "dtype": self.dtype}
 
     def _held(self) -> str:
         if isinstance(self.memory, str):
@@ -79,9 +83,10 @@ class JobEstimate:
         total = parts.pop("total")
         held = ", ".join(f"{name} {size(some)}" for name, some in parts.items() if some)
         whose = f" in the largest trial ({trial})" if trial else ""
+        if_so = " if its GPU computes that, else in float32" if self.assumes_gpu else ""
         return (
-            f"a worker holds about {size(total)}{whose}: {held}; this is an estimate, beside what "
-            "Python and its libraries take"
+            f"a worker holds about {size(total)}{whose}: {held}; this is an estimate with the base "
+            f"in {self.dtype}{if_so}, beside what Python and its libraries take"
         )
 
     @property
@@ -102,6 +107,7 @@ def job_estimate(job: JobSpec, *, measure: bool = False) -> JobEstimate:
     from workers.data.store.token_store import TokenStore
     from workers.data.streaming.windows import looked_at
     from workers.models.base import check_base
+    from workers.models.device import settled
     from workers.models.memory import estimate
     from workers.train.measure import measured_steps
 
@@ -118,7 +124,7 @@ def job_estimate(job: JobSpec, *, measure: bool = False) -> JobEstimate:
     def held(trial: "TrainSpec") -> "MemoryEstimate":
         mine = rows[trial.data]
         stored = mine.examples.bytes + validation.examples.bytes
-        return estimate(trial, epoch_figures(mine, trial).largest, stored)
+        return estimate(_on_worker(job, trial), epoch_figures(mine, trial).largest, stored)
 
     memory: MemoryEstimate | str
     try:
@@ -133,7 +139,23 @@ def job_estimate(job: JobSpec, *, measure: bool = False) -> JobEstimate:
         same_rows=same_rows(train, validation),
         measured=measured_steps(largest, rows[largest.data]) if measure else None,
         trials=job.search.trials,
+        dtype=settled(_on_worker(job, largest).model).dtype,
+        assumes_gpu=largest.model.settled_dtype is None and _on_gpu(job, largest),
     )
+
+
+def _on_worker(job: JobSpec, trial: "TrainSpec") -> "TrainSpec":
+    """With a worker's GPU and what it computes, which this node may lack."""
+    if not _on_gpu(job, trial):
+        return trial
+    dtype = trial.model.settled_dtype or "bfloat16"
+    return override(trial, {"model.device": "cuda", "model.dtype": dtype}, "memory")
+
+
+def _on_gpu(job: JobSpec, trial: "TrainSpec") -> bool:
+    """Whether a worker has one for certain."""
+    device = trial.model.device
+    return device == "cuda" or (device == "auto" and job.search.gpus_per_worker > 0)
 
 
 def _large(trials: "Iterable[TrainSpec]") -> "list[TrainSpec]":

@@ -19,7 +19,7 @@ from orchestrator.tuning.study import COMES_FROM, trial_name
 from orchestrator.tuning.study_folder import is_anothers
 from workers.config.base import InputError, override
 from workers.run.folders import new_folder
-from workers.train.used import note_used, read_used, used_file
+from workers.train.used import keep_dtype, note_used, read_used, used_file
 
 _UNFINISHED = tuple(state for state in TrialState if not state.is_finished())
 
@@ -40,6 +40,7 @@ def on_new_data(job: JobSpec) -> JobSpec:
         changes = {"data": now, "earlier_data": (*before.earlier_data, before.data)}
         used = used_file(renamed.study_folder(), renamed.train)
         note_used(used, before.model_copy(update=changes))
+        keep_dtype(job.study_folder(), renamed.study_folder())
         former.set_user_attr(SUCCESSOR, renamed.name)
         new = begin(renamed, renamed.name in known, store)
         for trial in former.get_trials(deepcopy=False, states=_UNFINISHED):

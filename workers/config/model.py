@@ -16,8 +16,10 @@ class ModelSpec(Spec):
     """Hub name, or folder, of a Hugging Face causal language model."""
     revision: str | None = None
     """Hub revision; None takes the default branch."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the frozen base. Adapter weights are always float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the frozen base; auto is bfloat16 where the worker's GPU computes it, float32
+    elsewhere. The first worker of a study decides for all, and its versions are served as they were
+    trained. Adapter weights are always float32."""
     quantization: Literal["bnb_nf4", "bnb_int8", "torchao_int8"] | None = None
     """Pack the frozen linears when they are loaded: to 4 bits (bitsandbytes, QLoRA's NF4) or 8
     (bitsandbytes' LLM.int8(), torchao's weight-only int8). Needs the extra `quantized`; dtype is
@@ -33,10 +35,17 @@ class ModelSpec(Spec):
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass."""
 
+    @property
+    def settled_dtype(self) -> Literal["float32", "bfloat16"] | None:
+        """The precision, as far as the specification says it; else a worker's device does."""
+        if self.dtype == "auto":
+            return "float32" if self.device == "cpu" else None
+        return self.dtype
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         kind = ATTENTION.get(self.attention)
-        if kind and kind.half and self.dtype != "bfloat16":
+        if kind and kind.half and self.dtype == "float32":
             raise ValueError(
                 f"attention is {self.attention}, which computes in half precision, but dtype is "
                 f"{self.dtype}; it must be bfloat16"

@@ -203,8 +203,12 @@ class TrainSpec(Spec):
 
     def same_run(self, other: Self) -> bool:
         """Whether `other` may go on with this run: spread over its workers in another way, perhaps,
-        with other checkpoints and kernels, and keeping other answers."""
-        return self._decides() == other._decides()
+        with other checkpoints and kernels, and keeping other answers. Where one of them leaves the
+        precision to a worker, it is the other's."""
+        mine, theirs = self._decides(), other._decides()
+        if "auto" in (self.model.dtype, other.model.dtype):
+            mine["model"]["dtype"] = theirs["model"]["dtype"]
+        return mine == theirs
 
     def _decides(self) -> dict[str, Any]:
         """What a run computes."""
@@ -213,6 +217,10 @@ class TrainSpec(Spec):
         for field in RESULTS_APART:
             del values["data"][field]
         return values
+
+    def with_model(self, model: ModelSpec) -> "TrainSpec":
+        """The same on this base."""
+        return self.model_copy(update={"model": model})
 
     @property
     def pass_limit(self) -> PassLimit:

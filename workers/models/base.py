@@ -31,6 +31,7 @@ from workers.config.base import InputError
 from workers.config.model import ModelSpec
 from workers.config.parallel import ParallelSpec
 from workers.models.attention_choice import AttentionChoice, attention_choice
+from workers.models.device import device_of, settled
 from workers.models.output_head import OutputHead, output_head
 from workers.models.padding import needs_mask
 from workers.models.quantization import check_quantised, make_trainable, quantising
@@ -66,7 +67,8 @@ def load_base(spec: ModelSpec, parallel: ParallelSpec | None = None) -> Base:
     Raises InputError where it cannot be found or read, is no causal language model, lacks
     weights, or wants a device or a package that is not there.
     """
-    device, options = _device(spec), loading_options(spec)
+    spec = settled(spec)
+    device, options = device_of(spec), loading_options(spec)
     config = _checked_config(spec, options)
     tokenizer = _tokenizer(spec, config, options)
     attention = attention_choice(spec, config, device)
@@ -212,13 +214,3 @@ def _forget_habits(model: PreTrainedModel) -> None:
     model.generation_config = GenerationConfig(
         bos_token_id=habits.bos_token_id, eos_token_id=habits.eos_token_id
     )
-
-
-def _device(spec: ModelSpec) -> torch.device:
-    there = torch.cuda.is_available()
-    if spec.device == "cuda" and not there:
-        raise InputError(
-            "model.device is cuda, but this process sees no GPU; allowed are auto, cpu"
-        )
-    use_gpu: Any = there and spec.device != "cpu"
-    return torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")

@@ -25,6 +25,7 @@ from workers.layers.feed_forward import linear_sizes
 from workers.losses.head_loss import piece_tokens
 from workers.models.attention_choice import attention_choice
 from workers.models.compatibility import base_config
+from workers.models.device import settled
 from workers.models.output_head import output_head
 from workers.models.probe import LayerProbe, Pass, probe
 from workers.models.skeleton import skeleton
@@ -64,8 +65,10 @@ class MemoryEstimate:
 
 
 def estimate(spec: TrainSpec, largest: LargestPass, data: int = 0) -> MemoryEstimate:
-    """Of one worker of the most that the run may have; `data` are the bytes of its rows. InputError
-    for a model whose layers do not run alone."""
+    """Of one worker of the most that the run may have; `data` are the bytes of its rows. Precision
+    and device that the specification leaves open are this process's. InputError for a model whose
+    layers do not run alone."""
+    spec = spec.with_model(settled(spec.model))
     config = base_config(spec.model)
     model = skeleton(config)
     _, layers = decoder_layers(model)

@@ -1,6 +1,6 @@
 """What a run leaves on disk for people and for later commands; readable without torch.
 
-train.json      the resolved specification
+train.json      the resolved specification, with the precision that a worker settled
 exchange.json   with expert parallelism, which exchange it takes, why, and the predicted bytes
 progress.jsonl  one line of metrics for each report
 adapter/        the latest complete adapter; with early stopping that of the best evaluation so far
@@ -76,6 +76,10 @@ class RunRecord:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._error.unlink(missing_ok=True)
         shutil.rmtree(self.folder / "ranks", ignore_errors=True)
+        self.specify(spec)
+
+    def specify(self, spec: TrainSpec) -> None:
+        """Keep what is run, as far as it is settled."""
         text = spec.model_dump_json(indent=2)
         write_text(self.folder / "train.json", text + "\n", durable=True)
 

@@ -18,6 +18,7 @@ from workers.data.store.arrow import StoredExamples
 from workers.data.store.same_rows import SameRows, same_rows
 from workers.data.store.token_store import EncodedSource, Tell, TokenStore
 from workers.models.base import Base, load_base
+from workers.models.device import settled
 from workers.train.used import UsedInputs
 
 TRAIN, VALIDATION = "train", "validation"
@@ -28,7 +29,7 @@ class Inputs:
     """A frozen base model, and the rows to learn from and to be compared on, read at first use."""
 
     spec: TrainSpec
-    """The specification that they were loaded for."""
+    """The specification that they were loaded for, its precision settled."""
     base: Base
     encoder: Encoder
     _rows: dict[str, EncodedSource] = field(default_factory=dict, init=False, repr=False)
@@ -38,6 +39,7 @@ class Inputs:
         """Load what `spec` names, or take it over from `former` where it is the same. Of one that
         could not encode its rows only the base is: its digests may be of files that have changed
         since."""
+        spec = spec.with_model(settled(spec.model))
         for metric in spec.data.metrics.values():  # which this node may lack
             check_metric(metric, "data.metrics")
         if former and former._encoded and _key(former.spec) == _key(spec):

@@ -53,11 +53,13 @@ class TrainingRun:
     ) -> None:
         """`inputs` are those of an earlier run with the same model and data, if there was one;
         `heartbeat` is told where this worker is, and stops with the run."""
-        self.spec, self.plan = spec, plan
+        self.plan = plan
         mesh = Mesh.of(spec.parallel) if world is None else Mesh(world, dp=world)
         self.world = mesh.world
         self.heartbeat = heartbeat or HeartbeatWriter(self.world.rank, self.world.size)
         self.inputs = inputs or Inputs.load(spec)
+        self.spec = spec = spec.with_model(self.inputs.spec.model)
+        """What it computes, in the precision of its base."""
         self.step = 0
         self.metrics: Metrics = {}
         """The last report."""

@@ -7,13 +7,14 @@ goes on from its last checkpoint, and costs ten times as much to start.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray.train
 from ray.tune import Trainable
 
 from workers.config.train import TrainSpec
+from workers.models.device import settled
 from workers.parallel.world import World
 from workers.run.events import EventLog, read_events
 from workers.run.heartbeat import HeartbeatWriter
@@ -24,7 +25,7 @@ from workers.train.checkpoint.manager import CheckpointManager
 from workers.train.evaluation.baseline import baseline
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
-from workers.train.used import hold_to_study, used_file
+from workers.train.used import hold_dtype, hold_to_study, used_file
 
 MakeObserver = Callable[[RunPlan], Observer]
 """Called once for each run, in the process of its first worker."""
@@ -42,6 +43,11 @@ class RunTask:
         """The run's files, with its observer."""
         return RunRecord(self.plan.folder, self.make_observer and self.make_observer(self.plan))
 
+    def in_precision(self) -> "RunTask":
+        """The same in the precision that its study has, or gets from this process's device."""
+        study = self.plan.shared or self.plan.folder
+        return replace(self, spec=hold_dtype(study, self.spec, settled(self.spec.model)))
+
 
 def train_in_group(task: RunTask) -> None:
     """What a TorchTrainer runs in each of its workers."""
@@ -52,7 +58,7 @@ def train_in_group(task: RunTask) -> None:
     world.barrier()
     heartbeat = HeartbeatWriter(world.rank, world.size).write(record.folder, record.observe)
     with _watched(heartbeat, task.spec, record):
-        attempt = Attempt.begin(task, record, heartbeat)
+        attempt = Attempt.begin(task.in_precision(), record, heartbeat)
         ray.train.report(attempt.next_report())
         while not attempt.run.done:
             ray.train.report(attempt.next_report())
@@ -170,6 +176,7 @@ class TuneWorker(Trainable):  # type: ignore[misc]
         record.begin(task.spec)
         heartbeat = HeartbeatWriter().write(record.folder, record.observe)
         with _watched(heartbeat, task.spec, record):
+            task = task.in_precision()
             self._inputs = Inputs.load(task.spec, self._inputs)
             self._attempt = Attempt.begin(task, record, heartbeat, self._inputs)
         return self._attempt
@@ -183,6 +190,7 @@ def _hold_to_study(run: TrainingRun) -> None:
 
 def _begin(run: TrainingRun, record: RunRecord) -> None:
     """Take back what was reported after the checkpoint, and say that an attempt begins."""
+    record.specify(run.spec)
     record.go_on(run.step - 1 if run.done else run.step)  # what ended says so again
     again = bool(read_events(record.folder))
     many = "1 worker" if run.world.size == 1 else f"{run.world.size} workers"

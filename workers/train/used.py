@@ -3,6 +3,8 @@
 STUDY/inputs/KEY.json    of one base and its rows, as the specification names them (a search
                          space may vary these, too); written by the first trial that could read
                          them, and the others are held to it
+STUDY/inputs/dtype       the base's precision where `model.dtype` is auto, as the first worker of
+                         them could compute it
 """
 
 import hashlib
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from workers.adapter.manifest import Manifest
 from workers.config.base import InputError, Spec, validated
+from workers.config.model import ModelSpec
 from workers.config.train import TrainSpec
 from workers.run.files import write_once
 
@@ -36,6 +39,29 @@ def used_file(study: Path, spec: TrainSpec) -> Path:
 def base_file(study: Path, spec: TrainSpec) -> Path:
     """Where a study keeps what the bare base gives on these rows (`evaluation.baseline`)."""
     return used_file(study, spec).with_suffix(".base.json")
+
+
+def hold_dtype(study: Path, spec: TrainSpec, mine: ModelSpec) -> TrainSpec:
+    """`spec` in the precision of its study, which the first to come has settled: like `mine`, the
+    base as this worker would have it. What is no study's keeps it in its own folder."""
+    if spec.model.dtype != "auto":
+        return spec
+    path = dtype_file(study)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_once(path, f"{mine.dtype}\n")
+    values = {**mine.model_dump(mode="json"), "dtype": path.read_text().strip()}
+    return spec.with_model(validated(ModelSpec, values, f"{path}: the study's precision"))
+
+
+def dtype_file(study: Path) -> Path:
+    """Where a study keeps the precision that its first worker has settled."""
+    return study / "inputs" / "dtype"
+
+
+def keep_dtype(former: Path, study: Path) -> None:
+    """Let a study that goes on with a former one have its precision."""
+    if dtype_file(former).exists():
+        write_once(dtype_file(study), dtype_file(former).read_text())
 
 
 def read_used(path: Path) -> UsedInputs | None:

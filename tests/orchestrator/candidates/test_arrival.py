@@ -520,6 +520,7 @@ def test_the_same_measure_is_told_by_the_bases_digest_and_what_changes_figures(
     encoded = {"data.processes": 2, "data.record_rows": True, "data.packing": True}
     assert measure.measured_alike(manifest("b", **encoded))
     assert measure.measured_alike(of_before(manifest("b"))), "it lacks a field that came later"
+    assert measure.measured_alike(manifest("b", **{"model.dtype": "bfloat16"})), "as a GPU had it"
     assert not measure.measured_alike(manifest("c", **moved))
     assert not measure.measured_alike(manifest("b", **{"evaluation.rows_per_task": 1}))
     assert not measure.measured_alike(Manifest(base=BaseRecord(path="b", digest="b")))

@@ -68,7 +68,9 @@ def test_the_same_in_json() -> None:
     told = json.loads(done.stdout)
     facts = {"epoch", "steps", "memory", "same_rows", "measured"}
     assert {"job", "data", "remarks", *facts} == told.keys()
-    parts = {name: size for name, size in told["memory"].items() if name != "trial"}
+    assert told["memory"]["dtype"] == "float32"
+    apart = ("trial", "dtype")
+    parts = {name: size for name, size in told["memory"].items() if name not in apart}
     assert parts.pop("total") == sum(parts.values())
     assert told["measured"]["usual"]["seconds"] > 0
     assert told["same_rows"] is None

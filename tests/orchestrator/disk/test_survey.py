@@ -310,6 +310,7 @@ def unfinished(job: JobSpec, trials: list[Path], pid: int, key: str) -> list[Pat
         trials[3] / "checkpoints" / f".step-00000030.{random}.old",
         trials[3] / "checkpoints" / f".step-0000003{pid % 10}.fetched",
         study / "inputs" / f".{key * 12}.json.{random}",
+        study / "inputs" / f".dtype.{random}",
         study / f"{DELETED}{random}",
     ]
 

@@ -109,7 +109,13 @@ def test_a_replica_is_to_answer_as_was_acknowledged_first(
 
 @pytest.mark.parametrize(
     ("how", "tolerance"),
-    [({}, EXACT), ({"dtype": "bfloat16"}, ROUNDED), ({"quantization": "bnb_nf4"}, ROUNDED)],
+    [
+        ({"dtype": "float32"}, EXACT),
+        ({"device": "cpu"}, EXACT),
+        ({"device": "auto"}, ROUNDED),
+        ({"dtype": "bfloat16"}, ROUNDED),
+        ({"quantization": "bnb_nf4"}, ROUNDED),
+    ],
 )
 def test_answers_may_differ_by_what_the_base_model_rounds(
     how: dict[str, str], tolerance: float, tmp_path: Path

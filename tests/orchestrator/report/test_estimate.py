@@ -52,6 +52,29 @@ def test_memory_is_that_of_the_largest_trial(job: JobSpec) -> None:
     assert "this is an estimate" in memory
 
 
+def test_memory_is_estimated_with_what_a_workers_gpu_computes(job: JobSpec) -> None:
+    """This node has none."""
+    one = {"search.space": {"adapter.rank": 2}, "train.model.device": "auto"}
+    job = override_job(job, one, "test")
+    on_gpus = {"search.gpus_per_worker": 1}
+    here = job_estimate(override_job(job, {"train.model.device": "cpu"}, "test"))
+    there = job_estimate(override_job(job, on_gpus, "test"))
+    assert not isinstance(here.memory, str)
+    assert not isinstance(there.memory, str)
+    assert there.memory.base * 2 == here.memory.base
+    assert there.memory.adapter == here.memory.adapter, "always float32"
+    assert [here.as_dict()["memory"]["dtype"], there.as_dict()["memory"]["dtype"]] == [
+        "float32",
+        "bfloat16",
+    ]
+    *_, told = here.lines()
+    assert "with the base in float32, beside" in told
+    *_, told = there.lines()
+    assert "with the base in bfloat16 if its GPU computes that, else in float32, beside" in told
+    asked = job_estimate(override_job(job, {**on_gpus, "train.model.dtype": "float32"}, "test"))
+    assert asked.memory == here.memory
+
+
 def test_of_a_stream_the_first_rows_tell_what_they_can(job: JobSpec) -> None:
     stored = job_estimate(job)
     streamed = override_job(job, {"train.data.streaming": True}, "test")

@@ -11,7 +11,7 @@ from orchestrator.tuning.lifecycle import begin
 from orchestrator.tuning.storage import storage
 from orchestrator.tuning.study import Study
 from workers.config.train import TrainSpec
-from workers.train.used import UsedInputs, note_used, used_file
+from workers.train.used import UsedInputs, dtype_file, note_used, used_file
 
 
 @pytest.fixture
@@ -24,6 +24,7 @@ def job(make_spec: Callable[..., TrainSpec], tmp_path: Path) -> JobSpec:
         )
     )
     note_used(used_file(job.study_folder(), job.train), UsedInputs(data="0" * 64, base="0" * 64))
+    dtype_file(job.study_folder()).write_text("bfloat16\n")
     with storage(job.cluster, create=True) as store:
         begin(job, False, store).ask().set_user_attr("values", {"optimizer.lr": 0.001})
     step = job.study_folder() / "trials/T000/checkpoints/step-00000002"
@@ -51,6 +52,7 @@ def test_a_move_that_was_cut_off_is_made_once(
     assert [trial.state.name for trial in Study.open(job.cluster, "tiny-2").optuna.trials] == [
         "RUNNING"
     ]
+    assert dtype_file(renamed.study_folder()).read_text() == "bfloat16\n", "as it began"
     moved = renamed.study_folder() / "trials"
     assert [str(path.relative_to(moved)) for path in moved.rglob("state")] == [
         "T000/checkpoints/step-00000002/state"

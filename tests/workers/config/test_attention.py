@@ -48,7 +48,8 @@ def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", FLASH)
 def test_flash_attention_wants_half_precision(name: str) -> None:
     with pytest.raises(ValidationError, match="half precision, but dtype is float32; it must be"):
-        ModelSpec.model_validate({"path": "x", "attention": name})
+        ModelSpec.model_validate({"path": "x", "attention": name, "dtype": "float32"})
+    ModelSpec.model_validate({"path": "x", "attention": name})
     ModelSpec.model_validate({"path": "x", "attention": name, "dtype": "bfloat16"})
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from orchestrator.registry.trained_base import in_training
 from tests.workers.train.one_trial import OneTrial, trial
 from workers.adapter import files
-from workers.config.base import InputError
+from workers.adapter.manifest import read_manifest
+from workers.config.base import InputError, override
 from workers.config.train import TrainSpec
 from workers.run.events import read_events
 from workers.run.files import write_text
@@ -24,7 +26,7 @@ from workers.train.evaluation.expert_tasks import evaluate_folder
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.ray_worker import Attempt
-from workers.train.used import used_file
+from workers.train.used import dtype_file, used_file
 
 SpecMaker = Callable[..., TrainSpec]
 
@@ -49,6 +51,31 @@ def study(tmp_path: Path) -> Path:
 @pytest.fixture
 def folder(study: Path) -> Path:
     return study / "trials" / "T000"
+
+
+def test_a_trial_computes_and_is_served_in_the_precision_that_its_study_began_with(
+    make_spec: SpecMaker, study: Path, folder: Path
+) -> None:
+    """A GPU settled it; this worker has none."""
+    dtype_file(study).parent.mkdir(parents=True)
+    dtype_file(study).write_text("bfloat16\n")
+    spec = make_spec(optimizer__steps=2, model__device="auto")
+    assert spec.model.dtype == "auto"
+    worker = trial(spec, folder)
+    worker.train()
+    assert worker._attempt
+    run = worker._attempt.run
+    assert run.inputs.base.model.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert {one.dtype for one in run.adapter.parameters()} == {torch.float32}
+    worker.stop()
+    assert json.loads((folder / "train.json").read_text())["model"]["dtype"] == "bfloat16"
+    manifest = read_manifest(folder / "adapter")
+    assert manifest
+    assert in_training("a version", manifest).dtype == "bfloat16"
+    same = TrainSpec.model_validate(manifest.spec)
+    assert spec.same_run(same)
+    assert same.same_run(spec)
+    assert not override(spec, {"model.dtype": "float32"}, "test").same_run(same)
 
 
 def uploading(make_spec: SpecMaker, tmp_path: Path, **changes: object) -> TrainSpec:

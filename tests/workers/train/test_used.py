@@ -17,7 +17,15 @@ from workers.parallel.world import World
 from workers.run.record import RunPlan
 from workers.train.checkpoint.manager import CheckpointManager
 from workers.train.loop import TrainingRun
-from workers.train.used import UsedInputs, hold_to_study, note_used, read_used, used_file
+from workers.train.used import (
+    UsedInputs,
+    dtype_file,
+    hold_dtype,
+    hold_to_study,
+    note_used,
+    read_used,
+    used_file,
+)
 
 SpecMaker = Callable[..., TrainSpec]
 
@@ -37,6 +45,19 @@ def test_several_sources_have_a_file_of_their_own(spec: TrainSpec, tmp_path: Pat
     files = {used_file(tmp_path, one) for one in (spec, *several)}
     assert len(files) == 3
     assert used_file(tmp_path, override(spec, {}, "test")) == used_file(tmp_path, spec)
+
+
+def test_the_first_of_a_study_settles_its_precision(spec: TrainSpec, tmp_path: Path) -> None:
+    study, mine = tmp_path / "study", spec.model.model_copy(update={"dtype": "bfloat16"})
+    first = hold_dtype(study, spec, mine)
+    assert first.model == mine
+    later = spec.model.model_copy(update={"dtype": "float32"})
+    assert hold_dtype(study, spec, later) == first, "whatever its own device computes"
+    explicit = override(spec, {"model.dtype": "float32"}, "test")
+    assert hold_dtype(study, explicit, explicit.model) == explicit
+    dtype_file(study).write_text("float17")
+    with pytest.raises(InputError, match=r"inputs/dtype: .*dtype: .*float17"):
+        hold_dtype(study, spec, mine)
 
 
 def change_rows(spec: TrainSpec) -> None:

@@ -53,6 +53,7 @@ def facts_of_folder(spec: TrainSpec, folder: Path | None) -> dict[str, Any]:
         raise InputError(f"{folder or spec.model.path}: its loss is {loss} on the validation rows")
     return {
         "base": inputs.base_record.model_dump(mode="json"),
+        "measured_with": spec.with_model(inputs.spec.model).model_dump(mode="json"),
         "data_digest": inputs.data_digest,
         "metrics": metrics,
         "expert_load": expert_load(metrics),
