@@ -72,7 +72,7 @@ def load_base(spec: ModelSpec, parallel: ParallelSpec | None = None) -> Base:
     config = _checked_config(spec, options)
     tokenizer = _tokenizer(spec, config, options)
     attention = attention_choice(spec, config, device)
-    with reading(spec, parallel or ParallelSpec()) as sharding, readable(spec):
+    with reading(spec, parallel or ParallelSpec(), device) as placing, readable(spec):
         model, report = AutoModelForCausalLM.from_pretrained(
             spec.path,
             dtype=getattr(torch, spec.dtype),
@@ -80,8 +80,8 @@ def load_base(spec: ModelSpec, parallel: ParallelSpec | None = None) -> Base:
             use_safetensors=True,
             output_loading_info=True,
             **options,
-            **quantising(spec, device),
-            **sharding,
+            **quantising(spec),
+            **placing,
         )
     if missing := sorted(report["missing_keys"]):
         # transformers would fill them with random numbers, and train on.

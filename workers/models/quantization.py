@@ -38,7 +38,7 @@ def check_quantised(spec: ModelSpec, config: PretrainedConfig) -> None:
         raise InputError(f"{wish}, which needs {library}: {installing('quantized')}")
 
 
-def quantising(spec: ModelSpec, device: torch.device) -> dict[str, Any]:
+def quantising(spec: ModelSpec) -> dict[str, Any]:
     """Options of `from_pretrained` that quantise the linears of the decoder while they are read."""
     dtype = getattr(torch, spec.dtype)
     if spec.quantization is None:
@@ -57,7 +57,7 @@ def quantising(spec: ModelSpec, device: torch.device) -> dict[str, Any]:
 
         # Of the weights alone: where inputs are rounded too, no gradient gets through to them.
         how = TorchAoConfig(Int8WeightOnlyConfig())
-    return {"quantization_config": how, "device_map": {"": device}}
+    return {"quantization_config": how}
 
 
 def make_trainable(model: PreTrainedModel) -> None:

@@ -24,11 +24,14 @@ def shards_base(spec: ParallelSpec) -> bool:
     return spec.shards_base and World.current().size > 1
 
 
-def reading(spec: ModelSpec, parallel: ParallelSpec) -> AbstractContextManager[dict[str, Any]]:
+def reading(
+    spec: ModelSpec, parallel: ParallelSpec, device: torch.device
+) -> AbstractContextManager[dict[str, Any]]:
     """Options of a `from_pretrained` inside the block, which then reads the model in shards, or
-    whole where the layout wants that. InputError for a model that cannot be cut."""
+    whole where the layout wants that: each weight right onto the device, so that the host's memory
+    never holds the model once a worker. InputError for a model that cannot be cut."""
     if not shards_base(parallel):
-        return nullcontext({})
+        return nullcontext({"device_map": {"": device}})
     config = AutoConfig.from_pretrained(spec.path, revision=spec.revision or "main")
     if spec.quantization or getattr(config, "quantization_config", None):
         raise InputError(

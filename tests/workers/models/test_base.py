@@ -15,6 +15,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     GenerationConfig,
+    PreTrainedModel,
     T5Config,
 )
 
@@ -45,6 +46,24 @@ def test_the_device_follows_the_machine(tiny_model_dir: Path) -> None:
     if not there:
         with pytest.raises(InputError, match=r"model\.device is cuda, but .* sees no GPU"):
             load_base(ModelSpec(path=str(tiny_model_dir), device="cuda"))
+
+
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_weights_are_read_right_onto_the_device(
+    tiny_model_dir: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's memory would hold the base once a worker; nothing is left to be moved."""
+    monkeypatch.setattr("workers.models.base.device_of", lambda _: torch.device(device))
+    moved, real = [], PreTrainedModel.to
+
+    def to(model: PreTrainedModel, *where: object) -> PreTrainedModel:
+        moved.append({weight.device.type for weight in model.parameters()})
+        return real(model, *where)
+
+    monkeypatch.setattr(PreTrainedModel, "to", to)
+    base = load_base(ModelSpec(path=str(tiny_model_dir), dtype="bfloat16"))
+    assert moved == [{device}]
+    assert {one.device.type for one in base.model.buffers()} == {device}
 
 
 def test_the_models_own_way_to_generate_changes_no_answer(copy: Path) -> None:
