@@ -183,7 +183,9 @@ def test_the_saved_adapter_has_its_lineage(make_spec: SpecMaker, plan: RunPlan) 
     assert manifest is not None
     assert (manifest.study, manifest.trial) == ("study", 3)
     assert manifest.metrics["validation"]["loss"] == report["validation"]["loss"]
-    assert manifest.spec == spec.model_dump(mode="json")
+    assert manifest.spec == run.spec.model_dump(mode="json")
+    assert spec.same_run(run.spec)
+    assert (spec.model.dtype, run.spec.model.dtype) == ("auto", "float32"), "as it was computed"
     assert set(manifest.expert_load) == {"layers.0.mlp", "layers.1.mlp"}
     assert all(sum(load) == pytest.approx(1) for load in manifest.expert_load.values())
     for name, tensor in run.adapter.state_dict().items():
