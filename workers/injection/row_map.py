@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workers.config.base import InputError
+from workers.layers.ops.transfer import onto
 from workers.layers.routing.base import Sequences
 
 Slot = str | None
@@ -169,7 +170,7 @@ class RowMap:
 
 
 def _indices(numbers: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.int64, device=device)
+    return onto(device, torch.tensor(numbers, dtype=torch.int64))
 
 
 def _by_token(slots: tuple[Slot, ...], hidden: Tensor) -> Sequence[Slot]:

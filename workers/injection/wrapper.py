@@ -14,6 +14,7 @@ from workers.injection.row_map import RowMap, Slot, TokenPartition
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
 from workers.layers.inference.prepared import PreparedExperts
+from workers.layers.ops.autocast import is_autocast
 
 
 class AdaptedModule(nn.Module):
@@ -59,9 +60,8 @@ class AdaptedModule(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The base with each row's adapter: [..., D] to [..., O]."""
-        kind = hidden.device.type
-        if torch.is_autocast_enabled(kind):  # What it leaves alone needs one type all through.
-            hidden = hidden.to(torch.get_autocast_dtype(kind))
+        if is_autocast(hidden):  # What it leaves alone needs one type all through.
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         if not self.rows.is_mixed():
             return self._one(self._layer(self.rows.only()), hidden)
         partition = self.rows.partition(hidden)

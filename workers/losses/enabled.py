@@ -28,16 +28,17 @@ class EnabledLosses:
         self._functions = {name: resolve_name(AUXILIARY[name].function) for name in self.weights}
 
     def __call__(
-        self, layers: Sequence[RoutedLayer], own: float, everyone: float
+        self, layers: Sequence[RoutedLayer], own: Tensor, everyone: Tensor
     ) -> dict[str, Tensor]:
         """Their values before the weights; a collective. `own` is the share in the step of this
         worker's tokens, for a mean over these; `everyone` that of all workers' tokens over the
         number of workers, for a loss that is made for a mean over workers."""
-        return {
-            name: torch.stack(self._terms(name, layers)).mean()
-            * (own if AUXILIARY[name].sums is None else everyone)
-            for name in (self.weights if layers else ())
-        }
+        found = {}
+        for name in self.weights if layers else ():
+            mean = torch.stack(self._terms(name, layers)).mean()
+            share = own if AUXILIARY[name].sums is None else everyone
+            found[name] = mean * share.to(mean.dtype)
+        return found
 
     def _terms(self, name: str, layers: Sequence[RoutedLayer]) -> list[Tensor]:
         """Every layer's."""

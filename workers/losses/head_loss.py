@@ -21,7 +21,7 @@ PIECE_BYTES = {"cpu": 32 * 1024**2, "cuda": 256 * 1024**2}
 
 def piece_tokens(tokens: int, vocabulary: int, device: str) -> int:
     """Tokens of a piece: as many in each of as few as fit."""
-    most = max(PIECE_BYTES[device] // (4 * vocabulary), 1)
+    most = max(PIECE_BYTES["cpu" if device == "cpu" else "cuda"] // (4 * vocabulary), 1)
     pieces = max(-(-tokens // most), 1)
     return max(-(-tokens // pieces), 1)
 

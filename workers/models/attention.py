@@ -18,6 +18,8 @@ from workers.models.sequences import Packed, Seen, attend
 
 BY_SEQUENCE = "moetune_by_sequence"
 LOOKING = "moetune_looking"
+ROW_LENGTHS = "moetune_row_lengths"
+"""Name of the argument that tells the host how long packed rows are."""
 REFUSED = {"softcap": "a soft cap", "position_bias": "a position bias"}
 """What a model may ask of its attention that no batch computes: transformers' sdpa refuses a soft
 cap at the first request, as ours does, and its eager way leaves both out without a word."""
@@ -102,6 +104,7 @@ def by_sequence(
         key, value = cache.update(key, value, module.layer_idx, options)
         window = getattr(cache.layer_to_allocator[module.layer_idx], "sliding_window", None)
     starts = options["cu_seq_lens_q"], options["cu_seq_lens_k"]
-    packed = Packed(*starts, options["max_length_q"], options["max_length_k"])
+    longest = options["max_length_q"], options["max_length_k"]
+    packed = Packed(*starts, *longest, options.get(ROW_LENGTHS))
     seen = Seen(window, options.get("scaling"), options.get("dropout") or 0.0)
     return attend(query, key, value, packed, seen), None

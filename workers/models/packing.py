@@ -14,23 +14,36 @@ from transformers import PreTrainedModel
 
 from workers.config.attention import is_flash
 from workers.config.base import InputError, one_line
-from workers.models.attention import BY_SEQUENCE, LOOKING, REFUSED, attending, by_sequence
+from workers.layers.ops.transfer import onto
+from workers.models.attention import (
+    BY_SEQUENCE,
+    LOOKING,
+    REFUSED,
+    ROW_LENGTHS,
+    attending,
+    by_sequence,
+)
 
 UNSEEN = {**REFUSED, "s_aux": "attention sinks"}
 """What a model may ask of its attention that packed rows do not get."""
 _OTHERWISE = "not all of its layers take transformers' attention functions"
 
 
-def packed_arguments(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+def packed_arguments(
+    model: PreTrainedModel, lengths: Sequence[int], device: torch.device
+) -> dict[str, Any]:
     """What says to a model's forward pass that rows of these lengths follow one another."""
-    start = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+    start = onto(device, torch.tensor([0, *lengths]).cumsum(0).to(torch.int32))
     position = torch.cat([torch.arange(length) for length in lengths])
+    # Where they are attended one by one, the host has to know them in every layer.
+    told = {ROW_LENGTHS: lengths} if model.config._attn_implementation == BY_SEQUENCE else {}
     return {
-        "position_ids": position.unsqueeze(0).to(device, non_blocking=True),
+        "position_ids": onto(device, position.unsqueeze(0)),
         "cu_seq_lens_q": start,
         "cu_seq_lens_k": start,
         "max_length_q": max(lengths),
         "max_length_k": max(lengths),
+        **told,
     }
 
 
@@ -61,7 +74,7 @@ def check_packing(model: PreTrainedModel) -> None:
         raise _refusal(model, _OTHERWISE)
     looked: list[dict[str, Any]] = []
     token = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    arguments = packed_arguments([1, 1], model.device) | {"use_cache": False}
+    arguments = packed_arguments(model, [1, 1], model.device) | {"use_cache": False}
     try:
         with torch.no_grad(), attending(model, LOOKING, _look):
             model(token, attention_mask=torch.ones_like(token), looked=looked, **arguments)

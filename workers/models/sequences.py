@@ -8,6 +8,7 @@ Shapes: H query heads, G key and value heads, D a head's width, T queries and U 
 sequences, Q queries and S keys of one, N sequences.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,8 @@ class Packed(NamedTuple):
     start_k: Tensor
     longest_q: int
     longest_k: int
+    lengths: Sequence[int] | None = None
+    """Of each, where queries and keys are as many and the host knows; else it has to ask."""
 
 
 class Seen(NamedTuple):
@@ -52,7 +55,7 @@ def attend(
         output_THD = varlen_attn(**asked)
         assert isinstance(output_THD, Tensor)  # a tuple if more was asked for
         return output_THD.unsqueeze(0)
-    lengths_q, lengths_k = packed.start_q.diff().tolist(), packed.start_k.diff().tolist()
+    lengths_q, lengths_k = _lengths(packed)
     if lengths_q == lengths_k:  # nobody decodes: what every head sees is made at once
         heads = query_1HTD.shape[1]
         key_1GUD, value_1GUD = _of_heads(key_1GUD, heads), _of_heads(value_1GUD, heads)
@@ -64,6 +67,13 @@ def attend(
     )
     outputs = [_one(query, key, value, seen) for query, key, value in parts]
     return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _lengths(packed: Packed) -> tuple[list[int], list[int]]:
+    """Of each sequence's queries and keys."""
+    if packed.lengths is not None:
+        return list(packed.lengths), list(packed.lengths)
+    return packed.start_q.diff().tolist(), packed.start_k.diff().tolist()
 
 
 def has_kernel(query_1HTD: Tensor, value_1GUD: Tensor) -> bool:

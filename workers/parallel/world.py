@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from workers.layers.ops.transfer import onto
+
 Item = TypeVar("Item")
 
 
@@ -52,15 +54,10 @@ class World:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def totals(self, values: Sequence[float], device: torch.device) -> list[float]:
+    def totals(self, values: Sequence[float], device: torch.device) -> Tensor:
         """Each value summed over all workers, in float64. `device` is where the model lies: NCCL
-        reduces nothing else."""
-        if self.size == 1:
-            return [float(value) for value in values]
-        total: list[float] = self.all_reduce(
-            torch.tensor(values, dtype=torch.float64, device=device)
-        ).tolist()
-        return total
+        reduces nothing else, and the sums are not waited for."""
+        return self.all_reduce(onto(device, torch.tensor(values, dtype=torch.float64)))
 
     def barrier(self) -> None:
         """Return once every worker has come here."""

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from workers.config.attention import is_flash
 from workers.data.batches import Batch
 from workers.injection.adapter import Adapter, LayerRecord
+from workers.layers.ops.transfer import onto
 from workers.losses.cross_entropy import IGNORED, predicted
 from workers.losses.head_loss import PiecewiseHead, piece_tokens
 from workers.models.base import Base
@@ -88,13 +90,23 @@ def _scored(base: Base, batch: Batch, targets: _Targets, score: Score) -> Tensor
 def _logits(base: Base, batch: Batch) -> Tensor:
     options: dict[str, Any] = {}
     if base.needs_mask or batch.lengths:
-        options["attention_mask"] = batch.attention_mask_BS.to(base.device)
-    if batch.lengths:
-        assert takes_packed_rows(base.model), "rows would meet each other"
-        options |= packed_arguments(batch.lengths, base.device)
-    input_ids_BS = batch.input_ids_BS.to(base.device)
+        options["attention_mask"] = onto(base.device, batch.attention_mask_BS)
+    if lengths := _told_lengths(base, batch):
+        options |= packed_arguments(base.model, lengths, base.device)
+    input_ids_BS = onto(base.device, batch.input_ids_BS)
     logits_BSV: Tensor = base.model(input_ids=input_ids_BS, use_cache=False, **options).logits
     return logits_BSV
+
+
+def _told_lengths(base: Base, batch: Batch) -> tuple[int, ...]:
+    """Those of packed rows; and that of a single row where FlashAttention would look for more of
+    them in its positions, which makes a GPU wait in every layer."""
+    if batch.lengths:
+        assert takes_packed_rows(base.model), "rows would meet each other"
+        return batch.lengths
+    alone = len(batch.input_ids_BS) == 1 and not base.needs_mask
+    looks = is_flash(base.model.config._attn_implementation)
+    return (batch.input_ids_BS.shape[1],) if alone and looks else ()
 
 
 def _targets(batch: Batch, device: torch.device) -> _Targets:
@@ -103,8 +115,8 @@ def _targets(batch: Batch, device: torch.device) -> _Targets:
     place_T = (token_F != IGNORED).nonzero().flatten()
     weight_T = None
     if batch.weights_BS is not None:
-        weight_T = predicted(batch.weights_BS, 0).flatten()[place_T].to(device)
-    return _Targets(place_T.to(device), token_F[place_T].to(device), weight_T)
+        weight_T = onto(device, predicted(batch.weights_BS, 0).flatten()[place_T])
+    return _Targets(onto(device, place_T), onto(device, token_F[place_T]), weight_T)
 
 
 def _picked(tensor_BSX: Tensor, targets: _Targets) -> Tensor:
@@ -118,8 +130,8 @@ def laid_out(adapter: Adapter, base: Base, batch: Batch) -> Iterator[None]:
         yield
         return
     lengths = torch.tensor(batch.lengths)
-    sequence_T = torch.arange(len(lengths)).repeat_interleave(lengths).to(base.device)
-    with adapter.rows.packed(sequence_T):
+    sequence_T = torch.arange(len(lengths)).repeat_interleave(lengths)
+    with adapter.rows.packed(onto(base.device, sequence_T)):
         yield
 
 
@@ -131,6 +143,6 @@ def recorded(
     if adapter is None:
         yield []
         return
-    mask_BS = batch.attention_mask_BS.to(base.device)
+    mask_BS = onto(base.device, batch.attention_mask_BS)
     with adapter.record(mask_BS, rank_space=rank_space) as records:
         yield records

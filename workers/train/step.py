@@ -12,6 +12,7 @@ from torch import Tensor
 from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
 from workers.injection.adapter import Adapter
+from workers.layers.ops.transfer import onto
 from workers.losses.auxiliary import RoutedLayer
 from workers.losses.enabled import EnabledLosses
 from workers.models.base import Base
@@ -58,12 +59,13 @@ class StepResult:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Tokens of one step over all workers: what its losses are means over."""
+    """Tokens of one step over all workers: what its losses are means over. Numbers in float64 on
+    the base's device, so that nobody waits for other workers' before there is work to do."""
 
-    targets: float
+    targets: Tensor
     """Target tokens, or the sum of their weights."""
-    tokens: float
-    micro_tokens: Sequence[float]
+    tokens: Tensor
+    micro_tokens: Sequence[Tensor]
     """Real tokens of each micro-batch, over all workers."""
 
 
@@ -107,16 +109,18 @@ class TrainStep:
         self._beat("reduce")
         self._update.reduce()
         norm = self._update.clip(self._max_grad_norm)
-        # Read only here, not after each micro-batch, so that a GPU does not run dry between them.
-        *losses, some, alone = self._world.all_reduce(torch.cat([sums, lacking])).tolist()
+        reduced = self._world.all_reduce(torch.cat([sums, lacking]))
+        figures = torch.cat([reduced, torch.stack([norm.to(reduced), counts.tokens])])
+        # Read only here, once, so that a GPU does not run dry between micro-batches.
+        *losses, some, alone, grad_norm, tokens = figures.tolist()
         if some:
             self._update.drop()
             raise too_large(self._spec) if alone else StepOutOfMemoryError
         result = StepResult(
             losses=dict(zip(self._names, losses, strict=True)),
-            grad_norm=float(norm),
+            grad_norm=grad_norm,
             lr=self._optimizer_spec.lr * share_of_peak(self._optimizer_spec, self._done),
-            tokens=int(counts.tokens),
+            tokens=int(tokens),
         )
         self._beat("update")
         if result.fault:
@@ -146,8 +150,8 @@ class TrainStep:
     def _count(self, batches: Sequence[Batch]) -> _Counts:
         targets = sum(batch.counted for batch in batches)
         tokens = [int(batch.attention_mask_BS.sum()) for batch in batches]
-        targets_in_all, *micro_tokens = self._world.totals([targets, *tokens], self._base.device)
-        return _Counts(targets_in_all, sum(micro_tokens), micro_tokens)
+        in_all = self._world.totals([targets, *tokens], self._base.device)
+        return _Counts(in_all[0], in_all[1:].sum(), in_all[1:].unbind())
 
     def _passes(self, batches: Sequence[Batch], counts: _Counts) -> tuple[Tensor, Tensor]:
         """All forward and backward passes: this worker's part of each loss, and whether it lacked
@@ -168,7 +172,7 @@ class TrainStep:
         else:
             # Sums in float64 would be others than those of float32 before.
             sums = torch.stack(parts).sum(0)
-            return sums.double(), self._numbers([0, 0])
+            return sums.double(), self._zeros(2)
         assert failed is not None, "a step has passes"
         if not self._update.independent:
             field = "optimizer.micro_batch_size"
@@ -177,17 +181,18 @@ class TrainStep:
         self._update.drop()
         release()
         self._auxiliary.finish(len(batches), self._adapter.routers.values())
-        return self._numbers([0] * len(self._names)), self._numbers([1, failed.rows == 1])
+        lacking = torch.tensor([1.0, failed.rows == 1], dtype=torch.float64)
+        return self._zeros(len(self._names)), onto(self._base.device, lacking)
 
-    def _numbers(self, values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=self._base.device)
+    def _zeros(self, count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.float64, device=self._base.device)
 
     def _attending(self, batches: Sequence[Batch]) -> AbstractContextManager[None]:
         """For the passes of a step, which are packed or padded together."""
         packed = any(batch.lengths for batch in batches)
         return taking_packed_rows(self._base.model) if packed else nullcontext()
 
-    def _backward(self, batch: Batch, counts: _Counts, micro_tokens: float) -> Tensor:
+    def _backward(self, batch: Batch, counts: _Counts, micro_tokens: Tensor) -> Tensor:
         """Forward and backward of one micro-batch; this worker's part of each loss of the step, in
         the order of their names."""
         self._beat("forward")
@@ -195,7 +200,7 @@ class TrainStep:
         # The backward pass runs outside: recomputed activations must not be recorded.
         with recorded(self._adapter, self._base, batch, rank_space=rank_space) as records:
             cross_entropy = batch_loss(self._base, batch)
-        parts = {"cross_entropy": cross_entropy / counts.targets}
+        parts = {"cross_entropy": cross_entropy / counts.targets.to(cross_entropy.dtype)}
         parts |= self._auxiliary(
             [RoutedLayer(one.routing, one.mask_T, one.rank_space) for one in records],
             own=int(batch.attention_mask_BS.sum()) / counts.tokens,

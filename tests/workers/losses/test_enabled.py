@@ -72,12 +72,14 @@ def test_a_loss_has_the_share_of_the_tokens_that_it_was_made_from() -> None:
         return 2 * numbers  # another worker has the same tokens
 
     one, two = (EnabledLosses(spec, one) for one in (lambda numbers: numbers, add))
-    alone, parts = one(layers, own=1.0, everyone=1.0), two(layers, own=0.25, everyone=0.5)
+    whole, half, fourth = torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64)
+    alone, parts = one(layers, own=whole, everyone=whole), two(layers, own=fourth, everyone=half)
+    assert {part.dtype for part in parts.values()} == {torch.float32}
     assert list(parts) == ["load_balance", "z_loss"]
     assert parts["z_loss"].item() == pytest.approx(0.25 * alone["z_loss"].item())
     assert parts["load_balance"].item() == pytest.approx(0.5 * alone["load_balance"].item())
     assert [len(numbers) for numbers in sent] == [2 * (4 + 2)], "one message for all layers"
-    assert two([], own=1.0, everyone=1.0) == {}
+    assert two([], own=whole, everyone=whole) == {}
 
 
 class Kept(Replicated):

@@ -64,9 +64,9 @@ def rows() -> list[Tensor]:
 
 def packed_logits(model: PreTrainedModel, parts: list[Tensor]) -> list[Tensor]:
     ids = torch.cat(parts).unsqueeze(0)
-    arguments = packed_arguments(list(map(len, parts)), torch.device("cpu"))
     with torch.no_grad(), taking_packed_rows(model):
         assert takes_packed_rows(model)
+        arguments = packed_arguments(model, list(map(len, parts)), torch.device("cpu"))
         arguments |= {"attention_mask": torch.ones_like(ids), "use_cache": False}
         logits = model(ids, **arguments).logits
     return list(logits[0].split(list(map(len, parts))))

@@ -19,6 +19,7 @@ from workers.layers.feed_forward import FeedForward
 from workers.layers.inference.plain_lora import PlainLoras, join_plain
 from workers.layers.joint_router import JointRouter, join_routers
 from workers.layers.mixture.select import PLAIN_PRODUCTS
+from workers.layers.ops.autocast import is_autocast
 from workers.layers.routing.base import Router
 
 Banks = Mapping[str, ExpertBank]
@@ -142,7 +143,7 @@ class PreparedExperts:
 def _serves(hidden_TD: Tensor) -> bool:
     """Whether this is plain inference."""
     watched = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    return not watched and not torch.is_autocast_enabled(hidden_TD.device.type)
+    return not watched and not is_autocast(hidden_TD)
 
 
 def _prepare(block: FeedForward, members: Members, dtype: torch.dtype) -> Prepared | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.config.routing import RoutingSpec
+from workers.layers.ops.autocast import is_autocast
 
 
 class Routing(NamedTuple):
@@ -136,7 +137,7 @@ class Router(nn.Module, ABC):
         if self.training and jitter:
             hidden_TD = hidden_TD * (1 - jitter + 2 * jitter * torch.rand_like(hidden_TD))
         weight_ED = self.weight.to(precision)
-        if torch.is_autocast_enabled(hidden_TD.device.type):
+        if is_autocast(hidden_TD):
             with torch.autocast(hidden_TD.device.type, enabled=False):
                 logits_TE = functional.linear(hidden_TD, weight_ED)
         else:
