@@ -246,10 +246,11 @@ def load(spec: TrainSpec, dtype: torch.dtype) -> Base:
     """The base as training loads it, in float64 too, which no specification asks for."""
     if dtype is torch.float32:
         return load_base(spec.model, spec.parallel)
-    with reading(spec.model, spec.parallel) as options:
+    device = torch.device("cpu")
+    with reading(spec.model, spec.parallel, device) as options:
         model = AutoModelForCausalLM.from_pretrained(spec.model.path, dtype=dtype, **options)
     model.requires_grad_(False)
-    return Base(model, None, torch.device("cpu"))
+    return Base(model, None, device)
 
 
 def _check(name: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:

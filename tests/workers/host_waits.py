@@ -1,8 +1,9 @@
 """Where the host would wait for a GPU, found without one: `meta` tensors stand for a GPU's.
 
 They have no numbers, so nothing can be read of them unnoticed: a read is counted here and answered
-with zeros, and what makes a shape of numbers (`nonzero`, a mask as an index) fails as it stands. A
-copy from the host is counted unless it is one that nobody waits for.
+with zeros (whole numbers with one that a test may choose), and what makes a shape of numbers
+(`nonzero`, a mask as an index) fails as it stands. A copy from the host is counted unless it is one
+that nobody waits for.
 """
 
 import traceback
@@ -20,7 +21,8 @@ _aten = torch.ops.aten
 class HostWaits:
     """As a with block: counts where the host waited inside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole_number: int = 0) -> None:
+        self.whole_number = whole_number
         self.places: list[str] = []
         """The line of ours that waited, each time."""
         self._modes = (_Reads(self), _Makes(self))
@@ -64,7 +66,8 @@ class _Reads(TorchDispatchMode):
             source, device = arguments[0], torch.device(options.get("device") or "meta")
             if source.is_meta and device.type == "cpu":
                 self._found.note("to the host")
-                return torch.zeros(source.shape, dtype=options.get("dtype") or source.dtype)
+                answer = 0 if source.is_floating_point() else self._found.whole_number
+                return torch.full(source.shape, answer, dtype=options.get("dtype") or source.dtype)
             if not source.is_meta and device.type == "meta" and options.get("device"):
                 self._copied(options.get("non_blocking", False))
         if operation is _aten.copy_.default:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers.layers.ops.grouped_mm import Groups, waits
+
 
 class ExpertAssignments:
     """Which experts each token is sent to. A slot with expert N is void: it has no expert.
@@ -38,6 +40,22 @@ class ExpertAssignments:
         self.expert_TK = expert_TK.clamp(max=num_experts - 1) if voids else expert_TK
         self._one_hot_TKN: Tensor | None = None
         self._each: ExpertAssignments | None = None
+
+    def sorted_for(self, like: Tensor, spread: bool = True) -> "SortedAssignments":
+        """`sorted`, for products with such tensors. Where the host has to know where groups end it
+        asks, once for all of them: no zeros may stand for others' numbers in products of several
+        adapters, nor in large ones, which cannot be `spread`."""
+        pairs = self.sorted
+        if pairs.ends is None and waits(like) and (self.apart or not spread):
+            pairs = pairs._replace(ends=pairs.end_N.tolist())
+            self.__dict__["sorted"] = pairs
+        return pairs
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the host knows where groups end."""
+        pairs: SortedAssignments | None = self.__dict__.get("sorted")
+        return pairs is not None and pairs.ends is not None
 
     @cached_property
     def sorted(self) -> "SortedAssignments":
@@ -127,8 +145,8 @@ class AssignmentChunk(NamedTuple):
     experts: slice
     """Its experts among the N."""
     token_p: Tensor
-    end_n: Tensor
-    """Ends of the experts' groups within the chunk, int32."""
+    groups: Groups
+    """Of the experts within the chunk."""
 
 
 class SortedAssignments(NamedTuple):
@@ -141,6 +159,11 @@ class SortedAssignments(NamedTuple):
     """Where each expert's group ends, int32."""
     ends: list[int] | None
     """`end_N` as numbers, where reading them costs nothing."""
+
+    @property
+    def groups(self) -> Groups:
+        """Where they end, for grouped products."""
+        return Groups(self.end_N, self.ends)
 
     def take(self, values_TK: Tensor) -> Tensor:
         """[T, K, ...] sorted: [P, ...]."""
@@ -160,11 +183,10 @@ class SortedAssignments(NamedTuple):
             part, token_p = slice(start, stop), self.token_P[start:stop]
             if self.ends is None:
                 end_n = (self.end_N - start).clamp(0, stop - start)
-                yield AssignmentChunk(part, slice(None), token_p, end_n)
+                yield AssignmentChunk(part, slice(None), token_p, Groups(end_n))
                 continue
             # The experts with pairs in here; empty groups before and behind cost their share.
             first, last = bisect_right(self.ends, start), bisect_left(self.ends, stop)
             ends = [min(end, stop) - start for end in self.ends[first : last + 1]]
-            yield AssignmentChunk(
-                part, slice(first, last + 1), token_p, torch.tensor(ends, dtype=torch.int32)
-            )
+            groups = Groups(torch.tensor(ends, dtype=torch.int32), ends)
+            yield AssignmentChunk(part, slice(first, last + 1), token_p, groups)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from workers.layers.assignments import ExpertAssignments, SortedAssignments
-from workers.layers.ops.grouped_mm import grouped_mm, grouped_outer, is_aligned
+from workers.layers.ops.grouped_mm import grouped_mm, grouped_outer, is_aligned, waits
 
 DENSE_RANKS = 128
 """Experts times rank up to which all experts' products with a token are cheaper than its own
@@ -121,16 +121,17 @@ class ExpertBank:
         return onto_TO + _apply(_Expand, rank_space_TKR, self.lora_B_NOR, assignments)
 
     def _dense(self, assignments: ExpertAssignments) -> bool:
-        """Whether a product of all tokens with all experts is cheaper, and is right: zeros stand
-        where a token has not the expert."""
+        """Whether a product of all tokens with all experts is cheaper, or a wait less, and is
+        right: zeros stand where a token has not the expert."""
         if assignments.apart:
             return False
         if torch.compiler.is_compiling():
             return True
         experts, width_out, rank = self.lora_B_NOR.shape
         small = experts * rank <= DENSE_RANKS or experts <= assignments.expert_TK.shape[1]
-        dtype = self.lora_A_NRI.dtype
-        return small or not is_aligned(rank, self.lora_A_NRI.shape[2], width_out, dtype=dtype)
+        like, told = self.lora_A_NRI, assignments.is_told
+        aligned = is_aligned(rank, like.shape[2], width_out, dtype=like.dtype)
+        return small or not aligned or (waits(like) and not told)
 
 
 def project_all(
@@ -196,7 +197,8 @@ def _pad(stacked: Tensor, dim: int, rank: int) -> Tensor:
 
 
 def _apply(function: Any, values: Tensor, weight: Tensor, assignments: ExpertAssignments) -> Tensor:
-    output: Tensor = function.apply(values, weight, assignments.sorted, assignments.expert_TK)
+    pairs = assignments.sorted_for(values)
+    output: Tensor = function.apply(values, weight, pairs, assignments.expert_TK)
     return output
 
 
@@ -214,7 +216,7 @@ class _Project(torch.autograd.Function):
         ctx.save_for_backward(input_TI, lora_A_NRI)
         ctx.assignments = assignments
         input_PI = input_TI.index_select(0, assignments.token_P)
-        rank_space_PR = grouped_mm(input_PI, lora_A_NRI.transpose(1, 2), assignments.end_N)
+        rank_space_PR = grouped_mm(input_PI, lora_A_NRI.transpose(1, 2), assignments.groups)
         return assignments.put_back(rank_space_PR, expert_TK)
 
     @staticmethod
@@ -224,10 +226,10 @@ class _Project(torch.autograd.Function):
         assignments: SortedAssignments = ctx.assignments
         grad_PR = assignments.take(grad_TKR)
         input_PI = input_TI.index_select(0, assignments.token_P)
-        grad_NRI = grouped_outer(grad_PR, input_PI, assignments.end_N)
+        grad_NRI = grouped_outer(grad_PR, input_PI, assignments.groups)
         if not ctx.needs_input_grad[0]:
             return None, grad_NRI, None, None
-        grad_PI = grouped_mm(grad_PR, lora_A_NRI, assignments.end_N)
+        grad_PI = grouped_mm(grad_PR, lora_A_NRI, assignments.groups)
         grad_TI = torch.zeros_like(input_TI).index_add_(0, assignments.token_P, grad_PI)
         return grad_TI, grad_NRI, None, None
 
@@ -246,7 +248,7 @@ class _Expand(torch.autograd.Function):
         ctx.save_for_backward(rank_space_TKR, lora_B_NOR, expert_TK)
         ctx.assignments = assignments
         output_PO = grouped_mm(
-            assignments.take(rank_space_TKR), lora_B_NOR.transpose(1, 2), assignments.end_N
+            assignments.take(rank_space_TKR), lora_B_NOR.transpose(1, 2), assignments.groups
         )
         output_TO = output_PO.new_zeros(len(rank_space_TKR), output_PO.shape[1])
         return output_TO.index_add_(0, assignments.token_P, output_PO)
@@ -257,7 +259,7 @@ class _Expand(torch.autograd.Function):
         rank_space_TKR, lora_B_NOR, expert_TK = ctx.saved_tensors
         assignments: SortedAssignments = ctx.assignments
         grad_PO = grad_TO.index_select(0, assignments.token_P)
-        grad_PR = grouped_mm(grad_PO, lora_B_NOR, assignments.end_N)
+        grad_PR = grouped_mm(grad_PO, lora_B_NOR, assignments.groups)
         # The smaller matrix on the left: its transpose is what gets copied.
-        grad_NRO = grouped_outer(assignments.take(rank_space_TKR), grad_PO, assignments.end_N)
+        grad_NRO = grouped_outer(assignments.take(rank_space_TKR), grad_PO, assignments.groups)
         return assignments.put_back(grad_PR, expert_TK), grad_NRO.transpose(1, 2), None, None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from workers.layers.assignments import SortedAssignments
-from workers.layers.ops.grouped_mm import grouped_mm
+from workers.layers.ops.grouped_mm import Groups, grouped_mm
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """Of weights that are numbers; packed ones are of other types."""
@@ -54,7 +54,7 @@ class ExpertStack:
     def product(self, name: str, rows_PI: Tensor, pairs: SortedAssignments) -> Tensor:
         """W_e x of every pair, with the expert's bias if there is one: [P, O]."""
         weight = self._weight(name)
-        output_PO = _frozen_product(rows_PI, weight, pairs.end_N, self.is_transposed)
+        output_PO = _frozen_product(rows_PI, weight, pairs.groups, self.is_transposed)
         bias_EO = getattr(self.module, f"{name}_bias", None)
         if bias_EO is None:
             return output_PO
@@ -83,9 +83,9 @@ class ExpertStack:
         return weight
 
 
-def _frozen_product(rows_PI: Tensor, weight: Tensor, end_N: Tensor, is_transposed: bool) -> Tensor:
+def _frozen_product(rows_PI: Tensor, weight: Tensor, groups: Groups, is_transposed: bool) -> Tensor:
     function: Any = _Frozen
-    output_PO: Tensor = function.apply(rows_PI, weight, end_N, is_transposed)
+    output_PO: Tensor = function.apply(rows_PI, weight, groups, is_transposed)
     return output_PO
 
 
@@ -95,18 +95,18 @@ class _Frozen(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows_PI: Tensor, weight: Tensor, end_N: Tensor, is_transposed: bool
+        ctx: Any, rows_PI: Tensor, weight: Tensor, groups: Groups, is_transposed: bool
     ) -> Tensor:
-        ctx.save_for_backward(weight, end_N)
-        ctx.is_transposed = is_transposed
-        return grouped_mm(rows_PI, weight if is_transposed else weight.transpose(1, 2), end_N)
+        ctx.save_for_backward(weight)
+        ctx.groups, ctx.is_transposed = groups, is_transposed
+        return grouped_mm(rows_PI, weight if is_transposed else weight.transpose(1, 2), groups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_PO: Tensor) -> tuple[Tensor | None, ...]:
-        weight, end_N = ctx.saved_tensors
+        (weight,) = ctx.saved_tensors
         weight_EOI = weight.transpose(1, 2) if ctx.is_transposed else weight
-        return grouped_mm(grad_PO.contiguous(), weight_EOI, end_N), None, None, None
+        return grouped_mm(grad_PO.contiguous(), weight_EOI, ctx.groups), None, None, None
 
 
 def find_stack(module: nn.Module) -> ExpertStack | None:

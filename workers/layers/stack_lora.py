@@ -144,10 +144,11 @@ def run_stack(
     """The frozen experts with the updates of several adapters, each of its own tokens: [T, D].
     Tokens of no share get the bare base."""
     rows_TD = hidden_TD.to(stack.dtype)  # Grouped products are of one type, under autocast too.
-    pairs = ExpertAssignments(*choice, stack.experts).sorted
+    everyone = ExpertAssignments(*choice, stack.experts)
+    pairs = everyone.sorted_for(rows_TD, spread=False)  # The frozen matrices are large.
     place_P = torch.empty_like(pairs.order_P)
     place_P[pairs.order_P] = torch.arange(len(place_P), device=place_P.device)
-    owned = [_Owned.of(stack, share, choice, place_P) for share in shares]
+    owned = [_Owned.of(share, choice, everyone, place_P) for share in shares]
     inner_PO = stack.product(stack.inner, rows_TD.index_select(0, pairs.token_P), pairs)
     for one in owned:
         inner_PO = one.add_inner(inner_PO, stack.inner, rows_TD)
@@ -170,10 +171,10 @@ class _Owned(NamedTuple):
     """Where its pairs lie among those of the batch; None: they are all of them."""
 
     @classmethod
-    def of(cls, stack: ExpertStack, share: Share, choice: Choice, place_P: Tensor) -> Self:
-        assignments = ExpertAssignments(*choice.of(share.token_t), stack.experts)
+    def of(cls, share: Share, choice: Choice, everyone: ExpertAssignments, place_P: Tensor) -> Self:
         if share.token_t is None:
-            return cls(share, assignments, None)
+            return cls(share, everyone, None)
+        assignments = ExpertAssignments(*choice.of(share.token_t), everyone.num_experts)
         own_tK = place_P.view_as(choice.expert_TK)[share.token_t]
         return cls(share, assignments, assignments.sorted.take(own_tK))
 
@@ -195,14 +196,14 @@ class _Owned(NamedTuple):
         inner_pF = inner_PF if self.place_p is None else inner_PF[self.place_p]
         lora_A_EIR = bank.lora_A_NRI.transpose(1, 2)
         rank_space_pR = grouped_mm(
-            self._dropped(inner_pF), lora_A_EIR, self.assignments.sorted.end_N
+            self._dropped(inner_pF), lora_A_EIR, self.assignments.sorted.groups
         )
         return self._expanded(onto_PO, bank, rank_space_pR)
 
     def _expanded(self, onto_PO: Tensor, bank: ExpertBank, rank_space_pR: Tensor) -> Tensor:
         lora_B_ERO = bank.lora_B_NOR.transpose(1, 2)
         update_pO = grouped_mm(
-            rank_space_pR * bank.scale, lora_B_ERO, self.assignments.sorted.end_N
+            rank_space_pR * bank.scale, lora_B_ERO, self.assignments.sorted.groups
         )
         if self.place_p is None:
             return onto_PO + update_pO

@@ -68,7 +68,9 @@ def test_two_ray_train_workers_equal_one_process(
     saved = files.read(adapter)
     for name, tensor in expected.adapter.state_dict().items():
         torch.testing.assert_close(saved.tensors[name], tensor, atol=1e-5, rtol=0)
-    assert TrainSpec.model_validate_json((plan.folder / "train.json").read_text()) == spec(2)
+    assert TrainSpec.model_validate_json((plan.folder / "train.json").read_text()) == spec(
+        2, model__dtype="float32"
+    )
     assert not (plan.folder / "error.txt").exists()
     with pytest.raises(InputError, match="holds a run with another specification"):
         fit(spec(2, seed=1), plan)

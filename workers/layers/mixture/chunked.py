@@ -41,7 +41,7 @@ def chunked_mixture(  # noqa: PLR0913, PLR0917 -- what a block's experts are mad
 
     `frozen` are the inner linears' outputs, `keep_TF` is dropout's factor on the outer A's input.
     """
-    problem = _Problem(block, assignments.sorted, len(frozen))
+    problem = _Problem(block, assignments.sorted_for(frozen[0]), len(frozen))
     tensors = [tensor for update in updates for tensor in update]
     outputs: tuple[Tensor, Tensor | None] = _ChunkedMixture.apply(  # type: ignore[no-untyped-call]
         problem, assignments.gate_TK, keep_TF, lora_A_NRF, *frozen, *tensors
@@ -59,7 +59,7 @@ class _Problem(NamedTuple):
     def rows(self, like_TO: Tensor) -> int:
         """Pairs of a chunk."""
         if like_TO.device.type != "cpu":
-            return -(-len(self.assignments.order_P) // CHUNKS)
+            return max(-(-len(self.assignments.order_P) // CHUNKS), 1)
         return max(CHUNK_BYTES // (like_TO.shape[1] * like_TO.element_size()), CHUNK_ROWS)
 
     def chunks(self, like_TO: Tensor) -> Iterator[AssignmentChunk]:
@@ -98,7 +98,7 @@ class _ChunkedMixture(torch.autograd.Function):
                 keep_pF = rows.keep(chunk)
                 kept_pF = hidden_pF if keep_pF is None else hidden_pF * keep_pF
                 lora_A_nFR = lora_A_NRF[chunk.experts].transpose(1, 2)
-                outer_P.append(grouped_mm(kept_pF, lora_A_nFR, chunk.end_n))
+                outer_P.append(grouped_mm(kept_pF, lora_A_nFR, chunk.groups))
             mix_TF.index_add_(0, chunk.token_p, hidden_pF.mul_(rows.gate_P1[chunk.rows]))
         assert mix_TF is not None
         ctx.problem = problem
@@ -155,7 +155,7 @@ class _Rows:
             output_pO = gather(frozen_TO, chunk, space_pO)
             if rank_space_PR is not None and lora_B_NOR is not None:
                 lora_B_nRO = lora_B_NOR[chunk.experts].transpose(1, 2)
-                output_pO += grouped_mm(rank_space_PR[chunk.rows], lora_B_nRO, chunk.end_n)
+                output_pO += grouped_mm(rank_space_PR[chunk.rows], lora_B_nRO, chunk.groups)
             outputs.append(output_pO)
         return outputs
 
@@ -209,13 +209,13 @@ class _Gradients:
         if self.lora_A is None or self.lora_A_NRF is None or self.grad_PR is None:
             return grad_pF
         grad_pR, keep_pF = self.grad_PR[chunk.rows], rows.keep(chunk)
-        outer_pF = grouped_mm(grad_pR, self.lora_A_NRF[chunk.experts], chunk.end_n)
+        outer_pF = grouped_mm(grad_pR, self.lora_A_NRF[chunk.experts], chunk.groups)
         if keep_pF is None:
             grad_pF += outer_pF
         else:
             grad_pF.addcmul_(outer_pF, keep_pF)
             hidden_pF *= keep_pF
-        self.lora_A[chunk.experts] += grouped_outer(grad_pR, hidden_pF, chunk.end_n)
+        self.lora_A[chunk.experts] += grouped_outer(grad_pR, hidden_pF, chunk.groups)
         return grad_pF
 
     def _inner(self, index: int, grad_pO: Tensor, chunk: AssignmentChunk) -> None:
@@ -225,6 +225,6 @@ class _Gradients:
         into_PR, into_NOR = self.rank_space[index], self.lora_B[index]
         if lora_B_NOR is None or rank_space_PR is None or into_PR is None or into_NOR is None:
             return
-        into_PR[chunk.rows] = grouped_mm(grad_pO, lora_B_NOR[chunk.experts], chunk.end_n)
-        update_nRO = grouped_outer(rank_space_PR[chunk.rows], grad_pO, chunk.end_n)
+        into_PR[chunk.rows] = grouped_mm(grad_pO, lora_B_NOR[chunk.experts], chunk.groups)
+        update_nRO = grouped_outer(rank_space_PR[chunk.rows], grad_pO, chunk.groups)
         into_NOR[chunk.experts] += update_nRO.transpose(1, 2)

@@ -1,11 +1,17 @@
 """Matmuls of rows that are sorted by expert, each group with its expert's matrix.
 
-Every group meets its own expert only, so a number that is not finite stays in its group.
-Shapes: P rows, N experts, I and O sizes of a matrix. `end_N` are the groups' ends in the rows
-(int32); the last one is P.
+torch has a kernel for them in bfloat16 on Hopper and Blackwell (and loops on a CPU, where that
+costs nothing). On any other GPU it reads on the host, at every call, where groups end. There the
+host reads it once for all, or rank space, which is small, is spread over all experts' columns with
+zeros in the others': more work, and no wait.
+Where the host knows the ends, or there is a kernel, every group meets its own expert only, and a
+number that is not finite stays in its group.
+Shapes: P rows, N experts, I and O sizes of a matrix.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +19,17 @@ from torch.nn import functional
 
 ALIGNED_BYTES = 16
 """torch's grouped_mm wants every row of a matrix to begin at a multiple of it."""
+KERNEL_MAJORS = (9, 10)
+"""Compute capabilities that torch has a kernel for (`_grouped_mm_cuda`)."""
+
+
+class Groups(NamedTuple):
+    """Where each expert's group ends in the rows; the last one is P."""
+
+    end_N: Tensor
+    """int32."""
+    ends: Sequence[int] | None = None
+    """The same as numbers, where the host knows them."""
 
 
 def is_aligned(*sizes: int, dtype: torch.dtype) -> bool:
@@ -22,26 +39,70 @@ def is_aligned(*sizes: int, dtype: torch.dtype) -> bool:
     )
 
 
-def grouped_mm(rows_PI: Tensor, weight_NIO: Tensor, end_N: Tensor) -> Tensor:
+def waits(like: Tensor) -> bool:
+    """Whether torch would make the host wait for the device of such tensors."""
+    if like.device.type == "cpu":
+        return False
+    return like.dtype != torch.bfloat16 or (like.is_cuda and not has_kernel(like.device))
+
+
+def grouped_mm(rows_PI: Tensor, weight_NIO: Tensor, groups: Groups) -> Tensor:
     """rows[p] @ weight[expert of p]: [P, O]."""
-    if _is_known(*weight_NIO.shape[1:], dtype=rows_PI.dtype):
-        return functional.grouped_mm(rows_PI, weight_NIO, offs=end_N)
-    return torch.cat([rows_PI[own] @ weight_NIO[n] for n, own in enumerate(_groups(end_N))])
+    sizes = weight_NIO.shape[1:]
+    if not len(rows_PI):
+        return rows_PI.new_zeros(0, sizes[1])
+    if _is_known(rows_PI, *sizes):
+        return functional.grouped_mm(rows_PI, weight_NIO, offs=groups.end_N)
+    if groups.ends is not None:
+        parts = enumerate(_slices(groups.ends))
+        return torch.cat([rows_PI[own] @ weight_NIO[n] for n, own in parts])
+    if sizes[0] <= sizes[1]:
+        return _spread(rows_PI, groups.end_N) @ weight_NIO.flatten(0, 1)
+    all_PNO = (rows_PI @ weight_NIO.transpose(0, 1).flatten(1)).view(len(rows_PI), -1, sizes[1])
+    expert_P11 = _experts(rows_PI, groups.end_N).view(-1, 1, 1)
+    return all_PNO.gather(1, expert_P11.expand(-1, 1, sizes[1])).squeeze(1)
 
 
-def grouped_outer(left_PI: Tensor, right_PO: Tensor, end_N: Tensor) -> Tensor:
+def grouped_outer(left_PI: Tensor, right_PO: Tensor, groups: Groups) -> Tensor:
     """left^T @ right of each group: [N, I, O]; zero where a group is empty."""
-    if _is_known(left_PI.shape[1], right_PO.shape[1], dtype=left_PI.dtype):
-        return functional.grouped_mm(left_PI.T, right_PO, offs=end_N)
-    return torch.stack([left_PI[own].T @ right_PO[own] for own in _groups(end_N)])
+    experts, sizes = len(groups.end_N), (left_PI.shape[1], right_PO.shape[1])
+    if not len(left_PI):
+        return left_PI.new_zeros(experts, *sizes)
+    if _is_known(left_PI, *sizes):
+        return functional.grouped_mm(left_PI.T, right_PO, offs=groups.end_N)
+    if groups.ends is not None:
+        return torch.stack([left_PI[own].T @ right_PO[own] for own in _slices(groups.ends)])
+    if sizes[0] <= sizes[1]:
+        return (_spread(left_PI, groups.end_N).T @ right_PO).view(experts, *sizes)
+    all_INO = (left_PI.T @ _spread(right_PO, groups.end_N)).view(sizes[0], experts, sizes[1])
+    return all_INO.transpose(0, 1)
 
 
-def _is_known(*sizes: int, dtype: torch.dtype) -> bool:
-    """Whether torch has a grouped matmul for it: not in float64, which is for proofs."""
-    return dtype != torch.float64 and is_aligned(*sizes, dtype=dtype)
+@cache
+def has_kernel(device: torch.device) -> bool:
+    """Whether torch has one for this GPU, in bfloat16."""
+    return not torch.version.hip and torch.cuda.get_device_capability(device)[0] in KERNEL_MAJORS
 
 
-def _groups(end_N: Tensor) -> Iterator[slice]:
-    """Each group's rows; a GPU is waited for."""
-    ends = end_N.tolist()
+def _is_known(like: Tensor, *sizes: int) -> bool:
+    """Whether torch has a grouped matmul for it that nobody waits for: not in float64, which is for
+    proofs."""
+    return like.dtype != torch.float64 and is_aligned(*sizes, dtype=like.dtype) and not waits(like)
+
+
+def _slices(ends: Sequence[int]) -> Iterator[slice]:
+    """Each group's rows."""
     return map(slice, [0, *ends], ends)
+
+
+def _experts(rows_PI: Tensor, end_N: Tensor) -> Tensor:
+    """Each row's expert, [P]."""
+    place_P = torch.arange(len(rows_PI), dtype=end_N.dtype, device=end_N.device)
+    return torch.searchsorted(end_N, place_P, right=True)
+
+
+def _spread(rows_PI: Tensor, end_N: Tensor) -> Tensor:
+    """Each row in its expert's columns, zeros in the others': [P, N * I]."""
+    expert_N = torch.arange(len(end_N), device=end_N.device)
+    own_PN = _experts(rows_PI, end_N).unsqueeze(1) == expert_N
+    return rows_PI.unsqueeze(1).where(own_PN.unsqueeze(2), 0).flatten(1)
