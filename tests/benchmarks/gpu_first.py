@@ -86,7 +86,7 @@ def kernels() -> Iterator[dict[str, Any]]:
     """Each kernel alone against the bytes that it must move, for the block of an 8B model."""
     width = 14336 if GPU else 32
     probe = torch.zeros(1, width, device=DEVICE, dtype=DTYPE)
-    if not supports(probe, 16, 2, "silu"):
+    if not supports(probe, 8, 16, 2, "silu"):
         yield {"skipped": "no GPU, no Triton, or a GPU older than Ampere"}
         return
     for case in CASES if GPU else [Case(T=4, R=4)]:

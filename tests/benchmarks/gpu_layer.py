@@ -39,7 +39,7 @@ def skip_reason(sizes: Sizes) -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA GPU"
     probe_TF = torch.zeros(1, 1, device="cuda", dtype=torch.bfloat16)
-    if not supports(probe_TF, sizes.rank, sizes.top_k, "silu"):
+    if not supports(probe_TF, 1, sizes.rank, sizes.top_k, "silu"):
         return "no Triton, a GPU older than Ampere, or sizes that the kernels do not take"
     return None
 

@@ -84,13 +84,8 @@ class KernelSizes:
         )
 
     def token_tile(self, sums: int) -> Tile:
-        """For a kernel that holds `sums` rank-space sums of each token in registers.
-
-        float32 is multiplied outside of the tensor cores, in more registers.
-        """
-        if self.dtype is torch.float32:
-            return Tile(16, 32)
-        return Tile(64 if sums <= 64 else 32 if sums <= 128 else 16, 32)
+        """For a kernel that holds `sums` rank-space sums of each token in registers."""
+        return Tile(token_rows(self.dtype, sums), 32)
 
     def pair_tile(self) -> Tile:
         """For the kernel over the pairs of one expert."""
@@ -137,6 +132,16 @@ class KernelSizes:
             "MULTIPLY": tl.float32 if interpreted() and operand == tl.bfloat16 else operand,
             "enable_fp_fusion": True,
         }
+
+
+def token_rows(dtype: torch.dtype, sums: int) -> int:
+    """Tokens of a tile whose rank-space sums, so many of each, are in registers.
+
+    float32 is multiplied outside of the tensor cores, in more registers.
+    """
+    if dtype is torch.float32:
+        return 16
+    return 64 if sums <= 64 else 32 if sums <= 128 else 16
 
 
 def padded(rank: int) -> int:

@@ -9,16 +9,18 @@ from torch import Tensor
 
 from workers.layers.kernels.launch import interpreted
 from workers.layers.kernels.mixture import fused_mixture
+from workers.layers.kernels.visits import is_little_work
 
 MAX_TOP_K = 8
 MAX_RANK = 64
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def supports(inner_TF: Tensor, rank: int, top_k: int, activation: str | None) -> bool:
-    """Whether `fused_mixture` takes frozen outputs like `inner_TF`, updates of `rank` and `top_k`
-    slots: where Triton is installed and works, on a GPU (or in Triton's interpreter), and not while
-    torch.compile traces, which the eager path is for. `activation`: from `activation_name`."""
+def supports(inner_TF: Tensor, experts: int, rank: int, top_k: int, activation: str | None) -> bool:
+    """Whether `fused_mixture` is to take frozen outputs like `inner_TF`, updates of `rank` and
+    `top_k` slots: where Triton is installed and works, on a GPU (or in Triton's interpreter), where
+    tiles meet few experts, and not while torch.compile traces, which the eager path is for.
+    `activation`: from `activation_name`."""
     return (
         activation is not None
         and 1 <= rank <= MAX_RANK
@@ -26,6 +28,7 @@ def supports(inner_TF: Tensor, rank: int, top_k: int, activation: str | None) ->
         and inner_TF.dtype in DTYPES
         and len(inner_TF) * top_k * MAX_RANK < 2**31  # Rank space is addressed in 32 bits.
         and not torch.compiler.is_compiling()
+        and is_little_work(inner_TF, experts, rank, top_k)
         and _has_triton()
         and (_capable(inner_TF.device) if inner_TF.is_cuda else interpreted())
         and launches(inner_TF.device)

@@ -171,7 +171,7 @@ def _is_fused(
     rank = max(bank.lora_A_NRI.shape[1] for bank in [*banks, *([outer] if outer else [])])
     slots, act = assignments.expert_TK.shape[1], activation_name(block.act)
     known = block.form in (plain, gated, fused_gate_first, fused_gate_last)
-    return known and supports(inner[0].frozen_TO, rank, slots, act)
+    return known and supports(inner[0].frozen_TO, assignments.num_experts, rank, slots, act)
 
 
 def _fused(

@@ -280,7 +280,7 @@ def test_the_layer_computes_as_on_its_eager_path(form: str) -> None:
     for linear in block.linears.values():
         linear.to(DEVICE).requires_grad_(False)
     hidden_TD = torch.randn(7, D, device=DEVICE, requires_grad=True)
-    assert supports(hidden_TD, spec.rank, spec.num_experts, "gelu")
+    assert supports(hidden_TD, 3, spec.rank, spec.num_experts, "gelu")
     leaves, results = [hidden_TD, *experts.to(DEVICE).parameters()], []
     for fused_or_not in (True, False):
         experts.fused = fused_or_not
@@ -344,12 +344,15 @@ def test_keeps_only_its_inputs() -> None:
 
 def test_supports_what_it_computes() -> None:
     hidden_TF = torch.zeros(2, 32, device=DEVICE)
-    assert supports(hidden_TF, 64, 8, "silu")
-    assert supports(hidden_TF.bfloat16(), 4, 1, "relu")
-    assert not supports(hidden_TF.double(), 4, 1, "relu")
-    assert not supports(hidden_TF, 65, 1, "relu")
-    assert not supports(hidden_TF, 4, 9, "relu")
-    assert not supports(hidden_TF, 4, 1, None)
+    assert supports(hidden_TF, 8, 64, 8, "silu")
+    assert supports(hidden_TF.bfloat16(), 8, 4, 1, "relu")
+    assert not supports(hidden_TF.double(), 8, 4, 1, "relu")
+    assert not supports(hidden_TF, 8, 65, 1, "relu")
+    assert not supports(hidden_TF, 8, 4, 9, "relu")
+    assert not supports(hidden_TF, 8, 4, 1, None)
+    many_TF = torch.empty(1, 1, device=DEVICE, dtype=torch.bfloat16).expand(8192, 14336)
+    assert supports(many_TF, 8, 16, 2, "silu")
+    assert not supports(many_TF, 64, 16, 8, "silu"), "a tile meets nearly all experts"
 
 
 def test_where_triton_cannot_run_a_warning_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,8 +365,8 @@ def test_where_triton_cannot_run_a_warning_says_so_once(monkeypatch: pytest.Monk
     monkeypatch.setattr("workers.layers.kernels.mixture.launch_forward", broken)
     try:
         with pytest.warns(UserWarning, match=r"\(RuntimeError: Failed to find C compiler\.\)"):
-            assert not supports(hidden_TF, 4, 1, "relu")
+            assert not supports(hidden_TF, 8, 4, 1, "relu")
         with warnings.catch_warnings(action="error"):
-            assert not supports(hidden_TF, 4, 1, "relu")
+            assert not supports(hidden_TF, 8, 4, 1, "relu")
     finally:
         launches.cache_clear()

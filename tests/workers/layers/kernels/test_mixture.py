@@ -46,7 +46,7 @@ def test_the_fused_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton's interpreter is on")
 def test_the_eager_path_stays_the_default_on_a_cpu() -> None:
-    assert not supports(torch.zeros(2, 32), 8, 2, "silu")
+    assert not supports(torch.zeros(2, 32), 8, 8, 2, "silu")
 
 
 @pytest.mark.usefixtures("processes")
