@@ -40,7 +40,7 @@ def plain_lora(linear: nn.Module, bank: ExpertBank, hidden_TI: Tensor, mode: Mod
     """y = W x + s B A dropout(x); with DoRA its features are scaled."""
     frozen = Frozen.of(linear, hidden_TI)
     frozen_TO = frozen.output_TO
-    rank_space_TR = nn.functional.linear(_dropped(hidden_TI, mode), bank.stacked_A_SI)
+    rank_space_TR = nn.functional.linear(dropout.dropped(hidden_TI, mode.rate), bank.stacked_A_SI)
     if bank.scale != 1:
         rank_space_TR = rank_space_TR * cast(float, bank.scale)
     if bank.factor_NO is None:
@@ -73,7 +73,7 @@ def adapt_linear(
     frozen: Frozen, bank: ExpertBank, assignments: ExpertAssignments, hidden_TI: Tensor, mode: Mode
 ) -> Adapted:
     """y = W x + s sum_k g_k B_e A_e dropout(x), e the expert of slot k."""
-    (rank_space_TKR,) = project_all([bank], _dropped(hidden_TI, mode), assignments)
+    (rank_space_TKR,) = project_all([bank], dropout.dropped(hidden_TI, mode.rate), assignments)
     gate_TK1 = assignments.gate_TK.to(rank_space_TKR.dtype).unsqueeze(-1)
     if bank.factor_NO is not None:
         no_TO = torch.zeros_like(frozen.output_TO)
@@ -95,7 +95,9 @@ def adapt_block(
     """The frozen block with the experts in `banks`, by name of the linear; without what the block
     does behind its outer linear."""
     reading = {name: banks[name] for name in block.inner if name in banks}
-    projected = project_all(list(reading.values()), _dropped(hidden_TD, mode), assignments)
+    projected = project_all(
+        list(reading.values()), dropout.dropped(hidden_TD, mode.rate), assignments
+    )
     rank_space = dict(zip(reading, projected, strict=True))
     inner = [
         Inner(linear(hidden_TD), rank_space.get(name), banks.get(name), _bias(linear))
@@ -119,12 +121,6 @@ def adapt_prepared(
     way = decode_tokens if len(hidden_TD) <= made.decode_tokens else prefill_tokens
     output_TD = way(block, made, hidden_TD, assignments)
     return with_weighed_bias(block.outer[1], output_TD, assignments.gate_TK)
-
-
-def _dropped(hidden_TI: Tensor, mode: Mode) -> Tensor:
-    """The input of all A matrices that read it: one mask for them."""
-    factor_TI = dropout.draw(hidden_TI, hidden_TI.shape[1], mode.rate)
-    return hidden_TI if factor_TI is None else hidden_TI * factor_TI
 
 
 def with_weighed_bias(linear: nn.Module, output_TO: Tensor, gate_TK: Tensor) -> Tensor:

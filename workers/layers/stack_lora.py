@@ -185,7 +185,7 @@ class _Owned(NamedTuple):
             return onto_PO
         token_t = self.share.token_t
         hidden_tD = hidden_TD if token_t is None else hidden_TD[token_t]
-        rank_space_tKR = bank.project(self._dropped(hidden_tD), self.assignments)
+        rank_space_tKR = bank.project(dropout.dropped(hidden_tD, self.share.rate), self.assignments)
         return self._expanded(onto_PO, bank, self.assignments.sorted.take(rank_space_tKR))
 
     def add_outer(self, onto_PO: Tensor, inner_PF: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class _Owned(NamedTuple):
         inner_pF = inner_PF if self.place_p is None else inner_PF[self.place_p]
         lora_A_EIR = bank.lora_A_NRI.transpose(1, 2)
         rank_space_pR = grouped_mm(
-            self._dropped(inner_pF), lora_A_EIR, self.assignments.sorted.groups
+            dropout.dropped(inner_pF, self.share.rate), lora_A_EIR, self.assignments.sorted.groups
         )
         return self._expanded(onto_PO, bank, rank_space_pR)
 
@@ -208,7 +208,3 @@ class _Owned(NamedTuple):
         if self.place_p is None:
             return onto_PO + update_pO
         return onto_PO.index_add(0, self.place_p, update_pO)
-
-    def _dropped(self, rows: Tensor) -> Tensor:
-        factor = dropout.draw(rows, rows.shape[1], self.share.rate)
-        return rows if factor is None else rows * factor
