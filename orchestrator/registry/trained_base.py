@@ -10,7 +10,12 @@ if TYPE_CHECKING:
     from workers.adapter.manifest import BaseRecord, Manifest
 
 ELSEWHERE = "--base PATH says where it is now"
-OWN = {"device": "auto", "attention": "sdpa", "activation_checkpointing": False}
+OWN = {
+    "device": "auto",
+    "attention": "sdpa",
+    "activation_checkpointing": False,
+    "compile": False,
+}
 """Where and how the training ran says nothing about other machines."""
 
 

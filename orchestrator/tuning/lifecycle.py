@@ -28,6 +28,7 @@ SUCCESSOR = "goes_on_in"
 _MAY_CHANGE = (
     "train.data.processes",
     "train.model.attention",
+    "train.model.compile",
     "cluster",
     "serve",
     "search.trials",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workers.config.attention import ATTENTION, Attention
+from workers.config.attention import ATTENTION, Attention, is_plain
 from workers.config.base import Spec
 from workers.config.credentials import Uri
 
@@ -34,6 +34,12 @@ class ModelSpec(Spec):
     eager for a family without it; a run says which. An endpoint computes attention its own way."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass."""
+    compile: bool = False
+    """Train on decoder layers that torch.compile has compiled, once for all lengths of rows.
+    Evaluation stays as it is. Where torch cannot compile (no C++ compiler, an old driver) a warning
+    says so and the run goes on without. Dropout then draws other numbers. Not with quantization,
+    activation_checkpointing, data.packing, ep_size, another strategy than ddp, or attention of
+    another package."""
 
     @property
     def settled_dtype(self) -> Literal["float32", "bfloat16"] | None:
@@ -55,4 +61,22 @@ class ModelSpec(Spec):
                 f"attention is {self.attention}, which needs a GPU, but device is cpu; sdpa and "
                 "eager do not"
             )
+        if self.compile:
+            self._check_compiled()
         return self
+
+    def _check_compiled(self) -> None:
+        """What has not been shown to give the same compiled is refused."""
+        if not is_plain(self.attention):
+            raise ValueError(
+                f"attention is {self.attention}, but compile is true; it must be auto, sdpa or "
+                "eager"
+            )
+        if self.quantization:
+            raise ValueError(
+                f"quantization is {self.quantization}, but compile is true; one of them must go"
+            )
+        if self.activation_checkpointing:
+            raise ValueError(
+                "activation_checkpointing is true, but so is compile; one of them must be false"
+            )

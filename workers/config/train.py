@@ -188,6 +188,7 @@ class TrainSpec(Spec):
         self._check_tokens()
         self._check_experts()
         self._check_optimizer()
+        self._check_compiled()
         kind = ATTENTION.get(self.model.attention)
         if self.data.packing and kind and not kind.packs:
             raise ValueError(
@@ -213,7 +214,8 @@ class TrainSpec(Spec):
     def _decides(self) -> dict[str, Any]:
         """What a run computes."""
         values = self.model_dump(exclude={"parallel", "checkpoint"})
-        del values["evaluation"]["samples"], values["model"]["attention"]
+        del values["evaluation"]["samples"]
+        del values["model"]["attention"], values["model"]["compile"]
         for field in RESULTS_APART:
             del values["data"][field]
         return values
@@ -316,6 +318,20 @@ class TrainSpec(Spec):
             )
         if self.model.device == "cpu":
             check_gpu(name, has_gpu=False)
+
+    def _check_compiled(self) -> None:
+        """What has not been shown to give the same compiled is refused."""
+        if not self.model.compile:
+            return
+        if self.data.packing:
+            raise ValueError(
+                "data.packing is true, but so is model.compile; one of them must be false"
+            )
+        if self.parallel.strategy != "ddp" or self.parallel.ep_size > 1:
+            raise ValueError(
+                f"parallel.strategy is {self.parallel.strategy} and ep_size is "
+                f"{self.parallel.ep_size}, but with model.compile they must be ddp and 1"
+            )
 
     def _check_experts(self) -> None:
         """Expert parallelism must give what one process gives, or be refused."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
@@ -33,6 +34,15 @@ class LayerRecord:
     rank_space: tuple[Tensor, ...]
     """Rank space of each slot's expert, [T, K, R], one for each routed projection; zero in voids.
     What losses between experts compare."""
+
+
+_Noted: TypeAlias = tuple[Routing, tuple[Tensor, ...], Tensor | None]
+
+
+def _note(
+    into: list[_Noted], routing: Routing, terms: Sequence[Tensor], token_t: Tensor | None
+) -> None:
+    into.append((routing, tuple(terms), token_t))
 
 
 class Adapter:
@@ -120,7 +130,8 @@ class Adapter:
     def record(
         self, mask_BS: Tensor | None = None, *, rank_space: bool = True
     ) -> Iterator[list[LayerRecord]]:
-        """Collect a record of every routed place from the forward passes inside the block.
+        """Collect a record of every routed place from the forward passes inside the block; they are
+        there when it has ended, in the model's order.
 
         `mask_BS` marks real tokens. Where activations are checkpointed, run the backward pass
         outside the block, else the recomputation is recorded too. `rank_space=False` keeps less.
@@ -128,20 +139,20 @@ class Adapter:
         """
         records: list[LayerRecord] = []
         mask_T = None if mask_BS is None else mask_BS.reshape(-1).bool()
-
-        def note(
-            path: str, routing: Routing, terms: Sequence[Tensor], token_t: Tensor | None
-        ) -> None:
-            own_T = mask_T if mask_T is None or token_t is None else mask_T[token_t]
-            records.append(LayerRecord(path, routing, own_T, tuple(terms)))
-
+        # Each place has a list of its own, without its name: layers that see the same when they are
+        # compiled share a graph.
+        noted: dict[str, list[_Noted]] = {place.path: [] for place in self._layers}
         for place, layer in self._layers.items():
-            layer.recorder = Recorder(partial(note, place.path), rank_space)
+            layer.recorder = Recorder(partial(_note, noted[place.path]), rank_space)
         try:
             yield records
         finally:
             for layer in self._layers.values():
                 layer.recorder = None
+            for path, passes in noted.items():
+                for routing, terms, token_t in passes:
+                    own_T = mask_T if mask_T is None or token_t is None else mask_T[token_t]
+                    records.append(LayerRecord(path, routing, own_T, terms))
 
     def remove(self) -> None:
         """Take the adapter off; the last one restores the model's own modules."""

@@ -36,7 +36,7 @@ def attention_choice(
         check_attention_here(spec.attention, has_gpu=device.type == "cuda")
         _check_capability(spec.attention, device)
         return AttentionChoice(spec.attention, "model.attention asks for it")
-    if device.type == "cuda" and spec.dtype == "bfloat16":
+    if device.type == "cuda" and spec.dtype == "bfloat16" and not spec.compile:
         flash = _flash(config, torch.cuda.get_device_capability(device))
         if flash:
             return AttentionChoice(flash, f"{ATTENTION[flash].package} is installed, and runs here")

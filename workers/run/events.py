@@ -18,6 +18,7 @@ Kind: TypeAlias = Literal[
     "resumed",
     "exchange",
     "attention",
+    "compile",
     "data",
     "finished",
     "failed",

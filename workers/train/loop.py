@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from workers.run.progress import StepTimer
 from workers.run.record import Metrics, RunPlan, note_rows
 from workers.run.samples import Sample
 from workers.train.checkpoint import state as checkpoint
+from workers.train.compiled import CompiledLayers, compiled_layers
 from workers.train.evaluation.evaluator import Evaluation
 from workers.train.inputs import Inputs
 from workers.train.layout import lay_out, micro_batch, run_batches
@@ -69,6 +71,8 @@ class TrainingRun:
         """The same of the bare base, as far as it has any; kept with the adapter."""
         self.samples: list[Sample] = []
         """Some validation rows with what was answered to them in the last report, if it has any."""
+        self.compiled: CompiledLayers | None = None
+        """With model.compile, its layers."""
         self._sample: RoutingSample | None = None
         self._earlier_data: tuple[str, ...] = ()
         self._results: list[StepResult] = []
@@ -106,6 +110,7 @@ class TrainingRun:
             self._train_step = TrainStep(
                 in_steps(spec, self.steps), base, self.adapter, self._update, self.heartbeat
             )
+            self.compiled = compiled_layers(spec, base, self.adapter)
         except BaseException:
             self.close()
             raise
@@ -155,7 +160,7 @@ class TrainingRun:
             train["exchanged_bytes_per_step"] = sent / steps
         self._results, self._seconds = [], 0.0
         self.heartbeat.beat("evaluate")
-        with self._shards.gathered():
+        with self._shards.gathered(), self._as_written():
             measured = self._evaluate.measure(last=self.done or self.patience is not None)
         self._sample, self.samples = measured.routing_sample, measured.samples
         self.metrics = {
@@ -177,7 +182,7 @@ class TrainingRun:
         on every worker."""
         self.inputs.base.model.eval()
         self.heartbeat.beat("evaluate")
-        with self._shards.gathered(), self.adapter.rows.everywhere(None):
+        with self._shards.gathered(), self._as_written(), self.adapter.rows.everywhere(None):
             measured = replace(self._evaluate, adapter=None).measure(last=True)
         metrics = {"validation": measured.metrics}
         check_finite(metrics, self.step)
@@ -249,12 +254,17 @@ class TrainingRun:
         """Take the adapter off the base model, which the next run may use."""
         if self._stream:
             self._stream.close()
+        if self.compiled:
+            self.compiled.remove()
         self.adapter.remove()
         self.heartbeat.stop()
 
     @property
     def _stream(self) -> StreamedBatches | None:
         return self._batches if isinstance(self._batches, StreamedBatches) else None
+
+    def _as_written(self) -> AbstractContextManager[None]:
+        return self.compiled.as_written() if self.compiled else nullcontext()
 
     def _train_until(self, step: int, after_step: Callable[["TrainingRun"], None] | None) -> None:
         self._timer.start()

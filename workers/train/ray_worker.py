@@ -199,6 +199,8 @@ def _begin(run: TrainingRun, record: RunRecord) -> None:
     log.note("resumed" if again else "started", where, step=run.step)
     if run.inputs.base.attention:
         log.note("attention", run.inputs.base.attention.words)
+    if run.compiled:
+        log.note("compile", run.compiled.words)
     for counts in (run.train_counts, run.inputs.validation_counts):
         if counts.losses() or counts.layouts:
             log.note("data", str(counts))

@@ -1,0 +1,141 @@
+"""Decoder layers that are compiled, against the same as they are written."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, fx
+
+from tests.tiny import ON_EXPERTS, write_mixture
+from workers.config.train import TrainSpec
+from workers.run.record import RunPlan
+from workers.train.compiled import CompiledLayers
+from workers.train.loop import TrainingRun
+
+SpecMaker = Callable[..., TrainSpec]
+LOSSES = {"loss__z_loss_weight": 1e-3, "loss__contrastive_weight": 0.01}
+
+
+class Traced:
+    """A backend that runs a graph as torch has traced it."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: fx.GraphModule, _inputs: Sequence[object]) -> Callable[..., Any]:
+        self.graphs += 1
+        return graph.forward
+
+
+def broken(_graph: fx.GraphModule, _inputs: Sequence[object]) -> Callable[..., Any]:
+    """A backend as it is without a compiler."""
+    raise RuntimeError("no C++ compiler\nis here")
+
+
+def compiled(run: TrainingRun, backend: Any) -> CompiledLayers:
+    rank_space = bool(run.spec.loss.comparing())
+    run.compiled = CompiledLayers(
+        run.inputs.base, run.adapter, rank_space=rank_space, backend=backend
+    )
+    return run.compiled
+
+
+def trained(run: TrainingRun) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """Its reports' losses, and its weights."""
+    losses = []
+    while not run.done:
+        report = run.advance()
+        train = {k: v for k, v in report["train"].items() if k != "tokens_per_second"}
+        losses.append({**train, "validation": report["validation"]["loss"]})
+    return losses, {name: one.clone() for name, one in run.adapter.state_dict().items()}
+
+
+def test_layers_and_lengths_share_graphs_and_only_training_uses_them(
+    make_spec: SpecMaker, tmp_path: Path
+) -> None:
+    changes = {"evaluation__generate": True, "evaluation__batch_size": 4, **LOSSES}
+    spec = make_spec(optimizer__micro_batch_size=2, **changes)
+    losses, weights = trained(TrainingRun(spec, RunPlan(tmp_path / "plain", "study")))
+
+    run, traced = TrainingRun(spec, RunPlan(tmp_path / "run", "study")), Traced()
+    before = torch.get_rng_state()
+    assert compiled(run, traced).words.startswith("decoder layers, in ")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(parameter.grad is not None for parameter in run.adapter.parameters())
+    first = traced.graphs
+    assert 0 < first <= 2, "one where gradients come in, one where they do not"
+    found, now = trained(run)
+    assert traced.graphs == first
+    assert found == losses
+    for name, tensor in weights.items():
+        assert torch.equal(now[name], tensor), name
+
+    run.close()
+    model = run.inputs.base.model.train()
+    model(torch.arange(40).view(2, 20))
+    assert traced.graphs == first, "the next run finds the base as it was"
+
+
+def test_where_nothing_compiles_a_warning_says_so_and_the_run_goes_on(
+    make_spec: SpecMaker, tmp_path: Path
+) -> None:
+    losses, _ = trained(TrainingRun(make_spec(), RunPlan(tmp_path / "plain", "study")))
+    run = TrainingRun(make_spec(), RunPlan(tmp_path / "run", "study"))
+    with pytest.warns(UserWarning, match="does not work here, and the run goes on without: .*no C"):
+        layers = compiled(run, broken)
+    assert "\n" not in layers.words
+    assert trained(run)[0] == losses
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize("kind", ["block", "linear", "stacked"])
+def test_they_give_what_eager_ones_give(
+    make_spec: SpecMaker, tiny_model_dir: Path, tmp_path: Path, kind: str
+) -> None:
+    """With torch's own compiler, to the rounding of float32."""
+    changes: dict[str, object] = {"optimizer__name": "sgd", "optimizer__lr": 0.5}
+    if kind == "stacked":
+        changes["model__path"] = str(write_mixture(tiny_model_dir, tmp_path / "base", "mixtral"))
+        changes |= {f"adapter__{name}": value for name, value in ON_EXPERTS.items()}
+    else:
+        changes |= {"adapter__experts": kind, **LOSSES}
+    spec = make_spec(optimizer__micro_batch_size=2, **changes)
+    losses, weights = trained(TrainingRun(spec, RunPlan(tmp_path / "plain", "study")))
+    fresh = TrainingRun(spec, RunPlan(tmp_path / "fresh", "study")).adapter.state_dict()
+
+    run = TrainingRun(make_spec(**changes, model__compile=True), RunPlan(tmp_path / "run", "study"))
+    assert run.compiled
+    assert run.compiled.words.startswith("decoder layers, in ")
+    with torch.compiler.set_stance("fail_on_recompile"):
+        found, now = trained(run)
+    for report, expected in zip(found, losses, strict=True):
+        assert report == pytest.approx(expected, rel=1e-5)
+    for name, tensor in weights.items():
+        moved = (tensor - fresh[name]).norm()
+        assert (now[name] - tensor).norm() <= 1e-4 * moved + 1e-7, name
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"parallel__strategy": "fsdp2"}, "parallel.strategy is fsdp2 and ep_size is 1"),
+        ({"parallel__ep_size": 2}, "parallel.strategy is ddp and ep_size is 2"),
+        ({"data__packing": True}, "data.packing is true, but so is model.compile"),
+        ({"model__activation_checkpointing": True}, "activation_checkpointing is true, but so is"),
+        ({"model__quantization": "torchao_int8"}, "quantization is torchao_int8, but compile"),
+        ({"model__attention": "flex_attention"}, "attention is flex_attention, but compile"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_not_shown_to_give_the_same_is_refused(
+    make_spec: SpecMaker, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises((ValidationError, ValueError), match=said):
+        make_spec(parallel__workers=2, model__compile=True, **changes)
+
+
+def test_a_run_may_go_on_compiled(make_spec: SpecMaker) -> None:
+    assert make_spec().same_run(make_spec(model__compile=True))
