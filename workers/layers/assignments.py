@@ -61,7 +61,7 @@ class ExpertAssignments:
     def sorted(self) -> "SortedAssignments":
         """The pairs in the order of their experts, without a word from the device."""
         slots = self.expert_TK.shape[1]
-        if self.expert_TK.device.type == "cpu":
+        if self.expert_TK.device.type == "cpu" and not torch.compiler.is_compiling():
             return self._sorted_on_host(slots)
         expert_P = self.expert_TK.flatten()
         order_P = expert_P.argsort(stable=True)

@@ -10,7 +10,10 @@ from pydantic import ValidationError
 from torch import Tensor, fx
 
 from tests.tiny import ON_EXPERTS, write_mixture
+from tests.workers.train.one_trial import configured, trial
+from workers.adapter import files
 from workers.config.train import TrainSpec
+from workers.run.events import read_events
 from workers.run.record import RunPlan
 from workers.train.compiled import CompiledLayers
 from workers.train.loop import TrainingRun
@@ -96,13 +99,17 @@ def test_they_give_what_eager_ones_give(
     make_spec: SpecMaker, tiny_model_dir: Path, tmp_path: Path, kind: str
 ) -> None:
     """With torch's own compiler, to the rounding of float32."""
-    changes: dict[str, object] = {"optimizer__name": "sgd", "optimizer__lr": 0.5}
+    changes: dict[str, object] = {
+        "optimizer__name": "sgd",
+        "optimizer__lr": 0.5,
+        "optimizer__micro_batch_size": 2,
+    }
     if kind == "stacked":
         changes["model__path"] = str(write_mixture(tiny_model_dir, tmp_path / "base", "mixtral"))
         changes |= {f"adapter__{name}": value for name, value in ON_EXPERTS.items()}
     else:
         changes |= {"adapter__experts": kind, **LOSSES}
-    spec = make_spec(optimizer__micro_batch_size=2, **changes)
+    spec = make_spec(**changes)
     losses, weights = trained(TrainingRun(spec, RunPlan(tmp_path / "plain", "study")))
     fresh = TrainingRun(spec, RunPlan(tmp_path / "fresh", "study")).adapter.state_dict()
 
@@ -116,6 +123,29 @@ def test_they_give_what_eager_ones_give(
     for name, tensor in weights.items():
         moved = (tensor - fresh[name]).norm()
         assert (now[name] - tensor).norm() <= 1e-4 * moved + 1e-7, name
+
+
+@pytest.mark.usefixtures("processes")
+def test_an_actor_compiles_for_each_of_its_trials(make_spec: SpecMaker, tmp_path: Path) -> None:
+    """Which share a base; one of another rank has graphs of its own."""
+    worker = None
+    for name, rank in (("T000", 4), ("T001", 2)):
+        changes = {"optimizer__name": "sgd", "optimizer__lr": 0.5, "adapter__rank": rank}
+        folder = tmp_path / "study" / "trials" / name
+        spec = make_spec(model__compile=True, **changes)
+        worker = worker or trial(spec, folder)
+        worker.reset_config(configured(spec, folder))
+        while not (report := worker.train())["done"]:
+            pass
+        (said,) = [one.message for one in read_events(folder) if one.kind == "compile"]
+        assert said.startswith("decoder layers, in ")
+        run = TrainingRun(make_spec(**changes), RunPlan(tmp_path / name, "study"))
+        losses, weights = trained(run)
+        assert report["validation"]["loss"] == pytest.approx(losses[-1]["validation"], rel=1e-5)
+        for weight, tensor in files.read(folder / "adapter").tensors.items():
+            torch.testing.assert_close(tensor, weights[weight], atol=1e-5, rtol=0)
+    assert worker
+    worker.stop()
 
 
 @pytest.mark.parametrize(

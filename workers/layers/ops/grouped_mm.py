@@ -11,7 +11,7 @@ Shapes: P rows, N experts, I and O sizes of a matrix.
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,9 @@ def waits(like: Tensor) -> bool:
 
 def grouped_mm(rows_PI: Tensor, weight_NIO: Tensor, groups: Groups) -> Tensor:
     """rows[p] @ weight[expert of p]: [P, O]."""
+    if torch.compiler.is_compiling():
+        output_PO: Tensor = _traced_mm(rows_PI, weight_NIO, groups.end_N)
+        return output_PO
     sizes = weight_NIO.shape[1:]
     if not len(rows_PI):
         return rows_PI.new_zeros(0, sizes[1])
@@ -65,6 +68,9 @@ def grouped_mm(rows_PI: Tensor, weight_NIO: Tensor, groups: Groups) -> Tensor:
 
 def grouped_outer(left_PI: Tensor, right_PO: Tensor, groups: Groups) -> Tensor:
     """left^T @ right of each group: [N, I, O]; zero where a group is empty."""
+    if torch.compiler.is_compiling():
+        output_NIO: Tensor = _traced_outer(left_PI, right_PO, groups.end_N)
+        return output_NIO
     experts, sizes = len(groups.end_N), (left_PI.shape[1], right_PO.shape[1])
     if not len(left_PI):
         return left_PI.new_zeros(experts, *sizes)
@@ -76,6 +82,49 @@ def grouped_outer(left_PI: Tensor, right_PO: Tensor, groups: Groups) -> Tensor:
         return (_spread(left_PI, groups.end_N).T @ right_PO).view(experts, *sizes)
     all_INO = (left_PI.T @ _spread(right_PO, groups.end_N)).view(sizes[0], experts, sizes[1])
     return all_INO.transpose(0, 1)
+
+
+# torch.compile takes these whole: torch's own it traces in bfloat16 alone, and would want a graph
+# for each of the numbers that the host knows.
+@torch.library.custom_op("moetune::grouped_mm", mutates_args=())
+def _traced_mm(rows_PI: Tensor, weight_NIO: Tensor, end_N: Tensor) -> Tensor:
+    return grouped_mm(rows_PI, weight_NIO, _told(rows_PI, end_N))
+
+
+@torch.library.custom_op("moetune::grouped_outer", mutates_args=())
+def _traced_outer(left_PI: Tensor, right_PO: Tensor, end_N: Tensor) -> Tensor:
+    return grouped_outer(left_PI, right_PO, _told(left_PI, end_N)).contiguous()
+
+
+@_traced_mm.register_fake
+def _(rows_PI: Tensor, weight_NIO: Tensor, _end_N: Tensor) -> Tensor:
+    return rows_PI.new_empty(rows_PI.shape[0], weight_NIO.shape[2])
+
+
+@_traced_outer.register_fake
+def _(left_PI: Tensor, right_PO: Tensor, end_N: Tensor) -> Tensor:
+    return left_PI.new_empty(end_N.shape[0], left_PI.shape[1], right_PO.shape[1])
+
+
+def _told(like: Tensor, end_N: Tensor) -> Groups:
+    asks = waits(like) or like.device.type == "cpu"
+    return Groups(end_N, end_N.tolist() if asks else None)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001 -- by name
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad_PO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    rows_PI, weight_NIO, end_N = ctx.saved_tensors
+    to_rows, to_weight, _ = ctx.needs_input_grad
+    grad_PO = grad_PO.contiguous()
+    grad_PI = _traced_mm(grad_PO, weight_NIO.transpose(1, 2), end_N) if to_rows else None
+    grad_NIO = _traced_outer(rows_PI, grad_PO, end_N) if to_weight else None
+    return grad_PI, grad_NIO, None
+
+
+_traced_mm.register_autograd(_backward, setup_context=_keep)
 
 
 @cache

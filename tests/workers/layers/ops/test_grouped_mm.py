@@ -37,6 +37,28 @@ def test_every_way_equals_a_loop(ends: list[int], way: str, sizes: tuple[int, in
         torch.testing.assert_close(got, loop(rows, weight, ends))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_they_compile_whole_in_every_precision(dtype: torch.dtype) -> None:
+    """torch itself traces bfloat16 alone. One group is empty."""
+    draw = torch.Generator().manual_seed(0)
+    rows_PI = torch.randn(37, 16, generator=draw, dtype=dtype, requires_grad=True)
+    weight_NOI = torch.randn(3, 8, 16, generator=draw, dtype=dtype, requires_grad=True)
+    end_N = torch.tensor([10, 10, 37], dtype=torch.int32)
+
+    def both(rows_PI: Tensor, weight_NOI: Tensor, end_N: Tensor) -> tuple[Tensor, Tensor]:
+        cut = Groups(end_N)
+        output_PO = grouped_mm(rows_PI, weight_NOI.transpose(1, 2), cut)
+        return output_PO, grouped_outer(rows_PI.detach(), output_PO.detach(), cut)
+
+    found = []
+    for run in (both, torch.compile(both, backend="aot_eager", fullgraph=True, dynamic=True)):
+        output_PO, outer_NIO = run(rows_PI, weight_NOI, end_N)
+        gradients = torch.autograd.grad(output_PO.square().sum(), (rows_PI, weight_NOI))
+        found.append([output_PO.detach(), outer_NIO, *gradients])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_where_the_host_knows_the_ends_what_is_not_finite_stays_in_its_group() -> None:
     rows, weight = torch.ones(4, 8, dtype=torch.float64), torch.ones(2, 8, 16, dtype=torch.float64)
     rows[0], weight[0] = torch.nan, torch.inf
