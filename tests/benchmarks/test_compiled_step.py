@@ -7,7 +7,7 @@ from tests.benchmarks.smoke import options_of, ran
 SMALL = {
     "rows": 2,
     "longest": 12,
-    "layers": 2,
+    "layers": 1,
     "width": 64,
     "feed-forward": 64,
     "vocabulary": 64,

@@ -37,7 +37,8 @@ class ModelSpec(Spec):
     compile: bool = False
     """Train on decoder layers that torch.compile has compiled, once for all lengths of rows.
     Evaluation stays as it is. Where torch cannot compile (no C++ compiler, an old driver) a warning
-    says so and the run goes on without. Dropout then draws other numbers. Not with quantization,
+    says so and the run goes on without. On a CPU it was slower (docs/performance.md), on a GPU
+    nobody has measured it. Dropout then draws other numbers. Not with quantization,
     activation_checkpointing, data.packing, ep_size, another strategy than ddp, or attention of
     another package."""
 

@@ -17,6 +17,7 @@ from workers.injection.inject import inject
 from workers.models.base import load_base
 from workers.models.packing import check_packing
 from workers.parallel.update import Replicated
+from workers.train.compiled import compiled_layers
 from workers.train.layout import lay_out
 from workers.train.step import TrainStep
 
@@ -72,6 +73,7 @@ def measured_steps(spec: TrainSpec, train: EncodedSource) -> MeasuredSteps:
     steps = steps_of_run(spec.optimizer, lambda: train.counts.parts(spec.data))
     update = Replicated(adapter, spec.optimizer)
     step = TrainStep(in_steps(spec, steps), base, adapter, update)
+    compiled_layers(spec, base, adapter)
     base.model.train()
     pad = int(base.tokenizer.pad_token_id)
     usual, longest = (_quickest(step, rows, spec, pad) for rows in _rows(train.examples, spec))

@@ -13,9 +13,12 @@ from tests.tiny import ON_EXPERTS, write_mixture
 from tests.workers.train.one_trial import configured, trial
 from workers.adapter import files
 from workers.config.train import TrainSpec
+from workers.data.store.token_store import TokenStore
 from workers.run.events import read_events
 from workers.run.record import RunPlan
+from workers.train import measure
 from workers.train.compiled import CompiledLayers
+from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 
 SpecMaker = Callable[..., TrainSpec]
@@ -127,10 +130,10 @@ def test_they_give_what_eager_ones_give(
 
 @pytest.mark.usefixtures("processes")
 def test_an_actor_compiles_for_each_of_its_trials(make_spec: SpecMaker, tmp_path: Path) -> None:
-    """Which share a base; one of another rank has graphs of its own."""
+    """Which share a base."""
     worker = None
-    for name, rank in (("T000", 4), ("T001", 2)):
-        changes = {"optimizer__name": "sgd", "optimizer__lr": 0.5, "adapter__rank": rank}
+    for name, lr in (("T000", 0.5), ("T001", 0.25)):
+        changes = {"optimizer__name": "sgd", "optimizer__lr": lr}
         folder = tmp_path / "study" / "trials" / name
         spec = make_spec(model__compile=True, **changes)
         worker = worker or trial(spec, folder)
@@ -165,6 +168,17 @@ def test_what_is_not_shown_to_give_the_same_is_refused(
 ) -> None:
     with pytest.raises((ValidationError, ValueError), match=said):
         make_spec(parallel__workers=2, model__compile=True, **changes)
+
+
+def test_steps_that_are_measured_beforehand_are_compiled_too(
+    make_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrainSpec] = []
+    monkeypatch.setattr(measure, "compiled_layers", lambda spec, *_: asked.append(spec))
+    spec = make_spec(model__compile=True)
+    store = TokenStore(Inputs.load(spec).encoder, lambda *_: None)
+    assert measure.measured_steps(spec, store.training()).usual.seconds > 0
+    assert asked == [spec]
 
 
 def test_a_run_may_go_on_compiled(make_spec: SpecMaker) -> None:
