@@ -44,6 +44,9 @@ from workers.train.used import data_before, read_used, used_file
 class TrainingRun:
     """One adapter in training, on this worker. Every worker of a run calls the same methods."""
 
+    compiled: CompiledLayers | None = None
+    """With model.compile, its layers."""
+
     def __init__(
         self,
         spec: TrainSpec,
@@ -71,8 +74,6 @@ class TrainingRun:
         """The same of the bare base, as far as it has any; kept with the adapter."""
         self.samples: list[Sample] = []
         """Some validation rows with what was answered to them in the last report, if it has any."""
-        self.compiled: CompiledLayers | None = None
-        """With model.compile, its layers."""
         self._sample: RoutingSample | None = None
         self._earlier_data: tuple[str, ...] = ()
         self._results: list[StepResult] = []
