@@ -61,6 +61,8 @@ def write_adapter(
     for name, parameter in adapter.named_parameters():
         if name.endswith("lora_B"):
             parameter.data.normal_(0.0, spread, generator=generator)
+        elif not name.startswith("layers."):  # a copy of a whole weight
+            parameter.data += spread * torch.randn(parameter.shape, generator=generator)
     base = BaseRecord(path=str(model_folder), digest=base_digest(model))
     save(adapter, folder, Manifest(base=base))
     return folder

@@ -72,7 +72,7 @@ CASES = [
     Case("many tokens", {"rank": 8}, length=70),
     Case("top_p", {"routing": "top_p", "top_p": 0.5}),
     Case("switch", {"routing": "switch", "expert_capacity": 2}),
-    Case("residual", {"gates": "residual"}),
+    Case("residual", {"gates": "residual", "train_also": ["embed_tokens", "lm_head"]}),
     Case("shared A", {"shared_a": True}),
     Case("experts by layer", {"num_experts": [4, 8]}),
     Case("dora", {"use_dora": True, "experts": "linear"}, only="weights"),
@@ -174,6 +174,8 @@ def reference(case: Case, workers: int, dtype: torch.dtype) -> Trace:
 
 
 def _rate(name: str) -> float:
+    if not name.startswith("layers."):  # a copy of a whole weight
+        return 5e-5
     kind = name.rpartition(".")[2]
     return {"weight": 1.25e-4, "lora_A": 2.5e-4, "lora_B": 5e-4, "lora_magnitude": 5e-4}[kind]
 

@@ -87,7 +87,14 @@ class AdapterConfig(RoutingKeys, TargetKeys):
     expert_lora: ExpertLora = ExpertLora()
     base_model_name_or_path: str | None = None
     task_type: Literal["CAUSAL_LM", "QUESTION_ANS"] | None = None
+    modules_to_save: tuple[str, ...] | None = None
+    """What the file has whole copies of: the base's embedding, or its output head."""
     moetune: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Names of the modules of whose weight the file has a copy."""
+        return tuple(one.rpartition(".")[2] for one in self.modules_to_save or ())
 
     @property
     def fewest_slots(self) -> int:
@@ -128,6 +135,7 @@ class AdapterConfig(RoutingKeys, TargetKeys):
             "dropout": self.lora_dropout,
             "target_modules": targets,
             "target_parameters": parameters,
+            "train_also": self.copied,
         }
         spec = validated(AdapterSpec, {**shape, **self.moetune}, where)
         if most_experts(spec) != self.num_experts:

@@ -53,7 +53,9 @@ def export_folder(
     if format not in (None, own):
         raise InputError(f"{src}: is a {own} adapter and cannot be written as {format}")
     values, tensors = raw.values, raw.tensors
-    strange = raw.config.moetune or not ROUTERS[raw.config.routing].disk_names
+    config = raw.config
+    ours_alone = config.moetune or config.copied
+    strange = bool(ours_alone) or not ROUTERS[config.routing].disk_names
     if own == "mixlora" and (strange or not raw.config.lora_alpha.is_integer()):
         values, tensors = as_mixlora(raw, str(src))
     template = raw.manifest.chat_template if raw.manifest else None

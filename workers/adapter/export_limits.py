@@ -28,6 +28,11 @@ def as_mixlora(raw: RawAdapter, where: str) -> tuple[dict[str, Any], Tensors]:
         raise InputError(
             f"{where}: cannot be written as mixlora: MoE-PEFT knows no routing {spec.routing}"
         )
+    if spec.train_also:
+        raise InputError(
+            f"{where}: cannot be written as mixlora: MoE-PEFT knows no train_also "
+            f"({', '.join(spec.train_also)})"
+        )
     tensors, spec = _fold(tensors, spec)
     base = raw.config.base_model_name_or_path or ""
     values = config_values(spec, target_names(tensors, spec), base)

@@ -14,7 +14,7 @@ from workers.adapter.raw import read_raw, write_raw
 from workers.adapter.rescale import by_alpha, rescaled
 from workers.adapter.stacked_names import parameter_names
 from workers.adapter.stacking import to_canonical
-from workers.adapter.tensor_names import Tensors, target_names, to_disk
+from workers.adapter.tensor_names import Tensors, copies_to_disk, target_names, to_disk
 from workers.adapter.written import config_values, peft_type
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
@@ -55,8 +55,10 @@ def save(
         tensors, spec = rescaled(tensors, spec, by_alpha(spec)), by_alpha(spec)
     names, parameters = target_names(tensors, spec), parameter_names(tensors, spec)
     values = config_values(spec, names, manifest.base.path, adapter.layer_list, parameters)
-    raw = to_disk(tensors, spec, adapter.layer_list)
-    write_raw(folder, values, raw, manifest)
+    copies = copies_to_disk(tensors, peft_type(spec), adapter.copied)
+    in_layers = {name: one for name, one in tensors.items() if name.startswith("layers.")}
+    raw = to_disk(in_layers, spec, adapter.layer_list)
+    write_raw(folder, values, raw | copies, manifest)
 
 
 def read(folder: str | Path) -> AdapterFiles:
@@ -113,7 +115,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
         "digest": folder_digest(folder),
         "format": peft_type(files.spec).lower(),
         **files.spec.model_dump(mode="json"),
-        "layers": len({name.split(".")[1] for name in files.tensors}),
+        "layers": len({name.split(".")[1] for name in files.tensors if name.startswith("layers.")}),
         "parameters": sum(tensor.numel() for tensor in files.tensors.values()),
         "base_model": base["path"],
         "base_digest": base["digest"],

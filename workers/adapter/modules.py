@@ -18,7 +18,8 @@ def check_modules(
     weight, that the configuration names and that lost its tensors. `layer_list` is the path that
     they name."""
     own, linear_paths, stacked = _decoder(model)
-    canonical = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+    in_layers = (name for name in tensors if name.startswith("layers."))
+    canonical = dict.fromkeys(name.rpartition(".")[0] for name in in_layers)
     adapted = [f"{layer_list}{path.removeprefix('layers')}" for path in canonical]
     for path in adapted:
         if path not in linear_paths | stacked:

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from workers.adapter.config import AdapterConfig
 from workers.adapter.stacked_names import MATRICES, names_layers
 from workers.adapter.stacked_parts import StackedPair, take_stacked
-from workers.adapter.tensor_names import Parts, TensorPlace, Tensors
+from workers.adapter.tensor_names import Parts, TensorPlace, Tensors, take_copies
 from workers.config.adapter import AdapterSpec, is_named
 from workers.config.base import InputError
 
@@ -37,6 +37,7 @@ def to_canonical(raw: Tensors, config: AdapterConfig, where: str) -> Canonical:
 
     Refuses what the file alone can show to be wrong; `files.load_into` compares with the model.
     """
+    copies, raw = take_copies(raw, config, where)
     parts = Parts(raw, config.peft_type, where)
     stacked = take_stacked(parts, config, where)
     if not parts.places and not stacked:
@@ -71,7 +72,7 @@ def to_canonical(raw: Tensors, config: AdapterConfig, where: str) -> Canonical:
             tensors[f"{place}.{leaf}"] = _padded(matrix, leaf, rank)
         own = config.scale(parts.path(place), routed=False) / config.scale("", routed=False)
         tensors[f"{place}.lora_B"] *= own
-    return Canonical(tensors, spec, parts.layer_list)
+    return Canonical(tensors | copies, spec, parts.layer_list)
 
 
 def _parameters(stacked: Mapping[TensorPlace, StackedPair], config: AdapterConfig) -> list[str]:

@@ -45,6 +45,7 @@ def config_values(
         "lora_dropout": 0.0 if parameters else spec.dropout,
         "target_modules": list(targets),
         **({"target_parameters": _paths(parameters, layer_list)} if parameters else {}),
+        **({"modules_to_save": list(spec.train_also)} if spec.train_also else {}),
         **({} if kind == "LORA" else routing_keys(spec)),
         "base_model_name_or_path": base,
         "task_type": "CAUSAL_LM",

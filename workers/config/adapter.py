@@ -7,7 +7,7 @@ from typing import Annotated, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, model_validator
 
-from workers.config.base import Fraction, Size
+from workers.config.base import Fraction, Listed, Size
 from workers.config.routing import RoutingSpec
 
 ALL_LINEAR = "all-linear"
@@ -56,6 +56,10 @@ class AdapterSpec(RoutingSpec):
     experts, such as [mlp.experts.gate_up_proj, mlp.experts.down_proj]: each of its experts gets a
     LoRA of its own, and the base's router chooses. Needs num_experts: 1. target_modules may then be
     empty."""
+    train_also: Listed[str] = ()
+    """Weights of the base that the adapter trains whole copies of, beside its experts: of the
+    embedding and the output head, by what the base calls them, as in [embed_tokens, lm_head]. Where
+    the base ties them, name both. Each copy is as large as the base's own, in float32."""
 
     def scale(self, in_features: int) -> float:
         """The factor s of the low-rank update of a linear with so many inputs.

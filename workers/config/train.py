@@ -49,6 +49,9 @@ class OptimizerSpec(Spec):
     smaller lr), and with use_dora the magnitudes, as in PEFT."""
     router_lr_ratio: NonNegative = 1.0
     """Routers learn at so many times lr; 0 leaves them as they are drawn."""
+    train_also_lr_ratio: Annotated[float, Field(gt=0)] = 0.2
+    """What adapter.train_also names learns at so many times lr: whole matrices want a smaller step
+    than low-rank ones (Unsloth advises 2 to 10 times smaller)."""
     weight_decay: NonNegative = 0.0
     """Decoupled weight decay; with adam, adagrad, rmsprop and sgd a penalty in the gradient."""
     betas: tuple[Fraction, Fraction] = ADAM_BETAS
@@ -187,6 +190,7 @@ class TrainSpec(Spec):
         self._check_batch()
         self._check_tokens()
         self._check_experts()
+        self._check_also()
         self._check_optimizer()
         self._check_compiled()
         kind = ATTENTION.get(self.model.attention)
@@ -331,6 +335,17 @@ class TrainSpec(Spec):
             raise ValueError(
                 f"parallel.strategy is {self.parallel.strategy} and ep_size is "
                 f"{self.parallel.ep_size}, but with model.compile they must be ddp and 1"
+            )
+
+    def _check_also(self) -> None:
+        if self.adapter.train_also and self.model.compile:
+            raise ValueError(
+                "model.compile is true, but so far without adapter.train_also; leave one of them"
+            )
+        if self.adapter.train_also and self.parallel.strategy != "ddp":
+            raise ValueError(
+                f"parallel.strategy is {self.parallel.strategy}, but must be ddp with "
+                "adapter.train_also: its copies of the base's weights lie whole on each worker"
             )
 
     def _check_experts(self) -> None:

@@ -214,7 +214,8 @@ class ContinuousEngine:
             if row.draws
         ]
         by_token = [slot for slot, row in zip(slots, rows, strict=True) for _ in range(row.tokens)]
-        self._rows.set(by_token, self._recent.of(by_token, self._rows.slots))
+        drawn = [slot for slot, row in zip(slots, rows, strict=True) if row.draws]
+        self._rows.set(by_token, self._recent.of(by_token, self._rows.slots), drawn)
         self._capture.begin(
             [(row.sequence.tally if row.sequence else None, row.tokens) for row in rows]
         )

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TypeAlias
 
 from torch import Tensor, nn
 
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
+from workers.injection.adapted_weight import Copies, untied
 from workers.injection.mixed_batch import Layer
 from workers.injection.row_map import RowMap
 from workers.injection.targets import TargetModule
@@ -20,6 +22,7 @@ from workers.injection.wrapper import AdaptedModule
 from workers.layers.dispatch import TokenDispatcher
 from workers.layers.experts import Recorder
 from workers.layers.routing.base import Router, Routing
+from workers.layers.trained_weight import TrainedWeight
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,17 @@ def _note(
 
 class Adapter:
     """One slot's adapter on a model. Canonical names: `layers.{i}.{path}.router.weight` [E, D],
-    `layers.{i}.{path of the linear}.lora_A` [E, R, I] and `.lora_B` [E, O, R]."""
+    `layers.{i}.{path of the linear}.lora_A` [E, R, I] and `.lora_B` [E, O, R]; of what it trains
+    copies of (`train_also`), the module's name and `.weight`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- what `inject` has put onto the model
         self,
         slot: str,
         spec: AdapterSpec,
         rows: RowMap,
         layers: Mapping[TargetModule, Layer],
         layer_list: str,
+        copies: Copies = MappingProxyType({}),
     ) -> None:
         self.slot = slot
         self.spec = spec
@@ -64,12 +69,22 @@ class Adapter:
         self.rows = rows
         """Which rows of a batch are its own; shared with the model's other adapters."""
         self._layers = dict(layers)
+        self._copies = dict(copies)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Trainable parameters by canonical name."""
         for place, layer in self._layers.items():
             for name, parameter in layer.named_parameters():
                 yield f"{place.path}.{name.removeprefix('projections.')}", parameter
+        yield from self._copied_weights()
+
+    def _copied_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """One for both of what the base ties."""
+        seen: set[TrainedWeight] = set()
+        for place, copy in self._copies.items():
+            if copy not in seen:
+                yield f"{place.name}.weight", copy.weight
+            seen.add(copy)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Trainable parameters."""
@@ -111,9 +126,14 @@ class Adapter:
         """The parameters, detached, by canonical name."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
+    @property
+    def copied(self) -> dict[str, str]:
+        """Paths in the model of what it trains copies of (`train_also`), by name."""
+        return {place.name: place.path for place in self._copies}
+
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy `tensors` in; names and shapes must match exactly, else nothing is changed."""
-        own = self.state_dict()
+        own, tensors = self.state_dict(), untied(tensors, self._copies)
         for name in sorted(own.keys() ^ tensors.keys()):
             state = "is missing" if name in own else "does not belong to this adapter"
             raise InputError(f"adapter {self.slot}: tensor {name} {state}")
@@ -156,12 +176,13 @@ class Adapter:
 
     def remove(self) -> None:
         """Take the adapter off; the last one restores the model's own modules."""
-        for place in self._layers:
+        for place in (*self._layers, *self._copies):
             module = place.module
             assert isinstance(module, AdaptedModule)
             module.take_off(self.slot)
             if not module.adapters:
                 setattr(place.owner, place.name, module.base)
         self._layers.clear()
+        self._copies.clear()
         if self.slot in self.rows.slots:
             self.rows.slots.remove(self.slot)

@@ -8,6 +8,7 @@ from torch import nn
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
 from workers.injection.adapted_stack import AdaptedStack
+from workers.injection.adapted_weight import AdaptedWeight, plan_copies
 from workers.injection.adapter import Adapter
 from workers.injection.plan import View, plan
 from workers.injection.row_map import RowMap
@@ -36,6 +37,7 @@ def inject(
     layer_list, layers = decoder_layers(model)
     with rows.everywhere(None):
         planned = plan(dict(enumerate(layers)), spec, len(layers))
+    copies = plan_copies(model, spec.train_also)
     generator = torch.Generator().manual_seed(seed)
     if not rows.slots:
         model.requires_grad_(False)
@@ -46,9 +48,15 @@ def inject(
         module = place.module
         assert isinstance(module, AdaptedModule)
         module.add(slot, layer)
+    for place, copy in copies.items():
+        if not isinstance(place.module, AdaptedWeight):
+            setattr(place.owner, place.name, AdaptedWeight(place.module, rows))
+        module = place.module
+        assert isinstance(module, AdaptedWeight)
+        module.add(slot, copy)
     rows.slots.append(slot)
     taken = {place: layer for place, (_, layer) in planned.items()}
-    return Adapter(slot, spec, rows, taken, layer_list)
+    return Adapter(slot, spec, rows, taken, layer_list, copies)
 
 
 def check_places(layers: Mapping[int, nn.Module], spec: AdapterSpec, count: int) -> list[str]:

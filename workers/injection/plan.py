@@ -66,6 +66,7 @@ def alone(layer: nn.Module, at: int, spec: AdapterSpec) -> AdapterSpec | None:
         "target_modules": _pattern(named, at),
         "exclude_modules": (),
         "target_parameters": _pattern(stacked, at),
+        "train_also": (),  # of no layer
         **(UNROUTED if spec.experts == "block" and not blocks else {}),
     }
     return spec.model_copy(update=changes)

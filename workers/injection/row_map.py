@@ -43,6 +43,8 @@ class _Assignment:
     """One for each row; a single name holds for all rows, however many there are."""
     recent: frozenset[Slot] = frozenset()
     """Names that count as well, whether they have a row or not."""
+    drawn: tuple[Slot, ...] | None = None
+    """Of a batch whose head sees some tokens only: one for each of these."""
     partitions: dict[tuple[object, ...], TokenPartition] = field(default_factory=dict)
     """Made so far, by batch shape and device: all modules of a forward pass share them."""
     parts: dict[tuple[object, ...], "tuple[Tensor, _Assignment]"] = field(default_factory=dict)
@@ -84,10 +86,17 @@ class RowMap:
             return self._sequence_T
         return hidden.shape[-2] if hidden.dim() == 3 else None
 
-    def set(self, slots: Sequence[Slot], recent: Collection[Slot] = ()) -> None:
+    def set(
+        self,
+        slots: Sequence[Slot],
+        recent: Collection[Slot] = (),
+        drawn: Sequence[Slot] | None = None,
+    ) -> None:
         """One slot for each token of the batch, or for each row of a [B, S] batch. `recent` are
-        slots that come and go: with them the set of adapters stays the same from step to step."""
-        self._current = self._checked(_Assignment(tuple(slots), frozenset(recent)))
+        slots that come and go: with them the set of adapters stays the same from step to step.
+        `drawn` are those of the tokens that the output head sees, if it does not see all."""
+        kept = None if drawn is None else tuple(drawn)
+        self._current = self._checked(_Assignment(tuple(slots), frozenset(recent), kept))
 
     def clear(self) -> None:
         """Forget the assignment."""
@@ -113,13 +122,17 @@ class RowMap:
         """Whether rows belong to several slots."""
         return self._current is not None and len(self._current.names) > 1
 
-    def partition(self, hidden: Tensor) -> TokenPartition:
-        """The tokens of `hidden` [..., D] by slot; of a mixed batch."""
+    def partition(self, hidden: Tensor, *, of_head: bool = False) -> TokenPartition:
+        """The tokens of `hidden` [..., D] by slot; of a mixed batch. `of_head`: they are those that
+        the output head sees."""
         current = self._current
         assert current is not None
-        key = (*hidden.shape[:-1], hidden.device)
+        key = (*hidden.shape[:-1], hidden.device, of_head)
         if key not in current.partitions:
-            slots = _by_token(current.slots, hidden)
+            if of_head and current.drawn is not None:
+                slots = _drawn(current.drawn, current.slots, hidden)
+            else:
+                slots = _by_token(current.slots, hidden)
             with torch.inference_mode(mode=False):  # A training step may come after this one.
                 current.partitions[key] = TokenPartition(current.names, slots, hidden.device)
         return current.partitions[key]
@@ -171,6 +184,16 @@ class RowMap:
 
 def _indices(numbers: list[int], device: torch.device) -> Tensor:
     return onto(device, torch.tensor(numbers, dtype=torch.int64))
+
+
+def _drawn(drawn: tuple[Slot, ...], slots: tuple[Slot, ...], hidden: Tensor) -> Sequence[Slot]:
+    """Those of the tokens that the head sees: all of a model that computes all, else the drawn
+    ones, behind which nobody looks at what comes."""
+    tokens = hidden.shape[:-1].numel()
+    if tokens == len(slots):
+        return slots
+    filled = [*drawn, *[slots[0]] * (tokens - len(drawn))]
+    return filled[:tokens]
 
 
 def _by_token(slots: tuple[Slot, ...], hidden: Tensor) -> Sequence[Slot]:

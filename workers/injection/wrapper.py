@@ -41,7 +41,7 @@ class AdaptedModule(nn.Module):
         assert isinstance(weight, Tensor)
         return weight
 
-    def add(self, slot: str, layer: Layer) -> None:
+    def add(self, slot: str, layer: nn.Module) -> None:
         """Attach `layer` for `slot`, on the base's device and in its mode."""
         device = next(self.base.parameters()).device
         self._keys[slot] = _key(slot)

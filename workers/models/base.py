@@ -3,10 +3,10 @@
 Weights come from safetensors alone, and code from a model's repository never runs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -54,10 +55,15 @@ class Base:
         """Whether it must be told what the padding on the right of its rows is."""
         return needs_mask(self.model.config)
 
-    @cached_property
+    @property
     def head(self) -> OutputHead | None:
         """What makes logits of hidden states; None where that is the whole model's business."""
-        return output_head(self.model)
+        return self._head_of(self.model.get_output_embeddings())
+
+    @cached_property
+    def _head_of(self) -> Callable[[nn.Module | None], OutputHead | None]:
+        """Asked once for each module: an adapter that trains the head puts another one there."""
+        return cache(lambda _: output_head(self.model))
 
 
 def load_base(spec: ModelSpec, parallel: ParallelSpec | None = None) -> Base:

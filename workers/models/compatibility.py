@@ -14,6 +14,7 @@ from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
 from workers.config.model import ModelSpec
 from workers.config.train import TrainSpec
+from workers.injection.adapted_weight import plan_copies
 from workers.injection.inject import check_places
 from workers.injection.layer_kinds import layer_kinds
 from workers.injection.targets import decoder_layers, stacks, weight_sizes
@@ -52,7 +53,10 @@ def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
         )
     if spec.model.quantization or getattr(config, "quantization_config", None):
         _check_numbers(adapters)
-    _, layers = decoder_layers(skeleton(config))
+    bare = skeleton(config)
+    for adapter in adapters:
+        plan_copies(bare, adapter.train_also)
+    _, layers = decoder_layers(bare)
     _check_shares(layers, adapters, spec.parallel.ep_size)
     shapes = dict.fromkeys(_shape(adapter, len(layers)) for adapter in adapters)
     kinds = {shape: layer_kinds(layers, shape) for shape in shapes}

@@ -19,6 +19,7 @@ from workers.config.optimizers import OPTIMIZERS
 from workers.config.parallel import ParallelSpec
 from workers.config.train import TrainSpec
 from workers.data.store.epoch_figures import LargestPass
+from workers.injection.adapted_weight import plan_copies
 from workers.injection.layer_kinds import layer_kinds
 from workers.injection.targets import decoder_layers
 from workers.layers.feed_forward import linear_sizes
@@ -79,7 +80,8 @@ def estimate(spec: TrainSpec, largest: LargestPass, data: int = 0) -> MemoryEsti
     probes = {kind: probe(config, known, *kind, Pass(rows, length)) for kind in Counter(kinds)}
     each = [probes[kind] for kind in kinds]
     weights = sum(one.expert_weights for one in each) // spec.parallel.ep_size
-    trained = ADAPTER_BYTES * (weights + sum(one.other_weights for one in each))
+    copied, of_head = _copied(model, spec)
+    trained = ADAPTER_BYTES * (weights + sum(one.other_weights for one in each) + copied)
     number = int(getattr(torch, spec.model.dtype).itemsize)
     hidden = rows * length * model.config.get_text_config().hidden_size * number
     kept = [hidden if spec.model.activation_checkpointing else one.kept for one in each]
@@ -88,7 +90,8 @@ def estimate(spec: TrainSpec, largest: LargestPass, data: int = 0) -> MemoryEsti
     logits = number * _scored(model, spec.model, largest)
     activations = _activations(each, kept, logits, recomputed=spec.model.activation_checkpointing)
     if _passes(spec, largest) == 1:  # else gradients are there from the first pass on
-        activations = max(activations - gradients, 0)
+        activations = max(activations - (gradients - ADAPTER_BYTES * of_head), 0)
+    activations += of_head * (ADAPTER_BYTES + (2 * number if number < ADAPTER_BYTES else 0))
     return MemoryEstimate(
         base=_base(model, layers, spec.model) // workers["base"] + _gathered(layers, spec),
         adapter=trained // workers["adapter"],
@@ -98,6 +101,17 @@ def estimate(spec: TrainSpec, largest: LargestPass, data: int = 0) -> MemoryEsti
         logits=min(logits, activations),
         data=data,
     )
+
+
+def _copied(model: PreTrainedModel, spec: TrainSpec) -> tuple[int, int]:
+    """Numbers in the copies of whole weights that the adapter trains; and in the head's, whose
+    gradient is there at the loss already, twice for a moment, and where the base is narrower the
+    copy and its gradient in its precision, too."""
+    copies = plan_copies(model, spec.adapter.train_also)
+    head = model.get_output_embeddings()
+    numbers = {copy: copy.weight.numel() for copy in copies.values()}
+    of_head = [copy for place, copy in copies.items() if place.bare is head]
+    return sum(numbers.values()), sum(numbers[copy] for copy in of_head)
 
 
 def _activations(

@@ -40,6 +40,8 @@ def _peak(name: str, spec: OptimizerSpec) -> float:
     """Peak learning rate of the parameter of this canonical name."""
     if name.endswith("router.weight"):
         return spec.lr * spec.router_lr_ratio
+    if name.count(".") == 1:  # of no layer: a copy of the embedding, or of the head
+        return spec.lr * spec.train_also_lr_ratio
     if name.endswith((".lora_B", ".lora_magnitude")):
         return spec.lr * spec.loraplus_lr_ratio
     return spec.lr

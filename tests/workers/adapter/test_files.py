@@ -47,6 +47,8 @@ SHAPES = {
     "experts by layer": {"num_experts": (2, 5)},
     "dora": {"use_dora": True, "target_modules": ("q_proj", "gate_proj", "up_proj")},
     "dora of linears": {"use_dora": True, "experts": "linear", "num_experts": (1, 3), "top_k": 1},
+    "copies": {"train_also": ("embed_tokens", "lm_head")},
+    "copies of linears": {"train_also": ("lm_head", "embed_tokens"), "experts": "linear"},
     "dora plain": {"use_dora": True, "num_experts": 1, "top_k": 1},
 }
 

@@ -48,6 +48,11 @@ def gpt2() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4))
 
 
+def gpt2_untied() -> GPT2LMHeadModel:
+    sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    return GPT2LMHeadModel(GPT2Config(**sizes, tie_word_embeddings=False))
+
+
 def seeded(build: Callable[[], nn.Module]) -> nn.Module:
     """The same random base each time."""
     with torch.random.fork_rng():
@@ -368,7 +373,10 @@ def test_import_and_export_keep_peft_tensors_and_precision(tmp_path: Path) -> No
         ({"lora_bias": True}, "lora_bias is set to True, which is not supported"),
         ({"bias": "all"}, "bias"),
         ({"rank_pattern": {"(q|v)_proj": 2}}, r"'\(q\|v\)_proj' is no name of a linear"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save is set"),
+        (
+            {"modules_to_save": ["model.norm"]},
+            "train_also: norm is neither the base's embedding nor",
+        ),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
     ],
 )
@@ -482,3 +490,34 @@ def test_more_than_one_expert_does_not_go_to_peft(saved: Callable[..., Path]) ->
     assert not (folder.parent / "peft").exists()
     values = json.loads((folder / "adapter_config.json").read_text())
     assert values["peft_type"] == "MIXLORA"
+
+
+def tied() -> LlamaForCausalLM:
+    model = llama()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    return model
+
+
+BOTH = ["embed_tokens", "lm_head"]
+
+
+@pytest.mark.parametrize(
+    ("build", "names"), [(llama, BOTH), (llama, ["lm_head"]), (gpt2_untied, ["wte"]), (tied, BOTH)]
+)
+def test_copies_of_whole_weights_travel_both_ways(
+    build: Callable[[], nn.Module], names: list[str], tmp_path: Path, ids: torch.Tensor
+) -> None:
+    """PEFT's modules_to_save are train_also."""
+    spec = AdapterSpec(num_experts=1, top_k=1, rank=4, train_also=names)
+    model = seeded(build)
+    adapter = inject(model, spec)
+    randomise(adapter.parameters())
+    save(adapter, tmp_path / "ours", Manifest(base=BaseRecord(path="base")))
+    expected = model(ids).logits
+    theirs = PeftModel.from_pretrained(seeded(build), tmp_path / "ours").eval()
+    torch.testing.assert_close(theirs(ids).logits, expected, atol=1e-5, rtol=0)
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    ours = attach(seeded(build), tmp_path / "theirs")
+    torch.testing.assert_close(ours(ids).logits, expected, atol=1e-5, rtol=0)
+    assert read(tmp_path / "theirs").spec.train_also == tuple(names)

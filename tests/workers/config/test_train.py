@@ -67,6 +67,17 @@ def spec(**parts: object) -> TrainSpec:
             },
             "take weights or auto",
         ),
+        (
+            {
+                "adapter": {"train_also": ["lm_head"]},
+                "parallel": {"workers": 2, "strategy": "fsdp2"},
+            },
+            "parallel.strategy is fsdp2, but must be ddp with adapter.train_also",
+        ),
+        (
+            {"model": {"path": "x", "compile": True}, "adapter": {"train_also": ["lm_head"]}},
+            "model.compile is true, but so far without adapter.train_also",
+        ),
         ({"parallel": {"offload_optimizer": True}}, "is for strategy deepspeed, not ddp"),
         (
             {

@@ -27,6 +27,8 @@ def test_what_fits_passes(make_spec: SpecMaker, experts: str) -> None:
             r"target_modules: up matches no .* layers\.0\..*up_proj",
         ),
         ({"adapter__exclude_modules": ["fc1"]}, "exclude_modules: no linear is called fc1; there"),
+        ({"adapter__train_also": ["norm"]}, "train_also: norm is neither the base's embedding nor"),
+        ({"adapter__train_also": "lm_head"}, "ties embed_tokens and lm_head, .* name both"),
         ({"adapter__exclude_modules": ".*"}, "exclude_modules: leaves out every linear"),
         ({"adapter__exclude_modules": r".*\.mlp\..*"}, "block experts need a linear of the feed"),
         (

@@ -49,6 +49,14 @@ def test_weights_are_those_of_the_loaded_base(make_spec: SpecMaker) -> None:
     assert half.adapter == known.adapter, "it stays in float32"
 
 
+def test_copies_of_whole_weights_are_counted(make_spec: SpecMaker) -> None:
+    spec = make_spec(adapter__train_also=["embed_tokens", "lm_head"])
+    adapter = inject(load_base(spec.model).model, spec.adapter)
+    known = estimate(spec, ONE)
+    assert known.adapter == sum(one.numel() * 4 for one in adapter.parameters())
+    assert (known.gradients, known.optimizer) == (known.adapter, 2 * known.adapter)
+
+
 @pytest.mark.parametrize(
     "name", ["adamw", "adam", "adagrad", "rmsprop", "sgd", "adafactor", "adamw_8bit", "lion_8bit"]
 )
@@ -164,6 +172,7 @@ PACKED = {"data__packing": True}
         (PACKED, USUAL),
         ({**PACKED, **LINEAR, **CHECKPOINTING}, USUAL),
         ({**PACKED, "model__attention": "eager"}, SHORT),
+        ({**BFLOAT16, "adapter__train_also": ("embed_tokens", "lm_head")}, USUAL),
     ],
     ids=lambda one: ", ".join(map(str, one.values())) if isinstance(one, dict) else str(one.length),
 )

@@ -102,6 +102,46 @@ def test_a_resumed_run_continues_to_the_last_bit(
         assert torch.equal(tensor, resumed.adapter.state_dict()[name]), name
 
 
+def test_copies_of_whole_weights_are_trained_saved_and_gone_on_with(
+    make_spec: SpecMaker, plan: RunPlan, tmp_path: Path
+) -> None:
+    """Of a base that ties them, in bfloat16."""
+    spec = make_spec(
+        model__dtype="bfloat16",
+        adapter__train_also=["embed_tokens", "lm_head"],
+        optimizer__steps=6,
+        optimizer__train_also_lr_ratio=0.5,
+    )
+    unbroken = TrainingRun(spec, plan)
+    before = weights(unbroken)["embed_tokens.weight"]
+    rates = {group["lr"] for group in unbroken._update.optimizer.param_groups}
+    assert len(rates) == 2
+    reports = [unbroken.advance()]
+    (tmp_path / "checkpoint").mkdir()
+    unbroken.save(tmp_path / "checkpoint")
+    reports += train(unbroken)
+    assert reports[-1]["validation"]["loss"] < reports[0]["validation"]["loss"]
+
+    resumed = TrainingRun(spec, plan)
+    resumed.load(tmp_path / "checkpoint")
+    assert list(map(figures, train(resumed))) == list(map(figures, reports[1:]))
+    found = weights(resumed)
+    assert found.keys() == weights(unbroken).keys()
+    assert all(torch.equal(found[name], one) for name, one in weights(unbroken).items())
+    assert found["embed_tokens.weight"].dtype == torch.float32
+    assert not torch.equal(found["embed_tokens.weight"], before)
+
+    files.save(unbroken.adapter, tmp_path / "saved", unbroken._manifest())
+    base = unbroken.inputs.base.model
+    ids = torch.arange(4, 20).unsqueeze(0)
+    with torch.no_grad():
+        trained = base(ids).logits
+        unbroken.close()
+        assert not torch.equal(base(ids).logits, trained)
+        files.attach(base, tmp_path / "saved")
+        assert torch.equal(base(ids).logits, trained)
+
+
 @pytest.mark.parametrize("experts", ["block", "linear"])
 @pytest.mark.parametrize("routing", ["top_p", "switch"])
 def test_every_strategy_learns(
