@@ -19,7 +19,7 @@ from orchestrator.tuning.storage import database_file
 from orchestrator.tuning.study import Study, all_studies
 from orchestrator.tuning.study_folder import is_anothers
 from workers.config.base import InputError
-from workers.data.store.cache import cache_root
+from workers.data.store.cache import COMPILED_FOLDER, cache_root
 from workers.data.store.entries import ROWS_FOLDER, Cache
 from workers.run.files import DELETED, delete
 
@@ -142,6 +142,16 @@ def _of_machine() -> Iterator[Item]:
     staged = tuple(path for path in found if _is_our_old(path))
     yield Item("submitted jobs", _KILLED, staged, goes=True)
     yield from _encoded_rows()
+    yield from _compiled_layers()
+
+
+def _compiled_layers() -> Iterator[Item]:
+    with suppress(InputError):  # no cache, none of them
+        there = entries(cache_root() / COMPILED_FOLDER)
+        old = tuple(path for path in there if _is_our_old(path))
+        yield Item("compiled layers", "of runs here; compiled anew when needed", old, goes=True)
+        new = tuple(path for path in there if path not in old)
+        yield Item("compiled layers", "a run may just have made them", new)
 
 
 def _encoded_rows() -> Iterator[Item]:

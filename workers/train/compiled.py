@@ -16,7 +16,7 @@ import torch
 from workers.config.base import one_line
 from workers.config.train import TrainSpec
 from workers.data.batches import Batch
-from workers.data.store.cache import cache_folder
+from workers.data.store.cache import COMPILED_FOLDER, cache_folder
 from workers.injection.adapter import Adapter
 from workers.injection.targets import decoder_layers
 from workers.layers.ops.random_state import random_state_kept
@@ -43,7 +43,7 @@ class CompiledLayers:
         they are as before. `rank_space`: whether losses compare experts in it."""
         self._layers = decoder_layers(base.model)[1]
         # In place of a folder in /tmp that anyone could have made; torch reads code from it.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder(COMPILED_FOLDER)))
         torch.compiler.reset()  # graphs of a former run's layers would count against the limit
         started = time.perf_counter()
         for layer in self._layers:

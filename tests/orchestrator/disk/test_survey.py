@@ -27,6 +27,7 @@ from orchestrator.tuning.storage import database_file
 from orchestrator.tuning.study import Study, all_studies, trial_name
 from workers.adapter.convert import import_folder
 from workers.config.base import InputError
+from workers.data.store.cache import COMPILED_FOLDER
 from workers.run.files import DELETED
 from workers.run.files import locked as locked_file
 
@@ -422,6 +423,16 @@ def test_encoded_rows_may_go_but_for_those_that_a_run_reads(tmp_path: Path, cach
         assert (stays.what, stays.paths) == ("encoded rows", (cache / "rows" / "used",))
         clean(place)
         assert [path.name for path in (cache / "rows").iterdir()] == ["used"]
+
+
+def test_compiled_layers_go_once_no_run_has_just_made_them(tmp_path: Path, cache: Path) -> None:
+    place, compiled = ClusterSpec(storage=str(tmp_path / "storage")), cache / COMPILED_FOLDER
+    for name in ("old", "new"):
+        fill(compiled / name / "graph.py")
+    os.utime(compiled / "old", (1, 1))
+    assert going(place) == {"compiled layers": (compiled / "old",)}
+    clean(place)
+    assert [path.name for path in compiled.iterdir()] == ["new"]
 
 
 def test_what_a_killed_encoder_has_left_goes(tmp_path: Path, cache: Path) -> None:

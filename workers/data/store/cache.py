@@ -2,6 +2,7 @@
 
 CACHE/rows/KEY/       encoded rows (workers.data.store.entries)
 CACHE/digests/KEY     digests of files (workers.data.store.digests)
+CACHE/compiled/       what torch.compile has made (workers.train.compiled)
 
 CACHE is what MOETUNE_CACHE names, else `moetune` in the user's cache ($XDG_CACHE_HOME, ~/.cache),
 else, where that cannot be written, a folder of the system's for temporary files.
@@ -17,6 +18,7 @@ from workers.config.base import InputError, one_line
 
 CACHE_VARIABLE = "MOETUNE_CACHE"
 LIMIT_VARIABLE = "MOETUNE_CACHE_GB"
+COMPILED_FOLDER = "compiled"
 DEFAULT_GB = 20.0
 """What encoded rows take at most, but for those in use."""
 log = logging.getLogger(__name__)
