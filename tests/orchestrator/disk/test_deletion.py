@@ -329,11 +329,11 @@ def test_what_is_registered_while_it_is_deleted_has_its_files(
 def test_a_database_from_before_takes_deletions(
     registry: Registry, versions: list[Version], store: str, tmp_path: Path
 ) -> None:
-    """It has no table of them yet."""
+    """It has no table of them yet, nor any that came later."""
     registry.close()
     engine = sa.create_engine(store)
     with engine.begin() as connection:
-        for table in ("moetune_removed", REVISION_TABLE):
+        for table in ("moetune_removed", "moetune_evaluations", REVISION_TABLE):
             connection.execute(sa.text(f"DROP TABLE {table}"))
     engine.dispose()
     with closing(Registry(store, tmp_path / "storage")) as anew:
