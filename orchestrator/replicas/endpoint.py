@@ -62,8 +62,11 @@ class EndpointSpec(Spec):
 
     def golden(self) -> Golden:
         """What every replica is asked before a version gets traffic."""
-        asked, exact = self.serve.rollout, self.model.settled_dtype == "float32"
-        tolerance = EXACT if exact and self.model.quantization is None else ROUNDED
+        asked, dtype = self.serve.rollout, self.model.settled_dtype
+        if dtype is None and not self.serve.gpus_per_replica:  # Ray hides the machine's from it
+            dtype = "float32"
+        exact = dtype == "float32" and self.model.quantization is None
+        tolerance = EXACT if exact else ROUNDED
         return Golden(asked.golden_prompt, asked.golden_tokens, tolerance)
 
 

@@ -3,10 +3,10 @@
 Weights come from safetensors alone, and code from a model's repository never runs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,10 @@ class Base:
     device: torch.device
     attention: AttentionChoice | None = None
     """How it computes attention; None of a model that was not loaded here."""
+    _heads: dict[nn.Module | None, OutputHead | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Of the module that makes logits now, what was found of it."""
 
     @cached_property
     def needs_mask(self) -> bool:
@@ -58,12 +62,11 @@ class Base:
     @property
     def head(self) -> OutputHead | None:
         """What makes logits of hidden states; None where that is the whole model's business."""
-        return self._head_of(self.model.get_output_embeddings())
-
-    @cached_property
-    def _head_of(self) -> Callable[[nn.Module | None], OutputHead | None]:
-        """Asked once for each module: an adapter that trains the head puts another one there."""
-        return cache(lambda _: output_head(self.model))
+        module = self.model.get_output_embeddings()
+        if module not in self._heads:  # an adapter that trains the head puts another one there
+            self._heads.clear()
+            self._heads[module] = output_head(self.model)
+        return self._heads[module]
 
 
 def load_base(spec: ModelSpec, parallel: ParallelSpec | None = None) -> Base:

@@ -108,18 +108,21 @@ def test_a_replica_is_to_answer_as_was_acknowledged_first(
 
 
 @pytest.mark.parametrize(
-    ("how", "tolerance"),
+    ("how", "gpus", "tolerance"),
     [
-        ({"dtype": "float32"}, EXACT),
-        ({"device": "cpu"}, EXACT),
-        ({"device": "auto"}, ROUNDED),
-        ({"dtype": "bfloat16"}, ROUNDED),
-        ({"quantization": "bnb_nf4"}, ROUNDED),
+        ({"dtype": "float32"}, 1, EXACT),
+        ({"device": "cpu"}, 0, EXACT),
+        ({"device": "auto"}, 0, EXACT),
+        ({"device": "auto"}, 1, ROUNDED),
+        ({"dtype": "bfloat16"}, 0, ROUNDED),
+        ({"quantization": "bnb_nf4"}, 0, ROUNDED),
     ],
 )
 def test_answers_may_differ_by_what_the_base_model_rounds(
-    how: dict[str, str], tolerance: float, tmp_path: Path
+    how: dict[str, str], gpus: int, tolerance: float, tmp_path: Path
 ) -> None:
-    served = spec(tmp_path, tmp_path)
-    model = served.model.model_copy(update=how)
-    assert served.model_copy(update={"model": model}).golden().tolerance == tolerance
+    made = spec(tmp_path, tmp_path)
+    model = made.model.model_copy(update=how)
+    serve = made.serve.model_copy(update={"gpus_per_replica": gpus})
+    served = made.model_copy(update={"model": model, "serve": serve})
+    assert served.golden().tolerance == tolerance

@@ -339,8 +339,10 @@ def test_asha_and_early_stopping_work_together(
     )
     ran = run_through(job)
     assert [row.params["optimizer.lr"] for row in ran.rows] == [good, idle]
-    assert [(row.state, row.steps) for row in ran.rows] == [("finished", 6), ("stopped", 2)]
     early, stopped = ran.rows
+    assert (early.state, early.steps, stopped.state) == ("finished", 6, "stopped")
+    most = 2 if workers == 1 else 6  # a group trains on until it hears of it
+    assert 2 <= stopped.steps <= most
     assert (early.stopped_early, early.best_step) == (True, 6)
     assert (stopped.stopped_early, stopped.version) == (False, None)
     ends = [event for event in ran.events if event.kind in ("finished", "stopped")]
