@@ -4,14 +4,14 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from workers.adapter.files import attach
+from tests.workers.engine.generated import generated
 from workers.config.base import InputError
 from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
@@ -25,6 +25,7 @@ LIMITS = Limits(
 )
 PROMPTS = [tuple(range(7, 7 + 3 * length)) for length in range(1, 13)]
 GREEDY = Sampling(max_tokens=24, temperature=0.0)
+alone = partial(generated, longest=GREEDY.max_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +82,6 @@ async def answer(
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(coroutine, 60))
-
-
-def alone(folder: Path, adapter: AdapterRef | None, prompt: tuple[int, ...]) -> list[int]:
-    """transformers' own generate() on the model with the one adapter attached."""
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    if adapter is not None:
-        attach(model, adapter.folder)
-    ids = model.generate(torch.tensor([prompt]), max_new_tokens=GREEDY.max_tokens, do_sample=False)
-    return ids[0, len(prompt) :].tolist()
 
 
 def test_a_mixed_batch_gives_what_each_adapter_gives_alone(

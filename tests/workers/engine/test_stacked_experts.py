@@ -2,15 +2,14 @@
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from tests.tiny import EXPERTS, ON_EXPERTS, write_adapter, write_mixture
-from workers.adapter.files import attach
+from tests.workers.engine.generated import generated
 from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import AdapterRef, Limits, Sampling
@@ -21,6 +20,7 @@ LIMITS = Limits(
 )
 PROMPTS = [tuple(range(7, 7 + 3 * length)) for length in range(1, 13)]
 GREEDY = Sampling(max_tokens=12, temperature=0.0)
+alone = partial(generated, longest=GREEDY.max_tokens)
 SHAPES: dict[str, dict[str, Any]] = {
     "experts": {"target_modules": ()},
     "inner": {"target_parameters": EXPERTS[:1], "rank": 6, "target_modules": ["q_proj", "o_proj"]},
@@ -55,15 +55,6 @@ def adapters(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         )
         for seed, (name, shape) in enumerate(SHAPES.items())
     }
-
-
-def alone(folder: Path, adapter: AdapterRef | None, prompt: tuple[int, ...]) -> list[int]:
-    """transformers' own generate() on the model with the one adapter attached."""
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    if adapter is not None:
-        attach(model, adapter.folder)
-    ids = model.generate(torch.tensor([prompt]), max_new_tokens=GREEDY.max_tokens, do_sample=False)
-    return ids[0, len(prompt) :].tolist()
 
 
 def answers(

@@ -2,12 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM
-
-from workers.adapter.files import attach
+from tests.workers.engine.generated import generated
 from workers.config.model import ModelSpec
 from workers.engine.engine import ContinuousEngine
 from workers.engine.request import AdapterRef, Limits, Sampling
@@ -18,16 +16,8 @@ LIMITS = Limits(
 )
 PROMPTS = [tuple(range(7, 7 + 3 * length)) for length in range(1, 9)]
 GREEDY = Sampling(max_tokens=8, temperature=0.0)
+alone = partial(generated, longest=GREEDY.max_tokens)
 ALSO = {"train_also": ["embed_tokens", "lm_head"]}
-
-
-def alone(folder: Path, adapter: AdapterRef | None, prompt: tuple[int, ...]) -> list[int]:
-    """transformers' own generate() on the model with the one adapter attached."""
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    if adapter is not None:
-        attach(model, adapter.folder)
-    ids = model.generate(torch.tensor([prompt]), max_new_tokens=GREEDY.max_tokens, do_sample=False)
-    return ids[0, len(prompt) :].tolist()
 
 
 def test_a_mixed_batch_gives_what_each_adapter_gives_alone(
