@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from workers.config.adapter import AdapterSpec, is_named
-from workers.injection.targets import linears, stacks
+from workers.injection.targets import layer_weight_sizes
 
 
 def layer_kinds(layers: Sequence[nn.Module], spec: AdapterSpec) -> list[int]:
@@ -19,15 +19,5 @@ def _kind(layer: nn.Module, at: int, spec: AdapterSpec) -> object:
     modules = tuple((name, type(module).__name__) for name, module in layer.named_modules())
     sizes = tuple((name, tuple(weight.shape)) for name, weight in layer.named_parameters())
     fields = (spec.target_modules, spec.exclude_modules, spec.target_parameters)
-    paths = weight_paths(layer, f"layers.{at}")
+    paths = layer_weight_sizes(layer, f"layers.{at}")
     return modules, sizes, tuple(is_named(path, field) for field in fields for path in paths)
-
-
-def weight_paths(layer: nn.Module, path: str) -> list[str]:
-    """Of every weight of a decoder layer that an adapter may name: its linears, and what its
-    stacked experts have."""
-    stacked = stacks(layer, path).items()
-    return [
-        *(place.path for place in linears(layer, path)),
-        *(f"{place.path}.{name}" for place, stack in stacked for name in stack.names),
-    ]

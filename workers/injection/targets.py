@@ -75,16 +75,22 @@ def stacks(layer: nn.Module, path: str) -> dict[TargetModule, ExpertStack]:
 
 
 def weight_sizes(layers: list[nn.Module]) -> dict[str, tuple[int, int, int]]:
+    """`layer_weight_sizes` of all decoder layers."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for index, layer in enumerate(layers):
+        found |= layer_weight_sizes(layer, f"layers.{index}")
+    return found
+
+
+def layer_weight_sizes(layer: nn.Module, path: str) -> dict[str, tuple[int, int, int]]:
     """(in, out, matrices) of every weight that plain LoRA may adapt, by canonical path: of linears,
     which are one matrix each, and of stacked experts. Needs no weights."""
     found: dict[str, tuple[int, int, int]] = {}
-    for index, layer in enumerate(layers):
-        path = f"layers.{index}"
-        for place in linears(layer, path):
-            found[place.path] = *(linear_sizes(place.bare) or (0, 0)), 1
-        for place, stack in stacks(layer, path).items():
-            for name in stack.names:
-                found[f"{place.path}.{name}"] = *stack.sizes(name), stack.experts
+    for place in linears(layer, path):
+        found[place.path] = *(linear_sizes(place.bare) or (0, 0)), 1
+    for place, stack in stacks(layer, path).items():
+        for name in stack.names:
+            found[f"{place.path}.{name}"] = *stack.sizes(name), stack.experts
     return found
 
 
