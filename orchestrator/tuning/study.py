@@ -14,7 +14,7 @@ from orchestrator.config.cluster import ClusterSpec
 from orchestrator.registry.exportable import Exportable
 from orchestrator.tuning.storage import storage, study_names
 from workers.config.base import InputError, override, validated
-from workers.config.metrics import BEST_STEP, STOPPED, Mode, expert_load, rank, value_at
+from workers.config.metrics import BEST_STEP, STOPPED, Mode, rank, value_at
 from workers.config.train import TrainSpec
 from workers.run.record import Metrics, read_progress
 
@@ -178,10 +178,6 @@ class Study:
     def progress(self, number: int) -> list[Metrics]:
         """All reports of a trial, in order."""
         return read_progress(self.folder / "trials" / trial_name(number))
-
-    def expert_load(self, number: int) -> dict[str, tuple[float, ...]]:
-        """Share of the validation tokens that each expert got, by layer; empty without a router."""
-        return expert_load(self.row(number).metrics)
 
     def _row(
         self, trial: "optuna.trial.FrozenTrial", metric: str, varied: Sequence[str]

@@ -69,7 +69,7 @@ def test_a_trial_that_ended_early_has_what_its_best_evaluation_gave(
     assert early.value == 0.75
     assert early.metrics == study.progress(0)[1]
     assert early.remark == "stopped early; its best was at step 20"
-    assert study.expert_load(0) == expert_load(study.progress(0)[1])
+    assert expert_load(study.row(0).metrics) == expert_load(study.progress(0)[1])
     assert early.version == "000000000000"
     assert (stopped.best_step, stopped.stopped_early, stopped.remark) == (None, False, None)
 
@@ -115,7 +115,7 @@ def test_versions_of_trials(home: Home, job: JobSpec, play: Play) -> None:
 def test_expert_load_is_read_from_the_last_report(home: Home) -> None:
     study, suggested = home
     routed = next(n for n, values in enumerate(suggested) if values["adapter.num_experts"] > 1)
-    load = study.expert_load(routed)
+    load = expert_load(study.row(routed).metrics)
     assert len(load) == 4
     for shares in load.values():
         assert len(shares) == suggested[routed]["adapter.num_experts"]
