@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
     from ray.train.torch import TorchTrainer
 
-    from workers.train.ray_worker import RunTask
+    from workers.train.task import RunTask
 
 _AFTER_THE_WATCHDOG_S = 60
 """A collective fails by itself only after the watchdog could say who is missing."""
@@ -101,7 +101,8 @@ class _Training(threading.Thread):
 def _in_one_actor(job: JobSpec) -> Any:
     from ray import tune
 
-    from workers.train.ray_worker import RunTask, TuneWorker
+    from workers.train.ray_worker import TuneWorker
+    from workers.train.task import RunTask
 
     class Trial(TuneWorker):
         """One trial of the job in a reused actor."""
@@ -146,7 +147,7 @@ def _number(name: str) -> int | None:
 
 def _task(spec: TrainSpec, plan: RunPlan, search: SearchSpec) -> "RunTask":
     from orchestrator.tuning.metrics import TrainingMetrics
-    from workers.train.ray_worker import RunTask
+    from workers.train.task import RunTask
 
     watched = WatchedMetric(search.metric, search.mode)
     return RunTask(spec, replace(plan, watched=watched), TrainingMetrics.of)

@@ -21,7 +21,7 @@ from workers.run.record import Observer, RunPlan, read_progress
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.out_of_memory import DoesNotFitError
-from workers.train.ray_worker import RunTask
+from workers.train.task import RunTask
 
 SpecMaker = Callable[..., TrainSpec]
 SHARE = 4

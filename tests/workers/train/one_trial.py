@@ -6,7 +6,8 @@ from typing import Any
 
 from workers.config.train import TrainSpec
 from workers.run.record import RunPlan
-from workers.train.ray_worker import RunTask, TuneWorker
+from workers.train.ray_worker import TuneWorker
+from workers.train.task import RunTask
 
 
 class OneTrial(TuneWorker):

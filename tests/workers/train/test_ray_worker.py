@@ -18,14 +18,13 @@ from workers.config.base import InputError, override
 from workers.config.train import TrainSpec
 from workers.run.events import read_events
 from workers.run.files import write_text
-from workers.run.heartbeat import HeartbeatWriter
 from workers.run.record import Metrics, RunPlan, read_progress
 from workers.run.samples import read_samples
+from workers.train.attempt import Attempt
 from workers.train.evaluation.baseline import baseline
 from workers.train.evaluation.expert_tasks import evaluate_folder
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
-from workers.train.ray_worker import Attempt
 from workers.train.used import dtype_file, used_file
 
 SpecMaker = Callable[..., TrainSpec]
@@ -240,7 +239,7 @@ def test_a_run_whose_rows_changed_while_they_were_read_can_be_tried_again(
             return
         record = task.record()
         record.begin(task.spec)
-        Attempt.begin(task, record, HeartbeatWriter()).close()
+        Attempt.begin(TrainingRun(task.spec, task.plan), record).close()
 
     def changed(self: Inputs, *_: object) -> None:
         source.write_text(source.read_text().replace("kitchen", "library"))

@@ -11,9 +11,9 @@ from workers.config.base import InputError, override
 from workers.config.train import TrainSpec
 from workers.run.events import read_events
 from workers.run.record import Metrics, RunPlan, RunRecord, read_rows
+from workers.train.attempt import _begin
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
-from workers.train.ray_worker import _begin
 
 SpecMaker = Callable[..., TrainSpec]
 LONG = {"prompt": "say", "target": "t" * 120, "task": "call"}

@@ -17,9 +17,10 @@ from workers.run.early_stopping import Patience, WatchedMetric
 from workers.run.events import read_events
 from workers.run.record import Metrics, RunPlan, RunRecord, read_progress
 from workers.run.samples import read_samples
+from workers.train.attempt import Attempt
 from workers.train.checkpoint.manager import CheckpointManager
 from workers.train.loop import TrainingRun
-from workers.train.ray_worker import Attempt, RunTask
+from workers.train.task import RunTask
 from workers.train.used import note_used, used_file
 
 SpecMaker = Callable[..., TrainSpec]
