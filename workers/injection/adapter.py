@@ -20,7 +20,8 @@ from workers.injection.row_map import RowMap
 from workers.injection.targets import TargetModule
 from workers.injection.wrapper import AdaptedModule
 from workers.layers.dispatch import TokenDispatcher
-from workers.layers.experts import Recorder
+from workers.layers.experts import LinearExperts, Recorder
+from workers.layers.ops.dropout import InputDropout
 from workers.layers.routing.base import Router, Routing
 from workers.layers.trained_weight import TrainedWeight
 
@@ -68,8 +69,13 @@ class Adapter:
         """The model's path of its decoder layers (`model.layers`), which PEFT's names hold."""
         self.rows = rows
         """Which rows of a batch are its own; shared with the model's other adapters."""
+        self.inputs = InputDropout()
+        """Dropout of what its linears read."""
         self._layers = dict(layers)
         self._copies = dict(copies)
+        for layer in self._layers.values():
+            if isinstance(layer, LinearExperts):
+                layer.inputs = self.inputs
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Trainable parameters by canonical name."""

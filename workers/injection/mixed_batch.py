@@ -22,6 +22,7 @@ from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
 from workers.layers.inference.prepared import PreparedExperts
 from workers.layers.mixture.select import Mode
+from workers.layers.ops.dropout import dropped
 from workers.layers.routing.base import Routing
 from workers.layers.stack_lora import StackLora
 
@@ -69,10 +70,11 @@ def packed_linear(
         if adapted_TO is not None:
             return adapted_TO
     members = _members(layers, partition, hidden)
-    assignments, mode = _assignments(members, partition), Mode(_rate(members, partition))
+    assignments = _assignments(members, partition)
     there = [layer for layer in layers if layer is not None]
     bank = join([layer.bank(linear, hidden.dtype) for layer in there], void=True)
-    adapted = adapt_linear(Frozen.of(linear, hidden_TD), bank, assignments, hidden_TD, mode)
+    dropped_TD = dropped(hidden_TD, _rate(members, partition))
+    adapted = adapt_linear(Frozen.of(linear, hidden_TD), bank, assignments, dropped_TD)
     _record(members, adapted)
     return adapted.output_TO
 

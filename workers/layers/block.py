@@ -36,11 +36,13 @@ class Adapted(NamedTuple):
         return tuple(self.rank_space[name] for name in names)
 
 
-def plain_lora(linear: nn.Module, bank: ExpertBank, hidden_TI: Tensor, mode: Mode) -> Tensor:
+def plain_lora(
+    linear: nn.Module, bank: ExpertBank, hidden_TI: Tensor, dropped_TI: Tensor
+) -> Tensor:
     """y = W x + s B A dropout(x); with DoRA its features are scaled."""
     frozen = Frozen.of(linear, hidden_TI)
     frozen_TO = frozen.output_TO
-    rank_space_TR = nn.functional.linear(dropout.dropped(hidden_TI, mode.rate), bank.stacked_A_SI)
+    rank_space_TR = nn.functional.linear(dropped_TI, bank.stacked_A_SI)
     if bank.scale != 1:
         rank_space_TR = rank_space_TR * cast(float, bank.scale)
     if bank.factor_NO is None:
@@ -70,10 +72,10 @@ class Frozen(NamedTuple):
 
 
 def adapt_linear(
-    frozen: Frozen, bank: ExpertBank, assignments: ExpertAssignments, hidden_TI: Tensor, mode: Mode
+    frozen: Frozen, bank: ExpertBank, assignments: ExpertAssignments, dropped_TI: Tensor
 ) -> Adapted:
     """y = W x + s sum_k g_k B_e A_e dropout(x), e the expert of slot k."""
-    (rank_space_TKR,) = project_all([bank], dropout.dropped(hidden_TI, mode.rate), assignments)
+    (rank_space_TKR,) = project_all([bank], dropped_TI, assignments)
     gate_TK1 = assignments.gate_TK.to(rank_space_TKR.dtype).unsqueeze(-1)
     if bank.factor_NO is not None:
         no_TO = torch.zeros_like(frozen.output_TO)

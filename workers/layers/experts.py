@@ -32,6 +32,7 @@ from workers.layers.feed_forward import FeedForward, linear_sizes
 from workers.layers.inference.prepared import Prepared, PreparedExperts
 from workers.layers.mixture.select import Mode
 from workers.layers.ops.dora import factor, row_norms
+from workers.layers.ops.dropout import InputDropout
 from workers.layers.routing.base import Router, Routing, Sequences, build_router
 
 _VERSION = attrgetter("_version")
@@ -134,6 +135,8 @@ class LinearExperts(LoraExperts):
     def __init__(self, linear: nn.Module, spec: AdapterSpec) -> None:
         super().__init__(linear, spec)
         self.rate = spec.dropout
+        self.inputs = InputDropout()
+        """Shared with the other linears of its adapter."""
         self.dispatcher: TokenDispatcher = LocalTokenDispatcher()
         self.recorder: Recorder | None = None
         self.compared = (ITSELF,)
@@ -149,10 +152,11 @@ class LinearExperts(LoraExperts):
 
     def forward(self, linear: nn.Module, hidden_TI: Tensor, sequences: Sequences = None) -> Tensor:
         """The frozen `linear` with its update; `sequences` as in Router."""
-        mode = Mode(self.rate if self.training else 0.0)
+        rate = self.rate if self.training else 0.0
         dtype = hidden_TI.dtype
         if self.router is None:
-            return plain_lora(linear, self.bank(linear, dtype), hidden_TI, mode)
+            dropped_TI = self.inputs(hidden_TI, rate)
+            return plain_lora(linear, self.bank(linear, dtype), hidden_TI, dropped_TI)
         routing = self.router(hidden_TI, sequences)
         sent = self.dispatcher.dispatch(hidden_TI, routing)
         assignments = _assignments(sent, self.router)
@@ -160,7 +164,8 @@ class LinearExperts(LoraExperts):
             bank = self.bank_of(linear, whole, dtype) if whole else self.bank(linear, dtype)
             frozen = Frozen.of(linear, hidden_TI)
             onto = _nothing(sent, frozen) if sent.moved else frozen
-            adapted = adapt_linear(onto, bank, assignments, sent.hidden_nD, mode)
+            dropped_nD = self.inputs(sent.hidden_nD, rate)
+            adapted = adapt_linear(onto, bank, assignments, dropped_nD)
         output_TO = _returned(self, adapted, routing, sent)
         return frozen.output_TO + output_TO if sent.moved else output_TO
 

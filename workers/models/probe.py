@@ -6,6 +6,7 @@ Shapes: B rows, S positions, D model width.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError, one_line
 from workers.config.model import ModelSpec
+from workers.injection.adapter import Adapter
 from workers.injection.inject import inject
 from workers.injection.plan import alone
 from workers.injection.targets import decoder_layers
@@ -62,22 +64,28 @@ def probe(
     weights = sum(weight.numel() for weight in layer.parameters())
     _leave(bare, path, [layer])
     _fill(bare)
-    experts, others = _put_on(bare, alone(layer, at, adapter))
+    made = _put_on(bare, alone(layer, at, adapter))
     most = max(int(FLOPS / (2 * weights)), 32)
-    kept, once, backward = _extrapolated(
-        partial(_measured, bare, path, [layer]), rows * length, min(rows * length, most), length
-    )
-    return LayerProbe(kept, once, backward, experts, others)
+    with made.inputs.shared() if made else nullcontext():  # as a step does
+        kept, once, backward = _extrapolated(
+            partial(_measured, bare, path, [layer]), rows * length, min(rows * length, most), length
+        )
+    return LayerProbe(kept, once, backward, *_numbers(made))
 
 
-def _put_on(model: PreTrainedModel, adapter: AdapterSpec | None) -> tuple[int, int]:
-    """Numbers that its experts have, and others."""
+def _put_on(model: PreTrainedModel, adapter: AdapterSpec | None) -> Adapter | None:
     if adapter is None:
         model.requires_grad_(False)
+        return None
+    return inject(model, adapter)
+
+
+def _numbers(adapter: Adapter | None) -> tuple[int, int]:
+    """Those that its experts have, and others."""
+    if adapter is None:
         return 0, 0
-    made = inject(model, adapter)
-    experts = sum(one.numel() for _, one in made.named_expert_parameters())
-    return experts, sum(one.numel() for one in made.parameters()) - experts
+    experts = sum(one.numel() for _, one in adapter.named_expert_parameters())
+    return experts, adapter.num_parameters() - experts
 
 
 def _extrapolated(

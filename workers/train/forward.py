@@ -125,14 +125,16 @@ def _picked(tensor_BSX: Tensor, targets: _Targets) -> Tensor:
 
 @contextmanager
 def laid_out(adapter: Adapter, base: Base, batch: Batch) -> Iterator[None]:
-    """For forward and backward passes: routers know where the rows of a packed batch lie."""
-    if not batch.lengths:
-        yield
-        return
-    lengths = torch.tensor(batch.lengths)
-    sequence_T = torch.arange(len(lengths)).repeat_interleave(lengths)
-    with adapter.rows.packed(onto(base.device, sequence_T)):
-        yield
+    """For a forward pass and its backward pass: routers know where the rows of a packed batch lie,
+    and linears that read the same share a dropout mask."""
+    with adapter.inputs.shared():
+        if not batch.lengths:
+            yield
+            return
+        lengths = torch.tensor(batch.lengths)
+        sequence_T = torch.arange(len(lengths)).repeat_interleave(lengths)
+        with adapter.rows.packed(onto(base.device, sequence_T)):
+            yield
 
 
 @contextmanager
