@@ -15,8 +15,8 @@ from workers.layers.stack_lora import Choice, StackLora, run_stack
 class AdaptedStack(AdaptedModule):
     """Stacked experts, with one layer for each slot; called as the base calls its experts."""
 
-    def __init__(self, base: nn.Module, rows: RowMap, stack: ExpertStack) -> None:
-        super().__init__(base, rows)
+    def __init__(self, base: nn.Module, rows: RowMap, stack: ExpertStack, number: int = 0) -> None:
+        super().__init__(base, rows, number=number)
         self.stack = stack
 
     def forward(
@@ -41,9 +41,10 @@ class AdaptedStack(AdaptedModule):
         """All rows, each with its own adapter or none."""
         partition = self.rows.partition(hidden_TD)
         layers = map(self._stack_lora, partition.names)
+        seeds = partition.seeds(self.number)
         shares = [
-            layer.share(self.stack, token_t)
-            for layer, token_t in zip(layers, partition.tokens, strict=True)
+            layer.share(self.stack, token_t, seed)
+            for layer, token_t, seed in zip(layers, partition.tokens, seeds, strict=True)
             if layer is not None and len(token_t)
         ]
         if not shares:

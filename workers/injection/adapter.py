@@ -21,7 +21,7 @@ from workers.injection.targets import TargetModule
 from workers.injection.wrapper import AdaptedModule
 from workers.layers.dispatch import TokenDispatcher
 from workers.layers.experts import LinearExperts, Recorder
-from workers.layers.ops.dropout import InputDropout
+from workers.layers.ops.input_dropout import InputDropout
 from workers.layers.routing.base import Router, Routing
 from workers.layers.trained_weight import TrainedWeight
 

@@ -1,6 +1,7 @@
 """Put adapters onto a Hugging Face model."""
 
 from collections.abc import Mapping
+from zlib import crc32
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from workers.injection.adapted_weight import AdaptedWeight, plan_copies
 from workers.injection.adapter import Adapter
 from workers.injection.plan import View, plan
 from workers.injection.row_map import RowMap
-from workers.injection.targets import decoder_layers
+from workers.injection.targets import TargetModule, decoder_layers
 from workers.injection.wrapper import AdaptedModule
 from workers.layers.expert_stack import ExpertStack
 
@@ -44,7 +45,7 @@ def inject(
     for place, (view, layer) in planned.items():
         layer.reset_parameters(generator)
         if not isinstance(place.module, AdaptedModule):
-            setattr(place.owner, place.name, _adapted(place.module, rows, view))
+            setattr(place.owner, place.name, _adapted(place, rows, view))
         module = place.module
         assert isinstance(module, AdaptedModule)
         module.add(slot, layer)
@@ -83,7 +84,8 @@ def _agreed(there: RowMap | None, asked: RowMap | None) -> RowMap:
     return there or asked or RowMap()
 
 
-def _adapted(base: nn.Module, rows: RowMap, view: View) -> AdaptedModule:
+def _adapted(place: TargetModule, rows: RowMap, view: View) -> AdaptedModule:
+    number = crc32(place.path.encode())
     if isinstance(view, ExpertStack):
-        return AdaptedStack(base, rows, view)
-    return AdaptedModule(base, rows, view)
+        return AdaptedStack(place.module, rows, view, number)
+    return AdaptedModule(place.module, rows, view, number)

@@ -7,6 +7,7 @@ R rank, D an adapted module's input, O its output.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from typing import NamedTuple
 
@@ -22,42 +23,51 @@ from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
 from workers.layers.inference.prepared import PreparedExperts
 from workers.layers.mixture.select import Mode
-from workers.layers.ops.dropout import dropped
-from workers.layers.routing.base import Routing
+from workers.layers.ops.dropout import OwnRate, PartedRates, dropped
+from workers.layers.ops.random_state import seeded
+from workers.layers.routing.base import Router, Routing, Sequences
 from workers.layers.stack_lora import StackLora
 
 Layer = BlockExperts | LinearExperts | StackLora
 
 
+class PlacedBatch(NamedTuple):
+    """The rows of a batch at one place of the model."""
+
+    partition: TokenPartition
+    place: int
+    """The place's number."""
+
+
 def packed_block(
     block: FeedForward,
     layers: Sequence[BlockExperts | None],
-    partition: TokenPartition,
+    batch: PlacedBatch,
     hidden: Tensor,
     prepared: PreparedExperts,
 ) -> Tensor:
     """All rows of `hidden` [..., D] through one block and one bank: [T, D]. `layers` are those of
-    the partition's names, None for the bare base; `prepared` keeps what serving needs again."""
+    the batch's names, None for the bare base; `prepared` keeps what serving needs again."""
     hidden_TD = hidden.reshape(-1, hidden.shape[-1])
     watched = any(layer.is_watched for layer in layers if layer is not None)
     made = None if watched else prepared.of(block, layers, hidden_TD)
     if made is not None and made.router is not None:
-        assignments = made.router.route(hidden_TD, partition.name_T)
+        assignments = made.router.route(hidden_TD, batch.partition.name_T)
         return block.leave(adapt_prepared(block, made, hidden_TD, assignments))
-    members = _members(layers, partition, hidden)
-    assignments = _assignments(members, partition)
+    members = _members(layers, batch, hidden)
+    assignments = _assignments(members, batch.partition)
     if made is not None:
         return block.leave(adapt_prepared(block, made, hidden_TD, assignments))
-    banks, mode = _block_banks(layers, block, hidden), Mode(_rate(members, partition))
+    banks, mode = _block_banks(layers, block, hidden), Mode(_rate(members, batch.partition))
     adapted = adapt_block(block, banks, assignments, hidden_TD, mode)
-    _record(members, adapted)
+    _record(members, adapted, batch.partition)
     return block.leave(adapted.output_TO)
 
 
 def packed_linear(
     linear: nn.Module,
     layers: Sequence[LinearExperts | None],
-    partition: TokenPartition,
+    batch: PlacedBatch,
     hidden: Tensor,
     prepared: PreparedExperts,
 ) -> Tensor:
@@ -66,16 +76,16 @@ def packed_linear(
     hidden_TD = hidden.reshape(-1, hidden.shape[-1])
     loras = prepared.plain(linear, layers, hidden_TD)
     if loras is not None:
-        adapted_TO = loras.adapted(linear, hidden_TD, partition.name_T)
+        adapted_TO = loras.adapted(linear, hidden_TD, batch.partition.name_T)
         if adapted_TO is not None:
             return adapted_TO
-    members = _members(layers, partition, hidden)
-    assignments = _assignments(members, partition)
+    members = _members(layers, batch, hidden)
+    assignments = _assignments(members, batch.partition)
     there = [layer for layer in layers if layer is not None]
     bank = join([layer.bank(linear, hidden.dtype) for layer in there], void=True)
-    dropped_TD = dropped(hidden_TD, _rate(members, partition))
+    dropped_TD = dropped(hidden_TD, _rate(members, batch.partition))
     adapted = adapt_linear(Frozen.of(linear, hidden_TD), bank, assignments, dropped_TD)
-    _record(members, adapted)
+    _record(members, adapted, batch.partition)
     return adapted.output_TO
 
 
@@ -88,11 +98,19 @@ class _Member(NamedTuple):
     routing: Routing | None
     first: int
     """Its first expert in the bank."""
+    seed: int | None
+    """Of its random numbers."""
 
     @property
     def experts(self) -> int:
         """How many experts it has there."""
         return _experts(self.layer)
+
+    @property
+    def rate(self) -> OwnRate:
+        """Of its dropout."""
+        on = self.layer is not None and self.layer.training
+        return OwnRate(self.layer.rate if self.layer is not None and on else 0.0, self.seed)
 
     def choice(self, void: int) -> tuple[Tensor, Tensor]:
         """Experts in the bank and gates of its tokens, [t, K]."""
@@ -103,21 +121,34 @@ class _Member(NamedTuple):
         return expert_t1.unsqueeze(1), torch.ones_like(expert_t1).unsqueeze(1).float()
 
 
-def _members(
-    layers: Sequence[Layer | None], partition: TokenPartition, hidden: Tensor
-) -> list[_Member]:
+def _members(layers: Sequence[Layer | None], batch: PlacedBatch, hidden: Tensor) -> list[_Member]:
     """Each layer with its tokens and their routing."""
+    partition, seeds = batch.partition, batch.partition.seeds(batch.place)
     hidden_TD = hidden.reshape(-1, hidden.shape[-1])
     length = hidden.shape[-2] if hidden.dim() == 3 else None
     members, first = [], 0
-    for layer, token_t in zip(layers, partition.tokens, strict=True):
+    for layer, token_t, seed in zip(layers, partition.tokens, seeds, strict=True):
         routing = None
         if layer is not None and layer.router is not None:
-            whole = length if length and len(token_t) % length == 0 else None
-            routing = layer.router(hidden_TD[token_t], whole)
-        members.append(_Member(layer, token_t, routing, first))
+            sequences = _sequences(partition, token_t, length)
+            with _drawing(layer.router, seed, hidden.device):
+                routing = layer.router(hidden_TD[token_t], sequences)
+        members.append(_Member(layer, token_t, routing, first, seed))
         first += members[-1].experts
     return members
+
+
+def _sequences(partition: TokenPartition, token_t: Tensor, length: int | None) -> Sequences:
+    """Which of an adapter's tokens are of one sequence."""
+    if partition.sequences is not None:
+        return partition.sequences[token_t]
+    return length if length and len(token_t) % length == 0 else None
+
+
+def _drawing(
+    router: Router, seed: int | None, device: torch.device
+) -> AbstractContextManager[None]:
+    return nullcontext() if seed is None or not router.is_random else seeded(seed, device)
 
 
 def _assignments(members: Sequence[_Member], partition: TokenPartition) -> ExpertAssignments:
@@ -134,20 +165,13 @@ def _assignments(members: Sequence[_Member], partition: TokenPartition) -> Exper
     )
 
 
-def _rate(members: Sequence[_Member], partition: TokenPartition) -> float | Tensor:
-    """The dropout's rate: of all tokens, or of each."""
-    rates = [
-        member.layer.rate if member.layer is not None and member.layer.training else 0.0
-        for member in members
-    ]
-    if len(set(rates)) == 1:
-        return rates[0]
-    # Filled where they lie: a list from the host would make a GPU wait.
-    parts = [
-        torch.full(member.token_t.shape, rate, device=member.token_t.device)
-        for member, rate in zip(members, rates, strict=True)
-    ]
-    return torch.cat(parts)[partition.place_T]
+def _rate(members: Sequence[_Member], partition: TokenPartition) -> float | PartedRates:
+    """The dropout's rate: of all tokens, or of each adapter's."""
+    rates = [member.rate for member in members]
+    if (len({*rates}) == 1 and rates[0].seed is None) or not any(one.rate for one in rates):
+        return rates[0].rate
+    parts = [(member.rate, len(member.token_t)) for member in members]
+    return PartedRates(parts, partition.place_T)
 
 
 def _block_banks(
@@ -174,7 +198,7 @@ def _no_update(layer: BlockExperts, sizes: tuple[int, int], hidden: Tensor) -> E
     return ExpertBank(lora_A_NRI, hidden.new_zeros(experts, sizes[1], 1), 1.0)
 
 
-def _record(members: Sequence[_Member], adapted: Adapted) -> None:
+def _record(members: Sequence[_Member], adapted: Adapted, partition: TokenPartition) -> None:
     """Tell each member's recorder what its rows did."""
     for member in members:
         if member.layer is None or member.routing is None or member.layer.recorder is None:
@@ -183,7 +207,7 @@ def _record(members: Sequence[_Member], adapted: Adapted) -> None:
         recorder = member.layer.recorder
         terms = adapted.terms(member.layer.compared) if recorder.rank_space else ()
         own = [one_TKR[member.token_t, :slots] for one_TKR in terms]
-        recorder.note(member.routing, own, member.token_t)
+        recorder.note(member.routing, own, partition.in_batch(member.token_t))
 
 
 def _experts(layer: Layer | None) -> int:

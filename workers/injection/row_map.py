@@ -3,15 +3,17 @@
 Shapes: B rows, S positions, T tokens of the batch (its leading dimensions flattened), D width.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from workers.config.base import InputError
+from workers.layers.ops.random_state import mixed
 from workers.layers.ops.transfer import onto
 from workers.layers.routing.base import Sequences
 
@@ -22,10 +24,20 @@ Slot = str | None
 class TokenPartition:
     """The tokens of one batch by slot, for all adapted modules that see batches of this shape."""
 
+    sequences: Tensor | None = None
+    """The number of each token's sequence, [T], where that is told."""
+    origin_T: Tensor | None = None
+    """Where each token lies in the whole batch, of which these are a part; None: all."""
+
     def __init__(
-        self, names: tuple[Slot, ...], slots: Sequence[Slot], device: torch.device
+        self,
+        names: tuple[Slot, ...],
+        slots: Sequence[Slot],
+        device: torch.device,
+        seeds: Mapping[Slot, int] = MappingProxyType({}),
     ) -> None:
         self.names = names
+        self._seeds = seeds
         found: dict[Slot, list[int]] = {name: [] for name in names}
         for token, slot in enumerate(slots):
             found[slot].append(token)
@@ -36,6 +48,16 @@ class TokenPartition:
         self.name_T = _indices([names.index(slot) for slot in slots], device)
         """Whose each token is, as a place in the names."""
 
+    def in_batch(self, token_t: Tensor) -> Tensor:
+        """Where these tokens lie in the whole batch."""
+        return token_t if self.origin_T is None else self.origin_T[token_t]
+
+    def seeds(self, place: int) -> list[int | None]:
+        """For each name what its random numbers at a place of the model hang on in this pass; None
+        where they come from torch's state."""
+        own = (self._seeds.get(name) for name in self.names)
+        return [None if seed is None else mixed(seed, place) for seed in own]
+
 
 @dataclass(frozen=True)
 class _Assignment:
@@ -45,6 +67,12 @@ class _Assignment:
     """Names that count as well, whether they have a row or not."""
     drawn: tuple[Slot, ...] | None = None
     """Of a batch whose head sees some tokens only: one for each of these."""
+    seeds: Mapping[Slot, int] = field(default_factory=dict)
+    """Of several adapters in training: what each one's random numbers hang on in this pass."""
+    sequence_T: Tensor | None = None
+    """Of several adapters in training: the number of each token's sequence."""
+    row_n: Tensor | None = None
+    """Which rows of the whole batch these are, or tokens where each has a slot; None: all."""
     partitions: dict[tuple[object, ...], TokenPartition] = field(default_factory=dict)
     """Made so far, by batch shape and device: all modules of a forward pass share them."""
     parts: dict[tuple[object, ...], "tuple[Tensor, _Assignment]"] = field(default_factory=dict)
@@ -109,6 +137,16 @@ class RowMap:
             yield
 
     @contextmanager
+    def training(
+        self, slots_T: Sequence[Slot], sequence_T: Tensor, seeds: Mapping[Slot, int]
+    ) -> Iterator[None]:
+        """`assign` for passes that train adapters together: one slot for each token, the number of
+        its sequence, and of each slot what its random numbers hang on."""
+        assigned = _Assignment(tuple(slots_T), seeds=seeds, sequence_T=sequence_T)
+        with self._scope(assigned):
+            yield
+
+    @contextmanager
     def everywhere(self, slot: Slot) -> Iterator[None]:
         """All rows to one slot, or to the bare base, for the length of a with block."""
         with self._scope(_Assignment((slot,))):
@@ -119,8 +157,9 @@ class RowMap:
         return self._sole if self._current is None else self._current.names[0]
 
     def is_mixed(self) -> bool:
-        """Whether rows belong to several slots."""
-        return self._current is not None and len(self._current.names) > 1
+        """Whether rows belong to several slots, or to one as if there were more."""
+        current = self._current
+        return current is not None and (len(current.names) > 1 or bool(current.seeds))
 
     def partition(self, hidden: Tensor, *, of_head: bool = False) -> TokenPartition:
         """The tokens of `hidden` [..., D] by slot; of a mixed batch. `of_head`: they are those that
@@ -134,7 +173,10 @@ class RowMap:
             else:
                 slots = _by_token(current.slots, hidden)
             with torch.inference_mode(mode=False):  # A training step may come after this one.
-                current.partitions[key] = TokenPartition(current.names, slots, hidden.device)
+                made = TokenPartition(current.names, slots, hidden.device, current.seeds)
+            made.sequences = current.sequence_T
+            made.origin_T = _origin(current.row_n, hidden)
+            current.partitions[key] = made
         return current.partitions[key]
 
     def by_row(self, hidden: Tensor) -> bool:
@@ -152,7 +194,13 @@ class RowMap:
             chosen = [row for row, slot in enumerate(current.slots) if slot in names]
             with torch.inference_mode(mode=False):
                 row_n = _indices(chosen, hidden.device)
-            part = _Assignment(tuple(current.slots[row] for row in chosen))
+            sequence_T = current.sequence_T
+            part = _Assignment(
+                tuple(current.slots[row] for row in chosen),
+                seeds=current.seeds,
+                sequence_T=None if sequence_T is None else sequence_T[row_n],
+                row_n=row_n,
+            )
             current.parts[key] = row_n, part
         row_n, part = current.parts[key]
         with self._scope(part):
@@ -180,6 +228,15 @@ class RowMap:
         if unknown:
             raise InputError(f"no adapter in slot {unknown.pop()!r}; there are {self.slots}")
         return assignment
+
+
+def _origin(row_n: Tensor | None, hidden: Tensor) -> Tensor | None:
+    """Where the tokens of `hidden`, which are these rows or tokens of a batch, lie in it."""
+    if row_n is None:
+        return None
+    of_a_row = hidden.shape[:-1].numel() // max(len(row_n), 1)
+    place_s = torch.arange(of_a_row, device=row_n.device)
+    return (row_n.unsqueeze(1) * of_a_row + place_s).flatten()
 
 
 def _indices(numbers: list[int], device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from workers.injection.mixed_batch import Layer, packed_block, packed_linear
+from workers.injection.mixed_batch import Layer, PlacedBatch, packed_block, packed_linear
 from workers.injection.row_map import RowMap, Slot, TokenPartition
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
@@ -21,9 +21,15 @@ class AdaptedModule(nn.Module):
     """A place of the model where adapters attach: the frozen `base` and one layer for each slot."""
 
     def __init__(
-        self, base: nn.Module, rows: RowMap, feed_forward: FeedForward | None = None
+        self,
+        base: nn.Module,
+        rows: RowMap,
+        feed_forward: FeedForward | None = None,
+        number: int = 0,
     ) -> None:
         super().__init__()
+        self.number = number
+        """Among the places of its model, which draw different random numbers."""
         self.base = base
         self.adapters = nn.ModuleDict()
         self._keys: dict[Slot, str] = {}
@@ -88,11 +94,12 @@ class AdaptedModule(nn.Module):
         self, layers: Sequence[Layer | None], partition: TokenPartition, hidden: Tensor
     ) -> Tensor:
         """All rows, each to its own layer or to the base."""
+        batch = PlacedBatch(partition, self.number)
         if self.feed_forward is None:
             linears = [one if isinstance(one, LinearExperts) else None for one in layers]
-            return packed_linear(self.base, linears, partition, hidden, self._prepared)
+            return packed_linear(self.base, linears, batch, hidden, self._prepared)
         blocks = [one if isinstance(one, BlockExperts) else None for one in layers]
-        return packed_block(self.feed_forward, blocks, partition, hidden, self._prepared)
+        return packed_block(self.feed_forward, blocks, batch, hidden, self._prepared)
 
     def _in_two(
         self, layers: Sequence[Layer | None], partition: TokenPartition, hidden: Tensor

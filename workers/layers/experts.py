@@ -32,7 +32,7 @@ from workers.layers.feed_forward import FeedForward, linear_sizes
 from workers.layers.inference.prepared import Prepared, PreparedExperts
 from workers.layers.mixture.select import Mode
 from workers.layers.ops.dora import factor, row_norms
-from workers.layers.ops.dropout import InputDropout
+from workers.layers.ops.input_dropout import InputDropout
 from workers.layers.routing.base import Router, Routing, Sequences, build_router
 
 _VERSION = attrgetter("_version")

@@ -45,7 +45,7 @@ class Share(NamedTuple):
 
     banks: Mapping[str, ExpertBank]
     """By name of the weight."""
-    rate: float
+    rate: dropout.Rate
     """Of the dropout."""
     token_t: Tensor | None = None
     """None: all."""
@@ -98,9 +98,9 @@ class StackLora(nn.Module):
         (output_TD,) = self.dispatcher.combine([output_TD], sent)
         return output_TD
 
-    def share(self, stack: ExpertStack, token_t: Tensor) -> Share:
+    def share(self, stack: ExpertStack, token_t: Tensor, seed: int | None) -> Share:
         """Its part of a batch that has other adapters' rows too."""
-        return Share(self.banks(stack.dtype), self._rate, token_t)
+        return Share(self.banks(stack.dtype), dropout.OwnRate(self._rate, seed), token_t)
 
     def banks(self, dtype: torch.dtype) -> dict[str, ExpertBank]:
         """Its experts by name of the weight; in inference made once, until a weight changes."""
@@ -196,9 +196,14 @@ class _Owned(NamedTuple):
         inner_pF = inner_PF if self.place_p is None else inner_PF[self.place_p]
         lora_A_EIR = bank.lora_A_NRI.transpose(1, 2)
         rank_space_pR = grouped_mm(
-            dropout.dropped(inner_pF, self.share.rate), lora_A_EIR, self.assignments.sorted.groups
+            dropout.dropped(inner_pF, self._outer_rate), lora_A_EIR, self.assignments.sorted.groups
         )
         return self._expanded(onto_PO, bank, rank_space_pR)
+
+    @property
+    def _outer_rate(self) -> dropout.Rate:
+        rate = self.share.rate
+        return rate if isinstance(rate, float) else rate.again()
 
     def _expanded(self, onto_PO: Tensor, bank: ExpertBank, rank_space_pR: Tensor) -> Tensor:
         lora_B_ERO = bank.lora_B_NOR.transpose(1, 2)

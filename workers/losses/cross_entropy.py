@@ -33,8 +33,15 @@ def cross_entropy(
 ) -> Tensor:
     """Sum of -log softmax(logits)[target] over the tokens whose target is not `ignored`, in at
     least float32, whatever the type of the logits; each times its weight, where they have one."""
-    total: Tensor = _CrossEntropy.apply(logits_TV, target_T, ignored, weight_T)  # type: ignore[no-untyped-call]
-    return total
+    return weighed_losses(logits_TV, target_T, ignored, weight_T).sum()
+
+
+def weighed_losses(
+    logits_TV: Tensor, target_T: Tensor, ignored: int, weight_T: Tensor | None = None
+) -> Tensor:
+    """What `cross_entropy` sums, [T]."""
+    loss_T: Tensor = _CrossEntropy.apply(logits_TV, target_T, ignored, weight_T)  # type: ignore[no-untyped-call]
+    return loss_T
 
 
 def token_losses(logits_TV: Tensor, target_T: Tensor, ignored: int) -> Tensor:
@@ -53,13 +60,13 @@ class _CrossEntropy(torch.autograd.Function):
             share_T = share_T * weight_T.to(loss_T.dtype)
             loss_T = loss_T * share_T
         ctx.save_for_backward(logits_TV, normaliser_T, place_T1, share_T)
-        return loss_T.sum()
+        return loss_T
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, None, None, None]:
         logits_TV, normaliser_T, place_T1, share_T = ctx.saved_tensors
-        grad_TV, grad_T1 = torch.empty_like(logits_TV), (share_T * grad).unsqueeze(1)
+        grad_TV, grad_T1 = torch.empty_like(logits_TV), (share_T * grad_T).unsqueeze(1)
         for rows in _pieces(logits_TV):
             probs_tV = (logits_TV[rows] - normaliser_T[rows].unsqueeze(1)).exp_()
             probs_tV *= grad_T1[rows]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from workers.losses.cross_entropy import IGNORED, cross_entropy, token_losses
+from workers.losses.cross_entropy import IGNORED, cross_entropy, token_losses, weighed_losses
 
 PIECE_BYTES = {"cpu": 32 * 1024**2, "cuda": 256 * 1024**2}
 """Of a piece's logits in float32. More gain no time: the head is read once a piece."""
@@ -42,6 +42,12 @@ class PiecewiseHead:
         one."""
         total: Tensor = _HeadLoss.apply(self, hidden_TD, target_T, weight_T, *self.trained)  # type: ignore[no-untyped-call]
         return total
+
+    def each(self, hidden_TD: Tensor, target_T: Tensor, weight_T: Tensor | None = None) -> Tensor:
+        """What `loss` sums, [T], with gradients: of a head that does not learn."""
+        assert not self.trained, "the gradients of its weights are made for all targets together"
+        loss_T: Tensor = _EachLoss.apply(self, hidden_TD, target_T, weight_T)  # type: ignore[no-untyped-call]
+        return loss_T
 
     @torch.no_grad()
     def losses(self, hidden_TD: Tensor, target_T: Tensor) -> Tensor:
@@ -90,6 +96,31 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_TD, *grads = (one * grad.to(one.dtype) for one in ctx.saved_tensors)
         return None, grad_TD, None, None, *grads
+
+
+class _EachLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, head: PiecewiseHead, hidden_TD: Tensor, target_T: Tensor, weight_T: Tensor | None
+    ) -> Tensor:
+        grad_TD, losses = torch.empty_like(hidden_TD), [_wide(hidden_TD.new_zeros(0))]
+        for rows in head.pieces(target_T):
+            weight_t = None if weight_T is None else weight_T[rows]
+            with torch.enable_grad():
+                hidden_tD = hidden_TD[rows].detach().requires_grad_()
+                logits_tV = head.logits(hidden_tD)
+                loss_t = weighed_losses(logits_tV, target_T[rows], IGNORED, weight_t)
+            one_t = torch.ones_like(loss_t)
+            (grad_TD[rows],) = torch.autograd.grad(loss_t, [hidden_tD], one_t)
+            losses.append(loss_t.detach())
+        ctx.save_for_backward(grad_TD)
+        return torch.cat(losses)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_TD,) = ctx.saved_tensors
+        return None, grad_TD * grad_T.unsqueeze(1).to(grad_TD.dtype), None, None
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -47,7 +47,11 @@ class Attempt:
         the disk before anybody hears of it; so a run that ended just before it could say so says it
         again."""
         run, ended = self.run, self.run.done
-        metrics = run.metrics if ended else run.advance(self.checkpoints.after_step)
+        return self.tell(run.metrics if ended else run.advance(self.checkpoints.after_step), ended)
+
+    def tell(self, metrics: Metrics, ended: bool) -> Metrics:
+        """Write down a report, which the run gave or, `ended` before, gives once more."""
+        run = self.run
         if run.is_best:
             run.save_adapter(self.record.adapter)
         if run.world.is_first:

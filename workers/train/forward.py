@@ -49,6 +49,19 @@ def batch_loss(base: Base, batch: Batch) -> Tensor:
     return _scored(base, batch, targets, score)
 
 
+def part_losses(base: Base, batch: Batch, part_F: Tensor, parts: int) -> Tensor:
+    """`batch_loss` of each part of a batch, [P]. `part_F` has the part of each position, on the
+    CPU; no target is of none (-1). The head must not learn."""
+    targets = _targets(batch, base.device)
+    part_T = onto(base.device, part_F[_scored_places(batch)])
+
+    def score(head: PiecewiseHead, hidden_TD: Tensor) -> Tensor:
+        loss_T = head.each(hidden_TD, targets.token_T, targets.weight_T)
+        return loss_T.new_zeros(parts).index_add(0, part_T, loss_T)
+
+    return _scored(base, batch, targets, score)
+
+
 @torch.no_grad()
 def target_losses(base: Base, batch: Batch) -> Tensor:
     """-log p of each target token, row after row, without gradients."""
@@ -111,12 +124,15 @@ def _told_lengths(base: Base, batch: Batch) -> tuple[int, ...]:
 
 def _targets(batch: Batch, device: torch.device) -> _Targets:
     """Found on the CPU: a GPU would have to be waited for, to know their number."""
-    token_F = predicted(batch.labels_BS).flatten()
-    place_T = (token_F != IGNORED).nonzero().flatten()
+    token_F, place_T = predicted(batch.labels_BS).flatten(), _scored_places(batch)
     weight_T = None
     if batch.weights_BS is not None:
         weight_T = onto(device, predicted(batch.weights_BS, 0).flatten()[place_T])
     return _Targets(onto(device, place_T), onto(device, token_F[place_T]), weight_T)
+
+
+def _scored_places(batch: Batch) -> Tensor:
+    return (predicted(batch.labels_BS).flatten() != IGNORED).nonzero().flatten()
 
 
 def _picked(tensor_BSX: Tensor, targets: _Targets) -> Tensor:

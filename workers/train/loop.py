@@ -1,9 +1,8 @@
 """The train loop. It knows nothing of Ray: workers.train.ray_worker starts it in both ways."""
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from workers.config.metrics import EARLY_STOPPING, expert_load
 from workers.config.train import TrainSpec
 from workers.data.counts import RowCounts
 from workers.data.epoch import in_steps, steps_of_run
-from workers.data.streaming.batches import StreamedBatches
 from workers.injection.inject import inject
 from workers.models.packing import check_packing
 from workers.parallel.exchange_choice import share_out
@@ -24,20 +22,18 @@ from workers.parallel.mesh import Mesh
 from workers.parallel.strategy import update_for
 from workers.parallel.world import World
 from workers.run.early_stopping import Patience
-from workers.run.events import EventLog
 from workers.run.heartbeat import HeartbeatWriter
-from workers.run.progress import StepTimer
-from workers.run.record import Metrics, RunPlan, note_rows
+from workers.run.record import Metrics, RunPlan
 from workers.run.samples import Sample
 from workers.train.checkpoint import state as checkpoint
 from workers.train.compiled import CompiledLayers, compiled_layers
 from workers.train.evaluation.evaluator import Evaluation
 from workers.train.inputs import Inputs
-from workers.train.layout import lay_out, micro_batch, run_batches
-from workers.train.out_of_memory import FittingPasses, StepOutOfMemoryError
-from workers.train.report import check_finite, summary
+from workers.train.layout import micro_batch, run_batches
+from workers.train.report import check_finite
+from workers.train.run_steps import RunSteps
 from workers.train.start import start_from
-from workers.train.step import StepResult, TrainStep
+from workers.train.step import TrainStep
 from workers.train.used import data_before, read_used, used_file
 
 
@@ -47,7 +43,7 @@ class TrainingRun:
     compiled: CompiledLayers | None = None
     """With model.compile, its layers."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- what a run may share with others
         self,
         spec: TrainSpec,
         plan: RunPlan,
@@ -55,9 +51,11 @@ class TrainingRun:
         world: World | None = None,
         inputs: Inputs | None = None,
         heartbeat: HeartbeatWriter | None = None,
+        slot: str = "default",
     ) -> None:
         """`inputs` are those of an earlier run with the same model and data, if there was one;
-        `heartbeat` is told where this worker is, and stops with the run."""
+        `heartbeat` is told where this worker is, and stops with the run. `slot` is the adapter's on
+        the model, which other runs may train theirs on."""
         self.plan = plan
         mesh = Mesh.of(spec.parallel) if world is None else Mesh(world, dp=world)
         self.world = mesh.world
@@ -65,7 +63,6 @@ class TrainingRun:
         self.inputs = inputs or Inputs.load(spec)
         self.spec = spec = spec.with_model(self.inputs.spec.model)
         """What it computes, in the precision of its base."""
-        self.step = 0
         self.metrics: Metrics = {}
         """The last report."""
         self.patience = Patience.of(spec.optimizer.early_stopping, plan.watched)
@@ -76,8 +73,6 @@ class TrainingRun:
         """Some validation rows with what was answered to them in the last report, if it has any."""
         self._sample: RoutingSample | None = None
         self._earlier_data: tuple[str, ...] = ()
-        self._results: list[StepResult] = []
-        self._seconds = 0.0
         if spec.parallel.threads:
             torch.set_num_threads(spec.parallel.threads)
         checkpoint.seed_worker(spec.seed, self.world)
@@ -87,34 +82,42 @@ class TrainingRun:
         self.inputs.encode(lambda *_: self.heartbeat.moving())  # all: it must not fail after hours
         self.heartbeat.beat("loading")
         base = self.inputs.base
-        self.steps = steps_of_run(spec.optimizer, lambda: self.inputs.parts)
-        """Optimizer steps in all."""
-        self._batches = run_batches(spec, self.inputs, self.world, self.heartbeat.moving)
-        self.adapter = inject(base.model, spec.adapter, seed=spec.seed)
-        self._timer = StepTimer(self.steps, spec.evaluation.every, self.world.size)
-        self._fitting = FittingPasses(spec, EventLog(plan.folder), self.world.rank)
+        total = steps_of_run(spec.optimizer, lambda: self.inputs.parts)
+        batches = run_batches(spec, self.inputs, self.world, self.heartbeat.moving)
+        self.taking = RunSteps(spec, plan, self.inputs, self.world, batches, total, self.heartbeat)
+        self.adapter = inject(base.model, spec.adapter, slot=slot, seed=spec.seed)
         self._evaluate = Evaluation(
             self.inputs,
             self.adapter,
             spec,
             self.world,
             self.heartbeat.moving,
-            fitting=self._fitting,
+            fitting=self.taking.fitting,
         )
         try:
             start_from(spec, self.adapter, self.inputs.base_record)
-            micro = micro_batch(spec, self.inputs, self.world.size, self._batches)
+            micro = micro_batch(spec, self.inputs, self.world.size, batches)
             self._shards = share_out(spec, base.model, self.adapter, mesh, micro)
             self.exchange = self._shards.choice
             """With expert parallelism, how experts and tokens meet, and why so."""
             self._update = update_for(spec, base.model, self.adapter, self._shards)
-            self._train_step = TrainStep(
-                in_steps(spec, self.steps), base, self.adapter, self._update, self.heartbeat
+            self.train_step = TrainStep(
+                in_steps(spec, total), base, self.adapter, self._update, self.heartbeat
             )
             self.compiled = compiled_layers(spec, base, self.adapter)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.taking.taken
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.taking.total
 
     @property
     def done(self) -> bool:
@@ -135,11 +138,21 @@ class TrainingRun:
     @property
     def train_counts(self) -> RowCounts:
         """What encoding did to the rows to learn from; of a stream to those of this window."""
-        return self._stream.counts if self._stream else self.inputs.train_counts
+        return self.taking.counts
 
     def advance(self, after_step: Callable[["TrainingRun"], None] | None = None) -> Metrics:
-        """Train to the next report and evaluate; the same figures on every worker. `after_step` is
-        called after each step but the last.
+        """Train to the next report, and `report`. `after_step` is called after each step but the
+        last."""
+        until = self.taking.next_report
+        model = self.inputs.base.model.train()
+        try:
+            self._train_until(until, after_step)
+        finally:
+            model.eval()
+        return self.report()
+
+    def report(self) -> Metrics:
+        """Evaluate, in eval mode; the same figures on every worker.
 
         `{"step", "steps", "epoch", "train": {"loss", "cross_entropy", …, "grad_norm", "lr",
         "tokens_per_second"}, "validation": …}`, losses as means over the steps since the last
@@ -148,26 +161,20 @@ class TrainingRun:
         not in the means. Raises DivergedError if more steps in a row than allowed, or anything of
         the report, is not finite.
         """
-        every = self.spec.evaluation.every
-        until = min((self.step // every + 1) * every, self.steps)
-        model = self.inputs.base.model.train()
-        try:
-            self._train_until(until, after_step)
-        finally:
-            model.eval()
-        train = summary(self._results, self._seconds, self.metrics.get("train", {}))
+        train = self.taking.summary(self.metrics.get("train", {}))
         if self.exchange:
-            sent, steps = self._shards.traffic.take(), max(len(self._results), 1)
+            sent, steps = self._shards.traffic.take(), max(len(self.taking.results), 1)
             train["exchanged_bytes_per_step"] = sent / steps
-        self._results, self._seconds = [], 0.0
+        self.taking.reported()
         self.heartbeat.beat("evaluate")
-        with self._shards.gathered(), self._as_written():
+        rows, slot = self.adapter.rows, self.adapter.slot
+        with self._shards.gathered(), self._as_written(), rows.everywhere(slot):
             measured = self._evaluate.measure(last=self.done or self.patience is not None)
         self._sample, self.samples = measured.routing_sample, measured.samples
         self.metrics = {
             "step": self.step,
             "steps": self.steps,
-            "epoch": self._batches.epoch(self.step),
+            "epoch": self.taking.epoch,
             "train": train,
             "validation": measured.metrics,
         }
@@ -208,15 +215,11 @@ class TrainingRun:
         that a disk that is full fails one of them alone."""
         self.heartbeat.beat("save")
         return {
-            "step": self.step,
+            **self.taking.state(),
             "metrics": self.metrics,
-            "results": [asdict(result) for result in self._results],
-            "seconds": self._seconds,
             "random": self.world.gather(checkpoint.random_states()),
-            "schedule": self._train_step.schedule_state(),
+            "schedule": self.train_step.schedule_state(),
             "update": self._update.whole_state(),
-            "stream": self._stream.position(self.step) if self._stream else None,
-            "fitting": self._fitting.state(self.world),
             "patience": self.patience.state() if self.patience else None,
         }
 
@@ -228,8 +231,8 @@ class TrainingRun:
         checkpoint.write_state(folder, {**state, "update": optimizer})
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote. The data position is the step, and of a stream its place
-        beside it. Raises InputError where the rows or the base are others than then."""
+        """Continue from what `save` wrote. Raises InputError where the rows or the base are others
+        than then."""
         state = checkpoint.read_state(folder)
         adapter = files.read(folder / "adapter")
         if adapter.manifest and self.world.is_first:
@@ -238,73 +241,38 @@ class TrainingRun:
             self._earlier_data = data_before(adapter.manifest, self.inputs.used, study, str(folder))
         self._update.load_whole_state({**state["update"], "adapter": adapter.tensors})
         self._sample = adapter.manifest.routing_sample if adapter.manifest else None
-        self._train_step.load_schedule_state(state["schedule"])
-        self.step, self.metrics = state["step"], state["metrics"]
+        self.train_step.load_schedule_state(state["schedule"])
+        self.metrics = state["metrics"]
         if self.patience and self._same_rows(adapter.manifest):  # else they do not compare
             self.patience = self.patience.resumed(state["patience"])
         if self.metrics:  # accepted new rows may have made it another number
             self.metrics = {**self.metrics, "steps": self.steps}
-        self._results = [StepResult(**result) for result in state["results"]]
-        self._seconds = state["seconds"]
-        self._fitting.load_state(state.get("fitting"))
-        if self._stream:
-            self._stream.seek(state["stream"])
+        self.taking.load_state(state)
         checkpoint.restore_random_states(state["random"], self.world)
 
     def close(self) -> None:
         """Take the adapter off the base model, which the next run may use."""
-        if self._stream:
-            self._stream.close()
+        if self.taking.stream:
+            self.taking.stream.close()
         if self.compiled:
             self.compiled.remove()
         self.adapter.remove()
         self.heartbeat.stop()
 
-    @property
-    def _stream(self) -> StreamedBatches | None:
-        return self._batches if isinstance(self._batches, StreamedBatches) else None
-
     def _as_written(self) -> AbstractContextManager[None]:
         return self.compiled.as_written() if self.compiled else nullcontext()
 
     def _train_until(self, step: int, after_step: Callable[["TrainingRun"], None] | None) -> None:
-        self._timer.start()
+        self.taking.begin()
         while self.step < step:
-            started = time.perf_counter()
-            self.heartbeat.beat("data", self.step)
-            result = self._take_step()
-            self._results.append(result)
-            self._seconds += time.perf_counter() - started
-            self._note(result)
-            self.step += 1
-            epoch = self._batches.epoch(self.step)
-            self.heartbeat.progress = self._timer.step(self.step, epoch, result)
+            self.taking.take(self.train_step)
             if after_step and self.step < step:
                 after_step(self)
-
-    def _take_step(self) -> StepResult:
-        """In smaller passes from here on, where memory runs out."""
-        before = checkpoint.random_states()
-        while True:
-            passes = self._batches.micro_batches(self.step, self._fitting.training)
-            try:
-                return self._train_step(lay_out(self.spec, passes, self.inputs.pad_token_id))
-            except StepOutOfMemoryError:
-                self._fitting.halve_training(self._batches, self.step)
-            checkpoint.set_random_states(before)
 
     def _same_rows(self, then: Manifest | None) -> bool:
         """Whether a checkpoint's evaluations were on the rows of today; the same on all workers."""
         same = then is None or then.data_digest in (None, self.inputs.data_digest)
         return bool(self.world.gather(same)[0])
-
-    def _note(self, result: StepResult) -> None:
-        if result.fault and self.world.is_first:
-            EventLog(self.plan.folder).note("skipped", result.fault, step=self.step)
-        if self.spec.data.record_rows:
-            everyone = self.world.gather(self._batches.mine(self.step, self._fitting.training))
-            if self.world.is_first:
-                note_rows(self.plan.folder, self.step, everyone)
 
     def _manifest(self) -> Manifest:
         return Manifest(

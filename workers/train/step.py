@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workers.config.train import OptimizerSpec, TrainSpec
 from workers.data.batches import Batch
-from workers.injection.adapter import Adapter
+from workers.injection.adapter import Adapter, LayerRecord
 from workers.layers.ops.transfer import onto
 from workers.losses.auxiliary import RoutedLayer
 from workers.losses.enabled import EnabledLosses
@@ -58,7 +58,7 @@ class StepResult:
 
 
 @dataclass(frozen=True)
-class _Counts:
+class StepCounts:
     """Tokens of one step over all workers: what its losses are means over. Numbers in float64 on
     the base's device, so that nobody waits for other workers' before there is work to do."""
 
@@ -91,8 +91,8 @@ class TrainStep:
         self._base, self._adapter, self._update = base, adapter, update
         self._world = update.world
         self._spec = spec
-        self._auxiliary = EnabledLosses(spec.loss, self._world.all_reduce)
-        enabled = self._auxiliary.weights if adapter.routers else ()
+        self.auxiliary = EnabledLosses(spec.loss, self._world.all_reduce)
+        enabled = self.auxiliary.weights if adapter.routers else ()
         self._names = ("cross_entropy", *enabled, "loss")
         self._max_grad_norm = spec.optimizer.max_grad_norm or math.inf
         self._max_skipped, self._skipped = spec.optimizer.max_skipped_steps, 0
@@ -103,16 +103,33 @@ class TrainStep:
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
         """Take one step on this worker's micro-batches; every worker has the same number. Raises
         StepOutOfMemoryError on all of them, with nothing changed, where one lacked memory."""
-        self._beat("forward")
-        counts = self._count(batches)
+        counts = self.count(batches)
         sums, lacking = self._passes(batches, counts)
+        # Read only here, once, so that a GPU does not run dry between micro-batches.
+        return self.conclude(self.reduce(sums, lacking, counts).tolist())
+
+    def count(self, batches: Sequence[Batch]) -> StepCounts:
+        """A step begins: what its losses are means over."""
+        self._beat("forward")
+        self.auxiliary.begin()
+        targets = sum(batch.counted for batch in batches)
+        tokens = [int(batch.attention_mask_BS.sum()) for batch in batches]
+        in_all = self._world.totals([targets, *tokens], self._base.device)
+        return StepCounts(in_all[0], in_all[1:].sum(), in_all[1:].unbind())
+
+    def reduce(self, sums: Tensor, lacking: Tensor, counts: StepCounts) -> Tensor:
+        """After the last pass: sum gradients and figures over the workers, and clip. `sums` are the
+        parts of each loss, `lacking` whether memory was, and that with one row, as numbers."""
         self._beat("reduce")
         self._update.reduce()
         norm = self._update.clip(self._max_grad_norm)
         reduced = self._world.all_reduce(torch.cat([sums, lacking]))
-        figures = torch.cat([reduced, torch.stack([norm.to(reduced), counts.tokens])])
-        # Read only here, once, so that a GPU does not run dry between micro-batches.
-        *losses, some, alone, grad_norm, tokens = figures.tolist()
+        return torch.cat([reduced, torch.stack([norm.to(reduced), counts.tokens])])
+
+    def conclude(self, figures: Sequence[float]) -> StepResult:
+        """Take the step that `reduce` has told the figures of, or leave it out. Raises
+        StepOutOfMemoryError, and DivergedError."""
+        *losses, some, alone, grad_norm, tokens = figures
         if some:
             self._update.drop()
             raise too_large(self._spec) if alone else StepOutOfMemoryError
@@ -131,6 +148,10 @@ class TrainStep:
         self._schedule_at(self._done + 1)
         return result
 
+    def drop(self) -> None:
+        """Leave the step as if it had not begun."""
+        self._update.drop()
+
     def schedule_state(self) -> dict[str, Any]:
         """The schedule's state, for a later run."""
         return {"last_epoch": self._done}
@@ -147,19 +168,12 @@ class TrainStep:
         for group, peak in zip(self._update.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * share
 
-    def _count(self, batches: Sequence[Batch]) -> _Counts:
-        targets = sum(batch.counted for batch in batches)
-        tokens = [int(batch.attention_mask_BS.sum()) for batch in batches]
-        in_all = self._world.totals([targets, *tokens], self._base.device)
-        return _Counts(in_all[0], in_all[1:].sum(), in_all[1:].unbind())
-
-    def _passes(self, batches: Sequence[Batch], counts: _Counts) -> tuple[Tensor, Tensor]:
+    def _passes(self, batches: Sequence[Batch], counts: StepCounts) -> tuple[Tensor, Tensor]:
         """All forward and backward passes: this worker's part of each loss, and whether it lacked
         memory, and that with one row. Then the other workers make theirs all the same, and get
         zeros where they wait for its numbers."""
         parts: list[Tensor] = []
         failed = None
-        self._auxiliary.begin()
         try:
             with self._attending(batches):
                 for batch, micro_tokens in zip(batches, counts.micro_tokens, strict=True):
@@ -180,7 +194,7 @@ class TrainStep:
         parts.clear()
         self._update.drop()
         release()
-        self._auxiliary.finish(len(batches), self._adapter.routers.values())
+        self.auxiliary.finish(len(batches), self._adapter.routers.values())
         lacking = torch.tensor([1.0, failed.rows == 1], dtype=torch.float64)
         return self._zeros(len(self._names)), onto(self._base.device, lacking)
 
@@ -192,25 +206,38 @@ class TrainStep:
         packed = any(batch.lengths for batch in batches)
         return taking_packed_rows(self._base.model) if packed else nullcontext()
 
-    def _backward(self, batch: Batch, counts: _Counts, micro_tokens: Tensor) -> Tensor:
+    def _backward(self, batch: Batch, counts: StepCounts, micro_tokens: Tensor) -> Tensor:
         """Forward and backward of one micro-batch; this worker's part of each loss of the step, in
         the order of their names."""
         self._beat("forward")
-        rank_space = self._auxiliary.needs_rank_space
+        rank_space = self.auxiliary.needs_rank_space
         # The backward pass runs outside: recomputed activations must not be recorded.
         with recorded(self._adapter, self._base, batch, rank_space=rank_space) as records:
             cross_entropy = batch_loss(self._base, batch)
+        parts = self.parts(cross_entropy, records, batch, counts, micro_tokens)
+        self._beat("backward")
+        self._update.backward(parts[-1])
+        return parts.detach()
+
+    def parts(
+        self,
+        cross_entropy: Tensor,
+        records: Sequence[LayerRecord],
+        batch: Batch,
+        counts: StepCounts,
+        micro_tokens: Tensor,
+    ) -> Tensor:
+        """What a micro-batch adds to each loss of the step, in the order of their names; the last
+        one is their sum with weights. Of its cross-entropy, and of what the layers did with it."""
         parts = {"cross_entropy": cross_entropy / counts.targets.to(cross_entropy.dtype)}
-        parts |= self._auxiliary(
+        parts |= self.auxiliary(
             [RoutedLayer(one.routing, one.mask_T, one.rank_space) for one in records],
             own=int(batch.attention_mask_BS.sum()) / counts.tokens,
             everyone=micro_tokens / counts.tokens / self._world.size,
         )
-        weights = self._auxiliary.weights
-        loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()])
-        self._beat("backward")
-        self._update.backward(loss.sum())
-        return torch.stack([*parts.values(), loss.sum()]).detach()
+        weights = self.auxiliary.weights
+        loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()
+        return torch.stack([*parts.values(), loss])
 
     def _skip(self, result: StepResult) -> None:
         """A number that is not finite would go into every later step: leave it out, and stop where

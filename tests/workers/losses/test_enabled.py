@@ -133,7 +133,7 @@ def test_a_new_loss_is_trained_reported_and_shown(spec: ToyTrainSpec, tmp_path: 
     assert last["train"]["toy"] < first["train"]["toy"], "it is minimised"
     assert "train/toy" in reported(spec)
     timer = StepTimer(steps=4, every=2, workers=1)
-    progress = timer.step(1, 0.1, run._train_step([collate(run.inputs.train[:8], 0)]))
+    progress = timer.step(1, 0.1, run.train_step([collate(run.inputs.train[:8], 0)]))
     assert progress.report()["train"]["toy"] == pytest.approx(progress.auxiliary["toy"])
     with patch.dict(AUXILIARY, {"toy": AuxiliaryLoss(TOY.function, "toy_weight", "", short="toy")}):
         assert f"toy {progress.auxiliary['toy']:.2f}" in RunStatus(progress=progress).lines()[0]

@@ -106,20 +106,20 @@ def test_what_was_accumulated_before_is_dropped(make_spec: SpecMaker, tmp_path: 
 def test_packed_passes_are_halved_by_their_tokens(make_spec: SpecMaker, tmp_path: Path) -> None:
     spec = make_spec(data__packing=True, adapter__dropout=0.1)
     run = begun(spec, tmp_path / "run")
-    first = sum(len(one) for one in run._batches.micro_batches(0)[0])
+    first = sum(len(one) for one in run.taking.batches.micro_batches(0)[0])
     hook = greedy(run.inputs.base.model, tokens(first // 2), mode="training")
     to_the_end(run)
     hook.remove()
     ((step, message), *_) = said(tmp_path / "run")
     assert step == 0
     assert f"{first // 2} tokens at most in a forward pass from here on (before: all" in message
-    limit = run._fitting.training
+    limit = run.taking.fitting.training
     assert limit.tokens is not None
     for step in range(4):
-        for passed in run._batches.micro_batches(step, limit):
+        for passed in run.taking.batches.micro_batches(step, limit):
             assert len(passed) == 1 or sum(map(len, passed)) <= limit.tokens
     wanted = begun(spec, tmp_path / "small")
-    wanted._fitting.training = limit
+    wanted.taking.fitting.training = limit
     to_the_end(wanted)
     assert_equal(run, wanted)
 
@@ -140,8 +140,8 @@ def test_a_run_that_goes_on_keeps_what_it_has_found(
     run.adapter.remove()
     again = begun(spec, tmp_path / "again", run.inputs)
     again.load(tmp_path / "state")
-    assert again._fitting.training == run._fitting.training
-    assert again._fitting.evaluation == run._fitting.evaluation != spec.evaluation_limit
+    assert again.taking.fitting.training == run.taking.fitting.training
+    assert again.taking.fitting.evaluation == run.taking.fitting.evaluation != spec.evaluation_limit
     again.advance()
     hook.remove()
     assert said(tmp_path / "again") == []
@@ -232,7 +232,7 @@ held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesi
 more = 60 << 20
 resource.setrlimit(resource.RLIMIT_AS, (held + more, held + more))
 run.advance()
-print(run._fitting.training.rows, run.metrics["train"]["loss"])
+print(run.taking.fitting.training.rows, run.metrics["train"]["loss"])
 """
 
 

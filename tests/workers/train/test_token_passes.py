@@ -60,8 +60,8 @@ def test_a_run_learns_with_them_and_halves_them(make_spec: SpecMaker, tmp_path: 
         "tokens at most in a forward pass from here on (before: 256 tokens)" in m for m in said
     )
     assert any("tokens at most in an evaluation's pass" in message for message in said)
-    assert run._fitting.training.tokens is not None
-    assert run._fitting.training.tokens <= 160
+    assert run.taking.fitting.training.tokens is not None
+    assert run.taking.fitting.training.tokens <= 160
     run.close()
 
 
@@ -69,8 +69,8 @@ def test_a_run_learns_with_them_and_halves_them(make_spec: SpecMaker, tmp_path: 
 def test_short_rows_fill_a_pass(make_spec: SpecMaker, tmp_path: Path, packing: bool) -> None:
     spec = make_spec(optimizer__micro_batch_tokens=256, data__packing=packing)
     run = TrainingRun(spec, RunPlan(tmp_path / "run", "study"))
-    lengths = [len(one) for one in run._batches.micro_batches(0)[0]]
-    passes = run._batches.micro_batches(0, spec.pass_limit)
+    lengths = [len(one) for one in run.taking.batches.micro_batches(0)[0]]
+    passes = run.taking.batches.micro_batches(0, spec.pass_limit)
     assert 1 < len(passes) < 8
     for one in passes:
         held = sum(map(len, one)) if packing else len(one) * max(map(len, one))

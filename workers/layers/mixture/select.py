@@ -37,8 +37,8 @@ PLAIN_PRODUCTS = 256 * 64
 class Mode(NamedTuple):
     """How a layer runs."""
 
-    rate: float | Tensor
-    """Dropout on the input of every A, 0 in inference; a tensor [T] where tokens differ."""
+    rate: dropout.Rate
+    """Dropout on the input of every A, 0 in inference."""
     fused: bool = True
     """Take the GPU kernel where there is one."""
 
@@ -77,7 +77,8 @@ def mixture(
     else:
         way = plain_mixture if _is_plain(inner, outer, assignments) else _chunked
     width = block.sizes(block.outer[0])[0]
-    return way(block, inner, outer, assignments, dropout.draw(inner[0].frozen_TO, width, mode.rate))
+    rate = mode.rate if isinstance(mode.rate, float) else mode.rate.again()
+    return way(block, inner, outer, assignments, dropout.draw(inner[0].frozen_TO, width, rate))
 
 
 def plain_mixture(
@@ -166,7 +167,7 @@ def _is_fused(
     mode: Mode,
 ) -> bool:
     banks = [one.bank for one in inner if one.bank is not None]
-    if isinstance(mode.rate, Tensor) or any(bank.factor_NO is not None for bank in banks):
+    if not isinstance(mode.rate, float) or any(bank.factor_NO is not None for bank in banks):
         return False
     rank = max(bank.lora_A_NRI.shape[1] for bank in [*banks, *([outer] if outer else [])])
     slots, act = assignments.expert_TK.shape[1], activation_name(block.act)

@@ -122,6 +122,11 @@ class Router(nn.Module, ABC):
         return void == "always" or spec.gate_form == "residual" or thinned
 
     @property
+    def is_random(self) -> bool:
+        """Whether it draws random numbers."""
+        return self.training and bool(self.spec.router_jitter or self.spec.expert_dropout)
+
+    @property
     def void(self) -> int:
         """The number that stands for no expert."""
         return self.weight.shape[0]

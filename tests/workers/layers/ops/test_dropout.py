@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from workers.config.adapter import AdapterSpec
 from workers.layers.experts import LinearExperts
-from workers.layers.ops.dropout import InputDropout, draw, dropped
+from workers.layers.ops.dropout import OwnRate, PartedRates, draw, dropped
+from workers.layers.ops.input_dropout import InputDropout
 
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
@@ -44,10 +45,28 @@ def test_a_share_is_dropped_and_the_mean_kept(device: str, rate: float) -> None:
 
 @devices
 def test_a_rate_may_be_each_tokens_own(device: str) -> None:
-    hidden_TI = torch.ones(2, 1000, device=device)
-    none, half = dropped(hidden_TI, torch.tensor([0.0, 0.5], device=device))
+    hidden_TI = torch.ones(3, 1000, device=device)
+    place_T = torch.tensor([1, 0, 2], device=device)
+    rates = PartedRates([(OwnRate(0.5), 1), (OwnRate(0.0), 1), (OwnRate(0.5), 1)], place_T)
+    none, half, other = dropped(hidden_TI, rates)
     assert torch.equal(none, hidden_TI[0])
     assert float((half == 0).float().mean()) == pytest.approx(0.5, abs=0.1)
+    assert not torch.equal(half, other)
+
+
+@devices
+def test_a_seed_of_ones_own_hangs_on_nobody_else(device: str) -> None:
+    hidden_TI = torch.ones(4, 1000, device=device)
+    own = OwnRate(0.5, seed=7)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    alone = dropped(hidden_TI[:2], own)
+    parts = [(OwnRate(0.3, seed=8), 2), (own, 2)]
+    beside = dropped(hidden_TI, PartedRates(parts, torch.arange(4, device=device)))
+    assert torch.equal(beside[2:], alone)
+    assert torch.equal(dropped(hidden_TI[:2], own), alone), "asked again, it is the same mask"
+    assert not torch.equal(dropped(hidden_TI[:2], own.again()), alone)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,26 @@
+"""Which runs can be packed, and which of them together. Without torch."""
+
+from workers.config.base import InputError
+from workers.config.train import TrainSpec
+
+
+def pack_key(spec: TrainSpec) -> tuple[object, ...]:
+    """Equal for runs that can share a pack: one base, the same rows, as many workers."""
+    return spec.model, spec.data, spec.evaluation.rows_per_task, spec.parallel
+
+
+def check_packs(spec: TrainSpec) -> None:
+    """InputError for a run that cannot be packed, with the reason."""
+    parallel, why = spec.parallel, ""
+    if parallel.strategy != "ddp":
+        why = f"parallel.strategy {parallel.strategy} lays one run's base out in shards"
+    elif parallel.ep_size > 1:
+        why = "with parallel.ep_size above 1 each run's experts lie on several workers"
+    elif parallel.is_elastic:
+        why = "the workers of a pack must not change while its runs go on"
+    elif spec.model.compile:
+        why = "model.compile would compile each set of adapters anew"
+    elif spec.adapter.train_also:
+        why = "each run's own copy of adapter.train_also is as large as what packs share"
+    if why:
+        raise InputError(f"search.pack: {why}; leave search.pack at 1")

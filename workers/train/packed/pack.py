@@ -1,0 +1,195 @@
+"""Several runs on one frozen base. It knows nothing of Ray, and has one thread.
+
+A run joins with its task, takes its steps together with the others (`joint_step`), and leaves when
+it is done, or when it is told to. Whatever fails in it fails it alone.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+
+from workers.injection.inject import row_map
+from workers.parallel.world import World
+from workers.run.events import EventLog
+from workers.run.record import Metrics, RunRecord
+from workers.train.attempt import Attempt, in_precision, watched
+from workers.train.checkpoint.state import seed_worker
+from workers.train.inputs import Inputs
+from workers.train.loop import TrainingRun
+from workers.train.out_of_memory import DoesNotFitError, StepOutOfMemoryError, too_large
+from workers.train.packed.joint_step import JoiningStep, JointStep
+from workers.train.packed.key import check_packs
+from workers.train.packed.member import Member, OwnState, SharedHeartbeat
+from workers.train.step import StepResult
+from workers.train.task import RunTask
+
+Told = dict[str, Metrics | Exception]
+"""By run its report, with "done" and "folder", or why it has ended."""
+
+
+class Pack:
+    """Runs that share a base. With several workers each has a Pack of the same runs, and all call
+    the same methods in the same order."""
+
+    def __init__(self, size: int, world: World | None = None) -> None:
+        """`size`: so many runs share a pass at most."""
+        self._world = world or World()
+        self._together = size
+        self._inputs: Inputs | None = None
+        self._members: dict[str, Member] = {}
+        self._hearts: dict[str, SharedHeartbeat] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Its runs, in the order in which they came."""
+        return [*self._members]
+
+    def join(self, task: RunTask) -> None:
+        """Begin a run, or go on with it from its last checkpoint; one of its name that is here goes
+        first. Raises what makes that fail."""
+        self.leave(task.name)
+        first, own_state = self._world.is_first, OwnState()
+        record = task.record() if first else RunRecord(task.plan.folder)
+        if first:
+            record.begin(task.spec)
+        self._world.barrier()
+        heart = SharedHeartbeat(self._world.rank, self._world.size, self._hearts)
+        heart.write(record.folder, record.observe)
+        self._hearts[task.name] = heart
+        try:
+            with watched(heart, task.spec, record), own_state():
+                attempt = self._begun(task, record, heart)
+        except BaseException:
+            del self._hearts[task.name]
+            heart.stop()
+            raise
+        self._members[task.name] = Member(attempt, own_state)
+
+    def leave(self, name: str) -> None:
+        """Take a run out, if it is here; it can join again."""
+        if name in self._members:
+            self._members.pop(name).close()
+            self._hearts.pop(name)
+
+    def round(self, wanting: Collection[str]) -> Told:
+        """A step of each of these runs, together, and the reports of those that came to one. What
+        is told as done, or as failed, has left."""
+        members = [self._members[name] for name in self.names if name in wanting]
+        for one in members:
+            one.wanted()
+        told: Told = {}
+        if stepping := [one for one in members if not one.is_due]:
+            self._step(stepping, told)
+        for one in members:
+            if one.is_due and one.name not in told:
+                self._report(one, told)
+        return told
+
+    def close(self) -> None:
+        """Take all runs out."""
+        for name in self.names:
+            self.leave(name)
+
+    def _begun(self, task: RunTask, record: RunRecord, heart: SharedHeartbeat) -> Attempt:
+        task = in_precision(task)
+        check_packs(task.spec)
+        inputs = Inputs.load(task.spec, self._inputs)
+        assert not self._members or inputs is self._inputs, "runs of one pack share base and rows"
+        self._inputs = inputs
+        inputs.base.model.eval()
+        seed_worker(task.spec.seed, self._world)
+        # Whoever looks how the base computes means the base.
+        with row_map(inputs.base.model).everywhere(None):
+            run = TrainingRun(
+                task.spec,
+                task.plan,
+                world=self._world,
+                inputs=inputs,
+                heartbeat=heart,
+                slot=task.name,
+            )
+            return Attempt.begin(run, record)
+
+    def _step(self, members: Sequence[Member], told: Told) -> None:
+        assert self._inputs is not None
+        if not self._inputs.base.model.training:
+            self._inputs.base.model.train()
+        started = time.perf_counter()
+        results = self._taken(members)
+        seconds = (time.perf_counter() - started) / len(members)
+        for one, result in zip(members, results, strict=True):
+            try:
+                if isinstance(result, Exception):
+                    raise result
+                one.took(result, seconds)
+            except Exception as error:
+                self._fail(one, error, told)
+
+    def _taken(self, members: Sequence[Member]) -> list[StepResult | Exception]:
+        """What a step gave each of them, or why it ends."""
+        before = [one.own_state.states for one in members]
+        while min(self._together, len(members)) > 1:
+            try:
+                return self._joint([one.joining() for one in members])
+            except StepOutOfMemoryError:
+                self._share_less(members)
+                again = True
+            except Exception:
+                if self._world.size > 1:
+                    raise
+                again = False
+            for one, state in zip(members, before, strict=True):
+                one.own_state.states = state
+            if not again:
+                break  # Whatever ends one of them must not end the others.
+        return [self._alone(one) for one in members]
+
+    def _alone(self, one: Member) -> StepResult | Exception:
+        """A step of one run; in smaller passes from here on, where memory runs out."""
+        before = one.own_state.states
+        while True:
+            joining = one.joining()
+            try:
+                return self._joint([joining])[0]
+            except StepOutOfMemoryError:
+                if all(batch.rows == 1 for batch in joining.batches):
+                    return too_large(one.run.spec)
+                one.run.taking.halve()
+            except Exception as error:
+                return error
+            one.own_state.states = before
+
+    def _joint(self, joining: Sequence[JoiningStep]) -> list[StepResult | Exception]:
+        assert self._inputs is not None
+        inputs = self._inputs
+        return JointStep(inputs.base, inputs.pad_token_id, self._together)(joining)
+
+    def _share_less(self, members: Sequence[Member]) -> None:
+        """Fewer runs in a pass from here on, which changes nothing of what they learn."""
+        if self._world.size > 1:  # the others are in the midst of theirs
+            raise DoesNotFitError(
+                "out of memory in a pack of several workers, who cannot try again: lower "
+                "search.pack or optimizer.micro_batch_size"
+            )
+        together = min(self._together, len(members))
+        self._together = together // 2
+        said = f"out of memory: {self._together} of the pack's runs at most in a pass from here on"
+        for one in members:
+            log = EventLog(one.attempt.record.folder)
+            log.note("memory", f"{said} (before: {together})", step=one.run.step)
+
+    def _report(self, one: Member, told: Told) -> None:
+        assert self._inputs is not None
+        if self._inputs.base.model.training:
+            self._inputs.base.model.eval()
+        try:
+            told[one.name] = report = one.report()
+        except Exception as error:
+            self._fail(one, error, told)
+            return
+        if report["done"]:
+            self.leave(one.name)
+
+    def _fail(self, one: Member, error: Exception, told: Told) -> None:
+        one.failed(error)
+        told[one.name] = error
+        self.leave(one.name)
