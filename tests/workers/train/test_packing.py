@@ -170,7 +170,7 @@ def test_a_packed_run_learns_and_its_passes_change_nothing(
         )
         for sequences in (None, 1, 2)
     ]
-    passes = [len(one._batches.micro_batches(0, one.spec.pass_limit)) for one in runs]
+    passes = [len(one.taking.batches.micro_batches(0, one.spec.pass_limit)) for one in runs]
     assert 1 == passes[0] < passes[2] < passes[1]
     first = runs[0].metrics
     for one in runs:
