@@ -18,7 +18,7 @@ from workers.train.loop import TrainingRun
 from workers.train.out_of_memory import DoesNotFitError, StepOutOfMemoryError, too_large
 from workers.train.packed.joint_step import JoiningStep, JointStep
 from workers.train.packed.key import check_packs
-from workers.train.packed.member import Member, OwnState, SharedHeartbeat
+from workers.train.packed.slot import OwnState, PackSlot, SharedHeartbeat
 from workers.train.step import StepResult
 from workers.train.task import RunTask
 
@@ -35,13 +35,13 @@ class Pack:
         self._world = world or World()
         self._together = size
         self._inputs: Inputs | None = None
-        self._members: dict[str, Member] = {}
+        self._slots: dict[str, PackSlot] = {}
         self._hearts: dict[str, SharedHeartbeat] = {}
 
     @property
     def names(self) -> list[str]:
         """Its runs, in the order in which they came."""
-        return [*self._members]
+        return [*self._slots]
 
     def join(self, task: RunTask) -> None:
         """Begin a run, or go on with it from its last checkpoint; one of its name that is here goes
@@ -62,24 +62,24 @@ class Pack:
             del self._hearts[task.name]
             heart.stop()
             raise
-        self._members[task.name] = Member(attempt, own_state)
+        self._slots[task.name] = PackSlot(attempt, own_state)
 
     def leave(self, name: str) -> None:
         """Take a run out, if it is here; it can join again."""
-        if name in self._members:
-            self._members.pop(name).close()
+        if name in self._slots:
+            self._slots.pop(name).close()
             self._hearts.pop(name)
 
     def round(self, wanting: Collection[str]) -> Told:
         """A step of each of these runs, together, and the reports of those that came to one. What
         is told as done, or as failed, has left."""
-        members = [self._members[name] for name in self.names if name in wanting]
-        for one in members:
+        slots = [self._slots[name] for name in self.names if name in wanting]
+        for one in slots:
             one.wanted()
         told: Told = {}
-        if stepping := [one for one in members if not one.is_due]:
+        if stepping := [one for one in slots if not one.is_due]:
             self._step(stepping, told)
-        for one in members:
+        for one in slots:
             if one.is_due and one.name not in told:
                 self._report(one, told)
         return told
@@ -93,7 +93,7 @@ class Pack:
         task = in_precision(task)
         check_packs(task.spec)
         inputs = Inputs.load(task.spec, self._inputs)
-        assert not self._members or inputs is self._inputs, "runs of one pack share base and rows"
+        assert not self._slots or inputs is self._inputs, "runs of one pack share base and rows"
         self._inputs = inputs
         inputs.base.model.eval()
         seed_worker(task.spec.seed, self._world)
@@ -109,14 +109,14 @@ class Pack:
             )
             return Attempt.begin(run, record)
 
-    def _step(self, members: Sequence[Member], told: Told) -> None:
+    def _step(self, slots: Sequence[PackSlot], told: Told) -> None:
         assert self._inputs is not None
         if not self._inputs.base.model.training:
             self._inputs.base.model.train()
         started = time.perf_counter()
-        results = self._taken(members)
-        seconds = (time.perf_counter() - started) / len(members)
-        for one, result in zip(members, results, strict=True):
+        results = self._taken(slots)
+        seconds = (time.perf_counter() - started) / len(slots)
+        for one, result in zip(slots, results, strict=True):
             try:
                 if isinstance(result, Exception):
                     raise result
@@ -124,26 +124,26 @@ class Pack:
             except Exception as error:
                 self._fail(one, error, told)
 
-    def _taken(self, members: Sequence[Member]) -> list[StepResult | Exception]:
+    def _taken(self, slots: Sequence[PackSlot]) -> list[StepResult | Exception]:
         """What a step gave each of them, or why it ends."""
-        before = [one.own_state.states for one in members]
-        while min(self._together, len(members)) > 1:
+        before = [one.own_state.states for one in slots]
+        while min(self._together, len(slots)) > 1:
             try:
-                return self._joint([one.joining() for one in members])
+                return self._joint([one.joining() for one in slots])
             except StepOutOfMemoryError:
-                self._share_less(members)
+                self._share_less(slots)
                 again = True
             except Exception:
                 if self._world.size > 1:
                     raise
                 again = False
-            for one, state in zip(members, before, strict=True):
+            for one, state in zip(slots, before, strict=True):
                 one.own_state.states = state
             if not again:
                 break  # Whatever ends one of them must not end the others.
-        return [self._alone(one) for one in members]
+        return [self._alone(one) for one in slots]
 
-    def _alone(self, one: Member) -> StepResult | Exception:
+    def _alone(self, one: PackSlot) -> StepResult | Exception:
         """A step of one run; in smaller passes from here on, where memory runs out."""
         before = one.own_state.states
         while True:
@@ -163,21 +163,21 @@ class Pack:
         inputs = self._inputs
         return JointStep(inputs.base, inputs.pad_token_id, self._together)(joining)
 
-    def _share_less(self, members: Sequence[Member]) -> None:
+    def _share_less(self, slots: Sequence[PackSlot]) -> None:
         """Fewer runs in a pass from here on, which changes nothing of what they learn."""
         if self._world.size > 1:  # the others are in the midst of theirs
             raise DoesNotFitError(
                 "out of memory in a pack of several workers, who cannot try again: lower "
                 "search.pack or optimizer.micro_batch_size"
             )
-        together = min(self._together, len(members))
+        together = min(self._together, len(slots))
         self._together = together // 2
         said = f"out of memory: {self._together} of the pack's runs at most in a pass from here on"
-        for one in members:
+        for one in slots:
             log = EventLog(one.attempt.record.folder)
             log.note("memory", f"{said} (before: {together})", step=one.run.step)
 
-    def _report(self, one: Member, told: Told) -> None:
+    def _report(self, one: PackSlot, told: Told) -> None:
         assert self._inputs is not None
         if self._inputs.base.model.training:
             self._inputs.base.model.eval()
@@ -189,7 +189,7 @@ class Pack:
         if report["done"]:
             self.leave(one.name)
 
-    def _fail(self, one: Member, error: Exception, told: Told) -> None:
+    def _fail(self, one: PackSlot, error: Exception, told: Told) -> None:
         one.failed(error)
         told[one.name] = error
         self.leave(one.name)

@@ -81,7 +81,7 @@ def test_every_run_ends_as_alone_in_float64(
     weights = {}
     for name, spec in specs.items():
         pack.join(task(spec, folder_of(tmp_path, "pack", name)))
-        weights[name] = dict(pack._members[name].run.adapter.named_parameters())
+        weights[name] = dict(pack._slots[name].run.adapter.named_parameters())
     assert pack._inputs is not None
     pack._inputs.base.model.double()
     reports = to_the_end(pack)
@@ -104,7 +104,7 @@ def test_in_float32_too(make_spec: SpecMaker, tmp_path: Path) -> None:
     pack, weights = Pack(3), {}
     for name, spec in specs.items():
         pack.join(task(spec, folder_of(tmp_path, "pack", name)))
-        weights[name] = dict(pack._members[name].run.adapter.named_parameters())
+        weights[name] = dict(pack._slots[name].run.adapter.named_parameters())
     to_the_end(pack)
     for name, spec in specs.items():
         run = alone(spec, folder_of(tmp_path, "alone", name), precise=False)
@@ -139,7 +139,7 @@ def test_what_a_run_draws_hangs_on_its_seed_alone(
         mine = make_spec(seed=seed, **{**noisy, "adapter__experts": kind})
         pack = Pack(3)
         pack.join(task(mine, folder_of(tmp_path, way, "mine")))
-        weights = dict(pack._members["mine"].run.adapter.named_parameters())
+        weights = dict(pack._slots["mine"].run.adapter.named_parameters())
         for name in beside:
             pack.join(task(make_spec(**noisy), folder_of(tmp_path, way, name)))
         assert pack._inputs is not None

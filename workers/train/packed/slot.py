@@ -50,7 +50,7 @@ class SharedHeartbeat(HeartbeatWriter):
             HeartbeatWriter.moving(one)
 
 
-class Member:
+class PackSlot:
     """One run of a pack."""
 
     def __init__(self, attempt: Attempt, own_state: OwnState) -> None:
