@@ -1,14 +1,13 @@
-"""What one decoder layer with an adapter keeps for its backward pass, and what this takes beside
-it, counted at every operation: the layer runs with random weights on random tokens, and the rest of
-the model has none.
+"""What one decoder layer keeps for its backward pass with its adapter, or those of several runs,
+and what this takes beside it, counted at every operation: the layer runs with random weights on
+random tokens, and the rest of the model has none.
 
 Shapes: B rows, S positions, D model width.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError, one_line
 from workers.config.model import ModelSpec
 from workers.injection.adapter import Adapter
-from workers.injection.inject import inject
+from workers.injection.inject import inject, row_map
 from workers.injection.plan import alone
 from workers.injection.targets import decoder_layers
 from workers.models.live_bytes import LiveBytes
@@ -29,6 +28,9 @@ from workers.models.skeleton import skeleton
 FLOPS = 1e10
 """A layer's forward pass does not work more than this: all passes take seconds. What more tokens
 take is found from these and from half of them."""
+FEWEST = 32
+"""Tokens that a layer runs on, if a pass has so many."""
+FEWEST_OF_A_RUN = 4
 
 
 class Pass(NamedTuple):
@@ -38,9 +40,17 @@ class Pass(NamedTuple):
     length: int
 
 
+class Weights(NamedTuple):
+    """Numbers of one adapter."""
+
+    of_experts: int
+    """That experts have each for themselves."""
+    others: int
+
+
 @dataclass(frozen=True)
 class LayerProbe:
-    """Of a layer with an adapter."""
+    """Of a layer with an adapter, or those of several runs."""
 
     kept: int
     """Bytes kept by each layer."""
@@ -48,15 +58,19 @@ class LayerProbe:
     """Bytes that all layers share, such as the mask of attention."""
     backward: int
     """Bytes that its backward pass takes beside what is kept, at the most."""
-    expert_weights: int
-    """Numbers in the adapter that experts have each for themselves."""
-    other_weights: int
+    weights: tuple[Weights, ...]
+    """Of each adapter."""
 
 
 def probe(
-    config: PretrainedConfig, model: ModelSpec, at: int, adapter: AdapterSpec, tokens: Pass
+    config: PretrainedConfig,
+    model: ModelSpec,
+    at: int,
+    adapters: Sequence[AdapterSpec],
+    tokens: Pass,
 ) -> LayerProbe:
-    """Of decoder layer `at`, whose own specification `adapter` is, in one forward pass."""
+    """Of decoder layer `at` in one forward pass. `adapters` are the layer's own specifications, one
+    for each run that has an equal part of the tokens."""
     rows, length = tokens
     bare = skeleton(config, getattr(torch, model.dtype), model.attention)
     path, layers = decoder_layers(bare)
@@ -64,28 +78,32 @@ def probe(
     weights = sum(weight.numel() for weight in layer.parameters())
     _leave(bare, path, [layer])
     _fill(bare)
-    made = _put_on(bare, alone(layer, at, adapter))
-    most = max(int(FLOPS / (2 * weights)), 32)
-    with made.inputs.shared() if made else nullcontext():  # as a step does
-        kept, once, backward = _extrapolated(
-            partial(_measured, bare, path, [layer]), rows * length, min(rows * length, most), length
-        )
-    return LayerProbe(kept, once, backward, *_numbers(made))
+    made = _put_on(bare, [alone(layer, at, one) for one in adapters])
+    most = max(int(FLOPS / (2 * weights)), FEWEST, FEWEST_OF_A_RUN * len(adapters))
+    lone = _LoneLayer(bare, path, layer, made)
+    kept, once, backward = _extrapolated(
+        lone.measured, rows * length, min(rows * length, most), length
+    )
+    return LayerProbe(kept, once, backward, tuple(map(_numbers, made)))
 
 
-def _put_on(model: PreTrainedModel, adapter: AdapterSpec | None) -> Adapter | None:
+Attached = Sequence[Adapter | None]
+"""The adapter of each run; None where it has none on the layer."""
+
+
+def _put_on(model: PreTrainedModel, adapters: Sequence[AdapterSpec | None]) -> Attached:
+    model.requires_grad_(False)
+    return [
+        None if one is None else inject(model, one, slot=f"run {number}")
+        for number, one in enumerate(adapters)
+    ]
+
+
+def _numbers(adapter: Adapter | None) -> Weights:
     if adapter is None:
-        model.requires_grad_(False)
-        return None
-    return inject(model, adapter)
-
-
-def _numbers(adapter: Adapter | None) -> tuple[int, int]:
-    """Those that its experts have, and others."""
-    if adapter is None:
-        return 0, 0
+        return Weights(0, 0)
     experts = sum(one.numel() for _, one in adapter.named_expert_parameters())
-    return experts, adapter.num_parameters() - experts
+    return Weights(experts, adapter.num_parameters() - experts)
 
 
 def _extrapolated(
@@ -106,16 +124,40 @@ def _extrapolated(
     return [round(two + (two - one) * beyond) for one, two in zip(small, large, strict=True)]
 
 
-def _measured(
-    model: PreTrainedModel, path: str, layer: list[nn.Module], rows: int, length: int
-) -> list[int]:
-    """Of one layer what is kept, what is kept once, and what its backward pass takes."""
-    _leave(model, path, layer)
-    once = _run(model, rows, length)
-    _leave(model, path, layer * 2)
-    twice = _run(model, rows, length)
-    kept = twice.kept - once.kept
-    return [kept, once.kept - kept, once.peak - once.kept]
+@dataclass(frozen=True)
+class _LoneLayer:
+    """A decoder layer in its model, which has no other."""
+
+    model: PreTrainedModel
+    path: str
+    """Of the model's list of layers."""
+    layer: nn.Module
+    made: Attached
+
+    def measured(self, rows: int, length: int) -> list[int]:
+        """What is kept, what is kept once, and what the backward pass takes."""
+        with self._attending(rows, length):
+            _leave(self.model, self.path, [self.layer])
+            once = _run(self.model, rows, length)
+            _leave(self.model, self.path, [self.layer] * 2)
+            twice = _run(self.model, rows, length)
+        kept = twice.kept - once.kept
+        return [kept, once.kept - kept, once.peak - once.kept]
+
+    @contextmanager
+    def _attending(self, rows: int, length: int) -> Iterator[None]:
+        """As a run's step does it, or a joint step of several."""
+        if len(self.made) == 1:
+            with self.made[0].inputs.shared() if self.made[0] else nullcontext():
+                yield
+            return
+        tokens, runs = rows * length, len(self.made)
+        slots = [None if one is None else one.slot for one in self.made]
+        slots_T = [slots[token * runs // tokens] for token in range(tokens)]
+        sequence_T = torch.arange(rows).repeat_interleave(length)
+        seeds = {slot: seed for seed, slot in enumerate(slots)}
+        with row_map(self.model).training(slots_T, sequence_T, seeds):
+            yield
 
 
 def _leave(model: nn.Module, path: str, layers: list[nn.Module]) -> None:

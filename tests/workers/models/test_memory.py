@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.benchmarks.harness import peak_bytes
-from tests.workers.models.measured_memory import measured
+from tests.workers.models.measured_memory import measured, measured_pack
 from workers.config.base import override
 from workers.config.optimizers import OPTIMIZERS
 from workers.config.train import TrainSpec
@@ -181,6 +181,41 @@ def test_a_steps_peak_is_what_was_estimated(
 ) -> None:
     spec = make_spec(model__path=str(middling), **changes)
     assert measured(spec, largest).ratio == pytest.approx(1, abs=0.15)
+
+
+DROPOUT = {"adapter__dropout": 0.1}
+CONTRASTIVE = {"loss__contrastive_weight": 0.05}
+MIXED = (
+    {},
+    {**LINEAR, "adapter__num_experts": 2, "adapter__rank": 8},
+    {"adapter__num_experts": 1, "adapter__top_k": 1},
+    {"adapter__num_experts": 8, "adapter__rank": 8, "adapter__top_k": 1},
+)
+"""Blocks, linear experts and LoRA of several sizes."""
+MEDIUM = LargestPass(rows=2, length=64, scored=20)
+
+
+@pytest.mark.parametrize(
+    ("runs", "largest"),
+    [
+        pytest.param((DROPOUT,) * 2, MEDIUM, id="2 alike, blocks"),
+        pytest.param((LINEAR,) * 4, MEDIUM, id="4 alike, linear"),
+        pytest.param([{**CONTRASTIVE, **one} for one in MIXED[:2]], USUAL, id="2, contrastive"),
+        pytest.param(MIXED, MEDIUM, id="4 mixed"),
+        pytest.param([{**CHECKPOINTING, **one} for one in MIXED], MEDIUM, id="4, checkpointing"),
+        pytest.param([{**PACKED, **BFLOAT16, **one} for one in MIXED], MEDIUM, id="4, packed rows"),
+    ],
+)
+def test_a_joint_steps_peak_is_what_was_estimated(
+    runs: Sequence[dict[str, object]], largest: LargestPass, make_spec: SpecMaker, middling: Path
+) -> None:
+    specs = [make_spec(model__path=str(middling), **changes) for changes in runs]
+    pack = measured_pack(specs, largest)
+    assert pack.ratio == pytest.approx(1, abs=0.15)
+    alone = [estimate(spec, largest) for spec in specs]
+    assert pack.estimated.base == alone[0].base, "there is one"
+    assert pack.estimated.adapter == sum(one.adapter for one in alone)
+    assert pack.estimated.optimizer == sum(one.optimizer for one in alone)
 
 
 def test_gradients_are_there_at_once_with_several_passes(
