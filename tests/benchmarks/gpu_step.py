@@ -1,7 +1,7 @@
 """Stages of `gpu_first.py` on a whole model: a training step, and a decoding step."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +23,7 @@ from workers.data.batches import Batch, collate
 from workers.data.example import Example
 from workers.injection.inject import inject, row_map
 from workers.models.base import Base
+from workers.models.fused_norms import fuse_norms
 from workers.parallel.update import Replicated
 from workers.train.step import TrainStep
 
@@ -58,7 +59,13 @@ RUNS = [
 def step() -> Iterator[dict[str, Any]]:
     """Tokens a second and peak memory of one training step, and what the time goes into."""
     model = llama()
-    for run in RUNS:
+    yield from _steps(model, [Run("mixture, norms as written")])
+    fuse_norms(model)  # as a run does on a GPU
+    yield from _steps(model, RUNS)
+
+
+def _steps(model: PreTrainedModel, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    for run in runs:
         with _training(model, run) as take:
             if GPU:
                 torch.cuda.reset_peak_memory_stats()
@@ -126,6 +133,8 @@ def _profiled(take: Callable[[], object]) -> dict[str, Any]:
 def decode() -> Iterator[dict[str, Any]]:
     """One decoding step of the model alone, without an engine."""
     model = llama()
+    yield {"who": "base, norms as written", "batch": 1, "ms": _decoding(model, 1)}
+    fuse_norms(model)
     for batch in (1, 16, 64):
         yield {"who": "base", "batch": batch, "ms": _decoding(model, batch)}
     for count, shape in ((1, MIXTURE), (1, {**MIXTURE, "experts": "linear"}), (8, MIXTURE)):

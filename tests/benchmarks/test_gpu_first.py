@@ -12,9 +12,10 @@ def test_every_stage_of_the_first_minutes_runs(tmp_path: Path) -> None:
     stages = ("resume", "kernels", "step", "decode")
     assert not any("error" in line for stage in stages for line in result[stage]), printed
     assert result["resume"] == [{"ok": True}]
-    assert len(result["step"]) == 7
+    assert len(result["step"]) == 8
     assert all(line["tokens_per_s"] > 0 for line in result["step"])
     assert {line["who"] for line in result["decode"]} == {
+        "base, norms as written",
         "base",
         "1 of block",
         "1 of linear",

@@ -34,6 +34,10 @@ class ModelSpec(Spec):
     eager for a family without it; a run says which. An endpoint computes attention its own way."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass."""
+    fused_norms: bool = True
+    """On a GPU, compute RMS norms by torch's fused kernels: the same to the rounding, in a tenth of
+    the bytes. false leaves them as transformers writes them, and so does a base that lies in shards
+    (fsdp2, or deepspeed with zero_stage 3). A run says what it did."""
     compile: bool = False
     """Train on decoder layers that torch.compile has compiled, once for all lengths of rows.
     Evaluation stays as it is. Where torch cannot compile (no C++ compiler, an old driver) a warning

@@ -219,7 +219,8 @@ class TrainSpec(Spec):
         """What a run computes."""
         values = self.model_dump(exclude={"parallel", "checkpoint"})
         del values["evaluation"]["samples"]
-        del values["model"]["attention"], values["model"]["compile"]
+        for field in ("attention", "fused_norms", "compile"):
+            del values["model"][field]
         for field in RESULTS_APART:
             del values["data"][field]
         return values

@@ -33,6 +33,7 @@ from workers.config.model import ModelSpec
 from workers.config.parallel import ParallelSpec
 from workers.models.attention_choice import AttentionChoice, attention_choice
 from workers.models.device import device_of, settled
+from workers.models.fused_norms import fuse_norms, wants_fused_norms
 from workers.models.output_head import OutputHead, output_head
 from workers.models.padding import needs_mask
 from workers.models.quantization import check_quantised, make_trainable, quantising
@@ -49,6 +50,8 @@ class Base:
     device: torch.device
     attention: AttentionChoice | None = None
     """How it computes attention; None of a model that was not loaded here."""
+    norms: str | None = None
+    """What was done to its norms, if anything."""
     _heads: dict[nn.Module | None, OutputHead | None] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -77,11 +80,12 @@ def load_base(spec: ModelSpec, parallel: ParallelSpec | None = None) -> Base:
     weights, or wants a device or a package that is not there.
     """
     spec = settled(spec)
+    parallel = parallel or ParallelSpec()
     device, options = device_of(spec), loading_options(spec)
     config = _checked_config(spec, options)
     tokenizer = _tokenizer(spec, config, options)
     attention = attention_choice(spec, config, device)
-    with reading(spec, parallel or ParallelSpec(), device) as placing, readable(spec):
+    with reading(spec, parallel, device) as placing, readable(spec):
         model, report = AutoModelForCausalLM.from_pretrained(
             spec.path,
             dtype=getattr(torch, spec.dtype),
@@ -102,7 +106,8 @@ def load_base(spec: ModelSpec, parallel: ParallelSpec | None = None) -> Base:
     model.requires_grad_(False).eval().to(device)
     if spec.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    return Base(model, tokenizer, device, attention)
+    norms = fuse_norms(model) if wants_fused_norms(spec, parallel, device) else None
+    return Base(model, tokenizer, device, attention, norms)
 
 
 def check_base(spec: ModelSpec) -> PreTrainedTokenizerBase:

@@ -18,6 +18,7 @@ Kind: TypeAlias = Literal[
     "resumed",
     "exchange",
     "attention",
+    "norms",
     "compile",
     "data",
     "finished",
@@ -40,10 +41,10 @@ class RunEvent(BaseModel):
     """Seconds since 1970, by the clock of whoever noted it."""
     kind: Kind
     """started, resumed (a further attempt), finished, failed (an attempt); exchange: how experts
-    and tokens meet; attention: how it is computed; data: what rows lost to data.max_length, or
-    which are learned and compared on; lost: a worker's process or node is gone; hung: a worker
-    ended itself because nothing moved; skipped: a step; memory: passes are smaller from there
-    on, for memory ran out."""
+    and tokens meet; attention, norms: how they are computed; data: what rows lost to
+    data.max_length, or which are learned and compared on; lost: a worker's process or node is gone;
+    hung: a worker ended itself because nothing moved; skipped: a step; memory: passes are smaller
+    from there on, for memory ran out."""
     message: str
     """In words, one line."""
     step: int | None = None

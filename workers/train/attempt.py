@@ -118,6 +118,8 @@ def _begin(run: TrainingRun, record: RunRecord) -> None:
     log.note("resumed" if again else "started", where, step=run.step)
     if run.inputs.base.attention:
         log.note("attention", run.inputs.base.attention.words)
+    if run.inputs.base.norms:
+        log.note("norms", run.inputs.base.norms)
     if run.compiled:
         log.note("compile", run.compiled.words)
     for counts in (run.train_counts, run.inputs.validation_counts):

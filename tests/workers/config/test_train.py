@@ -117,6 +117,7 @@ def test_what_a_run_that_goes_on_may_change() -> None:
         "data.processes": 3,
         "data.record_rows": True,
         "model.attention": "eager",
+        "model.fused_norms": False,
     }
     assert run.same_run(override(run, free, "job.yaml"))
     for field in ("evaluation.rows_per_task", "optimizer.steps"):

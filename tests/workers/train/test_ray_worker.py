@@ -252,3 +252,18 @@ def test_a_run_whose_rows_changed_while_they_were_read_can_be_tried_again(
             begin()
     begin()
     worker.stop()
+
+
+def test_a_run_on_fused_norms_says_so_and_learns_the_same(
+    make_spec: SpecMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU."""
+    losses = []
+    for fused in (False, True):
+        monkeypatch.setattr("workers.models.base.wants_fused_norms", lambda *_, fused=fused: fused)
+        folder = tmp_path / f"study-{fused}" / "trials" / "T000"
+        reports = to_the_end(trial(make_spec(model__dtype="float32"), folder))
+        losses.append([report["validation"]["loss"] for report in reports])
+        said = [one.message for one in read_events(folder) if one.kind == "norms"]
+        assert said == ["5 RMS norms are torch's fused ones"] * fused
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
