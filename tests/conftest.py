@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from cluster.session import Session, session
+from orchestrator.demo.base_model import prepare
 from tests.forked_workers import forked_workers
 from tests.tiny import write_adapter, write_model
 from workers.config.base import override
@@ -73,6 +75,16 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Llama (2 layers, width 64) and a byte-level ChatML tokenizer."""
     return write_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of SmolLM2-135M-Instruct as the demo has it; it is written once, which takes ten
+    seconds, for all processes of the test run."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with FileLock(shared / "smollm2.lock"):
+        return prepare(shared / "smollm2")
 
 
 @pytest.fixture(scope="session")

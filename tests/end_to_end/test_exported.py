@@ -1,5 +1,7 @@
-"""SmolLM2-135M with eight experts, through the command: stock transformers says what we say."""
+"""The first layers of SmolLM2-135M with eight experts, through the command: stock transformers says
+what we say."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,15 +33,31 @@ PROMPTS = [
     *(f"What is {one} plus 12?" for one in (3, 40, 111)),
     *("Why is the sky blue?", "Name three animals.", "Translate to German: good morning"),
 ]
-EXPERTS, NEW_TOKENS = 8, 24
+LAYERS, EXPERTS, NEW_TOKENS = 10, 8, 24
 
 
 @pytest.fixture(scope="module")
-def place(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the base and, as a version in `runs`, the champion of `home`."""
-    del processes
+def place(processes: None, smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the first layers of the model, and a champion of `home`."""
     place = tmp_path_factory.mktemp("exported")
-    base = base_model.prepare(place)
+    base = shutil.copytree(smollm2_dir, place / base_model.NAME)
+    AutoModelForCausalLM.from_pretrained(base, num_hidden_layers=LAYERS).save_pretrained(base)
+    return promoted(place)
+
+
+@pytest.fixture(scope="module")
+def slow_place(
+    processes: None, smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same with the whole model, which is written long enough to be stopped."""
+    place = tmp_path_factory.mktemp("slow")
+    (place / base_model.NAME).symlink_to(smollm2_dir)
+    return promoted(place)
+
+
+def promoted(place: Path) -> Path:
+    """The same folder with, as a version in `runs`, the champion of `home`."""
+    base = place / base_model.NAME
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     adapter = inject(model, AdapterSpec(num_experts=EXPERTS, top_k=2, rank=4, alpha=8.0))
     generator = torch.Generator().manual_seed(0)
@@ -74,7 +92,7 @@ def test_twenty_prompts_have_the_same_answers(place: Path) -> None:
     words = command("home", "--to", "out", "--dtype", "float32")
     done = subprocess.run(words, cwd=place, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "MixtralForCausalLM, float32: 2.88 GB on disk" in done.stderr
+    assert "MixtralForCausalLM, float32: 1.11 GB on disk" in done.stderr
     assert done.stdout.startswith("exported home@")
     base = load_base(ModelSpec(path=str(place / base_model.NAME)))
     encoder, pad = TextEncoder(base.tokenizer), base_model.PAD_TOKEN_ID
@@ -91,12 +109,12 @@ def test_twenty_prompts_have_the_same_answers(place: Path) -> None:
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_leaves_nothing(place: Path, sent: signal.Signals, code: int) -> None:
-    folder = place / "stopped" / "out"
+def test_a_signal_leaves_nothing(slow_place: Path, sent: signal.Signals, code: int) -> None:
+    folder = slow_place / "stopped" / "out"
     on_ctrl_c = signal.SIG_IGN if sent == signal.SIGTERM else signal.default_int_handler
     writing = subprocess.Popen(
         command("home", "--to", folder, "--dtype", "float32"),
-        cwd=place,
+        cwd=slow_place,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, on_ctrl_c),  # noqa: PLW1509

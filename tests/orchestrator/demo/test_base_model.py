@@ -12,13 +12,8 @@ from workers.data.text_encoder import TextEncoder
 from workers.models.base import load_base
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return base_model.prepare(tmp_path_factory.mktemp("models"))
-
-
-def test_it_answers_and_its_three_mends_hold(folder: Path) -> None:
-    base = load_base(ModelSpec(path=str(folder)))
+def test_it_answers_and_its_three_mends_hold(smollm2_dir: Path) -> None:
+    base = load_base(ModelSpec(path=str(smollm2_dir)))
     tokenizer = base.tokenizer
     assert not hasattr(base.model.config, "quantization_config")
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 2)
@@ -39,11 +34,12 @@ def test_it_answers_and_its_three_mends_hold(folder: Path) -> None:
     assert "Rome" in italy
 
 
-def test_a_second_time_nothing_is_written(folder: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")}
-    assert base_model.prepare(folder.parent) == folder
-    assert {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")} == before
-    assert list(folder.parent.iterdir()) == [folder]
+def test_a_second_time_nothing_is_written(smollm2_dir: Path) -> None:
+    place = smollm2_dir.parent
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    assert base_model.prepare(place) == smollm2_dir
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+    assert list(place.iterdir()) == [smollm2_dir]
 
 
 def test_another_file_is_refused_and_nothing_is_left(
