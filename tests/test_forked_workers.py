@@ -168,6 +168,12 @@ def test_a_command_is_what_python_would_start(
     assert len({rest for _, rest in said}) == 1, said
 
 
+@pytest.mark.parametrize("name", ["python", "python3"])
+def test_an_environments_python_has_several_names(folder: Path, name: str) -> None:
+    with command(folder, program=FILE, python=f"{sys.prefix}/bin/{name}") as started:
+        assert told(started) != started.pid
+
+
 def test_another_python_starts_by_itself(folder: Path) -> None:
     other = folder / "python"
     other.symlink_to(sys.executable)

@@ -18,10 +18,9 @@ import psutil
 import pytest
 
 SERVER = "tests.forked_workers.server"
-FORK_AT, SCRIPTS, WORKERS_TOO = "TESTS_FORK_AT", "TESTS_FORK_SCRIPTS", "MOETUNE_FORKS"
+FORK_AT, SCRIPTS, WORKERS_TOO = "TESTS_FORK_AT", "TESTS_FORK_SCRIPTS", "TESTS_FORK_WORKERS"
 """Variables that the hook reads: where the server listens, the folder of the scripts that fork, and
-whether Ray's workers fork too. A command in a user's environment, without the last one, leaves its
-cluster's workers to Ray."""
+whether Ray's workers fork too, of the tests' cluster and of those that commands start."""
 HOOK = Path(__file__).parent / "hook"
 """On the path of a cluster's processes: Python runs its sitecustomize.py as they start."""
 

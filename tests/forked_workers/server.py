@@ -131,7 +131,12 @@ def received(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
 def same_start(asked: dict[str, Any]) -> bool:
     """Whether what is asked for would start as this process has."""
     here = read_early(asked["environment"]) == read_early(os.environ)
-    return here and asked["python"] == sys.executable
+    return here and asked["python"] == python_here()
+
+
+def python_here() -> list[str]:
+    """Which Python this is: an environment has it by several names."""
+    return [os.path.realpath(sys.executable), sys.prefix]
 
 
 def read_early(environment: Mapping[str, str]) -> dict[str, str]:

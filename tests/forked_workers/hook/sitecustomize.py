@@ -55,7 +55,7 @@ def become_a_fork(path: str, asked: dict[str, object]) -> None:
     import socket
 
     asked |= {"environment": dict(os.environ), "folder": os.getcwd(), "path": sys.path}
-    asked["python"] = sys.executable
+    asked["python"] = [os.path.realpath(sys.executable), sys.prefix]
     body = json.dumps(asked).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.connect(path)
@@ -79,7 +79,7 @@ def main(path: str, given: list[str]) -> None:
         return
     if asked := command(given):
         become_a_fork(path, asked)
-    elif "MOETUNE_FORKS" in os.environ and (argv := worker(given)):
+    elif "TESTS_FORK_WORKERS" in os.environ and (argv := worker(given)):
         become_a_fork(path, {"argv": argv})
 
 
