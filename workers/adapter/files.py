@@ -12,7 +12,7 @@ from workers.adapter.manifest import Manifest
 from workers.adapter.modules import check_modules
 from workers.adapter.raw import read_raw, write_raw
 from workers.adapter.rescale import by_alpha, rescaled
-from workers.adapter.stacked_names import parameter_names
+from workers.adapter.stacked.names import parameter_names
 from workers.adapter.stacking import to_canonical
 from workers.adapter.tensor_names import Tensors, copies_to_disk, target_names, to_disk
 from workers.adapter.written import config_values, peft_type

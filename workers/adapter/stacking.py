@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import pad
 
 from workers.adapter.config import AdapterConfig
-from workers.adapter.stacked_names import MATRICES, names_layers
-from workers.adapter.stacked_parts import StackedPair, take_stacked
+from workers.adapter.stacked.names import MATRICES, names_layers
+from workers.adapter.stacked.parts import StackedPair, take_stacked
 from workers.adapter.tensor_names import Parts, TensorPlace, Tensors, take_copies
 from workers.config.adapter import AdapterSpec, is_named
 from workers.config.base import InputError

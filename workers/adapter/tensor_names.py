@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from workers.adapter.config import AdapterConfig, PeftType
-from workers.adapter.stacked_names import stacked_paths, to_wrappers
+from workers.adapter.stacked.names import stacked_paths, to_wrappers
 from workers.adapter.targets import INDEX
 from workers.adapter.written import peft_type
 from workers.config.adapter import ALL_LINEAR, AdapterSpec

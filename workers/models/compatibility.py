@@ -9,7 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from workers.adapter.files import AdapterFiles, check_activation
 from workers.adapter.modules import check_modules
-from workers.adapter.stacked_names import MATRICES
+from workers.adapter.stacked.names import MATRICES
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
 from workers.config.model import ModelSpec

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workers.adapter.files import AdapterFiles
-from workers.adapter.stacked_names import MATRICES
+from workers.adapter.stacked.names import MATRICES
 from workers.adapter.stock.base_files import BaseFiles
 from workers.adapter.stock.families import (
     DOWN,

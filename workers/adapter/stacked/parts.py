@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from workers.adapter.config import AdapterConfig
-from workers.adapter.stacked_names import MATRICES, WRAPPED
+from workers.adapter.stacked.names import MATRICES, WRAPPED
 from workers.adapter.tensor_names import Parts, TensorPlace
 from workers.config.adapter import is_named
 from workers.config.base import InputError
