@@ -14,8 +14,9 @@ from workers.adapter import legacy
 from workers.adapter.config import AdapterConfig, read_config
 from workers.adapter.digest import file_digest
 from workers.adapter.manifest import Manifest, read_manifest, write_manifest
+from workers.adapter.stacked.expert_linears import as_stacked
 from workers.adapter.tensor_names import Tensors
-from workers.config.base import InputError, one_line
+from workers.config.base import InputError, one_line, validated
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """Of an adapter's tensors; what is coarser (float8) is meant for a base."""
@@ -24,7 +25,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 @dataclass(frozen=True)
 class RawAdapter:
     """What a folder holds, checked tensor by tensor but not yet against any model; m-LoRA's old
-    layout by today's names."""
+    layout by today's names, and PEFT's of experts that were linears by those of stacked ones."""
 
     config: AdapterConfig
     values: dict[str, Any]
@@ -44,7 +45,9 @@ def read_raw(path: str | Path) -> RawAdapter:
     tensors = _read_tensors(folder)
     names = legacy.modern_names(list(tensors), str(folder))
     named = {names[name]: tensor for name, tensor in tensors.items()}
-    return RawAdapter(config, values, named, manifest)
+    today, named = as_stacked(config, values, named, str(folder))
+    config = config if today == values else validated(AdapterConfig, today, str(folder))
+    return RawAdapter(config, today, named, manifest)
 
 
 @dataclass(frozen=True)
