@@ -1,6 +1,6 @@
 """What a study searches, and how."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,9 @@ class SearchSpec(Spec):
     """Whether a smaller or a larger metric is better."""
     max_concurrent: PositiveInt = 1
     """Trials that run at the same time."""
+    pack: PositiveInt | Literal["auto"] = 1
+    """So many of them share one copy of the base model, and train in joint steps; each keeps its
+    own settings, and ends as it would alone. 1 gives every trial its own copy."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPU cores reserved for each worker of a trial."""
     gpus_per_worker: NonNegative = 0

@@ -1,5 +1,6 @@
 """What a job wants of a cluster, and how that goes with the nodes that are there."""
 
+import math
 import os
 from collections.abc import Iterator
 
@@ -12,10 +13,15 @@ from workers.config.base import InputError
 
 
 def trial_demand(job: JobSpec, workers: int | None = None) -> Demand:
-    """Of one trial, with its fewest workers unless told."""
-    search = job.search
+    """Of one trial, or of one pack of them, with its fewest workers unless told."""
+    search, pack = job.search, _slots(job)
     each = search.cpus_per_worker, search.gpus_per_worker
-    return Demand("a trial", "worker", workers or job.train.parallel.min_workers, *each)
+    who = "a trial" if pack == 1 else f"a pack of {pack} trials"
+    return Demand(who, "worker", workers or job.train.parallel.min_workers, *each)
+
+
+def _slots(job: JobSpec) -> int:
+    return job.search.pack if isinstance(job.search.pack, int) else 1
 
 
 def endpoint_demand(serve: ServeSpec) -> Demand:
@@ -57,7 +63,8 @@ def room_for(job: JobSpec, there: Inventory, grows: bool = True) -> Iterator[str
 
 def _trials(job: JobSpec, there: Inventory) -> Iterator[str]:
     parallel, trial = job.train.parallel, trial_demand(job)
-    parts, wanted = parts_on(trial, there), min(job.search.max_concurrent, job.search.trials)
+    parts, at_once = parts_on(trial, there), min(job.search.max_concurrent, job.search.trials)
+    wanted = math.ceil(at_once / _slots(job))
     at_once = min(sum(parts) // trial.count, wanted)
     less = f", {wanted} are wanted (search.max_concurrent)" * (at_once < wanted)
     yield f"{_short(trial, there)}: room for {at_once} at a time{less}"

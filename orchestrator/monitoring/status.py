@@ -18,7 +18,7 @@ from workers.run.events import RunEvent, read_events
 from workers.run.heartbeat import ENDED
 from workers.run.progress import Progress
 
-_IN_ORDER = ("started", "attention", "norms", "compile", "exchange", "data", "finished")
+_IN_ORDER = ("started", "pack", "attention", "norms", "compile", "exchange", "data", "finished")
 """Kinds of events that say nothing went wrong."""
 
 

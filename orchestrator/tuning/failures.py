@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train import UserCallback
 
 from workers.config.base import InputError
@@ -40,6 +40,13 @@ def bad_input(error: BaseException | None) -> InputError | None:
     while error is not None and type(error) is not InputError:
         causes = (getattr(error, name, None) for name in ("cause", "controller_failure"))
         error = next((one for one in causes if one is not None), error.__cause__)
+    return error
+
+
+def cause(error: BaseException) -> BaseException:
+    """What a task or an actor of Ray's raised, if the error is one of theirs."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
     return error
 
 

@@ -33,6 +33,7 @@ _MAY_CHANGE = (
     "serve",
     "search.trials",
     "search.max_concurrent",
+    "search.pack",
     "search.cpus_per_worker",
     "search.gpus_per_worker",
     "search.retries",

@@ -10,7 +10,8 @@ from orchestrator.config.job import JobSpec, override_job
 
 def one_run(job: JobSpec) -> JobSpec:
     """The job without its search."""
-    changes = {"search.space": None, "search.trials": 1, "search.max_concurrent": 1}
+    alone = {"search.trials": 1, "search.max_concurrent": 1, "search.pack": 1}
+    changes = {"search.space": None, **alone}
     return override_job(job, changes, f"job {job.name}")
 
 

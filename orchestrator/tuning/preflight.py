@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.config.job import JobSpec
 from orchestrator.doctor.demand import too_small_here
 from orchestrator.tuning.lifecycle import check_data_same, check_study
+from orchestrator.tuning.packs.size import check_pack
 from orchestrator.tuning.run_length import check_warmup
 from orchestrator.tuning.storage import database_file, study_names
 from workers.config.attention import check_attention_here
@@ -42,6 +43,7 @@ def preflight(
     Returns what encoding does to the `train` and `validation` rows; `tell` hears how far it is.
     """
     job.search_space()
+    check_pack(job)
     if resume is not None and (short := too_small_here(job)):
         raise InputError(short)
     check_storage(job)

@@ -10,7 +10,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
 from orchestrator.config.job import JobSpec
-from orchestrator.tuning.failures import bad_input
+from orchestrator.tuning.failures import bad_input, cause
 from orchestrator.tuning.run_length import most_steps
 from orchestrator.tuning.searcher import StudySearch
 from orchestrator.tuning.study import SAME_AS, trial_name
@@ -60,7 +60,7 @@ class StudyScheduler(ASHAScheduler):  # type: ignore[misc]
         super().on_trial_error(tune_controller, trial)
         written = self._search.folder(trial.trial_id) / "error.txt"
         error = _last_error(trial)
-        why = written.read_text() if written.exists() else reason(error)
+        why = written.read_text() if written.exists() else reason(cause(error))
         self._search.note_failure(trial.trial_id, why.strip()[:_LONGEST_REASON])
         if found := bad_input(error):
             name = self._search.names.by_id[trial.trial_id]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.job import JobSpec
+from orchestrator.tuning.group import train_group
 from search_spaces.spec import SearchSpec
 from workers.adapter.manifest import read_manifest
 from workers.config.base import InputError, override
-from workers.config.parallel import ParallelSpec, WorkerRange
 from workers.config.train import TrainSpec
 from workers.run.early_stopping import WatchedMetric
 from workers.run.record import Metrics, RunPlan, read_progress, reason
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from workers.train.task import RunTask
 
-_AFTER_THE_WATCHDOG_S = 60
-"""A collective fails by itself only after the watchdog could say who is missing."""
 TELL_SECONDS = 0.5
 """How often a run's progress is looked at."""
 
@@ -110,7 +108,7 @@ def _in_one_actor(job: JobSpec) -> Any:
         @classmethod
         def task(cls, name: str, config: Mapping[str, Any]) -> RunTask:
             """The trial's run."""
-            return _trial_task(job, name, config)
+            return trial_task(job, name, config)
 
     resources = {"CPU": job.search.cpus_per_worker, "GPU": job.search.gpus_per_worker}
     return tune.with_resources(Trial, tune.PlacementGroupFactory([resources]))
@@ -123,7 +121,7 @@ def _in_group(job: JobSpec) -> Any:
         """One trial of the job, with several workers."""
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        task = _trial_task(job, tune.get_context().get_trial_name(), config)
+        task = trial_task(job, tune.get_context().get_trial_name(), config)
         # Tune tries a failed trial again, so Ray Train need not.
         _trainer(task, job.search, retries=0, callbacks=[TuneReportCallback()]).fit()
 
@@ -132,7 +130,8 @@ def _in_group(job: JobSpec) -> Any:
     return tune.with_resources(trial, tune.PlacementGroupFactory([{"memory": 1}]))
 
 
-def _trial_task(job: JobSpec, name: str, config: Mapping[str, Any]) -> "RunTask":
+def trial_task(job: JobSpec, name: str, config: Mapping[str, Any]) -> "RunTask":
+    """The run of a trial of the job, from the trial's name and configuration. InputError."""
     spec = override(job.train, config, f"trial {name}")
     folder = job.study_folder() / "trials" / name
     plan = RunPlan(folder, job.name, _number(name), shared=job.study_folder())
@@ -156,45 +155,13 @@ def _task(spec: TrainSpec, plan: RunPlan, search: SearchSpec) -> "RunTask":
 def _trainer(
     task: "RunTask", search: SearchSpec, retries: int, callbacks: "Iterable[UserCallback]" = ()
 ) -> "TorchTrainer":
-    """A Ray Train group for one run. Its name is stable, so a further start goes on with it."""
+    """A Ray Train group for one run."""
     from functools import partial
 
-    from ray import train
-    from ray.train.torch import TorchTrainer
-
-    from orchestrator.tuning.failures import FailureNotes
-    from workers.train.ray_process_group import ProcessGroupConfig
     from workers.train.ray_worker import train_in_group
 
-    on_gpu = search.gpus_per_worker > 0 and task.spec.model.device != "cpu"
-    return TorchTrainer(
-        partial(train_in_group, task),
-        torch_config=ProcessGroupConfig(
-            backend="nccl" if on_gpu else "gloo",
-            timeout_s=int(task.spec.parallel.hang_timeout_s) + _AFTER_THE_WATCHDOG_S,
-        ),
-        scaling_config=train.ScalingConfig(
-            **_workers(task.spec.parallel),
-            use_gpu=search.gpus_per_worker > 0,
-            resources_per_worker={"CPU": search.cpus_per_worker, "GPU": search.gpus_per_worker},
-        ),
-        run_config=train.RunConfig(
-            name="group",
-            storage_path=str(task.plan.folder),
-            failure_config=train.FailureConfig(max_failures=retries),
-            callbacks=[FailureNotes(task.plan.folder), *callbacks],
-        ),
-    )
-
-
-def _workers(spec: ParallelSpec) -> dict[str, Any]:
-    """The part of Ray Train's ScalingConfig that is about numbers."""
-    if isinstance(spec.workers, WorkerRange) and spec.is_elastic:
-        return {
-            "num_workers": (spec.min_workers, spec.max_workers),
-            "elastic_resize_monitor_interval_s": spec.workers.check_every_s,
-        }
-    return {"num_workers": spec.max_workers}
+    work, search = partial(train_in_group, task), search.model_copy(update={"retries": retries})
+    return train_group(work, task.spec, task.plan.folder, search, callbacks)
 
 
 def _refuse_another_run(spec: TrainSpec, plan: RunPlan) -> None:

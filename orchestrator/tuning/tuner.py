@@ -6,7 +6,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.placement import wait_for_room
 from orchestrator.config.job import JobSpec, portable
@@ -93,6 +93,22 @@ def _search(
         yield search
 
 
+@contextmanager
+def _trainable(job: JobSpec, at_once: int) -> Iterator[Any]:
+    """What Tune runs for each trial, so many of them at a time."""
+    from orchestrator.tuning.packs.size import pack_size
+
+    if (size := pack_size(job)) == 1:
+        from orchestrator.tuning.trainer import trial_trainable
+
+        yield trial_trainable(job)
+    else:
+        from orchestrator.tuning.packs.tickets import packed
+
+        with packed(job, size, at_once) as trainable:
+            yield trainable
+
+
 def _tune(
     job: JobSpec, study: "optuna.Study", search: "StudySearch", trials: int, tell: Listener
 ) -> None:
@@ -101,30 +117,28 @@ def _tune(
     from orchestrator.tuning.callbacks import StudyWatcher
     from orchestrator.tuning.metrics import StudyMetrics
     from orchestrator.tuning.scheduler import StudyScheduler
-    from orchestrator.tuning.trainer import trial_trainable
 
-    tuner = tune.Tuner(
-        trial_trainable(job),
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            scheduler=StudyScheduler(job, search, study),
-            num_samples=trials,
-            max_concurrent_trials=min(job.search.max_concurrent, trials),
-            reuse_actors=job.train.parallel.max_workers == 1,
-            trial_name_creator=search.names,
-            trial_dirname_creator=search.names,
-        ),
-        run_config=tune.RunConfig(
-            name=f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}",
-            storage_path=str(_tune_folder(job)),
-            failure_config=tune.FailureConfig(max_failures=job.search.retries),
-            # A run keeps its own checkpoints (workers.train.checkpoint.manager).
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[StudyWatcher(search, (StudyMetrics(job.name), tell))],
-            verbose=0,
-        ),
+    at_once = min(job.search.max_concurrent, trials)
+    tune_config = tune.TuneConfig(
+        search_alg=search,
+        scheduler=StudyScheduler(job, search, study),
+        num_samples=trials,
+        max_concurrent_trials=at_once,
+        reuse_actors=job.search.pack != 1 or job.train.parallel.max_workers == 1,
+        trial_name_creator=search.names,
+        trial_dirname_creator=search.names,
     )
-    tuner.fit()
+    run_config = tune.RunConfig(
+        name=f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}",
+        storage_path=str(_tune_folder(job)),
+        failure_config=tune.FailureConfig(max_failures=job.search.retries),
+        # A run keeps its own checkpoints (workers.train.checkpoint.manager).
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        callbacks=[StudyWatcher(search, (StudyMetrics(job.name), tell))],
+        verbose=0,
+    )
+    with _trainable(job, at_once) as trainable:
+        tune.Tuner(trainable, tune_config=tune_config, run_config=run_config).fit()
 
 
 def _wait_for_room(job: JobSpec, resume: bool) -> None:

@@ -150,3 +150,15 @@ def test_specs_and_the_command_line_load_without_the_heavy_packages(module: str)
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert shown.stdout.strip() == "[]"
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize("module", ["ticket", "starting"])
+def test_what_stands_beside_packs_loads_no_torch(module: str) -> None:
+    """There is a process of it for every trial that runs, and one for the broker."""
+    code = f"import sys, orchestrator.tuning.packs.{module}"
+    code += f"; print(sorted({set(TORCH_BEARING)!r} & sys.modules.keys()))"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert shown.stdout.strip() == "[]"

@@ -16,6 +16,7 @@ EVENTS = "events.jsonl"
 Kind: TypeAlias = Literal[
     "started",
     "resumed",
+    "pack",
     "exchange",
     "attention",
     "norms",
@@ -40,11 +41,11 @@ class RunEvent(BaseModel):
     at: float
     """Seconds since 1970, by the clock of whoever noted it."""
     kind: Kind
-    """started, resumed (a further attempt), finished, failed (an attempt); exchange: how experts
-    and tokens meet; attention, norms: how they are computed; data: what rows lost to
-    data.max_length, or which are learned and compared on; lost: a worker's process or node is gone;
-    hung: a worker ended itself because nothing moved; skipped: a step; memory: passes are smaller
-    from there on, for memory ran out."""
+    """started, resumed (a further attempt), finished, failed (an attempt); pack: where it runs
+    beside others; exchange: how experts and tokens meet; attention, norms: how they are computed;
+    data: what rows lost to data.max_length, or which are learned and compared on; lost: a worker's
+    process or node is gone; hung: a worker ended itself because nothing moved; skipped: a step;
+    memory: passes are smaller from there on, for memory ran out."""
     message: str
     """In words, one line."""
     step: int | None = None

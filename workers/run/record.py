@@ -128,7 +128,7 @@ def read_progress(folder: Path) -> list[Metrics]:
 def reason(error: BaseException) -> str:
     """`error` as one line, with its type unless the message was written for people."""
     message = " ".join(str(error).split())
-    named = type(error).__name__ in ("DivergedError", "DoesNotFitError")
+    named = type(error).__name__ in ("DivergedError", "DoesNotFitError", "RunFailedError")
     written_for_people = isinstance(error, InputError) or named
     return message if written_for_people else f"{type(error).__name__}: {message}"
 
