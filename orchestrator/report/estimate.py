@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.job import JobSpec
 from orchestrator.monitoring.format import duration, size
+from orchestrator.tuning.packs.size import pack_size
 from workers.config.base import InputError, override
 from workers.config.optimizers import FLOAT, OPTIMIZERS
 
@@ -36,6 +37,10 @@ class JobEstimate:
     """What the estimate of memory takes for the base's precision."""
     assumes_gpu: bool = False
     """Whether that is for a worker's GPU to decide."""
+    slots: int = 1
+    """Trials of a pack."""
+    pack: "MemoryEstimate | None" = None
+    """Of a worker of a pack of such trials, if trials are packed."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -43,6 +48,7 @@ class JobEstimate:
             "epoch": self.epoch.as_dict(),
             "steps": self.steps,
             "memory": self._memory,
+            "pack": self.pack and {**self.pack.as_dict(), "trials": self.slots},
             "same_rows": self.same_rows and self.same_rows.as_dict(),
             "measured": self.measured and {**self.measured.as_dict(), "seconds": self._seconds},
         }
@@ -53,6 +59,7 @@ class JobEstimate:
             yield str(self.same_rows)
         yield f"{self._epochs}; padding is {self.epoch.padding_share:.1%} of what is computed"
         yield self._held()
+        yield from self._packed()
         if self.measured:
             yield (
                 f"measured on this machine: {self.measured}; {_many(self.trials, 'trial')} of "
@@ -89,6 +96,11 @@ class JobEstimate:
             f"in {self.dtype}{if_so}, beside what Python and its libraries take"
         )
 
+    def _packed(self) -> Iterator[str]:
+        if self.pack and not isinstance(self.memory, str):
+            one, all_of_them = size(self.memory.total), size(self.pack.total)
+            yield f"one trial takes {one}, a pack of {self.slots} such trials {all_of_them}"
+
     @property
     def _seconds(self) -> float:
         if self.measured is None:
@@ -121,16 +133,20 @@ def job_estimate(job: JobSpec, *, measure: bool = False) -> JobEstimate:
     train, store = rows[job.train.data], TokenStore(encoders[job.train.data])
     validation = store.validation(job.train.evaluation.rows_per_task)
 
-    def held(trial: "TrainSpec") -> "MemoryEstimate":
+    def held(trial: "TrainSpec", slots: int = 1) -> "MemoryEstimate":
         mine = rows[trial.data]
         stored = mine.examples.bytes + validation.examples.bytes
-        return estimate(_on_worker(job, trial), epoch_figures(mine, trial).largest, stored)
+        at_most = epoch_figures(mine, trial).largest
+        own = _on_worker(job, trial)
+        return estimate(own, at_most, stored, beside=[own] * (slots - 1))
 
     memory: MemoryEstimate | str
     try:
         memory, largest = max(((held(one), one) for one in trials), key=lambda pair: pair[0].total)
     except InputError as error:
         memory, largest = str(error), trials[0]
+    slots = pack_size(job)
+    packed = slots > 1 and not isinstance(memory, str)
     return JobEstimate(
         epoch=epoch_figures(train, job.train),
         steps=steps_of_run(job.train.optimizer, lambda: train.counts.parts(job.train.data)),
@@ -141,6 +157,8 @@ def job_estimate(job: JobSpec, *, measure: bool = False) -> JobEstimate:
         trials=job.search.trials,
         dtype=settled(_on_worker(job, largest).model).dtype,
         assumes_gpu=largest.model.settled_dtype is None and _on_gpu(job, largest),
+        slots=slots,
+        pack=held(largest, slots) if packed else None,
     )
 
 

@@ -52,6 +52,22 @@ def test_memory_is_that_of_the_largest_trial(job: JobSpec) -> None:
     assert "this is an estimate" in memory
 
 
+def test_a_pack_holds_its_base_once(job: JobSpec) -> None:
+    packed = override_job(job, {"search.pack": 3, "search.max_concurrent": 3}, "test")
+    found = job_estimate(packed)
+    one, pack = found.memory, found.pack
+    assert not isinstance(one, str)
+    assert pack
+    assert (pack.base, pack.data) == (one.base, one.data)
+    assert (pack.adapter, pack.optimizer) == (3 * one.adapter, 3 * one.optimizer)
+    assert one.total < pack.total < 3 * one.total
+    assert found.as_dict()["pack"] == {**pack.as_dict(), "trials": 3}
+    *_, told = found.lines()
+    assert told.startswith("one trial takes ")
+    assert ", a pack of 3 such trials " in told
+    assert job_estimate(job).as_dict()["pack"] is None
+
+
 def test_memory_is_estimated_with_what_a_workers_gpu_computes(job: JobSpec) -> None:
     """This node has none."""
     one = {"search.space": {"adapter.rank": 2}, "train.model.device": "auto"}
