@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
@@ -133,15 +133,18 @@ def timed(pack: Pack, sizes: Sizes) -> dict[str, float]:
 def measure(sizes: Sizes) -> dict[str, Any]:
     """Speeds and memory."""
     torch.set_num_threads(sizes.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        with packed(mixed_specs(sizes, Path(folder)), Path(folder)) as pack:
-            spent = timed(pack, sizes)
-            peaks = {
-                "alone": harness.peak_bytes(lambda: alone(pack)),
-                "together": harness.peak_bytes(lambda: together(pack)),
-            }
-            run = next(iter(pack._slots.values())).run
-            base = sum(one.numel() * one.element_size() for one in run.inputs.base.model.parameters())
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        specs = mixed_specs(sizes, folder)
+        pack = stack.enter_context(packed(specs, folder))
+        spent = timed(pack, sizes)
+        peaks = {
+            "alone": harness.peak_bytes(lambda: alone(pack)),
+            "together": harness.peak_bytes(lambda: together(pack)),
+        }
+        model = next(iter(pack._slots.values())).run.inputs.base.model
+        frozen = (one for one in model.parameters() if not one.requires_grad)
+        base = sum(one.numel() * one.element_size() for one in frozen)
     return {
         "step_speed_ratio": spent["alone"] / spent["together"],
         "milliseconds": spent,

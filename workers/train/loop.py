@@ -27,7 +27,7 @@ from workers.run.record import Metrics, RunPlan
 from workers.run.samples import Sample
 from workers.train.checkpoint import state as checkpoint
 from workers.train.compiled import CompiledLayers, compiled_layers
-from workers.train.evaluation.evaluator import Evaluation
+from workers.train.evaluation.evaluator import Evaluation, ScoredRows
 from workers.train.inputs import Inputs
 from workers.train.layout import micro_batch, run_batches
 from workers.train.report import check_finite
@@ -86,7 +86,7 @@ class TrainingRun:
         batches = run_batches(spec, self.inputs, self.world, self.heartbeat.moving)
         self.taking = RunSteps(spec, plan, self.inputs, self.world, batches, total, self.heartbeat)
         self.adapter = inject(base.model, spec.adapter, slot=slot, seed=spec.seed)
-        self._evaluate = Evaluation(
+        self.evaluation = Evaluation(
             self.inputs,
             self.adapter,
             spec,
@@ -151,8 +151,8 @@ class TrainingRun:
             model.eval()
         return self.report()
 
-    def report(self) -> Metrics:
-        """Evaluate, in eval mode; the same figures on every worker.
+    def report(self, scored: ScoredRows | None = None) -> Metrics:
+        """Evaluate, in eval mode; the same figures on every worker. `scored` as in Evaluation.
 
         `{"step", "steps", "epoch", "train": {"loss", "cross_entropy", …, "grad_norm", "lr",
         "tokens_per_second"}, "validation": …}`, losses as means over the steps since the last
@@ -169,7 +169,9 @@ class TrainingRun:
         self.heartbeat.beat("evaluate")
         rows, slot = self.adapter.rows, self.adapter.slot
         with self._shards.gathered(), self._as_written(), rows.everywhere(slot):
-            measured = self._evaluate.measure(last=self.done or self.patience is not None)
+            measured = self.evaluation.measure(
+                last=self.done or self.patience is not None, scored=scored
+            )
         self._sample, self.samples = measured.routing_sample, measured.samples
         self.metrics = {
             "step": self.step,
@@ -191,7 +193,7 @@ class TrainingRun:
         self.inputs.base.model.eval()
         self.heartbeat.beat("evaluate")
         with self._shards.gathered(), self._as_written(), self.adapter.rows.everywhere(None):
-            measured = replace(self._evaluate, adapter=None).measure(last=True)
+            measured = replace(self.evaluation, adapter=None).measure(last=True)
         metrics = {"validation": measured.metrics}
         check_finite(metrics, self.step)
         return metrics, measured.samples

@@ -7,6 +7,7 @@ workers gives the same figures. Tensor suffixes: B rows, S positions.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -27,6 +28,14 @@ from workers.train.evaluation.sample import SAMPLED, cached_prefix, drawn
 from workers.train.forward import recorded, row_losses
 from workers.train.inputs import Inputs
 from workers.train.out_of_memory import FittingPasses, cannot_repeat, is_out_of_memory
+
+
+class ScoredRows(NamedTuple):
+    """What the rows of this worker gave with one adapter."""
+
+    losses: list[tuple[float, float]]
+    """Loss sum and what it counts of each."""
+    counts: ExpertCounts
 
 
 @dataclass(frozen=True)
@@ -50,25 +59,23 @@ class Evaluation:
         return self.measure().metrics
 
     @torch.no_grad()
-    def measure(self, *, last: bool = False) -> Measured:
+    def measure(self, *, last: bool = False, scored: ScoredRows | None = None) -> Measured:
         """`{"loss", "score", "tasks": {task: {"metric", "value", "loss", "rows"}}, "routing":
         {layer: {"load": [share of each expert], "entropy": 0 … 1}}}`; `score` (the mean of the
         tasks' values) and `value` only with `evaluation.generate`. Without it, sample rows are
-        answered in the `last` evaluation alone."""
-        mine = self.world.share(range(len(self.inputs.validation)))
-        sampled = drawn(len(self.inputs.validation), self.kept_rows)
-        kept = frozenset(at for at, index in enumerate(mine) if index in sampled)
-        counts = ExpertCounts(kept=kept, prefix=cached_prefix(self.inputs.validation_examples))
-        losses = self._losses([self.inputs.validation_examples[i] for i in mine], counts)
-        shown, scored = self._shown(last), self.spec.evaluation.generate
-        asked = mine if scored else [index for index in mine if index in shown]
-        answers = self._answers(asked) if scored or shown else {}
+        answered in the `last` evaluation alone. `scored` is there where it has been found with
+        other adapters' (workers.train.evaluation.together)."""
+        mine = self.mine
+        losses, counts = scored or self._scored()
+        shown, generates = self._shown(last), self.spec.evaluation.generate
+        asked = mine if generates else [index for index in mine if index in shown]
+        answers = self._answers(asked) if generates or shown else {}
         results = [
             RowResult(
                 index,
                 loss,
                 tokens,
-                answers[index].score if scored else None,
+                answers[index].score if generates else None,
                 counts.rows.get(at, {}),
                 answers[index] if index in shown else None,
             )
@@ -88,6 +95,22 @@ class Evaluation:
             if result.answer
         ]
         return Measured(metrics, everything, counts.prefix, samples)
+
+    @property
+    def mine(self) -> Sequence[int]:
+        """The rows of this worker."""
+        return self.world.share(range(len(self.inputs.validation)))
+
+    def no_counts(self) -> ExpertCounts:
+        """Of no row so far."""
+        sampled = drawn(len(self.inputs.validation), self.kept_rows)
+        kept = frozenset(at for at, index in enumerate(self.mine) if index in sampled)
+        return ExpertCounts(kept=kept, prefix=cached_prefix(self.inputs.validation_examples))
+
+    def _scored(self) -> ScoredRows:
+        counts = self.no_counts()
+        examples = [self.inputs.validation_examples[index] for index in self.mine]
+        return ScoredRows(self._losses(examples, counts), counts)
 
     def _shown(self, last: bool) -> frozenset[int]:
         """Rows whose answers people are shown; the same for every worker. Of rows that nothing else
@@ -118,7 +141,7 @@ class Evaluation:
             for index, value in zip(indices, sums, strict=bool(indices)):
                 results[index] = value
 
-        self._in_passes([len(example) for example in examples], measure)
+        self.in_passes([len(example) for example in examples], measure)
         return results
 
     def _answers(self, indices: Sequence[int]) -> dict[int, SampledAnswer]:
@@ -188,10 +211,10 @@ class Evaluation:
             for index, ids in zip(group, written, strict=bool(group)):
                 answers[index] = ids
 
-        self._in_passes([len(prompt) + longest for prompt in prompts], write)
+        self.in_passes([len(prompt) + longest for prompt in prompts], write)
         return answers
 
-    def _in_passes(self, lengths: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
+    def in_passes(self, lengths: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
         """Do `work` for all rows, those of like lengths at once, the longest first: too many fail
         at once."""
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])

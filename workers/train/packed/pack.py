@@ -13,6 +13,8 @@ from workers.run.events import EventLog
 from workers.run.record import Metrics, RunRecord
 from workers.train.attempt import Attempt, in_precision, watched
 from workers.train.checkpoint.state import seed_worker
+from workers.train.evaluation.evaluator import ScoredRows
+from workers.train.evaluation.together import scored_together
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.out_of_memory import DoesNotFitError, StepOutOfMemoryError, too_large
@@ -79,9 +81,7 @@ class Pack:
         told: Told = {}
         if stepping := [one for one in slots if not one.is_due]:
             self._step(stepping, told)
-        for one in slots:
-            if one.is_due and one.name not in told:
-                self._report(one, told)
+        self._report([one for one in slots if one.is_due and one.name not in told], told)
         return told
 
     def close(self) -> None:
@@ -177,17 +177,34 @@ class Pack:
             log = EventLog(one.attempt.record.folder)
             log.note("memory", f"{said} (before: {together})", step=one.run.step)
 
-    def _report(self, one: PackSlot, told: Told) -> None:
+    def _report(self, slots: Sequence[PackSlot], told: Told) -> None:
+        """The reports of those that came to one; their rows are scored together."""
+        if not slots:
+            return
         assert self._inputs is not None
         if self._inputs.base.model.training:
             self._inputs.base.model.eval()
+        scored = self._scored([one for one in slots if one.evaluates])
+        for one in slots:
+            try:
+                told[one.name] = report = one.report(scored.get(one.name))
+            except Exception as error:
+                self._fail(one, error, told)
+            else:
+                if report["done"]:
+                    self.leave(one.name)
+
+    def _scored(self, slots: Sequence[PackSlot]) -> dict[str, ScoredRows]:
+        """By run; none where each is to do it by itself."""
+        if len(slots) < 2:
+            return {}
         try:
-            told[one.name] = report = one.report()
-        except Exception as error:
-            self._fail(one, error, told)
-            return
-        if report["done"]:
-            self.leave(one.name)
+            found = scored_together([one.run.evaluation for one in slots])
+        except Exception:
+            if self._world.size > 1:
+                raise
+            return {}  # Whatever ends one of them must not end the others.
+        return {one.name: rows for one, rows in zip(slots, found, strict=True)}
 
     def _fail(self, one: PackSlot, error: Exception, told: Told) -> None:
         one.failed(error)

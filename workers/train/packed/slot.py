@@ -9,6 +9,7 @@ from workers.run.heartbeat import HeartbeatWriter
 from workers.run.record import Metrics, reason
 from workers.train.attempt import Attempt, watched
 from workers.train.checkpoint.state import random_states, set_random_states
+from workers.train.evaluation.evaluator import ScoredRows
 from workers.train.packed.joint_step import JoiningStep
 from workers.train.step import StepResult
 
@@ -93,11 +94,18 @@ class PackSlot:
             if not self.is_due:
                 self.attempt.checkpoints.after_step(run)
 
-    def report(self) -> Metrics:
-        """Evaluate and write down; "done" says whether it was the last one."""
+    @property
+    def evaluates(self) -> bool:
+        """Whether its report takes an evaluation; what has ended before says it again."""
+        return not self._ended
+
+    def report(self, scored: ScoredRows | None) -> Metrics:
+        """Evaluate, with what was `scored` before, and write down; "done" says whether it was the
+        last one."""
         run = self.run
         with self.own_state():
-            told = self.attempt.tell(run.metrics if self._ended else run.report(), self._ended)
+            metrics = run.report(scored) if self.evaluates else run.metrics
+            told = self.attempt.tell(metrics, self._ended)
             if run.done:
                 self.attempt.finish()
         self._until = None

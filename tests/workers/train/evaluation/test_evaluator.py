@@ -185,7 +185,7 @@ def test_where_nothing_else_generates_samples_are_answered_at_the_end(
     told = run.advance()
     assert run.done
     assert "score" not in told["validation"]
-    loud = replace(run._evaluate, spec=override(spec, {"evaluation.generate": True}, "test"))
+    loud = replace(run.evaluation, spec=override(spec, {"evaluation.generate": True}, "test"))
     assert run.samples == loud.measure().samples
     assert len(run.samples) == 6
 

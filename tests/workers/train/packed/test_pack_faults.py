@@ -87,9 +87,9 @@ def test_a_run_that_diverges_ends_as_alone_and_touches_nobody(
     other = joined(pack, "other", seed=2, adapter__experts="linear")
     told = to_the_end(pack)
     ended = told["bad"]
+    made = alone(steps=0, **bad)
+    spoil(dict(made.adapter.named_parameters()))
     with pytest.raises(DivergedError) as wanted:
-        made = alone(steps=0, **bad)
-        spoil(dict(made.adapter.named_parameters()))
         made.advance()
     made.close()
     assert isinstance(ended, DivergedError)

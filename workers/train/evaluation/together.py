@@ -1,0 +1,57 @@
+"""The validation rows with several adapters on one base: the rows of all go through it together.
+
+Tensor suffixes: B rows, S positions.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+
+from workers.data.batches import Batch, collate
+from workers.injection.adapter import LayerRecord
+from workers.train.evaluation.evaluator import Evaluation, ScoredRows
+from workers.train.forward import recorded, row_losses
+
+
+@torch.no_grad()
+def scored_together(evaluations: Sequence[Evaluation]) -> list[ScoredRows]:
+    """What each adapter makes of the rows, which are the same ones. The model must be in eval mode.
+    As many rows go at once as in the first one's evaluation."""
+    first, slots = evaluations[0], len(evaluations)
+    examples = [first.inputs.validation_examples[index] for index in first.mine]
+    counts = [one.no_counts() for one in evaluations]
+    losses = [[(0.0, 0.0)] * len(examples) for _ in evaluations]
+
+    def score(places: Sequence[int]) -> None:
+        """Places are those of a row with one adapter after the other, then of the next row."""
+        ordered = sorted(places, key=lambda place: place % slots)
+        batch = collate([examples[place // slots] for place in ordered], first.inputs.pad_token_id)
+        whose = [place % slots for place in ordered]
+        records, sums = _pass(evaluations, batch, whose)
+        for place, of_row in zip(ordered, sums, strict=True):
+            losses[place % slots][place // slots] = of_row
+        for slot, own in records.items():
+            at = [number for number, other in enumerate(whose) if other == slot]
+            rows = [ordered[number] // slots for number in at]
+            counts[slot].count(own, batch.attention_mask_BS[at], rows)
+
+    first.in_passes([len(one) for one in examples for _ in evaluations], score)
+    return [ScoredRows(*one) for one in zip(losses, counts, strict=True)]
+
+
+def _pass(
+    evaluations: Sequence[Evaluation], batch: Batch, whose: Sequence[int]
+) -> tuple[dict[int, list[LayerRecord]], list[tuple[float, float]]]:
+    """By adapter what its places did, and of each row its loss sum and what that counts."""
+    base, adapters = evaluations[0].inputs.base, [one.adapter for one in evaluations]
+    there = sorted(set(whose))
+    names = [adapter.slot if adapter else None for adapter in adapters]
+    rows = next(adapter.rows for adapter in adapters if adapter)
+    with rows.assign([names[slot] for slot in whose]), ExitStack() as stack:
+        records = {
+            slot: stack.enter_context(recorded(adapters[slot], base, batch, rank_space=False))
+            for slot in there
+        }
+        sums = row_losses(base, batch)
+    return records, sums
