@@ -25,7 +25,8 @@ class SearchSpec(Spec):
     """Trials that run at the same time."""
     pack: PositiveInt | Literal["auto"] = 1
     """So many of them share one copy of the base model, and train in joint steps; each keeps its
-    own settings, and ends as it would alone. 1 gives every trial its own copy."""
+    own settings, and ends as it would alone. 1 gives every trial its own copy; auto takes as many
+    as leave no worker without trials and as fit into its memory."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPU cores reserved for each worker of a trial."""
     gpus_per_worker: NonNegative = 0

@@ -22,6 +22,7 @@ from orchestrator.commands.options import (
 from orchestrator.output import print_json
 
 if TYPE_CHECKING:
+    from cluster.inventory import Inventory
     from orchestrator.config.job import JobSpec
 
 app = typer.Typer()
@@ -53,11 +54,11 @@ def check(
     from orchestrator.tuning.preflight import preflight, remarks
 
     spec = study_job(job, set_, {"storage": storage})
-    room = _room(spec, address)
+    there, room = _there(spec, address)
     with rows_progress() as tell:
         counts = preflight(spec, tell=tell)
     with redirect_stdout(sys.stderr):  # libraries that are loaded with a model say so there
-        estimate = job_estimate(spec, measure=measure)
+        estimate = job_estimate(spec, there, measure=measure)
     said = [*remarks(spec), *room]
     spec = portable(spec)  # what is printed may go into a file in another folder
     if as_json:
@@ -101,13 +102,16 @@ def demo(
     run_demo(storage, set_ or ())
 
 
-def _room(job: "JobSpec", address: str | None) -> list[str]:
-    """How the job goes with the cluster; without one, whether this machine is too small for it."""
+def _there(job: "JobSpec", address: str | None) -> "tuple[Inventory, list[str]]":
+    """The cluster's nodes, and how the job goes with them; without a cluster this machine, and
+    whether it is too small."""
     from cluster.jobs import JobClient
-    from orchestrator.doctor.demand import room_for, too_small_here
+    from orchestrator.doctor.demand import room_for, this_machine, too_small_here
 
     if address is None:
         short = too_small_here(job)
-        return [f"{short}; a cluster is looked at by check --address"] if short else []
+        said = [f"{short}; a cluster is looked at by check --address"] if short else []
+        return this_machine(job), said
     client = JobClient(address)
-    return list(room_for(job, client.nodes(), client.grows))
+    there = client.nodes()
+    return there, list(room_for(job, there, client.grows))

@@ -10,6 +10,7 @@ from cluster.session import starts_here
 from orchestrator.config.job import JobSpec
 from orchestrator.config.serve import ServeSpec
 from workers.config.base import InputError
+from workers.run.memory import free_memory
 
 
 def trial_demand(job: JobSpec, workers: int | None = None) -> Demand:
@@ -35,10 +36,14 @@ def too_small_here(job: JobSpec) -> str | None:
     None otherwise: other clusters have sizes of their own."""
     if not starts_here(job.cluster.address):
         return None
-    gpus = _gpus_here() if job.search.gpus_per_worker else 0
-    here = Inventory((Node("here", "localhost", os.cpu_count() or 1, gpus, 0),))
-    trial = trial_demand(job)
+    here, trial = this_machine(job), trial_demand(job)
     return None if fits(trial, here) else _short(trial, here, "this machine")
+
+
+def this_machine(job: JobSpec) -> Inventory:
+    """As a node, with the memory that is free. Its GPUs are counted if the job wants any."""
+    gpus = _gpus_here() if job.search.gpus_per_worker else 0
+    return Inventory((Node("here", "localhost", os.cpu_count() or 1, gpus, free_memory()),))
 
 
 def _gpus_here() -> int:

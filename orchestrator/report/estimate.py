@@ -1,14 +1,16 @@
 """What a job's trials would be like: their epochs, a worker's memory, and seconds, as estimates."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cluster.inventory import Inventory
 from orchestrator.config.job import JobSpec
+from orchestrator.doctor.demand import this_machine
+from orchestrator.doctor.pack_room import PackRoom, planned
+from orchestrator.doctor.trial_memory import TrialMemory, on_gpu
 from orchestrator.monitoring.format import duration, size
-from orchestrator.tuning.packs.size import pack_size
-from workers.config.base import InputError, override
-from workers.config.optimizers import FLOAT, OPTIMIZERS
+from workers.config.base import InputError
 
 if TYPE_CHECKING:
     from workers.config.train import TrainSpec
@@ -37,10 +39,8 @@ class JobEstimate:
     """What the estimate of memory takes for the base's precision."""
     assumes_gpu: bool = False
     """Whether that is for a worker's GPU to decide."""
-    slots: int = 1
-    """Trials of a pack."""
-    pack: "MemoryEstimate | None" = None
-    """Of a worker of a pack of such trials, if trials are packed."""
+    pack: PackRoom | None = None
+    """Of such trials that share a base, or might."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -48,7 +48,7 @@ class JobEstimate:
             "epoch": self.epoch.as_dict(),
             "steps": self.steps,
             "memory": self._memory,
-            "pack": self.pack and {**self.pack.as_dict(), "trials": self.slots},
+            "pack": self.pack and self.pack.as_dict(),
             "same_rows": self.same_rows and self.same_rows.as_dict(),
             "measured": self.measured and {**self.measured.as_dict(), "seconds": self._seconds},
         }
@@ -97,9 +97,13 @@ class JobEstimate:
         )
 
     def _packed(self) -> Iterator[str]:
-        if self.pack and not isinstance(self.memory, str):
-            one, all_of_them = size(self.memory.total), size(self.pack.total)
-            yield f"one trial takes {one}, a pack of {self.slots} such trials {all_of_them}"
+        if self.pack is None or isinstance(self.memory, str):
+            return
+        pack = self.pack
+        room = "" if pack.room is None else f" of {size(pack.room)} that a worker has"
+        less = f"; about {pack.most} fit{'s' * (pack.most == 1)}" * (pack.most < pack.trials)
+        one, together = size(self.memory.total), size(pack.memory.total)
+        yield f"one trial takes {one}, a pack of {pack.trials} such trials {together}{room}{less}"
 
     @property
     def _seconds(self) -> float:
@@ -109,92 +113,39 @@ class JobEstimate:
         return step * self.steps * self.trials
 
 
-def job_estimate(job: JobSpec, *, measure: bool = False) -> JobEstimate:
-    """Of a job whose rows this node has encoded. With `measure`, a few steps are run here.
-    InputError."""
-    from workers.data.encode import Encoder
+def job_estimate(
+    job: JobSpec, there: Inventory | None = None, *, measure: bool = False
+) -> JobEstimate:
+    """Of a job whose rows this node has encoded, on such nodes; this machine's unless told. With
+    `measure`, a few steps are run here. InputError."""
     from workers.data.epoch import steps_of_run
     from workers.data.store.epoch_figures import epoch_figures
     from workers.data.store.same_rows import same_rows
-    from workers.data.store.token_store import TokenStore
-    from workers.data.streaming.windows import looked_at
-    from workers.models.base import check_base
     from workers.models.device import settled
-    from workers.models.memory import estimate
     from workers.train.measure import measured_steps
 
-    tokenizer = check_base(job.train.model)
-    trials = _large(job.search_space().samples())
-    encoders = {
-        data: Encoder(tokenizer, data)
-        for data in (job.train.data, *(trial.data for trial in trials))
-    }
-    rows = {data: looked_at(encoder) for data, encoder in encoders.items()}
-    train, store = rows[job.train.data], TokenStore(encoders[job.train.data])
-    validation = store.validation(job.train.evaluation.rows_per_task)
-
-    def held(trial: "TrainSpec", slots: int = 1) -> "MemoryEstimate":
-        mine = rows[trial.data]
-        stored = mine.examples.bytes + validation.examples.bytes
-        at_most = epoch_figures(mine, trial).largest
-        own = _on_worker(job, trial)
-        return estimate(own, at_most, stored, beside=[own] * (slots - 1))
-
+    held = TrialMemory(job)
+    train = held.rows[job.train.data]
     memory: MemoryEstimate | str
+    pack = None
     try:
-        memory, largest = max(((held(one), one) for one in trials), key=lambda pair: pair[0].total)
+        largest, memory = held.largest
     except InputError as error:
-        memory, largest = str(error), trials[0]
-    slots = pack_size(job)
-    packed = slots > 1 and not isinstance(memory, str)
+        largest, memory = held.first, str(error)
+    else:
+        pack = planned(job, held, there or this_machine(job))
     return JobEstimate(
         epoch=epoch_figures(train, job.train),
         steps=steps_of_run(job.train.optimizer, lambda: train.counts.parts(job.train.data)),
         memory=memory,
         largest=_varied(job, largest),
-        same_rows=same_rows(train, validation),
-        measured=measured_steps(largest, rows[largest.data]) if measure else None,
+        same_rows=same_rows(train, held.validation),
+        measured=measured_steps(largest, held.rows[largest.data]) if measure else None,
         trials=job.search.trials,
-        dtype=settled(_on_worker(job, largest).model).dtype,
-        assumes_gpu=largest.model.settled_dtype is None and _on_gpu(job, largest),
-        slots=slots,
-        pack=held(largest, slots) if packed else None,
+        dtype=settled(held.on_worker(largest).model).dtype,
+        pack=pack,
+        assumes_gpu=largest.model.settled_dtype is None and on_gpu(job, largest),
     )
-
-
-def _on_worker(job: JobSpec, trial: "TrainSpec") -> "TrainSpec":
-    """With a worker's GPU and what it computes, which this node may lack."""
-    if not _on_gpu(job, trial):
-        return trial
-    dtype = trial.model.settled_dtype or "bfloat16"
-    return override(trial, {"model.device": "cuda", "model.dtype": dtype}, "memory")
-
-
-def _on_gpu(job: JobSpec, trial: "TrainSpec") -> bool:
-    """Whether a worker has one for certain."""
-    device = trial.model.device
-    return device == "cuda" or (device == "auto" and job.search.gpus_per_worker > 0)
-
-
-def _large(trials: "Iterable[TrainSpec]") -> "list[TrainSpec]":
-    """Those that may be the largest: with the most or longest rows at once, weights, or slots."""
-    keys = (
-        lambda one: one.data.max_length,
-        lambda one: one.trained_at_once(one.parallel.max_workers),
-        lambda one: one.pass_limit.tokens or 0,
-        _trained_bytes,
-        lambda one: one.adapter.slots(max(one.adapter.expert_counts)),
-    )
-    known = list(trials)
-    found = [max(known, key=key) for key in keys]
-    return [one for at, one in enumerate(found) if one not in found[:at]]
-
-
-def _trained_bytes(trial: "TrainSpec") -> float:
-    """In proportion to what adapter, gradients and optimizer take."""
-    adapter, optimizer = trial.adapter, trial.optimizer
-    kept = OPTIMIZERS[optimizer.name].bytes_of_weight(optimizer.momentum, adapter.rank)
-    return max(adapter.expert_counts) * adapter.rank * (2 * FLOAT + kept)
 
 
 def _varied(job: JobSpec, trial: "TrainSpec") -> dict[str, Any]:

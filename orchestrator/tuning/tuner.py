@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.inventory import inventory
 from cluster.placement import wait_for_room
 from orchestrator.config.job import JobSpec, portable
 from orchestrator.doctor.demand import trial_demand
+from orchestrator.doctor.pack_room import settled_pack
 from orchestrator.store.errors import StoreError
 from orchestrator.tuning.events import TrialEvent
 from orchestrator.tuning.lifecycle import begin, check_study, ended, locked
@@ -51,6 +53,7 @@ def run(
 
         with locked(job):
             job = on_new_data(job)
+    job = settled_pack(job, inventory())
     _wait_for_room(job, resume)  # what finds none leaves nothing of a study behind
     with locked(job) as ours, storage(job.cluster, create=True) as store:
         study = begin(job, resume, store)

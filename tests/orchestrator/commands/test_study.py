@@ -66,7 +66,7 @@ def test_the_same_in_json() -> None:
     done = _check("--json", "--measure")
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
-    facts = {"epoch", "steps", "memory", "same_rows", "measured"}
+    facts = {"epoch", "steps", "memory", "pack", "same_rows", "measured"}
     assert {"job", "data", "remarks", *facts} == told.keys()
     assert told["memory"]["dtype"] == "float32"
     apart = ("trial", "dtype")

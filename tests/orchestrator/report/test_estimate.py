@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.inventory import Inventory, Node
 from orchestrator.config.job import JobSpec, override_job
 from orchestrator.report.estimate import JobEstimate, job_estimate
 from workers.config.base import InputError
@@ -53,19 +54,25 @@ def test_memory_is_that_of_the_largest_trial(job: JobSpec) -> None:
 
 
 def test_a_pack_holds_its_base_once(job: JobSpec) -> None:
+    there = Inventory((Node("0", "host", 1, 0, 10**11),))
     packed = override_job(job, {"search.pack": 3, "search.max_concurrent": 3}, "test")
-    found = job_estimate(packed)
+    found = job_estimate(packed, there)
     one, pack = found.memory, found.pack
     assert not isinstance(one, str)
     assert pack
-    assert (pack.base, pack.data) == (one.base, one.data)
-    assert (pack.adapter, pack.optimizer) == (3 * one.adapter, 3 * one.optimizer)
-    assert one.total < pack.total < 3 * one.total
-    assert found.as_dict()["pack"] == {**pack.as_dict(), "trials": 3}
+    held = pack.memory
+    assert (held.base, held.data) == (one.base, one.data)
+    assert (held.adapter, held.optimizer) == (3 * one.adapter, 3 * one.optimizer)
+    assert one.total < held.total < 3 * one.total
+    known = {"trials": 3, "room": 10**11, "most": 3}
+    assert found.as_dict()["pack"] == {**held.as_dict(), **known}
     *_, told = found.lines()
     assert told.startswith("one trial takes ")
     assert ", a pack of 3 such trials " in told
-    assert job_estimate(job).as_dict()["pack"] is None
+    assert told.endswith(" of 100 GB that a worker has")
+    *_, tight = job_estimate(packed, Inventory((Node("0", "host", 1, 0, 10**9),))).lines()
+    assert tight.endswith(" of 1 GB that a worker has; about 1 fits")
+    assert job_estimate(job, there).as_dict()["pack"] is None
 
 
 def test_memory_is_estimated_with_what_a_workers_gpu_computes(job: JobSpec) -> None:

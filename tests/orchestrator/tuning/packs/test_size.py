@@ -19,7 +19,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**FIXED, "parallel.workers": 2, "parallel.ep_size": 2}, "with parallel.ep_size above 1"),
     ({"parallel.workers": {"min": 1, "max": 2}}, "the workers of a pack must not change"),
     ({"model.compile": True}, "model.compile would compile each set of adapters anew"),
-    ({"search.pack": "auto"}, "auto is not there yet"),
+    ({"search.pack": "auto", "model.compile": True}, "model.compile would compile each set of"),
 ]
 
 
@@ -43,6 +43,7 @@ def test_what_cannot_be_packed_is_refused(job: JobSpec, changes: Any, said: str)
 def test_what_can_be_packed_is_not_refused(job: JobSpec) -> None:
     check_pack(job)
     check_pack(override_job(job, {"parallel.workers": 2}, "test"))
+    check_pack(override_job(job, {"search.pack": "auto", "search.max_concurrent": 1}, "test"))
     assert pack_size(job) == 4
     check_pack(one_run(job))
     assert pack_size(one_run(job)) == 1
