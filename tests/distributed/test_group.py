@@ -50,26 +50,6 @@ def test_two_workers_with_half_of_the_experts_each(
         torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=0)
 
 
-def test_two_workers_train_on_compiled_layers(
-    ray_cluster: Session, make_spec: Callable[..., TrainSpec], tmp_path: Path
-) -> None:
-    plain = {"optimizer__name": "sgd", "optimizer__lr": 0.5}  # Adam magnifies rounding
-    spec = make_spec(parallel__workers=2, **plain)
-    plan = RunPlan(tmp_path / "run", "study")
-    adapter, last = fit(override(spec, {"model.compile": True}, "test"), plan)
-    (said,) = [one.message for one in read_events(plan.folder) if one.kind == "compile"]
-    assert said.startswith("decoder layers, in ")
-    (tmp_path / "alone").mkdir()
-    alone = TrainingRun(spec, RunPlan(tmp_path / "alone", "study"), world=World())
-    while not alone.done:
-        expected = alone.advance()
-    assert last["train"]["loss"] == pytest.approx(expected["train"]["loss"], rel=1e-5)
-    assert last["validation"]["loss"] == pytest.approx(expected["validation"]["loss"], rel=1e-5)
-    tensors = files.read(adapter).tensors
-    for name, tensor in alone.adapter.state_dict().items():
-        torch.testing.assert_close(tensors[name], tensor, atol=1e-5, rtol=0)
-
-
 # Of passes that differ, the balance loss would.
 BY_TOKENS = {"optimizer__micro_batch_tokens": 128, "loss__load_balance_weight": 0.0}
 

@@ -7,24 +7,19 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor, fx
+from torch import fx
 
 from tests.tiny import ON_EXPERTS, write_mixture
-from tests.workers.train.one_trial import configured, trial
-from workers.adapter import files
+from tests.workers.train.compiled_cases import LOSSES, STEPS, assert_alike, trained
 from workers.config.train import TrainSpec
 from workers.data.store.token_store import TokenStore
-from workers.run.events import read_events
-from workers.run.record import Metrics, RunPlan
+from workers.run.record import RunPlan
 from workers.train import measure
 from workers.train.compiled import CompiledLayers
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 
 SpecMaker = Callable[..., TrainSpec]
-Trained = tuple[list[dict[str, float]], dict[str, Tensor]]
-"""A run's losses, report by report, and its weights at the end."""
-LOSSES = {"loss__z_loss_weight": 1e-3, "loss__contrastive_weight": 0.01}
 
 
 class Traced:
@@ -49,20 +44,6 @@ def compiled(run: TrainingRun, backend: Any) -> CompiledLayers:
         run.inputs.base, run.adapter, rank_space=rank_space, backend=backend
     )
     return run.compiled
-
-
-def figures(report: Metrics) -> dict[str, float]:
-    """A report's losses."""
-    train = {k: v for k, v in report["train"].items() if k != "tokens_per_second"}
-    return {**train, "validation": report["validation"]["loss"]}
-
-
-def trained(run: TrainingRun) -> Trained:
-    """Its reports' losses, and its weights."""
-    losses = []
-    while not run.done:
-        losses.append(figures(run.advance()))
-    return losses, {name: one.clone() for name, one in run.adapter.state_dict().items()}
 
 
 def test_layers_and_lengths_share_graphs_and_only_training_uses_them(
@@ -102,24 +83,12 @@ def test_where_nothing_compiles_a_warning_says_so_and_the_run_goes_on(
     assert trained(run)[0] == losses
 
 
-STEPS = {"optimizer__name": "sgd", "optimizer__lr": 0.5, "optimizer__micro_batch_size": 2}
-
-
-def assert_alike(found: Trained, expected: Trained, fresh: dict[str, Tensor]) -> None:
-    """To the rounding of float32, in losses and in how far weights have moved from `fresh`."""
-    for report, other in zip(found[0], expected[0], strict=True):
-        assert report == pytest.approx(other, rel=1e-5)
-    for name, tensor in expected[1].items():
-        moved = (tensor - fresh[name]).norm()
-        assert (found[1][name] - tensor).norm() <= 1e-4 * moved + 1e-7, name
-
-
 @pytest.mark.parametrize("kind", ["linear", "stacked"])
 def test_traced_layers_give_what_eager_ones_give(
     make_spec: SpecMaker, tiny_model_dir: Path, tmp_path: Path, kind: str
 ) -> None:
     """Taken apart for the backward pass as for torch's compiler, which takes half a minute for each
-    kind, and is asked for block experts below."""
+    kind, and is asked for block experts in tests/distributed/test_compiled.py."""
     some = {"adapter__target_modules": ("q_proj", "down_proj")}
     changes: dict[str, object] = {"adapter__experts": kind, **some, **LOSSES}
     if kind == "stacked":
@@ -133,30 +102,6 @@ def test_traced_layers_give_what_eager_ones_give(
     assert compiled(run, "aot_eager").words.startswith("decoder layers, in ")
     with torch.compiler.set_stance("fail_on_recompile"):
         assert_alike(trained(run), losses_and_weights, fresh)
-
-
-@pytest.mark.usefixtures("processes")
-def test_an_actor_compiles_for_each_of_its_trials(make_spec: SpecMaker, tmp_path: Path) -> None:
-    """Which share a base, by torch's own compiler."""
-    worker = None
-    for name, lr in (("T000", 0.5), ("T001", 0.25)):
-        changes = {**STEPS, **LOSSES, "optimizer__lr": lr}
-        folder = tmp_path / "study" / "trials" / name
-        spec = make_spec(model__compile=True, **changes)
-        worker = worker or trial(spec, folder)
-        worker.reset_config(configured(spec, folder))
-        reports = [worker.train()]
-        while not reports[-1]["done"]:
-            reports.append(worker.train())
-        (said,) = [one.message for one in read_events(folder) if one.kind == "compile"]
-        assert said.startswith("decoder layers, in ")
-        run = TrainingRun(make_spec(**changes), RunPlan(tmp_path / name, "study"))
-        fresh = {weight: one.clone() for weight, one in run.adapter.state_dict().items()}
-        expected = trained(run)
-        found = files.read(folder / "adapter").tensors
-        assert_alike(([figures(one) for one in reports], found), expected, fresh)
-    assert worker
-    worker.stop()
 
 
 @pytest.mark.parametrize(
