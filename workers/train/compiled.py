@@ -5,6 +5,7 @@ has other shapes and no gradients, and runs as it is written. Shapes: B rows, S 
 """
 
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from workers.train.forward import batch_loss, recorded
 TRIED_BS = (11, 23)
 """Sizes that no model has: torch takes equal sizes for the same, and a graph would be for it alone.
 So it does with 1."""
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+"""Says where torch's compiler keeps what it has made."""
 
 
 class CompiledLayers:
@@ -42,8 +45,7 @@ class CompiledLayers:
         """Compiles them in a forward and backward pass. Where that fails a warning says so, and
         they are as before. `rank_space`: whether losses compare experts in it."""
         self._layers = decoder_layers(base.model)[1]
-        # In place of a folder in /tmp that anyone could have made; torch reads code from it.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder(COMPILED_FOLDER)))
+        _keep_in_our_cache()
         torch.compiler.reset()  # graphs of a former run's layers would count against the limit
         started = time.perf_counter()
         for layer in self._layers:
@@ -93,6 +95,14 @@ def _pass(base: Base, adapter: Adapter, rank_space: bool) -> None:
             torch.autograd.grad(loss, list(adapter.parameters()), allow_unused=True)
     finally:
         base.model.train(training)
+
+
+def _keep_in_our_cache() -> None:
+    """In place of a folder in /tmp that anyone could have made: torch reads code from it. It sets
+    the variable itself, to that folder, as soon as its compiler is imported."""
+    chosen = os.environ.get(CACHE_VARIABLE, "")
+    if not chosen or chosen.startswith(f"{tempfile.gettempdir()}/torchinductor_"):
+        os.environ[CACHE_VARIABLE] = str(cache_folder(COMPILED_FOLDER))
 
 
 def _why(error: Exception) -> str:

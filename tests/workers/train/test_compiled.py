@@ -1,5 +1,6 @@
 """Decoder layers that are compiled, against the same as they are written."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import fx
+from torch._inductor.runtime import cache_dir_utils
 
 from tests.tiny import ON_EXPERTS, write_mixture
 from tests.workers.train.compiled_cases import LOSSES, STEPS, assert_alike, trained
 from workers.config.train import TrainSpec
+from workers.data.store.cache import COMPILED_FOLDER, cache_folder
 from workers.data.store.token_store import TokenStore
 from workers.run.record import RunPlan
 from workers.train import measure
-from workers.train.compiled import CompiledLayers
+from workers.train.compiled import CACHE_VARIABLE, CompiledLayers
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 
@@ -81,6 +84,25 @@ def test_where_nothing_compiles_a_warning_says_so_and_the_run_goes_on(
         layers = compiled(run, broken)
     assert "\n" not in layers.words
     assert trained(run)[0] == losses
+
+
+@pytest.mark.parametrize("chosen", [None, "elsewhere"])
+def test_torch_keeps_what_it_compiles_in_our_cache_or_where_it_was_told(
+    make_spec: SpecMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    chosen: str | None,
+) -> None:
+    """Torch's own choice, which it makes where its compiler is imported, is a folder in /tmp."""
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    torch_chose = cache_dir_utils.cache_dir()
+    assert os.environ[CACHE_VARIABLE] == torch_chose
+    wanted = str(tmp_path / chosen if chosen else cache_folder(COMPILED_FOLDER))
+    if chosen:
+        monkeypatch.setenv(CACHE_VARIABLE, wanted)
+    with pytest.warns(UserWarning, match="does not work here"):
+        compiled(TrainingRun(make_spec(), RunPlan(tmp_path / "run", "study")), broken)
+    assert cache_dir_utils.cache_dir() == wanted != torch_chose
 
 
 @pytest.mark.parametrize("kind", ["linear", "stacked"])
