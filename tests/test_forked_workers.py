@@ -13,6 +13,7 @@ import pytest
 
 from cluster.session import Session
 
+SUPERVISORS = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 SCRIPT = """
 import atexit, os, sys, time
 atexit.register(print, "at exit")
@@ -60,15 +61,40 @@ def test_a_fork_is_the_program_that_was_started(script: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"command_prefix": ["cd", "/", "&&"]},
+        {"command_prefix": ["nice"]},
         {"py_executable": "/usr/bin/python3"},
         {"env_vars": {"PYTHONPATH": "/tmp"}},
+        {"env_vars": {SUPERVISORS: "1"}},
         {"env_vars": {"PATH": "/opt:$PATH"}},
     ],
 )
 def test_what_a_job_changes_is_left_to_ray(script: Path, changes: dict[str, object]) -> None:
     _, said = start(script, "0", **changes).communicate()
     assert said == "set up\n"
+
+
+def test_a_worker_of_a_job_is_forked_in_its_folder(script: Path, tmp_path: Path) -> None:
+    script.write_text("import os, sys; print('torch' in sys.modules, os.getcwd(), sys.path[:3])")
+    path = os.environ["PYTHONPATH"]
+    settings = {"env_vars": {"PYTHONPATH": f"{tmp_path}{os.pathsep}{path}"}}
+    said, _ = start(script, command_prefix=["cd", str(tmp_path), "&&"], **settings).communicate()
+    places = [str(script.parent), str(tmp_path), path.split(os.pathsep)[0]]
+    assert said == f"True {tmp_path} {places}\n"
+
+
+def test_who_starts_a_jobs_command_is_a_child_of_rays(script: Path) -> None:
+    command = [sys.executable, script, "0"]
+    for changes, forked in (({}, "True"), ({SUPERVISORS: "1"}, "False")):
+        told = subprocess.run(command, env=os.environ | changes, capture_output=True, check=False)
+        assert told.stdout.decode().split()[0] == forked
+
+
+def test_one_of_another_python_starts_by_itself(script: Path, tmp_path: Path) -> None:
+    other = tmp_path / "python"
+    other.symlink_to(sys.executable)
+    command = [other, script, "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("False "), done.stderr
 
 
 def test_it_is_killed_with_who_stands_for_it(script: Path) -> None:

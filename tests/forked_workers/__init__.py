@@ -2,7 +2,8 @@
 process, which has imported for all of them.
 
 Importing torch and transformers takes each five seconds of a core, and each actor of Ray is a
-process of its own. What a submitted job starts is left to Ray, which gives it another path.
+process of its own. What a submitted job starts is forked too, and imports moetune from the folder
+that the cluster has unpacked for it.
 """
 
 import os

@@ -73,7 +73,7 @@ class Server:
     def _fork(self, listener: socket.socket) -> None:
         client, _ = listener.accept()
         asked, files = received(client)
-        if "signals" in asked and not same_start(asked):
+        if not same_start(asked):
             client.close()  # it starts by itself
             for one in files:
                 os.close(one)
@@ -129,14 +129,11 @@ def received(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def same_start(asked: dict[str, Any]) -> bool:
-    """Whether what is asked for would start as this process has."""
-    here = read_early(asked["environment"]) == read_early(os.environ)
-    return here and asked["python"] == python_here()
-
-
-def python_here() -> list[str]:
-    """Which Python this is: an environment has it by several names."""
-    return [os.path.realpath(sys.executable), sys.prefix]
+    """Whether what is asked for would start as this process has: by this Python, which has several
+    names in an environment, and, for a command, with these variables."""
+    if asked["python"] != [os.path.realpath(sys.executable), sys.prefix]:
+        return False
+    return "signals" not in asked or read_early(asked["environment"]) == read_early(os.environ)
 
 
 def read_early(environment: Mapping[str, str]) -> dict[str, str]:

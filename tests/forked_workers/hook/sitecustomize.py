@@ -5,33 +5,63 @@ a fork, and then stand for it: they end as the fork has ended, and the fork is k
 
 import os
 import sys
+from collections.abc import Mapping
 
 SETUP, WORKER = ("/ray/_private/workers/setup_worker.py", "/ray/_private/workers/default_worker.py")
 CONTEXT = "--serialized-runtime-env-context="
+SUPERVISORS = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+"""Given to who starts a job's command, which finds the cluster's Python among its ancestors."""
 COMMAND, SCRIPT = ["-m", "orchestrator.cli"], "bin/moetune"
 
 
 def worker(given: list[str]) -> list[str] | None:
     """The worker's script and its arguments; None if another program starts here."""
     if given[0].endswith(WORKER):
-        return given
+        return None if SUPERVISORS in os.environ else given
     return prepared(given[1:]) if given[0].endswith(SETUP) and given[1].endswith(WORKER) else None
 
 
 def prepared(given: list[str]) -> list[str] | None:
-    """The same where Ray's own script would only set variables before it; None if it would do
-    more."""
+    """The same where Ray's own script would only set variables and go to a job's folder before it;
+    None if it would do more."""
     import json
 
     for one in given:
         if one.startswith(CONTEXT):
             context = json.loads(one.removeprefix(CONTEXT))
-            settings = context.pop("env_vars")
-            same = context.pop("py_executable") == sys.executable and not any(context.values())
-            if not same or "PYTHONPATH" in settings or "$" in "".join(settings.values()):
+            settings, python = context.pop("env_vars"), context.pop("py_executable")
+            folder = where(context.pop("command_prefix"))
+            same = python == sys.executable and not any(context.values()) and hooked(settings)
+            if not same or folder is None or "$" in "".join(settings.values()):
                 return None
+            os.chdir(folder)
+            prepend(settings.get("PYTHONPATH", ""))
             os.environ.update(settings)
     return [one for one in given if not one.startswith((CONTEXT, "--language="))]
+
+
+def where(prefix: list[str]) -> str | None:
+    """The folder that the words in front of the command go to; None if they say something else."""
+    import shlex
+
+    if not prefix:
+        return os.getcwd()
+    going = len(prefix) == 3 and (prefix[0], prefix[2]) == ("cd", "&&")
+    return shlex.split(prefix[1])[0] if going else None
+
+
+def hooked(settings: Mapping[str, str]) -> bool:
+    """Whether this file stands on the path that the variables give, to what is no supervisor."""
+    path = settings.get("PYTHONPATH", os.environ["PYTHONPATH"])
+    return SUPERVISORS not in settings and os.path.dirname(__file__) in path.split(os.pathsep)
+
+
+def prepend(path: str) -> None:
+    """Look for modules on this PYTHONPATH in place of the one that Python was started with."""
+    if path:
+        before = os.environ["PYTHONPATH"].split(os.pathsep)
+        rest = [one for one in sys.path if one not in before]
+        sys.path[:] = [*path.split(os.pathsep), *rest]
 
 
 def command(given: list[str]) -> dict[str, object] | None:
@@ -74,9 +104,7 @@ def become_a_fork(path: str, asked: dict[str, object]) -> None:
 
 
 def main(path: str, given: list[str]) -> None:
-    """Of another path, as the processes of a job have it, nothing is forked."""
-    if not os.environ["PYTHONPATH"].startswith(os.path.dirname(__file__)):
-        return
+    """Ask for a fork, where one is wanted."""
     if asked := command(given):
         become_a_fork(path, asked)
     elif "TESTS_FORK_WORKERS" in os.environ and (argv := worker(given)):
