@@ -24,11 +24,9 @@ class FailureNotes(UserCallback):  # type: ignore[misc]
         again: an error that is raised here ends the group."""
         log = EventLog(self._folder)
         for rank, error in sorted(worker_exceptions.items()):
-            cause = getattr(error, "health_check_failure", error)
-            if isinstance(cause, RayActorError):
-                log.note("lost", _short(f"its process is gone: {cause}"), worker=rank)
-            else:
-                log.note("failed", _short(reason(error)), worker=rank)
+            found = getattr(error, "health_check_failure", error)
+            is_lost = isinstance(found, RayActorError)
+            log.note("lost" if is_lost else "failed", why(found if is_lost else error), worker=rank)
         for error in worker_exceptions.values():
             if found := bad_input(error):
                 raise found
@@ -50,6 +48,9 @@ def cause(error: BaseException) -> BaseException:
     return error
 
 
-def _short(text: str) -> str:
-    line = " ".join(text.split())
+def why(error: BaseException) -> str:
+    """What an actor of Ray's failed by, in one line of bearable length."""
+    error = cause(error)
+    lost = f"its process is gone: {error}" if isinstance(error, RayActorError) else reason(error)
+    line = " ".join(lost.split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"

@@ -17,6 +17,8 @@ from workers.train.packed.key import pack_key
 from workers.train.packed.work import Outcome, RunFailedError, Work
 from workers.train.task import RunTask
 
+_ENDED = "the study has ended"
+
 
 @dataclass(frozen=True)
 class Waits:
@@ -59,6 +61,8 @@ class Broker:
 
         An `attempt` other than the last one replaces it: its process was lost.
         """
+        if self._closed:
+            return RunFailedError(_ENDED)
         member = self._book.find(task.name)
         if member is not None and member.attempt != attempt:
             self._book.remove(task.name)
@@ -122,7 +126,7 @@ class Broker:
         """The study has ended: packs are told that their work is over."""
         self._closed = True
         for member in self._book.everyone():
-            member.answer(RunFailedError("the study has ended"))
+            member.answer(RunFailedError(_ENDED))
         self._wake()
 
     async def _next(self, crew: Crew) -> Work:

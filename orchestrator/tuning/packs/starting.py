@@ -8,9 +8,8 @@ from typing import Any
 import ray
 
 from orchestrator.config.job import JobSpec
-from orchestrator.tuning.failures import cause
+from orchestrator.tuning.failures import why
 from orchestrator.tuning.packs.broker import Broker
-from workers.run.record import reason
 
 
 class StudyBroker(Broker):
@@ -47,11 +46,11 @@ class StudyBroker(Broker):
     async def _watch(self, number: int, ended: Any) -> None:
         try:
             await ended
-            why = "it had ended already"
+            reason = "it had ended already"
         except Exception as error:
-            why = reason(cause(error))
+            reason = why(error)
         ray.kill(self._actors.pop(number))  # its resources are free only then
-        await self.lost(number, f"pack {number} is gone: {why}")
+        await self.lost(number, f"pack {number} is gone: {reason}")
 
 
 class PackActor:

@@ -1,4 +1,4 @@
-"""Studies whose rows are broken, repaired or changed on the way, both ways to run a trial."""
+"""Studies whose rows are broken, repaired or changed on the way, in each way to run a trial."""
 
 import json
 from collections.abc import Callable
@@ -58,12 +58,12 @@ def actors_of_trials(cluster: Session) -> int:
     return sum("Train" in actor.class_name for actor in alive)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("workers", "pack"), [(1, 1), (2, 1), (1, 2)])
 def test_bad_input_ends_the_study_at_once_and_after_the_repair_it_goes_on(
-    make_job: MakeJob, ray_cluster: Session, workers: int
+    make_job: MakeJob, ray_cluster: Session, workers: int, pack: int
 ) -> None:
     """The driver's own look is left out: a worker may be the first to see what is wrong."""
-    job = make_job(workers, retries=2)
+    job = make_job(workers, retries=2, pack=pack, max_concurrent=pack)
     whole = Path(job.train.data.train).read_text()
     add(job, {"prompt": "stop all", "target": True, "task": "call"})
     events: list[TrialEvent] = []

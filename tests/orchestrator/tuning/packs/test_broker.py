@@ -224,5 +224,6 @@ async def test_at_the_end_packs_hear_that_it_is_over(folder: Path) -> None:
     await asyncio.sleep(0)
     await study.broker.close()
     assert (await waiting).over
-    with pytest.raises(RunFailedError, match="ended"):
-        raise await asks
+    for late in (asks, study.ask("b")):
+        with pytest.raises(RunFailedError, match="ended"):
+            raise await late

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,20 @@ def assert_ends_as_alone(ran: Ran, number: int, folder: Path, **changes: Any) ->
     assert registry.version(row.version or "").metrics["validation"]["loss"] == told[-1]
 
 
+def left_in(cluster: Session) -> set[str]:
+    """Actors of packs that are still there; they may take a moment to go."""
+    from ray.util.state import list_actors
+
+    end = time.monotonic() + 60
+    while True:
+        alive = list_actors(address=cluster.address, filters=[("state", "=", "ALIVE")])
+        names = {actor.class_name.rpartition(".")[2] for actor in alive}
+        left = names & {"StudyBroker", "PackActor", "PackGroup"}
+        if not left or time.monotonic() > end:
+            return left
+        time.sleep(0.2)
+
+
 def test_trials_take_each_others_slots_and_end_as_alone(
     make_job: Callable[..., JobSpec], ray_cluster: Session, tmp_path: Path
 ) -> None:
@@ -132,6 +147,7 @@ def test_a_lost_pack_costs_its_trials_one_retry(
     job = make_job(tmp_path / "runs", search__trials=4, search__max_concurrent=4)
     ran = Ran(job, run(job, on_progress=kill_once), events)
     assert [row.state for row in ran.rows] == ["finished"] * 4
+    assert not left_in(ray_cluster)
     ((_, lost, _),) = killed
     for row in ran.rows:
         first, *later = places(ran, row.number)
@@ -163,6 +179,7 @@ def test_packs_of_two_workers(
     ran = run_through(job)
     assert [row.state for row in ran.rows] == ["finished"] * 4
     assert {places(ran, row.number)[0][1] for row in ran.rows} == {1}
+    assert not left_in(ray_cluster)
     for row in ran.rows:
         one = {"parallel__workers": 1, "optimizer__micro_batch_size": 4}
         assert_ends_as_alone(ran, row.number, tmp_path, **one)
