@@ -188,7 +188,9 @@ def test_packs_of_two_workers(
 def test_a_packed_study_goes_on_after_its_driver_was_killed(
     make_job: Callable[..., JobSpec], ray_cluster: Session, tmp_path: Path
 ) -> None:
-    job = make_job(tmp_path / "runs", search__trials=4)
+    """Of a size that each driver finds: two packs have room at a time, for three trials."""
+    found = {"search__pack": "auto", "search__cpus_per_worker": 2}
+    job = make_job(tmp_path / "runs", search__trials=4, **found)
     kill_driver(job, "1 reported 4", ray_cluster)
     status = study_status(Study.open(job.cluster, "tiny"))
     assert not any(run.event for run in status.running), "a pack is nothing that went wrong"
@@ -197,4 +199,7 @@ def test_a_packed_study_goes_on_after_its_driver_was_killed(
     first = next(e for e in ran.events if (e.number, e.kind) == (1, "reported"))
     assert first.step > 2, "it goes on from its checkpoint"
     for row in ran.rows:
+        told = [one.message for one in read_events(ran.folder(row.number)) if one.kind == "pack"]
+        assert told
+        assert all(" of 2 in pack " in message for message in told), told
         assert_ends_as_alone(ran, row.number, tmp_path)
