@@ -100,6 +100,9 @@ class JobEstimate:
         if self.pack is None or isinstance(self.memory, str):
             return
         pack = self.pack
+        if pack.trials == 1:
+            yield "search.pack auto gives each trial a base of its own"
+            return
         room = "" if pack.room is None else f" of {size(pack.room)} that a worker has"
         less = f"; about {pack.most} fit{'s' * (pack.most == 1)}" * (pack.most < pack.trials)
         one, together = size(self.memory.total), size(pack.memory.total)

@@ -72,6 +72,9 @@ def test_a_pack_holds_its_base_once(job: JobSpec) -> None:
     assert told.endswith(" of 100 GB that a worker has")
     *_, tight = job_estimate(packed, Inventory((Node("0", "host", 1, 0, 10**9),))).lines()
     assert tight.endswith(" of 1 GB that a worker has; about 1 fits")
+    auto = override_job(packed, {"search.pack": "auto"}, "test")
+    *_, single = job_estimate(auto, Inventory((Node("0", "host", 1, 0, 10**9),))).lines()
+    assert single == "search.pack auto gives each trial a base of its own"
     assert job_estimate(job, there).as_dict()["pack"] is None
 
 
