@@ -3,12 +3,14 @@
 import gc
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+from sqlalchemy import Engine, event
 
 from cluster.session import Session, session
 from orchestrator.demo.base_model import prepare
@@ -69,6 +71,20 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Encoded rows of tests lie in no user's cache; processes that tests start share this one."""
     os.environ["MOETUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stores_that_need_not_outlive_the_machine() -> Iterator[None]:
+    """SQLite waits for no disk in the tests' own processes, half of the time that a store's tests
+    take; it is as whole after a killed process as ever."""
+    event.listen(Engine, "connect", _wait_for_no_disk)
+    yield
+    event.remove(Engine, "connect", _wait_for_no_disk)
+
+
+def _wait_for_no_disk(connection: object, _: object) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF").close()
 
 
 @pytest.fixture(scope="session")
