@@ -56,6 +56,11 @@ class Broker:
         self._started = 0
         self._closed = False
 
+    async def begin(self) -> None:
+        """Start all packs that the trials at one time fill: they load while tickets do."""
+        while self._may_start():
+            self._start_pack()
+
     async def ask(self, attempt: str, task: RunTask) -> Outcome:
         """The trial's next report; the first time it joins a pack, going on from its checkpoints.
 
@@ -170,15 +175,18 @@ class Broker:
                 crew.remove(name)
 
     def _start_packs(self) -> None:
-        while (
-            not self._closed
-            and len(self._book.crews) < math.ceil(self._at_once / self._size)
-            and self._book.lacks_room()
-        ):
-            self._started += 1
-            expected = min(self._size, self._at_once)
-            self._book.crews[self._started] = Crew(self._started, self._size, expected)
-            self._start(self._started)
+        while not self._closed and self._may_start() and self._book.lacks_room():
+            self._start_pack()
+
+    def _may_start(self) -> bool:
+        """Whether there are fewer packs than the trials at one time fill."""
+        return len(self._book.crews) < math.ceil(self._at_once / self._size)
+
+    def _start_pack(self) -> None:
+        self._started += 1
+        expected = min(self._size, self._at_once)
+        self._book.crews[self._started] = Crew(self._started, self._size, expected)
+        self._start(self._started)
 
     def _wake(self) -> None:
         for crew in self._book.crews.values():

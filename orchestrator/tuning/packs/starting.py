@@ -19,7 +19,7 @@ class StudyBroker(Broker):
         """`size` slots a pack, for `at_once` trials."""
         self._job, self._slots, self._actors = job, size, dict[int, Any]()
         self._watches: set[asyncio.Task[None]] = set()
-        super().__init__(size, at_once, self._start_pack)
+        super().__init__(size, at_once, self._launch)
 
     async def shut(self, seconds: float) -> None:
         """End all packs: by themselves in so many seconds, or by force."""
@@ -29,7 +29,7 @@ class StudyBroker(Broker):
         for actor in self._actors.values():
             ray.kill(actor)
 
-    def _start_pack(self, number: int) -> None:
+    def _launch(self, number: int) -> None:
         search, parallel = self._job.search, self._job.train.parallel
         if parallel.max_workers == 1:
             each = {"num_cpus": search.cpus_per_worker, "num_gpus": search.gpus_per_worker}

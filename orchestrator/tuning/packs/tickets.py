@@ -26,6 +26,7 @@ def packed(job: JobSpec, size: int, at_once: int) -> Iterator[Any]:
     where = NodeAffinitySchedulingStrategy(here, soft=True)  # it sees the study as we do
     options = {"name": name, "num_cpus": 0, "scheduling_strategy": where}
     broker = ray.remote(StudyBroker).options(**options).remote(job, size, at_once)
+    broker.begin.remote()
     try:
         yield ticket_trainable(job, name)
     finally:

@@ -208,6 +208,23 @@ async def test_a_pack_without_members_ends_and_another_one_is_started(folder: Pa
 
 
 @on_loop
+async def test_packs_start_before_the_first_trial_asks(folder: Path) -> None:
+    study = Study(folder, size=2, at_once=3, waits=Waits(first=0.1))
+    await study.broker.begin()
+    assert study.started == [1, 2]
+    asks = asyncio.ensure_future(study.work(2))
+    await asyncio.sleep(0.05)
+    study.ask("a")
+    assert names(await asks) == ["a"]
+    await study.broker.lost(1, "pack 1 is gone: no such module")
+    assert study.started == [1, 2], "nobody waits for it"
+    for name in "bc":
+        study.ask(name)
+    await asyncio.sleep(0)
+    assert study.started == [1, 2, 3]
+
+
+@on_loop
 async def test_without_news_a_pack_hears_so(folder: Path) -> None:
     study = Study(folder, size=1, at_once=1, waits=Waits(news=0.05))
     study.ask("a")
