@@ -93,7 +93,8 @@ class Pack:
         task = in_precision(task)
         check_packs(task.spec)
         inputs = Inputs.load(task.spec, self._inputs)
-        assert not self._slots or inputs is self._inputs, "runs of one pack share base and rows"
+        former = self._inputs
+        assert not self._slots or (former and inputs.base is former.base), "a pack has one base"
         self._inputs = inputs
         inputs.base.model.eval()
         seed_worker(task.spec.seed, self._world)

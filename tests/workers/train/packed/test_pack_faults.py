@@ -222,3 +222,15 @@ def test_what_cannot_be_packed_is_refused(
     with pytest.raises(InputError, match=r"search\.pack: .*; leave search\.pack at 1$"):
         joined(pack, "one", **fields)
     assert pack.names == []
+
+
+def test_rows_that_are_streamed(
+    joined: Callable[..., Weights], alone: Callable[..., TrainingRun]
+) -> None:
+    fields = {"data__streaming": True, "data__streaming_buffer": 16, "optimizer__steps": 4}
+    pack = Pack(2)
+    first = joined(pack, "first", seed=1, **fields)
+    second = joined(pack, "second", seed=2, **fields)
+    to_the_end(pack)
+    assert far(first, alone(seed=1, **fields)) < 1e-10
+    assert far(second, alone(seed=2, **fields)) < 1e-10
