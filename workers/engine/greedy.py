@@ -2,7 +2,8 @@
 prompt takes. For whoever has all prompts at once; requests that come and go want an engine."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
@@ -15,9 +16,10 @@ from workers.engine.hf_batching import (
     start_manager,
     stop_manager,
 )
-from workers.engine.prefix_cache import PAGE, fresh_salt
+from workers.engine.prefix_cache import PAGE, Salt, fresh_salt
 from workers.engine.request import Limits
 from workers.engine.sampler import Sampler
+from workers.injection.askers import Askers
 from workers.models.attention import check_attention
 
 LOOK_SECONDS = 1.0
@@ -31,26 +33,63 @@ def greedy(  # noqa: PLR0913, PLR0917 -- one batch, whole
     ends: Sequence[int],
     rows: int,
     passing: Callable[[], None] = lambda: None,
+    askers: Askers | None = None,
 ) -> list[list[int]]:
     """The likeliest tokens behind each prompt: up to `longest`, or to one of `ends`, which is told
     too. At most `rows` answers are under way at once, and `passing` is called before each forward
-    pass. Raises InputError where this model cannot be batched so; the model stays as it was.
+    pass. `askers` of prompts to several adapters. Raises InputError where this model cannot be
+    batched so; the model stays as it was.
     """
     if not prompts:
         return []
-    check_attention(model)
-    limits, salt = _limits(prompts, longest, rows), fresh_salt()
-    manager = start_manager(model, limits, Sampler(), lambda _: salt, lambda _: ())
+    with askers.rows.everywhere(None) if askers else nullcontext():
+        check_attention(model)
+    salt = fresh_salt()
+    salts = _salts(askers) if askers else lambda _: salt
+    limits = _limits(prompts, longest, rows)
+    manager = start_manager(model, limits, Sampler(), salts, lambda _: ())
     try:
         if longest_sequence(manager) < max(map(len, prompts)) + longest:
             raise InputError("the base model cannot be batched: a prompt has no room in its cache")
-        hook = model.register_forward_pre_hook(lambda *_: passing())
-        try:
+        with _told(model, manager, passing, askers):
             return _answers(manager, prompts, longest, ends, min(rows, ROWS))
-        finally:
-            hook.remove()
     finally:
         stop_manager(manager)
+
+
+@contextmanager
+def _told(
+    model: PreTrainedModel, manager: Manager, passing: Callable[[], None], askers: Askers | None
+) -> Iterator[None]:
+    def before(*_: object) -> None:
+        passing()
+        if askers:
+            _tell(askers, manager)
+
+    hook = model.register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        hook.remove()
+        if askers:
+            askers.rows.clear()
+
+
+def _salts(askers: Askers) -> Callable[[str], Salt]:
+    """Keys and values are an adapter's own: prompts of one share what they begin with."""
+    own = {slot: fresh_salt() for slot in set(askers.slots)}
+    return lambda name: own[askers.slots[int(name)]]
+
+
+def _tell(askers: Askers, manager: Manager) -> None:
+    """Say whose the tokens of the next forward pass are."""
+    batch = manager.batch_processor.inputs_and_outputs.requests_in_batch
+    whose = [askers.slots[int(one.state.request_id)] for one in batch]
+    by_token = [
+        slot for slot, one in zip(whose, batch, strict=True) for _ in range(one.query_length)
+    ]
+    drawn = [slot for slot, one in zip(whose, batch, strict=True) if one.has_new_token]
+    askers.rows.set(by_token, set(askers.slots), drawn)
 
 
 def _limits(prompts: Sequence[Sequence[int]], longest: int, rows: int) -> Limits:

@@ -125,6 +125,11 @@ class TrainingRun:
         return self.step >= self.steps or (self.patience is not None and self.patience.is_over)
 
     @property
+    def may_be_last(self) -> bool:
+        """Whether the next report may be the one that the run ends with."""
+        return self.done or self.patience is not None
+
+    @property
     def is_best(self) -> bool:
         """Whether the adapter of the last report is the one to leave: without early stopping it
         always is."""
@@ -169,9 +174,7 @@ class TrainingRun:
         self.heartbeat.beat("evaluate")
         rows, slot = self.adapter.rows, self.adapter.slot
         with self._shards.gathered(), self._as_written(), rows.everywhere(slot):
-            measured = self.evaluation.measure(
-                last=self.done or self.patience is not None, scored=scored
-            )
+            measured = self.evaluation.measure(last=self.may_be_last, scored=scored)
         self._sample, self.samples = measured.routing_sample, measured.samples
         self.metrics = {
             "step": self.step,

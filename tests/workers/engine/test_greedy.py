@@ -13,6 +13,8 @@ from workers.adapter.files import attach
 from workers.config.base import InputError
 from workers.config.model import ModelSpec
 from workers.engine.greedy import greedy
+from workers.injection.askers import Askers
+from workers.injection.inject import row_map
 from workers.models.base import load_base
 
 LONGEST = 16
@@ -159,3 +161,22 @@ def test_a_model_that_cannot_be_batched_is_refused(build_model: Callable[..., An
     with pytest.raises(InputError, match="cannot be batched: the attention of Gemma2ForCausalLM"):
         greedy(model, PROMPTS, 4, (), 3)
     assert greedy(model, [], 4, (), 3) == []
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+def test_prompts_of_several_adapters_are_answered_together(
+    model: PreTrainedModel, make_adapter: Callable[..., Path], rows: int
+) -> None:
+    """Each by its own; two ask the same, and share no keys and values."""
+    slots = ["one", "two", None]
+    for seed, slot in enumerate(slots[:2]):
+        attach(model, make_adapter(seed), slot=slot)
+    whose = [slots[n % 3] for n in range(len(PROMPTS))] + ["one", "two"]
+    prompts = [*PROMPTS, PROMPTS[5], PROMPTS[5]]
+    expected = []
+    for slot, prompt in zip(whose, prompts, strict=True):
+        with row_map(model).everywhere(slot):
+            expected += one_by_one(model, [prompt], LONGEST, ())
+    assert expected[-1] != expected[-2]
+    askers = Askers(row_map(model), whose)
+    assert greedy(model, prompts, LONGEST, (), rows, askers=askers) == expected

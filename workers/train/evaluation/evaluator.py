@@ -5,8 +5,9 @@ workers gives the same figures. Tensor suffixes: B rows, S positions.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from workers.data.example import Example
 from workers.data.rows import Row
 from workers.data.text_metrics import CHOICE_METRICS, likeliest, score, score_choices
 from workers.injection.adapter import Adapter
+from workers.injection.askers import Askers
 from workers.injection.sharded import is_sharded
 from workers.parallel.world import World
 from workers.run.record import Metrics
@@ -36,6 +38,8 @@ class ScoredRows(NamedTuple):
     losses: list[tuple[float, float]]
     """Loss sum and what it counts of each."""
     counts: ExpertCounts
+    written: Mapping[int, list[int]] = MappingProxyType({})
+    """Tokens of answers that were written at the same time, by row."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,9 @@ class Evaluation:
         answered in the `last` evaluation alone. `scored` is there where it has been found with
         other adapters' (workers.train.evaluation.together)."""
         mine = self.mine
-        losses, counts = scored or self._scored()
+        losses, counts, written = scored or self._scored()
         shown, generates = self._shown(last), self.spec.evaluation.generate
-        asked = mine if generates else [index for index in mine if index in shown]
-        answers = self._answers(asked) if generates or shown else {}
+        answers = self._answers(self._asked(last), written) if generates or shown else {}
         results = [
             RowResult(
                 index,
@@ -100,6 +103,18 @@ class Evaluation:
     def mine(self) -> Sequence[int]:
         """The rows of this worker."""
         return self.world.share(range(len(self.inputs.validation)))
+
+    def to_write(self, *, last: bool) -> list[int]:
+        """Rows of this worker whose answers are written in this evaluation."""
+        rows = self.inputs.validation
+        return [i for i in self._asked(last) if rows[i].metric not in CHOICE_METRICS]
+
+    def _asked(self, last: bool) -> Sequence[int]:
+        """Rows that are answered; of those that nobody scores only what people are shown."""
+        if self.spec.evaluation.generate:
+            return self.mine
+        shown = self._shown(last)
+        return [index for index in self.mine if index in shown]
 
     def no_counts(self) -> ExpertCounts:
         """Of no row so far."""
@@ -144,13 +159,15 @@ class Evaluation:
         self.in_passes([len(example) for example in examples], measure)
         return results
 
-    def _answers(self, indices: Sequence[int]) -> dict[int, SampledAnswer]:
-        """The answers to validation rows, scored by each row's own metric."""
+    def _answers(
+        self, indices: Sequence[int], given: Mapping[int, list[int]]
+    ) -> dict[int, SampledAnswer]:
+        """The answers to validation rows, scored by each row's own metric; some may be `given`."""
         rows = self.inputs.validation
         chosen = [index for index in indices if rows[index].metric in CHOICE_METRICS]
         written = [index for index in indices if rows[index].metric not in CHOICE_METRICS]
         answers = dict(zip(chosen, self._choose([rows[index] for index in chosen]), strict=True))
-        for index, text in zip(written, self._write(written), strict=True):
+        for index, text in zip(written, self._write(written, given), strict=True):
             row = rows[index]
             answers[index] = SampledAnswer(text, score(row.metric, row.scored(text), row))
         return answers
@@ -168,33 +185,49 @@ class Evaluation:
             for row, values in zip(rows, likelihoods, strict=True)
         ]
 
-    def _write(self, indices: Sequence[int]) -> list[str]:
+    def _write(self, indices: Sequence[int], given: Mapping[int, list[int]]) -> list[str]:
         """Greedy answers to the rows' prompts."""
         tokenizer = self.inputs.base.tokenizer
-        ends = sorted({*self.inputs.encoder.stops, tokenizer.eos_token_id} - {None})
-        prompts = [self.inputs.validation_examples[index].prompt for index in indices]
+        left = [index for index in indices if index not in given]
+        prompts = self.prompts(left)
         # Continuous batches where each worker may take as many steps as it needs.
-        answers = None if self._together else self._batched(prompts, ends)
+        answers = None if self._together else self.batched(prompts)
+        answers = self._padded(prompts, self._ends) if answers is None else answers
+        written = {**given, **dict(zip(left, answers, strict=True))}
         return [
-            str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-            for ids in (self._padded(prompts, ends) if answers is None else answers)
+            str(tokenizer.decode(written[index], skip_special_tokens=True)).strip()
+            for index in indices
         ]
 
-    def _batched(self, prompts: Sequence[Sequence[int]], ends: Sequence[int]) -> Answers | None:
-        """None where the model cannot be batched so, or where a padded batch holds all
-        prompts and is quicker."""
+    @property
+    def _ends(self) -> list[int]:
+        """Tokens that end an answer."""
+        found = {*self.inputs.encoder.stops, self.inputs.base.tokenizer.eos_token_id}
+        return sorted(found - {None})
+
+    def prompts(self, indices: Sequence[int]) -> list[Sequence[int]]:
+        """Of these rows, as tokens."""
+        return [self.inputs.validation_examples[index].prompt for index in indices]
+
+    def batched(
+        self, prompts: Sequence[Sequence[int]], askers: Askers | None = None
+    ) -> Answers | None:
+        """Greedy answers in continuous batches, by several adapters where there are `askers`. None
+        where the model cannot be batched so, or where a padded batch holds all prompts and is
+        quicker."""
         found: Answers | None = []
         model, longest = self.inputs.base.model, self.spec.evaluation.max_new_tokens
 
         def write(at_once: Sequence[int]) -> None:
             nonlocal found
-            found = batched(model, prompts, longest, ends, len(at_once), self.moving)
+            rows = len(at_once)
+            found = batched(model, prompts, longest, self._ends, rows, self.moving, askers)
 
         fitting = self.fitting or FittingPasses(self.spec)
         most = max(map(len, prompts), default=0) + longest
         while prompts:
             rows = fitting.evaluation.held(len(prompts), most)
-            if rows == len(prompts):
+            if rows == len(prompts) and askers is None:
                 return None
             if fitting.evaluate(write, range(rows), most):
                 break

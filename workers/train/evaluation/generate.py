@@ -6,6 +6,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from workers.config.base import InputError
 from workers.data.batches import collate_prompts
+from workers.injection.askers import Askers
 
 Answers = list[list[int]]
 """Tokens, without the one that ends an answer."""
@@ -22,6 +23,7 @@ def batched(  # noqa: PLR0913, PLR0917 -- one batch, whole
     ends: Sequence[int],
     rows: int,
     moving: Callable[[], None],
+    askers: Askers | None = None,
 ) -> Answers | None:
     """By continuous batching, as an endpoint answers: at most `rows` at once, and `moving` is
     called before each forward pass. None for a model that cannot be batched so, that computes its
@@ -35,7 +37,7 @@ def batched(  # noqa: PLR0913, PLR0917 -- one batch, whole
     if model.device.type != "cpu" and model.dtype not in KERNEL_DTYPES:
         return None
     try:
-        answers = greedy(model, prompts, longest, ends, rows, moving)
+        answers = greedy(model, prompts, longest, ends, rows, moving, askers)
     except InputError:
         return None
     return [_before(ends, ids) for ids in answers]

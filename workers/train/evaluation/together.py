@@ -10,14 +10,16 @@ import torch
 
 from workers.data.batches import Batch, collate
 from workers.injection.adapter import LayerRecord
+from workers.injection.askers import Askers
 from workers.train.evaluation.evaluator import Evaluation, ScoredRows
 from workers.train.forward import recorded, row_losses
 
 
 @torch.no_grad()
-def scored_together(evaluations: Sequence[Evaluation]) -> list[ScoredRows]:
-    """What each adapter makes of the rows, which are the same ones. The model must be in eval mode.
-    As many rows go at once as in the first one's evaluation."""
+def scored_together(evaluations: Sequence[Evaluation], last: Sequence[bool]) -> list[ScoredRows]:
+    """What each adapter makes of the rows, which are the same ones, and its answers; `last` as in
+    Evaluation. The model must be in eval mode. As many rows go at once as in the first one's
+    evaluation."""
     first, slots = evaluations[0], len(evaluations)
     examples = [first.inputs.validation_examples[index] for index in first.mine]
     counts = [one.no_counts() for one in evaluations]
@@ -37,7 +39,29 @@ def scored_together(evaluations: Sequence[Evaluation]) -> list[ScoredRows]:
             counts[slot].count(own, batch.attention_mask_BS[at], rows)
 
     first.in_passes([len(one) for one in examples for _ in evaluations], score)
-    return [ScoredRows(*one) for one in zip(losses, counts, strict=True)]
+    written = _written(evaluations, last)
+    return [ScoredRows(*one) for one in zip(losses, counts, written, strict=True)]
+
+
+def _written(evaluations: Sequence[Evaluation], last: Sequence[bool]) -> list[dict[int, list[int]]]:
+    """By adapter the answers that are written in this evaluation, by row; none where the model
+    cannot batch them."""
+    first, written = evaluations[0], [dict[int, list[int]]() for _ in evaluations]
+    asked = [
+        (at, index)
+        for at, (one, is_last) in enumerate(zip(evaluations, last, strict=True))
+        for index in one.to_write(last=is_last)
+    ]
+    if not asked:
+        return written
+    adapters = [one.adapter for one in evaluations]
+    names = [adapter.slot if adapter else None for adapter in adapters]
+    rows = next(adapter.rows for adapter in adapters if adapter)
+    askers = Askers(rows, [names[at] for at, _ in asked])
+    answers = first.batched(first.prompts([index for _, index in asked]), askers)
+    for (at, index), ids in zip(asked, answers or (), strict=answers is not None):
+        written[at][index] = ids
+    return written
 
 
 def _pass(

@@ -200,7 +200,9 @@ class Pack:
         if len(slots) < 2:
             return {}
         try:
-            found = scored_together([one.run.evaluation for one in slots])
+            found = scored_together(
+                [one.run.evaluation for one in slots], [one.run.may_be_last for one in slots]
+            )
         except Exception:
             if self._world.size > 1:
                 raise

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from workers.config.train import TrainSpec
+from workers.injection.inject import row_map
 from workers.run.record import Metrics, RunPlan
+from workers.run.samples import read_samples
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.packed.pack import Pack
@@ -159,3 +161,35 @@ def test_what_a_run_draws_hangs_on_its_seed_alone(
     assert far(trained("another seed", "a", seed=4), wanted) > 1e-4
     if checkpointing:
         assert far(trained("kept", "a", again=False), wanted) < 1e-9
+
+
+def test_answers_are_written_together_as_alone(make_spec: SpecMaker, tmp_path: Path) -> None:
+    shared = {
+        "optimizer__steps": 4,
+        "evaluation__every": 4,
+        "evaluation__generate": True,
+        "evaluation__batch_size": 4,
+        "optimizer__name": "sgd",
+    }
+    specs = {name: make_spec(**(shared | SHAPES[name])) for name in ("block", "linear", "lora")}
+    pack = Pack(3)
+    for name, spec in specs.items():
+        pack.join(task(spec, folder_of(tmp_path, "pack", name)))
+    mixed: list[bool] = []
+    assert pack._inputs is not None
+    model = pack._inputs.base.model
+    hook = model.register_forward_hook(lambda *_: mixed.append(row_map(model).is_mixed()))
+    reports = to_the_end(pack)
+    hook.remove()
+    assert sum(mixed) > 20, "answers take passes, and several runs' share them"
+    for name, spec in specs.items():
+        run = alone(spec, folder_of(tmp_path, "alone", name), precise=False)
+        report = reports[name]
+        assert not isinstance(report, Exception)
+        got, wanted = report["validation"], run.metrics["validation"]
+        assert got["score"] == wanted["score"]
+        values = {task: one["value"] for task, one in wanted["tasks"].items()}
+        assert {task: one["value"] for task, one in got["tasks"].items()} == values
+        samples = folder_of(tmp_path, "pack", name) / "samples.json"
+        assert [one.answer for one in read_samples(samples)] == [one.answer for one in run.samples]
+        run.close()
