@@ -4,8 +4,8 @@ Tensor suffixes: B rows, S positions, F all positions of all rows, T target toke
 V vocabulary, t tokens of a piece.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from workers.layers.ops.transfer import onto
 from workers.losses.cross_entropy import IGNORED, predicted
 from workers.losses.head_loss import PiecewiseHead, piece_tokens
 from workers.models.base import Base
-from workers.models.packing import packed_arguments, takes_packed_rows
+from workers.models.packing import packed_arguments, takes_packed_rows, taking_packed_rows
 
 Score = Callable[[PiecewiseHead, Tensor], Tensor]
 """Makes losses of the head and of the hidden states [T, D] of what predicts a target."""
@@ -137,6 +137,12 @@ def _scored_places(batch: Batch) -> Tensor:
 
 def _picked(tensor_BSX: Tensor, targets: _Targets) -> Tensor:
     return tensor_BSX.flatten(0, 1).index_select(0, targets.place_T)
+
+
+def attending(base: Base, batches: Sequence[Batch]) -> AbstractContextManager[None]:
+    """For the passes of a step, which are packed or padded together."""
+    packed = any(batch.lengths for batch in batches)
+    return taking_packed_rows(base.model) if packed else nullcontext()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +15,9 @@ from workers.layers.ops.transfer import onto
 from workers.losses.auxiliary import RoutedLayer
 from workers.losses.enabled import EnabledLosses
 from workers.models.base import Base
-from workers.models.packing import taking_packed_rows
 from workers.parallel.update import Update
 from workers.run.heartbeat import HeartbeatWriter
-from workers.train.forward import batch_loss, laid_out, recorded
+from workers.train.forward import attending, batch_loss, laid_out, recorded
 from workers.train.out_of_memory import (
     StepOutOfMemoryError,
     cannot_repeat,
@@ -175,7 +173,7 @@ class TrainStep:
         parts: list[Tensor] = []
         failed = None
         try:
-            with self._attending(batches):
+            with attending(self._base, batches):
                 for batch, micro_tokens in zip(batches, counts.micro_tokens, strict=True):
                     failed = batch
                     with laid_out(self._adapter, self._base, batch):
@@ -200,11 +198,6 @@ class TrainStep:
 
     def _zeros(self, count: int) -> Tensor:
         return torch.zeros(count, dtype=torch.float64, device=self._base.device)
-
-    def _attending(self, batches: Sequence[Batch]) -> AbstractContextManager[None]:
-        """For the passes of a step, which are packed or padded together."""
-        packed = any(batch.lengths for batch in batches)
-        return taking_packed_rows(self._base.model) if packed else nullcontext()
 
     def _backward(self, batch: Batch, counts: StepCounts, micro_tokens: Tensor) -> Tensor:
         """Forward and backward of one micro-batch; this worker's part of each loss of the step, in

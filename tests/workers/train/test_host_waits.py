@@ -16,7 +16,7 @@ from workers.data.batches import Batch
 from workers.injection.inject import inject
 from workers.models.base import Base
 from workers.parallel.update import Replicated
-from workers.train.forward import batch_loss, laid_out
+from workers.train.forward import attending, batch_loss, laid_out
 from workers.train.step import TrainStep
 
 SIZES = {
@@ -193,7 +193,7 @@ def test_a_gpu_is_not_waited_for_in_a_layer(name: str) -> None:
             step(packed)
         assert sum("synchroniz" in str(one.message) for one in told) <= 1
         torch.cuda.set_sync_debug_mode("error")
-        with laid_out(step._adapter, base, packed[0]), step._attending(packed):
+        with laid_out(step._adapter, base, packed[0]), attending(base, packed):
             batch_loss(base, packed[0]).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -17,7 +17,7 @@ from workers.injection.inject import inject
 from workers.models.quantization import LIBRARIES
 from workers.parallel.update import Replicated
 from workers.run.record import RunPlan
-from workers.train.forward import batch_loss, laid_out, recorded, target_losses
+from workers.train.forward import attending, batch_loss, laid_out, recorded, target_losses
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.step import StepResult, TrainStep
@@ -116,11 +116,10 @@ def test_other_bases_take_packed_rows_as_well(
 def test_a_rows_tokens_change_no_other_rows_losses_or_routing(name: str) -> None:
     (case,) = (one for one in CASES if one.name == name)
     base, adapter = build(case, torch.float64)
-    step = TrainStep(case.spec, base, adapter, Replicated(adapter, case.spec.optimizer))
 
     def forward(examples: list[Example]) -> list[tuple[torch.Tensor, ...]]:
         batch = pack(examples, 0)
-        with step._attending([batch]), laid_out(adapter, base, batch), torch.no_grad():
+        with attending(base, [batch]), laid_out(adapter, base, batch), torch.no_grad():
             with recorded(adapter, base, batch, rank_space=False) as records:
                 losses = target_losses(base, batch)
             gates = torch.cat([one.routing.gate_TK for one in records], dim=1)

@@ -6,7 +6,7 @@ is made of alone; base, adapters and output head see them together (workers.inje
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,7 @@ from workers.injection.row_map import Slot
 from workers.layers.ops.random_state import mixed
 from workers.layers.ops.transfer import onto
 from workers.models.base import Base
-from workers.models.packing import taking_packed_rows
-from workers.train.forward import part_losses
+from workers.train.forward import attending, part_losses
 from workers.train.out_of_memory import StepOutOfMemoryError, is_out_of_memory, release
 from workers.train.packed.joint_batch import NOBODY, joined
 from workers.train.step import StepCounts, StepResult, TrainStep
@@ -67,8 +66,7 @@ class JointStep:
     ) -> list[list[Tensor]]:
         """All forward and backward passes; each run's parts of its losses, pass by pass."""
         sums: list[list[Tensor]] = [[] for _ in joining]
-        packed = bool(joining[0].batches[0].lengths)
-        with taking_packed_rows(self._base.model) if packed else nullcontext():
+        with attending(self._base, joining[0].batches):
             for number in range(max(len(one.batches) for one in joining)):
                 there = [at for at, one in enumerate(joining) if number < len(one.batches)]
                 for some in _groups(there, self._together):
