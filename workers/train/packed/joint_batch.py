@@ -29,50 +29,37 @@ class JointBatch(NamedTuple):
 
 def joined(batches: Sequence[Batch], pad_token_id: int) -> JointBatch:
     """The batches of several runs, all padded or all packed, as one."""
-    if batches[0].lengths:
-        return _packed(batches)
-    longest = max(one.input_ids_BS.shape[1] for one in batches)
+    lengths = tuple(length for one in batches for length in one.lengths)
+    lay = _in_one_row if lengths else _filled_up
     parts = [torch.full_like(one.input_ids_BS, number) for number, one in enumerate(batches)]
     batch = Batch(
-        _stacked([one.input_ids_BS for one in batches], longest, pad_token_id),
-        _stacked([one.attention_mask_BS for one in batches], longest, 0),
-        _stacked([one.labels_BS for one in batches], longest, IGNORED),
-        _weights(batches, longest),
-    )
-    part_F = _stacked(parts, longest, NOBODY).flatten()
-    sequence_F = torch.arange(batch.rows).repeat_interleave(longest)
-    return JointBatch(batch, part_F, sequence_F)
-
-
-def _packed(batches: Sequence[Batch]) -> JointBatch:
-    tokens = [one.input_ids_BS.shape[1] for one in batches]
-    lengths = tuple(length for one in batches for length in one.lengths)
-    weights_BS = _weights(batches, None)
-    batch = Batch(
-        torch.cat([one.input_ids_BS for one in batches], 1),
-        torch.cat([one.attention_mask_BS for one in batches], 1),
-        torch.cat([one.labels_BS for one in batches], 1),
-        weights_BS,
+        lay([one.input_ids_BS for one in batches], pad_token_id),
+        lay([one.attention_mask_BS for one in batches], 0),
+        lay([one.labels_BS for one in batches], IGNORED),
+        None if all(one.weights_BS is None for one in batches) else lay(_weights(batches), 0),
         lengths,
     )
-    part_F = torch.arange(len(batches)).repeat_interleave(torch.tensor(tokens))
-    sequence_F = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    return JointBatch(batch, part_F, sequence_F)
+    each = torch.tensor(lengths) if lengths else batch.input_ids_BS.shape[1]
+    sequence_F = torch.arange(batch.rows).repeat_interleave(each)
+    return JointBatch(batch, lay(parts, NOBODY).flatten(), sequence_F)
 
 
-def _weights(batches: Sequence[Batch], longest: int | None) -> Tensor | None:
-    """What targets count for, where any run's do not all count alike."""
-    if all(one.weights_BS is None for one in batches):
-        return None
-    each = [
+def _weights(batches: Sequence[Batch]) -> list[Tensor]:
+    """What targets count for: 1 where a run's all count alike."""
+    return [
         (one.labels_BS != IGNORED).float() if one.weights_BS is None else one.weights_BS
         for one in batches
     ]
-    return torch.cat(each, 1) if longest is None else _stacked(each, longest, 0)
 
 
-def _stacked(tensors: Sequence[Tensor], longest: int, filled: int) -> Tensor:
-    """Rows of all, filled up on the right."""
+def _in_one_row(tensors: Sequence[Tensor], _: int) -> Tensor:
+    """Packed rows of all, one run's behind another's."""
+    return torch.cat(list(tensors), 1)
+
+
+def _filled_up(tensors: Sequence[Tensor], filled: int) -> Tensor:
+    """Rows of all, filled up on the right to the longest."""
+    longest = max(one.shape[1] for one in tensors)
     return torch.cat(
         [functional.pad(one, (0, longest - one.shape[1]), value=filled) for one in tensors]
     )
