@@ -72,7 +72,7 @@ class Evaluation:
         mine = self.mine
         losses, counts, written = scored or self._scored()
         shown, generates = self._shown(last), self.spec.evaluation.generate
-        answers = self._answers(self._asked(last), written) if generates or shown else {}
+        answers = self._answers(self._asked(shown), written) if generates or shown else {}
         results = [
             RowResult(
                 index,
@@ -107,13 +107,13 @@ class Evaluation:
     def to_write(self, *, last: bool) -> list[int]:
         """Rows of this worker whose answers are written in this evaluation."""
         rows = self.inputs.validation
-        return [i for i in self._asked(last) if rows[i].metric not in CHOICE_METRICS]
+        asked = self._asked(self._shown(last))
+        return [index for index in asked if rows[index].metric not in CHOICE_METRICS]
 
-    def _asked(self, last: bool) -> Sequence[int]:
-        """Rows that are answered; of those that nobody scores only what people are shown."""
+    def _asked(self, shown: frozenset[int]) -> Sequence[int]:
+        """Rows that are answered; of those that nobody scores only what people are `shown`."""
         if self.spec.evaluation.generate:
             return self.mine
-        shown = self._shown(last)
         return [index for index in self.mine if index in shown]
 
     def no_counts(self) -> ExpertCounts:

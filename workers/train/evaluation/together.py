@@ -54,10 +54,7 @@ def _written(evaluations: Sequence[Evaluation], last: Sequence[bool]) -> list[di
     ]
     if not asked:
         return written
-    adapters = [one.adapter for one in evaluations]
-    names = [adapter.slot if adapter else None for adapter in adapters]
-    rows = next(adapter.rows for adapter in adapters if adapter)
-    askers = Askers(rows, [names[at] for at, _ in asked])
+    askers = _askers(evaluations, [at for at, _ in asked])
     answers = first.batched(first.prompts([index for _, index in asked]), askers)
     for (at, index), ids in zip(asked, answers or (), strict=answers is not None):
         written[at][index] = ids
@@ -68,14 +65,21 @@ def _pass(
     evaluations: Sequence[Evaluation], batch: Batch, whose: Sequence[int]
 ) -> tuple[dict[int, list[LayerRecord]], list[tuple[float, float]]]:
     """By adapter what its places did, and of each row its loss sum and what that counts."""
-    base, adapters = evaluations[0].inputs.base, [one.adapter for one in evaluations]
-    there = sorted(set(whose))
-    names = [adapter.slot if adapter else None for adapter in adapters]
-    rows = next(adapter.rows for adapter in adapters if adapter)
-    with rows.assign([names[slot] for slot in whose]), ExitStack() as stack:
+    base, (rows, slots) = evaluations[0].inputs.base, _askers(evaluations, whose)
+    with rows.assign(slots), ExitStack() as stack:
         records = {
-            slot: stack.enter_context(recorded(adapters[slot], base, batch, rank_space=False))
-            for slot in there
+            at: stack.enter_context(
+                recorded(evaluations[at].adapter, base, batch, rank_space=False)
+            )
+            for at in sorted(set(whose))
         }
         sums = row_losses(base, batch)
     return records, sums
+
+
+def _askers(evaluations: Sequence[Evaluation], whose: Sequence[int]) -> Askers:
+    """Slots of rows, given each one's place among the evaluations."""
+    adapters = [one.adapter for one in evaluations]
+    slots = [adapter.slot if adapter else None for adapter in adapters]
+    rows = next(adapter.rows for adapter in adapters if adapter)
+    return Askers(rows, [slots[at] for at in whose])
