@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -24,20 +23,14 @@ Slot = str | None
 class TokenPartition:
     """The tokens of one batch by slot, for all adapted modules that see batches of this shape."""
 
-    sequences: Tensor | None = None
-    """The number of each token's sequence, [T], where that is told."""
-    origin_T: Tensor | None = None
-    """Where each token lies in the whole batch, of which these are a part; None: all."""
-
-    def __init__(
-        self,
-        names: tuple[Slot, ...],
-        slots: Sequence[Slot],
-        device: torch.device,
-        seeds: Mapping[Slot, int] = MappingProxyType({}),
-    ) -> None:
-        self.names = names
-        self._seeds = seeds
+    def __init__(self, of: "_Assignment", slots: Sequence[Slot], hidden: Tensor) -> None:
+        """`slots` are those of the tokens of `hidden` [..., D]."""
+        self.names, names, device = of.names, of.names, hidden.device
+        self._seeds = of.seeds
+        self.sequences = of.sequence_T
+        """The number of each token's sequence, [T], where that is told."""
+        self.origin_T = _origin(of.row_n, hidden)
+        """Where each token lies in the whole batch, of which these are a part; None: all."""
         found: dict[Slot, list[int]] = {name: [] for name in names}
         for token, slot in enumerate(slots):
             found[slot].append(token)
@@ -173,10 +166,7 @@ class RowMap:
             else:
                 slots = _by_token(current.slots, hidden)
             with torch.inference_mode(mode=False):  # A training step may come after this one.
-                made = TokenPartition(current.names, slots, hidden.device, current.seeds)
-            made.sequences = current.sequence_T
-            made.origin_T = _origin(current.row_n, hidden)
-            current.partitions[key] = made
+                current.partitions[key] = TokenPartition(current, slots, hidden)
         return current.partitions[key]
 
     def by_row(self, hidden: Tensor) -> bool:
