@@ -19,7 +19,7 @@ from workers.data.store.same_rows import SameRows, same_rows
 from workers.data.store.token_store import EncodedSource, Tell, TokenStore
 from workers.models.base import Base, load_base
 from workers.models.device import settled
-from workers.train.used import UsedInputs
+from workers.train.used import UsedInputs, inputs_key
 
 TRAIN, VALIDATION = "train", "validation"
 
@@ -42,7 +42,7 @@ class Inputs:
         spec = spec.with_model(settled(spec.model))
         for metric in spec.data.metrics.values():  # which this node may lack
             check_metric(metric, "data.metrics")
-        if former and former._encoded and _key(former.spec) == _key(spec):
+        if former and former._encoded and inputs_key(former.spec) == inputs_key(spec):
             return former
         same = former if former and former.spec.model == spec.model else None
         base = same.base if same else load_base(spec.model, spec.parallel)
@@ -131,8 +131,3 @@ class Inputs:
         """Rows and base, as a study's trials must share them."""
         assert self.base_record.digest, "taken of the loaded model"
         return UsedInputs(data=self.data_digest, base=self.base_record.digest)
-
-
-def _key(spec: TrainSpec) -> tuple[object, ...]:
-    """Equal for runs that can share their inputs."""
-    return spec.model, spec.data, spec.evaluation.rows_per_task

@@ -28,6 +28,11 @@ class UsedInputs(Spec):
     """Of rows that its checkpoints may come from, which somebody agreed to."""
 
 
+def inputs_key(spec: TrainSpec) -> tuple[object, ...]:
+    """Equal for runs that can share their base and their rows, loaded once."""
+    return spec.model, spec.data, spec.evaluation.rows_per_task
+
+
 def used_file(study: Path, spec: TrainSpec) -> Path:
     """Where a study keeps what it uses for such a run; sources are named by whole paths."""
     data = spec.data.model_dump(mode="json")

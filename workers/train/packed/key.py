@@ -2,11 +2,12 @@
 
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
+from workers.train.used import inputs_key
 
 
 def pack_key(spec: TrainSpec) -> tuple[object, ...]:
     """Equal for runs that can share a pack: one base, the same rows, as many workers."""
-    return spec.model, spec.data, spec.evaluation.rows_per_task, spec.parallel
+    return *inputs_key(spec), spec.parallel
 
 
 def check_packs(spec: TrainSpec) -> None:
