@@ -6,22 +6,22 @@ from typing import Any
 import ray
 
 from workers.parallel.world import World
-from workers.train.packed.attend import Attendant
 from workers.train.packed.pack import Pack
 from workers.train.packed.work import Outcome, Work
+from workers.train.packed.work_loop import WorkLoop
 
 
-def attend(broker: Any, number: int, size: int) -> None:
+def run_pack(broker: Any, number: int, size: int) -> None:
     """Train as pack of this number, with so many slots, until the broker says that it is over."""
     world = World.current()
     pack = Pack(size, world)
     try:
-        Attendant(pack, BrokerDesk(broker, number), f"{size} in pack {number}", world).run()
+        WorkLoop(pack, BrokerQueue(broker, number), f"{size} in pack {number}", world).run()
     finally:
         pack.close()
 
 
-class BrokerDesk:
+class BrokerQueue:
     """A broker, as a pack asks it. One question is always on its way, so that a look whether it is
     answered costs a step next to nothing."""
 

@@ -38,7 +38,7 @@ class StudyBroker(Broker):
             actor = ray.remote(PackGroup).options(num_cpus=0).remote(self._job)
         self._actors[number] = actor
         me = ray.get_runtime_context().current_actor
-        ended = actor.attend.remote(me, number, self._slots)
+        ended = actor.run.remote(me, number, self._slots)
         watch = asyncio.get_running_loop().create_task(self._watch(number, ended))
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
@@ -56,11 +56,11 @@ class StudyBroker(Broker):
 class PackActor:
     """A pack of one worker."""
 
-    def attend(self, broker: Any, number: int, size: int) -> None:
+    def run(self, broker: Any, number: int, size: int) -> None:
         """Train until the broker says that it is over."""
-        from workers.train.ray_pack import attend
+        from workers.train.ray_pack import run_pack
 
-        attend(broker, number, size)
+        run_pack(broker, number, size)
 
 
 class PackGroup:
@@ -69,12 +69,12 @@ class PackGroup:
     def __init__(self, job: JobSpec) -> None:
         self._job = job
 
-    def attend(self, broker: Any, number: int, size: int) -> None:
+    def run(self, broker: Any, number: int, size: int) -> None:
         """Train until the broker says that it is over."""
         from orchestrator.tuning.group import train_group
-        from workers.train.ray_pack import attend
+        from workers.train.ray_pack import run_pack
 
         folder = self._job.study_folder() / "tune" / "packs" / uuid.uuid4().hex
         # Tune tries the trials of a pack that is lost again, in another one.
         search = self._job.search.model_copy(update={"retries": 0})
-        train_group(partial(attend, broker, number, size), self._job.train, folder, search).fit()
+        train_group(partial(run_pack, broker, number, size), self._job.train, folder, search).fit()

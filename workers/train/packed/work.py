@@ -35,7 +35,7 @@ class Work:
     """There is nothing left to do: the pack ends."""
 
 
-class Desk(Protocol):
+class WorkQueue(Protocol):
     """Where a pack gets its work. `Work()`, with serial 0, is no news."""
 
     def take(self, *, wait: bool) -> Work:

@@ -8,18 +8,20 @@ from typing import TypeVar
 from workers.parallel.world import World
 from workers.run.events import EventLog
 from workers.train.packed.pack import Pack
-from workers.train.packed.work import Desk, Outcome, Work, told
+from workers.train.packed.work import Outcome, Work, WorkQueue, told
 from workers.train.task import RunTask
 
 Item = TypeVar("Item")
 
 
-class Attendant:
-    """Does what the desk says, until the work is over. Only the first worker's desk is asked."""
+class WorkLoop:
+    """Does what the queue says, until the work is over. Only the first worker's queue is asked."""
 
-    def __init__(self, pack: Pack, desk: Desk, place: str, world: World | None = None) -> None:
+    def __init__(
+        self, pack: Pack, queue: WorkQueue, place: str, world: World | None = None
+    ) -> None:
         """`place`: the pack and its size as events name them, as in `8 in pack 1`."""
-        self._pack, self._desk, self._place = pack, desk, place
+        self._pack, self._queue, self._place = pack, queue, place
         self._world = world or World()
         self._serial = 0
         self._slots: dict[str, int] = {}
@@ -37,11 +39,11 @@ class Attendant:
                 if isinstance(outcome, Exception):
                     self._slots.pop(name, None)
             if outcomes and self._world.is_first:
-                self._desk.tell(self._serial, {k: _as_told(v) for k, v in outcomes.items()})
+                self._queue.tell(self._serial, {k: _as_told(v) for k, v in outcomes.items()})
 
     def _take(self) -> Work:
         wait = not self._wanting
-        return self._first(lambda: self._desk.take(wait=wait))
+        return self._first(lambda: self._queue.take(wait=wait))
 
     def _change(self, work: Work) -> dict[str, Outcome]:
         self._serial = work.serial

@@ -8,9 +8,9 @@ from workers.config.base import InputError
 from workers.config.train import TrainSpec
 from workers.run.events import read_events
 from workers.run.record import Metrics, RunPlan
-from workers.train.packed.attend import Attendant
 from workers.train.packed.pack import Pack
 from workers.train.packed.work import Outcome, RunFailedError, Work
+from workers.train.packed.work_loop import WorkLoop
 from workers.train.step import DivergedError
 from workers.train.task import RunTask
 
@@ -51,7 +51,7 @@ class CountingPack:
 
 
 class ListedWork:
-    """A desk that gives one Work after another, and notes whether it was waited for."""
+    """A queue that gives one Work after another, and notes whether it was waited for."""
 
     def __init__(self, *works: Work) -> None:
         self._works = [*works, Work(over=True)]
@@ -68,10 +68,10 @@ class ListedWork:
         self.told.append((serial, outcomes))
 
 
-def attend(pack: CountingPack, *works: Work) -> ListedWork:
-    desk = ListedWork(*works)
-    Attendant(cast(Pack, pack), desk, "3 in pack 7").run()
-    return desk
+def run_pack(pack: CountingPack, *works: Work) -> ListedWork:
+    queue = ListedWork(*works)
+    WorkLoop(cast(Pack, pack), queue, "3 in pack 7").run()
+    return queue
 
 
 def tasks(make_spec: Callable[..., TrainSpec], folder: Path, names: str) -> tuple[RunTask, ...]:
@@ -84,7 +84,7 @@ def tasks(make_spec: Callable[..., TrainSpec], folder: Path, names: str) -> tupl
 
 def test_members_join_and_leave_between_rounds(make_spec: Any, tmp_path: Path) -> None:
     pack = CountingPack()
-    desk = attend(
+    queue = run_pack(
         pack,
         Work(1, join=tasks(make_spec, tmp_path, "ab"), want=("a", "b")),
         Work(2, join=tasks(make_spec, tmp_path, "c"), want=("c",)),
@@ -92,12 +92,12 @@ def test_members_join_and_leave_between_rounds(make_spec: Any, tmp_path: Path) -
         Work(4, join=tasks(make_spec, tmp_path, "d"), want=("d",)),
     )
     assert pack.calls == ["round a b", "round a b c", "leave a", "round b c", "round b d"]
-    assert desk.told == [
+    assert queue.told == [
         (2, {"a": {"step": 2}, "b": {"step": 2}}),
         (3, {"c": {"step": 2}}),
         (4, {"b": {"step": 4}}),
     ]
-    assert desk.waited == [True, False, False, False, False], "steps wait for no news"
+    assert queue.waited == [True, False, False, False, False], "steps wait for no news"
     where = {name: read_events(tmp_path / name)[-1].message for name in "abcd"}
     slots = {name: text.partition(",")[0] for name, text in where.items()}
     assert slots == {
@@ -111,8 +111,8 @@ def test_members_join_and_leave_between_rounds(make_spec: Any, tmp_path: Path) -
 def test_who_fails_fails_alone(make_spec: Any, tmp_path: Path) -> None:
     pack = CountingPack(bad="a", fails={"b": DivergedError("b diverged"), "c": OSError("no disk")})
     work = Work(1, join=tasks(make_spec, tmp_path, "abcd"), want=("a", "b", "c", "d"))
-    desk = attend(pack, work, Work())
-    (_, first), (_, second) = desk.told
+    queue = run_pack(pack, work, Work())
+    (_, first), (_, second) = queue.told
     assert {name: (type(error), str(error)) for name, error in first.items()} == {
         "a": (InputError, "a is bad"),
         "b": (RunFailedError, "b diverged"),

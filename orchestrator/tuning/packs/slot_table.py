@@ -1,4 +1,5 @@
-"""Who sits in which pack, and who waits. Plain bookkeeping, without waiting and without Ray."""
+"""Which trial has a slot in which pack, and who waits. Plain bookkeeping, without waiting and
+without Ray."""
 
 import asyncio
 import time
@@ -10,7 +11,7 @@ from workers.train.task import RunTask
 
 
 @dataclass(eq=False)
-class Seat:
+class PackedTrial:
     """A trial under one attempt, from its first question until it leaves."""
 
     attempt: str
@@ -51,7 +52,7 @@ class Seat:
 
 
 @dataclass(eq=False)
-class Crew:
+class PackState:
     """A pack as it is seen from here."""
 
     number: int
@@ -60,7 +61,7 @@ class Crew:
     """So many members are waited for a moment, so that they go in step."""
     key: Hashable = None
     """Of its members; of the last ones while it has none."""
-    members: dict[str, Seat] = field(default_factory=dict)
+    members: dict[str, PackedTrial] = field(default_factory=dict)
     leaving: list[str] = field(default_factory=list)
     """Who left, as the pack is to be told."""
     let_go: dict[str, int] = field(default_factory=dict)
@@ -115,50 +116,50 @@ class Crew:
         return Work(self.serial, leave, join, tuple(member.task.name for member in new))
 
 
-class Book:
+class SlotTable:
     """The packs, by number, and the queue."""
 
     def __init__(self) -> None:
-        self.crews: dict[int, Crew] = {}
-        self.queue: dict[str, Seat] = {}
+        self.packs: dict[int, PackState] = {}
+        self.queue: dict[str, PackedTrial] = {}
         """Who has no slot yet, by name, in the order of coming."""
 
-    def find(self, name: str) -> Seat | None:
+    def find(self, name: str) -> PackedTrial | None:
         """A trial that is here."""
         return next((one for one in self.everyone() if one.task.name == name), None)
 
     def remove(self, name: str) -> None:
         """Take a trial out of its pack, or of the queue."""
         self.queue.pop(name, None)
-        for crew in self.crews.values():
-            if name in crew.members:
-                crew.remove(name)
+        for pack in self.packs.values():
+            if name in pack.members:
+                pack.remove(name)
 
-    def everyone(self) -> Iterator[Seat]:
+    def everyone(self) -> Iterator[PackedTrial]:
         """All trials that are here."""
         yield from self.queue.values()
-        for crew in self.crews.values():
-            yield from crew.members.values()
+        for pack in self.packs.values():
+            yield from pack.members.values()
 
     def count(self) -> int:
         """How many they are."""
         return len(list(self.everyone()))
 
-    def fill(self, crew: Crew) -> None:
+    def fill(self, pack: PackState) -> None:
         """Give the pack's free slots to who waits, in order; those of an empty one only to whom no
         other pack has a slot. A trial whose former pack has not let go of it yet waits on: two must
         not write into one folder."""
-        waiting = self._without_room() if crew.is_empty else list(self.queue.values())
+        waiting = self._without_room() if pack.is_empty else list(self.queue.values())
         for member in waiting:
             name = member.task.name
-            held = any(other.holds(name) for other in self.crews.values())
-            if not held and crew.free(member.key) > 0:
-                crew.key = member.key
-                crew.members[name] = self.queue.pop(name)
+            held = any(other.holds(name) for other in self.packs.values())
+            if not held and pack.free(member.key) > 0:
+                pack.key = member.key
+                pack.members[name] = self.queue.pop(name)
 
     def lacks_room(self) -> bool:
         """Whether somebody waits for whom no pack has, or will have, a slot."""
-        blank = [crew.size for crew in self.crews.values() if crew.is_empty]
+        blank = [pack.size for pack in self.packs.values() if pack.is_empty]
         free: dict[Hashable, int] = {}
         for member in self._without_room():
             if not free.get(member.key):
@@ -168,12 +169,12 @@ class Book:
             free[member.key] -= 1
         return False
 
-    def _without_room(self) -> list[Seat]:
+    def _without_room(self) -> list[PackedTrial]:
         """Who waits beyond the free slots of the packs that have members."""
         free: dict[Hashable, int] = {}
-        for crew in self.crews.values():
-            if not crew.is_empty:
-                free[crew.key] = free.get(crew.key, 0) + crew.free(crew.key)
+        for pack in self.packs.values():
+            if not pack.is_empty:
+                free[pack.key] = free.get(pack.key, 0) + pack.free(pack.key)
         beyond = []
         for member in self.queue.values():
             if free.get(member.key, 0) > 0:
