@@ -7,7 +7,7 @@ the cluster yet takes no trial.
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,6 +17,8 @@ from workers.train.packed.key import pack_key
 from workers.train.packed.work import Outcome, RunFailedError, Work
 from workers.train.task import RunTask
 
+STARTS = 3
+"""So many packs in a row may be lost before they ask for work; then who waits fails."""
 _ENDED = "the study has ended"
 
 
@@ -54,6 +56,8 @@ class Broker:
         self._waits = waits or Waits()
         self._table = SlotTable()
         self._started = 0
+        self._never_came = 0
+        """Packs in a row that were lost before they asked for work."""
         self._closed = False
 
     async def begin(self) -> None:
@@ -94,7 +98,7 @@ class Broker:
         pack = self._table.packs.get(number)
         if pack is None:
             return Work(over=True)
-        pack.has_come = True
+        pack.has_come, self._never_came = True, 0
         if pack.has_done(done):
             self._wake()  # who waits under a name that is free now may have a slot
         return await self._next(pack)
@@ -114,15 +118,21 @@ class Broker:
         self._wake()
 
     async def lost(self, number: int, why: str) -> None:
-        """A pack is gone. Its members fail, and may ask anew. If it never came, who waits fails: a
-        pack that cannot start would be started for ever."""
+        """A pack is gone. Its members fail, and may ask anew. One that never came had none: who
+        waits goes on waiting, for the next one. After some of them who waits fails, or packs that
+        cannot start would be started for ever."""
         pack = self._table.packs.pop(number, None)
         if pack is None:
             return
-        for member in list((pack.members if pack.has_come else self._table.queue).values()):
-            self._table.queue.pop(member.task.name, None)
-            EventLog(member.task.plan.folder).note("lost", why)
-            member.answer(RunFailedError(why))
+        if pack.has_come:
+            self._fail(pack.members.values(), why)
+        else:
+            self._never_came += 1
+            lost = f"{why}, before it asked for work ({self._never_came} in a row)"
+            if self._never_came >= STARTS:
+                self._fail(self._table.queue.values(), lost)
+            else:
+                _note(self._table.queue.values(), lost)
         self._start_packs()
         pack.wake.set()
         self._wake()
@@ -133,6 +143,13 @@ class Broker:
         for member in self._table.everyone():
             member.answer(RunFailedError(_ENDED))
         self._wake()
+
+    def _fail(self, trials: Iterable[PackedTrial], why: str) -> None:
+        trials = list(trials)
+        _note(trials, why)
+        for one in trials:
+            self._table.queue.pop(one.task.name, None)
+            one.answer(RunFailedError(why))
 
     async def _next(self, pack: PackState) -> Work:
         began = time.monotonic()
@@ -191,3 +208,8 @@ class Broker:
     def _wake(self) -> None:
         for pack in self._table.packs.values():
             pack.wake.set()
+
+
+def _note(trials: Iterable[PackedTrial], why: str) -> None:
+    for one in trials:
+        EventLog(one.task.plan.folder).note("lost", why)

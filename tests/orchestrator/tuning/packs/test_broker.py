@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.tuning.packs.broker import Broker, Waits
+from orchestrator.tuning.packs.broker import STARTS, Broker, Waits
 from workers.config.train import TrainSpec
 from workers.run.events import read_events
 from workers.run.record import RunPlan
@@ -169,16 +169,45 @@ async def test_a_lost_pack_fails_its_members_and_the_others_go_on(folder: Path) 
 
 
 @on_loop
-async def test_a_pack_that_cannot_start_is_not_started_for_ever(folder: Path) -> None:
+async def test_a_pack_that_is_lost_before_it_works_costs_nobody_a_retry(folder: Path) -> None:
     study = Study(folder, size=2, at_once=2)
     waiting = [study.ask("a"), study.ask("b")]
     await asyncio.sleep(0)
-    await study.broker.lost(1, "pack 1 is gone: no such module")
-    assert {type(one) for one in await asyncio.gather(*waiting)} == {RunFailedError}
-    assert study.started == [1]
-    study.ask("a", attempt="second")
-    await asyncio.sleep(0)
+    await study.broker.lost(1, "pack 1 is gone: its node died")
     assert study.started == [1, 2]
+    assert not any(one.done() for one in waiting)
+    assert names(await study.work(2)) == ["a", "b"]
+    told = [(one.kind, one.message) for one in read_events(folder / "a")]
+    assert told == [
+        ("lost", "pack 1 is gone: its node died, before it asked for work (1 in a row)")
+    ]
+
+
+@on_loop
+async def test_packs_that_cannot_start_are_not_started_for_ever(folder: Path) -> None:
+    study = Study(folder, size=2, at_once=2)
+    waiting = [study.ask("a"), study.ask("b")]
+    await asyncio.sleep(0)
+    for number in range(1, STARTS + 1):
+        assert not any(one.done() for one in waiting)
+        await study.broker.lost(number, f"pack {number} is gone: no such module")
+    said = "pack 3 is gone: no such module, before it asked for work (3 in a row)"
+    assert [str(one) for one in await asyncio.gather(*waiting)] == [said] * 2
+    assert study.started == [1, 2, 3]
+    again = study.ask("a", attempt="second")
+    await asyncio.sleep(0)
+    assert study.started == [1, 2, 3, 4]
+    await study.broker.lost(4, "pack 4 is gone: no such module")
+    assert "4 in a row" in str(await again), "who asks anew starts no further three"
+    study.ask("a", attempt="third")
+    await asyncio.sleep(0)
+    assert names(await study.work(5)) == ["a"]
+    await study.broker.leave("third", "a")
+    await study.broker.lost(5, "pack 5 is gone: killed")
+    waits = study.ask("b", attempt="second")
+    await asyncio.sleep(0)
+    await study.broker.lost(6, "pack 6 is gone: no such module")
+    assert not waits.done(), "one has come since"
 
 
 @on_loop
