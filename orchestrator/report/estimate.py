@@ -10,6 +10,7 @@ from orchestrator.doctor.demand import this_machine
 from orchestrator.doctor.pack_room import PackRoom, planned
 from orchestrator.doctor.trial_memory import TrialMemory, on_gpu
 from orchestrator.monitoring.format import duration, size
+from orchestrator.report.earlier import EarlierTrials, earlier_trials
 from workers.config.base import InputError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class JobEstimate:
     """Whether that is for a worker's GPU to decide."""
     pack: PackRoom | None = None
     """Of such trials that share a base, or might."""
+    earlier: EarlierTrials | None = None
+    """Trials like these that have run before."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -49,6 +52,8 @@ class JobEstimate:
             "steps": self.steps,
             "memory": self._memory,
             "pack": self.pack and self.pack.as_dict(),
+            "earlier": self.earlier
+            and {**self.earlier.as_dict(), "seconds": self._seconds_by(self.earlier)},
             "same_rows": self.same_rows and self.same_rows.as_dict(),
             "measured": self.measured and {**self.measured.as_dict(), "seconds": self._seconds},
         }
@@ -60,6 +65,13 @@ class JobEstimate:
         yield f"{self._epochs}; padding is {self.epoch.padding_share:.1%} of what is computed"
         yield self._held()
         yield from self._packed()
+        if self.earlier:
+            yield (
+                f"{_many(self.trials, 'trial')} of {_many(self.steps, 'step')} would take about "
+                f"{duration(self._seconds_by(self.earlier))}, if none is stopped early: "
+                f"{_many(self.earlier.trials, 'such trial')} of study {self.earlier.study} took "
+                f"{self.earlier.step_seconds:.2g} s a step, {self.earlier.at_once} at a time"
+            )
         if self.measured:
             yield (
                 f"measured on this machine: {self.measured}; {_many(self.trials, 'trial')} of "
@@ -108,6 +120,9 @@ class JobEstimate:
         one, together = size(self.memory.total), size(pack.memory.total)
         yield f"one trial takes {one}, a pack of {pack.trials} such trials {together}{room}{less}"
 
+    def _seconds_by(self, earlier: EarlierTrials) -> float:
+        return earlier.seconds(self.trials, self.steps)
+
     @property
     def _seconds(self) -> float:
         if self.measured is None:
@@ -147,6 +162,7 @@ def job_estimate(
         trials=job.search.trials,
         dtype=settled(held.on_worker(largest).model).dtype,
         pack=pack,
+        earlier=earlier_trials(job, pack.trials if pack and job.search.pack != 1 else 1),
         assumes_gpu=largest.model.settled_dtype is None and on_gpu(job, largest),
     )
 

@@ -1,12 +1,14 @@
 """What `check` says of a job's epochs, memory and time."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.inventory import Inventory, Node
 from orchestrator.config.job import JobSpec, override_job
+from orchestrator.report.earlier import EarlierTrials
 from orchestrator.report.estimate import JobEstimate, job_estimate
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
@@ -76,6 +78,18 @@ def test_a_pack_holds_its_base_once(job: JobSpec) -> None:
     *_, single = job_estimate(auto, Inventory((Node("0", "host", 1, 0, 10**9),))).lines()
     assert single == "search.pack auto gives each trial a base of its own"
     assert job_estimate(job, there).as_dict()["pack"] is None
+
+
+def test_trials_of_before_tell_how_long_it_will_take(job: JobSpec) -> None:
+    assert job_estimate(job).as_dict()["earlier"] is None
+    earlier = EarlierTrials("before", 5, 0.5, at_once=2)
+    found = replace(job_estimate(job), earlier=earlier)
+    *_, told = found.lines()
+    assert told == (
+        "3 trials of 4 steps would take about 4 s, if none is stopped early: 5 such trials of "
+        "study before took 0.5 s a step, 2 at a time"
+    )
+    assert found.as_dict()["earlier"]["seconds"] == 4
 
 
 def test_memory_is_estimated_with_what_a_workers_gpu_computes(job: JobSpec) -> None:
