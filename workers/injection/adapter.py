@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
-from workers.injection.adapted_weight import Copies, untied
+from workers.injection.copies import Copies, untied
 from workers.injection.mixed_batch import Layer
 from workers.injection.row_map import RowMap
 from workers.injection.targets import TargetModule

@@ -9,8 +9,9 @@ from torch import nn
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
 from workers.injection.adapted_stack import AdaptedStack
-from workers.injection.adapted_weight import AdaptedWeight, plan_copies
+from workers.injection.adapted_weight import AdaptedWeight
 from workers.injection.adapter import Adapter
+from workers.injection.copies import plan_copies
 from workers.injection.plan import View, plan
 from workers.injection.row_map import RowMap
 from workers.injection.targets import TargetModule, decoder_layers

@@ -14,7 +14,7 @@ from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
 from workers.config.model import ModelSpec
 from workers.config.train import TrainSpec
-from workers.injection.adapted_weight import plan_copies
+from workers.injection.copies import plan_copies
 from workers.injection.inject import check_places
 from workers.injection.layer_kinds import layer_kinds
 from workers.injection.targets import decoder_layers, stacks, weight_sizes

@@ -12,7 +12,7 @@ from workers.config.model import ModelSpec
 from workers.config.optimizers import OPTIMIZERS
 from workers.config.parallel import ParallelSpec
 from workers.config.train import TrainSpec
-from workers.injection.adapted_weight import plan_copies
+from workers.injection.copies import plan_copies
 from workers.layers.feed_forward import linear_sizes
 from workers.models.probe import Weights
 
