@@ -21,10 +21,12 @@ class TrialMemory:
         from workers.data.store.token_store import TokenStore
         from workers.data.streaming.windows import looked_at
         from workers.models.base import check_base
+        from workers.models.vocabulary import with_token_ids
 
         self.job = job
-        self._trials = _large(job.search_space().samples())
         tokenizer, data = check_base(job.train.model), job.train.data
+        trials = (with_token_ids(trial, tokenizer) for trial in job.search_space().samples())
+        self._trials = _large(trials)
         encoders = {
             one: Encoder(tokenizer, one) for one in (data, *(trial.data for trial in self._trials))
         }

@@ -134,8 +134,10 @@ def _check_model_and_data(job: JobSpec, tell: "Tell") -> "dict[str, RowCounts]":
     from workers.data.task_metrics import check_tasks
     from workers.models.base import check_base
     from workers.models.compatibility import check_fit, check_packable
+    from workers.models.vocabulary import with_token_ids
 
-    tokenizer, trials = check_base(job.train.model), list(job.search_space().samples())
+    tokenizer = check_base(job.train.model)
+    trials = [with_token_ids(trial, tokenizer) for trial in job.search_space().samples()]
     _check_optimizers(job, trials)
     _check_attention(job, trials)
     fit = check_fit(job.train, (trial.adapter for trial in trials))

@@ -20,6 +20,7 @@ from workers.config.routing import UNROUTED, RoutingSpec
 
 PeftType = Literal["MIXLORA", "MOELORA", "LORA"]
 Alpha = Annotated[float, Field(gt=0)]
+TokenId = Annotated[int, Field(ge=0)]
 
 # Keys that may be set without changing what a trained adapter computes. Any other key that is
 # set (layer_replication, lora_bias, …) would be silently wrong, so it is refused.
@@ -89,12 +90,18 @@ class AdapterConfig(RoutingKeys, TargetKeys):
     task_type: Literal["CAUSAL_LM", "QUESTION_ANS"] | None = None
     modules_to_save: tuple[str, ...] | None = None
     """What the file has whole copies of: the base's embedding, or its output head."""
+    trainable_token_indices: (
+        Annotated[tuple[TokenId, ...], Field(min_length=1)]
+        | Annotated[dict[str, tuple[TokenId, ...]], Field(min_length=1)]
+        | None
+    ) = None
+    """Tokens of whose rows it has its own: of the embedding, or by the modules' names."""
     moetune: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def copied(self) -> tuple[str, ...]:
         """Names of the modules of whose weight the file has a copy."""
-        return tuple(one.rpartition(".")[2] for one in self.modules_to_save or ())
+        return tuple(map(_last_word, self.modules_to_save or ()))
 
     @property
     def fewest_slots(self) -> int:
@@ -114,6 +121,25 @@ class AdapterConfig(RoutingKeys, TargetKeys):
         rslora = self.use_rslora if expert.use_rslora is None else expert.use_rslora
         rank = self.rank(path, routed)
         return alpha / float(rank**0.5 if rslora else rank)
+
+    @property
+    def rows_of(self) -> tuple[str, ...]:
+        """Names of the modules of which it has rows for tokens, where it says them."""
+        given = self.trainable_token_indices
+        return tuple(map(_last_word, given)) if isinstance(given, dict) else ()
+
+    def tokens(self, where: str) -> tuple[int, ...]:
+        """Those of whose rows the file has its own. InputError where they differ by module."""
+        given = self.trainable_token_indices
+        if not isinstance(given, dict):
+            return given or ()
+        first, *others = given.values()
+        if any(one != first for one in others):
+            raise InputError(
+                f"{where}: trainable_token_indices has other tokens of {' than of '.join(given)}, "
+                "which is not supported"
+            )
+        return first
 
     def spec(
         self, targets: Sequence[str], rank: int, where: str, parameters: Sequence[str] = ()
@@ -136,6 +162,8 @@ class AdapterConfig(RoutingKeys, TargetKeys):
             "target_modules": targets,
             "target_parameters": parameters,
             "train_also": self.copied,
+            "train_tokens": self.tokens(where),
+            "train_tokens_of": self.rows_of,
         }
         spec = validated(AdapterSpec, {**shape, **self.moetune}, where)
         if most_experts(spec) != self.num_experts:
@@ -173,6 +201,10 @@ def read_config(folder: Path) -> tuple[AdapterConfig, dict[str, Any]]:
 
 def _unsupported(path: Path, key: str, values: Mapping[str, Any]) -> InputError:
     return InputError(f"{path}: {key} is set to {values[key]!r}, which is not supported")
+
+
+def _last_word(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _match(pattern: Mapping[str, Any], path: str) -> Any:

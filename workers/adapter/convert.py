@@ -54,7 +54,7 @@ def export_folder(
         raise InputError(f"{src}: is a {own} adapter and cannot be written as {format}")
     values, tensors = raw.values, raw.tensors
     config = raw.config
-    ours_alone = config.moetune or config.copied
+    ours_alone = config.moetune or config.copied or config.trainable_token_indices
     strange = bool(ours_alone) or not ROUTERS[config.routing].disk_names
     if own == "mixlora" and (strange or not raw.config.lora_alpha.is_integer()):
         values, tensors = as_mixlora(raw, str(src))

@@ -28,10 +28,10 @@ def as_mixlora(raw: RawAdapter, where: str) -> tuple[dict[str, Any], Tensors]:
         raise InputError(
             f"{where}: cannot be written as mixlora: MoE-PEFT knows no routing {spec.routing}"
         )
-    if spec.train_also:
+    if own := spec.own_weights:
         raise InputError(
-            f"{where}: cannot be written as mixlora: MoE-PEFT knows no train_also "
-            f"({', '.join(spec.train_also)})"
+            f"{where}: cannot be written as mixlora: MoE-PEFT knows no {own} "
+            f"({', '.join(map(str, getattr(spec, own)))})"
         )
     tensors, spec = _fold(tensors, spec)
     base = raw.config.base_model_name_or_path or ""

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from workers.adapter.config import AdapterConfig
+from workers.adapter.copies import copies_to_disk, with_rows
 from workers.adapter.digest import base_digest, folder_digest
 from workers.adapter.manifest import Manifest
 from workers.adapter.modules import check_modules
@@ -14,7 +15,7 @@ from workers.adapter.raw import read_raw, write_raw
 from workers.adapter.rescale import by_alpha, rescaled
 from workers.adapter.stacked.names import parameter_names
 from workers.adapter.stacking import to_canonical
-from workers.adapter.tensor_names import Tensors, copies_to_disk, target_names, to_disk
+from workers.adapter.tensor_names import Tensors, target_names, to_disk
 from workers.adapter.written import config_values, peft_type
 from workers.config.adapter import AdapterSpec
 from workers.config.base import InputError
@@ -53,6 +54,8 @@ def save(
     tensors, spec = tensors or adapter.state_dict(), adapter.spec
     if peft_type(spec) == "LORA" and spec.goat_lr_ratio is not None:  # PEFT has no word for it
         tensors, spec = rescaled(tensors, spec, by_alpha(spec)), by_alpha(spec)
+    if spec.train_tokens:
+        spec = spec.model_copy(update={"train_tokens_of": with_rows(tensors)})
     names, parameters = target_names(tensors, spec), parameter_names(tensors, spec)
     values = config_values(spec, names, manifest.base.path, adapter.layer_list, parameters)
     copies = copies_to_disk(tensors, peft_type(spec), adapter.copied)

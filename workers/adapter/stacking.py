@@ -10,9 +10,10 @@ import torch
 from torch.nn.functional import pad
 
 from workers.adapter.config import AdapterConfig
+from workers.adapter.copies import take_copies, with_rows
 from workers.adapter.stacked.names import MATRICES, names_layers
 from workers.adapter.stacked.parts import StackedPair, take_stacked
-from workers.adapter.tensor_names import Parts, TensorPlace, Tensors, take_copies
+from workers.adapter.tensor_names import Parts, TensorPlace, Tensors
 from workers.config.adapter import AdapterSpec, is_named
 from workers.config.base import InputError
 
@@ -47,6 +48,8 @@ def to_canonical(raw: Tensors, config: AdapterConfig, where: str) -> Canonical:
     stored = [config.rank(*shape) for shape in shapes.values()]
     rank = max(stored + [pair.rank for pair in stacked.values()])
     spec = config.spec(targets, rank, where, _parameters(stacked, config))
+    if spec.train_tokens and not spec.train_tokens_of:  # PEFT's list is of the embedding
+        spec = spec.model_copy(update={"train_tokens_of": with_rows(copies)})
     _check_routers(parts, spec, where)
     sizes = [*_sizes(parts, dict(zip(shapes, stored, strict=True)))]
     sizes += [(pair.bytes, pair.rank) for pair in stacked.values()]

@@ -4,8 +4,6 @@ On disk every expert has its own tensors: lora_A.weight [R, in], lora_B.weight [
 DoRA lora_magnitude_vector [out]. The layers hold them stacked: lora_A [E, R, in], lora_B
 [E, out, R], lora_magnitude [E, out], with E = 1 for plain LoRA and for an A that all experts share,
 under `layers.{i}.{path}`, whatever the model calls its list of layers. Routers are [E, D] in both.
-Copies of the base's whole weights (`train_also`) PEFT knows by their paths in the model, the other
-formats by their names.
 """
 
 import re
@@ -15,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from workers.adapter.config import AdapterConfig, PeftType
+from workers.adapter.config import PeftType
 from workers.adapter.stacked.names import stacked_paths, to_wrappers
 from workers.adapter.targets import INDEX
 from workers.adapter.written import peft_type
@@ -29,7 +27,6 @@ _ROUTED = (
     rf"\.layers\.(?P<layer>{INDEX})\.(?P<path>[\w.]{{1,200}}?)"
     rf"(?:\.moe_gate\.weight|(?:\.experts\.(?P<expert>{INDEX}))?\.{_LEAF})"
 )
-_PEFT = "base_model.model."
 ON_DISK = {
     "lora_A": "lora_A.weight",
     "lora_B": "lora_B.weight",
@@ -162,31 +159,3 @@ def _names_every_layer(spec: AdapterSpec) -> bool:
     if any(isinstance(one, str) for one in names):
         return False
     return not any(part.isdigit() for one in names for name in one for part in name.split("."))
-
-
-def copies_to_disk(tensors: Tensors, kind: PeftType, paths: Mapping[str, str]) -> Tensors:
-    """The named tensors of a file, of those of an adapter by canonical name. `paths` are those in
-    the model, by name; of what the base ties, both are written."""
-    raw: Tensors = {}
-    found = {name: tensors[one] for name in paths if (one := f"{name}.weight") in tensors}
-    for name, path in paths.items():
-        tensor = found.get(name, next(iter(found.values())))
-        raw[f"{_PEFT}{path}.weight" if kind == "LORA" else f"{kind.lower()}.{name}.weight"] = tensor
-    return raw
-
-
-def take_copies(raw: Tensors, config: AdapterConfig, where: str) -> tuple[Tensors, Tensors]:
-    """The copies in a file by canonical name, in float32, and all its other tensors."""
-    copies, rest = {}, dict(raw)
-    for name in config.copied:
-        kind = config.peft_type
-        start, end = (_PEFT, name) if kind == "LORA" else (f"{kind.lower()}.", name)
-        found = [
-            one for one in rest if one.startswith(start) and f".{one}".endswith(f".{end}.weight")
-        ]
-        if len(found) != 1:
-            raise InputError(
-                f"{where}: modules_to_save names {name}, of which it has {len(found)} tensors"
-            )
-        copies[f"{name}.weight"] = rest.pop(found[0]).float()
-    return copies, rest

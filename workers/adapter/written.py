@@ -46,6 +46,7 @@ def config_values(
         "target_modules": list(targets),
         **({"target_parameters": _paths(parameters, layer_list)} if parameters else {}),
         **({"modules_to_save": list(spec.train_also)} if spec.train_also else {}),
+        **({"trainable_token_indices": _tokens(spec)} if spec.train_tokens else {}),
         **({} if kind == "LORA" else routing_keys(spec)),
         "base_model_name_or_path": base,
         "task_type": "CAUSAL_LM",
@@ -57,6 +58,11 @@ def config_values(
         if kind != "LORA" and value != known.model_dump(mode="json")[name]
     }
     return {**values, **({"moetune": ours} if ours else {})}
+
+
+def _tokens(spec: AdapterSpec) -> dict[str, list[Any]]:
+    """Whole, by each module that has rows of them."""
+    return {name: list(spec.train_tokens) for name in spec.train_tokens_of}
 
 
 def _paths(names: Iterable[str], layer_list: str) -> list[str]:

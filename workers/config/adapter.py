@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
-from typing import Annotated, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -22,6 +22,8 @@ def _pattern(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return value
 
 
+Token: TypeAlias = Annotated[int, Field(ge=0, strict=True)] | str
+"""By its id, or as the base's tokenizer writes it."""
 Named: TypeAlias = Annotated[str | tuple[str, ...], AfterValidator(_pattern)]
 """Names, or ends of paths; or one regular expression for whole paths."""
 
@@ -60,6 +62,13 @@ class AdapterSpec(RoutingSpec):
     """Weights of the base that the adapter trains whole copies of, beside its experts: of the
     embedding and the output head, by what the base calls them, as in [embed_tokens, lm_head]. Where
     the base ties them, name both. Each copy is as large as the base's own, in float32."""
+    train_tokens: Listed[Token] = ()
+    """Tokens whose rows of the embedding and of the output head are trained, and no others: new
+    ones, as in ["<tool>", "</tool>"], or ids. The base's tokenizer and its embedding must have them
+    (docs/adapters.md). PEFT's trainable_token_indices."""
+    train_tokens_of: Listed[str] = ()
+    """Of which weights those rows are, by what the base calls them: [embed_tokens] leaves the head
+    as it is. Left out: of both. Of a base that ties them they are the same rows."""
 
     def scale(self, in_features: int) -> float:
         """The factor s of the low-rank update of a linear with so many inputs.
@@ -79,7 +88,19 @@ class AdapterSpec(RoutingSpec):
             raise ValueError("target_modules is empty; name at least one linear, or all-linear")
         if self.goat_lr_ratio is not None and self.use_rslora:
             raise ValueError("goat_lr_ratio and use_rslora are two scales; set one of them")
+        self._check_tokens()
         return self
+
+    def _check_tokens(self) -> None:
+        tokens = self.train_tokens
+        if self.train_tokens_of and not tokens:
+            raise ValueError("train_tokens_of says where train_tokens are trained, which is empty")
+        if tokens and self.train_also:
+            raise ValueError(
+                "train_also trains whole weights and train_tokens single rows; leave one of them"
+            )
+        if twice := [one for at, one in enumerate(tokens) if one in tokens[:at]]:
+            raise ValueError(f"train_tokens has {twice[0]!r} twice")
 
     def _check_stacked(self) -> None:
         """What an update of the base's own experts cannot be."""
@@ -94,6 +115,19 @@ class AdapterSpec(RoutingSpec):
                     f"{name} must be false with target_parameters, whose updates are plain LoRA, "
                     "one for each of the base's experts"
                 )
+
+    @property
+    def own_weights(self) -> Literal["train_also", "train_tokens"] | None:
+        """The field by which it has numbers of the embedding or the head, if it has any."""
+        if self.train_also:
+            return "train_also"
+        return "train_tokens" if self.train_tokens else None
+
+    def may_train_tokens_of(self, other: Self) -> bool:
+        """Whether both may train rows of the same tokens, one by their names, the other by ids."""
+        pairs = list(zip(self.train_tokens, other.train_tokens, strict=False))
+        alike = all(mine == theirs or type(mine) is not type(theirs) for mine, theirs in pairs)
+        return alike and len(self.train_tokens) == len(other.train_tokens)
 
     @property
     def names_linears(self) -> bool:

@@ -50,8 +50,8 @@ class OptimizerSpec(Spec):
     router_lr_ratio: NonNegative = 1.0
     """Routers learn at so many times lr; 0 leaves them as they are drawn."""
     train_also_lr_ratio: Annotated[float, Field(gt=0)] = 0.2
-    """What adapter.train_also names learns at so many times lr: whole matrices want a smaller step
-    than low-rank ones (Unsloth advises 2 to 10 times smaller)."""
+    """What adapter.train_also and train_tokens name learns at so many times lr: the base's own
+    numbers want a smaller step than low-rank matrices (Unsloth advises 2 to 10 times smaller)."""
     weight_decay: NonNegative = 0.0
     """Decoupled weight decay; with adam, adagrad, rmsprop and sgd a penalty in the gradient."""
     betas: tuple[Fraction, Fraction] = ADAM_BETAS
@@ -209,10 +209,12 @@ class TrainSpec(Spec):
     def same_run(self, other: Self) -> bool:
         """Whether `other` may go on with this run: spread over its workers in another way, perhaps,
         with other checkpoints and kernels, and keeping other answers. Where one of them leaves the
-        precision to a worker, it is the other's."""
+        precision, or a token's id, to a worker, it is the other's."""
         mine, theirs = self._decides(), other._decides()
         if "auto" in (self.model.dtype, other.model.dtype):
             mine["model"]["dtype"] = theirs["model"]["dtype"]
+        if self.adapter.may_train_tokens_of(other.adapter):
+            mine["adapter"]["train_tokens"] = theirs["adapter"]["train_tokens"]
         return mine == theirs
 
     def _decides(self) -> dict[str, Any]:
@@ -339,14 +341,15 @@ class TrainSpec(Spec):
             )
 
     def _check_also(self) -> None:
-        if self.adapter.train_also and self.model.compile:
+        field = self.adapter.own_weights
+        if field and self.model.compile:
             raise ValueError(
-                "model.compile is true, but so far without adapter.train_also; leave one of them"
+                f"model.compile is true, but so far without adapter.{field}; leave one of them"
             )
-        if self.adapter.train_also and self.parallel.strategy != "ddp":
+        if field and self.parallel.strategy != "ddp":
             raise ValueError(
                 f"parallel.strategy is {self.parallel.strategy}, but must be ddp with "
-                "adapter.train_also: its copies of the base's weights lie whole on each worker"
+                f"adapter.{field}: its copies of the base's weights lie whole on each worker"
             )
 
     def _check_experts(self) -> None:

@@ -6,6 +6,7 @@ Shapes: T tokens of the batch, t those of one adapter; `...` any leading sizes.
 from torch import Tensor
 
 from workers.injection.wrapper import AdaptedModule
+from workers.layers.trained_weight import TrainedWeight
 
 
 class AdaptedWeight(AdaptedModule):
@@ -30,12 +31,18 @@ class AdaptedWeight(AdaptedModule):
         output_TX = output.reshape(-1, output.shape[-1]).clone()
         for name, token_t in zip(partition.names, partition.tokens, strict=True):
             if name in self._keys and len(token_t):
-                output_TX[token_t] = self._of(name, given_T[token_t]).to(output_TX.dtype)
+                own_tX = self._of(name, given_T[token_t], output_TX[token_t])
+                output_TX[token_t] = own_tX.to(output_TX.dtype)
         return output_TX.view(output.shape)
 
-    def _of(self, slot: str | None, given: Tensor) -> Tensor:
-        if slot not in self._keys:
-            output: Tensor = self.base(given)
-            return output
-        copied: Tensor = self.adapters[self._keys[slot]](self.base, given)
-        return copied
+    def _of(self, slot: str | None, given: Tensor, output: Tensor | None = None) -> Tensor:
+        """What a slot's rows get; `output` is the base's, where it is there already."""
+        own = self.adapters[self._keys[slot]] if slot in self._keys else None
+        if isinstance(own, TrainedWeight):
+            copied: Tensor = own(self.base, given)
+            return copied
+        output = self.base(given) if output is None else output
+        if own is not None:
+            output = own(self.base, given, output)
+        assert isinstance(output, Tensor)
+        return output

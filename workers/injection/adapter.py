@@ -23,6 +23,7 @@ from workers.layers.dispatch import TokenDispatcher
 from workers.layers.experts import LinearExperts, Recorder
 from workers.layers.ops.input_dropout import InputDropout
 from workers.layers.routing.base import Router, Routing
+from workers.layers.trained_rows import TrainedRows
 from workers.layers.trained_weight import TrainedWeight
 
 
@@ -52,7 +53,8 @@ def _note(
 class Adapter:
     """One slot's adapter on a model. Canonical names: `layers.{i}.{path}.router.weight` [E, D],
     `layers.{i}.{path of the linear}.lora_A` [E, R, I] and `.lora_B` [E, O, R]; of what it trains
-    copies of (`train_also`), the module's name and `.weight`."""
+    copies of (`train_also`), the module's name and `.weight`; of rows that it trains
+    (`train_tokens`), that and `.token_rows`."""
 
     def __init__(  # noqa: PLR0913, PLR0917 -- what `inject` has put onto the model
         self,
@@ -86,10 +88,10 @@ class Adapter:
 
     def _copied_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """One for both of what the base ties."""
-        seen: set[TrainedWeight] = set()
+        seen: set[TrainedWeight | TrainedRows] = set()
         for place, copy in self._copies.items():
             if copy not in seen:
-                yield f"{place.name}.weight", copy.weight
+                yield f"{place.name}.{copy.leaf}", copy.own
             seen.add(copy)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -134,7 +136,8 @@ class Adapter:
 
     @property
     def copied(self) -> dict[str, str]:
-        """Paths in the model of what it trains copies of (`train_also`), by name."""
+        """Paths in the model of what it trains copies of (`train_also`), or rows (`train_tokens`),
+        by name."""
         return {place.name: place.path for place in self._copies}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:

@@ -39,7 +39,7 @@ def inject(
     layer_list, layers = decoder_layers(model)
     with rows.everywhere(None):
         planned = plan(dict(enumerate(layers)), spec, len(layers))
-    copies = plan_copies(model, spec.train_also)
+    copies = plan_copies(model, spec)
     generator = torch.Generator().manual_seed(seed)
     if not rows.slots:
         model.requires_grad_(False)

@@ -67,6 +67,8 @@ def alone(layer: nn.Module, at: int, spec: AdapterSpec) -> AdapterSpec | None:
         "exclude_modules": (),
         "target_parameters": _pattern(stacked, at),
         "train_also": (),  # of no layer
+        "train_tokens": (),
+        "train_tokens_of": (),
         **(UNROUTED if spec.experts == "block" and not blocks else {}),
     }
     return spec.model_copy(update=changes)

@@ -1,5 +1,7 @@
 """A module's weight that an adapter trains a copy of: of the embedding, or of the output head."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -8,6 +10,9 @@ from torch.func import functional_call
 class TrainedWeight(nn.Module):
     """The copy: float32 beside a base that may be bfloat16. The module computes with it what it
     computes with its own weight."""
+
+    leaf: ClassVar[str] = "weight"
+    """What a canonical name ends in."""
 
     def __init__(self, base: nn.Module) -> None:
         """As the base's own weight is."""
@@ -18,6 +23,11 @@ class TrainedWeight(nn.Module):
         self.weight = nn.Parameter(weight.detach().to(precision, copy=True))
         self._used: tuple[object, Tensor] | None = None
         """In the base's precision, kept while nothing is trained; and of which state that is."""
+
+    @property
+    def own(self) -> nn.Parameter:
+        """What is trained."""
+        return self.weight
 
     def forward(self, base: nn.Module, given: Tensor) -> Tensor:
         """What `base` gives, with this weight in place of its own."""

@@ -55,7 +55,7 @@ def check_fit(spec: TrainSpec, adapters: Iterable[AdapterSpec] = ()) -> Fit:
         _check_numbers(adapters)
     bare = skeleton(config)
     for adapter in adapters:
-        plan_copies(bare, adapter.train_also)
+        plan_copies(bare, adapter)
     _, layers = decoder_layers(bare)
     _check_shares(layers, adapters, spec.parallel.ep_size)
     shapes = dict.fromkeys(_shape(adapter, len(layers)) for adapter in adapters)

@@ -2,7 +2,8 @@
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from workers.config.base import InputError
+from workers.config.base import InputError, override
+from workers.config.train import TrainSpec
 
 PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 """Tokens that may fill up a batch where a tokenizer names none, in this order."""
@@ -30,6 +31,25 @@ def fit_vocabulary(
     else:
         return
     raise InputError(f"{where}: {what}, but its embedding has {rows} rows")
+
+
+def with_token_ids(spec: TrainSpec, tokenizer: PreTrainedTokenizerBase) -> TrainSpec:
+    """The specification with the ids of the tokens that its adapter trains by name. InputError for
+    one that the tokenizer has not."""
+    adapter = spec.adapter
+    if not adapter.train_tokens:
+        return spec
+    known = tokenizer.get_vocab()
+    if unknown := [
+        one for one in adapter.train_tokens if isinstance(one, str) and one not in known
+    ]:
+        raise InputError(
+            f"adapter.train_tokens: {unknown[0]!r} is no token of the base's tokenizer; a new one "
+            "is added to the base first, with a row of its embedding"
+        )
+    ids = [known[one] if isinstance(one, str) else one for one in adapter.train_tokens]
+    changes = {"adapter.train_tokens": ids}
+    return override(spec, changes, "adapter.train_tokens, as ids")
 
 
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:

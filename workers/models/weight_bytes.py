@@ -70,10 +70,10 @@ def base_bytes(model: PreTrainedModel, layers: Sequence[nn.Module], spec: TrainS
 
 
 def _copied(model: PreTrainedModel, spec: TrainSpec) -> tuple[int, int]:
-    """Numbers in the copies of whole weights that the adapter trains, and in the head's."""
-    copies = plan_copies(model, spec.adapter.train_also)
+    """Numbers of the base's weights that the adapter trains itself, and those of the head's."""
+    copies = plan_copies(model, spec.adapter)
     head = model.get_output_embeddings()
-    numbers = {copy: copy.weight.numel() for copy in copies.values()}
+    numbers = {copy: copy.own.numel() for copy in copies.values()}
     of_head = [copy for place, copy in copies.items() if place.bare is head]
     return sum(numbers.values()), sum(numbers[copy] for copy in of_head)
 

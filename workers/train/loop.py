@@ -17,6 +17,7 @@ from workers.data.counts import RowCounts
 from workers.data.epoch import in_steps, steps_of_run
 from workers.injection.inject import inject
 from workers.models.packing import check_packing
+from workers.models.vocabulary import with_token_ids
 from workers.parallel.exchange_choice import share_out
 from workers.parallel.mesh import Mesh
 from workers.parallel.strategy import update_for
@@ -61,8 +62,9 @@ class TrainingRun:
         self.world = mesh.world
         self.heartbeat = heartbeat or HeartbeatWriter(self.world.rank, self.world.size)
         self.inputs = inputs or Inputs.load(spec)
-        self.spec = spec = spec.with_model(self.inputs.spec.model)
-        """What it computes, in the precision of its base."""
+        spec = spec.with_model(self.inputs.spec.model)
+        self.spec = spec = with_token_ids(spec, self.inputs.base.tokenizer)
+        """What it computes, in the precision of its base and with the ids of its tokens."""
         self.metrics: Metrics = {}
         """The last report."""
         self.patience = Patience.of(spec.optimizer.early_stopping, plan.watched)

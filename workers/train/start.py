@@ -44,7 +44,7 @@ def trained_as(folder: Path) -> AdapterSpec:
 
 def _shape(spec: AdapterSpec) -> list[str]:
     """Fields that an adapter's weights were trained for; the others are for training alone."""
-    fields = ["num_experts", "rank", "use_dora", "train_also"]
+    fields = ["num_experts", "rank", "use_dora", "train_also", "train_tokens"]
     if not spec.is_routed:  # One expert is plain LoRA, however it is called: its files do not say.
         return fields
     fields += ["experts", "shared_a", "routing", "gate_form", "gate_scale", "router_temperature"]

@@ -53,6 +53,10 @@ BAD = [
     ({**FIXED, "search.metric": "train/load_balance", "search.mode": "max"}, "write mode: min"),
     ({"checkpoint.upload": "tape://x"}, "checkpoint.upload tape://x: cannot be used"),
     ({"checkpoint.upload": "file:///proc/x"}, "checkpoint.upload /proc/x: cannot be written"),
+    (
+        {"adapter.train_tokens": ["a", "<tool>"]},
+        "adapter.train_tokens: '<tool>' is no token of the base's tokenizer",
+    ),
     ({"search.mode": "max"}, "better when it is smaller: write mode: min"),
     (
         {"search.metric": "validation/score", "evaluation.generate": True},

@@ -49,6 +49,7 @@ SHAPES = {
     "dora of linears": {"use_dora": True, "experts": "linear", "num_experts": (1, 3), "top_k": 1},
     "copies": {"train_also": ("embed_tokens", "lm_head")},
     "copies of linears": {"train_also": ("lm_head", "embed_tokens"), "experts": "linear"},
+    "rows of tokens": {"train_tokens": (40, 9), "train_tokens_of": ("embed_tokens",)},
     "dora plain": {"use_dora": True, "num_experts": 1, "top_k": 1},
 }
 

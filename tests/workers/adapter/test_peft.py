@@ -521,3 +521,73 @@ def test_copies_of_whole_weights_travel_both_ways(
     ours = attach(seeded(build), tmp_path / "theirs")
     torch.testing.assert_close(ours(ids).logits, expected, atol=1e-5, rtol=0)
     assert read(tmp_path / "theirs").spec.train_also == tuple(names)
+
+
+TOKENS = (9, 5, 63)
+
+
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [(llama, BOTH), (llama, ["embed_tokens"]), (llama, ["lm_head"]), (gpt2_untied, ["wte"])],
+)
+def test_rows_of_tokens_travel_both_ways(
+    build: Callable[[], nn.Module], named: list[str], tmp_path: Path, ids: torch.Tensor
+) -> None:
+    """PEFT's trainable_token_indices are train_tokens."""
+    spec = AdapterSpec(
+        num_experts=1, top_k=1, rank=4, train_tokens=TOKENS, train_tokens_of=tuple(named)
+    )
+    _travels(build, spec, tmp_path, ids)
+    assert read(tmp_path / "theirs").spec.train_tokens_of == tuple(named)
+
+
+@pytest.mark.parametrize("named", [(), ("embed_tokens",), tuple(BOTH)])
+def test_rows_of_a_base_that_ties_them_travel_both_ways(
+    named: tuple[str, ...], tmp_path: Path, ids: torch.Tensor
+) -> None:
+    spec = AdapterSpec(num_experts=1, top_k=1, rank=4, train_tokens=TOKENS, train_tokens_of=named)
+    _travels(tied, spec, tmp_path, ids)
+    assert read(tmp_path / "theirs").spec.train_tokens_of == ("embed_tokens",)
+
+
+def _travels(
+    build: Callable[[], nn.Module], spec: AdapterSpec, tmp_path: Path, ids: torch.Tensor
+) -> None:
+    model = seeded(build)
+    bare = model(ids).logits
+    adapter = inject(model, spec)
+    randomise(adapter.parameters())
+    save(adapter, tmp_path / "ours", Manifest(base=BaseRecord(path="base")))
+    expected = model(ids).logits
+    assert (expected - bare).abs().max() > 0.01
+    theirs = PeftModel.from_pretrained(seeded(build), tmp_path / "ours").eval()
+    torch.testing.assert_close(theirs(ids).logits, expected, atol=1e-5, rtol=0)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = attach(seeded(build), tmp_path / "theirs")
+    torch.testing.assert_close(ours(ids).logits, expected, atol=1e-5, rtol=0)
+    assert read(tmp_path / "theirs").spec.train_tokens == TOKENS
+
+
+@pytest.mark.parametrize("build", [llama, tied])
+@pytest.mark.parametrize("indices", [[9, 5], {"embed_tokens": [9, 5], "lm_head": [9, 5]}])
+def test_rows_that_peft_trains_are_read(
+    build: Callable[[], nn.Module],
+    indices: list[int] | dict[str, list[int]],
+    tmp_path: Path,
+    ids: torch.Tensor,
+) -> None:
+    """A list is of the embedding, and of a head that is tied to it."""
+    folder = peft_folder(tmp_path / "peft", build, trainable_token_indices=indices)
+    expected = PeftModel.from_pretrained(seeded(build), folder).eval()(ids).logits
+    assert (seeded(build)(ids).logits - expected).abs().max() > 0.01
+    torch.testing.assert_close(
+        attach(seeded(build), folder)(ids).logits, expected, atol=1e-5, rtol=0
+    )
+    assert read(folder).spec.train_tokens == (9, 5)
+
+
+def test_a_lost_tensor_of_rows_is_refused_where_nothing_is_tied(tmp_path: Path) -> None:
+    indices = {"embed_tokens": [9, 5], "lm_head": [9, 5]}
+    folder = peft_folder(tmp_path / "peft", tied, trainable_token_indices=indices)
+    with pytest.raises(InputError, match=r"tensor lm_head\.token_rows is missing"):
+        attach(seeded(llama), folder)

@@ -78,6 +78,33 @@ def spec(**parts: object) -> TrainSpec:
             {"model": {"path": "x", "compile": True}, "adapter": {"train_also": ["lm_head"]}},
             "model.compile is true, but so far without adapter.train_also",
         ),
+        (
+            {
+                "adapter": {"train_tokens": ["<tool>"]},
+                "parallel": {"workers": 2, "strategy": "deepspeed"},
+            },
+            "parallel.strategy is deepspeed, but must be ddp with adapter.train_tokens",
+        ),
+        (
+            {"model": {"path": "x", "compile": True}, "adapter": {"train_tokens": 7}},
+            "adapter.train_tokens: Input should be a list, not 7",
+        ),
+        (
+            {"model": {"path": "x", "compile": True}, "adapter": {"train_tokens": [7]}},
+            "model.compile is true, but so far without adapter.train_tokens",
+        ),
+        (
+            {"adapter": {"train_tokens": ["<tool>", 3, "<tool>"]}},
+            "adapter: train_tokens has '<tool>' twice",
+        ),
+        (
+            {"adapter": {"train_tokens": [3], "train_also": ["lm_head"]}},
+            "adapter: train_also trains whole weights and train_tokens single rows; leave one",
+        ),
+        (
+            {"adapter": {"train_tokens_of": ["lm_head"]}},
+            "adapter: train_tokens_of says where train_tokens are trained, which is empty",
+        ),
         ({"parallel": {"offload_optimizer": True}}, "is for strategy deepspeed, not ddp"),
         (
             {
@@ -122,6 +149,16 @@ def test_what_a_run_that_goes_on_may_change() -> None:
     assert run.same_run(override(run, free, "job.yaml"))
     for field in ("evaluation.rows_per_task", "optimizer.steps"):
         assert not run.same_run(override(run, {field: 7}, "job.yaml")), field
+
+
+def test_a_run_whose_tokens_have_got_their_ids_is_the_same() -> None:
+    def of(*tokens: str | int) -> TrainSpec:
+        return spec(adapter={"train_tokens": list(tokens)})
+
+    assert of("<tool>", 7).same_run(of(260, 7))
+    assert of(260, 7).same_run(of("<tool>", 7))
+    for other in (of("<tool>", 8), of("<tool>"), of("</tool>", 7), of()):
+        assert not of("<tool>", 7).same_run(other)
 
 
 def test_rank_stabilised_scale() -> None:

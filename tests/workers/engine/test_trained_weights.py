@@ -12,7 +12,7 @@ from workers.engine.request import AdapterRef, Limits, Sampling
 from workers.models.base import load_base
 
 LIMITS = Limits(
-    max_batch_tokens=48, cache_tokens=640, max_new_tokens=64, max_queued=16, max_adapters=3
+    max_batch_tokens=48, cache_tokens=640, max_new_tokens=64, max_queued=16, max_adapters=4
 )
 PROMPTS = [tuple(range(7, 7 + 3 * length)) for length in range(1, 9)]
 GREEDY = Sampling(max_tokens=8, temperature=0.0)
@@ -24,11 +24,12 @@ def test_a_mixed_batch_gives_what_each_adapter_gives_alone(
     tiny_model_dir: Path, make_adapter: Callable[..., Path]
 ) -> None:
     """Prompts are read while others draw, so that the head sees some tokens only."""
-    shapes = [{}, ALSO, {**ALSO, "num_experts": 1, "top_k": 1}]
+    plain = {"num_experts": 1, "top_k": 1}
+    shapes = [{}, ALSO, {**ALSO, **plain}, {**plain, "train_tokens": tuple(range(20, 240))}]
     adapters = [
         AdapterRef(str(seed), str(make_adapter(seed, **shape))) for seed, shape in enumerate(shapes)
     ]
-    asked = [(prompt, [None, *adapters][at % 4]) for at, prompt in enumerate(PROMPTS)]
+    asked = [(prompt, [None, *adapters][at % 5]) for at, prompt in enumerate(PROMPTS)]
     engine = ContinuousEngine(load_base(ModelSpec(path=str(tiny_model_dir), device="cpu")), LIMITS)
 
     async def answer(prompt: tuple[int, ...], adapter: AdapterRef | None) -> list[int]:

@@ -29,6 +29,15 @@ def test_what_fits_passes(make_spec: SpecMaker, experts: str) -> None:
         ({"adapter__exclude_modules": ["fc1"]}, "exclude_modules: no linear is called fc1; there"),
         ({"adapter__train_also": ["norm"]}, "train_also: norm is neither the base's embedding nor"),
         ({"adapter__train_also": "lm_head"}, "ties embed_tokens and lm_head, .* name both"),
+        ({"adapter__train_tokens": [3, 4000]}, "train_tokens: there is no token 4000: .* 260 rows"),
+        (
+            {"adapter__train_tokens": [3], "adapter__train_tokens_of": "lm_head"},
+            "train_tokens_of: the base ties embed_tokens and lm_head, .* name both",
+        ),
+        (
+            {"adapter__train_tokens": [3], "adapter__train_tokens_of": "norm"},
+            "train_tokens_of: norm is neither the base's embedding nor its output head",
+        ),
         ({"adapter__exclude_modules": ".*"}, "exclude_modules: leaves out every linear"),
         ({"adapter__exclude_modules": r".*\.mlp\..*"}, "block experts need a linear of the feed"),
         (

@@ -49,8 +49,13 @@ def test_weights_are_those_of_the_loaded_base(make_spec: SpecMaker) -> None:
     assert half.adapter == known.adapter, "it stays in float32"
 
 
-def test_copies_of_whole_weights_are_counted(make_spec: SpecMaker) -> None:
-    spec = make_spec(adapter__train_also=["embed_tokens", "lm_head"])
+@pytest.mark.parametrize(
+    "own", [{"train_also": ("embed_tokens", "lm_head")}, {"train_tokens": tuple(range(100))}]
+)
+def test_what_is_trained_of_the_base_is_counted(
+    own: dict[str, object], make_spec: SpecMaker
+) -> None:
+    spec = make_spec(**{f"adapter__{field}": value for field, value in own.items()})
     adapter = inject(load_base(spec.model).model, spec.adapter)
     known = estimate(spec, ONE)
     assert known.adapter == sum(one.numel() * 4 for one in adapter.parameters())
@@ -173,6 +178,7 @@ PACKED = {"data__packing": True}
         ({**PACKED, **LINEAR, **CHECKPOINTING}, USUAL),
         ({**PACKED, "model__attention": "eager"}, SHORT),
         ({**BFLOAT16, "adapter__train_also": ("embed_tokens", "lm_head")}, USUAL),
+        ({"adapter__train_tokens": tuple(range(2000))}, USUAL),
     ],
     ids=lambda one: ", ".join(map(str, one.values())) if isinstance(one, dict) else str(one.length),
 )

@@ -142,6 +142,44 @@ def test_copies_of_whole_weights_are_trained_saved_and_gone_on_with(
         assert torch.equal(base(ids).logits, trained)
 
 
+def test_rows_of_tokens_are_trained_saved_and_gone_on_with(
+    make_spec: SpecMaker, plan: RunPlan, tmp_path: Path
+) -> None:
+    """Of a base that ties embedding and head, in bfloat16; tokens by name and by id."""
+    spec = make_spec(
+        model__dtype="bfloat16", adapter__train_tokens=["e", "t", 90], optimizer__steps=6
+    )
+    unbroken = TrainingRun(spec, plan)
+    before = weights(unbroken)["embed_tokens.token_rows"].clone()
+    vocabulary = unbroken.inputs.base.tokenizer.get_vocab()
+    assert unbroken.spec.adapter.train_tokens == (vocabulary["e"], vocabulary["t"], 90)
+    assert len({group["lr"] for group in unbroken._update.optimizer.param_groups}) == 2
+    reports = [unbroken.advance()]
+    (tmp_path / "checkpoint").mkdir()
+    unbroken.save(tmp_path / "checkpoint")
+    reports += train(unbroken)
+
+    resumed = TrainingRun(spec, plan)
+    resumed.load(tmp_path / "checkpoint")
+    assert list(map(figures, train(resumed))) == list(map(figures, reports[1:]))
+    found = weights(resumed)
+    assert found.keys() == weights(unbroken).keys()
+    assert all(torch.equal(found[name], one) for name, one in weights(unbroken).items())
+    rows = found["embed_tokens.token_rows"]
+    assert rows.dtype == torch.float32
+    assert all(not torch.equal(one, was) for one, was in zip(rows, before, strict=True))
+
+    files.save(unbroken.adapter, tmp_path / "saved", unbroken._manifest())
+    base = unbroken.inputs.base.model
+    ids = torch.arange(4, 20).unsqueeze(0)
+    with torch.no_grad():
+        trained = base(ids).logits
+        unbroken.close()
+        assert not torch.equal(base(ids).logits, trained)
+        files.attach(base, tmp_path / "saved")
+        assert torch.equal(base(ids).logits, trained)
+
+
 @pytest.mark.parametrize("experts", ["block", "linear"])
 @pytest.mark.parametrize("routing", ["top_p", "switch"])
 def test_every_strategy_learns(

@@ -23,5 +23,7 @@ def check_packs(spec: TrainSpec) -> None:
         why = "model.compile would compile each set of adapters anew"
     elif spec.adapter.train_also:
         why = "each run's own copy of adapter.train_also is as large as what packs share"
+    elif spec.adapter.train_tokens:
+        why = "a pack makes logits with one head, and adapter.train_tokens give each run its own"
     if why:
         raise InputError(f"search.pack: {why}; leave search.pack at 1")

@@ -209,6 +209,7 @@ def test_what_fails_a_pass_fails_its_run_alone(joined: Callable[..., Weights]) -
     [
         {"model__compile": True},
         {"adapter__train_also": ("lm_head",)},
+        {"adapter__train_tokens": (7,)},
         {"parallel__strategy": "fsdp2", "parallel__workers": 2},
         {"parallel__strategy": "deepspeed", "parallel__workers": 2},
         {"parallel__ep_size": 2, "parallel__workers": 2},
