@@ -103,13 +103,18 @@ def check_packable(model: ModelSpec) -> None:
 
 
 def check_adapter(model: ModelSpec, files: AdapterFiles, where: str) -> None:
-    """Raise InputError where an adapter does not lie on the linears of the base model. What only
-    the weights show, `load_into` refuses."""
+    """Raise InputError where an adapter does not lie on the linears of the base model, or has
+    numbers of an embedding or head that it lacks. What only the weights show, `load_into` refuses.
+    """
     config = base_config(model)
     bare = skeleton(config)
     check_activation(config, files, where)
     if files.config.peft_type == "LORA":
         check_modules(bare, files.tensors, files.layer_list, files.config, where)
+    try:
+        plan_copies(bare, files.spec)
+    except InputError as error:
+        raise InputError(f"{where}: does not fit {model.path}: {error}") from None
     _, layers = decoder_layers(bare)
     sizes = weight_sizes(layers)
     for name, tensor in files.tensors.items():

@@ -1,12 +1,15 @@
 """What does not fit a base model is refused from its configuration alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from workers.adapter.files import read
 from workers.config.base import InputError
 from workers.config.train import TrainSpec
-from workers.models.compatibility import check_fit
+from workers.models.compatibility import check_adapter, check_fit
 
 SpecMaker = Callable[..., TrainSpec]
 
@@ -96,3 +99,14 @@ def test_adapters_of_a_search_are_asked_about_instead(make_spec: SpecMaker) -> N
     check_fit(spec, [make_spec().adapter, make_spec(adapter__experts="linear").adapter])
     with pytest.raises(InputError, match="down_proj once"):
         check_fit(make_spec(), [make_spec().adapter, spec.adapter])
+
+
+def test_an_adapter_with_rows_of_tokens_that_the_base_lacks_is_refused(
+    make_spec: SpecMaker, make_adapter: Callable[..., Path]
+) -> None:
+    model = make_spec().model
+    files = read(make_adapter(1, train_tokens=[7, 250]))
+    check_adapter(model, files, "it")
+    beyond = files.spec.model_copy(update={"train_tokens": (7, 9000)})
+    with pytest.raises(InputError, match=r"^it: does not fit .*there is no token 9000"):
+        check_adapter(model, replace(files, spec=beyond), "it")

@@ -55,6 +55,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "DoRA": {"adapter.use_dora": True, "adapter.target_modules": ("q_proj", "up_proj")},
     "plain": UNROUTED,
+    "copies of weights": {"adapter.train_also": ("embed_tokens", "lm_head")},
+    "rows of tokens": {"adapter.train_tokens": (5, 9)},
     "stacked": {**UNROUTED, "adapter.target_parameters": STACKED},
 }
 
