@@ -3,7 +3,7 @@
 `docs/performance.md` says what each figure decides. Without a GPU it runs at tiny sizes, to show
 that it runs.
 
-    python tests/benchmarks/gpu_first.py [resume] [kernels] [step] [decode] [--json PATH|-]
+    python tests/benchmarks/gpu_first.py [resume] [kernels] [step] [decode] [pack] [--json PATH|-]
 
 Shapes: T tokens, F feed-forward width, E experts, K top-k, R rank.
 """
@@ -19,6 +19,7 @@ from typing import Any
 import harness
 import torch
 from gpu_model import DTYPE, GPU, llama, synchronize, timed
+from gpu_pack import pack
 from gpu_step import decode, step
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -132,6 +133,7 @@ STAGES: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
     "kernels": kernels,
     "step": step,
     "decode": decode,
+    "pack": pack,
 }
 
 

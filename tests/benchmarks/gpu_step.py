@@ -77,22 +77,16 @@ def _steps(model: PreTrainedModel, runs: Sequence[Run]) -> Iterator[dict[str, An
                 "step_ms": 1000 * seconds,
                 "tokens_per_s": run.rows * run.length / seconds,
                 "peak_GiB": peak,
-                **_profiled(take),
+                **profiled(take),
             }
 
 
 @contextmanager
 def _training(model: PreTrainedModel, run: Run) -> Iterator[Callable[[], object]]:
-    """Takes a step on random rows, the last of which is a little shorter."""
-    shape = AdapterSpec.model_validate(run.adapter)
-    adapter = inject(model, shape)
+    """Takes a step on random rows."""
+    spec = spec_of(run)
+    adapter = inject(model, spec.adapter)
     device = next(model.parameters()).device
-    spec = TrainSpec(
-        model=ModelSpec(path="random"),
-        adapter=shape,
-        data=DataSpec(train="-", validation="-"),
-        optimizer=OptimizerSpec(steps=100),
-    )
     change = model.gradient_checkpointing_enable if run.checkpointing else None
     (change or model.gradient_checkpointing_disable)()
     base = Base(model, None, device)  # type: ignore[arg-type]  # Nothing here reads a text.
@@ -100,21 +94,32 @@ def _training(model: PreTrainedModel, run: Run) -> Iterator[Callable[[], object]
         base.__dict__["needs_mask"] = True  # in place of the cached property
     taken = TrainStep(spec, base, adapter, Replicated(adapter, spec.optimizer))
     try:
-        yield partial(taken, [_rows(run, int(model.config.vocab_size))])
+        yield partial(taken, [random_rows(run, int(model.config.vocab_size))])
     finally:
         adapter.remove()
         if GPU:
             torch.cuda.empty_cache()
 
 
-def _rows(run: Run, vocabulary: int) -> Batch:
+def spec_of(run: Run) -> TrainSpec:
+    """What it trains, on no model or rows that have names."""
+    return TrainSpec(
+        model=ModelSpec(path="random"),
+        adapter=AdapterSpec.model_validate(run.adapter),
+        data=DataSpec(train="-", validation="-"),
+        optimizer=OptimizerSpec(steps=100),
+    )
+
+
+def random_rows(run: Run, vocabulary: int) -> Batch:
+    """A batch, the last row of which is a little shorter."""
     ids = torch.randint(vocabulary, (run.rows, run.length)).tolist()
     ids[-1] = ids[-1][:-3]
     half = run.length // 2
     return collate([Example.of(row[:half], row[half:]) for row in ids], 0)
 
 
-def _profiled(take: Callable[[], object]) -> dict[str, Any]:
+def profiled(take: Callable[[], object]) -> dict[str, Any]:
     """The dearest kernels (operations, on a CPU), and how often the host waits and launches."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if GPU else [])
     with profile(activities=activities) as recorded:
