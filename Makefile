@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # The cases that need this process alone.
 UNMARKED := not (cluster or process or postgres or benchmark or browser or endurance)
-# Three processes for two cores, since the one with the cluster waits for half of its time;
+# Three processes for two cores, since those with a cluster wait for half of their time;
 # tests/balance.py shares out. The slowest cases are shown at the end.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --durations 25
 

@@ -1,8 +1,8 @@
 """How the cases are shared out between pytest-xdist's processes, by `--dist loadgroup`.
 
-Files with a case of the shared cluster are one share, so that only one process has a cluster. Every
-other file is a share. The shares that took longest in the last run are begun first; what they took
-is kept in pytest's cache.
+A file is a share. Files with a case of the cluster go to two of the processes, which begin with
+them: each has a cluster of its own, and the others have none. The shares that took longest in the
+last run are begun first; what they took is kept in pytest's cache.
 """
 
 from collections import defaultdict
@@ -14,6 +14,9 @@ from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 CLUSTER = "ray_cluster"
+CLUSTERS = 2
+"""Processes that have a cluster. One alone waits for half of its time, and ends minutes after the
+others; a cluster starts in eight seconds, and idle takes a twentieth of a core."""
 KEPT = "moetune/durations"
 """Where pytest's cache keeps the seconds of each case."""
 GUESS = {CLUSTER: 20.0, '"benchmark"': 20.0, '"processes"': 10.0, "chromium": 4.0}
@@ -27,27 +30,47 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 class LongestFirst(LoadScopeScheduling):
-    """Gives the longest of the shares that are left to whoever asks."""
+    """Gives the longest of the shares that are left for whoever asks."""
 
     def __init__(self, config: pytest.Config, log: Any) -> None:
         super().__init__(config, log)
         self._seconds, self._texts = seconds(config), Texts(config.rootpath)
+        self._with_cluster: set[WorkerController] = set()
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Whoever takes its place may have its cluster."""
+        self._with_cluster.discard(node)
+        return super().remove_node(node)
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return CLUSTER if CLUSTER in self._texts[file] else file
+        return nodeid.partition("::")[0]
+
+    def _reschedule(self, node: WorkerController) -> None:
+        if node.shutting_down or self._left_for(node):
+            super()._reschedule(node)
+        else:
+            node.shutdown()
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        longest = max(self.workqueue, key=self._length)
-        self.workqueue.move_to_end(longest, last=False)
-        super()._assign_work_unit(node)
+        if shares := self._left_for(node):
+            longest = max(shares, key=self._length)
+            if self._wants_cluster(longest):
+                self._with_cluster.add(node)
+            self.workqueue.move_to_end(longest, last=False)
+            super()._assign_work_unit(node)
+
+    def _left_for(self, node: WorkerController) -> list[str]:
+        clustered = [share for share in self.workqueue if self._wants_cluster(share)]
+        if node in self._with_cluster or len(self._with_cluster) < CLUSTERS:
+            return clustered or list(self.workqueue)
+        return [share for share in self.workqueue if share not in clustered]
+
+    def _wants_cluster(self, share: str) -> bool:
+        return CLUSTER in self._texts[share]
 
     def _length(self, share: str) -> float:
-        cases = self.workqueue[share]
-        files = {case.partition("::")[0] for case in cases}
-        return sum(self._seconds.get(case, 0.0) for case in cases) or sum(
-            each * self._texts[file].count(name) for file in files for name, each in GUESS.items()
-        )
+        guesses = (each * self._texts[share].count(name) for name, each in GUESS.items())
+        return sum(self._seconds.get(case, 0.0) for case in self.workqueue[share]) or sum(guesses)
 
 
 class Texts(dict[str, str]):

@@ -126,7 +126,7 @@ def forks() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(forks: None) -> Iterator[Session]:
-    """The one cluster of the whole test run: 4 logical CPUs, started at its first use.
+    """The one cluster of this process of the test run: 4 logical CPUs, started at its first use.
 
     This process is connected to it, so that `ray.get(…)` works as it stands, and `session(…)`
     with no address, `auto` or `ray_cluster.address` joins it. Another process (the command line in
