@@ -32,6 +32,11 @@ class TrialMemory:
         }
         self.rows = {one: looked_at(encoder) for one, encoder in encoders.items()}
         """Training rows, by what a trial says of its data."""
+        own = with_token_ids(job.train, tokenizer).adapter.train_tokens
+        known = self.rows[data].examples.having(one for one in own if isinstance(one, int))
+        named = zip(job.train.adapter.train_tokens, own, strict=True)
+        self.unseen_tokens = tuple(str(name) for name, one in named if one not in known)
+        """Of adapter.train_tokens those that no training row has."""
         self.validation = TokenStore(encoders[data]).validation(job.train.evaluation.rows_per_task)
 
     @cached_property

@@ -42,6 +42,8 @@ class JobEstimate:
     """Whether that is for a worker's GPU to decide."""
     pack: PackRoom | None = None
     """Of such trials that share a base, or might."""
+    unseen_tokens: tuple[str, ...] = ()
+    """Of adapter.train_tokens those that no training row has."""
     earlier: EarlierTrials | None = None
     """Trials like these that have run before."""
 
@@ -54,6 +56,7 @@ class JobEstimate:
             "pack": self.pack and self.pack.as_dict(),
             "earlier": self.earlier
             and {**self.earlier.as_dict(), "seconds": self._seconds_by(self.earlier)},
+            "unseen_tokens": list(self.unseen_tokens),
             "same_rows": self.same_rows and self.same_rows.as_dict(),
             "measured": self.measured and {**self.measured.as_dict(), "seconds": self._seconds},
         }
@@ -62,6 +65,11 @@ class JobEstimate:
         """A sentence or two on each."""
         if self.same_rows:
             yield str(self.same_rows)
+        if self.unseen_tokens:
+            yield (
+                f"no training row has {', '.join(self.unseen_tokens)} (adapter.train_tokens), so "
+                "that its embedding learns nothing; a special token that a row spells out is text"
+            )
         yield f"{self._epochs}; padding is {self.epoch.padding_share:.1%} of what is computed"
         yield self._held()
         yield from self._packed()
@@ -160,6 +168,7 @@ def job_estimate(
         same_rows=same_rows(train, held.validation),
         measured=measured_steps(largest, held.rows[largest.data]) if measure else None,
         trials=job.search.trials,
+        unseen_tokens=held.unseen_tokens,
         dtype=settled(held.on_worker(largest).model).dtype,
         pack=pack,
         earlier=earlier_trials(job, pack.trials if pack and job.search.pack != 1 else 1),

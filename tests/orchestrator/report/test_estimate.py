@@ -55,6 +55,16 @@ def test_memory_is_that_of_the_largest_trial(job: JobSpec) -> None:
     assert "this is an estimate" in memory
 
 
+def test_tokens_to_be_trained_that_no_row_has_are_named(job: JobSpec) -> None:
+    """A special one that rows spell out is text."""
+    tokens = {"train.adapter.train_tokens": ["e", "<|im_end|>", "<|pad|>", 255]}
+    found = job_estimate(override_job(job, tokens, "test"))
+    assert found.unseen_tokens == ("<|pad|>", "255")
+    assert found.as_dict()["unseen_tokens"] == ["<|pad|>", "255"]
+    assert "no training row has <|pad|>, 255 (adapter.train_tokens)" in "\n".join(found.lines())
+    assert job_estimate(job).unseen_tokens == ()
+
+
 def test_a_pack_holds_its_base_once(job: JobSpec) -> None:
     there = Inventory((Node("0", "host", 1, 0, 10**11),))
     packed = override_job(job, {"search.pack": 3, "search.max_concurrent": 3}, "test")

@@ -109,6 +109,16 @@ class StoredExamples(_MadeWhenAsked[Example]):
         found = [np.diff(part.offsets).astype(np.uint32) for part in self._parts]
         return np.concatenate(found) if found else np.zeros(0, np.uint32)
 
+    def having(self, tokens: Iterable[int]) -> set[int]:
+        """Those of these tokens that any row has."""
+        lacking, found = set(tokens), set[int]()
+        for part in self._parts:
+            if lacking:  # most are in the first rows
+                here = np.unique(part.ids[np.isin(part.ids, [*lacking])])
+                found |= {*here.tolist()}
+                lacking -= found
+        return found
+
     @property
     def bytes(self) -> int:
         """Of the file."""

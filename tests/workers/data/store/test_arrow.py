@@ -67,6 +67,9 @@ def test_rows_come_back_as_they_were_over_several_batches(
     assert [plain(one) for one in found] == [plain(example) for _, example in wanted]
     assert list(found.rows) == [row for row, _ in wanted]
     assert found.lengths.tolist() == [len(example) for _, example in wanted]
+    there = {int(one) for _, example in wanted for one in example.ids}
+    asked = [0, 1, 99, 147, 149, 150, vocabulary - 1, 70_000]
+    assert found.having(asked) == there & {*asked} != {*asked}
     assert plain(found[-1]) == plain(wanted[-1][1])
     assert [plain(one) for one in found[3:40:5]] == [plain(e) for _, e in wanted[3:40:5]]
     assert found.rows[-2:] == [row for row, _ in wanted[-2:]]
