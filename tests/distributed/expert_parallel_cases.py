@@ -73,7 +73,7 @@ CASES = [
     Case("top_p", {"routing": "top_p", "top_p": 0.5}),
     Case("switch", {"routing": "switch", "expert_capacity": 2}),
     Case("residual", {"gates": "residual", "train_also": ["embed_tokens", "lm_head"]}),
-    Case("shared A", {"shared_a": True}),
+    Case("shared A", {"shared_a": True, "train_tokens": [3, 5, 8]}),
     Case("experts by layer", {"num_experts": [4, 8]}),
     Case("dora", {"use_dora": True, "experts": "linear"}, only="weights"),
 ]
