@@ -66,8 +66,8 @@ def test_the_same_in_json() -> None:
     done = _check("--json", "--measure")
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
-    facts = {"epoch", "steps", "memory", "pack", "same_rows", "measured"}
-    assert {"job", "data", "remarks", *facts} == told.keys()
+    facts = {"epoch", "steps", "memory", "pack", "earlier", "same_rows", "measured"}
+    assert {"job", "data", "remarks", "unseen_tokens", *facts} == told.keys()
     assert told["memory"]["dtype"] == "float32"
     apart = ("trial", "dtype")
     parts = {name: size for name, size in told["memory"].items() if name not in apart}
