@@ -28,6 +28,7 @@ from workers.adapter.stock.families import (
     Twin,
 )
 from workers.adapter.stock.fit import adapted_places
+from workers.adapter.stock.own_weights import own_weights
 from workers.adapter.stock.stored_experts import check_whole, stored_experts
 from workers.adapter.stock.verdict import experts_and_slots
 from workers.config.base import InputError
@@ -79,6 +80,8 @@ class Merging:
             for path in adapted_places(layers, files, where)
         }
         """Canonical place of the adapter's tensors, by the weight's name in the model."""
+        self._own = own_weights(model, files, where)
+        """What takes the place of the embedding's and the head's numbers, by name in the model."""
         for name in self._adapted:
             if name in stacked:
                 check_whole(self._stored_experts, base, name, model.get_parameter(name).shape)
@@ -178,6 +181,8 @@ class Merging:
         on_disk = self._names.get(name, written)
         if on_disk not in self._base.stored:
             raise InputError(f"{self._base.folder}: its files lack {name}")
+        if name in self._own:
+            return NewTensor(written, shape, lambda: self._own[name](self._base.read(on_disk)))
         return NewTensor(written, shape, lambda: self._base.read(on_disk))
 
     def _merged(self, name: str, expert: int) -> Tensor:

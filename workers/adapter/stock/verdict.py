@@ -55,16 +55,6 @@ def _reasons(spec: AdapterSpec, base: Mapping[str, Any]) -> Iterator[str]:
             "use_dora: an export merges low-rank updates, not magnitudes; train without use_dora "
             "(plain LoRA or a mixture)"
         )
-    if spec.train_also:
-        yield (
-            f"train_also: an export merges low-rank updates, and this adapter has its own "
-            f"{' and '.join(spec.train_also)}; train without train_also"
-        )
-    if spec.train_tokens:
-        yield (
-            "train_tokens: an export merges low-rank updates, and this adapter has rows of its own "
-            f"for {len(spec.train_tokens)} tokens; train without train_tokens"
-        )
     if spec.is_routed:
         yield from _of_routing(spec)
         yield from _of_family(base)

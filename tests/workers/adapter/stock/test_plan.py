@@ -80,3 +80,28 @@ def test_a_linear_that_the_files_have_otherwise_is_refused(tmp_path: Path) -> No
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="or have it together with others"):
         planned(base, adapter)
+
+
+OWN: dict[str, dict[str, Any]] = {
+    "rows": {"train_tokens": (9, 5, 63)},
+    "rows of the embedding": {"train_tokens": (9, 5), "train_tokens_of": ("embed_tokens",)},
+    "copies": {"train_also": ("embed_tokens", "lm_head")},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("own", OWN)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shape", [{"num_experts": 1, "top_k": 1}, {}], ids=["plain", "experts"])
+def test_numbers_of_the_embedding_and_the_head_stand_in_place_of_the_bases(
+    tmp_path: Path, own: str, tied: bool, shape: dict[str, Any]
+) -> None:
+    base = write_base(tmp_path / "base", "qwen2", tie_word_embeddings=tied)
+    adapter = write_adapter(base, tmp_path / "adapter", **shape, **OWN[own])
+    planned(base, adapter).write(tmp_path / "out", print)
+    expected, written = adapted_logits(base, adapter), stock(tmp_path / "out")
+    torch.testing.assert_close(written(ids()).logits, expected, atol=1e-4, rtol=0)
+    before = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight
+    changed = (written.get_input_embeddings().weight != before).any(1).nonzero().flatten()
+    tokens = OWN[own].get("train_tokens", range(len(before)))
+    assert changed.tolist() == sorted(tokens)

@@ -48,8 +48,6 @@ def test_what_is_exact_can(shape: dict[str, object]) -> None:
         ({"experts": "linear"}, "experts: linear", "experts: block"),
         ({"use_dora": True, "target_modules": ("up_proj",)}, "use_dora", "without use_dora"),
         ({"use_dora": True, "num_experts": 1, "top_k": 1}, "use_dora", "without use_dora"),
-        ({"train_also": ("lm_head",)}, "train_also", "its own lm_head; train without train_also"),
-        ({"train_tokens": (7, 8)}, "train_tokens", "for 2 tokens; train without train_tokens"),
     ],
 )
 def test_a_shape_that_cannot_is_named(shape: dict[str, object], said: str, nearest: str) -> None:
