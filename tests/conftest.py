@@ -29,12 +29,14 @@ pytest_plugins = ["tests.tiers", "tests.balance"]
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, Any, Any]:
     """What is imported and collected stays, and the garbage collector looks at none of it: a third
-    of the time that collecting takes would be its own."""
+    of the time that collecting takes would be its own. Later it comes by seldom by itself, since
+    it does after each file."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         gc.enable()
 
 

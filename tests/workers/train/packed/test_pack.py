@@ -18,7 +18,11 @@ from workers.train.task import RunTask
 SpecMaker = Callable[..., TrainSpec]
 Fields = Mapping[str, object]
 
-LOSSES = {"loss__z_loss_weight": 1e-3, "loss__contrastive_weight": 0.05}
+LOSSES = {
+    "loss__z_loss_weight": 1e-3,
+    "loss__contrastive_weight": 0.05,
+    "loss__contrastive_anchors": 16,
+}
 SHAPES: dict[str, Fields] = {
     "block": {"seed": 1, **LOSSES},
     "small": {"adapter__num_experts": 2, "adapter__rank": 2, "adapter__top_k": 1, "seed": 2},
@@ -29,7 +33,6 @@ SHAPES: dict[str, Fields] = {
         "adapter__expert_capacity": 8,
         "adapter__top_k": 1,
         "optimizer__micro_batch_size": 2,
-        "loss__contrastive_anchors": 16,
         **LOSSES,
     },
     "top_p": {"adapter__routing": "top_p", "optimizer__schedule": "linear", "seed": 5},
@@ -126,6 +129,7 @@ NOISY: Fields = {
     "adapter__expert_dropout": 0.1,
     "optimizer__steps": 4,
     "evaluation__every": 4,
+    "evaluation__samples": 0,
     "model__dtype": "float32",
 }
 

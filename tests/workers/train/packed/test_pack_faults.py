@@ -18,7 +18,12 @@ from workers.train.task import RunTask
 
 SpecMaker = Callable[..., TrainSpec]
 Weights = dict[str, torch.nn.Parameter]
-LOUD = {"loss__z_loss_weight": 1e-3, "loss__contrastive_weight": 0.05}
+SHORT = {"optimizer__steps": 4, "evaluation__every": 2, "evaluation__samples": 0}
+LOUD = {
+    "loss__z_loss_weight": 1e-3,
+    "loss__contrastive_weight": 0.05,
+    "loss__contrastive_anchors": 16,
+}
 
 
 @pytest.fixture
@@ -27,7 +32,7 @@ def joined(make_spec: SpecMaker, tmp_path: Path) -> Callable[..., Weights]:
 
     def join(pack: Pack, name: str, **fields: object) -> Weights:
         folder = tmp_path / "trials" / name
-        spec = make_spec(**{"optimizer__steps": 8, "evaluation__every": 4, **LOUD, **fields})
+        spec = make_spec(**{**SHORT, **LOUD, **fields})
         pack.join(RunTask(spec, RunPlan(folder, "study", shared=tmp_path)))
         assert pack._inputs is not None
         pack._inputs.base.model.double()
@@ -36,26 +41,39 @@ def joined(make_spec: SpecMaker, tmp_path: Path) -> Callable[..., Weights]:
     return join
 
 
-@pytest.fixture
-def alone(make_spec: SpecMaker, tmp_path: Path) -> Callable[..., TrainingRun]:
-    """`alone(seed=1, …)`: such a run to its end, without others."""
+@pytest.fixture(scope="module")
+def fresh(
+    make_spec: SpecMaker, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., TrainingRun]:
+    """`fresh(seed=1, …)`: such a run without others, before its first step."""
 
-    def run(steps: int = 100, **fields: object) -> TrainingRun:
-        folder = tmp_path / "alone"
-        folder.mkdir(exist_ok=True)
-        spec = make_spec(**{"optimizer__steps": 8, "evaluation__every": 4, **LOUD, **fields})
-        made = TrainingRun(spec, RunPlan(folder, "study"))
-        made.inputs.base.model.double()
-        while not made.done and made.step < steps:
-            made.advance()
-        return made
+    def made(**fields: object) -> TrainingRun:
+        spec = make_spec(**{**SHORT, **LOUD, **fields})
+        run = TrainingRun(spec, RunPlan(tmp_path_factory.mktemp("alone"), "study"))
+        run.inputs.base.model.double()
+        return run
 
-    return run
+    return made
 
 
-def far(weights: Weights, run: TrainingRun) -> float:
-    own = dict(run.adapter.named_parameters())
-    return max(float((weights[name] - own[name]).detach().abs().max()) for name in own)
+@pytest.fixture(scope="module")
+def alone(fresh: Callable[..., TrainingRun]) -> Callable[..., Weights]:
+    """`alone(seed=1, …)`: the weights of such a run at its end, which is run once."""
+    known: dict[str, Weights] = {}
+
+    def ended(**fields: object) -> Weights:
+        if (name := repr(sorted(fields.items()))) not in known:
+            run = fresh(**fields)
+            while not run.done:
+                run.advance()
+            known[name] = dict(run.adapter.named_parameters())
+        return known[name]
+
+    return ended
+
+
+def far(weights: Weights, others: Weights) -> float:
+    return max(float((weights[name] - others[name]).detach().abs().max()) for name in others)
 
 
 def to_the_end(pack: Pack) -> dict[str, object]:
@@ -69,7 +87,8 @@ def to_the_end(pack: Pack) -> dict[str, object]:
 @pytest.mark.parametrize("kind", ["block", "linear"])
 def test_a_run_that_diverges_ends_as_alone_and_touches_nobody(
     joined: Callable[..., Weights],
-    alone: Callable[..., TrainingRun],
+    alone: Callable[..., Weights],
+    fresh: Callable[..., TrainingRun],
     tmp_path: Path,
     kind: str,
     flaw: str,
@@ -87,7 +106,7 @@ def test_a_run_that_diverges_ends_as_alone_and_touches_nobody(
     other = joined(pack, "other", seed=2, adapter__experts="linear")
     told = to_the_end(pack)
     ended = told["bad"]
-    made = alone(steps=0, **bad)
+    made = fresh(**bad)
     spoil(dict(made.adapter.named_parameters()))
     with pytest.raises(DivergedError) as wanted:
         made.advance()
@@ -102,10 +121,11 @@ def test_a_run_that_diverges_ends_as_alone_and_touches_nobody(
 
 
 def test_a_slot_that_is_free_is_taken_and_left_in_between(
-    joined: Callable[..., Weights], alone: Callable[..., TrainingRun], tmp_path: Path
+    joined: Callable[..., Weights], alone: Callable[..., Weights], tmp_path: Path
 ) -> None:
     """One joins in the midst, one leaves for good, and one goes on later from its checkpoint."""
     fields = {"optimizer__name": "sgd", "checkpoint__every": 2, "adapter__dropout": 0.0}
+    fields |= {"optimizer__steps": 8, "evaluation__every": 4}
     pack = Pack(3)
     first = joined(pack, "first", seed=1, **fields)
     joined(pack, "gone", seed=2, **fields)
@@ -131,25 +151,28 @@ def test_a_slot_that_is_free_is_taken_and_left_in_between(
 
 
 def test_a_run_goes_on_alone_from_a_packs_checkpoint(
-    joined: Callable[..., Weights], alone: Callable[..., TrainingRun], tmp_path: Path
+    joined: Callable[..., Weights],
+    alone: Callable[..., Weights],
+    fresh: Callable[..., TrainingRun],
+    tmp_path: Path,
 ) -> None:
-    pack, fields = Pack(2), {"optimizer__name": "sgd", "loss__contrastive_anchors": 16}
+    pack, fields = Pack(2), {"optimizer__name": "sgd"}
     joined(pack, "one", seed=1, **fields)
     joined(pack, "two", seed=2, **fields)
     while not read_progress(tmp_path / "trials/one"):
         pack.round(pack.names)
     pack.close()
-    run = alone(steps=0, seed=1, **fields)
+    run = fresh(seed=1, **fields)
     run.load(next((tmp_path / "trials/one/checkpoints").glob("step-*")))
     run.advance()
-    weights = {name: one.clone() for name, one in run.adapter.named_parameters()}
+    assert run.done
+    assert far(dict(run.adapter.named_parameters()), alone(seed=1, **fields)) < 1e-5
     run.close()
-    assert far(weights, alone(seed=1, **fields)) < 1e-5
 
 
 @pytest.mark.parametrize("held", [16, 8, 3])
 def test_memory_that_runs_out_loses_nobody(
-    joined: Callable[..., Weights], alone: Callable[..., TrainingRun], tmp_path: Path, held: int
+    joined: Callable[..., Weights], alone: Callable[..., Weights], tmp_path: Path, held: int
 ) -> None:
     """First fewer runs share a pass, which changes nothing of what they learn; then each takes
     smaller passes, as alone."""
@@ -226,9 +249,9 @@ def test_what_cannot_be_packed_is_refused(
 
 
 def test_rows_that_are_streamed(
-    joined: Callable[..., Weights], alone: Callable[..., TrainingRun]
+    joined: Callable[..., Weights], alone: Callable[..., Weights]
 ) -> None:
-    fields = {"data__streaming": True, "data__streaming_buffer": 16, "optimizer__steps": 4}
+    fields = {"data__streaming": True, "data__streaming_buffer": 16}
     pack = Pack(2)
     first = joined(pack, "first", seed=1, **fields)
     second = joined(pack, "second", seed=2, **fields)
