@@ -80,7 +80,7 @@ def probe(
     _fill(bare)
     made = _put_on(bare, [alone(layer, at, one) for one in adapters])
     most = max(int(FLOPS / (2 * weights)), FEWEST, FEWEST_OF_A_RUN * len(adapters))
-    lone = _LoneLayer(bare, path, layer, made)
+    lone = _LoneLayer(bare, path, layer, made, needs_mask(bare.config))
     kept, once, backward = _extrapolated(
         lone.measured, rows * length, min(rows * length, most), length
     )
@@ -133,14 +133,16 @@ class _LoneLayer:
     """Of the model's list of layers."""
     layer: nn.Module
     made: Attached
+    masked: bool
+    """Whether padding needs a mask."""
 
     def measured(self, rows: int, length: int) -> list[int]:
         """What is kept, what is kept once, and what the backward pass takes."""
         with self._attending(rows, length):
             _leave(self.model, self.path, [self.layer])
-            once = _run(self.model, rows, length)
+            once = _run(self.model, rows, length, self.masked)
             _leave(self.model, self.path, [self.layer] * 2)
-            twice = _run(self.model, rows, length)
+            twice = _run(self.model, rows, length, self.masked)
         kept = twice.kept - once.kept
         return [kept, once.kept - kept, once.peak - once.kept]
 
@@ -190,12 +192,12 @@ class _Run(NamedTuple):
     peak: int
 
 
-def _run(model: PreTrainedModel, rows: int, length: int) -> _Run:
+def _run(model: PreTrainedModel, rows: int, length: int, masked: bool) -> _Run:
     config = model.config.get_text_config()
     dtype = next(model.base_model.parameters()).dtype
     hidden_BSD = torch.randn(rows, length, config.hidden_size, dtype=dtype, requires_grad=True)
     mask_BS = None
-    if needs_mask(model.config):
+    if masked:
         mask_BS = torch.ones(rows, length, dtype=torch.long)
         mask_BS[0, -1] = 0  # of padding, as nearly all batches have it
     model.train()
