@@ -100,6 +100,7 @@ def test_two_workers_equal_one_process(
             parallel__ep_size=ep_size,
             model__activation_checkpointing=ep_size > 1,
             evaluation__generate=True,
+            evaluation__max_new_tokens=8,
             evaluation__rows_per_task=3,  # shares of unequal size
             evaluation__batch_size=2,
         )
