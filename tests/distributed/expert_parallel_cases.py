@@ -20,7 +20,7 @@ from workers.losses import auxiliary as losses
 from workers.losses.cross_entropy import IGNORED
 from workers.models.base import Base
 
-STEPS = 4
+STEPS = 3
 ALL_LOSSES = LossSpec(
     load_balance_weight=0.1,
     z_loss_weight=0.01,

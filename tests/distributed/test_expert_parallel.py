@@ -47,7 +47,7 @@ class Watched(Replicated):
 
 
 def train(case: Case, exchange: str, ep_size: int, dtype: torch.dtype, divisor: int = 1) -> Trace:
-    """Four steps on this worker's rows; the figures of all workers."""
+    """Some steps on this worker's rows; the figures of all workers."""
     base, adapter = build(case, dtype, checkpointing=case.recomputed)
     world = dist.get_world_size()
     mesh = Mesh.of(ParallelSpec(workers=world, ep_size=ep_size))
