@@ -10,7 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from workers.config.base import InputError
 from workers.config.model import ModelSpec
+from workers.config.train import TrainSpec
 from workers.models.base import check_base, load_base
+from workers.models.vocabulary import with_token_ids
 
 Change = Callable[[PreTrainedTokenizerBase], object]
 
@@ -110,3 +112,16 @@ def test_a_pad_id_of_the_model_itself_is_refused(changed: Callable[[Change], Mod
     path.write_text(json.dumps(values | {"pad_token_id": rows(spec)}))
     with pytest.raises(InputError, match=r"pad_token_id in its config\.json is \d+, but its embed"):
         load_base(spec)
+
+
+def test_tokens_by_name_get_their_ids(make_spec: Callable[..., TrainSpec]) -> None:
+    tokenizer = check_base(make_spec().model)
+    e = tokenizer.get_vocab()["e"]
+    named = with_token_ids(make_spec(adapter__train_tokens=["e", 9]), tokenizer)
+    assert named.adapter.train_tokens == (e, 9)
+    assert with_token_ids(named, tokenizer) == named
+    assert with_token_ids(make_spec(), tokenizer) == make_spec()
+    with pytest.raises(InputError, match=r"train_tokens: '<x>' is no token of the base's token"):
+        with_token_ids(make_spec(adapter__train_tokens=["e", "<x>"]), tokenizer)
+    with pytest.raises(InputError, match=rf"train_tokens has {e} twice"):
+        with_token_ids(make_spec(adapter__train_tokens=["e", e]), tokenizer)
