@@ -25,8 +25,12 @@ from workers.losses.head_loss import PIECE_BYTES, PiecewiseHead, piece_tokens
 from workers.models.base import load_base
 from workers.models.memory import MemoryEstimate, estimate
 from workers.parallel.update import Replicated
+from workers.run.record import RunPlan
+from workers.train.evaluation.together import scored_together
 from workers.train.inputs import Inputs
+from workers.train.packed.pack import Pack
 from workers.train.step import TrainStep
+from workers.train.task import RunTask
 
 SpecMaker = Callable[..., TrainSpec]
 ONE = LargestPass(rows=4, length=24, scored=10)
@@ -222,6 +226,29 @@ def test_a_joint_steps_peak_is_what_was_estimated(
     assert pack.estimated.base == alone[0].base, "there is one"
     assert pack.estimated.adapter == sum(one.adapter for one in alone)
     assert pack.estimated.optimizer == sum(one.optimizer for one in alone)
+
+
+@pytest.mark.parametrize("generate", [False, True])
+def test_rows_that_are_scored_together_take_less_than_a_joint_step(
+    make_spec: SpecMaker, middling: Path, tmp_path: Path, generate: bool
+) -> None:
+    """So the estimate need not hold them: without gradients a layer's activations are gone when
+    the next one makes its own."""
+    pack = Pack(len(MIXED))
+    for at, changes in enumerate(MIXED):
+        spec = make_spec(
+            model__path=str(middling), optimizer__batch_size=4, evaluation__generate=generate
+        )
+        spec = override(spec, {k.replace("__", "."): v for k, v in changes.items()}, "test")
+        pack.join(RunTask(spec, RunPlan(tmp_path / f"T{at}", "study", shared=tmp_path)))
+    evaluations = [slot.run.evaluation for slot in pack._slots.values()]
+    model = evaluations[0].inputs.base.model
+    pack.round(pack.names)  # moments are there from now on
+    step = peak_bytes(lambda: pack.round(pack.names))
+    model.eval()
+    scored = peak_bytes(lambda: scored_together(evaluations, [True] * len(MIXED)))
+    pack.close()
+    assert 0 < scored < step
 
 
 def test_gradients_are_there_at_once_with_several_passes(
