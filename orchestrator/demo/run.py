@@ -23,24 +23,23 @@ from workers.run.files import write_text
 from workers.run.record import RunPlan
 
 if TYPE_CHECKING:
+    from orchestrator.demo.questions import DemoQuestion
     from orchestrator.registry.registry import Registry
 
 NAME = "home"
 PACKAGES = ("hassil", "home_assistant_intents", "gguf")
 """What it needs beside moetune's own."""
 LONGER = {
-    "optimizer.steps": 50,
-    "optimizer.lr": 3e-4,
-    "evaluation.every": 25,
+    "optimizer.steps": 200,
+    "optimizer.lr": 1e-3,
+    "evaluation.every": 100,
+    "evaluation.generate": True,
+    "evaluation.rows_per_task": 20,
     "parallel.workers": 2,
 }
-"""How the winner is trained on: with two workers and a fresh schedule. Its peak is a gentle one: at
-the trial's own rate a router that has learned its part collapsed."""
-QUESTIONS = (
-    "Call the intent for this request: please switch the desk lamp in the office on",
-    "Name the area in this request: how warm is it in the guest room",
-    "Call the intent for this German request: mach bitte das Licht in der Küche aus",
-)
+"""How the winner is trained on: with two workers, a fresh schedule, and answers that are scored.
+Its peak is gentler than those of the trials, for routers have learned their part."""
+ALONE = "each trial has a base of its own: on CPUs packs (search.pack) spare memory and no time"
 
 
 @dataclass
@@ -79,6 +78,8 @@ class Demo:
         from orchestrator.tuning.tuner import run
 
         preflight(self.job, resume=False)
+        if self.job.search.pack == 1 and not self.job.search.gpus_per_worker:
+            self.journal.narrator.say(ALONE)
         with study_display(self.job, self.journal.narrator) as display:
             study = run(self.job, on_progress=display)
         rows = study.leaderboard()
@@ -136,15 +137,25 @@ class Demo:
         from orchestrator.client import Client
 
         client = Client(url)
-        for question in QUESTIONS:
+        for one in self.questions():
             answers = {
-                model: "".join(client.ask(model, question, temperature=0, max_tokens=48)).strip()
+                model: "".join(client.ask(model, one.prompt, temperature=0, max_tokens=48)).strip()
                 for model in (base, NAME)
             }
-            self.journal.summary.setdefault("answers", []).append({"question": question, **answers})
-            print(f"\n  {question}")
+            verdict = one.verdict(answers[NAME])
+            told = {"question": one.prompt, "kind": one.kind, **answers, "verdict": verdict}
+            self.journal.summary.setdefault("answers", []).append(told)
+            print(f"\n  {one.prompt}  ({one.kind})")
             for model, answer in answers.items():
-                print(f"    {model:>22}: {' '.join(answer.split())}", flush=True)
+                said = f"  ({verdict})" if model == NAME else ""
+                print(f"    {model:>22}: {' '.join(answer.split())}{said}", flush=True)
+
+    def questions(self) -> "Sequence[DemoQuestion]":
+        """Of the kinds that the champion answers best on the validation rows."""
+        from orchestrator.demo.questions import questions
+
+        champion = self.registry.resolve(NAME)
+        return questions(self.registry.manifest(champion).metrics["validation"]["tasks"])
 
 
 def run_demo(storage: Path, assignments: Sequence[str] = ()) -> None:
@@ -186,7 +197,8 @@ def run_demo(storage: Path, assignments: Sequence[str] = ()) -> None:
             print(f"\nreport:   {report}\nsummary:  {journal.write(folder)}")
             if sys.stdout.isatty():
                 print(f"endpoint: {endpoint.openai_url} (Ctrl-C stops it; in another terminal:")
-                print(f'  moetune ask {NAME} "{QUESTIONS[0]}" --url {endpoint.url})')
+                first = demo.questions()[0].prompt
+                print(f'  moetune ask {NAME} "{first}" --url {endpoint.url})')
                 cluster.wait()
 
 

@@ -15,10 +15,11 @@ from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from hassil.recognize import RecognizeResult
 
 from orchestrator.demo.calls import Call
 from orchestrator.demo.replies import reply
-from orchestrator.demo.sentences import Template, Unsayable, grammar
+from orchestrator.demo.sentences import Grammar, Template, Unsayable, grammar
 from orchestrator.demo.split import SPLITS, templates_of
 from workers.config.base import InputError
 
@@ -75,6 +76,14 @@ def check(request: str, answer: str, language: str = "en") -> AnswerCheck:
     if expected is None or found is None:
         return AnswerCheck(expected, intent=False, slots=False)
     return AnswerCheck(expected, expected.intent == found.intent, expected.same_slots(found))
+
+
+def target(task: str, request: str) -> str | None:
+    """The right answer to a request; None if the product does not understand it, or if its reply
+    tells what needs to be seen."""
+    home = grammar(TASKS[task].language)
+    understood = home.understand(request)
+    return _target(task, home, understood) if understood else None
 
 
 def make(
@@ -155,8 +164,12 @@ def _answer(task: str, template: Template, random: Random) -> tuple[str, str] | 
     understood = home.understand(request)
     if understood is None or understood.intent.name != template.intent:
         return None  # ambiguous, or beyond the product's own parser
+    text = _target(task, home, understood)
+    return (request, text) if text else None
+
+
+def _target(task: str, home: Grammar, understood: RecognizeResult) -> str | None:
     if task == "reply":
-        text = reply(home, understood)
-        return (request, text) if text else None
+        return reply(home, understood)
     call = Call.of(understood)
-    return request, call.slots.get("area", NO_AREA) if task == "area" else str(call)
+    return call.slots.get("area", NO_AREA) if task == "area" else str(call)
