@@ -152,6 +152,11 @@ def test_specs_and_the_command_line_load_without_the_heavy_packages(module: str)
     assert shown.stdout.strip() == "[]"
 
 
+def test_a_ticket_loads_nothing_of_ours() -> None:
+    """There is a process of it for every trial that runs, which all load it anew."""
+    assert not first_imports("orchestrator.tuning.packs.ticket") & MODULES.keys()
+
+
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("module", ["ticket", "starting"])
 def test_what_stands_beside_packs_loads_no_torch(module: str) -> None:

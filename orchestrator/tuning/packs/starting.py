@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,8 @@ import ray
 from orchestrator.config.job import JobSpec
 from orchestrator.tuning.failures import why
 from orchestrator.tuning.packs.broker import Broker
+from orchestrator.tuning.trainer import trial_task
+from workers.train.packed.work import Outcome, told
 
 
 class StudyBroker(Broker):
@@ -20,6 +23,14 @@ class StudyBroker(Broker):
         self._job, self._slots, self._actors = job, size, dict[int, Any]()
         self._watches: set[asyncio.Task[None]] = set()
         super().__init__(size, at_once, self._launch)
+
+    async def next_report(self, attempt: str, name: str, config: Mapping[str, Any]) -> Outcome:
+        """Of a trial, by its name and configuration; see `ask`."""
+        try:
+            task = trial_task(self._job, name, config)
+        except Exception as error:
+            return told(error)
+        return await self.ask(attempt, task)
 
     async def shut(self, seconds: float) -> None:
         """End all packs: by themselves in so many seconds, or by force."""

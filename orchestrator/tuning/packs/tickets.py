@@ -28,7 +28,7 @@ def packed(job: JobSpec, size: int, at_once: int) -> Iterator[Any]:
     broker = ray.remote(StudyBroker).options(**options).remote(job, size, at_once)
     broker.begin.remote()
     try:
-        yield ticket_trainable(job, name)
+        yield ticket_trainable(name)
     finally:
         with suppress(Exception):
             ray.get(broker.shut.remote(_END_SECONDS), timeout=2 * _END_SECONDS)
