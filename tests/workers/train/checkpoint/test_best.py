@@ -24,6 +24,7 @@ from workers.train.task import RunTask
 from workers.train.used import note_used, used_file
 
 SpecMaker = Callable[..., TrainSpec]
+WholeRun = Callable[[TrainSpec], dict[int, bytes]]
 PEAK = WatchedMetric("train/lr", "max")
 """With a warm-up it rises and falls, on every machine alike."""
 BEST, LAST = 4, 8
@@ -67,8 +68,22 @@ def to_the_end(worker: PeakTrial) -> list[Metrics]:
     return reports
 
 
-def whole_run(spec: TrainSpec, folder: Path) -> dict[int, bytes]:
-    """The weights at each evaluation of the run that nothing ends early."""
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
+    """`whole_run(spec)`: the weights at each evaluation of the run that nothing ends early, nor
+    cuts off; it is run once for each number of steps, in which alone these runs differ."""
+    known: dict[int, dict[int, bytes]] = {}
+
+    def weights(spec: TrainSpec) -> dict[int, bytes]:
+        if spec.optimizer.steps not in known:
+            folder = tmp_path_factory.mktemp("whole")
+            known[spec.optimizer.steps] = weights_of(spec, folder)
+        return known[spec.optimizer.steps]
+
+    return weights
+
+
+def weights_of(spec: TrainSpec, folder: Path) -> dict[int, bytes]:
     optimizer = spec.optimizer.model_copy(update={"early_stopping": None})
     plain = spec.model_copy(update={"optimizer": optimizer})
     run, found = TrainingRun(plain, RunPlan(folder, "study")), {}
@@ -90,7 +105,7 @@ def check_best(folder: Path, weights: dict[int, bytes], step: int = BEST) -> Non
 
 
 def test_a_run_ends_early_and_leaves_its_best(
-    spec: TrainSpec, folder: Path, tmp_path: Path
+    spec: TrainSpec, folder: Path, whole_run: WholeRun
 ) -> None:
     reports = to_the_end(trial(spec, folder))
     assert [report["step"] for report in reports] == [2, 4, 6, LAST]
@@ -98,7 +113,7 @@ def test_a_run_ends_early_and_leaves_its_best(
     assert [one["best_step"] for one in told] == [2, BEST, BEST, BEST]
     assert [one["waited"] for one in told] == [0, 0, 1, 2]
     assert [one["stopped"] for one in told] == [0, 0, 0, 1]
-    weights = whole_run(spec, tmp_path / "whole")
+    weights = whole_run(spec)
     check_best(folder, weights)
     (ended,) = [event for event in read_events(folder) if event.kind == "finished"]
     assert ended.message.startswith("stopped early: train/lr has got no better in 2 evaluations;")
@@ -106,21 +121,21 @@ def test_a_run_ends_early_and_leaves_its_best(
 
 
 def test_a_run_that_takes_all_steps_leaves_its_best_too(
-    spec: TrainSpec, folder: Path, tmp_path: Path
+    spec: TrainSpec, folder: Path, whole_run: WholeRun
 ) -> None:
     optimizer = spec.optimizer.model_copy(update={"steps": LAST})
     spec = spec.model_copy(update={"optimizer": optimizer})
     last = to_the_end(trial(spec, folder))[-1]
     assert (last["step"], last["early_stopping"]["waited"]) == (LAST, 2)
     assert last["early_stopping"]["stopped"] == 0
-    check_best(folder, whole_run(spec, tmp_path / "whole"))
+    check_best(folder, whole_run(spec))
     assert read_events(folder)[-1].message == "all steps are done"
 
 
 @pytest.mark.parametrize("reported", [1, 2, 3, 4])
 @pytest.mark.parametrize("every", [None, 3], ids=["at evaluations", "in between"])
 def test_one_that_is_cut_off_goes_on_waiting_and_finds_its_best(
-    spec: TrainSpec, folder: Path, tmp_path: Path, reported: int, every: int | None
+    spec: TrainSpec, folder: Path, whole_run: WholeRun, reported: int, every: int | None
 ) -> None:
     checkpoint = spec.checkpoint.model_copy(update={"every": every})
     spec = spec.model_copy(update={"checkpoint": checkpoint})
@@ -136,17 +151,17 @@ def test_one_that_is_cut_off_goes_on_waiting_and_finds_its_best(
         "stopped": 1,
     }
     assert [report["step"] for report in read_progress(folder)] == [2, 4, 6, LAST]
-    check_best(folder, whole_run(spec, tmp_path / "whole"))
+    check_best(folder, whole_run(spec))
 
 
 def test_a_better_one_that_no_checkpoint_has_is_taken_back(
-    spec: TrainSpec, folder: Path, tmp_path: Path
+    spec: TrainSpec, folder: Path, whole_run: WholeRun
 ) -> None:
     """After the checkpoint at step 3 the evaluation at step 4 is the best: it is found again, or by
     other workers perhaps not."""
     checkpoint = spec.checkpoint.model_copy(update={"every": 3})
     spec = spec.model_copy(update={"checkpoint": checkpoint})
-    weights = whole_run(spec, tmp_path / "whole")
+    weights = whole_run(spec)
     cut_off = trial(spec, folder)
     cut_off.train()
     cut_off.train()
@@ -159,7 +174,9 @@ def test_a_better_one_that_no_checkpoint_has_is_taken_back(
     again.cleanup()
 
 
-def test_the_best_comes_back_from_the_upload(spec: TrainSpec, folder: Path, tmp_path: Path) -> None:
+def test_the_best_comes_back_from_the_upload(
+    spec: TrainSpec, folder: Path, tmp_path: Path, whole_run: WholeRun
+) -> None:
     checkpoint = spec.checkpoint.model_copy(update={"upload": f"file://{tmp_path}/bucket"})
     spec = spec.model_copy(update={"checkpoint": checkpoint})
     cut_off = trial(spec, folder)
@@ -170,17 +187,17 @@ def test_the_best_comes_back_from_the_upload(spec: TrainSpec, folder: Path, tmp_
     cut_off.cleanup()
     shutil.rmtree(folder)
     assert [report["step"] for report in to_the_end(trial(spec, folder))] == [LAST]
-    check_best(folder, whole_run(spec, tmp_path / "whole"))
+    check_best(folder, whole_run(spec))
 
 
 def test_one_that_ended_before_it_could_say_so_says_it_again(
-    spec: TrainSpec, folder: Path, tmp_path: Path
+    spec: TrainSpec, folder: Path, whole_run: WholeRun
 ) -> None:
     first = to_the_end(trial(spec, folder))[-1]
     (again,) = to_the_end(trial(spec, folder))
     assert again["done"]
     assert again["early_stopping"] == first["early_stopping"]
-    check_best(folder, whole_run(spec, tmp_path / "whole"))
+    check_best(folder, whole_run(spec))
 
 
 def test_a_checkpoint_whose_best_is_damaged_is_passed_over(spec: TrainSpec, folder: Path) -> None:
