@@ -203,3 +203,64 @@ def test_a_packed_study_goes_on_after_its_driver_was_killed(
         assert told
         assert all(" of 2 in pack " in message for message in told), told
         assert_ends_as_alone(ran, row.number, tmp_path)
+
+
+def test_ctrl_c_ends_the_packs_and_the_study_goes_on_later(
+    make_job: Callable[..., JobSpec], ray_cluster: Session, tmp_path: Path
+) -> None:
+    def interrupt(event: TrialEvent) -> None:
+        if (event.kind, event.step) == ("reported", 2):
+            raise KeyboardInterrupt
+
+    job = make_job(tmp_path / "runs", search__trials=4)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, on_progress=interrupt)
+    assert not left_in(ray_cluster)
+    left = Study.open(job.cluster, "tiny").leaderboard()
+    assert "finished" not in {row.state for row in left}
+    ran = run_through(job, resume=True)
+    assert [row.state for row in ran.rows] == ["finished"] * 4
+    resumed = [
+        row.number
+        for row in ran.rows
+        if "resumed" in {event.kind for event in read_events(ran.folder(row.number))}
+    ]
+    assert resumed, "they go on from their checkpoints"
+    for row in ran.rows:
+        assert_ends_as_alone(ran, row.number, tmp_path)
+
+
+def test_a_lost_ticket_costs_its_trial_one_retry(
+    make_job: Callable[..., JobSpec], ray_cluster: Session, tmp_path: Path
+) -> None:
+    """Its slot is given back, and the others in the pack go on."""
+
+    def kill_once(event: TrialEvent) -> None:
+        events.append(event)
+        if (event.kind, event.step) == ("reported", 2) and not killed:
+            tickets = tickets_in(ray_cluster)
+            killed.append(tickets[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    killed: list[int] = []
+    events: list[TrialEvent] = []
+    job = make_job(tmp_path / "runs")
+    ran = Ran(job, run(job, on_progress=kill_once), events)
+    assert [row.state for row in ran.rows] == ["finished"] * 3
+    assert not left_in(ray_cluster)
+    assert sum(ran.kinds(row.number).count("retried") for row in ran.rows) == 1
+    for row in ran.rows:
+        joined = places(ran, row.number)
+        assert len(joined) == 1 + ran.kinds(row.number).count("retried")
+        assert len({process for _, _, process in joined}) == 1, "the pack is the same one"
+        assert_ends_as_alone(ran, row.number, tmp_path)
+
+
+def tickets_in(cluster: Session) -> list[int]:
+    """Processes of tickets, by the name that `tune.with_resources` gives their class."""
+    from ray.util.state import list_actors
+
+    alive = list_actors(
+        address=cluster.address, filters=[("state", "=", "ALIVE")], detail=True, limit=1000
+    )
+    return [one.pid for one in alive if one.class_name.rpartition(".")[2] == "ResourceTrainable"]
