@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,18 @@ from workers.layers.routing.base import Sequences
 
 Slot = str | None
 """Name of an adapter; None is the bare base."""
+
+
+class Part(NamedTuple):
+    """One adapter's tokens in a batch where they follow one another."""
+
+    slot: Slot
+    tokens: int
+    """How many."""
+    seed: int
+    """What its random numbers hang on in this pass."""
+    sequence_t: Tensor
+    """The number of each token's sequence."""
 
 
 class TokenPartition:
@@ -64,6 +77,8 @@ class _Assignment:
     """Of several adapters in training: what each one's random numbers hang on in this pass."""
     sequence_T: Tensor | None = None
     """Of several adapters in training: the number of each token's sequence."""
+    apart: Sequence[Part] = ()
+    """Of several adapters in training that each compute by themselves: their tokens, in order."""
     row_n: Tensor | None = None
     """Which rows of the whole batch these are, or tokens where each has a slot; None: all."""
     partitions: dict[tuple[object, ...], TokenPartition] = field(default_factory=dict)
@@ -138,6 +153,22 @@ class RowMap:
         assigned = _Assignment(tuple(slots_T), seeds=seeds, sequence_T=sequence_T)
         with self._scope(assigned):
             yield
+
+    @contextmanager
+    def apart(self, parts: Sequence[Part]) -> Iterator[None]:
+        """`training` where the batch is these parts, one after another, and each is to meet its own
+        layers by itself."""
+        slots_T = tuple(slot for one in parts for slot in [one.slot] * one.tokens)
+        sequence_T = torch.cat([one.sequence_t for one in parts])
+        seeds = {one.slot: one.seed for one in parts}
+        assigned = _Assignment(slots_T, seeds=seeds, sequence_T=sequence_T, apart=tuple(parts))
+        with self._scope(assigned):
+            yield
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """Those of a batch whose adapters compute apart."""
+        return () if self._current is None else self._current.apart
 
     @contextmanager
     def everywhere(self, slot: Slot) -> Iterator[None]:

@@ -4,17 +4,19 @@ Shapes: D an adapted module's input, O its output; `...` any leading sizes.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from workers.injection.mixed_batch import Layer, PlacedBatch, packed_block, packed_linear
-from workers.injection.row_map import RowMap, Slot, TokenPartition
+from workers.injection.row_map import Part, RowMap, Slot, TokenPartition
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
 from workers.layers.inference.prepared import PreparedExperts
 from workers.layers.ops.autocast import is_autocast
+from workers.layers.ops.random_state import mixed, seeded
 
 
 class AdaptedModule(nn.Module):
@@ -68,6 +70,8 @@ class AdaptedModule(nn.Module):
         """The base with each row's adapter: [..., D] to [..., O]."""
         if is_autocast(hidden):  # What it leaves alone needs one type all through.
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+        if parts := self.rows.parts:
+            return self._apart(parts, hidden)
         if not self.rows.is_mixed():
             return self._one(self._layer(self.rows.only()), hidden)
         partition = self.rows.partition(hidden)
@@ -89,6 +93,30 @@ class AdaptedModule(nn.Module):
         sequences = self.rows.sequences(hidden)
         output_TO: Tensor = layer(self.feed_forward or self.base, flat_TD, sequences)
         return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
+
+    def _apart(self, parts: Sequence[Part], hidden: Tensor) -> Tensor:
+        """Each part of the batch through its own layer, as if it were alone. So small a product is
+        no dearer on a CPU than a large one, and no token has to be sought out."""
+        layers = [self._layer(one.slot) for one in parts]
+        if not any(layers):
+            whole: Tensor = self.base(hidden)
+            return whole
+        sizes = [one.tokens for one in parts]
+        hidden_tD = torch.split(hidden.reshape(-1, hidden.shape[-1]), sizes)
+        outputs = [self._of_part(*one) for one in zip(parts, layers, hidden_tD, strict=True)]
+        output_TO = torch.cat(outputs)
+        return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
+
+    def _of_part(self, part: Part, layer: Layer | None, hidden_tD: Tensor) -> Tensor:
+        if layer is None:
+            with self.rows.apart([part]):  # for adapted modules inside
+                bare_tO: Tensor = self.base(hidden_tD)
+            return bare_tO
+        draws = layer.training and (layer.rate or (layer.router and layer.router.is_random))
+        seed = mixed(part.seed, self.number)
+        with seeded(seed, hidden_tD.device) if draws else nullcontext():
+            output_tO: Tensor = layer(self.feed_forward or self.base, hidden_tD, part.sequence_t)
+        return output_tO
 
     def _packed(
         self, layers: Sequence[Layer | None], partition: TokenPartition, hidden: Tensor

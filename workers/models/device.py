@@ -18,6 +18,11 @@ def device_of(spec: ModelSpec) -> torch.device:
     return torch.device("cpu")
 
 
+def on_gpu(spec: ModelSpec) -> bool:
+    """Whether its workers compute on a GPU, as far as this process can tell."""
+    return spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available())
+
+
 def settled(spec: ModelSpec) -> ModelSpec:
     """The same with a `dtype` that this process's device computes in place of auto. InputError
     where the attention that is asked for does not go with it."""

@@ -22,7 +22,7 @@ from workers.injection.targets import decoder_layers
 from workers.losses.head_loss import piece_tokens
 from workers.models.attention_choice import attention_choice
 from workers.models.compatibility import base_config
-from workers.models.device import settled
+from workers.models.device import on_gpu, settled
 from workers.models.output_head import output_head
 from workers.models.probe import LayerProbe, Pass, probe
 from workers.models.skeleton import skeleton
@@ -148,8 +148,7 @@ def _scored(model: PreTrainedModel, spec: ModelSpec, largest: LargestPass) -> in
     tokens = largest.rows * largest.scored
     if output_head(model) is None:  # of all positions, and the targets' are picked from them
         return int(2 * (largest.rows * largest.length + tokens) * config.vocab_size)
-    on_gpu = spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available())
-    piece = piece_tokens(tokens, config.vocab_size, "cuda" if on_gpu else "cpu")
+    piece = piece_tokens(tokens, config.vocab_size, "cuda" if on_gpu(spec) else "cpu")
     return int(2 * min(piece, tokens) * config.vocab_size + 3 * tokens * config.hidden_size)
 
 

@@ -20,7 +20,9 @@ from workers.config.model import ModelSpec
 from workers.injection.adapter import Adapter
 from workers.injection.inject import inject, row_map
 from workers.injection.plan import alone
+from workers.injection.row_map import Part
 from workers.injection.targets import decoder_layers
+from workers.models.device import on_gpu
 from workers.models.live_bytes import LiveBytes
 from workers.models.padding import needs_mask
 from workers.models.skeleton import skeleton
@@ -80,7 +82,8 @@ def probe(
     _fill(bare)
     made = _put_on(bare, [alone(layer, at, one) for one in adapters])
     most = max(int(FLOPS / (2 * weights)), FEWEST, FEWEST_OF_A_RUN * len(adapters))
-    lone = _LoneLayer(bare, path, layer, made, needs_mask(bare.config))
+    masked = needs_mask(bare.config)
+    lone = _LoneLayer(bare, path, layer, made, masked, apart=not (masked or on_gpu(model)))
     kept, once, backward = _extrapolated(
         lone.measured, rows * length, min(rows * length, most), length
     )
@@ -135,6 +138,8 @@ class _LoneLayer:
     made: Attached
     masked: bool
     """Whether padding needs a mask."""
+    apart: bool
+    """Whether each run computes by itself (workers.train.packed.joint_layout)."""
 
     def measured(self, rows: int, length: int) -> list[int]:
         """What is kept, what is kept once, and what the backward pass takes."""
@@ -153,12 +158,14 @@ class _LoneLayer:
             with self.made[0].inputs.shared() if self.made[0] else nullcontext():
                 yield
             return
-        tokens, runs = rows * length, len(self.made)
         slots = [None if one is None else one.slot for one in self.made]
-        slots_T = [slots[token * runs // tokens] for token in range(tokens)]
         sequence_T = torch.arange(rows).repeat_interleave(length)
-        seeds = {slot: seed for seed, slot in enumerate(slots)}
-        with row_map(self.model).training(slots_T, sequence_T, seeds):
+        shares = zip(slots, sequence_T.tensor_split(len(slots)), strict=True)
+        parts = [Part(slot, len(own_t), 0, own_t) for slot, own_t in shares]
+        slots_T = [part.slot for part in parts for _ in range(part.tokens)]
+        rows_of = row_map(self.model)
+        whole = rows_of.training(slots_T, sequence_T, dict.fromkeys(slots, 0))
+        with rows_of.apart(parts) if self.apart else whole:
             yield
 
 

@@ -9,6 +9,7 @@ sequences, Q queries and S keys of one, N sequences.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -56,9 +57,8 @@ def attend(
         assert isinstance(output_THD, Tensor)  # a tuple if more was asked for
         return output_THD.unsqueeze(0)
     lengths_q, lengths_k = _lengths(packed)
-    if lengths_q == lengths_k:  # nobody decodes: what every head sees is made at once
-        heads = query_1HTD.shape[1]
-        key_1GUD, value_1GUD = _of_heads(key_1GUD, heads), _of_heads(value_1GUD, heads)
+    if lengths_q == lengths_k:  # nobody decodes
+        return _alike(query_1HTD, key_1GUD, value_1GUD, lengths_q, seen)
     parts = zip(
         torch.split(query_1HTD, lengths_q, 2),
         torch.split(key_1GUD, lengths_k, 2),
@@ -67,6 +67,25 @@ def attend(
     )
     outputs = [_one(query, key, value, seen) for query, key, value in parts]
     return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _alike(
+    query_1HTD: Tensor, key_1GTD: Tensor, value_1GTD: Tensor, lengths: Sequence[int], seen: Seen
+) -> Tensor:
+    """`attend` where each sequence has as many queries as keys: neighbours of one length at once,
+    [1, T, H, D]."""
+    heads = query_1HTD.shape[1]
+    whole = (query_1HTD, _of_heads(key_1GTD, heads), _of_heads(value_1GTD, heads))
+    groups = [(length, len(list(some))) for length, some in groupby(lengths)]
+    sizes = [length * count for length, count in groups]
+    outputs = []
+    for (length, _), *own in zip(
+        groups, *(torch.split(one, sizes, 2) for one in whole), strict=True
+    ):
+        query, key, value = (one[0].unflatten(1, (-1, length)).transpose(0, 1) for one in own)
+        output_NHSD = _one(query, key, value, seen)
+        outputs.append(output_NHSD.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).unsqueeze(0)
 
 
 def _lengths(packed: Packed) -> tuple[list[int], list[int]]:
@@ -110,16 +129,16 @@ def kernel_arguments(
 
 
 def _one(query_1HQD: Tensor, key_1GSD: Tensor, value_1GSD: Tensor, seen: Seen) -> Tensor:
-    """One sequence, [1, H, Q, D]."""
+    """One sequence, or several of one length in place of the 1: [1, H, Q, D]."""
     heads, queries, width = query_1HQD.shape[1:]
     groups, keys = key_1GSD.shape[1:3]
     if queries == 1 and (seen.window is None or keys <= seen.window):
         # It may see all keys there are; heads of a group are queries of one head.
-        query_1HQD = query_1HQD.reshape(1, groups, heads // groups, width)
+        query_1HQD = query_1HQD.reshape(-1, groups, heads // groups, width)
         output = functional.scaled_dot_product_attention(
             query_1HQD, key_1GSD, value_1GSD, dropout_p=seen.dropout, scale=seen.scale
         )
-        return output.reshape(1, heads, 1, -1)
+        return output.reshape(len(output), heads, 1, -1)
     seen_QS = None
     if queries < keys or (seen.window is not None and keys > seen.window):
         seen_QS = _mask(queries, keys, seen.window, query_1HQD.device)

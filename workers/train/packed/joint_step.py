@@ -6,7 +6,7 @@ is made of alone; base, adapters and output head see them together (workers.inje
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +16,11 @@ from workers.data.batches import Batch
 from workers.injection.adapter import Adapter
 from workers.injection.row_map import Slot
 from workers.layers.ops.random_state import mixed
-from workers.layers.ops.transfer import onto
 from workers.models.base import Base
-from workers.train.forward import attending, part_losses
+from workers.models.packing import taking_packed_rows
+from workers.train.forward import part_losses
 from workers.train.out_of_memory import StepOutOfMemoryError, is_out_of_memory, release
-from workers.train.packed.joint_batch import NOBODY, joined
+from workers.train.packed.layout import Layout
 from workers.train.step import StepCounts, StepResult, TrainStep
 
 
@@ -41,16 +41,18 @@ class JoiningStep:
 class JointStep:
     """A step of several runs; every worker takes the same ones, with the same runs."""
 
-    def __init__(self, base: Base, pad_token_id: int, together: int) -> None:
-        """`together`: so many runs share a pass at most."""
-        self._base, self._pad, self._together = base, pad_token_id, together
+    def __init__(self, base: Base, pad_token_id: int, layout: Layout) -> None:
+        self._base, self._pad, self._layout = base, pad_token_id, layout
 
-    def __call__(self, joining: Sequence[JoiningStep]) -> list[StepResult | Exception]:
-        """Take it: of each run what its step gave, or why the run ends here. Raises
-        StepOutOfMemoryError, with nothing changed, where memory was lacking."""
+    def __call__(
+        self, joining: Sequence[JoiningStep], together: int
+    ) -> list[StepResult | Exception]:
+        """Take it: of each run what its step gave, or why the run ends here. So many runs share a
+        pass at most. Raises StepOutOfMemoryError, with nothing changed, where memory was lacking.
+        """
         counts = [one.step.count(one.batches) for one in joining]
         try:
-            sums = self._passes(joining, counts)
+            sums = self._passes(joining, counts, together)
         except Exception as error:
             for one in joining:
                 one.step.drop()
@@ -62,14 +64,15 @@ class JointStep:
         raise StepOutOfMemoryError
 
     def _passes(
-        self, joining: Sequence[JoiningStep], counts: Sequence[StepCounts]
+        self, joining: Sequence[JoiningStep], counts: Sequence[StepCounts], together: int
     ) -> list[list[Tensor]]:
         """All forward and backward passes; each run's parts of its losses, pass by pass."""
         sums: list[list[Tensor]] = [[] for _ in joining]
-        with attending(self._base, joining[0].batches):
+        packed = self._layout.packs(joining[0].batches)
+        with taking_packed_rows(self._base.model) if packed else nullcontext():
             for number in range(max(len(one.batches) for one in joining)):
                 there = [at for at, one in enumerate(joining) if number < len(one.batches)]
-                for some in _groups(there, self._together):
+                for some in _groups(there, together):
                     members = [joining[at] for at in some]
                     found = self._pass(members, [counts[at] for at in some], number)
                     for at, parts in zip(some, found, strict=True):
@@ -80,24 +83,20 @@ class JointStep:
         self, members: Sequence[JoiningStep], counts: Sequence[StepCounts], number: int
     ) -> list[Tensor]:
         """One micro-batch of each."""
-        base, device = self._base, self._base.device
         batches = [one.batches[number] for one in members]
-        joint = joined(batches, self._pad)
-        slots = [one.adapter.slot for one in members]
-        slots_F = [None if at == NOBODY else slots[at] for at in joint.part_F.tolist()]
+        joint = self._layout.joined(batches, self._pad)
         seeds: dict[Slot, int] = {one.adapter.slot: mixed(one.seed, number) for one in members}
-        sequence_F = onto(device, joint.sequence_F)
-        mask_BS = onto(device, joint.batch.attention_mask_BS)
-        rows, found = members[0].adapter.rows, []
-        with rows.training(slots_F, sequence_F, seeds):
+        whose = self._layout.whose(joint, seeds, self._base.device)
+        found = []
+        with whose.computing(members[0].adapter.rows):
             with ExitStack() as recording:
                 records = [
                     recording.enter_context(
-                        one.adapter.record(mask_BS, rank_space=one.step.auxiliary.needs_rank_space)
+                        one.adapter.record(mask_F, rank_space=one.step.auxiliary.needs_rank_space)
                     )
-                    for one in members
+                    for one, mask_F in zip(members, whose.masks, strict=True)
                 ]
-                loss_P = part_losses(base, joint.batch, joint.part_F, len(members))
+                loss_P = part_losses(self._base, joint.batch, joint.part_F, len(members))
             everything = zip(members, loss_P.unbind(), records, batches, counts, strict=True)
             for one, loss, own, batch, count in everything:
                 with one.own_state():

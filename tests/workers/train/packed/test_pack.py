@@ -12,10 +12,12 @@ from workers.run.record import Metrics, RunPlan
 from workers.run.samples import read_samples
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
+from workers.train.packed.layout import Layout
 from workers.train.packed.pack import Pack
 from workers.train.task import RunTask
 
 SpecMaker = Callable[..., TrainSpec]
+Weights = Mapping[str, torch.Tensor]
 Fields = Mapping[str, object]
 
 LOSSES = {
@@ -76,6 +78,27 @@ def to_the_end(pack: Pack) -> dict[str, Metrics | Exception]:
     return told
 
 
+FILLED = Layout(in_one_row=False, apart=False)
+"""For bases that take no packed rows."""
+JOINT = Layout(in_one_row=True, apart=False)
+"""As on a GPU."""
+APART = Layout(in_one_row=True, apart=True)
+"""As on a CPU."""
+
+
+def trained_together(
+    specs: Mapping[str, TrainSpec], folder: Path, layout: Layout
+) -> tuple[dict[str, Weights], dict[str, Metrics | Exception]]:
+    """Weights and last reports, in float64."""
+    pack, weights = Pack(len(specs), layout=layout), {}
+    for name, spec in specs.items():
+        pack.join(task(spec, folder_of(folder, "pack", name)))
+        weights[name] = dict(pack._slots[name].run.adapter.named_parameters())
+    assert pack._inputs is not None
+    pack._inputs.base.model.double()
+    return weights, to_the_end(pack)
+
+
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed rows"])
 def test_every_run_ends_as_alone_in_float64(
     make_spec: SpecMaker, tmp_path: Path, packing: bool
@@ -84,25 +107,28 @@ def test_every_run_ends_as_alone_in_float64(
     shared = {"optimizer__steps": steps, "evaluation__every": steps // 2, "data__packing": packing}
     shared |= {"evaluation__samples": 0}
     specs = {name: make_spec(**(shared | fields)) for name, fields in SHAPES.items()}
-    pack = Pack(len(SHAPES))
-    weights = {}
-    for name, spec in specs.items():
-        pack.join(task(spec, folder_of(tmp_path, "pack", name)))
-        weights[name] = dict(pack._slots[name].run.adapter.named_parameters())
-    assert pack._inputs is not None
-    pack._inputs.base.model.double()
-    reports = to_the_end(pack)
-    for name, spec in specs.items():
-        run = alone(spec, folder_of(tmp_path, "alone", name), precise=True)
-        report = reports[name]
-        assert not isinstance(report, Exception), f"{name}: {report}"
-        for key, tensor in run.adapter.named_parameters():
-            said = f"{name} {key}: {float((weights[name][key] - tensor).detach().abs().max())}"
-            torch.testing.assert_close(weights[name][key], tensor, atol=1e-10, rtol=0, msg=said)
-        got, wanted = report["validation"], run.metrics["validation"]
-        assert got["loss"] == pytest.approx(wanted["loss"], rel=1e-10), name
-        assert got.get("routing") == wanted.get("routing"), name
-        assert [*got["tasks"]] == [*wanted["tasks"]], name
+    runs = {
+        name: alone(spec, folder_of(tmp_path, "alone", name), precise=True)
+        for name, spec in specs.items()
+    }
+    for number, layout in enumerate((APART, JOINT) if packing else (APART, JOINT, FILLED)):
+        weights, reports = trained_together(specs, tmp_path / str(number), layout)
+        for name, run in runs.items():
+            assert_ended_alike(f"{layout}: {name}", run, weights[name], reports[name])
+
+
+def assert_ended_alike(
+    name: str, run: TrainingRun, weights: Weights, report: Metrics | Exception
+) -> None:
+    """As the run alone."""
+    assert not isinstance(report, Exception), f"{name}: {report}"
+    for key, tensor in run.adapter.named_parameters():
+        said = f"{name} {key}: {float((weights[key] - tensor).detach().abs().max())}"
+        torch.testing.assert_close(weights[key], tensor, atol=1e-10, rtol=0, msg=said)
+    got, wanted = report["validation"], run.metrics["validation"]
+    assert got["loss"] == pytest.approx(wanted["loss"], rel=1e-10), name
+    assert got.get("routing") == wanted.get("routing"), name
+    assert [*got["tasks"]] == [*wanted["tasks"]], name
 
 
 def test_in_float32_too(make_spec: SpecMaker, tmp_path: Path) -> None:
@@ -138,8 +164,9 @@ NOISY: Fields = {
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "activations made again"])
 @pytest.mark.parametrize("kind", ["block", "linear"])
+@pytest.mark.parametrize("layout", [APART, JOINT], ids=["apart", "joint"])
 def test_what_a_run_draws_hangs_on_its_seed_alone(
-    make_spec: SpecMaker, tmp_path: Path, kind: str, checkpointing: bool
+    make_spec: SpecMaker, tmp_path: Path, kind: str, checkpointing: bool, layout: Layout
 ) -> None:
     """Beside others, alone in the pack, and with activations that are computed twice."""
 
@@ -148,7 +175,7 @@ def test_what_a_run_draws_hangs_on_its_seed_alone(
     ) -> dict[str, torch.Tensor]:
         noisy = {**NOISY, "model__activation_checkpointing": again}
         mine = make_spec(seed=seed, **{**noisy, "adapter__experts": kind})
-        pack = Pack(3)
+        pack = Pack(3, layout=layout)
         pack.join(task(mine, folder_of(tmp_path, way, "mine")))
         weights = dict(pack._slots["mine"].run.adapter.named_parameters())
         for name in beside:

@@ -1,0 +1,87 @@
+"""How a pass lays out the rows of several runs, and which adapter computes what of it.
+
+Tensor suffixes: F all positions of all rows, f those of one run.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.config.base import InputError
+from workers.data.batches import Batch
+from workers.injection.row_map import Part, RowMap, Slot
+from workers.layers.ops.transfer import onto
+from workers.models.base import Base
+from workers.models.packing import check_packing
+from workers.train.packed.joint_batch import NOBODY, JointBatch, filled_up, in_one_row
+
+
+@dataclass(frozen=True)
+class Whose:
+    """Who computes what of a joint batch."""
+
+    seeds: Mapping[Slot, int]
+    """Of each run's slot, in the order of their rows: what its random numbers hang on."""
+    slots_F: Sequence[Slot]
+    sequence_F: Tensor
+    masks: Sequence[Tensor]
+    """By run, 1 on real tokens: of all positions, or of its own where it computes apart."""
+    sizes: Sequence[int] = ()
+    """How many positions each run has, where it computes apart."""
+
+    def computing(self, rows: RowMap) -> AbstractContextManager[None]:
+        """For a forward pass and its backward pass."""
+        if not self.sizes:
+            return rows.training(self.slots_F, self.sequence_F, self.seeds)
+        own = zip(
+            self.seeds.items(), self.sizes, torch.split(self.sequence_F, [*self.sizes]), strict=True
+        )
+        return rows.apart([Part(slot, size, seed, seq_f) for (slot, seed), size, seq_f in own])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What suits a base, where it lies."""
+
+    in_one_row: bool
+    """Rows one after another, rather than all padded to the longest."""
+    apart: bool
+    """Each adapter meets its rows by itself, rather than all in one bank. The work is then that of
+    the runs alone; a bank takes fewer and larger operations for it, as a GPU wants."""
+
+    @classmethod
+    def of(cls, base: Base) -> "Layout":
+        """One row wherever the base keeps rows in it apart, and needs no mask for what fills them
+        up."""
+        return cls(_keeps_rows_apart(base), base.device.type == "cpu")
+
+    def packs(self, batches: Sequence[Batch]) -> bool:
+        """Whether passes of these are one row of packed ones."""
+        return self.in_one_row or any(one.lengths for one in batches)
+
+    def joined(self, batches: Sequence[Batch], pad_token_id: int) -> JointBatch:
+        """The batches of several runs, all padded or all packed, as one."""
+        return in_one_row(batches) if self.packs(batches) else filled_up(batches, pad_token_id)
+
+    def whose(self, joint: JointBatch, seeds: Mapping[Slot, int], device: torch.device) -> Whose:
+        """Of a joint batch's positions; `seeds` by slot, in the runs' order."""
+        sequence_F, real_F = onto(device, joint.sequence_F), onto(device, joint.real_F)
+        slots = [*seeds]
+        slots_F = [None if at == NOBODY else slots[at] for at in joint.part_F.tolist()]
+        if not (self.apart and joint.batch.lengths):
+            return Whose(seeds, slots_F, sequence_F, [real_F] * len(slots))
+        sizes = joint.part_F.bincount(minlength=len(slots)).tolist()
+        return Whose(seeds, slots_F, sequence_F, torch.split(real_F, sizes), sizes)
+
+
+def _keeps_rows_apart(base: Base) -> bool:
+    if base.needs_mask:
+        return False
+    try:
+        check_packing(base.model)
+    except InputError:
+        return False
+    return True
