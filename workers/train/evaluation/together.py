@@ -66,7 +66,7 @@ def _pass(
     first adapter's first, its loss sum and what that counts."""
     base, adapters = evaluations[0].inputs.base, [one.adapter for one in evaluations]
     joint = _as_often(batch, len(adapters))
-    # As a joint step does it (workers.train.packed.layout).
+    # As a joint step does it (workers.train.packed.joint_layout).
     apart = base.device.type == "cpu"
     mask_BS = onto(base.device, (batch if apart else joint).attention_mask_BS)
     with ExitStack() as stack:

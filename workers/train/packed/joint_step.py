@@ -20,7 +20,7 @@ from workers.models.base import Base
 from workers.models.packing import taking_packed_rows
 from workers.train.forward import part_losses
 from workers.train.out_of_memory import StepOutOfMemoryError, is_out_of_memory, release
-from workers.train.packed.layout import Layout
+from workers.train.packed.joint_layout import JointLayout
 from workers.train.step import StepCounts, StepResult, TrainStep
 
 
@@ -41,18 +41,19 @@ class JoiningStep:
 class JointStep:
     """A step of several runs; every worker takes the same ones, with the same runs."""
 
-    def __init__(self, base: Base, pad_token_id: int, layout: Layout) -> None:
-        self._base, self._pad, self._layout = base, pad_token_id, layout
+    def __init__(
+        self, base: Base, pad_token_id: int, together: int, layout: JointLayout | None = None
+    ) -> None:
+        """`together`: so many runs share a pass at most. `layout`: None finds out what suits."""
+        self._base, self._pad, self._together = base, pad_token_id, together
+        self._layout = layout or JointLayout.of(base)
 
-    def __call__(
-        self, joining: Sequence[JoiningStep], together: int
-    ) -> list[StepResult | Exception]:
-        """Take it: of each run what its step gave, or why the run ends here. So many runs share a
-        pass at most. Raises StepOutOfMemoryError, with nothing changed, where memory was lacking.
-        """
+    def __call__(self, joining: Sequence[JoiningStep]) -> list[StepResult | Exception]:
+        """Take it: of each run what its step gave, or why the run ends here. Raises
+        StepOutOfMemoryError, with nothing changed, where memory was lacking."""
         counts = [one.step.count(one.batches) for one in joining]
         try:
-            sums = self._passes(joining, counts, together)
+            sums = self._passes(joining, counts)
         except Exception as error:
             for one in joining:
                 one.step.drop()
@@ -64,7 +65,7 @@ class JointStep:
         raise StepOutOfMemoryError
 
     def _passes(
-        self, joining: Sequence[JoiningStep], counts: Sequence[StepCounts], together: int
+        self, joining: Sequence[JoiningStep], counts: Sequence[StepCounts]
     ) -> list[list[Tensor]]:
         """All forward and backward passes; each run's parts of its losses, pass by pass."""
         sums: list[list[Tensor]] = [[] for _ in joining]
@@ -72,7 +73,7 @@ class JointStep:
         with taking_packed_rows(self._base.model) if packed else nullcontext():
             for number in range(max(len(one.batches) for one in joining)):
                 there = [at for at, one in enumerate(joining) if number < len(one.batches)]
-                for some in _groups(there, together):
+                for some in _groups(there, self._together):
                     members = [joining[at] for at in some]
                     found = self._pass(members, [counts[at] for at in some], number)
                     for at, parts in zip(some, found, strict=True):

@@ -18,9 +18,9 @@ from workers.train.evaluation.together import scored_together
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
 from workers.train.out_of_memory import DoesNotFitError, StepOutOfMemoryError, too_large
+from workers.train.packed.joint_layout import JointLayout
 from workers.train.packed.joint_step import JoiningStep, JointStep
 from workers.train.packed.key import check_packs
-from workers.train.packed.layout import Layout
 from workers.train.packed.slot import OwnState, PackSlot, SharedHeartbeat
 from workers.train.step import StepResult
 from workers.train.task import RunTask
@@ -33,7 +33,9 @@ class Pack:
     """Runs that share a base. With several workers each has a Pack of the same runs, and all call
     the same methods in the same order."""
 
-    def __init__(self, size: int, world: World | None = None, layout: Layout | None = None) -> None:
+    def __init__(
+        self, size: int, world: World | None = None, layout: JointLayout | None = None
+    ) -> None:
         """`size`: so many runs share a pass at most. `layout`: not the one that suits the base."""
         self._world = world or World()
         self._together = size
@@ -102,7 +104,6 @@ class Pack:
         seed_worker(task.spec.seed, self._world)
         # Whoever looks how the base computes means the base.
         with row_map(inputs.base.model).everywhere(None):
-            self._layout = self._layout or Layout.of(inputs.base)
             run = TrainingRun(
                 task.spec,
                 task.plan,
@@ -165,9 +166,9 @@ class Pack:
     def _joint(self, joining: Sequence[JoiningStep]) -> list[StepResult | Exception]:
         assert self._inputs is not None
         inputs = self._inputs
-        assert self._layout is not None
-        step = JointStep(inputs.base, inputs.pad_token_id, self._layout)
-        return step(joining, self._together)
+        self._layout = self._layout or JointLayout.of(inputs.base)
+        step = JointStep(inputs.base, inputs.pad_token_id, self._together, self._layout)
+        return step(joining)
 
     def _share_less(self, slots: Sequence[PackSlot]) -> None:
         """Fewer runs in a pass from here on, which changes nothing of what they learn."""

@@ -12,7 +12,7 @@ from workers.run.record import Metrics, RunPlan
 from workers.run.samples import read_samples
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
-from workers.train.packed.layout import Layout
+from workers.train.packed.joint_layout import JointLayout
 from workers.train.packed.pack import Pack
 from workers.train.task import RunTask
 
@@ -78,16 +78,16 @@ def to_the_end(pack: Pack) -> dict[str, Metrics | Exception]:
     return told
 
 
-FILLED = Layout(in_one_row=False, apart=False)
+FILLED = JointLayout(in_one_row=False, apart=False)
 """For bases that take no packed rows."""
-JOINT = Layout(in_one_row=True, apart=False)
+JOINT = JointLayout(in_one_row=True, apart=False)
 """As on a GPU."""
-APART = Layout(in_one_row=True, apart=True)
+APART = JointLayout(in_one_row=True, apart=True)
 """As on a CPU."""
 
 
 def trained_together(
-    specs: Mapping[str, TrainSpec], folder: Path, layout: Layout
+    specs: Mapping[str, TrainSpec], folder: Path, layout: JointLayout
 ) -> tuple[dict[str, Weights], dict[str, Metrics | Exception]]:
     """Weights and last reports, in float64."""
     pack, weights = Pack(len(specs), layout=layout), {}
@@ -166,7 +166,7 @@ NOISY: Fields = {
 @pytest.mark.parametrize("kind", ["block", "linear"])
 @pytest.mark.parametrize("layout", [APART, JOINT], ids=["apart", "joint"])
 def test_what_a_run_draws_hangs_on_its_seed_alone(
-    make_spec: SpecMaker, tmp_path: Path, kind: str, checkpointing: bool, layout: Layout
+    make_spec: SpecMaker, tmp_path: Path, kind: str, checkpointing: bool, layout: JointLayout
 ) -> None:
     """Beside others, alone in the pack, and with activations that are computed twice."""
 

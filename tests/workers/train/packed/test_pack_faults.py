@@ -12,7 +12,7 @@ from workers.config.train import TrainSpec
 from workers.run.events import read_events
 from workers.run.record import RunPlan, read_progress
 from workers.train.loop import TrainingRun
-from workers.train.packed.layout import Layout
+from workers.train.packed.joint_layout import JointLayout
 from workers.train.packed.pack import Pack
 from workers.train.step import DivergedError
 from workers.train.task import RunTask
@@ -177,7 +177,7 @@ def test_memory_that_runs_out_loses_nobody(
 ) -> None:
     """First fewer runs share a pass, which changes nothing of what they learn; then each takes
     smaller passes, as alone."""
-    pack = Pack(4, layout=Layout(in_one_row=False, apart=False))
+    pack = Pack(4, layout=JointLayout(in_one_row=False, apart=False))
     seeds = {"a": 1, "b": 2, "c": 3, "d": 4}
     weights = {name: joined(pack, name, seed=seed) for name, seed in seeds.items()}
     assert pack._inputs is not None

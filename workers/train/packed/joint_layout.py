@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workers.config.base import InputError
 from workers.data.batches import Batch
+from workers.injection.inject import row_map
 from workers.injection.row_map import Part, RowMap, Slot
 from workers.layers.ops.transfer import onto
 from workers.models.base import Base
@@ -43,7 +44,7 @@ class Whose:
 
 
 @dataclass(frozen=True)
-class Layout:
+class JointLayout:
     """What suits a base, where it lies."""
 
     in_one_row: bool
@@ -53,7 +54,7 @@ class Layout:
     the runs alone; a bank takes fewer and larger operations for it, as a GPU wants."""
 
     @classmethod
-    def of(cls, base: Base) -> "Layout":
+    def of(cls, base: Base) -> "JointLayout":
         """One row wherever the base keeps rows in it apart, and needs no mask for what fills them
         up."""
         return cls(_keeps_rows_apart(base), base.device.type == "cpu")
@@ -81,7 +82,8 @@ def _keeps_rows_apart(base: Base) -> bool:
     if base.needs_mask:
         return False
     try:
-        check_packing(base.model)
+        with row_map(base.model).everywhere(None):
+            check_packing(base.model)
     except InputError:
         return False
     return True
