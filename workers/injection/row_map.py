@@ -21,7 +21,7 @@ Slot = str | None
 """Name of an adapter; None is the bare base."""
 
 
-class Part(NamedTuple):
+class TokenPart(NamedTuple):
     """One adapter's tokens in a batch where they follow one another."""
 
     slot: Slot
@@ -77,7 +77,7 @@ class _Assignment:
     """Of several adapters in training: what each one's random numbers hang on in this pass."""
     sequence_T: Tensor | None = None
     """Of several adapters in training: the number of each token's sequence."""
-    apart: Sequence[Part] = ()
+    apart: Sequence[TokenPart] = ()
     """Of several adapters in training that each compute by themselves: their tokens, in order."""
     row_n: Tensor | None = None
     """Which rows of the whole batch these are, or tokens where each has a slot; None: all."""
@@ -155,7 +155,7 @@ class RowMap:
             yield
 
     @contextmanager
-    def apart(self, parts: Sequence[Part]) -> Iterator[None]:
+    def apart(self, parts: Sequence[TokenPart]) -> Iterator[None]:
         """`training` where the batch is these parts, one after another, and each is to meet its own
         layers by itself."""
         slots_T = tuple(slot for one in parts for slot in [one.slot] * one.tokens)
@@ -166,7 +166,7 @@ class RowMap:
             yield
 
     @property
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[TokenPart]:
         """Those of a batch whose adapters compute apart."""
         return () if self._current is None else self._current.apart
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.injection.mixed_batch import Layer, PlacedBatch, packed_block, packed_linear
-from workers.injection.row_map import Part, RowMap, Slot, TokenPartition
+from workers.injection.row_map import RowMap, Slot, TokenPart, TokenPartition
 from workers.layers.experts import BlockExperts, LinearExperts
 from workers.layers.feed_forward import FeedForward
 from workers.layers.inference.prepared import PreparedExperts
@@ -94,7 +94,7 @@ class AdaptedModule(nn.Module):
         output_TO: Tensor = layer(self.feed_forward or self.base, flat_TD, sequences)
         return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
 
-    def _apart(self, parts: Sequence[Part], hidden: Tensor) -> Tensor:
+    def _apart(self, parts: Sequence[TokenPart], hidden: Tensor) -> Tensor:
         """Each part of the batch through its own layer, as if it were alone. So small a product is
         no dearer on a CPU than a large one, and no token has to be sought out."""
         layers = [self._layer(one.slot) for one in parts]
@@ -107,7 +107,7 @@ class AdaptedModule(nn.Module):
         output_TO = torch.cat(outputs)
         return output_TO.view(*hidden.shape[:-1], output_TO.shape[-1])
 
-    def _of_part(self, part: Part, layer: Layer | None, hidden_tD: Tensor) -> Tensor:
+    def _of_part(self, part: TokenPart, layer: Layer | None, hidden_tD: Tensor) -> Tensor:
         if layer is None:
             with self.rows.apart([part]):  # for adapted modules inside
                 bare_tO: Tensor = self.base(hidden_tD)

@@ -20,7 +20,7 @@ from workers.config.model import ModelSpec
 from workers.injection.adapter import Adapter
 from workers.injection.inject import inject, row_map
 from workers.injection.plan import alone
-from workers.injection.row_map import Part
+from workers.injection.row_map import TokenPart
 from workers.injection.targets import decoder_layers
 from workers.models.device import on_gpu
 from workers.models.live_bytes import LiveBytes
@@ -161,7 +161,7 @@ class _LoneLayer:
         slots = [None if one is None else one.slot for one in self.made]
         sequence_T = torch.arange(rows).repeat_interleave(length)
         shares = zip(slots, sequence_T.tensor_split(len(slots)), strict=True)
-        parts = [Part(slot, len(own_t), 0, own_t) for slot, own_t in shares]
+        parts = [TokenPart(slot, len(own_t), 0, own_t) for slot, own_t in shares]
         slots_T = [part.slot for part in parts for _ in range(part.tokens)]
         rows_of = row_map(self.model)
         whole = rows_of.training(slots_T, sequence_T, dict.fromkeys(slots, 0))

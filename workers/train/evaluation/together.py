@@ -11,7 +11,7 @@ import torch
 from workers.data.batches import Batch, collate
 from workers.injection.adapter import Adapter, LayerRecord
 from workers.injection.askers import Askers
-from workers.injection.row_map import Part, RowMap
+from workers.injection.row_map import RowMap, TokenPart
 from workers.layers.ops.transfer import onto
 from workers.train.evaluation.evaluator import Evaluation, ScoredRows
 from workers.train.forward import row_losses
@@ -91,7 +91,7 @@ def _as_often(batch: Batch, times: int) -> Batch:
 def _apart(adapters: Sequence[Adapter | None], batch: Batch) -> AbstractContextManager[None]:
     tokens, (rows, length) = batch.input_ids_BS.numel(), batch.input_ids_BS.shape
     sequence_t = torch.arange(rows).repeat_interleave(length)
-    parts = [Part(one.slot if one else None, tokens, 0, sequence_t) for one in adapters]
+    parts = [TokenPart(one.slot if one else None, tokens, 0, sequence_t) for one in adapters]
     return _row_map(adapters).apart(parts)
 
 

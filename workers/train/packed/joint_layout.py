@@ -13,7 +13,7 @@ from torch import Tensor
 from workers.config.base import InputError
 from workers.data.batches import Batch
 from workers.injection.inject import row_map
-from workers.injection.row_map import Part, RowMap, Slot
+from workers.injection.row_map import RowMap, Slot, TokenPart
 from workers.layers.ops.transfer import onto
 from workers.models.base import Base
 from workers.models.packing import check_packing
@@ -40,7 +40,7 @@ class Whose:
         own = zip(
             self.seeds.items(), self.sizes, torch.split(self.sequence_F, [*self.sizes]), strict=True
         )
-        return rows.apart([Part(slot, size, seed, seq_f) for (slot, seed), size, seq_f in own])
+        return rows.apart([TokenPart(slot, size, seed, seq_f) for (slot, seed), size, seq_f in own])
 
 
 @dataclass(frozen=True)
