@@ -93,6 +93,15 @@ def check_packing(model: PreTrainedModel) -> None:
         raise _refusal(model, "its attention has a mask of its own")
 
 
+def keeps_rows_apart(model: PreTrainedModel) -> bool:
+    """Whether `check_packing` finds nothing."""
+    try:
+        check_packing(model)
+    except InputError:
+        return False
+    return True
+
+
 def _refusal(model: PreTrainedModel, why: str) -> InputError:
     return InputError(
         f"data.packing: {type(model).__name__} does not keep packed rows apart: {why}; leave it out"

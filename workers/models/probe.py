@@ -5,10 +5,10 @@ random tokens, and the rest of the model has none.
 Shapes: B rows, S positions, D model width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from workers.injection.row_map import TokenPart
 from workers.injection.targets import decoder_layers
 from workers.models.device import on_gpu
 from workers.models.live_bytes import LiveBytes
+from workers.models.packing import keeps_rows_apart, packed_arguments, taking_packed_rows
 from workers.models.padding import needs_mask
 from workers.models.skeleton import skeleton
 
@@ -80,10 +81,11 @@ def probe(
     weights = sum(weight.numel() for weight in layer.parameters())
     _leave(bare, path, [layer])
     _fill(bare)
+    masked = needs_mask(bare.config)
+    in_one_row = len(adapters) > 1 and not masked and keeps_rows_apart(bare)
     made = _put_on(bare, [alone(layer, at, one) for one in adapters])
     most = max(int(FLOPS / (2 * weights)), FEWEST, FEWEST_OF_A_RUN * len(adapters))
-    masked = needs_mask(bare.config)
-    lone = _LoneLayer(bare, path, layer, made, masked, apart=not (masked or on_gpu(model)))
+    lone = _LoneLayer(bare, path, layer, made, masked, in_one_row, apart=not on_gpu(model))
     kept, once, backward = _extrapolated(
         lone.measured, rows * length, min(rows * length, most), length
     )
@@ -138,18 +140,31 @@ class _LoneLayer:
     made: Attached
     masked: bool
     """Whether padding needs a mask."""
+    in_one_row: bool
+    """Whether rows follow one another, as those of several runs do (workers.train.packed)."""
     apart: bool
-    """Whether each run computes by itself (workers.train.packed.joint_layout)."""
+    """Whether each run then computes by itself."""
 
     def measured(self, rows: int, length: int) -> list[int]:
         """What is kept, what is kept once, and what the backward pass takes."""
         with self._attending(rows, length):
             _leave(self.model, self.path, [self.layer])
-            once = _run(self.model, rows, length, self.masked)
+            once = _run(self.model, *self._given(rows, length))
             _leave(self.model, self.path, [self.layer] * 2)
-            twice = _run(self.model, rows, length, self.masked)
+            twice = _run(self.model, *self._given(rows, length))
         kept = twice.kept - once.kept
         return [kept, once.kept - kept, once.peak - once.kept]
+
+    def _given(self, rows: int, length: int) -> tuple[tuple[int, int], dict[str, Any]]:
+        """The pass's rows and positions, and its arguments."""
+        if self.in_one_row:
+            lengths = (length,) * rows
+            return (1, rows * length), packed_arguments(self.model, lengths, torch.device("cpu"))
+        mask_BS = None
+        if self.masked:
+            mask_BS = torch.ones(rows, length, dtype=torch.long)
+            mask_BS[0, -1] = 0  # of padding, as nearly all batches have it
+        return (rows, length), {"attention_mask": mask_BS}
 
     @contextmanager
     def _attending(self, rows: int, length: int) -> Iterator[None]:
@@ -165,7 +180,10 @@ class _LoneLayer:
         slots_T = [part.slot for part in parts for _ in range(part.tokens)]
         rows_of = row_map(self.model)
         whole = rows_of.training(slots_T, sequence_T, dict.fromkeys(slots, 0))
-        with rows_of.apart(parts) if self.apart else whole:
+        with (
+            taking_packed_rows(self.model) if self.in_one_row else nullcontext(),
+            rows_of.apart(parts) if self.in_one_row and self.apart else whole,
+        ):
             yield
 
 
@@ -199,20 +217,16 @@ class _Run(NamedTuple):
     peak: int
 
 
-def _run(model: PreTrainedModel, rows: int, length: int, masked: bool) -> _Run:
+def _run(model: PreTrainedModel, shape: tuple[int, int], arguments: Mapping[str, Any]) -> _Run:
     config = model.config.get_text_config()
     dtype = next(model.base_model.parameters()).dtype
-    hidden_BSD = torch.randn(rows, length, config.hidden_size, dtype=dtype, requires_grad=True)
-    mask_BS = None
-    if masked:
-        mask_BS = torch.ones(rows, length, dtype=torch.long)
-        mask_BS[0, -1] = 0  # of padding, as nearly all batches have it
+    hidden_BSD = torch.randn(*shape, config.hidden_size, dtype=dtype, requires_grad=True)
     model.train()
     with LiveBytes((*model.parameters(), *model.buffers())) as live:
         try:
-            output = model.base_model(
-                inputs_embeds=hidden_BSD * 1.0, attention_mask=mask_BS, use_cache=False
-            )[0]
+            output = model.base_model(inputs_embeds=hidden_BSD * 1.0, use_cache=False, **arguments)[
+                0
+            ]
             kept = live.now
             torch.autograd.backward(output, torch.ones_like(output))
         except Exception as error:  # a program of the model's: it may want anything

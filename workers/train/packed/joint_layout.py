@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.config.base import InputError
 from workers.data.batches import Batch
 from workers.injection.inject import row_map
 from workers.injection.row_map import RowMap, Slot, TokenPart
 from workers.layers.ops.transfer import onto
 from workers.models.base import Base
-from workers.models.packing import check_packing
+from workers.models.packing import keeps_rows_apart
 from workers.train.packed.joint_batch import NOBODY, JointBatch, filled_up, in_one_row
 
 
@@ -57,7 +56,9 @@ class JointLayout:
     def of(cls, base: Base) -> "JointLayout":
         """One row wherever the base keeps rows in it apart, and needs no mask for what fills them
         up."""
-        return cls(_keeps_rows_apart(base), base.device.type == "cpu")
+        with row_map(base.model).everywhere(None):
+            in_one_row = not base.needs_mask and keeps_rows_apart(base.model)
+        return cls(in_one_row, base.device.type == "cpu")
 
     def packs(self, batches: Sequence[Batch]) -> bool:
         """Whether passes of these are one row of packed ones."""
@@ -76,14 +77,3 @@ class JointLayout:
             return Whose(seeds, slots_F, sequence_F, [real_F] * len(slots))
         sizes = joint.part_F.bincount(minlength=len(slots)).tolist()
         return Whose(seeds, slots_F, sequence_F, torch.split(real_F, sizes), sizes)
-
-
-def _keeps_rows_apart(base: Base) -> bool:
-    if base.needs_mask:
-        return False
-    try:
-        with row_map(base.model).everywhere(None):
-            check_packing(base.model)
-    except InputError:
-        return False
-    return True

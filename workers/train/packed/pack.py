@@ -101,6 +101,7 @@ class Pack:
         assert not self._slots or (former and inputs.base is former.base), "a pack has one base"
         self._inputs = inputs
         inputs.base.model.eval()
+        self._layout = self._layout or JointLayout.of(inputs.base)
         seed_worker(task.spec.seed, self._world)
         # Whoever looks how the base computes means the base.
         with row_map(inputs.base.model).everywhere(None):
@@ -166,7 +167,6 @@ class Pack:
     def _joint(self, joining: Sequence[JoiningStep]) -> list[StepResult | Exception]:
         assert self._inputs is not None
         inputs = self._inputs
-        self._layout = self._layout or JointLayout.of(inputs.base)
         step = JointStep(inputs.base, inputs.pad_token_id, self._together, self._layout)
         return step(joining)
 
