@@ -53,14 +53,15 @@ class EnabledLosses:
         self._sent = 0
 
     def finish(self, passes: int, routers: Iterable[Router]) -> None:
-        """Send zeros in place of the numbers that this worker will not have in a step of so many
-        passes: the others wait for them."""
+        """Send zeros in place of the numbers that this worker will not have in the first so many
+        passes of a step: the others wait for them."""
         layers = [_untouched(router) for router in routers]
         each = [
             torch.cat([count(one) for one in layers]) for count in self._counts.values() if layers
         ]
         for numbers in (each * passes)[self._sent :]:
             self._add(torch.zeros_like(numbers))
+            self._sent += 1
 
     def _summed(
         self, count: Callable[[RoutedLayer], Tensor], layers: Sequence[RoutedLayer]

@@ -146,6 +146,10 @@ class TrainStep:
         self._schedule_at(self._done + 1)
         return result
 
+    def no_sums(self) -> Tensor:
+        """In place of the parts of each loss, of a worker that has none."""
+        return self._zeros(len(self._names))
+
     def drop(self) -> None:
         """Leave the step as if it had not begun."""
         self._update.drop()
@@ -194,7 +198,7 @@ class TrainStep:
         release()
         self.auxiliary.finish(len(batches), self._adapter.routers.values())
         lacking = torch.tensor([1.0, failed.rows == 1], dtype=torch.float64)
-        return self._zeros(len(self._names)), onto(self._base.device, lacking)
+        return self.no_sums(), onto(self._base.device, lacking)
 
     def _zeros(self, count: int) -> Tensor:
         return torch.zeros(count, dtype=torch.float64, device=self._base.device)

@@ -38,6 +38,16 @@ class JoiningStep:
     """Inside the block torch's random state is the run's."""
 
 
+@dataclass(frozen=True)
+class JointPass:
+    """One forward and backward pass of a joint step."""
+
+    number: int
+    """Of the micro-batches in it, from 0."""
+    runs: Sequence[int]
+    """Whose they are, by place."""
+
+
 class JointStep:
     """A step of several runs; every worker takes the same ones, with the same runs."""
 
@@ -50,35 +60,47 @@ class JointStep:
 
     def __call__(self, joining: Sequence[JoiningStep]) -> list[StepResult | Exception]:
         """Take it: of each run what its step gave, or why the run ends here. Raises
-        StepOutOfMemoryError, with nothing changed, where memory was lacking."""
+        StepOutOfMemoryError on all workers, with nothing changed, where one lacked memory."""
         counts = [one.step.count(one.batches) for one in joining]
+        passes = list(_passes(joining, self._together))
+        sums: list[list[Tensor]] = [[] for _ in joining]
+        failed = None
         try:
-            sums = self._passes(joining, counts)
+            packed = self._layout.packs(joining[0].batches)
+            with taking_packed_rows(self._base.model) if packed else nullcontext():
+                for one_pass in passes:
+                    failed = one_pass
+                    self._take(one_pass, joining, counts, sums)
         except Exception as error:
             for one in joining:
                 one.step.drop()
             if not is_out_of_memory(error):
                 raise
         else:
-            return _concluded(joining, counts, sums)
+            return _concluded(joining, counts, [torch.stack(parts).sum(0) for parts in sums])
+        assert failed is not None, "a step has passes"
+        sums.clear()
         release()  # The error, whose frames hold tensors, is forgotten by now.
-        raise StepOutOfMemoryError
+        # The other workers make their passes all the same, and get zeros where they wait.
+        for one_pass in passes:
+            for at in one_pass.runs:
+                one = joining[at]
+                one.step.auxiliary.finish(one_pass.number + 1, one.adapter.routers.values())
+        alone = len(joining) == 1 and joining[0].batches[failed.number].rows == 1
+        return _concluded(joining, counts, None, alone=alone)
 
-    def _passes(
-        self, joining: Sequence[JoiningStep], counts: Sequence[StepCounts]
-    ) -> list[list[Tensor]]:
-        """All forward and backward passes; each run's parts of its losses, pass by pass."""
-        sums: list[list[Tensor]] = [[] for _ in joining]
-        packed = self._layout.packs(joining[0].batches)
-        with taking_packed_rows(self._base.model) if packed else nullcontext():
-            for number in range(max(len(one.batches) for one in joining)):
-                there = [at for at, one in enumerate(joining) if number < len(one.batches)]
-                for some in _groups(there, self._together):
-                    members = [joining[at] for at in some]
-                    found = self._pass(members, [counts[at] for at in some], number)
-                    for at, parts in zip(some, found, strict=True):
-                        sums[at].append(parts)
-        return sums
+    def _take(
+        self,
+        one_pass: JointPass,
+        joining: Sequence[JoiningStep],
+        counts: Sequence[StepCounts],
+        sums: Sequence[list[Tensor]],
+    ) -> None:
+        """A pass of some runs; adds each one's parts of its losses to its `sums`."""
+        members = [joining[at] for at in one_pass.runs]
+        found = self._pass(members, [counts[at] for at in one_pass.runs], one_pass.number)
+        for at, parts in zip(one_pass.runs, found, strict=True):
+            sums[at].append(parts)
 
     def _pass(
         self, members: Sequence[JoiningStep], counts: Sequence[StepCounts], number: int
@@ -108,13 +130,20 @@ class JointStep:
 
 
 def _concluded(
-    joining: Sequence[JoiningStep], counts: Sequence[StepCounts], sums: Sequence[list[Tensor]]
+    joining: Sequence[JoiningStep],
+    counts: Sequence[StepCounts],
+    sums: Sequence[Tensor] | None,
+    *,
+    alone: bool = False,
 ) -> list[StepResult | Exception]:
-    """Clip and update, each run by itself. The device is waited for once."""
+    """Clip and update, each run by itself; no `sums` where this worker lacked memory, `alone` if
+    that was in a pass that cannot be smaller. The device is waited for once. Raises
+    StepOutOfMemoryError where any worker lacked memory."""
     figures = []
-    for one, count, parts in zip(joining, counts, sums, strict=True):
-        total = torch.stack(parts).sum(0).double()
-        figures.append(one.step.reduce(total, total.new_zeros(2), count))
+    for at, (one, count) in enumerate(zip(joining, counts, strict=True)):
+        lacking = [float(sums is None), float(alone)]
+        mine = one.step.no_sums() if sums is None else sums[at].double()
+        figures.append(one.step.reduce(mine, mine.new_tensor(lacking), count))
     sizes = [len(one) for one in figures]
     told = iter(torch.cat(figures).tolist())
     results: list[StepResult | Exception] = []
@@ -124,8 +153,14 @@ def _concluded(
             results.append(one.step.conclude(own))
         except Exception as error:  # of this run alone: it diverged, perhaps
             results.append(error)
+    if any(isinstance(one, StepOutOfMemoryError) for one in results):
+        raise StepOutOfMemoryError  # each run's figures say so
     return results
 
 
-def _groups(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (items[at : at + size] for at in range(0, len(items), size))
+def _passes(joining: Sequence[JoiningStep], together: int) -> Iterator[JointPass]:
+    """In their order, which is the same on every worker."""
+    for number in range(max(len(one.batches) for one in joining)):
+        there = [at for at, one in enumerate(joining) if number < len(one.batches)]
+        for at in range(0, len(there), together):
+            yield JointPass(number, there[at : at + together])

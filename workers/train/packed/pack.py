@@ -17,7 +17,7 @@ from workers.train.evaluation.evaluator import ScoredRows
 from workers.train.evaluation.together import scored_together
 from workers.train.inputs import Inputs
 from workers.train.loop import TrainingRun
-from workers.train.out_of_memory import DoesNotFitError, StepOutOfMemoryError, too_large
+from workers.train.out_of_memory import StepOutOfMemoryError
 from workers.train.packed.joint_layout import JointLayout
 from workers.train.packed.joint_step import JoiningStep, JointStep
 from workers.train.packed.key import check_packs
@@ -140,7 +140,7 @@ class Pack:
                 self._share_less(slots)
                 again = True
             except Exception:
-                if self._world.size > 1:
+                if self._world.size > 1:  # the others wait in the midst of theirs
                     raise
                 again = False
             for one, state in zip(slots, before, strict=True):
@@ -153,14 +153,13 @@ class Pack:
         """A step of one run; in smaller passes from here on, where memory runs out."""
         before = one.own_state.states
         while True:
-            joining = one.joining()
             try:
-                return self._joint([joining])[0]
+                return self._joint([one.joining()])[0]
             except StepOutOfMemoryError:
-                if all(batch.rows == 1 for batch in joining.batches):
-                    return too_large(one.run.spec)
                 one.run.taking.halve()
             except Exception as error:
+                if self._world.size > 1:
+                    raise
                 return error
             one.own_state.states = before
 
@@ -171,14 +170,12 @@ class Pack:
         return step(joining)
 
     def _share_less(self, slots: Sequence[PackSlot]) -> None:
-        """Fewer runs in a pass from here on, which changes nothing of what they learn."""
-        if self._world.size > 1:  # the others are in the midst of theirs
-            raise DoesNotFitError(
-                "out of memory in a pack of several workers, who cannot try again: lower "
-                "search.pack or optimizer.micro_batch_size"
-            )
+        """Fewer runs in a pass from here on, which changes nothing of what they learn. Every worker
+        comes here, where one of them lacked memory."""
         together = min(self._together, len(slots))
         self._together = together // 2
+        if not self._world.is_first:
+            return
         said = f"out of memory: {self._together} of the pack's runs at most in a pass from here on"
         for one in slots:
             log = EventLog(one.attempt.record.folder)
