@@ -10,9 +10,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # The cases that need this process alone.
 UNMARKED := not (cluster or process or postgres or benchmark or browser or endurance)
-# Three processes for two cores, since those with a cluster wait for half of their time;
 # tests/balance.py shares out. The slowest cases are shown at the end.
-PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --durations 25
+PYTEST := $(BIN)/python -m pytest --dist loadgroup --durations 25
 
 # lm-eval, and what it imports at once beyond our own packages; the extra brings all.
 LM_EVAL := lm-eval chardet colorama lxml portalocker sacrebleu tabulate
@@ -48,12 +47,13 @@ lint: setup
 	$(BIN)/mypy
 
 check: lint
-	$(PYTEST) -m "$(UNMARKED)"
+	$(PYTEST) --numprocesses 3 -m "$(UNMARKED)"
 
+# Four processes for two cores: two of them have a cluster, and wait for half of their time.
 test: setup .venv/quantized .venv/lm-eval lint
 	PYTHONPATH=.venv/quantized $(BIN)/python -m pytest --quiet tests/workers/models/test_quantization.py
 	PYTHONPATH=$(CURDIR)/.venv/lm-eval $(BIN)/python -m pytest --quiet $(LM_EVAL_TESTS)
-	$(PYTEST)
+	$(PYTEST) --numprocesses 4
 
 # The pages that the code itself says: docs/jobs.md and docs/cli.md.
 docs: setup
