@@ -20,29 +20,6 @@ from workers.train.packed.joint_batch import NOBODY, JointBatch, filled_up, in_o
 
 
 @dataclass(frozen=True)
-class Whose:
-    """Who computes what of a joint batch."""
-
-    seeds: Mapping[Slot, int]
-    """Of each run's slot, in the order of their rows: what its random numbers hang on."""
-    slots_F: Sequence[Slot]
-    sequence_F: Tensor
-    masks: Sequence[Tensor]
-    """By run, 1 on real tokens: of all positions, or of its own where it computes apart."""
-    sizes: Sequence[int] = ()
-    """How many positions each run has, where it computes apart."""
-
-    def computing(self, rows: RowMap) -> AbstractContextManager[None]:
-        """For a forward pass and its backward pass."""
-        if not self.sizes:
-            return rows.training(self.slots_F, self.sequence_F, self.seeds)
-        own = zip(
-            self.seeds.items(), self.sizes, torch.split(self.sequence_F, [*self.sizes]), strict=True
-        )
-        return rows.apart([TokenPart(slot, size, seed, seq_f) for (slot, seed), size, seq_f in own])
-
-
-@dataclass(frozen=True)
 class JointLayout:
     """What suits a base, where it lies."""
 
@@ -68,12 +45,18 @@ class JointLayout:
         """The batches of several runs, all padded or all packed, as one."""
         return in_one_row(batches) if self.packs(batches) else filled_up(batches, pad_token_id)
 
-    def whose(self, joint: JointBatch, seeds: Mapping[Slot, int], device: torch.device) -> Whose:
-        """Of a joint batch's positions; `seeds` by slot, in the runs' order."""
+    def computing(
+        self, rows: RowMap, joint: JointBatch, seeds: Mapping[Slot, int], device: torch.device
+    ) -> tuple[AbstractContextManager[None], Sequence[Tensor]]:
+        """A block for a forward pass and its backward pass, in which each run's adapter computes
+        its part; and by run, 1 on real tokens: of all positions, or of its own where it computes
+        apart. `seeds` by slot, in the runs' order: what their random numbers hang on."""
         sequence_F, real_F = onto(device, joint.sequence_F), onto(device, joint.real_F)
         slots = [*seeds]
-        slots_F = [None if at == NOBODY else slots[at] for at in joint.part_F.tolist()]
         if not (self.apart and joint.batch.lengths):
-            return Whose(seeds, slots_F, sequence_F, [real_F] * len(slots))
+            slots_F = [None if at == NOBODY else slots[at] for at in joint.part_F.tolist()]
+            return rows.training(slots_F, sequence_F, seeds), [real_F] * len(slots)
         sizes = joint.part_F.bincount(minlength=len(slots)).tolist()
-        return Whose(seeds, slots_F, sequence_F, torch.split(real_F, sizes), sizes)
+        own = zip(seeds.items(), sizes, torch.split(sequence_F, sizes), strict=True)
+        parts = [TokenPart(slot, size, seed, seq_f) for (slot, seed), size, seq_f in own]
+        return rows.apart(parts), torch.split(real_F, sizes)

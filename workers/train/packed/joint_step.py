@@ -109,15 +109,15 @@ class JointStep:
         batches = [one.batches[number] for one in members]
         joint = self._layout.joined(batches, self._pad)
         seeds: dict[Slot, int] = {one.adapter.slot: mixed(one.seed, number) for one in members}
-        whose = self._layout.whose(joint, seeds, self._base.device)
-        found = []
-        with whose.computing(members[0].adapter.rows):
+        rows, found = members[0].adapter.rows, []
+        block, masks = self._layout.computing(rows, joint, seeds, self._base.device)
+        with block:
             with ExitStack() as recording:
                 records = [
                     recording.enter_context(
                         one.adapter.record(mask_F, rank_space=one.step.auxiliary.needs_rank_space)
                     )
-                    for one, mask_F in zip(members, whose.masks, strict=True)
+                    for one, mask_F in zip(members, masks, strict=True)
                 ]
                 loss_P = part_losses(self._base, joint.batch, joint.part_F, len(members))
             everything = zip(members, loss_P.unbind(), records, batches, counts, strict=True)
