@@ -102,6 +102,32 @@ def test_a_resumed_run_continues_to_the_last_bit(
         assert torch.equal(tensor, resumed.adapter.state_dict()[name]), name
 
 
+def gone_on_with(
+    unbroken: TrainingRun, resumed: TrainingRun, checkpoint: Path, reports: list[Metrics]
+) -> dict[str, torch.Tensor]:
+    """What a run has at its end that goes on from the first report's checkpoint: that of the
+    unbroken one, to the bit."""
+    resumed.load(checkpoint)
+    assert list(map(figures, train(resumed))) == list(map(figures, reports[1:]))
+    found = weights(resumed)
+    assert found.keys() == weights(unbroken).keys()
+    assert all(torch.equal(found[name], one) for name, one in weights(unbroken).items())
+    return found
+
+
+def assert_is_in_its_files(run: TrainingRun, folder: Path) -> None:
+    """All that a run has trained: the base computes the same with what was saved. Closes it."""
+    files.save(run.adapter, folder, run._manifest())
+    base = run.inputs.base.model
+    ids = torch.arange(4, 20).unsqueeze(0)
+    with torch.no_grad():
+        trained = base(ids).logits
+        run.close()
+        assert not torch.equal(base(ids).logits, trained)
+        files.attach(base, folder)
+        assert torch.equal(base(ids).logits, trained)
+
+
 def test_copies_of_whole_weights_are_trained_saved_and_gone_on_with(
     make_spec: SpecMaker, plan: RunPlan, tmp_path: Path
 ) -> None:
@@ -122,24 +148,11 @@ def test_copies_of_whole_weights_are_trained_saved_and_gone_on_with(
     reports += train(unbroken)
     assert reports[-1]["validation"]["loss"] < reports[0]["validation"]["loss"]
 
-    resumed = TrainingRun(spec, plan)
-    resumed.load(tmp_path / "checkpoint")
-    assert list(map(figures, train(resumed))) == list(map(figures, reports[1:]))
-    found = weights(resumed)
-    assert found.keys() == weights(unbroken).keys()
-    assert all(torch.equal(found[name], one) for name, one in weights(unbroken).items())
+    found = gone_on_with(unbroken, TrainingRun(spec, plan), tmp_path / "checkpoint", reports)
     assert found["embed_tokens.weight"].dtype == torch.float32
     assert not torch.equal(found["embed_tokens.weight"], before)
 
-    files.save(unbroken.adapter, tmp_path / "saved", unbroken._manifest())
-    base = unbroken.inputs.base.model
-    ids = torch.arange(4, 20).unsqueeze(0)
-    with torch.no_grad():
-        trained = base(ids).logits
-        unbroken.close()
-        assert not torch.equal(base(ids).logits, trained)
-        files.attach(base, tmp_path / "saved")
-        assert torch.equal(base(ids).logits, trained)
+    assert_is_in_its_files(unbroken, tmp_path / "saved")
 
 
 def test_rows_of_tokens_are_trained_saved_and_gone_on_with(
@@ -159,25 +172,12 @@ def test_rows_of_tokens_are_trained_saved_and_gone_on_with(
     unbroken.save(tmp_path / "checkpoint")
     reports += train(unbroken)
 
-    resumed = TrainingRun(spec, plan)
-    resumed.load(tmp_path / "checkpoint")
-    assert list(map(figures, train(resumed))) == list(map(figures, reports[1:]))
-    found = weights(resumed)
-    assert found.keys() == weights(unbroken).keys()
-    assert all(torch.equal(found[name], one) for name, one in weights(unbroken).items())
+    found = gone_on_with(unbroken, TrainingRun(spec, plan), tmp_path / "checkpoint", reports)
     rows = found["embed_tokens.token_rows"]
     assert rows.dtype == torch.float32
     assert all(not torch.equal(one, was) for one, was in zip(rows, before, strict=True))
 
-    files.save(unbroken.adapter, tmp_path / "saved", unbroken._manifest())
-    base = unbroken.inputs.base.model
-    ids = torch.arange(4, 20).unsqueeze(0)
-    with torch.no_grad():
-        trained = base(ids).logits
-        unbroken.close()
-        assert not torch.equal(base(ids).logits, trained)
-        files.attach(base, tmp_path / "saved")
-        assert torch.equal(base(ids).logits, trained)
+    assert_is_in_its_files(unbroken, tmp_path / "saved")
 
 
 @pytest.mark.parametrize("experts", ["block", "linear"])
